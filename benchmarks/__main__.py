@@ -1,0 +1,17 @@
+"""The command line of the measurements: one subcommand each."""
+
+import click
+
+from benchmarks import scan
+
+
+@click.group()
+def main() -> None:
+    """Measure dal on this machine, side by side with what one would use instead."""
+
+
+main.add_command(scan.command)
+
+# Worker processes are spawned: they import this module again.
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks")

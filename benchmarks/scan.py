@@ -1,0 +1,414 @@
+"""Scan throughput: dal against four ways to find the same records without it.
+
+All find the 10,000 rows of smallest margin in one pool, with one fitted estimator, one process a core:
+
+dal
+    ``dal.scan.scan`` on a local cluster.
+hand
+    The same reader, scoring and accumulator in plain processes that share the pool evenly: what Dask costs, and what
+    dal counts on the way (invalid rows, histogram of scores, classes), which this loop does not.
+plain
+    What one writes with Zarr and scikit-learn: ``array[a:b]``, ``predict_proba``, ``argpartition``.
+dask_ml
+    ``ParallelPostFit`` and ``dask.array.argtopk``, on the cluster that dal uses.
+numpy
+    One process, all cores for BLAS, the pool already in its memory: it reads nothing while the time runs.
+
+Every process is started before the time runs, with one BLAS thread (but numpy) and the memory settings of dal's
+workers; the pool's files are read once more before each pass, so that all find them in the page cache. After a pass
+that does not count, the contenders take turns, in another order each time.
+"""
+
+import itertools
+import json
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import psutil
+import zarr
+from distributed import Client
+from rich.console import Console
+from rich.table import Table
+from sklearn.base import BaseEstimator
+
+from benchmarks import machine, synthetic
+from dal.client import SETTINGS, local_cluster
+from dal.learner import Model
+from dal.pool import Pool
+from dal.scan import plan, scan
+from dal.scan.kernel import score_block
+from dal.scan.merge import Best
+from dal.selection import Candidates, Capacity, Strategy
+
+CANDIDATES = 10_000
+NUMPY_BLOCK_ROWS = 16_384
+DASK_ML_BLOCK_ROWS = 131_072
+AGREEMENT = 0.999
+TIE = 1e-6
+
+Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.floating]
+
+
+class Found(NamedTuple):
+    """What a pass found: rows, ascending, and their scores."""
+
+    rows: Rows
+    scores: Floats
+
+
+Contender = Callable[[], Found]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, small enough to send along with every pass."""
+
+    pool_path: str
+    model_path: str
+    n_rows: int
+    tile: int
+    candidates: int
+
+    def pool(self) -> Pool:
+        return _opened(self.pool_path)
+
+    def model(self) -> Model:
+        return _loaded(self.model_path)
+
+
+# Each process opens pool and model once, in the pass that does not count.
+
+
+@cache
+def _opened(path: str) -> Pool:
+    return Pool.open(path)
+
+
+@cache
+def _loaded(path: str) -> Model:
+    return Model.loads(Path(path).read_bytes())
+
+
+@cache
+def _in_memory(path: str) -> npt.NDArray[np.float32]:
+    pool = _opened(path)
+    return pool.read(0, pool.n_rows)
+
+
+# -- the contenders' work, in their processes -------------------------------------------------------------------------
+
+
+def hand_part(job: Job, start: int, stop: int) -> Candidates | None:
+    """Find the best of a part of the pool with dal's own pieces."""
+    reader, model = job.pool().reader(), job.model()
+    best = Best(Capacity(job.candidates, 0, 0), seed=0, round=0)
+    for first in range(start, stop, job.tile):
+        X = reader.read(first, min(first + job.tile, stop))
+        count = len(X)
+        if count < job.tile:
+            X = np.concatenate([X, np.zeros((job.tile - count, X.shape[1]), dtype=np.float32)])
+        scored = score_block("margin", model, X)
+        score = scored.score[:count].astype(np.float64)
+        kept = best.thresholds.admit(score, None)
+        nothing = np.empty((len(kept), 0), dtype=np.float32)
+        unstratified = np.full(len(kept), -1, dtype=np.int64)
+        best.add(Candidates(first + kept, score[kept], unstratified, model.seen[scored.predicted[kept]], nothing))
+    return best.result()
+
+
+def plain_part(job: Job, start: int, stop: int) -> Found:
+    """Find the best of a part of the pool with Zarr and scikit-learn, a whole chunk at a time."""
+    array, estimator = zarr.open_group(job.pool_path, mode="r")["features"], job.model().estimator
+    height = array.chunks[0]
+    scores = [
+        margin_score(estimator.predict_proba(array[first : min(first + height, stop)]))
+        for first in range(start, stop, height)
+    ]
+    found = top(np.concatenate(scores), job.candidates)
+    return Found(start + found.rows, found.scores)
+
+
+def numpy_pass(job: Job) -> Found:
+    """Find the best of the pool in memory."""
+    X, estimator = _in_memory(job.pool_path), _with_all_cores(job.model().estimator)
+    scores = [
+        margin_score(estimator.predict_proba(X[first : first + NUMPY_BLOCK_ROWS]))
+        for first in range(0, job.n_rows, NUMPY_BLOCK_ROWS)
+    ]
+    return top(np.concatenate(scores), job.candidates)
+
+
+def _with_all_cores(estimator: BaseEstimator) -> BaseEstimator:
+    # A forest has no BLAS to put its cores to work.
+    return estimator.set_params(n_jobs=machine.CORES) if estimator.get_params().get("n_jobs") == 1 else estimator
+
+
+def margin_score(probabilities: Floats) -> Floats:
+    """Score records by their margin, as one writes it in NumPy; higher = ask first."""
+    two = np.partition(probabilities, -2, axis=1)[:, -2:]
+    return 1 - (two[:, 1] - two[:, 0])
+
+
+def top(scores: Floats, count: int) -> Found:
+    """Find the positions of the highest scores; among equals, any."""
+    rows = np.sort(np.argpartition(scores, len(scores) - count)[len(scores) - count :])
+    return Found(rows, scores[rows])
+
+
+# -- the contenders ---------------------------------------------------------------------------------------------------
+
+
+def dal_pass(job: Job, client: Client) -> Found:
+    """Scan with dal."""
+    found = scan(job.pool(), job.model(), Strategy.named("margin"), job.candidates, client=client).candidates
+    return Found(found.rows, found.scores)
+
+
+def hand_pass(job: Job, processes: list[ProcessPoolExecutor]) -> Found:
+    """Have each process do its part, and merge."""
+    best = Best(Capacity(job.candidates, 0, 0), seed=0, round=0)
+    for part in _in_parts(hand_part, job, processes):
+        if (found := part.result()) is not None:
+            best.add(found)
+    merged = best.result()
+    assert merged is not None
+    return Found(merged.rows, merged.scores)
+
+
+def plain_pass(job: Job, processes: list[ProcessPoolExecutor]) -> Found:
+    """Have each process do its part, and merge."""
+    parts = [part.result() for part in _in_parts(plain_part, job, processes)]
+    rows, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    best = top(scores, job.candidates)
+    return Found(rows[best.rows], best.scores)
+
+
+def _in_parts(work: Callable, job: Job, processes: list[ProcessPoolExecutor]) -> list[Future]:
+    unit = plan.unit_rows(job.tile, job.pool().write_rows)
+    units = np.linspace(0, -(-job.n_rows // unit), len(processes) + 1).round().astype(int)
+    edges = np.minimum(units * unit, job.n_rows).tolist()
+    spans = zip(processes, itertools.pairwise(edges), strict=True)
+    return [process.submit(work, job, start, stop) for process, (start, stop) in spans if start < stop]
+
+
+def dask_ml_pass(job: Job, client: Client) -> Found:
+    """Score with dask-ml's wrapper, and take the best with Dask's own reduction."""
+    from dask_ml.wrappers import ParallelPostFit  # takes seconds to import
+
+    estimator = job.model().estimator
+    # Told what comes out, so that it need not try the estimator each time.
+    meta = np.empty((0, len(synthetic.CLASSES)), dtype=estimator.predict_proba(np.zeros((1, _dim(job)), "f4")).dtype)
+    wrapped = ParallelPostFit(estimator, predict_proba_meta=meta)
+    array = zarr.open_group(job.pool_path, mode="r")["features"]
+    X = da.from_array(array, chunks=(DASK_ML_BLOCK_ROWS, _dim(job)), name=False)
+    scores = wrapped.predict_proba(X).map_blocks(margin_score, drop_axis=1, dtype=meta.dtype)
+    rows = da.argtopk(scores, job.candidates)
+    rows = np.sort(client.compute(rows).result())
+    return Found(rows, np.full(len(rows), np.nan))
+
+
+def _dim(job: Job) -> int:
+    return job.pool().n_features
+
+
+@contextmanager
+def started(job: Job) -> Iterator[dict[str, Contender]]:
+    """Start every contender's processes, and end them afterwards."""
+    settings = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
+    with ExitStack() as stack:
+        processes = [stack.enter_context(_process(settings)) for _ in range(machine.CORES)]
+        all_cores = {name: machine.CORES for name in settings if name.endswith("_NUM_THREADS")}
+        in_memory = stack.enter_context(_process({**settings, **all_cores}))
+        client = stack.enter_context(local_cluster(machine.CORES))
+        yield {
+            "dal": lambda: dal_pass(job, client),
+            "hand": lambda: hand_pass(job, processes),
+            "plain": lambda: plain_pass(job, processes),
+            "dask_ml": lambda: dask_ml_pass(job, client),
+            "numpy": lambda: in_memory.submit(numpy_pass, job).result(),
+        }
+
+
+@contextmanager
+def _process(settings: Mapping[str, object]) -> Iterator[ProcessPoolExecutor]:
+    with machine.environment(settings):
+        executor = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        executor.submit(machine.load).result()  # an executor starts its process with its first task
+    with executor:
+        yield executor
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(contenders: dict[str, Contender], repeats: int, pool_path: Path) -> dict[str, list[float]]:
+    """Time the contenders in turn, the order rotated, and reversed every other time."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    names = list(contenders)
+    for repeat in range(repeats):
+        shift = repeat % len(names)
+        order = names[shift:] + names[:shift]
+        for name in order if repeat % 2 == 0 else reversed(order):
+            _into_page_cache(pool_path)
+            started_at = time.perf_counter()
+            contenders[name]()
+            seconds[name].append(time.perf_counter() - started_at)
+    return seconds
+
+
+def _into_page_cache(directory: Path) -> None:
+    buffer = memoryview(bytearray(2**20))
+    for path in directory.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.readinto(buffer):
+                    pass
+
+
+def agreement(found: Mapping[str, Found], job: Job) -> dict[str, float]:
+    """Say which share of the rows each contender has in common with dal's; refuse what is not the same answer.
+
+    Where scores tie, as a forest's do, a reader may choose: a row that only one of two has found counts as common if
+    its score is within 1e-6 of the lowest that dal has kept.
+
+    Raises
+    ------
+    click.ClickException
+        If dal and hand differ at all, or two others in more than a thousandth of their rows.
+    """
+    ours, hand = found["dal"], found["hand"]
+    if not (np.array_equal(ours.rows, hand.rows) and np.array_equal(ours.scores, hand.scores)):
+        raise click.ClickException("dal and the hand loop did not find the same rows and scores.")
+    lowest = float(np.min(ours.scores))
+    for one, other in itertools.combinations(found, 2):
+        share = _in_common(found[one].rows, found[other].rows, lowest, job)
+        if share < AGREEMENT:
+            raise click.ClickException(f"{one} and {other} have {share:.2%} of their rows in common, expected 99.9 %.")
+    return {name: _in_common(ours.rows, found[name].rows, lowest, job) for name in found if name != "dal"}
+
+
+def _in_common(a: Rows, b: Rows, lowest: float, job: Job) -> float:
+    if not len(np.unique(a)) == len(np.unique(b)) == job.candidates:
+        return 0.0
+    disputed = np.setxor1d(a, b)
+    if not len(disputed):
+        return 1.0
+    probabilities = job.model().estimator.predict_proba(job.pool().take(disputed))
+    apart = np.abs(margin_score(probabilities.astype(np.float64)) - lowest) > TIE
+    return 1.0 - int(apart.sum()) / 2 / job.candidates
+
+
+def report(rows: int, seconds: dict[str, list[float]]) -> dict[str, object]:
+    """Boil the times down."""
+    rates = {name: rows / statistics.median(times) for name, times in seconds.items()}
+    return {
+        "seconds": seconds,
+        "rows_per_second": rates,
+        "ratio": {name: rates["dal"] / rate for name, rate in rates.items() if name != "dal"},
+    }
+
+
+def table(result: Mapping) -> Table:
+    """Lay a result out for reading."""
+    title = f"{result['rows']:,} rows x {result['dim']}, {result['learner']}, {result['repeats']} repeats"
+    drawn = Table(title=title, caption="dal / it: by medians, and the least and the most of one repeat")
+    drawn.add_column("contender")
+    for heading in ("median s", "M rows/s", "dal / it", "", "same rows as dal"):
+        drawn.add_column(heading, justify="right")
+    for name, times in result["seconds"].items():
+        rate = f"{result['rows_per_second'][name] / 1e6:.2f}"
+        compared = ["", "", ""]
+        if name != "dal":
+            each = [theirs / ours for theirs, ours in zip(times, result["seconds"]["dal"], strict=True)]
+            spread = f"{min(each):.2f} - {max(each):.2f}"
+            compared = [f"{result['ratio'][name]:.2f}", spread, f"{result['agreement'][name]:.3%}"]
+        drawn.add_row(name, f"{statistics.median(times):.3f}", rate, *compared)
+    return drawn
+
+
+def run(directory: Path, rows: int, dim: int, learner: str, repeats: int) -> dict[str, object]:
+    """Measure everything once, on the pool of this size in `directory`."""
+    pool = synthetic.pool_of(directory, rows, dim)
+    model = synthetic.model_of(pool, learner)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        saved = Path(folder) / "model.skops"
+        saved.write_bytes(model.dumps())
+        tile = plan.tile_rows(dim, model.tile_rows)
+        job = Job(pool.path, str(saved), rows, tile, min(CANDIDATES, rows))
+        load_before = machine.load()
+        with started(job) as contenders:
+            shares = agreement({name: contender() for name, contender in contenders.items()}, job)
+            seconds = measure(contenders, repeats, Path(pool.path))
+    return {
+        "rows": rows,
+        "dim": dim,
+        "learner": learner,
+        "estimator": repr(model.estimator),
+        "repeats": repeats,
+        "candidates": job.candidates,
+        **report(rows, seconds),
+        "agreement": shares,
+        "block_rows": {
+            "dal": tile,
+            "hand": tile,
+            "plain": pool.chunk_rows,
+            "dask_ml": DASK_ML_BLOCK_ROWS,
+            "numpy": NUMPY_BLOCK_ROWS,
+        },
+        "machine": machine.facts(),
+        "load": {"before": load_before, "after": machine.load()},
+    }
+
+
+@click.command("scan")
+@click.option("--rows", type=click.IntRange(min=synthetic.FITTED_ROWS), default=2_000_000, show_default=True)
+@click.option("--dim", type=click.IntRange(min=2), default=128, show_default=True)
+@click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--learner", type=click.Choice(list(synthetic.LEARNERS)), default="logistic", show_default=True)
+@click.option(
+    "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here, too."
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Keep the pool here, and use it again if it is there; default: a temporary folder, removed at the end.",
+)
+def command(rows: int, dim: int, repeats: int, learner: str, json_path: Path | None, directory: Path | None) -> None:
+    """Rows scored per second: dal, and four ways to do without it."""
+    _refuse_too_much(rows, dim)
+    with ExitStack() as stack:
+        if directory is None:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        directory.mkdir(parents=True, exist_ok=True)
+        result = run(directory, rows, dim, learner, repeats)
+    if json_path is not None:
+        json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console = Console()
+    console.print(table(result))
+    cores, cpu = result["machine"]["cores"], result["machine"]["cpu"]
+    console.print(
+        f"{cores} cores, {cpu}; load {result['load']['before']:.1f} before, {result['load']['after']:.1f} after"
+    )
+
+
+def _refuse_too_much(rows: int, dim: int) -> None:
+    needed, free = rows * dim * 4, psutil.virtual_memory().available
+    if needed > 0.7 * free:
+        raise click.ClickException(
+            f"The numpy contender holds the pool in memory: {needed / 1e9:.1f} GB, of which {free / 1e9:.1f} GB are"
+            " free. Take fewer --rows."
+        )

@@ -1,0 +1,64 @@
+"""Pools and learners to measure on, the same for the same size on every machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+
+from dal.errors import PoolIncomplete, PoolNotFound
+from dal.learner import Learner, Model
+from dal.pool import Block, Pool, build_pool
+from dal.selection import row_hash
+
+CLASSES = tuple(f"class {number}" for number in range(10))
+BLOCK_ROWS = 65_536
+FITTED_ROWS = 5_000
+SEPARATION = 3.2
+"""Distance of two classes' means, in standard deviations: they overlap, so that there is something to ask."""
+
+# As dal's presets, without their scaler; boosting in 30 iterations, because a pass takes minutes as it is.
+LEARNERS: dict[str, BaseEstimator] = {
+    "logistic": LogisticRegression(max_iter=1000),
+    "forest": RandomForestClassifier(n_estimators=100, n_jobs=1, random_state=0),
+    "hgb": HistGradientBoostingClassifier(max_iter=30, early_stopping=False, random_state=0),
+    "mlp": MLPClassifier((64,), max_iter=500, random_state=0),
+}
+
+
+def labels(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Give the true class codes of rows."""
+    return (row_hash(rows, seed=1, round=0) % np.uint64(len(CLASSES))).astype(np.int64)
+
+
+def blocks(n_rows: int, dim: int) -> Iterator[Block]:
+    """Draw records, each from the Gaussian of its class, one block at a time."""
+    means = np.random.default_rng(0).standard_normal((len(CLASSES), dim), dtype=np.float32)
+    means *= SEPARATION / np.sqrt(2 * dim)
+    for start in range(0, n_rows, BLOCK_ROWS):
+        rows = np.arange(start, min(start + BLOCK_ROWS, n_rows), dtype=np.int64)
+        X = np.random.default_rng([1, start]).standard_normal((len(rows), dim), dtype=np.float32)
+        X += means[labels(rows)]
+        yield Block(X)
+
+
+def pool_of(directory: Path, n_rows: int, dim: int) -> Pool:
+    """Build the pool of this size, or open it if it is already there."""
+    path = directory / f"gaussians-{n_rows}x{dim}.zarr"
+    try:
+        return Pool.open(path)
+    except (PoolNotFound, PoolIncomplete):
+        total = -(-n_rows // BLOCK_ROWS)
+        source = track(blocks(n_rows, dim), "building the pool", total=total, transient=True)
+        return build_pool(source, path, overwrite=True)
+
+
+def model_of(pool: Pool, learner: str) -> Model:
+    """Fit a learner on rows of the pool, evenly spread."""
+    rows = np.unique(np.linspace(0, pool.n_rows - 1, FITTED_ROWS).astype(np.int64))
+    return Learner(LEARNERS[learner], CLASSES).fit(pool.take(rows), labels(rows))

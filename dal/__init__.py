@@ -1,0 +1,42 @@
+"""Distributed active learning on very large pools.
+
+The records lie in a chunked Zarr array; Dask workers score them in place, only the best candidates travel, a
+coordinator chooses a diverse batch, people label it, the learner is trained again, until more labels no longer pay.
+"""
+
+from dal.campaign import Answer, Campaign
+from dal.coordinator import Batch, Stopped, create_campaign, next_batch, status
+from dal.learner import Learner, Model
+from dal.pool import Pool, build_pool
+from dal.scan import Scan, scan
+from dal.selection import Candidates, Strategy, select
+from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
+
+__all__ = [
+    # the pool and the learner
+    "Pool",
+    "build_pool",
+    "Learner",
+    "Model",
+    # the loop
+    "Campaign",
+    "Answer",
+    "Batch",
+    "Stopped",
+    "create_campaign",
+    "next_batch",
+    "answer_batch",
+    "status",
+    # its parts
+    "Strategy",
+    "Scan",
+    "scan",
+    "Candidates",
+    "select",
+    # the loop with a known oracle
+    "TestSet",
+    "Replay",
+    "Comparison",
+    "simulate",
+    "compare",
+]

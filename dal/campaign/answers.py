@@ -1,0 +1,270 @@
+"""Append-only answers in set-based SQL: stage, keep out, compare, append.
+
+Nothing here opens or ends a transaction; the caller does. The answers of an import wait in a temporary table,
+so memory is bounded by one batch of inserts whatever the file holds.
+"""
+
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import (
+    Connection,
+    ScalarSelect,
+    Select,
+    Subquery,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    select,
+    tuple_,
+    union,
+)
+
+from dal.campaign.schema import (
+    SKIPPED,
+    Answer,
+    AnswerFile,
+    Answers,
+    Conflict,
+    Contradiction,
+    ImportCounts,
+    answers,
+    asked,
+    exports,
+    imports,
+    staged,
+)
+from dal.errors import LabelError
+
+LISTED = 1000
+"""Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
+
+_STAGED_AT_ONCE = 4096
+
+
+def now() -> str:
+    """Give the time as UTC, ISO 8601."""
+    return datetime.now(UTC).isoformat()
+
+
+def stage(connection: Connection, given: Iterable[Answer], n_classes: int, n_rows: int) -> None:
+    """Check answers and put them into the connection's temporary table, in the order in which they come.
+
+    Raises
+    ------
+    LabelError
+        At the first answer that cannot be one.
+    """
+    staged.create(connection)
+    received = now()
+    checked = (_staged_row(seq, answer, received, n_classes, n_rows) for seq, answer in enumerate(given))
+    while block := list(islice(checked, _STAGED_AT_ONCE)):
+        connection.execute(insert(staged), block)
+
+
+def append(connection: Connection, source: str) -> ImportCounts:
+    """Append the staged answers that differ from what their annotator said before, and count them all."""
+    compared = _compared()
+    before, value = compared.c.before, compared.c.value
+    tally = connection.execute(
+        select(
+            func.count().filter(before.is_(None)),
+            func.count().filter(before != value),
+            func.count().filter(before == value),
+            func.count().filter(compared.c.round.is_(None)),
+        ).select_from(compared)
+    ).one()
+    counts = ImportCounts(*tally)
+    if counts.new or counts.changed:
+        names = ["row", "record_id", "annotator", "status", "label", "round", "source", "answered_at"]
+        connection.execute(insert(answers).from_select(names, _differing(compared, source)))
+    return counts
+
+
+def keep_out_contradictions(connection: Connection) -> tuple[tuple[Contradiction, ...], int]:
+    """Unstage the lines that give one record several answers by one annotator: a file has no order to decide by."""
+    who = (staged.c.row, staged.c.annotator)
+    torn = (
+        select(*who, func.min(staged.c.line).label("first"), func.max(staged.c.line).label("last"))
+        .group_by(*who)
+        .having(func.min(staged.c.value) != func.max(staged.c.value))
+        .subquery()
+    )
+    lines = select(staged.c.line, staged.c.record_id, staged.c.annotator, torn.c.first, torn.c.last).join(
+        torn, (staged.c.row == torn.c.row) & (staged.c.annotator == torn.c.annotator)
+    )
+    total = _count(connection, lines)
+    if not total:
+        return (), 0
+    listed = tuple(Contradiction(*line) for line in connection.execute(lines.order_by(staged.c.line).limit(LISTED)))
+    connection.execute(delete(staged).where(tuple_(*who).in_(select(torn.c.row, torn.c.annotator))))
+    return listed, total
+
+
+def keep_out_conflicts(connection: Connection, file: AnswerFile) -> tuple[tuple[Conflict, ...], int]:
+    """Unstage the lines whose annotator answered otherwise, elsewhere, since the file was exported."""
+    clashes = _clashes(file)
+    total = _count(connection, clashes)
+    if not total:
+        return (), 0
+    found = connection.execute(clashes.order_by(staged.c.line).limit(LISTED))
+    listed = tuple(Conflict(*line[1:]) for line in found)
+    connection.execute(delete(staged).where(staged.c.seq.in_(select(clashes.subquery().c.seq))))
+    return listed, total
+
+
+def latest(connection: Connection, upto: int | None = None, asked_in: int | None = None) -> Answers:
+    """Read the latest answer of each annotator to each record, of those up to an id and to one batch's records."""
+    last = select(func.max(answers.c.id).label("id")).group_by(answers.c.row, answers.c.annotator)
+    if upto is not None:
+        last = last.where(answers.c.id <= upto)
+    if asked_in is not None:
+        last = last.join(asked, asked.c.row == answers.c.row).where(asked.c.round == asked_in)
+    ids = last.subquery()
+    value = func.coalesce(answers.c.label, SKIPPED)
+    query = select(answers.c.row, answers.c.annotator, value, answers.c.id).join(ids, answers.c.id == ids.c.id)
+    found = connection.execute(query.order_by(answers.c.row, answers.c.annotator)).all()
+    rows, annotators, labels, numbers = zip(*found, strict=True) if found else ((), (), (), ())
+    return Answers(_integers(rows), list(annotators), _integers(labels), _integers(numbers))
+
+
+def excluded_rows(connection: Connection, before_round: int | None, upto: int | None) -> npt.NDArray[np.int64]:
+    """Read the rows asked before a round, or answered up to an id, ascending; without bounds, all of them."""
+    asked_rows, answered_rows = select(asked.c.row), select(answers.c.row)
+    if before_round is not None:
+        asked_rows = asked_rows.where(asked.c.round < before_round)
+    if upto is not None:
+        answered_rows = answered_rows.where(answers.c.id <= upto)
+    return np.sort(_integers(connection.scalars(union(asked_rows, answered_rows)).all()))
+
+
+def last_id(connection: Connection) -> int:
+    """Give the id of the last answer, 0 where there is none."""
+    return connection.scalar(select(func.coalesce(func.max(answers.c.id), 0))) or 0
+
+
+def seen(connection: Connection, digest: str, annotator: str) -> ImportCounts | None:
+    """Give what the last import of this file for this annotator came to, None if there was none."""
+    names = ("new", "changed", "same", "volunteered", "conflicts")
+    found = connection.execute(
+        select(*(imports.c[name] for name in names))
+        .where(imports.c.digest == digest, imports.c.annotator == annotator)
+        .order_by(imports.c.id.desc())
+        .limit(1)
+    ).one_or_none()
+    return None if found is None else ImportCounts(*found)
+
+
+def _staged_row(seq: int, answer: Answer, received: str, n_classes: int, n_rows: int) -> dict[str, Any]:
+    if complaint := _complaint(answer, n_classes, n_rows):
+        raise LabelError(f"the answer to record {answer.record_id!r} by {answer.annotator!r} {complaint}")
+    return {
+        "seq": seq,
+        "line": answer.line,
+        "row": int(answer.row),
+        "record_id": answer.record_id,
+        "annotator": answer.annotator,
+        "value": SKIPPED if answer.label is None else int(answer.label),
+        "answered_at": received if answer.answered_at is None else answer.answered_at.astimezone(UTC).isoformat(),
+    }
+
+
+def _complaint(answer: Answer, n_classes: int, n_rows: int) -> str | None:
+    if not 0 <= answer.row < n_rows:
+        return f"is for row {answer.row}; the pool's rows are 0 to {n_rows - 1}"
+    if not answer.annotator or answer.annotator != answer.annotator.strip():
+        return "needs an annotator's name without surrounding blanks"
+    if answer.status not in ("submitted", "skipped"):
+        return f"has the status {answer.status!r}; 'submitted' or 'skipped' was expected"
+    if (answer.label is None) != (answer.status == "skipped"):
+        return f"has the label {answer.label!r}, and the status {answer.status!r}"
+    if answer.label is not None and not 0 <= answer.label < n_classes:
+        return f"has the class code {answer.label}; the codes are 0 to {n_classes - 1}"
+    if answer.answered_at is not None and answer.answered_at.tzinfo is None:
+        return f"was given at {answer.answered_at}, which names no time zone"
+    return None
+
+
+def _compared() -> Subquery:
+    """Stand each staged answer beside its annotator's one before: earlier in the stage, else the latest stored."""
+    who = (staged.c.row, staged.c.annotator)
+    earlier = func.lag(staged.c.value).over(partition_by=who, order_by=staged.c.seq)
+    stored = (
+        select(func.coalesce(answers.c.label, SKIPPED))
+        .where(answers.c.id == _latest_id())
+        .correlate(staged)
+        .scalar_subquery()
+    )
+    return (
+        select(staged, func.coalesce(earlier, stored).label("before"), asked.c.round)
+        .select_from(staged.outerjoin(asked, asked.c.row == staged.c.row))
+        .subquery()
+    )
+
+
+def _latest_id() -> ScalarSelect[int]:
+    held = answers.alias("held_ids")
+    return (
+        select(func.max(held.c.id))
+        .where(held.c.row == staged.c.row, held.c.annotator == staged.c.annotator)
+        .correlate(staged)
+        .scalar_subquery()
+    )
+
+
+def _differing(compared: Subquery, source: str) -> Select[Any]:
+    skipped = compared.c.value == SKIPPED
+    return (
+        select(
+            compared.c.row,
+            compared.c.record_id,
+            compared.c.annotator,
+            case((skipped, "skipped"), else_="submitted"),
+            case((skipped, None), else_=compared.c.value),
+            compared.c.round,
+            literal(source),
+            compared.c.answered_at,
+        )
+        .where(compared.c.before.is_(None) | (compared.c.before != compared.c.value))
+        .order_by(compared.c.seq)
+    )
+
+
+def _clashes(file: AnswerFile) -> Select[Any]:
+    value = func.coalesce(answers.c.label, SKIPPED)
+    return (
+        select(
+            staged.c.seq,
+            staged.c.line,
+            staged.c.record_id,
+            staged.c.annotator,
+            staged.c.value,
+            value,
+            answers.c.source,
+            answers.c.answered_at,
+        )
+        .join(asked, asked.c.row == staged.c.row)
+        .join(answers, answers.c.id == _latest_id())
+        .where(answers.c.id > _exported(file), answers.c.source != file.source, value != staged.c.value)
+    )
+
+
+def _exported(file: AnswerFile) -> Any:  # noqa: ANN401 - an SQL expression
+    """Find what was known when the file was exported; a renamed file counts as its batch's latest export."""
+    known = select(func.max(exports.c.last_answer)).where(exports.c.round == asked.c.round).correlate(asked)
+    named = known.where(exports.c.name == file.name)
+    return func.coalesce(named.scalar_subquery(), known.scalar_subquery())
+
+
+def _count(connection: Connection, query: Select[Any]) -> int:
+    return connection.scalar(select(func.count()).select_from(query.subquery())) or 0
+
+
+def _integers(values: Iterable[int]) -> npt.NDArray[np.int64]:
+    return np.fromiter(values, dtype=np.int64)

@@ -1,0 +1,329 @@
+"""The tables of a campaign's database, and the values that come out of them."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+)
+
+VERSION = 1
+"""Raised with every change of the tables; a database of another version is not opened."""
+
+SKIPPED = -1
+"""Stands for a label where an annotator skipped the record."""
+
+metadata = MetaData()
+
+campaign = Table(
+    "campaign",
+    metadata,
+    # Read before anything else is known about the database: this column stays, whatever changes.
+    Column("schema_version", Integer, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("pool_fingerprint", Text, nullable=False),
+    Column("n_rows", BigInteger, nullable=False),
+    # Label codes are positions in this list; a list reordered in the TOML would relabel every answer.
+    Column("classes", Text, nullable=False),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("status", Text, nullable=False),
+    Column("pool_fingerprint", Text, nullable=False),
+    Column("n_rows", BigInteger, nullable=False),
+    Column("k", Integer, nullable=False),
+    Column("explore", Float, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("strategy", Text, nullable=False),
+    Column("last_answer", BigInteger, nullable=False),
+    Column("labels", BigInteger, nullable=False),
+    Column("excluded", BigInteger, nullable=False),
+    Column("excluded_digest", Text, nullable=False),
+    Column("parent_model", Text),
+    Column("frozen_at", Text, nullable=False),
+    Column("model", Text),
+    Column("trained_on", BigInteger),
+    Column("notes", Text),
+    Column("candidates", Text),
+    Column("summary", Text),
+    Column("opened_at", Text),
+    Column("closed_at", Text),
+    CheckConstraint("status in ('frozen', 'fitted', 'scanned', 'open', 'closed')"),
+)
+
+asked = Table(
+    "asked",
+    metadata,
+    # The primary key is the promise that no record is asked twice.
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("record_id", Text, nullable=False),
+    Column("round", Integer, ForeignKey("rounds.number"), nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("score", Float),
+    Column("predicted", Integer),
+    Column("explore", Boolean, nullable=False),
+    Index("asked_by_rank", "round", "rank", unique=True),
+)
+
+answers = Table(
+    "answers",
+    metadata,
+    # SQLite gives ids that only grow to an INTEGER key alone, never to a BIGINT.
+    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("row", BigInteger, nullable=False),
+    Column("record_id", Text, nullable=False),
+    Column("annotator", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("label", Integer),
+    Column("round", Integer, ForeignKey("rounds.number")),
+    Column("source", Text, nullable=False),
+    Column("answered_at", Text, nullable=False),
+    CheckConstraint("(status = 'submitted' and label is not null) or (status = 'skipped' and label is null)"),
+    Index("answers_by_annotator", "row", "annotator", "id"),
+    sqlite_autoincrement=True,
+)
+
+imports = Table(
+    "imports",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", Text, nullable=False, index=True),
+    # Two people who agree on a whole batch hand in the same bytes: whose they are belongs to what they are.
+    Column("annotator", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("imported_at", Text, nullable=False),
+    Column("new", BigInteger, nullable=False),
+    Column("changed", BigInteger, nullable=False),
+    Column("same", BigInteger, nullable=False),
+    Column("volunteered", BigInteger, nullable=False),
+    Column("conflicts", BigInteger, nullable=False),
+)
+
+exports = Table(
+    "exports",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("round", Integer, ForeignKey("rounds.number"), nullable=False),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("last_answer", BigInteger, nullable=False),
+    Column("exported_at", Text, nullable=False),
+)
+
+# Where an import waits to be compared. Temporary tables take no lock that anyone else could wait for,
+# so a long file is read and looked up before the campaign is locked for the short comparison.
+staged = Table(
+    "staged",
+    MetaData(),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("line", Integer),
+    Column("row", BigInteger, nullable=False),
+    Column("record_id", Text, nullable=False),
+    Column("annotator", Text, nullable=False),
+    Column("value", Integer, nullable=False),
+    Column("answered_at", Text, nullable=False),
+    prefixes=["TEMPORARY"],
+)
+
+Status = Literal["frozen", "fitted", "scanned", "open", "closed"]
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round, with everything that was frozen when it began.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    status : {"frozen", "fitted", "scanned", "open", "closed"}
+    pool_fingerprint, n_rows, k, explore, seed, strategy
+        As passed to `Campaign.freeze_round`; `explore` is a share.
+    last_answer : int
+        Id of the last answer that belongs to the round; 0 where there was none. Later ones belong to the next round.
+    labels : int
+        Records that had a label then.
+    excluded : int
+        Records that had been asked or answered then.
+    excluded_digest : str
+        SHA-256 of their rows, ascending, as little-endian int64.
+    parent_model : str or None
+        Digest of the model before this round's.
+    frozen_at, opened_at, closed_at : str or None
+        UTC, ISO 8601.
+    model : str or None
+        Digest of the round's model.
+    trained_on : int or None
+        Labels that it was fitted to.
+    notes : dict or None
+        Whatever was saved beside the model.
+    candidates : str or None
+        Digest of the scan's candidates.
+    summary : dict or None
+        The scan's summary.
+    """
+
+    number: int
+    status: Status
+    pool_fingerprint: str
+    n_rows: int
+    k: int
+    explore: float
+    seed: int
+    strategy: str
+    last_answer: int
+    labels: int
+    excluded: int
+    excluded_digest: str
+    parent_model: str | None
+    frozen_at: str
+    model: str | None
+    trained_on: int | None
+    notes: dict[str, Any] | None
+    candidates: str | None
+    summary: dict[str, Any] | None
+    opened_at: str | None
+    closed_at: str | None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A record of a batch; `rank` counts from 0, `predicted` is a class code."""
+
+    row: int
+    record_id: str
+    rank: int
+    score: float | None
+    predicted: int | None
+    explore: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one annotator said of one record.
+
+    Parameters
+    ----------
+    row : int
+        Row of the record.
+    record_id : str
+        The user's key of the record.
+    annotator : str
+        Who answered.
+    status : {"submitted", "skipped"}
+    label : int or None
+        Class code; None where skipped.
+    answered_at : datetime, optional
+        With a time zone. By default the time at which the answer is added.
+    line : int, optional
+        Where the answer stands in its file; told back with whatever is wrong with it, and not stored.
+    """
+
+    row: int
+    record_id: str
+    annotator: str
+    status: Literal["submitted", "skipped"]
+    label: int | None = None
+    answered_at: datetime | None = None
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The latest answer of each annotator to each record, as columns ordered by row, then annotator.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (n,)
+    annotators : list of str
+    labels : ndarray of int64, shape (n,)
+        Class codes; `SKIPPED` (-1) where skipped.
+    ids : ndarray of int64, shape (n,)
+        Ids of the answers: they grow with the order in which the answers came.
+    """
+
+    rows: npt.NDArray[np.int64]
+    annotators: list[str]
+    labels: npt.NDArray[np.int64]
+    ids: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ImportCounts:
+    """What adding answers came to: each answer is `new`, `changed` or the `same` as the annotator's latest.
+
+    `volunteered` counts those, of all three kinds, whose record no batch had asked; `conflicts` those kept out.
+    """
+
+    new: int = 0
+    changed: int = 0
+    same: int = 0
+    volunteered: int = 0
+    conflicts: int = 0
+
+
+@dataclass(frozen=True)
+class AnswerFile:
+    """What makes two imports the same: the file's bytes, and whose the lines without an annotator are."""
+
+    name: str
+    digest: str
+    annotator: str
+    take_conflicts: bool = False
+
+    @property
+    def source(self) -> str:
+        """Where answers from this file say that they come from."""
+        return f"file:{self.name}"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A line whose annotator answered elsewhere since the file was exported; the labels are codes or `SKIPPED`."""
+
+    line: int
+    record_id: str
+    annotator: str
+    label: int
+    label_elsewhere: int
+    source_elsewhere: str
+    answered_at: str
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A line that disagrees with another one of the same file, record and annotator."""
+
+    line: int
+    record_id: str
+    annotator: str
+    first_line: int
+    last_line: int
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What importing a file came to; of the lines kept out, the first ones are listed and all are counted."""
+
+    counts: ImportCounts
+    conflicts: tuple[Conflict, ...] = ()
+    contradictions: tuple[Contradiction, ...] = ()
+    contradictory: int = 0
+    seen: bool = False

@@ -1,0 +1,132 @@
+"""What the user chose for a campaign, and the TOML file that keeps it."""
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+from dal.errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose for a campaign.
+
+    Parameters
+    ----------
+    pool : str
+        Path or URL of the pool.
+    classes : tuple of str
+        The classes, at least two. Their order is the order of the label codes, so it is fixed for ever.
+    learner : str
+        A preset's name or ``module:object``.
+    strategy : str
+        A strategy's name.
+    batch : int
+        Records asked in a round.
+    seed : int
+        Decides every random choice of the campaign.
+    stop : tuple of str
+        Stopping criteria as text, such as ``"max_labels=5000"``; any of them ends the campaign.
+    explore : float
+        Share of what is asked that is drawn uniformly, from 0 to 1.
+    trusted : tuple of str
+        Types that a saved model may hold beyond those that are known to be safe.
+
+    Examples
+    --------
+    >>> chosen = Settings("pool.zarr", ("cat", "dog"), learner="logistic", strategy="margin", batch=20)
+    >>> Settings.from_toml(chosen.to_toml()) == chosen
+    True
+    """
+
+    pool: str
+    classes: tuple[str, ...]
+    learner: str
+    strategy: str
+    batch: int
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    explore: float = 0.05
+    trusted: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuse settings that no campaign can have.
+
+        Raises
+        ------
+        SettingsError
+            Saying which setting, what was expected and what came.
+        """
+        for name in ("pool", "learner", "strategy"):
+            _check_text(name, getattr(self, name))
+        for name in ("classes", "stop", "trusted"):
+            _check_texts(name, getattr(self, name))
+        if len(self.classes) < 2:
+            raise SettingsError(f"classes: at least two were expected, {list(self.classes)} came")
+        _check_integer("batch", self.batch, least=1)
+        _check_integer("seed", self.seed, least=0)
+        number = isinstance(self.explore, int | float) and not isinstance(self.explore, bool)
+        if not (number and 0 <= self.explore <= 1):
+            raise SettingsError(f"explore: a share from 0 to 1 was expected, {self.explore!r} came")
+
+    def to_toml(self) -> str:
+        """Give the settings as the TOML table ``[settings]``."""
+        lines = (f"{name} = {_toml(value)}" for name, value in asdict(self).items())
+        return "\n".join(["[settings]", *lines, ""])
+
+    @classmethod
+    def from_toml(cls, text: str) -> Self:
+        """Read the table ``[settings]``, and check it.
+
+        Raises
+        ------
+        SettingsError
+            If the text is no TOML, or a setting is missing, unknown or unusable.
+        """
+        try:
+            table = tomllib.loads(text).get("settings")
+        except tomllib.TOMLDecodeError as error:
+            raise SettingsError(f"the settings are no valid TOML: {error}") from error
+        if not isinstance(table, dict):
+            raise SettingsError("a table [settings] was expected, there is none")
+        settings = cls(**_arguments(table))
+        settings.check()
+        return settings
+
+
+def _arguments(table: dict[str, Any]) -> dict[str, Any]:
+    known = [field.name for field in fields(Settings)]
+    if unknown := sorted(set(table) - set(known)):
+        raise SettingsError(f"unknown settings {', '.join(unknown)}; there are {', '.join(known)}")
+    if missing := [name for name in ("pool", "classes", "learner", "strategy", "batch") if name not in table]:
+        raise SettingsError(f"the settings lack {', '.join(missing)}")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str) or not value.strip() or value != value.strip():
+        raise SettingsError(f"{name}: a text without surrounding blanks was expected, {value!r} came")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise SettingsError(f"{name}: {value!r} cannot be written as UTF-8") from error
+
+
+def _check_texts(name: str, values: object) -> None:
+    if not isinstance(values, tuple):
+        raise SettingsError(f"{name}: several texts were expected, {values!r} came")
+    for value in values:
+        _check_text(name, value)
+    if repeated := sorted({value for value in values if values.count(value) > 1}):
+        raise SettingsError(f"{name}: {', '.join(repeated)} is there more than once")
+
+
+def _check_integer(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+        raise SettingsError(f"{name}: an integer from {least} was expected, {value!r} came")
+
+
+def _toml(value: object) -> str:
+    """Write a value as TOML, which for these types is JSON except for the character DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

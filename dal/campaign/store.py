@@ -1,0 +1,729 @@
+"""A campaign's directory: one SQL database, the settings, and the files that are committed by their digest."""
+
+import hashlib
+import json
+import secrets
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import fields, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Row,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
+
+from dal.agreement import majority
+from dal.campaign import answers as ledger
+from dal.campaign import schema
+from dal.campaign.database import explained, immediate, open_engine
+from dal.campaign.disk import exclusive, replacing, sync_directory
+from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, ImportCounts, Imported, Round, asked, rounds
+from dal.campaign.settings import Settings
+from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, InputError, SettingsError
+from dal.ruler import RoundRecord
+
+DATABASE, TOML, LOCK = "campaign.db", "campaign.toml", "campaign.lock"
+FOLDERS = ("models", "rounds", "journal")
+
+
+class Campaign:
+    """The durable state of one labelling effort.
+
+    Every change of state is one transaction, so a process that is killed leaves the state before or after it.
+    Nothing is overwritten: answers, rounds and models stay. Made by `create` or `open`; safe to use from several
+    threads; holds no connection between calls, so there is nothing to close.
+
+    Attributes
+    ----------
+    directory : Path
+    settings : Settings
+        As campaign.toml says now; what a round used is frozen with the round.
+    id : str
+        Random; the database and campaign.toml both hold it.
+    pool_fingerprint : str
+        Of the pool that the campaign was made for.
+    n_rows : int
+        Of that pool, then.
+    created_at : datetime
+        UTC.
+    """
+
+    def __init__(self, directory: Path, settings: Settings, row: Row[Any], engine: Engine) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.id: str = row.id
+        self.pool_fingerprint: str = row.pool_fingerprint
+        self.n_rows: int = row.n_rows
+        self.created_at = datetime.fromisoformat(row.created_at)
+        self._engine = engine
+
+    # -- making and opening ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, directory: str | Path, settings: Settings, *, pool_fingerprint: str, n_rows: int) -> Self:
+        """Make a campaign in a directory that is empty or does not exist.
+
+        The database appears last, by a rename: what was interrupted before is no campaign, and is made anew.
+
+        Raises
+        ------
+        SettingsError
+            If the settings are no settings.
+        CampaignError
+            If the directory holds anything else, a campaign included, or cannot be written.
+        CampaignLocked
+            If another process is making a campaign there.
+        """
+        settings.check()
+        if n_rows < 1:
+            raise SettingsError(f"a pool with at least one row was expected, {n_rows} rows came")
+        directory = Path(directory).absolute()
+        with _writable(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            _refuse_foreign(directory)
+            with exclusive(directory / LOCK):
+                _refuse_foreign(directory)
+                _lay_out(directory, settings, pool_fingerprint, n_rows)
+        return cls.open(directory)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Self:
+        """Open the campaign in a directory.
+
+        Raises
+        ------
+        CampaignNotFound
+            If there is none.
+        CampaignMismatch
+            If another version of dal wrote it, or campaign.toml is another campaign's or has other classes.
+        CampaignError
+            If its files are damaged or cannot be reached.
+        SettingsError
+            If campaign.toml was edited into something unusable.
+        """
+        directory = Path(directory).absolute()
+        database = directory / DATABASE
+        if not database.is_file():
+            raise CampaignNotFound(
+                f"{directory} holds no campaign: there is no {DATABASE}. Check the path, or make a campaign there first"
+            )
+        engine = open_engine(database)
+        with explained(database), engine.begin() as connection:
+            _check_version(connection.scalar(select(schema.campaign.c.schema_version)), database)
+            row = connection.execute(select(schema.campaign)).one()
+        return cls(directory, _read_settings(directory / TOML, row), row, engine)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Be the one coordinator of this campaign, as long as the context lasts.
+
+        The lock is the system's own (`flock`): it ends with its process, and no stale one is ever left.
+
+        Raises
+        ------
+        CampaignLocked
+            On entering, if someone holds it; the message names the process.
+        """
+        return exclusive(self.directory / LOCK)
+
+    # -- rounds ------------------------------------------------------------------------------------------------------
+
+    def freeze_round(
+        self, *, pool_fingerprint: str, n_rows: int, k: int, explore: float, seed: int, strategy: str
+    ) -> Round:
+        """Begin a round: fix, in one transaction, everything that it will be computed from.
+
+        Parameters
+        ----------
+        pool_fingerprint, n_rows
+            Of the pool as it is now; it may have grown.
+        k : int
+            Records to ask.
+        explore : float
+            Share of them to be drawn uniformly.
+        seed : int
+        strategy : str
+
+        Raises
+        ------
+        CampaignMismatch
+            If the pool is another one, or has shrunk.
+        CampaignError
+            If the round before is not closed.
+        """
+        self._check_pool(pool_fingerprint, n_rows)
+        with self._writing() as connection:
+            before = _last_round(connection)
+            if before is not None and before.status != "closed":
+                raise CampaignError(f"round {before.number} is {before.status}: close it before the next one begins")
+            upto = ledger.last_id(connection)
+            known = ledger.latest(connection, upto)
+            excluded = ledger.excluded_rows(connection, None, None)
+            number = 1 if before is None else before.number + 1
+            connection.execute(
+                insert(rounds).values(
+                    number=number,
+                    status="frozen",
+                    pool_fingerprint=pool_fingerprint,
+                    n_rows=n_rows,
+                    k=k,
+                    explore=explore,
+                    seed=seed,
+                    strategy=strategy,
+                    last_answer=upto,
+                    labels=np.unique(known.rows[known.labels >= 0]).size,
+                    excluded=excluded.size,
+                    excluded_digest=_digest(excluded.astype("<i8").tobytes()),
+                    parent_model=_last_model(connection),
+                    frozen_at=ledger.now(),
+                )
+            )
+            return _round(connection.execute(select(rounds).where(rounds.c.number == number)).one())
+
+    def save_model(
+        self,
+        round: Round,
+        data: bytes,
+        *,
+        trained_on: int,
+        notes: Mapping[str, object] | None = None,
+    ) -> str:
+        """Keep the round's fitted model: the file first, then the commit by its digest.
+
+        Parameters
+        ----------
+        round : Round
+            A frozen one.
+        data : bytes
+            The model, as its learner saves it.
+        trained_on : int
+            Labels that it was fitted to.
+        notes : mapping, optional
+            Anything JSON can hold, such as the warnings of the fit.
+
+        Returns
+        -------
+        str
+            SHA-256 of `data`, for `load_model`.
+        """
+        digest = _digest(data)
+        self._require(round, "frozen")
+        with replacing(self._model_path(digest)) as file:
+            file.write(data)
+        with self._writing() as connection:
+            values = {"model": digest, "trained_on": trained_on, "notes": _json(notes or {})}
+            _advance(connection, round.number, ("frozen",), "fitted", values)
+        return digest
+
+    def load_model(self, digest: str) -> bytes:
+        """Read a model, and check that it is the one that was saved."""
+        return _read_checked(self._model_path(digest), digest)
+
+    def save_scan(self, round: Round, candidates: bytes, summary: Mapping[str, object]) -> None:
+        """Keep the scan's candidates and summary; a cold start has no model and scans a frozen round."""
+        self._require(round, "frozen", "fitted")
+        with replacing(self._scan_path(round.number)) as file:
+            file.write(candidates)
+        with self._writing() as connection:
+            values = {"candidates": _digest(candidates), "summary": _json(summary)}
+            _advance(connection, round.number, ("frozen", "fitted"), "scanned", values)
+
+    def load_scan(self, round: Round) -> bytes:
+        """Read the candidates of a round, and check that they are the ones that were saved."""
+        digest = self.round(round.number).candidates
+        if digest is None:
+            raise CampaignError(f"round {round.number} has no scan yet")
+        return _read_checked(self._scan_path(round.number), digest)
+
+    def open_batch(
+        self,
+        round: Round,
+        rows: npt.ArrayLike,
+        record_ids: Sequence[str],
+        scores: Sequence[float | None] | npt.NDArray[np.floating[Any]],
+        predicted: Sequence[int | None],
+        explore: Sequence[bool] | npt.NDArray[np.bool_],
+    ) -> None:
+        """Open the batch for labelling, in one transaction.
+
+        Parameters
+        ----------
+        round : Round
+            Scanned; or frozen or fitted, where the batch needs no scan.
+        rows : array of int, shape (k,)
+            In the order in which to ask; may be fewer than the round's k.
+        record_ids : sequence of str
+        scores : sequence of float or None
+            None where the record has no score.
+        predicted : sequence of int or None
+            Class code given by the round's model; None where there is no model.
+        explore : sequence of bool
+            Which rows were drawn uniformly.
+
+        Raises
+        ------
+        InputError
+            If the columns differ in length, a row repeats or is outside the pool, or a score is NaN.
+        CampaignError
+            If a row has been asked before, or the round is not at this step.
+        """
+        columns = (np.asarray(rows, np.int64).tolist(), list(record_ids), list(scores), list(predicted), list(explore))
+        _check_batch(*columns[:3], sizes=[len(column) for column in columns], n_rows=round.n_rows)
+        batch = [
+            _asked_values(round.number, rank, Asked(row, record_id, rank, score, code, flag))
+            for rank, (row, record_id, score, code, flag) in enumerate(zip(*columns, strict=True))
+        ]
+        with self._writing() as connection:
+            _refuse_asked(connection, columns[0])
+            _advance(connection, round.number, ("frozen", "fitted", "scanned"), "open", {"opened_at": ledger.now()})
+            if batch:
+                connection.execute(insert(asked), batch)
+
+    def close_round(self, round: Round) -> None:
+        """End a round; records of its batch that nobody has answered stay asked, and can still be answered."""
+        with self._writing() as connection:
+            _advance(connection, round.number, ("open",), "closed", {"closed_at": ledger.now()})
+
+    def round(self, number: int) -> Round:
+        """Read one round."""
+        with self._reading() as connection:
+            row = connection.execute(select(rounds).where(rounds.c.number == number)).one_or_none()
+        if row is None:
+            raise CampaignError(f"{self.directory} has no round {number}")
+        return _round(row)
+
+    def rounds(self) -> list[Round]:
+        """Read all rounds, the first one first."""
+        with self._reading() as connection:
+            return [_round(row) for row in connection.execute(select(rounds).order_by(rounds.c.number))]
+
+    @property
+    def current_round(self) -> Round | None:
+        """The round that is not closed, None where there is none."""
+        with self._reading() as connection:
+            last = _last_round(connection)
+        return None if last is None or last.status == "closed" else last
+
+    def batch(self, number: int) -> list[Asked]:
+        """Read the records asked in a round, in the order of asking."""
+        columns = [asked.c[field.name] for field in fields(Asked)]
+        query = select(*columns).where(asked.c.round == number).order_by(asked.c.rank)
+        with self._reading() as connection:
+            return [Asked(*row) for row in connection.execute(query)]
+
+    def pending(self, number: int) -> int:
+        """Count the records asked in a round that nobody has answered, not even by skipping."""
+        answered = exists().where(schema.answers.c.row == asked.c.row)
+        with self._reading() as connection:
+            query = select(func.count()).select_from(asked).where(asked.c.round == number, ~answered)
+            return connection.scalar(query) or 0
+
+    def asked_rows(self) -> npt.NDArray[np.int64]:
+        """Read the rows that were ever asked, ascending."""
+        with self._reading() as connection:
+            return np.sort(np.array(connection.scalars(select(asked.c.row)).all(), dtype=np.int64))
+
+    def excluded_rows(self, round: Round | None = None) -> npt.NDArray[np.int64]:
+        """Read the rows that are not to be asked, ascending: asked ones, and those answered unasked.
+
+        Parameters
+        ----------
+        round : Round, optional
+            Give them as they were when this round was frozen, which is what a scan resumed later must use.
+        """
+        bounds = (None, None) if round is None else (round.number, round.last_answer)
+        with self._reading() as connection:
+            return ledger.excluded_rows(connection, *bounds)
+
+    def history(self) -> list[RoundRecord]:
+        """Give what the stopping criteria and the ruler need of each closed round, the first one first.
+
+        The explore answers of a round are those to its batch's explore records, as they stand now, against what
+        the model that chose the batch had predicted before it learned from them.
+        """
+        with self._reading() as connection:
+            closed = select(rounds).where(rounds.c.status == "closed").order_by(rounds.c.number)
+            past = [_round(row) for row in connection.execute(closed)]
+            sizes = select(asked.c.round, func.count()).group_by(asked.c.round)
+            batches: dict[int, int] = dict([tuple(row) for row in connection.execute(sizes)])
+            ruled = self._ruled(connection)
+        return [
+            RoundRecord(
+                number=each.number,
+                labels=each.labels,
+                explore_correct=sum(ruled[each.number]),
+                explore_asked=len(ruled[each.number]),
+                hours=(datetime.fromisoformat(each.frozen_at) - self.created_at).total_seconds() / 3600,
+                never_asked=each.n_rows - each.excluded - batches.get(each.number, 0),
+            )
+            for each in past
+        ]
+
+    def _ruled(self, connection: Connection) -> dict[int, list[bool]]:
+        """Find, by round, whether the model was right on each labelled explore record."""
+        query = select(asked.c.row, asked.c.round, asked.c.predicted).where(
+            asked.c.explore, asked.c.predicted.is_not(None)
+        )
+        drawn = {row: (number, code) for row, number, code in connection.execute(query)}
+        known = ledger.latest(connection)
+        mine = np.isin(known.rows, np.fromiter(drawn, np.int64, len(drawn)))
+        labelled = majority(known.rows[mine], known.labels[mine], seed=self.settings.seed)
+        ruled: dict[int, list[bool]] = defaultdict(list)
+        for row, label in zip(*(column.tolist() for column in labelled), strict=True):
+            number, code = drawn[row]
+            ruled[number].append(code == label)
+        return ruled
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def add_answers(self, answers: Iterable[Answer], *, source: str, source_digest: str | None = None) -> ImportCounts:
+        """Add answers in the order in which they were given, in one transaction.
+
+        An answer equal to its annotator's latest one for the record changes nothing; a different one is appended,
+        and the old one stays.
+
+        Parameters
+        ----------
+        answers : iterable of Answer
+            Read once; memory does not grow with it.
+        source : str
+            Where they come from, such as ``"web"``.
+        source_digest : str, optional
+            Says that these answers are one whole; a second whole of the same digest changes nothing.
+
+        Raises
+        ------
+        LabelError
+            At an answer that cannot be one; none was added then.
+        """
+        with self._staged(answers) as connection, immediate(connection):
+            if source_digest is not None and ledger.seen(connection, source_digest, "") is not None:
+                return ImportCounts()
+            counts = ledger.append(connection, source)
+            if source_digest is not None:
+                _record_import(connection, source_digest, "", source, counts)
+            return counts
+
+    def import_answers(self, answers: Iterable[Answer], file: AnswerFile) -> Imported:
+        """Add the answers of a file, in one transaction, and keep out what is in doubt.
+
+        Kept out are lines that contradict each other, and, unless `file` says to take them, conflicts: lines that
+        differ from what their annotator answered elsewhere since the file was exported. A file seen before
+        changes nothing, except that conflicts kept out then may be taken now.
+
+        Parameters
+        ----------
+        answers : iterable of Answer
+            With their lines. Read once; memory does not grow with it.
+        file : AnswerFile
+            The file that they come from.
+        """
+        with self._staged(answers) as connection, immediate(connection):
+            before = ledger.seen(connection, file.digest, file.annotator)
+            if before is not None and not (file.take_conflicts and before.conflicts):
+                return Imported(before, seen=True)
+            torn, contradictory = ledger.keep_out_contradictions(connection)
+            conflicts, kept_out = ((), 0) if file.take_conflicts else ledger.keep_out_conflicts(connection, file)
+            counts = replace(ledger.append(connection, file.source), conflicts=kept_out)
+            _record_import(connection, file.digest, file.annotator, file.source, counts)
+            return Imported(counts, conflicts, torn, contradictory)
+
+    def import_seen(self, digest: str, annotator: str = "") -> ImportCounts | None:
+        """Give what the last import of this digest came to, None if there was none."""
+        with self._reading() as connection:
+            return ledger.seen(connection, digest, annotator)
+
+    def latest_answers(self, upto: int | None = None, *, asked_in: int | None = None) -> Answers:
+        """Read the latest answer of each annotator to each record.
+
+        Parameters
+        ----------
+        upto : int, optional
+            Only answers up to this id, such as a round's `last_answer`.
+        asked_in : int, optional
+            Only answers to the records of this round's batch.
+        """
+        with self._reading() as connection:
+            return ledger.latest(connection, upto, asked_in)
+
+    def last_answer(self) -> int:
+        """Give the id of the last answer, 0 where there is none."""
+        with self._reading() as connection:
+            return ledger.last_id(connection)
+
+    # -- files that went out -----------------------------------------------------------------------------------------
+
+    def record_export(self, number: int, name: str, digest: str, last_answer: int) -> None:
+        """Remember that a round's batch went out as a file that holds the answers up to `last_answer`."""
+        with self._writing() as connection:
+            connection.execute(
+                insert(schema.exports).values(
+                    round=number, name=name, digest=digest, last_answer=last_answer, exported_at=ledger.now()
+                )
+            )
+
+    def file_known(self, digest: str) -> bool:
+        """Say whether a file of this digest was exported or imported, so that nothing is lost with it."""
+        found = or_(
+            exists().where(schema.exports.c.digest == digest), exists().where(schema.imports.c.digest == digest)
+        )
+        with self._reading() as connection:
+            return bool(connection.scalar(select(found)))
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        with explained(self.directory / DATABASE), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        with explained(self.directory / DATABASE), self._engine.connect() as connection, immediate(connection):
+            yield connection
+
+    @contextmanager
+    def _staged(self, answers: Iterable[Answer]) -> Iterator[Connection]:
+        """Give a connection that has the answers staged, and no lock yet."""
+        with explained(self.directory / DATABASE), self._engine.connect() as connection:
+            with connection.begin():
+                ledger.stage(connection, answers, len(self.settings.classes), self._rows_known(connection))
+            yield connection
+
+    def _rows_known(self, connection: Connection) -> int:
+        return max(self.n_rows, connection.scalar(select(func.max(rounds.c.n_rows))) or 0)
+
+    def _check_pool(self, fingerprint: str, n_rows: int) -> None:
+        if fingerprint != self.pool_fingerprint:
+            raise CampaignMismatch(
+                f"{self.directory} belongs to the pool with fingerprint {self.pool_fingerprint}, and this one has "
+                f"{fingerprint}. Use the pool that the campaign was made for, or make a new campaign"
+            )
+        with self._reading() as connection:
+            known = self._rows_known(connection)
+        if n_rows < known:
+            raise CampaignMismatch(
+                f"the pool had {known} rows and has {n_rows} now: rows never leave a pool; restore it"
+            )
+
+    def _require(self, round: Round, *allowed: str) -> None:
+        """Refuse a step that comes too early or too late, before it writes a file."""
+        status = self.round(round.number).status
+        if status not in allowed:
+            raise _wrong_step(round.number, status, allowed)
+
+    def _model_path(self, digest: str) -> Path:
+        return self.directory / "models" / f"{digest}.skops"
+
+    def _scan_path(self, number: int) -> Path:
+        return self.directory / "rounds" / f"{number:04d}-candidates.npz"
+
+
+# -- the directory ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CampaignError(
+            f"no campaign can be made in {directory}: {error.strerror}. Choose another place"
+        ) from error
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Refuse a directory with anything in it but what an interrupted `create` may have left."""
+    names = {entry.name for entry in directory.iterdir()}
+    if DATABASE in names:
+        raise CampaignError(f"{directory} holds a campaign already: open it, or choose another directory")
+    own = {TOML, f"{TOML}.part", LOCK, f"{DATABASE}.part", f"{DATABASE}.part-wal", f"{DATABASE}.part-shm", *FOLDERS}
+    filled = {name for name in names & set(FOLDERS) if any((directory / name).iterdir())}
+    if foreign := sorted(names - own | filled):
+        raise CampaignError(
+            f"an empty directory was expected; {directory} holds {', '.join(foreign[:5])}. Choose another directory"
+        )
+
+
+def _lay_out(directory: Path, settings: Settings, pool_fingerprint: str, n_rows: int) -> None:
+    identity = secrets.token_hex(8)
+    for folder in FOLDERS:
+        (directory / folder).mkdir(exist_ok=True)
+    with replacing(directory / TOML) as file:
+        file.write(_toml(identity, settings).encode())
+    part = directory / f"{DATABASE}.part"
+    for leftover in (part, Path(f"{part}-wal"), Path(f"{part}-shm")):
+        leftover.unlink(missing_ok=True)
+    with explained(part), open_engine(part, mode="rwc").begin() as connection:
+        schema.metadata.create_all(connection)
+        connection.execute(
+            insert(schema.campaign).values(
+                schema_version=schema.VERSION,
+                id=identity,
+                created_at=ledger.now(),
+                pool_fingerprint=pool_fingerprint,
+                n_rows=n_rows,
+                classes=json.dumps(settings.classes),
+            )
+        )
+    part.replace(directory / DATABASE)
+    sync_directory(directory)
+
+
+def _toml(identity: str, settings: Settings) -> str:
+    return (
+        "# What was chosen for this campaign. Edit it between rounds; `id` and `classes` are fixed for ever.\n"
+        f'id = "{identity}"\n\n{settings.to_toml()}'
+    )
+
+
+def _read_settings(path: Path, row: Row[Any]) -> Settings:
+    try:
+        text = path.read_text(encoding="utf-8")
+        identity = tomllib.loads(text).get("id")
+    except OSError as error:
+        raise CampaignError(f"{path} cannot be read: {error.strerror}. Restore it from a copy") from error
+    except ValueError as error:
+        raise SettingsError(f"{path} is no valid TOML: {error}") from error
+    if identity != row.id:
+        raise CampaignMismatch(
+            f"{path} is of campaign {identity}, and the database beside it of {row.id}: put back the right one"
+        )
+    try:
+        settings = Settings.from_toml(text)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
+    if list(settings.classes) != (fixed := json.loads(row.classes)):
+        raise CampaignMismatch(
+            f"{path} lists the classes {list(settings.classes)}, and the answers were given for {fixed}: put these back"
+        )
+    return settings
+
+
+def _check_version(version: int | None, path: Path) -> None:
+    if version is None:
+        raise CampaignError(f"{path} holds no campaign: restore it from a copy")
+    if version > schema.VERSION:
+        raise CampaignMismatch(
+            f"{path} has schema version {version}, and this dal knows up to {schema.VERSION}: install a newer dal"
+        )
+    if version < schema.VERSION:
+        raise CampaignMismatch(
+            f"{path} has schema version {version}, and this dal reads {schema.VERSION}: finish it with an older dal"
+        )
+
+
+def _read_checked(path: Path, digest: str) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CampaignError(f"{path} cannot be read: {error.strerror}. Restore it from a copy") from error
+    if _digest(data) != digest:
+        raise CampaignError(f"{path} is damaged: its digest should be {digest} and is {_digest(data)}. Restore it")
+    return data
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# -- the database ----------------------------------------------------------------------------------------------------
+
+
+def _advance(
+    connection: Connection, number: int, allowed: tuple[str, ...], status: str, values: Mapping[str, object]
+) -> None:
+    change = update(rounds).where(rounds.c.number == number, rounds.c.status.in_(allowed))
+    if connection.execute(change.values(status=status, **values)).rowcount != 1:
+        found = connection.scalar(select(rounds.c.status).where(rounds.c.number == number))
+        raise _wrong_step(number, found, allowed)
+
+
+def _wrong_step(number: int, status: str | None, allowed: tuple[str, ...]) -> CampaignError:
+    return CampaignError(
+        f"round {number} is {status or 'not there'}, and this step takes one that is {' or '.join(allowed)}: "
+        "read the campaign's current round and go on from there"
+    )
+
+
+def _last_round(connection: Connection) -> Round | None:
+    row = connection.execute(select(rounds).order_by(rounds.c.number.desc()).limit(1)).one_or_none()
+    return None if row is None else _round(row)
+
+
+def _last_model(connection: Connection) -> str | None:
+    query = select(rounds.c.model).where(rounds.c.model.is_not(None)).order_by(rounds.c.number.desc()).limit(1)
+    return connection.scalar(query)
+
+
+def _round(row: Row[Any]) -> Round:
+    values = dict(row._mapping)
+    for name in ("notes", "summary"):
+        values[name] = None if values[name] is None else json.loads(values[name])
+    return Round(**values)
+
+
+def _check_batch(
+    rows: list[int], record_ids: list[str], scores: list[float | None], *, sizes: list[int], n_rows: int
+) -> None:
+    if len(set(sizes)) > 1:
+        raise InputError(f"rows, record_ids, scores, predicted and explore of one length were expected, {sizes} came")
+    if outside := [row for row in rows if not 0 <= row < n_rows]:
+        raise InputError(f"rows from 0 to {n_rows - 1} were expected, {outside[:5]} came")
+    if repeated := [row for row, times in Counter(rows).items() if times > 1]:
+        raise InputError(f"each row once was expected, {repeated[:5]} came again")
+    if nan := [record_ids[at] for at, score in enumerate(scores) if score is not None and score != score]:
+        raise InputError(f"scores are never NaN; those of records {nan[:5]} are")
+
+
+def _refuse_asked(connection: Connection, rows: list[int]) -> None:
+    wanted = set(rows)
+    for row, record_id, number in connection.execute(select(asked.c.row, asked.c.record_id, asked.c.round)):
+        if row in wanted:
+            raise CampaignError(f"row {row} (record {record_id!r}) was asked in round {number}: nobody is asked twice")
+
+
+def _asked_values(number: int, rank: int, record: Asked) -> dict[str, object]:
+    return {
+        "round": number,
+        "rank": rank,
+        "row": record.row,
+        "record_id": record.record_id,
+        "score": None if record.score is None else float(record.score),
+        "predicted": None if record.predicted is None else int(record.predicted),
+        "explore": bool(record.explore),
+    }
+
+
+def _record_import(connection: Connection, digest: str, annotator: str, source: str, counts: ImportCounts) -> None:
+    connection.execute(
+        insert(schema.imports).values(
+            digest=digest,
+            annotator=annotator,
+            source=source,
+            imported_at=ledger.now(),
+            new=counts.new,
+            changed=counts.changed,
+            same=counts.same,
+            volunteered=counts.volunteered,
+            conflicts=counts.conflicts,
+        )
+    )
+
+
+def _json(value: Mapping[str, object]) -> str:
+    """Write JSON; NumPy's numbers and arrays, which scans and fits are full of, become plain ones."""
+    return json.dumps(dict(value), default=lambda given: given.tolist())

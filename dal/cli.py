@@ -1,0 +1,330 @@
+"""The command line: one verb for each thing people do."""
+
+import getpass
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from distributed import Client
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table as RichTable
+
+from dal import demo as demonstration
+from dal.campaign import Campaign, Settings
+from dal.client import connect, local_cluster
+from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
+from dal.errors import DalError
+from dal.exchange import ImportReport, read_answers, write_batch
+from dal.figures import Table
+from dal.pool import Pool, build_pool
+from dal.progress import shown
+from dal.rounds import Stop, Wait
+from dal.scan import Progress
+from dal.selection import STRATEGIES
+
+_LISTED_LINES = 20
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class _Verbs(click.Group):
+    """Turns the library's errors into one line and an exit code; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
+        try:
+            return super().invoke(ctx)
+        except DalError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            console.print("Interrupted. Nothing is lost: run the same command again, it goes on from here.")
+            ctx.exit(130)
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="dal")
+def main() -> None:
+    """Distributed active learning on very large pools."""
+    # A learner of one's own is named as module:object, and its module lies where one stands.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    handler = RichHandler(console=console, show_time=False, show_path=False)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+
+
+# -- pools -------------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def pool() -> None:
+    """Build pools and look at them."""
+
+
+@pool.command("build")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("pool_path", metavar="POOL")
+@click.option("--ids", help="Column with the record ids, which must not repeat. Default: the row numbers.")
+@click.option("--features", help="Feature columns, separated by commas. Default: all but ids and display columns.")
+@click.option("--display", default="", help="Columns to show to annotators, separated by commas.")
+@click.option("--overwrite", is_flag=True, help="Replace the pool that is there.")
+def build(source: Path, pool_path: str, ids: str | None, features: str | None, display: str, overwrite: bool) -> None:
+    """Build POOL from SOURCE: an .npy, .parquet or .csv file.
+
+    Memory does not grow with the source. Interrupted and run again, it goes on.
+    """
+    with shown("building", console) as show:
+        built = build_pool(
+            source,
+            pool_path,
+            ids=ids,
+            features=_split(features) if features else None,
+            display=_split(display),
+            overwrite=overwrite,
+            progress=lambda done, total: show(done, total, "rows"),
+        )
+    _describe(built)
+
+
+@pool.command("info")
+@click.argument("pool_path", metavar="POOL")
+def info(pool_path: str) -> None:
+    """Describe POOL."""
+    _describe(Pool.open(pool_path))
+
+
+def _describe(opened: Pool) -> None:
+    shape = " x ".join(str(length) for length in opened.record_shape)
+    console.print(f"{opened.path}: {opened.n_rows:,} records of {shape} {opened.dtype}, {_bytes(opened.nbytes)}")
+    console.print(f"display fields: {', '.join(opened.fields) or 'none'}; fingerprint {opened.fingerprint}")
+
+
+# -- campaigns ---------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("pool_path", metavar="POOL")
+@click.option("--classes", required=True, help="The classes, separated by commas.")
+@click.option(
+    "--learner", default="logistic", show_default=True, help="logistic, forest, hgb, mlp, or module:object of your own."
+)
+@click.option("--strategy", default="default", show_default=True, help=f"One of {', '.join(STRATEGIES)}.")
+@click.option("--batch", default=100, show_default=True, help="Records asked in a round.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same batches.")
+@click.option("--stop", multiple=True, help="A stopping criterion, such as max_labels=5000; repeat it for several.")
+@click.option("--explore", default=0.05, show_default=True, help="Share drawn uniformly, to measure honestly.")
+@click.option("--trust", multiple=True, help="A type, by full name, that a saved learner may hold.")
+def init(
+    directory: Path,
+    pool_path: str,
+    classes: str,
+    learner: str,
+    strategy: str,
+    batch: int,
+    seed: int,
+    stop: tuple[str, ...],
+    explore: float,
+    trust: tuple[str, ...],
+) -> None:
+    """Make a campaign in DIRECTORY that labels records of POOL."""
+    campaign = create_campaign(
+        directory,
+        pool_path,
+        _split(classes),
+        learner=learner,
+        strategy=strategy,
+        batch=batch,
+        seed=seed,
+        stop=stop,
+        explore=explore,
+        trusted=trust,
+    )
+    console.print(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
+
+
+@main.command("next")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--scheduler", help="Address of a Dask scheduler. Default: a local cluster of this machine's cores.")
+@click.option("--close", is_flag=True, help="Close the open batch with the answers it has.")
+@click.option("--coverage", is_flag=True, help="Choose this batch by coverage of the pool, without the learner.")
+def next_(directory: Path, scheduler: str | None, close: bool, coverage: bool) -> None:
+    """Train, scan the pool, and write the next batch into DIRECTORY as a file to fill in."""
+    campaign = Campaign.open(directory)
+    step = next_step(campaign)
+    waits = (isinstance(step, Wait) and not close) or isinstance(step, Stop)
+    with _cluster(None if waits else scheduler, start=not waits) as client, shown("scan", console) as show:
+        given = next_batch(campaign, client=client, progress=_rows_shown(show), close=close, coverage=coverage)
+    if isinstance(given, Stopped):
+        console.print("Stopped: more labels are not worth their price.")
+        for each in given.verdicts:
+            console.print(f"  {each.criterion}: {each.reason}")
+        return
+    _tell_batch(campaign, directory, given)
+
+
+def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
+    path = directory / f"batch-{batch.number:04d}.csv"
+    if not path.exists():
+        write_batch(campaign, pool_of(campaign), batch.number, path)
+    if batch.fresh:
+        console.print(f"Round {batch.number}: {len(batch.rows):,} records to label, in {path}")
+    else:
+        console.print(f"Round {batch.number} is open: {batch.pending:,} of {len(batch.rows):,} records are unanswered.")
+    console.print(f"Fill in the column label with one of: {', '.join(campaign.settings.classes)}")
+    console.print(f"Then: dal label import {directory} {path}, and dal next {directory}")
+
+
+@contextmanager
+def _cluster(scheduler: str | None, *, start: bool) -> Iterator[Client | None]:
+    if scheduler is not None:
+        with connect(scheduler) as client:
+            yield client
+    elif start:
+        with local_cluster() as client:
+            yield client
+    else:
+        yield None
+
+
+def _rows_shown(show: Callable[[int, int | None, str], None]) -> Callable[[Progress], None]:
+    def told(progress: Progress) -> None:
+        seconds = max(progress.seconds, 1e-9)
+        remark = f"rows, {progress.rows_done / seconds:,.0f}/s, {_bytes(progress.bytes_read / seconds)}/s"
+        if progress.failed:
+            remark += f", {progress.failed} spans tried again"
+        show(progress.rows_done, progress.rows_total, remark)
+
+    return told
+
+
+@main.command("status")
+@click.argument("directory", type=click.Path(path_type=Path))
+def status_(directory: Path) -> None:
+    """Tell where the campaign in DIRECTORY stands."""
+    campaign = Campaign.open(directory)
+    now = status(campaign)
+    _describe_settings(campaign.settings)
+    state = "no round yet" if not now.round else f"round {now.round} is {now.status}"
+    console.print(f"{state}; {now.asked:,} records asked, {now.labels:,} labelled, {now.pending:,} waiting")
+    console.print("labels: " + ", ".join(f"{name} {count:,}" for name, count in now.per_class.items()))
+    console.print(f"accuracy: {now.accuracy.text}")
+    for each in now.verdicts:
+        console.print(f"{'STOP' if each.stop else 'go on'}: {each.criterion}: {each.reason}")
+    for note in now.notes:
+        console.print(f"the learner warned: {note}")
+
+
+def _describe_settings(settings: Settings) -> None:
+    console.print(
+        f"pool {settings.pool}; learner {settings.learner}; strategy {settings.strategy}; seed {settings.seed}"
+    )
+
+
+# -- labels ------------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def label() -> None:
+    """Bring answers in and out."""
+
+
+@label.command("import")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--annotator", help="Who answered the lines that do not say so. Default: your user name.")
+@click.option("--take-conflicts", is_flag=True, help="Take lines that differ from what was answered elsewhere since.")
+def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: bool) -> None:
+    """Import the answers in FILE, a CSV with the columns record_id and label."""
+    campaign = Campaign.open(directory)
+    opened = pool_of(campaign)
+    who = annotator or getpass.getuser()
+    report = read_answers(file, campaign, opened, who, conflicts="take" if take_conflicts else "keep out")
+    _tell_import(report)
+
+
+def _tell_import(report: ImportReport) -> None:
+    if report.seen:
+        console.print("This file was imported before: nothing was changed.")
+    console.print(
+        f"{report.new:,} new, {report.changed:,} changed, {report.same:,} known already, {report.pending:,} pending,"
+        f" {report.rejections:,} rejected, {report.kept_out:,} in conflict"
+    )
+    if report.volunteered:
+        console.print(f"{report.volunteered:,} of them were never asked: taken as volunteered.")
+    for what, lines, total in (
+        ("rejected", report.rejected, report.rejections),
+        ("conflict", report.conflicts, report.kept_out),
+    ):
+        for line in lines[:_LISTED_LINES]:
+            console.print(f"  line {line.line}: {line.record_id}: {what}: {line.reason}", markup=False)
+        if total > _LISTED_LINES:
+            console.print(f"  and {total - _LISTED_LINES:,} more")
+
+
+@label.command("export")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--round", "number", type=int, help="Default: the newest.")
+def export(directory: Path, file: Path, number: int | None) -> None:
+    """Write a batch with the answers known so far to FILE, as CSV."""
+    campaign = Campaign.open(directory)
+    rounds = [each.number for each in campaign.rounds()]
+    if not rounds:
+        raise click.ClickException(f"No batch was chosen yet: dal next {directory}")
+    lines = write_batch(campaign, pool_of(campaign), number or rounds[-1], file)
+    console.print(f"Wrote {lines:,} lines to {file}")
+
+
+# -- the demonstration -------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--rows", default=500_000, show_default=True, type=click.IntRange(1000), help="Records of the pool.")
+@click.option("--rounds", default=12, show_default=True, type=click.IntRange(1), help="Batches to ask.")
+@click.option("--batch", default=20, show_default=True, type=click.IntRange(1), help="Records asked in a round.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Same seed, same batches.")
+@click.option("--directory", default="demo", show_default=True, type=click.Path(path_type=Path), help="For the files.")
+def demo(rows: int, rounds: int, batch: int, seed: int, directory: Path) -> None:
+    """Play a whole campaign in about a minute: half a million handwritten digits, two strategies, one page."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with shown("making digits", console) as show:
+        made = demonstration.build(directory, rows, seed, show)
+    console.print(f"{made.pool.n_rows:,} records in {made.pool.path}, {_bytes(made.pool.nbytes)}")
+    with local_cluster() as client:
+        console.print(f"{len(client.nthreads())} worker processes; dashboard: {client.dashboard_link}")
+        with shown("rounds", console) as show:
+            comparison = demonstration.play(made, client, rounds, batch, seed, show)
+    console.print(_as_rich(demonstration.table(comparison)))
+    page = directory / "report.html"
+    demonstration.write_report(page, made, comparison, seed)
+    console.print(demonstration.verdict(comparison))
+    console.print(f"The page with the curves and the chosen digits: {page}")
+
+
+def _as_rich(table: Table) -> RichTable:
+    shown_table = RichTable(*table.header)
+    for column in shown_table.columns:
+        column.justify = "right"
+    for row in table.rows:
+        shown_table.add_row(*row)
+    return shown_table
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+if __name__ == "__main__":
+    main()

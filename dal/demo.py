@@ -1,0 +1,173 @@
+"""The demonstration: half a million handwritten digits, made out of the 1,797 that scikit-learn brings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from distributed import Client
+from sklearn.datasets import load_digits
+
+from dal.figures import Curve, Part, Table, learning_curves, record_images, write_page
+from dal.pool import Block, Pool, build_pool
+from dal.progress import Show
+from dal.simulation import Comparison, Replay, TestSet, compare, saved_labels
+
+SIDE = 8
+TEST_ORIGINALS = 600
+CLASSES = tuple("0123456789")
+STRATEGIES = ("default", "random")
+_BLOCK_ROWS = 32_768
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """The demo's pool with its answers, and the test records that none of it was made from."""
+
+    pool: Pool
+    answers: npt.NDArray[np.int64]
+    test: TestSet
+
+
+def build(directory: Path, n_rows: int, seed: int, show: Show) -> Demonstration:
+    """Make the pool, or take the one that is there for the same rows and seed.
+
+    Each record is a digit of somebody's handwriting, shifted, turned and scaled a little, with noise; the number of the
+    original is its true answer. 600 originals are kept apart for the test and never enter the pool.
+    """
+    originals, numbers = load_digits(return_X_y=True)
+    images = originals.reshape(-1, SIDE, SIDE).astype(np.float32)
+    order = np.random.default_rng(seed).permutation(len(images))
+    test, source = order[:TEST_ORIGINALS], order[TEST_ORIGINALS:]
+    chosen = np.random.default_rng([seed, 1]).choice(source, n_rows)
+    path = directory / f"digits-{n_rows}-{seed}.zarr"
+    if not path.exists():
+        pool = build_pool(
+            _blocks(images, chosen, seed),
+            path,
+            progress=lambda done, _: show(done, n_rows, ""),
+        )
+    else:
+        pool = Pool.open(path)
+    X = images[test].reshape(len(test), -1)
+    return Demonstration(pool, numbers[chosen].astype(np.int64), TestSet(X, numbers[test].astype(np.int64)))
+
+
+def _blocks(images: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64], seed: int) -> Iterator[Block]:
+    for start in range(0, len(chosen), _BLOCK_ROWS):
+        part = chosen[start : start + _BLOCK_ROWS]
+        moved = altered(images[part], np.random.default_rng([seed, 2, start]))
+        yield Block(moved[..., None], fields={"original": part})
+
+
+def altered(images: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """Shift, turn and scale images a little, each in its own way, and add noise.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, 8, 8), float32
+    rng : numpy.random.Generator
+
+    Returns
+    -------
+    ndarray of shape (n, 8, 8), float32
+    """
+    n = len(images)
+    angle = rng.normal(0, np.radians(8), n)
+    scale = rng.uniform(0.9, 1.1, n)
+    shift = rng.uniform(-0.7, 0.7, (2, n))
+    middle = (SIDE - 1) / 2
+    y, x = np.meshgrid(np.arange(SIDE) - middle, np.arange(SIDE) - middle, indexing="ij")
+    cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
+    from_y = np.multiply.outer(cosine, y) - np.multiply.outer(sine, x) + (shift[0] + middle)[:, None, None]
+    from_x = np.multiply.outer(sine, y) + np.multiply.outer(cosine, x) + (shift[1] + middle)[:, None, None]
+    moved = _interpolated(images, from_y, from_x)
+    noisy = moved + rng.normal(0, 1.0, moved.shape)
+    return np.clip(noisy, 0, 16).astype(np.float32)
+
+
+def _interpolated(
+    images: npt.NDArray[np.float32], y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Read images between their pixels, bilinearly; outside of them is paper."""
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
+    y, x = np.clip(y + 1, 0, SIDE + 0.999), np.clip(x + 1, 0, SIDE + 0.999)
+    top, left = y.astype(np.int64), x.astype(np.int64)
+    down, right = y - top, x - left
+    image = np.arange(len(images))[:, None, None]
+    upper = padded[image, top, left] * (1 - right) + padded[image, top, left + 1] * right
+    lower = padded[image, top + 1, left] * (1 - right) + padded[image, top + 1, left + 1] * right
+    return upper * (1 - down) + lower * down
+
+
+def play(demonstration: Demonstration, client: Client, rounds: int, batch: int, seed: int, show: Show) -> Comparison:
+    """Play the default strategy and random sampling on the pool, against its known answers."""
+    done = 0
+
+    def told(replay: Replay) -> None:
+        nonlocal done
+        done += 1
+        remark = f"{replay.strategy}: {replay.labels[-1]} labels, accuracy {replay.accuracy[-1]:.3f}"
+        show(done, rounds * len(STRATEGIES), remark)
+
+    return compare(
+        demonstration.pool,
+        demonstration.answers,
+        demonstration.test,
+        CLASSES,
+        STRATEGIES,
+        seeds=(seed,),
+        batch=batch,
+        rounds=rounds,
+        client=client,
+        on_round=told,
+    )
+
+
+def table(comparison: Comparison) -> Table:
+    """Give accuracy by labels, a column for each strategy."""
+    means = [comparison.mean(strategy) for strategy in comparison.strategies]
+    rows = [
+        (f"{labels:,}", *(f"{mean.accuracy[index]:.3f}" for mean in means))
+        for index, labels in enumerate(means[0].labels)
+    ]
+    return Table(("labels", *comparison.strategies), rows)
+
+
+def verdict(comparison: Comparison) -> str:
+    """Say in one line how many labels were saved."""
+    saved = saved_labels(comparison, "default")
+    if saved is None:
+        return "The default strategy did not reach the final accuracy of random sampling: no labels were saved."
+    return (
+        f"The default strategy reached random sampling's final accuracy of {saved['accuracy']:.3f}"
+        f" with {saved['labels']:.0f} labels instead of {saved['labels_against']:.0f}:"
+        f" {saved['labels_against'] - saved['labels']:.0f} labels saved ({saved['share']:.0%})."
+    )
+
+
+def write_report(path: Path, demonstration: Demonstration, comparison: Comparison, seed: int) -> None:
+    """Write the page: the curves, the chosen digits, the figures behind them."""
+    pool = demonstration.pool
+    means = [comparison.mean(strategy) for strategy in comparison.strategies]
+    curves = [Curve(mean.strategy, mean.labels, mean.accuracy) for mean in means]
+    random_final = comparison.mean("random").accuracy[-1]
+    parts: list[Part] = [
+        f"{pool.n_rows:,} records, {len(demonstration.test.y)} test records of other originals, seed {seed}, one run of"
+        " each strategy, no explore share.",
+        verdict(comparison),
+        learning_curves(curves, target=random_final),
+        table(comparison),
+        "# What was asked",
+        "The digits of some batches, in the order of asking, each under its true number. The first batch is chosen"
+        " without a single label, to cover the pool; later ones where the learner is unsure, and spread out.",
+    ]
+    for strategy in comparison.strategies:
+        batches = comparison.of(strategy)[0].batches
+        for number in sorted({0, len(batches) // 2, len(batches) - 1}):
+            rows = batches[number][:30]
+            images = pool.take(rows).reshape(-1, SIDE, SIDE)
+            captions = [str(code) for code in demonstration.answers[rows].tolist()]
+            parts.append(record_images(images, captions, f"{strategy}, batch {number + 1}", columns=15))
+    write_page(path, "Active learning on handwritten digits", parts)

@@ -1,0 +1,92 @@
+"""Every error that dal raises on purpose.
+
+The tree is grouped by what the reader of the message does about it::
+
+    DalError
+    |-- InputError (ValueError)      change what you passed; nothing was written
+    |   |-- SourceError              the data a pool is built from
+    |   |-- LearnerError             the learner, or what it returned
+    |   |-- LabelError               classes and answers
+    |   `-- SettingsError            a strategy, a batch size, a stopping criterion, an option
+    |-- PoolError                    look at the pool's store
+    |   |-- PoolNotFound (FileNotFoundError)
+    |   |-- PoolIncomplete           a build was interrupted: run it again, it goes on
+    |   `-- ChunkError               a chunk is missing or damaged: restore it
+    |-- CampaignError                look at the campaign's directory
+    |   |-- CampaignNotFound (FileNotFoundError)
+    |   |-- CampaignLocked           another coordinator is at work: wait for it, or end it
+    |   `-- CampaignMismatch         this is another campaign's directory, pool or version
+    `-- ScanError                    run again: finished spans are kept
+        |-- ClusterError             no scheduler, no workers, no progress
+        `-- SpanError                one span fails every time; the message names it
+
+A message says what was expected, what came, and what to do next.
+"""
+
+
+class DalError(Exception):
+    """Base of every error that dal raises on purpose."""
+
+
+class InputError(DalError, ValueError):
+    """What was passed cannot be used; nothing was changed."""
+
+
+class SourceError(InputError):
+    """The data that a pool is to be built from cannot be used."""
+
+
+class LearnerError(InputError):
+    """The learner cannot be used, or returned something that is no prediction."""
+
+
+class LabelError(InputError):
+    """A class or an answer cannot be used."""
+
+
+class SettingsError(InputError):
+    """An option, a strategy or a stopping criterion cannot be used."""
+
+
+class PoolError(DalError):
+    """The pool's store is not as it should be."""
+
+
+class PoolNotFound(PoolError, FileNotFoundError):
+    """There is no pool at this place."""
+
+
+class PoolIncomplete(PoolError):
+    """The pool's build was interrupted; the same build, run again, goes on."""
+
+
+class ChunkError(PoolError):
+    """A chunk of the pool is missing or damaged."""
+
+
+class CampaignError(DalError):
+    """The campaign's durable state is not as it should be."""
+
+
+class CampaignNotFound(CampaignError, FileNotFoundError):
+    """There is no campaign at this place."""
+
+
+class CampaignLocked(CampaignError):
+    """Another coordinator is at work on this campaign."""
+
+
+class CampaignMismatch(CampaignError):
+    """The directory, the pool or the version belongs to another campaign."""
+
+
+class ScanError(DalError):
+    """A scan could not finish; finished spans are kept in its journal."""
+
+
+class ClusterError(ScanError):
+    """The cluster cannot be reached, has no workers, or makes no progress."""
+
+
+class SpanError(ScanError):
+    """A span of the pool failed on every attempt."""

@@ -1,0 +1,580 @@
+"""Learners: what dal needs from a scikit-learn classifier, and the fitted models that travel to the workers."""
+
+import importlib
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import skops.io
+from sklearn.base import BaseEstimator, clone, is_regressor
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
+
+from dal.errors import LabelError, LearnerError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Floats = npt.NDArray[np.floating[Any]]
+
+# Compiled parts of scikit-learn's own estimators, which skops does not list as safe by itself.
+_TRUSTED = (
+    "sklearn.tree._tree.Tree",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+)
+
+# Rows scored at once where a learner cares; measured, see the scan's study of tile heights.
+_TILE_ROWS = {
+    "HistGradientBoostingClassifier": 4096,
+    "RandomForestClassifier": 16384,
+    "ExtraTreesClassifier": 16384,
+}
+
+_FORMAT = 1
+
+
+def _logistic(random_state: int) -> Pipeline:
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=random_state))
+
+
+def _forest(random_state: int) -> RandomForestClassifier:
+    return RandomForestClassifier(n_estimators=100, n_jobs=1, random_state=random_state)
+
+
+def _hgb(random_state: int) -> HistGradientBoostingClassifier:
+    # Early stopping would hold back a tenth of the labels, which are what costs here.
+    return HistGradientBoostingClassifier(early_stopping=False, random_state=random_state)
+
+
+def _mlp(random_state: int) -> Pipeline:
+    return make_pipeline(StandardScaler(), MLPClassifier((64,), max_iter=500, random_state=random_state))
+
+
+_PRESETS: Mapping[str, Callable[[int], BaseEstimator]] = {
+    "logistic": _logistic,
+    "forest": _forest,
+    "hgb": _hgb,
+    "mlp": _mlp,
+}
+
+
+class Learner:
+    """A scikit-learn classifier, and the classes of the campaign.
+
+    Nothing is validated before `check`.
+
+    Parameters
+    ----------
+    estimator
+        Any classifier or pipeline with `predict_proba` or `decision_function`; only clones of it are fitted. Of a
+        dask-ml ``ParallelPostFit`` or ``Incremental``, the estimator inside is taken.
+    classes
+        Names of all classes of the campaign; their positions are the class codes.
+    trusted
+        Types, as ``"module.Class"``, that a saved model may hold beside those of scikit-learn; loading runs their code.
+    """
+
+    def __init__(self, estimator: BaseEstimator, classes: Sequence[str], *, trusted: Sequence[str] = ()) -> None:
+        self.estimator = _unwrapped(estimator)
+        self.classes = tuple(classes)
+        self.trusted = tuple(trusted)
+
+    @classmethod
+    def named(cls, name: str, classes: Sequence[str], *, random_state: int = 0, trusted: Sequence[str] = ()) -> Self:
+        """Make the learner that a setting names.
+
+        Parameters
+        ----------
+        name
+            ``logistic``, ``forest``, ``hgb``, ``mlp``, or ``module:object``, where the object is an estimator or gives
+            one when called without arguments.
+        classes, trusted
+            As for `Learner`.
+        random_state
+            Seed of the presets; an estimator of your own keeps the one that it has.
+
+        Raises
+        ------
+        LearnerError
+            If there is no such preset, module or object.
+
+        Examples
+        --------
+        >>> Learner.named("sklearn.naive_bayes:GaussianNB", ["cat", "dog"]).estimator
+        GaussianNB()
+        """
+        preset = _PRESETS.get(name)
+        estimator = preset(random_state) if preset else _imported(name)
+        return cls(estimator, classes, trusted=trusted)
+
+    def dumps(self) -> bytes:
+        """Save the estimator, not fitted, as a skops archive.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator holds something that cannot be saved.
+        """
+        return _archived({"format": _FORMAT, "estimator": _cloned(self.estimator)}, _kind(self.estimator))
+
+    @classmethod
+    def loads(cls, data: bytes, classes: Sequence[str], *, trusted: Sequence[str] = ()) -> Self:
+        """Load what `dumps` saved, without running code of types that are not trusted."""
+        return cls(_load(data, trusted)["estimator"], classes, trusted=trusted)
+
+    def check(self, n_features: int) -> None:
+        """Try the learner on made-up records, so that it is refused before the first round and not after it.
+
+        Parameters
+        ----------
+        n_features
+            Width of the pool's records.
+
+        Raises
+        ------
+        LabelError
+            With fewer than two classes, or a name that repeats.
+        LearnerError
+            If the estimator is no classifier, cannot be cloned or fitted, gives no probabilities, or does not come back
+            from a file as it was.
+        """
+        _check_classes(self.classes)
+        _check_kind(self.estimator)
+        try:
+            self._try_on(40, n_features)
+            return
+        except LearnerError:
+            pass  # some need more records, as a PCA of 64 components does
+        try:
+            self._try_on(640, n_features)
+        except LearnerError as error:
+            raise LearnerError(f"tried on made-up records of {n_features} features: {error}") from error
+
+    def fit(self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> "Model":
+        """Fit a clone of the estimator on one thread.
+
+        The model is given as it comes back from its file. Saving may change the layout of an array in memory, and with it
+        the last bits of a prediction; so what is used here is the same that workers load.
+
+        Parameters
+        ----------
+        X
+            Records, (n, d); taken as float32.
+        labels
+            Class codes, (n,): positions in `classes`. Not all of them need to be there.
+        sample_weight
+            Weights of the records, (n,).
+
+        Raises
+        ------
+        LearnerError
+            If fewer than two classes are among the labels, the estimator refuses the data, or cannot be saved and loaded.
+        """
+        return Model.loads(self._fitted(X, labels, sample_weight).dumps(), trusted=self.trusted)
+
+    def _fitted(self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> "Model":
+        records = np.ascontiguousarray(X, dtype=np.float32)
+        codes = _class_codes(labels, len(records), self.classes)
+        estimator = _single_threaded(_cloned(self.estimator))
+        weights = {} if sample_weight is None else {_weight_name(estimator): np.asarray(sample_weight)}
+        with warnings.catch_warnings(record=True) as caught, threadpool_limits(limits=1):
+            warnings.simplefilter("always")
+            try:
+                estimator.fit(records, codes, **weights)
+            except Exception as error:
+                seen = len(np.unique(codes))
+                raise LearnerError(
+                    f"{_kind(estimator)} could not be fitted on {len(codes)} labels of {seen} classes: {error}"
+                ) from error
+        said = dict.fromkeys(f"{warning.category.__name__}: {warning.message}" for warning in caught)
+        model = Model(estimator, self.classes, records.shape[1], tuple(said), self.trusted)
+        _check_seen(model)
+        return model
+
+    def tuned(
+        self, X: npt.ArrayLike, labels: npt.ArrayLike, grid: Mapping[str, Sequence[Any]], client: "Client"
+    ) -> Self:
+        """Search the estimator's parameters by five-fold cross-validation on the cluster.
+
+        Parameters
+        ----------
+        X, labels
+            As for `fit`.
+        grid
+            Values to try of each parameter, named as in ``estimator.get_params()``.
+        client
+            Client of the cluster that fits the folds.
+
+        Returns
+        -------
+        Learner
+            With the parameters of the best mean accuracy, not fitted.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator has no such parameter, or the labels cannot be fitted.
+        """
+        # Takes seconds to import, and nothing else here needs it.
+        from dask_ml.model_selection import GridSearchCV
+
+        unknown = set(grid) - set(_parameters(self.estimator))
+        if unknown:
+            raise LearnerError(
+                f"{_kind(self.estimator)} has no {sorted(unknown)}; it has {sorted(_parameters(self.estimator))}"
+            )
+        records = np.ascontiguousarray(X, dtype=np.float32)
+        codes = _class_codes(labels, len(records), self.classes)
+        search = GridSearchCV(
+            _single_threaded(_cloned(self.estimator)), grid, cv=5, scoring="accuracy", scheduler=client, refit=False
+        )
+        with client.as_current():  # dask-ml waits for its futures on the current client, whatever its scheduler is
+            search.fit(records, codes)
+        best = int(np.argmax(search.cv_results_["mean_test_score"]))
+        estimator = _cloned(self.estimator).set_params(**search.cv_results_["params"][best])
+        return type(self)(estimator, self.classes, trusted=self.trusted)
+
+    def _try_on(self, n: int, n_features: int) -> None:
+        X, codes = _made_up_records(n, n_features, len(self.classes))
+        model = self._fitted(X, codes)
+        predicted = model.predict_proba(X)
+        _check_probabilities(predicted, model.kind)
+        loaded = Model.loads(model.dumps(), trusted=self.trusted)
+        # not bit by bit: see `fit`
+        if not np.allclose(loaded.predict_proba(X), predicted, rtol=0, atol=1e-4):
+            raise LearnerError(f"{model.kind} predicts differently after it was saved and loaded")
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A fitted learner. Made by `Learner.fit` or `Model.loads`, and never changed.
+
+    Parameters
+    ----------
+    estimator
+        The fitted estimator.
+    classes
+        Names of all classes of the campaign.
+    n_features
+        Width of the records.
+    warnings
+        What the estimator warned of while it was fitted, such as a fit that did not converge.
+    trusted
+        Types that a process which loads the saved model must trust beside those of scikit-learn.
+    """
+
+    estimator: BaseEstimator
+    classes: tuple[str, ...]
+    n_features: int
+    warnings: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """Class name of the estimator, of the last step where it is a pipeline."""
+        return _kind(self.estimator)
+
+    @cached_property
+    def seen(self) -> npt.NDArray[np.int64]:
+        """Codes of the classes that the fit has seen, in the order of the estimator's columns."""
+        return np.asarray(self.estimator.classes_, dtype=np.int64)
+
+    @property
+    def tile_rows(self) -> int | None:
+        """How many rows at once suit the estimator; None where it does not matter."""
+        return _TILE_ROWS.get(self.kind)
+
+    @cached_property
+    def linear(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[Any]] | None:
+        """Coefficients (C', d) and intercepts (C',) of a logistic regression, else None.
+
+        ``predict_proba(X)`` is then the softmax of ``transform(X) @ coef.T + intercept``; where C' is 1, its sigmoid is
+        the probability of the second class seen.
+        """
+        last = _last_step(self.estimator)
+        if type(last) is not LogisticRegression or last.coef_.dtype != np.float32:
+            return None
+        if last.solver == "liblinear" and len(last.coef_) > 1:
+            return None  # one-versus-rest: no softmax
+        return last.coef_, last.intercept_
+
+    def transform(self, X: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        """Carry out the pipeline's steps before the last; nothing without a pipeline."""
+        if not isinstance(self.estimator, Pipeline) or len(self.estimator.steps) == 1:
+            return X
+        return np.asarray(self.estimator[:-1].transform(X))
+
+    def decision_function(self, X: npt.NDArray[np.float32]) -> Floats | None:
+        """Give the decision values (n, C') of the classes seen, where C' is 1 if they are two; None without any."""
+        if not hasattr(self.estimator, "decision_function"):
+            return None
+        values = self._called("decision_function", X)
+        columns = 1 if len(self.seen) == 2 else len(self.seen)
+        return self._checked(values.reshape(len(values), -1), len(X), columns, "decision_function")
+
+    def predict_proba(self, X: npt.NDArray[np.float32]) -> Floats:
+        """Probabilities (n, C) of all classes of the campaign; 0 for those that the fit has not seen.
+
+        An estimator that has only a `decision_function` gives the softmax of its values (the sigmoid for two classes):
+        these order the records, but are not calibrated.
+
+        Raises
+        ------
+        LearnerError
+            If what the estimator returns has another shape or is not finite.
+        """
+        probabilities = self._seen_probabilities(X)
+        if np.array_equal(self.seen, np.arange(len(self.classes))):
+            return probabilities
+        aligned = np.zeros((len(X), len(self.classes)), dtype=probabilities.dtype)
+        aligned[:, self.seen] = probabilities
+        return aligned
+
+    def dumps(self) -> bytes:
+        """Save as a skops archive.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator holds something that cannot be saved.
+        """
+        return self._archive
+
+    @cached_property
+    def _archive(self) -> bytes:
+        # Kept, because an archive carries the time: saved twice, a model would have two digests.
+        content = {
+            "format": _FORMAT,
+            "estimator": self.estimator,
+            "classes": list(self.classes),
+            "n_features": self.n_features,
+            "warnings": list(self.warnings),
+        }
+        return _archived(content, self.kind)
+
+    @classmethod
+    def loads(cls, data: bytes, trusted: Sequence[str] = ()) -> Self:
+        """Load what `dumps` saved, without running code of types that are not trusted.
+
+        Raises
+        ------
+        LearnerError
+            If the data is no model, or holds types that are neither scikit-learn's nor `trusted`.
+        """
+        content = _load(data, trusted)
+        model = cls(
+            content["estimator"],
+            tuple(content["classes"]),
+            int(content["n_features"]),
+            tuple(content["warnings"]),
+            tuple(trusted),
+        )
+        model.__dict__["_archive"] = data
+        return model
+
+    def _seen_probabilities(self, X: npt.NDArray[np.float32]) -> Floats:
+        if hasattr(self.estimator, "predict_proba"):
+            return self._checked(self._called("predict_proba", X), len(X), len(self.seen), "predict_proba")
+        values = self.decision_function(X)
+        if values is None:
+            raise LearnerError(
+                f"{self.kind} has neither predict_proba nor decision_function: there is nothing to score by"
+            )
+        return _softmax(np.hstack([np.zeros_like(values), values]) if values.shape[1] == 1 else values)
+
+    def _called(self, method: str, X: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        try:
+            return np.asarray(getattr(self.estimator, method)(X))
+        except ValueError as error:  # scikit-learn's way to refuse its input
+            raise LearnerError(f"{self.kind}.{method} refused records of shape {X.shape}: {error}") from error
+
+    def _checked(self, values: npt.NDArray[Any], rows: int, columns: int, method: str) -> Floats:
+        if values.shape != (rows, columns):
+            raise LearnerError(f"{self.kind}.{method}: expected shape {(rows, columns)}, got {values.shape}")
+        # One sum instead of a mask of all values: this stands between every tile and its scores.
+        if not np.isfinite(values.sum()):
+            bad = int((~np.isfinite(values)).any(axis=1).sum())
+            raise LearnerError(f"{self.kind}.{method}: {bad} of {rows} rows hold values that are not finite")
+        return values
+
+
+def _unwrapped(estimator: BaseEstimator) -> BaseEstimator:
+    """Take the estimator out of dask-ml's wrappers, known by name because importing dask-ml takes seconds."""
+    while any(
+        kind.__module__.startswith("dask_ml.") and kind.__name__ == "ParallelPostFit"
+        for kind in type(estimator).__mro__
+    ):
+        estimator = estimator.estimator
+    return estimator
+
+
+def _imported(name: str) -> BaseEstimator:
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise LearnerError(f"there is no learner {name!r}; there are {', '.join(_PRESETS)}, or module:object")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise LearnerError(f"expected a learner at {name!r}, but {error}") from error
+    is_factory = isinstance(found, type) or not hasattr(found, "fit")
+    if not is_factory:
+        return found
+    try:
+        return found()
+    except TypeError as error:
+        raise LearnerError(
+            f"expected an estimator, or what gives one without arguments, at {name!r}: {error}"
+        ) from error
+
+
+def _check_classes(classes: tuple[str, ...]) -> None:
+    if len(classes) < 2 or len(set(classes)) < len(classes):
+        raise LabelError(f"expected at least two classes, no name twice, got {list(classes)}")
+
+
+def _check_kind(estimator: BaseEstimator) -> None:
+    if isinstance(estimator, type):
+        raise LearnerError(f"expected an estimator such as {estimator.__name__}(), got the class {estimator.__name__}")
+    if not hasattr(estimator, "fit"):
+        raise LearnerError(f"expected a scikit-learn classifier, got {type(estimator).__name__}, which has no fit")
+    if hasattr(estimator, "__sklearn_tags__") and is_regressor(estimator):
+        raise LearnerError(f"expected a classifier, got the regressor {_kind(estimator)}")
+    for name, value in _parameters(estimator).items():
+        if _ends(name, "decision_function_shape") and value == "ovo":
+            raise LearnerError(f"expected one decision value a class: set {name}='ovr' instead of 'ovo'")
+
+
+def _check_seen(model: Model) -> None:
+    codes = getattr(model.estimator, "classes_", None)
+    if codes is None:
+        raise LearnerError(f"{model.kind} is no classifier: it has no classes_ after its fit")
+    if not np.issubdtype(np.asarray(codes).dtype, np.integer) or not set(codes) <= set(range(len(model.classes))):
+        raise LearnerError(f"{model.kind}.classes_: expected some of the codes it was fitted on, got {codes!r}")
+
+
+def _check_probabilities(probabilities: Floats, kind: str) -> None:
+    low, high = float(np.min(probabilities)), float(np.max(probabilities))
+    sums = probabilities.sum(axis=1)
+    if low < 0 or np.abs(sums - 1).max() > 1e-3:
+        raise LearnerError(
+            f"{kind}.predict_proba: expected probabilities, got values from {low:.3g} to {high:.3g} "
+            f"with row sums from {np.min(sums):.3g} to {np.max(sums):.3g}"
+        )
+
+
+def _class_codes(labels: npt.ArrayLike, n_records: int, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    codes = np.asarray(labels)
+    if codes.shape != (n_records,):
+        raise LearnerError(f"expected one label a record, got {codes.shape} labels for {n_records} records")
+    if n_records and (codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= len(classes)):
+        raise LearnerError(
+            f"expected class codes from 0 to {len(classes) - 1}, got {codes.dtype} {np.unique(codes)[:10]}"
+        )
+    present = np.unique(codes)
+    if len(present) < 2:
+        names = ", ".join(classes[code] for code in present) or "none"
+        raise LearnerError(
+            f"expected labels of at least two classes, got {n_records} of one ({names}): label more records, "
+            "or import labels of another class"
+        )
+    return codes.astype(np.int64)
+
+
+def _cloned(estimator: BaseEstimator) -> BaseEstimator:
+    try:
+        return clone(estimator)
+    except (TypeError, RuntimeError) as error:
+        raise LearnerError(f"{_kind(estimator)} cannot be cloned as scikit-learn does it: {error}") from error
+
+
+def _parameters(estimator: BaseEstimator) -> dict[str, Any]:
+    return dict(estimator.get_params(deep=True)) if hasattr(estimator, "get_params") else {}
+
+
+def _single_threaded(estimator: BaseEstimator) -> BaseEstimator:
+    """Set every `n_jobs` to 1, however deep; None is left alone: it means 1, and some estimators warn of any number."""
+    numbers = [name for name, value in _parameters(estimator).items() if _ends(name, "n_jobs") and value is not None]
+    return estimator.set_params(**dict.fromkeys(numbers, 1))
+
+
+def _ends(name: str, parameter: str) -> bool:
+    """Whether a name such as ``bagging__estimator__n_jobs`` ends in this parameter."""
+    return name.rpartition("__")[2] == parameter
+
+
+def _last_step(estimator: BaseEstimator) -> BaseEstimator:
+    return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def _kind(estimator: BaseEstimator) -> str:
+    return type(_last_step(estimator)).__name__
+
+
+def _weight_name(estimator: BaseEstimator) -> str:
+    if not isinstance(estimator, Pipeline):
+        return "sample_weight"
+    name, last = estimator.steps[-1]
+    return f"{name}__{_weight_name(last)}"
+
+
+def _softmax(values: Floats) -> Floats:
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    probabilities: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities
+
+
+def _made_up_records(n: int, n_features: int, n_classes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    # Three classes at most: with more, 40 records would leave too few of each for an inner cross-validation.
+    codes = np.arange(n) % min(n_classes, 3)
+    X = np.random.default_rng(0).standard_normal((n, n_features), dtype=np.float32)
+    return X + codes[:, None].astype(np.float32), codes
+
+
+def _archived(content: dict[str, Any], kind: str) -> bytes:
+    try:
+        return bytes(skops.io.dumps(content))
+    except Exception as error:
+        raise LearnerError(f"{kind} cannot be saved with skops: {error}") from error
+
+
+def _load(data: bytes, trusted: Sequence[str]) -> dict[str, Any]:
+    try:
+        foreign = [name for name in skops.io.get_untrusted_types(data=data) if name not in {*_TRUSTED, *trusted}]
+    except Exception as error:
+        raise LearnerError(
+            f"expected a model saved by dal, got {len(data)} bytes that skops cannot read: {error}"
+        ) from error
+    _check_foreign(foreign)
+    try:
+        content = skops.io.loads(data, trusted=[*_TRUSTED, *trusted])
+    except Exception as error:
+        raise LearnerError(f"the saved model cannot be loaded: {error}") from error
+    if not isinstance(content, dict):
+        raise LearnerError(f"expected a model saved by dal, got a saved {type(content).__name__}")
+    if content.get("format") != _FORMAT:
+        raise LearnerError(f"expected a model of format {_FORMAT}, got format {content.get('format')!r}")
+    return content
+
+
+def _check_foreign(names: Sequence[str]) -> None:
+    nameless = [name for name in names if "<" in name or name.startswith("__main__.")]
+    if nameless:
+        raise LearnerError(
+            f"the model holds {', '.join(nameless)}, which other processes cannot find by name when they load it: "
+            "define it at the top level of a module that they can import, without a lambda"
+        )
+    if names:
+        raise LearnerError(
+            f"the model holds types that are not trusted: {', '.join(names)}. "
+            f"If you trust their code, name them: trusted={list(names)!r}"
+        )

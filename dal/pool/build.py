@@ -1,0 +1,378 @@
+"""Building a pool: layout, writing in whole units, going on after an interruption.
+
+Rows are written unit by unit (a shard, or a chunk where there are no shards), and the number of rows that are safely
+written is kept in the pool's attributes. A build that is run again with the same source goes on from there; units
+beyond that row are written once more. When all rows are in, the index of the ids is made and the pool is marked
+complete.
+"""
+
+import contextlib
+import errno
+import itertools
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from dal.errors import PoolError, SourceError
+from dal.pool.ids import sorted_entries
+from dal.pool.sources import Block, Source, Values, checked, open_source
+from dal.pool.store import ATTRIBUTE, VERSION, Pool, description, resolved
+
+CHUNK_BYTES = 16 * 2**20
+MAX_FILES = 4096
+SHARD_CHUNKS = 16
+# Ids and fields are looked up for some rows anywhere, and each row costs the decoding of a chunk: these are small.
+FIELD_ROWS = 2**12
+INDEX_ROWS = 2**17
+
+Progress = Callable[[int, int | None], None]
+
+
+def build_pool(
+    source: npt.NDArray[Any] | str | Path | Iterable[Block],
+    path: str | Path,
+    *,
+    ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
+    features: Sequence[str] | None = None,
+    display: Mapping[str, Values] | Sequence[str] = (),
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Pool:
+    """Build a pool in bounded memory; run again after an interruption, it goes on where it was.
+
+    Features are stored as float32, whatever their type: float64 is rounded, integers beyond 2**24 lose digits, null
+    is NaN. Arrays and blocks of uint8 stay uint8. NaN is allowed; such records are counted by scans and never asked.
+
+    Parameters
+    ----------
+    source
+        An array (N, d) or (N, h, w, c); the path of a ``.npy``, ``.parquet`` or ``.csv`` file; or an iterable of
+        `Block`, which cannot be resumed.
+    path
+        Where the pool goes: a path, or the URL of a store.
+    ids
+        Record ids, text or integers: one a row for arrays, the name of a column for tables. Default: row numbers.
+    features
+        For tables, the feature columns: numbers, or one column of lists of one length. Default: all that are neither
+        ids nor display, and then every one of them must be numeric.
+    display
+        Fields to show to annotators: a dict of name to values for arrays, names of columns for tables. In CSV files
+        they keep their text.
+    overwrite
+        Replace the pool at `path`, finished or not. What is not a pool is never replaced.
+    progress
+        Called with the rows done and the rows in all (None where that is not known beforehand).
+
+    Returns
+    -------
+    Pool
+        The finished pool, opened.
+
+    Raises
+    ------
+    SourceError
+        The source cannot be used. What its schema tells is refused before anything is written; a bad row stops the
+        build and leaves a pool that says that it is incomplete.
+    PoolError
+        There is something else at `path`, or the disk is full.
+
+    Examples
+    --------
+    >>> import numpy, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> pool = build_pool(numpy.eye(3), f"{folder.name}/pool.zarr", ids=["a", "b", "c"])
+    >>> pool.take([2, 0]).tolist()
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+    >>> pool.rows_of(["c", "unknown"]).tolist()
+    [2, -1]
+    >>> folder.cleanup()
+    """
+    opened = open_source(source, ids, features, display)
+    where = resolved(path)
+    # Zarr leaves out chunks that hold nothing but the fill value, and a pool takes a missing chunk for a lost one.
+    with zarr.config.set({"array.write_empty_chunks": True}):
+        group = _existing(where)
+        build = _resumed(where, group, opened.identity, overwrite=overwrite)
+        blocks = checked(opened.blocks(build.rows if build else 0), build.rows if build else 0)
+        if build is None:
+            head, n_rows = _head(blocks, opened.n_rows)
+            build = _created(where, group, head[0], n_rows, opened)
+            blocks = itertools.chain(head, blocks)
+        with build.full_disk_told():
+            build.write(blocks, progress)
+            build.write_index()
+            build.complete()
+    return Pool.open(where)
+
+
+def _existing(where: str) -> zarr.Group | None:
+    """Return the pool at `where`, finished or not; None where there is nothing."""
+    try:
+        group = zarr.open_group(where, mode="r")  # to write, Zarr would make a folder of what is not there
+    except (OSError, ValueError) as error:
+        local = Path(where)
+        if "://" not in where and local.exists() and not (local.is_dir() and not any(local.iterdir())):
+            raise PoolError(
+                f"{where} holds something that is not a pool; it is left alone, choose another path"
+            ) from error
+        return None
+    if not description(group):
+        raise PoolError(f"{where} is a Zarr group that is not a pool; it is left alone, choose another path")
+    return zarr.open_group(where, mode="r+")
+
+
+def _resumed(
+    where: str, group: zarr.Group | None, identity: Mapping[str, Any] | None, *, overwrite: bool
+) -> "_Build | None":
+    """Return the interrupted build of the same source, or None to begin anew; refuses to replace anything else."""
+    if group is None or overwrite:
+        return None
+    state = description(group)
+    if state["complete"]:
+        raise PoolError(f"{where} is a finished pool of {state['n_rows']} rows; pass overwrite=True to replace it")
+    if state["version"] != VERSION:
+        raise PoolError(
+            f"{where} has pool format {state['version']}, expected {VERSION}; pass overwrite=True to replace it"
+        )
+    if state["n_rows"] == 0:
+        return None
+    if identity is None:
+        raise SourceError(
+            f"{where} holds an interrupted build of {state['n_rows']} rows; blocks have no identity by which to go on, "
+            "pass overwrite=True to begin anew"
+        )
+    if state["source"] != identity:
+        raise SourceError(
+            f"{where} holds an interrupted build of another source: {state['source']}, not {dict(identity)}; "
+            "pass overwrite=True to begin anew"
+        )
+    return _Build(where, group)
+
+
+def _head(blocks: Iterator[Block], n_rows: int | None) -> tuple[list[Block], int | None]:
+    """Return the first blocks, and the number of rows if they are all: a small pool is laid out for its size."""
+    head: list[Block] = []
+    held = 0
+    while not head or (n_rows is None and held < CHUNK_BYTES):
+        block = next(blocks, None)
+        if block is None:
+            n_rows = sum(len(block.features) for block in head)
+            break
+        head.append(block)
+        held += block.features.nbytes
+    if not head:
+        raise SourceError("the source has no rows; a pool has at least one")
+    return head, n_rows
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How the rows of an array lie in chunks and shards."""
+
+    chunk_rows: int
+    shard_rows: int | None
+
+    @classmethod
+    def of(cls, chunk_rows: int, n_rows: int | None) -> "_Layout":
+        """Chunks of at most `chunk_rows`, a power of two; in shards where there would be too many files."""
+        if n_rows is None:
+            return cls(chunk_rows, None)
+        chunk_rows = min(chunk_rows, 1 << (n_rows - 1).bit_length())
+        many = -(-n_rows // chunk_rows) > MAX_FILES
+        return cls(chunk_rows, chunk_rows * SHARD_CHUNKS if many else None)
+
+
+def _feature_rows(record_bytes: int) -> int:
+    return 1 << max(0, (CHUNK_BYTES // record_bytes).bit_length() - 1)
+
+
+def _created(where: str, group: zarr.Group | None, first: Block, n_rows: int | None, source: Source) -> "_Build":
+    """Lay out a new pool, in place of the one that is there."""
+    state = {
+        "version": VERSION,
+        "complete": False,
+        "n_rows": 0,
+        "source_rows": n_rows,
+        "fingerprint": secrets.token_hex(16),
+        "fields": list(first.fields),
+        "has_ids": first.ids is not None,
+        "source": source.identity,
+    }
+    if group is None:
+        group = zarr.create_group(where, attributes={ATTRIBUTE: state})
+    else:  # marked incomplete first: whatever interrupts the removal, what is left is known as a pool to begin anew
+        group.attrs[ATTRIBUTE] = state
+        for name in list(group.keys()):
+            del group[name]
+    record_shape = first.features.shape[1:]
+    height = _feature_rows(first.features[:1].nbytes)
+    _create(group, "features", first.features.dtype, _Layout.of(height, n_rows), n_rows, record_shape)
+    if first.ids is not None:
+        _create(group, "ids", np.dtype(object), _Layout.of(FIELD_ROWS, n_rows), n_rows)
+    for name, values in first.fields.items():
+        _create(group, f"fields/{name}", np.asarray(values).dtype, _Layout.of(FIELD_ROWS, n_rows), n_rows)
+    return _Build(where, group)
+
+
+def _create(
+    group: zarr.Group,
+    name: str,
+    dtype: np.dtype[Any],
+    layout: _Layout,
+    n_rows: int | None,
+    record_shape: tuple[int, ...] = (),
+) -> "zarr.Array[Any]":
+    text = dtype.kind in "OT"
+    plain = name == "features" or name.startswith("ids_index/")
+    return group.create_array(
+        name,
+        shape=(n_rows or 0, *record_shape),
+        chunks=(layout.chunk_rows, *record_shape),
+        shards=None if layout.shard_rows is None else (layout.shard_rows, *record_shape),
+        dtype=str if text else dtype,
+        # Embeddings and hashes hardly compress, and reading them uncompressed is several times faster.
+        compressors=[Crc32cCodec()] if plain else [ZstdCodec(level=1, checksum=True)],
+        fill_value=float("nan") if dtype.kind == "f" else None,
+    )
+
+
+class _Column:
+    """Appends to an array, writing whole units only until it is finished."""
+
+    def __init__(self, array: "zarr.Array[Any]", rows: int = 0) -> None:
+        self.array = array
+        self.unit = int((array.shards or array.chunks)[0])
+        self.rows = rows
+        self._buffer: npt.NDArray[Any] = np.empty((self.unit, *array.shape[1:]), dtype=array.dtype)
+        self._held = 0
+
+    def append(self, values: npt.NDArray[Any]) -> None:
+        while len(values):
+            part = values[: self.unit - self._held]
+            self._buffer[self._held : self._held + len(part)] = part
+            self._held += len(part)
+            self.rows += len(part)
+            values = values[len(part) :]
+            if self._held == self.unit:
+                self.flush()
+
+    def flush(self) -> None:
+        if self._held:
+            if self.array.shape[0] < self.rows:  # the length of the source was not known
+                self.array.resize((self.rows, *self.array.shape[1:]))
+            self.array[self.rows - self._held : self.rows] = self._buffer[: self._held]
+            self._held = 0
+
+
+class _Build:
+    """A pool being written; `rows` of it are safe."""
+
+    def __init__(self, where: str, group: zarr.Group) -> None:
+        self._where = where
+        self._group = group
+        self._state = description(group)
+        self.rows: int = self._state["n_rows"]
+
+    def write(self, blocks: Iterator[Block], progress: Progress | None) -> None:
+        """Write all rows."""
+        features = self._column("features")
+        ids = self._column("ids") if self._state["has_ids"] else None
+        fields = {name: self._column(f"fields/{name}") for name in self._state["fields"]}
+        columns = [features, *([ids] if ids else []), *fields.values()]
+        step = max(column.unit for column in columns)  # units are powers of two, so every one divides the largest
+        for block in blocks:
+            features.append(block.features)
+            if ids is not None and block.ids is not None:
+                ids.append(np.asarray(block.ids))
+            for name, column in fields.items():
+                column.append(np.asarray(block.fields[name]))
+            self._save(features.rows // step * step)
+            if progress is not None:
+                progress(features.rows, self._state["source_rows"])
+        for column in columns:
+            column.flush()
+        self._refuse_shorter(features.rows)
+        self._save(features.rows)
+
+    def write_index(self) -> None:
+        """Write the sorted index of the ids, and refuse ids that repeat."""
+        if not self._state["has_ids"]:
+            return
+        if "ids_index" in self._group:
+            del self._group["ids_index"]
+        layout = _Layout.of(INDEX_ROWS, self.rows)
+        hashes, rows = (
+            _Column(_create(self._group, f"ids_index/{name}", np.dtype(kind), layout, self.rows))
+            for name, kind in (("hash", np.uint64), ("row", np.int64))
+        )
+        fence = []
+        with self._spill() as folder:
+            for entries in sorted_entries(self._array("ids"), folder):
+                firsts = entries["hash"][-hashes.rows % layout.chunk_rows :: layout.chunk_rows]
+                fence.append(firsts.copy())  # a view would keep every bucket in memory
+                hashes.append(entries["hash"])
+                rows.append(entries["row"])
+        hashes.flush()
+        rows.flush()
+        whole = np.concatenate(fence)
+        layout = _Layout.of(INDEX_ROWS, len(whole))
+        _create(self._group, "ids_index/fence", np.dtype(np.uint64), layout, len(whole))[:] = whole
+
+    def complete(self) -> None:
+        """Mark the pool as finished."""
+        self._save(self.rows, complete=True)
+
+    @contextlib.contextmanager
+    def full_disk_told(self) -> Iterator[None]:
+        """Say what a full disk means for the build."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise PoolError(
+                f"{self._where}: no space left; free space and run again; it goes on from row {self.rows}"
+            ) from error
+
+    def _array(self, name: str) -> "zarr.Array[Any]":
+        array = self._group[name]
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _column(self, name: str) -> _Column:
+        return _Column(self._array(name), self.rows)
+
+    def _save(self, rows: int, *, complete: bool = False) -> None:
+        if rows > self.rows or complete:
+            self._state |= {"n_rows": rows, "complete": complete}
+            self._group.attrs[ATTRIBUTE] = self._state
+            self.rows = rows
+
+    def _refuse_shorter(self, rows: int) -> None:
+        expected = self._state["source_rows"]
+        if expected not in (None, rows):
+            raise SourceError(f"the source gave {rows} rows, {expected} were expected; it changed while it was read")
+
+    @contextlib.contextmanager
+    def _spill(self) -> Iterator[Path]:
+        """Yield a folder beside the pool, or in the temporary folder where the pool is not local."""
+        if "://" in self._where:
+            with tempfile.TemporaryDirectory() as folder:
+                yield Path(folder)
+            return
+        beside = Path(self._where).with_name(f".{Path(self._where).name}.ids")
+        shutil.rmtree(beside, ignore_errors=True)  # of a build that was killed
+        beside.mkdir()
+        try:
+            yield beside
+        finally:
+            shutil.rmtree(beside)

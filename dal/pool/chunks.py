@@ -1,0 +1,243 @@
+"""Reading rows of Zarr arrays so that a missing or damaged chunk is an error that names it.
+
+Zarr returns its fill value for a chunk that is not there, and an uncompressed chunk carries no checksum of its own.
+Every read of a pool goes through this module, by one of two ways: `ChunkFiles` opens the files of local, uncompressed
+arrays (several times faster than Zarr), `read_rows` asks Zarr for everything else.
+"""
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from io import SEEK_END, BufferedReader
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+import zarr
+from zarr.core.sync import sync
+from zarr.storage import LocalStore
+
+from dal.errors import ChunkError
+
+# Read and checksum in pieces that stay in a core's L2 cache: 10.3 GB/s against 8.4 GB/s for whole 16 MiB chunks.
+PIECE_BYTES = 256 * 2**10
+CHECKSUM_BYTES = 4
+ABSENT = 2**64 - 1  # what a shard says of a chunk that it does not hold
+REMEDY = "restore it from a copy, or build the pool again"
+
+
+def grouped(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
+    """Each distinct number, ascending, with the positions that hold it."""
+    order = np.argsort(numbers, kind="stable")
+    distinct, firsts = np.unique(numbers[order], return_index=True)
+    return zip(distinct.tolist(), np.split(order, firsts[1:]), strict=False)
+
+
+def read_rows(array: "zarr.Array[Any]", start: int, stop: int, *, fill: bool = False) -> npt.NDArray[Any]:
+    """Rows [start, stop) through Zarr.
+
+    Parameters
+    ----------
+    array
+        Any Zarr array.
+    start, stop
+        Rows, within the array.
+    fill
+        Accept the fill value where a chunk is missing.
+
+    Raises
+    ------
+    ChunkError
+        A chunk is missing, or cannot be decoded.
+    """
+    try:
+        block = np.asarray(array[start:stop])
+    except MemoryError:
+        raise
+    except Exception as error:  # each codec and each store fails with exceptions of its own
+        raise _damaged(array, start, stop, error) from error
+    if not fill:
+        _refuse_missing(array, start, block)
+    return block
+
+
+def take_rows(array: "zarr.Array[Any]", rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    """Entries of a 1-D array in the order of `rows`, each chunk read once."""
+    taken: npt.NDArray[Any] = np.empty(len(rows), dtype=array.dtype)
+    height = array.chunks[0]
+    for chunk, positions in grouped(rows // height):
+        first = chunk * height
+        block = read_rows(array, first, min(first + height, array.shape[0]))
+        taken[positions] = block[rows[positions] - first]
+    return taken
+
+
+def missing_chunks(array: "zarr.Array[Any]") -> tuple[int, int]:
+    """How many stored objects (shards, or chunks where there are none) are missing, and how many there should be.
+
+    Lists names; reads no data.
+    """
+    stored = array.shards or array.chunks
+    expected = _product(-(-length // step) for length, step in zip(array.shape, stored, strict=True))
+    per_object = _product(outer // inner for outer, inner in zip(stored, array.chunks, strict=True))
+    return expected - array.nchunks_initialized // per_object, expected
+
+
+def _product(numbers: Iterator[int]) -> int:
+    product = 1
+    for number in numbers:
+        product *= number
+    return product
+
+
+def _stored_objects(array: "zarr.Array[Any]", start: int, stop: int) -> Iterator[tuple[str, tuple[slice, ...]]]:
+    """Key and extent of every chunk (shard, where there are shards) that holds some of rows [start, stop)."""
+    stored = array.shards or array.chunks
+    grid = [range(start // stored[0], -(-stop // stored[0]))]
+    grid += [range(-(-length // step)) for length, step in zip(array.shape[1:], stored[1:], strict=True)]
+    for place in itertools.product(*grid):
+        extent = tuple(
+            slice(index * step, min((index + 1) * step, length))
+            for index, step, length in zip(place, stored, array.shape, strict=True)
+        )
+        yield array.metadata.encode_chunk_key(place), extent
+
+
+def _damaged(array: "zarr.Array[Any]", start: int, stop: int, error: Exception) -> ChunkError:
+    # Zarr's exception does not say which of the chunks failed: ask for them one by one.
+    for key, (rows, *rest) in _stored_objects(array, start, stop):
+        asked = slice(max(rows.start, start), min(rows.stop, stop))
+        try:
+            array[(asked, *rest)]
+        except Exception as cause:
+            return ChunkError(f"{_named(array, key, rows)} cannot be read: {cause}; {REMEDY}")
+    return ChunkError(
+        f"{array.store_path}: rows {start} to {stop - 1} could not be read at first, and then could: {error}; "
+        "the storage is not reliable, run again"
+    )
+
+
+def _refuse_missing(array: "zarr.Array[Any]", start: int, block: npt.NDArray[Any]) -> None:
+    # A missing chunk reads as the fill value from its first element on; only then is the store worth asking.
+    fill = array.fill_value
+    for key, extent in _stored_objects(array, start, start + len(block)):
+        rows = extent[0]
+        corner = block[(max(rows.start, start) - start, *(part.start for part in extent[1:]))]
+        filled = corner == fill or (corner != corner and fill != fill)
+        if filled and not sync(array.store.exists(f"{array.path}/{key}".lstrip("/"))):
+            raise ChunkError(f"{_named(array, key, rows)} is missing; {REMEDY}")
+
+
+def _named(array: "zarr.Array[Any]", key: str, rows: slice) -> str:
+    return f"{array.store_path}: chunk {key} (rows {rows.start} to {rows.stop - 1})"
+
+
+class _Damage(Exception):
+    """What is wrong with a file, in words."""
+
+
+class ChunkFiles:
+    """The files of a local, uncompressed array whose chunks span whole records."""
+
+    def __init__(self, array: "zarr.Array[Any]", directory: Path, *, checksum: bool, fill: bool) -> None:
+        self._array = array
+        self._directory = directory
+        self._tail_bytes = CHECKSUM_BYTES if checksum else 0
+        self._fill = fill
+        self._file_rows = (array.shards or array.chunks)[0]
+        self._per_file = self._file_rows // array.chunks[0]
+
+    @classmethod
+    def of(cls, array: "zarr.Array[Any]", *, fill: bool) -> "ChunkFiles | None":
+        """Return the files of `array`, or None where it must be read through Zarr."""
+        store = array.store
+        codecs = _plain_codecs(array)
+        whole_records = array.chunks[1:] == array.shape[1:] == (array.shards or array.chunks)[1:]
+        if not isinstance(store, LocalStore) or codecs is None or not whole_records:
+            return None
+        return cls(array, Path(store.root) / array.path, checksum="crc32c" in codecs, fill=fill)
+
+    def read_into(self, chunk: int, target: npt.NDArray[np.uint8]) -> None:
+        """Fill `target`, as long as a whole chunk, with the bytes of one chunk.
+
+        Raises
+        ------
+        ChunkError
+            The file is missing, too short or too long, or a checksum is wrong.
+        """
+        number, inner = divmod(chunk, self._per_file)
+        key = self._array.metadata.encode_chunk_key((number, *[0] * (len(self._array.shape) - 1)))
+        rows = slice(number * self._file_rows, min((number + 1) * self._file_rows, self._array.shape[0]))
+        try:
+            with (self._directory / key).open("rb") as file:
+                self._read(file, inner, target)
+        except FileNotFoundError as error:
+            if not self._fill:
+                raise ChunkError(f"{_named(self._array, key, rows)} is missing; {REMEDY}") from error
+            target.view(self._array.dtype)[:] = self._array.fill_value
+        except (_Damage, OSError) as error:
+            raise ChunkError(f"{_named(self._array, key, rows)} cannot be read: {error}; {REMEDY}") from error
+
+    def _read(self, file: BufferedReader, inner: int, target: npt.NDArray[np.uint8]) -> None:
+        if not self._array.shards:
+            self._copy(file, target)
+            if file.read(1):
+                raise _Damage(f"it is longer than {len(target) + self._tail_bytes} bytes")
+        elif self._found(file, inner):
+            self._copy(file, target)
+        else:
+            target.view(self._array.dtype)[:] = self._array.fill_value
+
+    def _found(self, file: BufferedReader, inner: int) -> bool:
+        """Move to a chunk inside a shard; False where the shard says that it holds nothing but the fill value."""
+        index_bytes = 16 * self._per_file + CHECKSUM_BYTES
+        end = file.seek(0, SEEK_END)
+        if end < index_bytes:
+            raise _Damage(f"it has {end} bytes, less than the index of a shard")
+        file.seek(end - index_bytes)
+        index = file.read(index_bytes)
+        if google_crc32c.value(index[:-CHECKSUM_BYTES]).to_bytes(CHECKSUM_BYTES, "little") != index[-CHECKSUM_BYTES:]:
+            raise _Damage("the index of the shard does not match its checksum")
+        offset, length = np.frombuffer(index, dtype="<u8", count=2, offset=16 * inner).tolist()
+        if offset == length == ABSENT:
+            return False
+        file.seek(offset)
+        return True
+
+    def _copy(self, file: BufferedReader, target: npt.NDArray[np.uint8]) -> None:
+        readonly = target.view()
+        readonly.flags.writeable = False  # the checksum takes nothing else
+        crc = 0
+        for first in range(0, len(target), PIECE_BYTES):
+            piece = slice(first, min(first + PIECE_BYTES, len(target)))
+            got = file.readinto(target[piece].data)
+            if got != piece.stop - first:
+                raise _Damage(f"it ends after {first + got} of {len(target)} bytes")
+            if self._tail_bytes:
+                crc = google_crc32c.extend(crc, readonly[piece])
+        if self._tail_bytes and file.read(CHECKSUM_BYTES) != crc.to_bytes(CHECKSUM_BYTES, "little"):
+            raise _Damage("it does not match its checksum")
+
+
+def _plain_codecs(array: "zarr.Array[Any]") -> list[str] | None:
+    """Names of the codecs of a chunk, if they are little-endian bytes and perhaps crc32c and nothing else."""
+    if array.metadata.zarr_format != 3 or array.dtype != array.dtype.newbyteorder("<"):
+        return None
+    codecs: list[dict[str, Any]] = [dict(codec.to_dict()) for codec in array.metadata.codecs]
+    if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":
+        shard = codecs[0]["configuration"]
+        if shard["index_location"] != "end" or _names(shard["index_codecs"], 8) != ["bytes", "crc32c"]:
+            return None
+        codecs = list(shard["codecs"])
+    names = _names(codecs, array.dtype.itemsize)
+    return names if names in (["bytes"], ["bytes", "crc32c"]) else None
+
+
+def _names(codecs: Iterable[Mapping[str, Any]], item_bytes: int) -> list[str]:
+    return [
+        "bytes, big-endian"
+        if codec["name"] == "bytes" and item_bytes > 1 and codec["configuration"]["endian"] != "little"
+        else str(codec["name"])
+        for codec in codecs
+    ]

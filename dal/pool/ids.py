@@ -1,0 +1,162 @@
+"""Record ids: their hash, and the sorted index that finds duplicates and rows in bounded memory.
+
+The index is three arrays: `hash`, the 64-bit hashes of all ids in ascending order; `row`, the row of each; and
+`fence`, the first hash of every chunk of `hash`, so that a look-up reads only the chunks that can hold an answer.
+Two ids may share a hash, so what the index finds is always compared with the id itself.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from pandas.util import hash_array
+
+from dal.errors import ChunkError, SourceError
+from dal.pool.chunks import grouped, read_rows, take_rows
+
+ENTRY = np.dtype([("hash", "<u8"), ("row", "<i8")])
+# Entries sorted in memory at a time (16 bytes each), and files open at a time.
+BUCKET_ENTRIES = 2**20
+MAX_BUCKETS = 256
+NAMED = 5
+COMPARED = 10_000
+
+Index = tuple["zarr.Array[Any]", "zarr.Array[Any]", "zarr.Array[Any]"]
+Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]
+
+
+def hash_ids(record_ids: npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
+    """64-bit hashes, the same in every process and version: they are stored in pools."""
+    return np.asarray(hash_array(record_ids, categorize=False), dtype=np.uint64)
+
+
+def find_rows(record_ids: Sequence[str], ids: "zarr.Array[Any]", index: Index) -> npt.NDArray[np.int64]:
+    """Rows of `record_ids`, -1 where unknown.
+
+    Parameters
+    ----------
+    record_ids
+        What is looked for; may repeat.
+    ids
+        The pool's ids, by row.
+    index
+        The arrays `hash`, `row` and `fence`.
+    """
+    wanted = np.fromiter(record_ids, dtype=object, count=len(record_ids))
+    found = np.full(len(wanted), -1, dtype=np.int64)
+    positions, rows = _candidates(hash_ids(wanted), index)
+    same = take_rows(ids, rows).astype(object) == wanted[positions]
+    found[positions[same]] = rows[same]
+    return found
+
+
+def _candidates(hashes: npt.NDArray[np.uint64], index: Index) -> Pairs:
+    """Every pair (position, row) in which the id of the row has the hash at the position."""
+    fence = read_rows(index[2], 0, index[2].shape[0])
+    first = np.maximum(np.searchsorted(fence, hashes, side="left") - 1, 0)
+    last = np.maximum(np.searchsorted(fence, hashes, side="right") - 1, 0)
+    pairs: list[Pairs] = [(np.empty(0, dtype=np.intp), np.empty(0, dtype=np.int64))]
+    # Equal hashes may run on over the end of a chunk: then a hash has a first and a last chunk, else they are one.
+    for step in range(int((last - first).max(initial=-1)) + 1):
+        asked = np.flatnonzero(first + step <= last)
+        for chunk, members in grouped(first[asked] + step):
+            positions = asked[members]
+            matched, rows = _in_chunk(hashes[positions], chunk, index)
+            pairs.append((positions[matched], rows))
+    return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
+
+
+def _in_chunk(hashes: npt.NDArray[np.uint64], chunk: int, index: Index) -> Pairs:
+    height, entries = index[0].chunks[0], index[0].shape[0]
+    start, stop = chunk * height, min((chunk + 1) * height, entries)
+    block = read_rows(index[0], start, stop)
+    first = np.searchsorted(block, hashes, side="left")
+    counts = np.searchsorted(block, hashes, side="right") - first
+    matched = np.repeat(np.arange(len(hashes)), counts)
+    if not len(matched):
+        return matched, np.empty(0, dtype=np.int64)
+    nth = np.arange(len(matched)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return matched, read_rows(index[1], start, stop)[np.repeat(first, counts) + nth]
+
+
+def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray[np.void]]:
+    """All (hash, row) entries of the ids in ascending order, bucket by bucket.
+
+    Parameters
+    ----------
+    ids
+        The ids of all rows.
+    folder
+        An empty folder for the buckets, 16 bytes a row. Its files are removed as they are used up.
+
+    Raises
+    ------
+    SourceError
+        An id is there more than once.
+    """
+    n_buckets = min(MAX_BUCKETS, 1 << max(0, (ids.shape[0] - 1) // BUCKET_ENTRIES).bit_length())
+    paths = [folder / f"bucket-{number:03d}" for number in range(n_buckets)]
+    _scatter(ids, paths)
+    for path in paths:
+        entries = np.fromfile(path, dtype=ENTRY)
+        entries = entries[np.lexsort((entries["row"], entries["hash"]))]
+        refuse_repeats(entries, lambda rows: take_rows(ids, rows).tolist())
+        yield entries
+        path.unlink()
+
+
+def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:
+    """Write the entry of every row to the bucket that its hash's top bits name."""
+    bits = len(paths).bit_length() - 1
+    height = (ids.shards or ids.chunks)[0]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        for start in range(0, ids.shape[0], height):
+            texts = read_rows(ids, start, min(start + height, ids.shape[0])).astype(object)
+            if (texts == "").any():
+                raise ChunkError(f"{ids.store_path}: ids from row {start} on are gone; build with overwrite=True")
+            entries = np.empty(len(texts), dtype=ENTRY)
+            entries["hash"] = hash_ids(texts)
+            entries["row"] = np.arange(start, start + len(texts))
+            # In two steps: a shift by 64 bits is not defined.
+            buckets = (entries["hash"] >> np.uint64(1)) >> np.uint64(63 - bits)
+            for bucket, positions in grouped(buckets.astype(np.int64)):
+                files[bucket].write(entries[positions].tobytes())
+
+
+def refuse_repeats(entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArray[np.int64]], list[str]]) -> None:
+    """Refuse ids that are there more than once.
+
+    Parameters
+    ----------
+    entries
+        Entries in ascending order.
+    texts_of
+        The ids themselves, of some rows.
+
+    Raises
+    ------
+    SourceError
+        Names up to five ids and their rows.
+    """
+    equal = np.flatnonzero(entries["hash"][1:] == entries["hash"][:-1])
+    suspects = entries["row"][np.union1d(equal, equal + 1)]
+    repeats: dict[str, list[int]] = {}
+    for first in range(0, len(suspects), COMPARED):
+        rows = suspects[first : first + COMPARED]
+        for row, text in zip(rows.tolist(), texts_of(rows), strict=True):
+            repeats.setdefault(text, []).append(row)
+        repeated = {text: rows for text, rows in repeats.items() if len(rows) > 1}
+        if repeated:
+            raise SourceError(_told(repeated))
+
+
+def _told(repeated: dict[str, list[int]]) -> str:
+    named = "; ".join(
+        f"{text!r} in rows {', '.join(map(str, sorted(rows)[:NAMED]))}" for text, rows in list(repeated.items())[:NAMED]
+    )
+    return f"record ids must be unique, these repeat: {named}. Remove the repeated records, or choose another id"

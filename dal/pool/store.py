@@ -1,0 +1,347 @@
+"""Opening a pool and reading it: records by row, record ids, display fields."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
+from dal.pool import ids
+from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
+
+# Everything that dal says about a pool is under one key of the group's attributes.
+ATTRIBUTE = "dal"
+VERSION = 1
+# A tile is at most this large, so a read unit of this size is decoded once however the tiles lie in it.
+UNIT_BYTES = 8 * 2**20
+
+# What a build writes there.
+Description = dict[str, Any]
+Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
+
+
+def resolved(path: str | Path) -> str:
+    """Return the absolute path, or the URL as it is: a worker has another working directory."""
+    text = str(path).removeprefix("file://")
+    return text if "://" in text else str(Path(text).absolute())
+
+
+def description(group: zarr.Group) -> Description:
+    """Return what dal says about the pool, nothing where it says nothing."""
+    told = group.attrs.get(ATTRIBUTE)
+    return dict(told) if isinstance(told, Mapping) else {}
+
+
+class Pool:
+    """The records of a pool, read in place. Small and picklable: it carries opened arrays, never data.
+
+    Made by `Pool.open` and `dal.pool.build_pool`.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path, or URL.
+    n_rows : int
+        Records in the pool.
+    record_shape : tuple of int
+        ``(d,)`` or ``(h, w, c)``.
+    n_features : int
+        Product of `record_shape`; the width of what is read.
+    dtype : numpy.dtype
+        As stored; what is read is float32.
+    chunk_rows : int
+        Rows of a chunk (of an inner chunk where there are shards).
+    write_rows : int
+        Rows of a shard, or of a chunk where there are no shards.
+    nbytes : int
+        Size of the records as stored, before compression.
+    fingerprint : str
+        Identity of the pool. In a pool that dal built, drawn at random when its build began. Of a plain Zarr array,
+        a digest of shape, dtype and chunking alone: the values do not enter.
+    fields : tuple of str
+        Names of the display fields.
+    """
+
+    def __init__(self, path: str, features: "zarr.Array[Any]", group: zarr.Group | None, *, fill: bool) -> None:
+        self.path = path
+        self._features = features
+        self._group = group
+        self._fill = fill
+        described = {} if group is None else description(group)
+        self._has_ids = bool(described.get("has_ids"))
+        self.fields: tuple[str, ...] = tuple(described.get("fields", ()))
+        self.fingerprint: str = described.get("fingerprint") or _digest(features)
+        self.n_rows = int(features.shape[0])
+        self.record_shape = tuple(int(length) for length in features.shape[1:])
+        self.n_features = int(np.prod(self.record_shape))
+        self.dtype: np.dtype[Any] = np.dtype(features.dtype)
+        self.chunk_rows = int(features.chunks[0])
+        self.write_rows = int((features.shards or features.chunks)[0])
+        self.nbytes = self.n_rows * self.n_features * self.dtype.itemsize
+
+    @classmethod
+    def open(cls, path: str | Path, *, missing_chunks: Literal["refuse", "fill"] = "refuse") -> "Pool":
+        """Open a pool that dal built, or a plain Zarr array.
+
+        A plain array has its row numbers for record ids and no display fields.
+
+        Parameters
+        ----------
+        path
+            Path, or URL of any store that Zarr opens.
+        missing_chunks
+            What a chunk that is not stored means in a plain array: an error, or the array's fill value.
+
+        Raises
+        ------
+        PoolNotFound
+            There is nothing at `path`.
+        PoolIncomplete
+            The build of the pool was interrupted.
+        PoolError
+            What is there cannot be read as a pool.
+        """
+        where = resolved(path)
+        node = _opened(where)
+        if isinstance(node, zarr.Group):
+            return cls(where, _features_of(where, node), node, fill=False)
+        _refuse_shape(where, node)
+        if missing_chunks == "refuse":
+            _refuse_holes(where, node)
+        return cls(where, node, None, fill=missing_chunks == "fill")
+
+    def __repr__(self) -> str:
+        return f"Pool({self.path!r}, {self.n_rows} rows of {self.record_shape} {self.dtype})"
+
+    def reader(self) -> "Reader":
+        """Return a new reader; one for each task or thread."""
+        return Reader(self)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Return records [start, stop) as a new (stop - start, n_features) array."""
+        self._refuse_range(start, stop)
+        records = np.empty((stop - start, self.n_features), dtype=np.float32)
+        self.reader().read_into(start, records)
+        return records
+
+    def take(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Return records of `rows` as a new (len(rows), n_features) array, in the order asked, each chunk read once."""
+        wanted = self._checked(rows)
+        records = np.empty((len(wanted), self.n_features), dtype=np.float32)
+        reader = Reader(self, unit_rows=self.chunk_rows)
+        for chunk, positions in grouped(wanted // self.chunk_rows):
+            held = reader.unit(chunk)
+            _copy(records, positions, held[wanted[positions] - chunk * self.chunk_rows])
+        return records
+
+    def record_ids(self, rows: Rows) -> list[str]:
+        """Record ids of `rows`, in the order asked."""
+        wanted = self._checked(rows)
+        if not self._has_ids:
+            return [str(row) for row in wanted.tolist()]
+        found: list[str] = take_rows(self._array("ids"), wanted).tolist()
+        if "" in found:  # never written: an id has at least one character
+            row = wanted[found.index("")]
+            raise ChunkError(
+                f"{self.path}: the record id of row {row} is gone; restore the chunk of `ids` that holds it"
+            )
+        return found
+
+    def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Rows of `record_ids`, in the order asked; -1 where the pool has no such record.
+
+        Memory does not depend on the size of the pool: one chunk of the index and one of the ids are held at a time.
+        """
+        strange = [record_id for record_id in record_ids if not isinstance(record_id, str)]
+        if strange:
+            raise InputError(f"record ids are str, got {type(strange[0]).__name__}: {strange[0]!r}")
+        if self._has_ids:
+            index = self._array("ids_index/hash"), self._array("ids_index/row"), self._array("ids_index/fence")
+            return ids.find_rows(record_ids, self._array("ids"), index)
+        return np.array([self._row_named(record_id) for record_id in record_ids], dtype=np.int64)
+
+    def display(self, rows: Rows) -> dict[str, list[object]]:
+        """Display fields of `rows`: for each field its values, in the order asked."""
+        wanted = self._checked(rows)
+        return {name: take_rows(self._array(f"fields/{name}"), wanted).tolist() for name in self.fields}
+
+    def _array(self, name: str) -> "zarr.Array[Any]":
+        assert self._group is not None  # ids and fields exist in groups only
+        try:
+            array = self._group[name]
+        except KeyError as error:
+            raise PoolError(
+                f"{self.path}: the array {name!r} is missing; restore it, or build the pool again"
+            ) from error
+        assert isinstance(array, zarr.Array)
+        return array
+
+    def _row_named(self, record_id: str) -> int:
+        # "007" and "٧" are digits to int(), and no record's id
+        row = int(record_id) if record_id.isdecimal() and len(record_id) < 19 else -1
+        return row if 0 <= row < self.n_rows and str(row) == record_id else -1
+
+    def _refuse_range(self, start: int, stop: int) -> None:
+        if not 0 <= start <= stop <= self.n_rows:
+            raise InputError(f"rows {start} to {stop} were asked of a pool that has rows 0 to {self.n_rows}")
+
+    def _checked(self, rows: Rows) -> npt.NDArray[np.int64]:
+        wanted = np.asarray(rows)
+        if wanted.ndim != 1 or (len(wanted) and wanted.dtype.kind not in "iu"):
+            raise InputError(f"rows are a 1-D sequence of integers, got {wanted.ndim}-D {wanted.dtype}")
+        outside = wanted[(wanted < 0) | (wanted >= self.n_rows)]
+        if len(outside):
+            raise InputError(f"row {outside[0]} was asked of a pool that has rows 0 to {self.n_rows - 1}")
+        return wanted.astype(np.int64)
+
+
+class Reader:
+    """Reads a pool tile by tile, holding one decoded read unit. Not thread-safe: one for each task.
+
+    Reading on in ascending order decodes every chunk once. What `read` returns is read-only and good until the next
+    call: it is a view of the unit held or, where the tile lies across units or is stored in another type than
+    float32, of a buffer that the next tile overwrites.
+
+    Parameters
+    ----------
+    pool
+        The pool to read.
+    unit_rows
+        Rows decoded at a time, a multiple of the pool's `chunk_rows`. Default: whole chunks of at least 8 MiB together.
+    """
+
+    # Buffers live as long as the reader: under the memory settings of Dask's nanny a fresh 16 MiB array for each chunk
+    # costs more (page faults) than reading the chunk.
+
+    def __init__(self, pool: Pool, unit_rows: int | None = None) -> None:
+        record_bytes = pool.n_features * pool.dtype.itemsize
+        chunk_bytes = pool.chunk_rows * record_bytes
+        self._pool = pool
+        self._unit_rows = unit_rows or pool.chunk_rows * max(1, -(-UNIT_BYTES // chunk_bytes))
+        self._files = ChunkFiles.of(pool._features, fill=pool._fill)
+        self._bytes = np.empty(0, dtype=np.uint8)
+        self._number = -1
+        self._held: npt.NDArray[Any] = np.empty((0, pool.n_features), dtype=pool.dtype)
+        self._tile = np.empty((0, pool.n_features), dtype=np.float32)
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Return records [start, stop) as (stop - start, n_features); read-only, good until the next call.
+
+        Raises
+        ------
+        ChunkError
+            A chunk is missing or damaged.
+        """
+        self._pool._refuse_range(start, stop)
+        number = start // self._unit_rows
+        if self._held.dtype == np.float32 and start < stop <= (number + 1) * self._unit_rows:
+            first = number * self._unit_rows
+            return self.unit(number)[start - first : stop - first]
+        if len(self._tile) < stop - start:
+            self._tile = np.empty((stop - start, self._pool.n_features), dtype=np.float32)
+        tile = self._tile[: stop - start]
+        self.read_into(start, tile)
+        tile.flags.writeable = False
+        return tile
+
+    def read_into(self, start: int, target: npt.NDArray[np.float32]) -> None:
+        """Fill `target` with the records from `start` on."""
+        done = 0
+        while done < len(target):
+            number, offset = divmod(start + done, self._unit_rows)
+            records = self.unit(number)[offset : offset + len(target) - done]
+            _copy(target, slice(done, done + len(records)), records)
+            done += len(records)
+
+    def unit(self, number: int) -> npt.NDArray[Any]:
+        """Return the records of one read unit, in the stored type; read-only, good until another unit is asked for."""
+        if number != self._number:
+            self._number = -1  # a read that fails leaves the buffer half overwritten
+            start = number * self._unit_rows
+            self._held = self._load(start, min(start + self._unit_rows, self._pool.n_rows))
+            self._held.flags.writeable = False
+            self._number = number
+        return self._held
+
+    def _load(self, start: int, stop: int) -> npt.NDArray[Any]:
+        pool = self._pool
+        if self._files is None:
+            self._held = self._held[:0].copy()  # given back first, so that the next unit can take its memory
+            return read_rows(pool._features, start, stop, fill=pool._fill).reshape(stop - start, -1)
+        chunks = range(start // pool.chunk_rows, -(-stop // pool.chunk_rows))
+        chunk_bytes = pool.chunk_rows * pool.n_features * pool.dtype.itemsize
+        if len(self._bytes) < len(chunks) * chunk_bytes:
+            self._bytes = np.empty(len(chunks) * chunk_bytes, dtype=np.uint8)
+        for position, chunk in enumerate(chunks):
+            self._files.read_into(chunk, self._bytes[position * chunk_bytes : (position + 1) * chunk_bytes])
+        # The last chunk is stored at its full height: what lies beyond the last row is padding.
+        records = self._bytes[: len(chunks) * chunk_bytes].view(pool.dtype).reshape(-1, pool.n_features)
+        return records[: stop - start]
+
+
+def _copy(target: npt.NDArray[np.float32], where: Any, records: npt.NDArray[Any]) -> None:  # noqa: ANN401
+    # A float64 beyond float32 becomes inf, which the scan counts as invalid: no warning for each tile.
+    with np.errstate(over="ignore"):
+        target[where] = records
+
+
+def _opened(where: str) -> "zarr.Array[Any] | zarr.Group":
+    try:
+        return zarr.open(where, mode="r")
+    except FileNotFoundError as error:
+        raise PoolNotFound(f"no pool at {where}; build one with `dal pool build`, or check the path") from error
+    except ImportError as error:
+        raise PoolError(
+            f"{where}: this kind of store needs more packages: {error}; pip install 'dal[remote]'"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PoolError(f"{where}: the metadata cannot be read: {error}") from error
+
+
+def _features_of(where: str, group: zarr.Group) -> "zarr.Array[Any]":
+    described = description(group)
+    if not described:
+        arrays = ", ".join(sorted(name for name, _ in group.arrays())) or "none"
+        raise PoolError(f"{where} is a Zarr group that dal did not build; name one of its arrays instead: {arrays}")
+    if described["version"] != VERSION:
+        raise PoolError(f"{where} has pool format {described['version']}, this dal reads {VERSION}; use a newer dal")
+    if not described["complete"]:
+        of = described.get("source_rows") or "an unknown number of"
+        raise PoolIncomplete(f"{where} holds {described['n_rows']} of {of} rows; run the same build again to go on")
+    features = group.get("features")
+    if not isinstance(features, zarr.Array):
+        raise PoolError(f"{where}: the array 'features' is missing; restore it, or build the pool again")
+    if features.shape[0] != described["n_rows"]:
+        raise PoolError(
+            f"{where} says {described['n_rows']} rows, its features have {features.shape[0]}; build it again"
+        )
+    return features
+
+
+def _refuse_shape(where: str, array: "zarr.Array[Any]") -> None:
+    if len(array.shape) not in (2, 4):
+        raise PoolError(f"{where} has shape {array.shape}; a pool is (N, d), or (N, h, w, c) for images")
+    if 0 in array.shape:
+        raise PoolError(f"{where} is empty: its shape is {array.shape}")
+    if np.dtype(array.dtype).kind not in "fiu":
+        raise PoolError(f"{where} holds {array.dtype}; a pool holds floats or integers: encode or vectorise first")
+
+
+def _refuse_holes(where: str, array: "zarr.Array[Any]") -> None:
+    missing, expected = missing_chunks(array)
+    if missing:
+        raise PoolError(
+            f"{where}: {missing} of {expected} chunks are not stored; restore them, or, if they mean the fill value "
+            f"{array.fill_value}, open the pool with missing_chunks='fill'"
+        )
+
+
+def _digest(array: "zarr.Array[Any]") -> str:
+    # Only what every version of Zarr tells alike: its full metadata gain keys from version to version.
+    told = [array.shape, np.dtype(array.dtype).str, array.chunks, array.shards]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]

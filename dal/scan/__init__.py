@@ -1,0 +1,7 @@
+"""The scan: every record of the pool scored in place, only the best candidates travel."""
+
+from dal.scan.driver import Progress, Scan, Summary, sample_codebook, scan
+from dal.scan.journal import Journal
+from dal.scan.kernel import Cells
+
+__all__ = ["Cells", "Journal", "Progress", "Scan", "Summary", "sample_codebook", "scan"]

@@ -1,0 +1,114 @@
+"""Finished spans on disk, so that a coordinator that dies costs only the spans that were running."""
+
+import io
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from dal.scan.kernel import SpanResult, Tally
+from dal.scan.plan import Interval
+from dal.selection import Candidates
+
+
+class Journal:
+    """The finished spans of one pass, one file each.
+
+    Parameters
+    ----------
+    directory : path
+        The journal's own; it holds at most one pass.
+
+    Notes
+    -----
+    Files are written beside and renamed, so a file is whole or absent. They lie in a folder named by the digest of
+    everything that defines the pass: opened under another digest, the journal starts over.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+
+    def open(self, digest: str) -> None:
+        """Begin or go on with the pass of this digest; spans of any other are deleted."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for other in self.directory.iterdir():
+            if other.name != digest:
+                shutil.rmtree(other)
+        self.folder = self.directory / digest
+        self.folder.mkdir(exist_ok=True)
+
+    def results(self) -> Iterator[SpanResult]:
+        """Give the finished spans one by one, in the order of their rows."""
+        for path in sorted(self.folder.glob("*.npz")):
+            yield decode(path.read_bytes())
+
+    def add(self, result: SpanResult) -> None:
+        """Record a finished span."""
+        path = self.folder / f"{result.interval.start:015d}-{result.interval.stop:015d}.npz"
+        partial = path.with_suffix(".partial")
+        partial.write_bytes(encode(result))
+        os.replace(partial, path)  # noqa: PTH105 - says that it is atomic
+
+    def clear(self) -> None:
+        """Delete everything, when the pass's result is safe elsewhere."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def encode(result: SpanResult) -> bytes:
+    """Write a span's result as bytes."""
+    tally = result.tally
+    numbers = {
+        "interval": list(result.interval),
+        "seconds": result.seconds,
+        "rows": tally.rows,
+        "invalid": tally.invalid,
+        "confidence": tally.confidence,
+        "bytes_read": tally.bytes_read,
+    }
+    arrays = {
+        "invalid_rows": tally.invalid_rows,
+        "histogram": tally.histogram,
+        "predicted_classes": tally.predicted,
+        "numbers": np.frombuffer(json.dumps(numbers).encode(), dtype=np.uint8),
+    }
+    if result.candidates is not None:
+        arrays |= candidate_arrays(result.candidates)
+    buffer = io.BytesIO()
+    np.savez(buffer, allow_pickle=False, **arrays)
+    return buffer.getvalue()
+
+
+def decode(data: bytes) -> SpanResult:
+    """Read what :func:`encode` wrote."""
+    with np.load(io.BytesIO(data)) as arrays:
+        numbers = json.loads(arrays["numbers"].tobytes())
+        tally = Tally(
+            numbers["rows"],
+            numbers["invalid"],
+            arrays["invalid_rows"],
+            arrays["histogram"],
+            arrays["predicted_classes"],
+            numbers["confidence"],
+            numbers["bytes_read"],
+        )
+        candidates = candidates_from(arrays) if "rows" in arrays else None
+    return SpanResult(Interval(*numbers["interval"]), candidates, tally, numbers["seconds"])
+
+
+def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:
+    """Give the candidates as named arrays, for a file."""
+    return {
+        "rows": candidates.rows,
+        "scores": candidates.scores,
+        "cells": candidates.cells,
+        "predicted": candidates.predicted,
+        "embeddings": candidates.embeddings,
+    }
+
+
+def candidates_from(arrays: "np.lib.npyio.NpzFile") -> Candidates:
+    """Read what :func:`candidate_arrays` gave."""
+    return Candidates(arrays["rows"], arrays["scores"], arrays["cells"], arrays["predicted"], arrays["embeddings"])

@@ -1,0 +1,158 @@
+"""How a pass over the pool is cut: tiles, units and spans. Pure arithmetic on rows."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from dal.selection import row_hash
+
+MOST_TILE_ROWS = 16_384
+MOST_TILE_BYTES = 8 * 2**20
+MOST_TASKS = 20_000
+MOST_SPAN_BYTES = 256 * 2**20
+"""Of features as they are stored; measured: shorter spans cost, longer ones leave a tail."""
+SPANS_PER_THREAD = 8
+SECONDS_PER_SPAN = 3.0
+
+
+class Interval(NamedTuple):
+    """Rows from `start` up to, not including, `stop`."""
+
+    start: int
+    stop: int
+
+
+def tile_rows(n_features: int, preferred: int | None = None) -> int:
+    """Give the height of a tile, the unit of scoring.
+
+    A power of two, at absolute offsets, the last one zero-padded: a matrix product's last bits depend on its height, so
+    only one height for all gives the same scores for any chunking.
+
+    Parameters
+    ----------
+    n_features : int
+    preferred : int, optional
+        What suits the learner.
+
+    Returns
+    -------
+    int
+        At most 16,384 and at most 8 MiB of float32, at least 1.
+
+    Examples
+    --------
+    >>> tile_rows(128), tile_rows(1_000), tile_rows(128, preferred=4096), tile_rows(10_000_000)
+    (16384, 2048, 4096, 1)
+    """
+    most = min(MOST_TILE_ROWS if preferred is None else preferred, MOST_TILE_ROWS, MOST_TILE_BYTES // (4 * n_features))
+    return 1 << max(0, most.bit_length() - 1)
+
+
+def unit_rows(tile: int, write_rows: int) -> int:
+    """Give the rows that are never split between spans: whole tiles and, where that is possible, whole shards.
+
+    A foreign pool whose chunks do not fit the tiles is cut at tiles alone; the chunk at the cut is then read by both
+    neighbours.
+
+    Examples
+    --------
+    >>> unit_rows(16_384, 32_768), unit_rows(16_384, 8_192), unit_rows(16_384, 5_000)
+    (32768, 16384, 16384)
+    """
+    whole = int(np.lcm(tile, write_rows))
+    return whole if whole <= 4 * max(tile, write_rows) else tile * -(-write_rows // tile)
+
+
+def span_rows(n_rows: int, row_bytes: int, threads: int, unit: int, rows_per_second: float | None) -> int:
+    """Give the rows of a span, the unit of work.
+
+    By, in this order: at most 2e4 tasks a pass; 256 MB; several spans a thread; about three seconds each at the pace
+    measured so far on one thread.
+
+    Examples
+    --------
+    >>> span_rows(10_000_000, 512, 2, 32_768, None)
+    524288
+    >>> span_rows(10_000_000, 512, 2, 32_768, rows_per_second=20_000)
+    32768
+    """
+    rows = min(MOST_SPAN_BYTES // row_bytes, -(-n_rows // (SPANS_PER_THREAD * threads)))
+    if rows_per_second is not None:
+        rows = min(rows, int(rows_per_second * SECONDS_PER_SPAN))
+    rows = max(rows, -(-n_rows // MOST_TASKS), unit)
+    return rows // unit * unit
+
+
+def remaining(n_rows: int, done: Sequence[Interval]) -> list[Interval]:
+    """Give what is left of the pool when some intervals are done.
+
+    Examples
+    --------
+    >>> remaining(10, [Interval(4, 6), Interval(0, 2)])
+    [Interval(start=2, stop=4), Interval(start=6, stop=10)]
+    """
+    left, position = [], 0
+    for start, stop in sorted(done):
+        if position < start:
+            left.append(Interval(position, start))
+        position = max(position, stop)
+    if position < n_rows:
+        left.append(Interval(position, n_rows))
+    return left
+
+
+def cut(intervals: Sequence[Interval], rows: int, seed: int) -> list[Interval]:
+    """Cut intervals into spans of at most `rows` rows, in seeded order.
+
+    The order is random because neighbours are alike: a class that fills the pool's head would otherwise raise no
+    threshold for the rest. Cuts fall on multiples of `rows`, thus on whole units.
+
+    Examples
+    --------
+    >>> sorted(cut([Interval(2, 9)], 4, seed=0))
+    [Interval(start=2, stop=4), Interval(start=4, stop=8), Interval(start=8, stop=9)]
+    """
+    spans = [span for interval in intervals for span in _pieces(interval, rows)]
+    starts = np.array([span.start for span in spans], dtype=np.int64)
+    return [spans[position] for position in np.argsort(row_hash(starts, seed, 0), kind="stable")]
+
+
+def _pieces(interval: Interval, rows: int) -> Iterator[Interval]:
+    for edge in range(interval.start // rows * rows, interval.stop, rows):
+        yield Interval(max(edge, interval.start), min(edge + rows, interval.stop))
+
+
+def probes(intervals: Sequence[Interval], unit: int, count: int, seed: int) -> tuple[list[Interval], list[Interval]]:
+    """Take `count` single units off the intervals: short first spans that measure the pace and set the thresholds.
+
+    Returns
+    -------
+    probes, rest : list of Interval
+
+    Examples
+    --------
+    >>> first, rest = probes([Interval(0, 12)], 4, 1, seed=0)
+    >>> sorted(first + rest) in ([(0, 4), (4, 12)], [(0, 4), (4, 8), (8, 12)], [(0, 8), (8, 12)])
+    True
+    """
+    total = sum(-(-interval.stop // unit) - interval.start // unit for interval in intervals)
+    if total <= count:
+        return cut(intervals, unit, seed), []
+    numbers = row_hash(np.arange(count, dtype=np.int64), seed, 1) % np.uint64(total)
+    wanted = sorted(set(numbers.tolist()))
+    first, rest, base = [], [], 0
+    for interval in intervals:
+        offset = interval.start // unit
+        units = -(-interval.stop // unit) - offset
+        inside = [w - base + offset for w in wanted if base <= w < base + units]
+        taken = [Interval(max(u * unit, interval.start), min((u + 1) * unit, interval.stop)) for u in inside]
+        first += taken
+        rest += [Interval(a + interval.start, b + interval.start) for a, b in _gaps(interval, taken)]
+        base += units
+    return first, rest
+
+
+def _gaps(interval: Interval, taken: Sequence[Interval]) -> list[Interval]:
+    shifted = [Interval(start - interval.start, stop - interval.start) for start, stop in taken]
+    return remaining(interval.stop - interval.start, shifted)

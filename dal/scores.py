@@ -1,0 +1,187 @@
+"""How much a record is worth asking, from what the learner says of it.
+
+Every score is a float per record, **higher = ask first**, in [0, 1], and never NaN. The functions take probabilities
+class-major, ``(n_classes, n_records)``: each step then runs over contiguous memory, which is what makes a score cheap
+beside the learner itself. :func:`of_probabilities` and :func:`of_decisions` are the two doors, and give the predicted
+class and its confidence along with the score, because all three come from the same two largest entries.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.errors import SettingsError
+
+Floats = npt.NDArray[np.floating]
+
+
+class Scored(NamedTuple):
+    """What a score says of a block of records.
+
+    Attributes
+    ----------
+    score : ndarray of shape (n_records,)
+        Higher = ask first.
+    predicted : ndarray of shape (n_records,), int64
+        Column of the most probable class; the first one among equals.
+    confidence : ndarray of shape (n_records,)
+        Probability of that class.
+    """
+
+    score: Floats
+    predicted: npt.NDArray[np.int64]
+    confidence: Floats
+
+
+class TopTwo(NamedTuple):
+    """The two largest entries of every column, and where the largest stands."""
+
+    first: Floats
+    second: Floats
+    position: npt.NDArray[np.int64]
+
+
+def top_two(values: Floats) -> TopTwo:
+    """Find the two largest entries of each column.
+
+    Parameters
+    ----------
+    values : ndarray of shape (n_classes, n_records)
+        At least two classes.
+
+    Returns
+    -------
+    TopTwo
+        The first position wins among equals, as with ``argmax``.
+
+    Examples
+    --------
+    >>> first, second, position = top_two(np.array([[0.2, 0.5], [0.7, 0.5], [0.1, 0.0]]))
+    >>> first.tolist(), second.tolist(), position.tolist()
+    ([0.7, 0.5], [0.2, 0.5], [1, 0])
+    """
+    first = values[0].copy()
+    second = np.full_like(first, -np.inf)
+    position = np.zeros(first.shape, dtype=np.int64)
+    for column, row in enumerate(values[1:], start=1):
+        np.maximum(second, np.minimum(first, row), out=second)
+        np.copyto(position, column, where=row > first)
+        np.maximum(first, row, out=first)
+    return TopTwo(first, second, position)
+
+
+def _score(name: str, p: Floats, top: TopTwo) -> Floats:
+    n_classes = p.shape[0]
+    score: Floats
+    match name:
+        case "least_confident":
+            score = (1.0 - top.first) * (n_classes / (n_classes - 1))
+        case "margin":
+            score = 1.0 - (top.first - top.second)
+        case "ratio":
+            score = top.second / top.first
+        case "entropy":
+            # 0 ln 0 is 0; the smallest normal number keeps the logarithm finite without moving any other value.
+            logarithm = np.log(np.maximum(p, np.finfo(p.dtype).tiny))
+            score = -np.einsum("cn,cn->n", p, logarithm) / np.log(n_classes)
+        case _:
+            raise SettingsError(f"The score {name!r} is not computed from probabilities.")
+    return score
+
+
+NAMES: tuple[str, ...] = ("random", "least_confident", "margin", "ratio", "entropy")
+"""Every score by name. ``random`` looks at no prediction: its value is a hash of the row."""
+
+
+def check_name(name: str) -> str:
+    """Return `name` if it is a score's name.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such score.
+    """
+    if name not in NAMES:
+        raise SettingsError(f"Expected a score out of {', '.join(NAMES)}, got {name!r}.")
+    return name
+
+
+def of_probabilities(name: str, probabilities: Floats) -> Scored:
+    r"""Score records from their class probabilities.
+
+    Parameters
+    ----------
+    name : str
+        With :math:`p_{(1)} \ge p_{(2)}` the two largest of C probabilities:
+
+        * ``least_confident``: :math:`(1 - p_{(1)})\,C/(C-1)` (Lewis and Gale, 1994);
+        * ``margin``: :math:`1 - (p_{(1)} - p_{(2)})` (Scheffer et al., 2001);
+        * ``ratio``: :math:`p_{(2)} / p_{(1)}`;
+        * ``entropy``: :math:`-\sum_c p_c \ln p_c / \ln C` (Shannon, 1948).
+
+        For two classes all four order the records alike.
+    probabilities : ndarray of shape (n_records, n_classes)
+        Rows sum to one; at least two classes.
+
+    Returns
+    -------
+    Scored
+        In the floating type of `probabilities`.
+
+    Examples
+    --------
+    >>> scored = of_probabilities("margin", np.array([[0.5, 0.25, 0.25], [0.125, 0.75, 0.125]]))
+    >>> scored.score.tolist(), scored.predicted.tolist(), scored.confidence.tolist()
+    ([0.75, 0.375], [0, 1], [0.5, 0.75])
+    """
+    p = np.ascontiguousarray(probabilities.T)
+    top = top_two(p)
+    return Scored(_score(name, p, top), top.position, top.first)
+
+
+def of_decisions(name: str, decisions: Floats, n_classes: int) -> Scored:
+    r"""Score records from the decision values of a softmax model, without forming its probabilities.
+
+    With z the decision values, :math:`p_c = e^{z_c - z_{(1)}} / \sum_j e^{z_j - z_{(1)}}`, so the margin is
+    :math:`1 - (1 - e^{z_{(2)} - z_{(1)}}) / \sum_j e^{z_j - z_{(1)}}`: one exponential an entry and no division of the
+    whole matrix. Equal to :func:`of_probabilities` on the softmax within rounding.
+
+    Parameters
+    ----------
+    name : str
+        As in :func:`of_probabilities`.
+    decisions : ndarray of shape (n_columns, n_records)
+        Class-major. One column is a binary model: its value is the log odds of the second class.
+    n_classes : int
+        Classes in all. Those without a column have probability zero; they count in the normalisation of
+        ``least_confident`` and ``entropy``.
+
+    Returns
+    -------
+    Scored
+        ``predicted`` is a position among the columns (0 or 1 for a binary model).
+
+    Examples
+    --------
+    >>> z = np.log(np.array([[0.5, 0.125], [0.25, 0.75], [0.25, 0.125]]))
+    >>> of_decisions("margin", z, 3).score.round(6).tolist()
+    [0.75, 0.375]
+    """
+    if decisions.shape[0] == 1:
+        decisions = np.concatenate([np.zeros_like(decisions), decisions])
+    z1, z2, position = top_two(decisions)
+    shifted = decisions - z1
+    odds = np.exp(shifted)
+    total = odds.sum(axis=0)
+    confidence = 1.0 / total
+    score: Floats
+    if name == "margin":
+        score = 1.0 - (1.0 - np.exp(z2 - z1)) * confidence
+    elif name == "ratio":
+        score = np.exp(z2 - z1)
+    elif name == "least_confident":
+        score = (1.0 - confidence) * (n_classes / (n_classes - 1))
+    else:
+        score = (np.log(total) - np.einsum("cn,cn->n", odds, shifted) * confidence) / np.log(n_classes)
+    return Scored(score, position, confidence)

@@ -1,0 +1,787 @@
+import hashlib
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Never
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Connection, Engine, event
+
+from dal.agreement import majority
+from dal.campaign import Answer, AnswerFile, Campaign, ImportCounts, Round, Settings, database
+from dal.errors import (
+    CampaignError,
+    CampaignLocked,
+    CampaignMismatch,
+    CampaignNotFound,
+    InputError,
+    LabelError,
+    SettingsError,
+)
+
+ROOT = Path(__file__).parent.parent
+CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
+BATCH = [907, 23, 511, 40]
+
+
+def create(directory: Path, chosen: Settings = CHOSEN) -> Campaign:
+    return Campaign.create(directory, chosen, pool_fingerprint="f00d", n_rows=1000)
+
+
+def freeze(campaign: Campaign, **changed: object) -> Round:
+    frozen = {"pool_fingerprint": "f00d", "n_rows": 1000, "k": 4, "explore": 0.25, "seed": 11, "strategy": "margin"}
+    return campaign.freeze_round(**frozen | changed)
+
+
+def open_batch(campaign: Campaign, batch_round: Round, rows: Sequence[int] = BATCH, **changed: object) -> None:
+    n = len(rows)
+    columns = {
+        "record_ids": [f"id{row}" for row in rows],
+        "scores": [float(n - rank) for rank in range(n)],
+        "predicted": [0] * n,
+        "explore": [rank == n - 1 for rank in range(n)],
+    }
+    campaign.open_batch(batch_round, rows, **columns | changed)
+
+
+def says(row: int, label: int | None, annotator: str = "ann", **more: object) -> Answer:
+    return Answer(row, f"id{row}", annotator, "skipped" if label is None else "submitted", label, **more)
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaign:
+    return create(tmp_path / "campaign")
+
+
+# -- killed anywhere -------------------------------------------------------------------------------------------------
+
+STEPS = ("create", "freeze", "fit", "scan", "open", "answer", "close")
+
+
+def next_step(directory: Path) -> str | None:
+    try:
+        campaign = Campaign.open(directory)
+    except CampaignNotFound:
+        return "create"
+    rounds = campaign.rounds()
+    match rounds[0].status if rounds else None:
+        case None:
+            return "freeze"
+        case "frozen":
+            return "fit"
+        case "fitted":
+            return "scan"
+        case "scanned":
+            return "open"
+        case "open":
+            return "answer" if campaign.pending(1) else "close"
+    return None
+
+
+def take(step: str, directory: Path) -> None:
+    if step == "create":
+        create(directory)
+        return
+    campaign = Campaign.open(directory)
+    current = campaign.current_round
+    match step:
+        case "freeze":
+            freeze(campaign)
+        case "fit":
+            campaign.save_model(current, b"a model", trained_on=0, notes={"warnings": ()})
+        case "scan":
+            campaign.save_scan(current, b"candidates", {"rows": np.int64(1000)})
+        case "open":
+            open_batch(campaign, current)
+        case "answer":
+            campaign.add_answers([says(row, row % 3) for row in BATCH], source="web")
+        case "close":
+            campaign.close_round(current)
+
+
+def run_and_die(directory: Path, fatal: str, before_commit: bool) -> None:
+    """Take the steps until one is fatal, and be killed just before its commit or just after it."""
+    armed = []
+
+    @event.listens_for(Engine, "commit")
+    def commit(connection: Connection) -> None:
+        writes = connection.get_execution_options().get("immediate") or fatal == "create"
+        if before_commit and armed and writes:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    while step := next_step(directory):
+        if step == fatal:
+            armed.append(step)
+        take(step, directory)
+        if step == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_everywhere(base: Path) -> None:
+    """Have a process killed at every point. They are forked from one that has imported everything, to save time."""
+    for step in STEPS:
+        for moment in ("before", "after"):
+            child = os.fork()
+            if child == 0:
+                run_and_die(base / f"{step}-{moment}", step, moment == "before")
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+                sys.exit(f"{step}-{moment} was to be killed and was not: {status}")
+
+
+@pytest.fixture(scope="module")
+def graveyard(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("graveyard")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore::DeprecationWarning"}
+    subprocess.run([sys.executable, __file__, str(base)], check=True, env=environment, timeout=60)
+    return base
+
+
+def everything(directory: Path) -> dict[str, object]:
+    campaign = Campaign.open(directory)
+    (only,) = campaign.rounds()
+    latest = campaign.latest_answers()
+    return {
+        "frozen": (only.status, only.n_rows, only.k, only.last_answer, only.excluded_digest, only.parent_model),
+        "model": campaign.load_model(only.model),
+        "scan": (campaign.load_scan(only), only.summary),
+        "batch": campaign.batch(1),
+        "answers": (latest.rows.tolist(), latest.labels.tolist(), latest.ids.tolist()),
+        "files": sorted(path.name for path in directory.rglob("*") if path.suffix not in (".db-wal", ".db-shm")),
+    }
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_anywhere_goes_on_as_if_nothing_had_happened(
+    graveyard: Path, tmp_path: Path, step: str, moment: str
+) -> None:
+    directory = tmp_path / "harmed"
+    if (graveyard / f"{step}-{moment}").exists():
+        shutil.copytree(graveyard / f"{step}-{moment}", directory)
+    assert next_step(directory) == (step if moment == "before" else (*STEPS, None)[STEPS.index(step) + 1])
+    for each in (directory, tmp_path / "unharmed"):
+        while remaining := next_step(each):
+            take(remaining, each)
+    assert everything(directory) == everything(tmp_path / "unharmed")
+
+
+def test_a_model_killed_before_its_commit_is_on_disk_and_not_in_the_round(graveyard: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(graveyard / "fit-before", tmp_path / "copy")
+    name = hashlib.sha256(b"a model").hexdigest()
+    assert (directory / "models" / f"{name}.skops").read_bytes() == b"a model"
+    (only,) = Campaign.open(directory).rounds()
+    assert (only.status, only.model) == ("frozen", None)
+
+
+# -- the lock --------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_process_is_told_who_holds_the_lock_and_gets_it_when_that_is_killed(campaign: Campaign) -> None:
+    hold = """if True:
+        import sys
+        from dal.campaign import Campaign
+        with Campaign.open(sys.argv[1]).lock():
+            print(flush=True)
+            input()
+    """
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold, str(campaign.directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    with holder:
+        holder.stdout.readline()
+        with pytest.raises(CampaignLocked, match=rf"process {holder.pid}\b"), campaign.lock():
+            pass
+        assert campaign.add_answers([says(3, 1)], source="web").new == 1, "answers need no lock"
+        holder.kill()
+    with campaign.lock():
+        pass
+
+
+def test_the_lock_is_refused_within_one_process_and_freed_by_an_error(campaign: Campaign) -> Never:
+    with pytest.raises(ZeroDivisionError), campaign.lock():  # noqa: PT012 - what is held while it is raised
+        with pytest.raises(CampaignLocked, match=rf"process {os.getpid()}\b"), campaign.lock():
+            pass
+        raise ZeroDivisionError
+    with campaign.lock():
+        pass
+
+
+# -- making and opening ----------------------------------------------------------------------------------------------
+
+
+def test_opens_as_it_was_created(tmp_path: Path) -> None:
+    chosen = Settings(
+        'a "quoted" \\ path/пул.zarr',
+        ("-1", "+1", "naïve 🐱", "tab\tinside", "del\x7finside"),
+        learner="module:object",
+        strategy="margin",
+        batch=7,
+        seed=2**62,
+        stop=("max_labels=50", "max_hours=1.5"),
+        explore=1e-05,
+        trusted=("a.B",),
+    )
+    made = create(tmp_path / "deep" / "er", chosen)
+    opened = Campaign.open(tmp_path / "deep" / "er")
+    assert opened.settings == made.settings == chosen
+    assert (opened.id, opened.pool_fingerprint, opened.n_rows) == (made.id, "f00d", 1000)
+    assert opened.created_at.tzinfo is not None
+    assert opened.rounds() == []
+    assert opened.current_round is None
+
+
+def test_creates_in_an_empty_directory_without_replacing_it(tmp_path: Path) -> None:
+    inode = tmp_path.stat().st_ino
+    create(tmp_path)
+    assert tmp_path.stat().st_ino == inode, "a shell that stands in the directory must not be left in a deleted one"
+
+
+def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CampaignError, match=r"thesis\.tex"):
+        create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_campaign_is_not_created_over(campaign: Campaign) -> None:
+    campaign.add_answers([says(3, 1)], source="web")
+    with pytest.raises(CampaignError, match="holds a campaign already"):
+        create(campaign.directory)
+    assert Campaign.open(campaign.directory).latest_answers().rows.tolist() == [3]
+
+
+def test_a_lost_database_is_not_created_over_while_its_models_are_there(campaign: Campaign) -> None:
+    campaign.save_model(freeze(campaign), b"precious", trained_on=0)
+    (campaign.directory / "campaign.db").unlink()
+    with pytest.raises(CampaignError, match="models"):
+        create(campaign.directory)
+
+
+@pytest.mark.parametrize("place", ["nowhere", "."])
+def test_says_where_there_is_no_campaign(tmp_path: Path, place: str) -> None:
+    with pytest.raises(CampaignNotFound, match=r"there is no campaign\.db"):
+        Campaign.open(tmp_path / place)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("version", "advice"), [(99, "newer dal"), (0, "older dal")])
+def test_another_schema_version_is_refused(campaign: Campaign, version: int, advice: str) -> None:
+    with sqlite3.connect(campaign.directory / "campaign.db") as connection:
+        connection.execute("UPDATE campaign SET schema_version = ?", (version,))
+    connection.close()
+    with pytest.raises(CampaignMismatch, match=f"version {version}.*{advice}"):
+        Campaign.open(campaign.directory)
+
+
+def test_the_toml_of_another_campaign_is_refused(campaign: Campaign, tmp_path: Path) -> None:
+    other = create(tmp_path / "other")
+    shutil.copy(other.directory / "campaign.toml", campaign.directory)
+    with pytest.raises(CampaignMismatch, match=f"{other.id}.*{campaign.id}"):
+        Campaign.open(campaign.directory)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "message"),
+    [
+        ('["cat", "dog", "owl"]', '["dog", "cat", "owl"]', CampaignMismatch, "answers were given for"),
+        ("batch = 4", "batch = 0", SettingsError, "batch: an integer from 1"),
+        ("batch = 4", "batch = ", SettingsError, "no valid TOML"),
+        ("batch = 4", "bitch = 4", SettingsError, "unknown settings bitch; there are .*batch"),
+        ("batch = 4", "", SettingsError, "lack batch"),
+        ("[settings]", "[sittings]", SettingsError, "table \\[settings\\]"),
+    ],
+)
+def test_an_edited_toml_is_used_where_it_can_be(
+    campaign: Campaign, old: str, new: str, error: type[Exception], message: str
+) -> None:
+    toml = campaign.directory / "campaign.toml"
+    original = toml.read_text()
+    toml.write_text(original.replace("explore = 0.05", "explore = 0.5"))
+    assert Campaign.open(campaign.directory).settings.explore == 0.5
+    toml.write_text(original.replace(old, new))
+    with pytest.raises(error, match=message):
+        Campaign.open(campaign.directory)
+
+
+def test_a_lost_toml_is_said(campaign: Campaign) -> None:
+    (campaign.directory / "campaign.toml").unlink()
+    with pytest.raises(CampaignError, match=r"campaign\.toml cannot be read"):
+        Campaign.open(campaign.directory)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": ("cat",)}, "at least two"),
+        ({"classes": ("cat", "cat")}, "cat is there more than once"),
+        ({"classes": ("cat", " dog")}, "surrounding blanks"),
+        ({"classes": ("cat", "")}, "classes"),
+        ({"classes": ["cat", "dog"]}, "several texts"),
+        ({"classes": ("cat", 3)}, "classes"),
+        ({"classes": ("cat", "\ud800")}, "UTF-8"),
+        ({"batch": 0}, "batch"),
+        ({"batch": True}, "batch"),
+        ({"batch": 2.0}, "batch"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**63}, "seed"),
+        ({"explore": 1.5}, "explore"),
+        ({"explore": float("nan")}, "explore"),
+        ({"pool": ""}, "pool"),
+        ({"learner": "  "}, "learner"),
+    ],
+)
+def test_unusable_settings_are_refused_before_anything_is_written(
+    tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    values = {"pool": "p", "classes": ("a", "b"), "learner": "l", "strategy": "s", "batch": 1} | changed
+    with pytest.raises(SettingsError, match=message):
+        create(tmp_path / "campaign", Settings(**values))
+    assert not (tmp_path / "campaign").exists()
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.strip).filter(bool)
+
+
+@settings(max_examples=100, deadline=None)
+@given(texts, st.lists(texts, min_size=2, unique=True), st.floats(0, 1), st.integers(0, 2**63 - 1))
+def test_settings_come_back_from_toml(pool: str, classes: list[str], explore: float, seed: int) -> None:
+    chosen = Settings(pool, tuple(classes), "logistic", "margin", 3, seed=seed, explore=explore)
+    assert Settings.from_toml(chosen.to_toml()) == chosen
+
+
+# -- a disk that does not play along ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unprivileged() -> Iterator[Path]:
+    """A directory, and no right to write where write access is taken away: root, which CI often is, may anything."""
+    directory = Path(tempfile.mkdtemp())
+    directory.chmod(0o777)
+    me = os.geteuid()
+    if me == 0:
+        os.chown(directory, 65534, 65534)
+        os.seteuid(65534)
+    yield directory
+    os.seteuid(me)
+    for path in (directory, *directory.iterdir()):
+        path.chmod(0o777)
+    shutil.rmtree(directory)
+
+
+def test_a_read_only_directory_is_said(unprivileged: Path) -> None:
+    campaign = create(unprivileged / "campaign")
+    for path in (campaign.directory / "models", campaign.directory):
+        path.chmod(0o555)
+    (campaign.directory / "campaign.db").chmod(0o444)
+    place = str(campaign.directory)
+    with pytest.raises(CampaignError, match=f"{place}.*write access"):
+        campaign.add_answers([says(3, 1)], source="web")
+    with pytest.raises(CampaignError, match=f"{place}.*write access"):
+        Campaign.open(campaign.directory)
+    campaign.directory.joinpath("campaign.lock").chmod(0o444)
+    with pytest.raises(CampaignError, match="write access"), campaign.lock():
+        pass
+
+
+def test_a_campaign_cannot_be_created_in_a_read_only_directory(unprivileged: Path) -> None:
+    unprivileged.chmod(0o555)
+    with pytest.raises(CampaignError, match="Choose another place"):
+        create(unprivileged / "campaign")
+
+
+def test_a_campaign_cannot_be_created_at_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CampaignError, match="Choose another place"):
+        create(tmp_path / "file")
+
+
+def test_a_model_that_cannot_be_written_leaves_the_round_as_it_was(campaign: Campaign) -> None:
+    current = freeze(campaign)
+    shutil.rmtree(campaign.directory / "models")
+    with pytest.raises(CampaignError, match="cannot be written"):
+        campaign.save_model(current, b"a model", trained_on=0)
+    assert campaign.current_round == current
+
+
+@pytest.mark.parametrize("damage", [b"", b"this is not a database, it is a letter" * 200])
+def test_a_damaged_database_is_said(campaign: Campaign, damage: bytes) -> None:
+    (campaign.directory / "campaign.db").write_bytes(damage)
+    with pytest.raises(CampaignError, match=r"campaign\.db.*restore it from a copy"):
+        Campaign.open(campaign.directory)
+
+
+def test_damage_in_the_middle_is_said_where_it_is_met(campaign: Campaign) -> None:
+    campaign.add_answers([says(row, row % 3) for row in range(900)], source="web")
+    file = campaign.directory / "campaign.db"
+    content = bytearray(file.read_bytes())
+    content[3 * 4096 :] = b"\xa5" * (len(content) - 3 * 4096)
+    file.write_bytes(content)
+    with pytest.raises(CampaignError, match=r"campaign\.db.*damaged"):
+        Campaign.open(campaign.directory).latest_answers()
+
+
+def test_a_full_disk_is_said_and_nothing_is_changed(campaign: Campaign) -> None:
+    campaign.add_answers([says(1, 1)], source="web")
+
+    def full(connection: sqlite3.Connection, *_: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size at least
+
+    event.listen(campaign._engine, "connect", full)
+    with pytest.raises(CampaignError, match="disk is full"):
+        campaign.add_answers([says(row, 1) for row in range(900)], source="web")
+    event.remove(campaign._engine, "connect", full)
+    assert campaign.latest_answers().rows.tolist() == [1]
+
+
+def test_a_writer_that_never_ends_is_said(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
+    other = sqlite3.connect(campaign.directory / "campaign.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CampaignError, match="writing for too long"):
+        campaign.add_answers([says(1, 1)], source="web")
+    assert campaign.rounds() == [], "reading goes on"
+    other.execute("ROLLBACK")
+    other.close()
+    assert campaign.add_answers([says(1, 1)], source="web").new == 1
+
+
+@pytest.mark.parametrize("what", ["model", "scan"])
+@pytest.mark.parametrize("damage", ["changed", "gone"])
+def test_a_damaged_file_is_not_loaded(campaign: Campaign, what: str, damage: object) -> None:
+    current = freeze(campaign)
+    digest = campaign.save_model(current, b"a model", trained_on=0)
+    campaign.save_scan(current, b"candidates", {})
+    pattern = "models/*.skops" if what == "model" else "rounds/0001-candidates.npz"
+    (path,) = campaign.directory.glob(pattern)
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(CampaignError, match=f"{path.name}.*Restore"):
+        campaign.load_model(digest) if what == "model" else campaign.load_scan(current)
+
+
+# -- rounds ----------------------------------------------------------------------------------------------------------
+
+
+def complete_round(campaign: Campaign, rows: Sequence[int], answers: Sequence[Answer] = (), **columns: object) -> None:
+    current = freeze(campaign)
+    campaign.save_model(current, f"model {current.number}".encode(), trained_on=current.labels)
+    campaign.save_scan(current, b"candidates", {"rows": 1000})
+    open_batch(campaign, current, rows, **columns)
+    campaign.add_answers(answers, source="web")
+    campaign.close_round(current)
+
+
+def test_a_round_freezes_what_it_is_computed_from(campaign: Campaign) -> None:
+    complete_round(campaign, BATCH, [says(row, row % 3) for row in BATCH[:3]])
+    campaign.add_answers([says(777, None), says(778, 2), says(778, 1, "bob")], source="web")
+    frozen = freeze(campaign, n_rows=1200, k=9, explore=0.5, seed=3, strategy="entropy")
+    excluded = np.array([23, 40, 511, 777, 778, 907], "<i8")
+    assert (frozen.number, frozen.status) == (2, "frozen")
+    assert (frozen.n_rows, frozen.k, frozen.explore, frozen.seed, frozen.strategy) == (1200, 9, 0.5, 3, "entropy")
+    assert (frozen.last_answer, frozen.labels, frozen.excluded) == (6, 4, 6)
+    assert frozen.excluded_digest == hashlib.sha256(excluded.tobytes()).hexdigest()
+    assert frozen.parent_model == hashlib.sha256(b"model 1").hexdigest()
+    assert campaign.current_round == frozen == campaign.rounds()[1] == campaign.round(2)
+
+
+def test_what_comes_after_the_freeze_belongs_to_the_next_round(campaign: Campaign) -> None:
+    complete_round(campaign, BATCH, [says(23, 1)])
+    frozen = freeze(campaign)
+    campaign.add_answers([says(23, 2), says(600, 1)], source="web")
+    open_batch(campaign, frozen, [5, 6])
+    upto = campaign.latest_answers(frozen.last_answer)
+    assert (upto.rows.tolist(), upto.labels.tolist()) == ([23], [1])
+    now = campaign.latest_answers()
+    assert (now.rows.tolist(), now.labels.tolist()) == ([23, 600], [2, 1])
+    assert campaign.excluded_rows(frozen).tolist() == [23, 40, 511, 907]
+    assert campaign.excluded_rows().tolist() == [5, 6, 23, 40, 511, 600, 907]
+    assert campaign.asked_rows().tolist() == [5, 6, 23, 40, 511, 907]
+
+
+def test_a_batch_comes_back_in_the_order_of_asking(campaign: Campaign) -> None:
+    current = freeze(campaign)
+    open_batch(
+        campaign,
+        current,
+        np.array(BATCH),
+        scores=np.array([0.5, np.inf, -np.inf, 1e-300]),
+        predicted=[2, None, np.int64(0), 1],
+        explore=np.array([False, True, False, False]),
+    )
+    batch = campaign.batch(1)
+    assert [record.row for record in batch] == BATCH
+    assert [record.record_id for record in batch] == ["id907", "id23", "id511", "id40"]
+    assert [record.rank for record in batch] == [0, 1, 2, 3]
+    assert [record.score for record in batch] == [0.5, np.inf, -np.inf, 1e-300]
+    assert [record.predicted for record in batch] == [2, None, 0, 1]
+    assert [record.explore for record in batch] == [False, True, False, False]
+
+
+def test_pending_counts_what_nobody_has_answered(campaign: Campaign) -> None:
+    open_batch(campaign, freeze(campaign))
+    assert campaign.pending(1) == 4
+    campaign.add_answers([says(23, None), says(40, 1), says(40, 1, "bob"), says(999, 1)], source="web")
+    assert campaign.pending(1) == 2
+
+
+def test_a_record_is_not_asked_twice(campaign: Campaign) -> None:
+    complete_round(campaign, BATCH)
+    current = freeze(campaign)
+    with pytest.raises(CampaignError, match=r"row 511 \(record 'id511'\) was asked in round 1"):
+        open_batch(campaign, current, [5, 511])
+    assert campaign.current_round == current
+    assert campaign.asked_rows().tolist() == sorted(BATCH)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changed", "message"),
+    [
+        ([1, 2, 1], {}, r"each row once was expected, \[1\]"),
+        ([1000], {}, r"rows from 0 to 999 were expected, \[1000\]"),
+        ([-1], {}, "rows from 0 to 999"),
+        ([1, 2], {"scores": [0.5, float("nan")]}, r"never NaN; those of records \['id2'\]"),
+        ([1, 2], {"record_ids": ["a"]}, r"\[2, 1, 2, 2, 2\] came"),
+    ],
+)
+def test_a_batch_that_cannot_be_is_refused(
+    campaign: Campaign, rows: object, changed: dict[str, object], message: str
+) -> None:
+    current = freeze(campaign)
+    with pytest.raises(InputError, match=message):
+        open_batch(campaign, current, rows, **changed)
+    assert campaign.current_round == current
+
+
+def test_steps_out_of_order_are_refused_and_write_nothing(campaign: Campaign) -> None:
+    current = freeze(campaign)
+    with pytest.raises(CampaignError, match="round 1 is frozen, and this step takes one that is open"):
+        campaign.close_round(current)
+    with pytest.raises(CampaignError, match="round 1 is frozen: close it"):
+        freeze(campaign)
+    with pytest.raises(CampaignError, match="no scan yet"):
+        campaign.load_scan(current)
+    campaign.save_model(current, b"a model", trained_on=0)
+    with pytest.raises(CampaignError, match="round 1 is fitted, and this step takes one that is frozen"):
+        campaign.save_model(current, b"another", trained_on=0)
+    assert len(list((campaign.directory / "models").iterdir())) == 1, "a model is never refitted"
+    open_batch(campaign, current)
+    with pytest.raises(CampaignError, match="round 1 is open"):
+        campaign.save_scan(current, b"late", {})
+    with pytest.raises(CampaignError, match="round 1 is open"):
+        open_batch(campaign, current, [5])
+    with pytest.raises(CampaignError, match="has no round 7"):
+        campaign.round(7)
+    assert [record.row for record in campaign.batch(1)] == BATCH
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [({"pool_fingerprint": "beef"}, "f00d.*beef"), ({"n_rows": 999}, "had 1000 rows and has 999")],
+)
+def test_another_pool_is_refused(campaign: Campaign, changed: dict[str, object], message: str) -> None:
+    with pytest.raises(CampaignMismatch, match=message):
+        freeze(campaign, **changed)
+    assert campaign.rounds() == []
+
+
+def test_history_scores_the_explore_share_by_the_model_that_chose_it(campaign: Campaign) -> None:
+    complete_round(
+        campaign,
+        BATCH,
+        [says(907, 0), says(23, 1), says(511, None), says(40, 2), says(23, 2, "bob"), says(23, 2, "cat")],
+        predicted=[0, 2, 1, None],
+        explore=[True, True, True, True],
+    )
+    complete_round(campaign, [5, 6], [says(5, 1), says(6, 1)], predicted=[0, 1], explore=[True, False])
+    open_batch(campaign, freeze(campaign), [8])
+    first, second = campaign.history()
+    # 907 right, 23 right by majority, 511 skipped, 40 without a prediction; then 5 wrong, and 6 is no explore record.
+    assert (first.number, first.labels, first.explore_correct, first.explore_asked) == (1, 0, 2, 2)
+    assert (second.number, second.labels, second.explore_correct, second.explore_asked) == (2, 3, 0, 1)
+    assert (first.never_asked, second.never_asked) == (996, 994)
+    assert 0 <= first.hours <= second.hours < 1
+
+
+def test_a_ruler_without_any_explore_record_is_empty(campaign: Campaign) -> None:
+    complete_round(campaign, BATCH, [says(907, 0)], explore=[False] * 4)
+    (only,) = campaign.history()
+    assert (only.explore_correct, only.explore_asked) == (0, 0)
+
+
+# -- answers ---------------------------------------------------------------------------------------------------------
+
+
+def stored(campaign: Campaign) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(campaign.directory / "campaign.db")
+    rows = connection.execute("SELECT row, annotator, status, label, round, source FROM answers ORDER BY id").fetchall()
+    connection.close()
+    return rows
+
+
+def test_a_changed_label_is_appended_and_the_old_one_kept(campaign: Campaign) -> None:
+    open_batch(campaign, freeze(campaign))
+    assert campaign.add_answers([says(23, 1), says(77, 0)], source="web") == ImportCounts(new=2, volunteered=1)
+    assert campaign.add_answers([says(23, 1), says(77, None)], source="api") == ImportCounts(
+        changed=1, same=1, volunteered=1
+    )
+    assert stored(campaign) == [
+        (23, "ann", "submitted", 1, 1, "web"),
+        (77, "ann", "submitted", 0, None, "web"),
+        (77, "ann", "skipped", None, None, "api"),
+    ]
+
+
+def test_a_whole_of_the_same_digest_changes_nothing(campaign: Campaign) -> None:
+    first = campaign.add_answers([says(23, 1)], source="job", source_digest="d1")
+    campaign.add_answers([says(23, 2)], source="web")
+    again = campaign.add_answers([says(23, 1)], source="job", source_digest="d1")
+    assert (first, again) == (ImportCounts(new=1, volunteered=1), ImportCounts())
+    assert campaign.latest_answers().labels.tolist() == [2], "an old import must not undo a newer answer"
+    assert campaign.import_seen("d1") == first
+    assert campaign.import_seen("d2") is None
+
+
+answer_lists = st.lists(
+    st.lists(
+        st.tuples(st.integers(990, 993), st.sampled_from(["ann", "bob"]), st.sampled_from([None, 0, 1, 2])),
+        max_size=8,
+    ),
+    max_size=5,
+)
+
+
+@pytest.fixture(scope="module")
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Campaign]:
+    """Copies of an empty campaign, which are quicker made than new ones."""
+    base = tmp_path_factory.mktemp("fresh")
+    create(base / "original")
+
+    def copy() -> Campaign:
+        directory = Path(tempfile.mkdtemp(dir=base)) / "copy"
+        return Campaign.open(shutil.copytree(base / "original", directory))
+
+    return copy
+
+
+@settings(max_examples=40, deadline=None)
+@given(answer_lists)
+def test_latest_answers_equal_a_dictionary_whatever_is_added(
+    fresh: Callable[[], Campaign], blocks: list[list[tuple[int, str, int | None]]]
+) -> None:
+    campaign, model, log = fresh(), {}, []
+    for block in blocks:
+        counts = {"new": 0, "changed": 0, "same": 0}
+        for row, annotator, label in block:
+            key = (row, annotator)
+            kind = "new" if key not in model else "same" if model[key] == label else "changed"
+            counts[kind] += 1
+            if kind != "same":
+                log.append((row, annotator, label))
+            model[key] = label
+        added = campaign.add_answers((says(row, label, who) for row, who, label in block), source="web")
+        assert added == ImportCounts(**counts, volunteered=len(block))
+    latest = campaign.latest_answers()
+    found = zip(latest.rows.tolist(), latest.annotators, latest.labels.tolist(), strict=True)
+    assert [(row, who, None if label < 0 else label) for row, who, label in found] == [
+        (*key, label) for key, label in sorted(model.items())
+    ]
+    assert [(row, who, label) for row, who, _, label, _, _ in stored(campaign)] == log
+    assert all(latest.ids <= campaign.last_answer())
+
+
+def test_latest_answers_give_labels_by_majority(campaign: Campaign) -> None:
+    campaign.add_answers([says(9, 1), says(9, 1, "bob"), says(9, 2, "cat"), says(8, None)], source="web")
+    latest = campaign.latest_answers()
+    rows, labels = majority(latest.rows, latest.labels, seed=campaign.settings.seed)
+    assert (rows.tolist(), labels.tolist()) == ([9], [1])
+
+
+def test_latest_answers_of_one_batch(campaign: Campaign) -> None:
+    open_batch(campaign, freeze(campaign))
+    campaign.add_answers([says(23, 1), says(77, 0), says(907, 2)], source="web")
+    assert campaign.latest_answers(asked_in=1).rows.tolist() == [23, 907]
+    assert campaign.latest_answers(upto=2, asked_in=1).rows.tolist() == [23]
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (Answer(1000, "x", "ann", "submitted", 0), "row 1000; the pool's rows are 0 to 999"),
+        (Answer(-1, "x", "ann", "submitted", 0), "row -1"),
+        (Answer(1, "x", "", "submitted", 0), "annotator's name"),
+        (Answer(1, "x", " ann", "submitted", 0), "blanks"),
+        (Answer(1, "x", "ann", "submitted", 3), "codes are 0 to 2"),
+        (Answer(1, "x", "ann", "submitted", -1), "codes are 0 to 2"),
+        (Answer(1, "x", "ann", "submitted"), "label None"),
+        (Answer(1, "x", "ann", "skipped", 1), "label 1, and the status 'skipped'"),
+        (Answer(1, "x", "ann", "unsure"), "status 'unsure'"),
+        (Answer(1, "x", "ann", "skipped", answered_at=datetime(2024, 1, 1)), "time zone"),
+    ],
+)
+def test_one_impossible_answer_keeps_all_of_them_out(campaign: Campaign, answer: Answer, message: str) -> None:
+    with pytest.raises(LabelError, match=message):
+        campaign.add_answers([says(5, 1), answer], source="web")
+    assert stored(campaign) == []
+
+
+def test_a_source_that_breaks_off_adds_nothing(campaign: Campaign) -> None:
+    def broken() -> Iterator[Answer]:
+        yield says(5, 1)
+        raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        campaign.add_answers(broken(), source="web")
+    assert stored(campaign) == []
+
+
+def test_an_answer_keeps_its_own_time(campaign: Campaign) -> None:
+    campaign.add_answers([says(5, 1, answered_at=datetime(2024, 5, 6, 7, 8, tzinfo=UTC))], source="web")
+    connection = sqlite3.connect(campaign.directory / "campaign.db")
+    assert connection.execute("SELECT answered_at FROM answers").fetchall() == [("2024-05-06T07:08:00+00:00",)]
+    connection.close()
+
+
+def test_people_who_answer_at_once_lose_nothing(campaign: Campaign) -> None:
+    def answer(annotator: str) -> None:
+        for row in range(100, 120):
+            campaign.add_answers([says(row, 1, annotator)], source="web")
+
+    people = [threading.Thread(target=answer, args=(name,)) for name in ("ann", "bob", "cat")]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    assert len(stored(campaign)) == 60
+    assert campaign.latest_answers().rows.tolist() == sorted([*range(100, 120)] * 3)
+
+
+def test_a_long_file_is_read_before_the_campaign_is_locked(campaign: Campaign) -> None:
+    def answers() -> Iterator[Answer]:
+        yield says(5, 1, line=2)
+        assert campaign.add_answers([says(6, 1, "bob")], source="web").new == 1
+        yield says(7, 1, line=3)
+
+    assert campaign.import_answers(answers(), AnswerFile("a.csv", "d", "ann")).counts.new == 2
+    assert campaign.latest_answers().rows.tolist() == [5, 6, 7]
+
+
+if __name__ == "__main__":
+    die_everywhere(Path(sys.argv[1]))

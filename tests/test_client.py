@@ -1,0 +1,177 @@
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import dask
+import psutil
+import pytest
+from distributed import Client, LocalCluster
+
+from dal.client import SETTINGS, connect, local_cluster
+from dal.errors import ClusterError, SettingsError
+
+ROOT = Path(__file__).parents[1]
+WORKER_ENVIRONMENT = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """Addresses on which a process and its children listen."""
+    family = [process, *process.children(recursive=True)]
+    return {
+        connection.laddr.ip
+        for member in family
+        for connection in member.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+@pytest.fixture(scope="module")
+def client() -> Client:
+    with local_cluster(2) as opened:
+        yield opened
+
+
+def test_a_local_cluster_has_processes_of_one_thread(client: Client) -> None:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    assert [worker["nthreads"] for worker in workers] == [1, 1]
+    pids = set(client.run(os.getpid).values())
+    assert len(pids) == 2
+    assert os.getpid() not in pids
+
+
+def test_a_local_cluster_listens_on_loopback_only(client: Client) -> None:
+    assert len(psutil.Process().children(recursive=True)) >= 2
+    assert listening(psutil.Process()) == {"127.0.0.1"}
+
+
+def test_workers_have_the_environment_of_the_settings(client: Client) -> None:
+    for name, value in WORKER_ENVIRONMENT.items():
+        assert set(client.run(os.getenv, name).values()) == {os.environ.get(name, str(value))}
+
+
+def test_the_scheduler_has_the_settings(client: Client) -> None:
+    def limits(dask_scheduler: object) -> tuple[int, float, float]:
+        return dask_scheduler.allowed_failures, dask_scheduler.no_workers_timeout, dask_scheduler.worker_ttl
+
+    assert client.run_on_scheduler(limits) == (10, 600.0, 600.0)
+    assert (
+        dask.config.get("distributed.deploy.lost-worker-timeout") == "300s"
+    )  # read in this process, when a worker dies
+
+
+def test_no_client_means_no_cluster() -> None:
+    with connect(None) as client:
+        assert client is None
+
+
+def test_a_client_is_given_as_it_is_and_stays_open(client: Client) -> None:
+    with connect(client) as same:
+        assert same is client
+    assert client.submit(abs, -3).result() == 3
+
+
+def test_an_address_gives_a_client_of_its_own_that_is_closed(client: Client) -> None:
+    with connect(client.scheduler.address) as opened:
+        assert opened is not client
+        assert opened.submit(abs, -4).result() == 4
+    assert opened.status == "closed"
+    assert client.submit(abs, -5).result() == 5
+
+
+def test_a_cluster_gives_a_client_that_is_closed_and_is_left_running(client: Client) -> None:
+    with connect(client.cluster) as opened:
+        assert opened.submit(abs, -6).result() == 6
+    assert opened.status == "closed"
+    assert client.cluster.status.name == "running"
+
+
+def test_no_client_becomes_the_default_of_the_users_program(client: Client) -> None:
+    with connect(client.scheduler.address), pytest.raises(ValueError, match="No clients found"):
+        Client.current(allow_global=True)
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "127.0.0.1:1", "tcp://nobody.invalid:8786"])
+def test_an_address_where_nobody_answers_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match=f"nobody answers at {address}.*README"), connect(address, timeout=0.3):
+        pass
+
+
+@pytest.mark.parametrize("address", ["", "somewhere", "tcp://host:port", "http://127.0.0.1:1", "tls://127.0.0.1:1"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match="expected a scheduler's address such as"), connect(address, timeout=0.3):
+        pass
+
+
+def test_other_things_are_refused() -> None:
+    with pytest.raises(SettingsError, match="address, got int"), connect(8786):
+        pass
+
+
+def test_workers_belong_to_a_local_cluster_only(client: Client) -> None:
+    for target in (client, client.cluster, client.scheduler.address):
+        with pytest.raises(SettingsError, match="workers=3 sizes a local cluster"), connect(target, workers=3):
+            pass
+    for start in (connect(None, workers=0), local_cluster(0), local_cluster(-1)):
+        with pytest.raises(SettingsError, match="at least one worker"), start:
+            pass
+
+
+def test_a_closed_client_is_refused(client: Client) -> None:
+    with connect(client.scheduler.address) as gone:
+        pass
+    with pytest.raises(ClusterError, match="expected a connected Client"), connect(gone):
+        pass
+
+
+def test_asynchronous_ones_are_refused(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    for kind, target in ((Client, client), (LocalCluster, client.cluster)):
+        monkeypatch.setattr(kind, "asynchronous", True)
+        with pytest.raises(SettingsError, match="asynchronous=True"), connect(target):
+            pass
+        monkeypatch.undo()
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import os
+    import time
+    from concurrent.futures import Future
+    import dask
+    from dal.client import connect
+
+    def busy(seconds):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
+
+    def fail():
+        raise ValueError("wrong")
+
+    def allowed(dask_scheduler):
+        return dask_scheduler.allowed_failures
+
+    if __name__ == "__main__":
+        before = dict(os.environ), dask.config.get("distributed")
+        with connect(None, workers=1) as client:
+            assert client.submit(fail).exception() is not None
+            assert client.run(os.environ.get, "OMP_NUM_THREADS").popitem()[1] == "7"
+            assert client.run_on_scheduler(allowed) == 77
+            left = client.map(busy, [0.3, 0.3, 0.3])
+            client.submit(abs, -1, priority=9).result()
+        assert (dict(os.environ), dask.config.get("distributed")) == before
+        print("done")
+    """
+)
+
+
+def test_a_cluster_leaves_without_noise_or_traces_and_respects_what_is_set(tmp_path: Path) -> None:
+    """Work still under way, a task that failed; every warning an error; the user's own settings go first."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT, encoding="utf-8")
+    own = {"OMP_NUM_THREADS": "7", "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "77", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, "-W", "error", script], env=os.environ | own, capture_output=True, text=True, timeout=60
+    )
+    assert (run.stdout, run.stderr, run.returncode) == ("done\n", "", 0)

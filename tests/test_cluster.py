@@ -1,0 +1,121 @@
+"""The cluster recipe, run as it is written."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from dal.client import SETTINGS, connect
+
+ROOT = Path(__file__).parents[1]
+WORKER_ENVIRONMENT = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
+README = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
+
+
+def block_with(text: str) -> str:
+    """The one code block of the README with this command."""
+    (block,) = [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if text in block]
+    return block
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(block: str, environment: dict[str, str], log: Path) -> Iterator[psutil.Process]:
+    """Run a block of shell, and end the command that it runs, as `kill` does."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("wb") as output:
+        # exec: the process that is ended is Dask's own, not a shell around it
+        command = subprocess.Popen(
+            ["bash", "-euc", block.replace("\ndask ", "\nexec dask ")],
+            cwd=ROOT,
+            env=os.environ | environment | {"PATH": path},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    process = psutil.Process(command.pid)
+    try:
+        yield process
+    finally:
+        family = process.children(recursive=True)
+        command.terminate()
+        _, alive = psutil.wait_procs([process, *family], timeout=20)
+        for left in alive:
+            left.kill()
+        command.wait()
+    assert not alive
+
+
+def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    return {
+        key: value
+        for name, below in tree.items()
+        for key, value in (
+            flat(below, f"{prefix}{name}.") if isinstance(below, dict) else {f"{prefix}{name}": below}
+        ).items()
+    }
+
+
+def test_the_file_holds_the_settings_of_local_clusters() -> None:
+    written = yaml.safe_load((ROOT / "cluster" / "distributed.yaml").read_text(encoding="utf-8"))
+    assert flat(written) == flat(dict(SETTINGS))
+
+
+def test_every_setting_has_its_reason() -> None:
+    lines = (ROOT / "cluster" / "distributed.yaml").read_text(encoding="utf-8").splitlines()
+    explained = False
+    for line in lines:
+        if line.lstrip().startswith("#"):
+            explained = True
+        elif line.endswith(":"):
+            explained = False  # a comment on a section is none on its first value
+        else:
+            assert explained, f"no reason for {line.strip()}"
+
+
+def listening(process: psutil.Process) -> set[str]:
+    return {
+        connection.laddr.ip
+        for member in [process, *process.children(recursive=True)]
+        for connection in member.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def test_the_recipe_gives_a_working_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # inside of the test, so that it travels by value: the scheduler cannot import this file
+    def allowed_failures(dask_scheduler: object) -> int:
+        return dask_scheduler.allowed_failures
+
+    for name in WORKER_ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)  # where one is set, it wins, as the README says
+    port, dashboard = free_port(), free_port()
+    environment = {"SCHEDULER_PORT": str(port), "DASHBOARD_PORT": str(dashboard), "WORKERS": "2"}
+    with (
+        running(block_with("dask scheduler"), environment, tmp_path / "scheduler.log") as scheduler,
+        running(block_with("dask worker"), environment, tmp_path / "workers.log") as workers,
+        connect(f"tcp://127.0.0.1:{port}", timeout=30) as client,
+    ):
+        client.wait_for_workers(2, timeout=30)
+        assert client.submit(pow, 2, 10).result(timeout=30) == 1024
+        assert list(client.nthreads().values()) == [1, 1]
+        for name, value in WORKER_ENVIRONMENT.items():
+            assert list(client.run(os.getenv, name).values()) == [str(value), str(value)]
+        assert client.run_on_scheduler(allowed_failures) == SETTINGS["distributed"]["scheduler"]["allowed-failures"]
+        assert listening(scheduler) == {"127.0.0.1"}
+        assert listening(workers) == {"127.0.0.1"}
+    for log in ("scheduler.log", "workers.log"):
+        text = (tmp_path / log).read_text()
+        assert "Traceback" not in text, text

@@ -1,0 +1,597 @@
+import csv
+import hashlib
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dal.campaign import Answer, Campaign, Settings
+from dal.errors import CampaignError, LabelError, PoolNotFound
+from dal.exchange import files, read_answers, write_batch
+from dal.exchange.files import CELL_CHARACTERS, _guarded, _unguarded
+from dal.pool import build_pool
+
+HEADER = "record_id,label,status,annotator\n"
+CLASSES = ("cat", "dog", "-1", "naïve 🐱")
+
+
+class InMemory:
+    """A pool of records that begin at row 100; what is before them has ids that nobody uses."""
+
+    def __init__(self, ids: Sequence[str], **fields: Sequence[object]) -> None:
+        self.ids = [*(f"unused {row}" for row in range(100)), *ids]
+        self.fields = tuple(fields)
+        self.shown = fields
+
+    def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+        index = {record_id: row for row, record_id in enumerate(self.ids)}
+        return np.array([index.get(record_id, -1) for record_id in record_ids], np.int64)
+
+    def display(self, rows: npt.NDArray[np.int64]) -> dict[str, list[object]]:
+        return {name: [values[row - 100] for row in rows.tolist()] for name, values in self.shown.items()}
+
+
+IDS = [f"r{at}" for at in range(10)]
+POOL = InMemory(IDS, text=[f"text of {record_id}" for record_id in IDS])
+
+
+def start(directory: Path, pool: InMemory = POOL, asked: Sequence[int] = (107, 101, 104, 102)) -> Campaign:
+    """Make a campaign whose first batch is open."""
+    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
+    campaign = Campaign.create(directory, chosen, pool_fingerprint="f", n_rows=len(pool.ids))
+    frozen = {"pool_fingerprint": "f", "n_rows": len(pool.ids), "k": 4, "explore": 0.0, "seed": 0}
+    batch_round = campaign.freeze_round(**frozen, strategy="margin")
+    nothing = [None] * len(asked)
+    campaign.open_batch(batch_round, asked, [pool.ids[row] for row in asked], nothing, nothing, [False] * len(asked))
+    return campaign
+
+
+@pytest.fixture
+def campaign(tmp_path: Path) -> Campaign:
+    return start(tmp_path / "campaign")
+
+
+@pytest.fixture
+def bring(campaign: Campaign, tmp_path: Path) -> Callable[..., files.ImportReport]:
+    """Import a file with this content."""
+
+    def bring(
+        content: str | bytes, *, name: str = "answers.csv", annotator: str = "ann", **how: Literal["take"]
+    ) -> files.ImportReport:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return read_answers(path, campaign, POOL, annotator, **how)
+
+    return bring
+
+
+def answered(campaign: Campaign) -> dict[tuple[int, str], str | None]:
+    """Collect the latest answers, with the names of the classes; None is a skipped record."""
+    latest = campaign.latest_answers()
+    names = [None if code < 0 else CLASSES[code] for code in latest.labels.tolist()]
+    return dict(zip(zip(latest.rows.tolist(), latest.annotators, strict=True), names, strict=True))
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def save(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+# -- out -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_goes_out_in_the_order_of_asking(campaign: Campaign, tmp_path: Path) -> None:
+    path = tmp_path / "batch-0001.csv"
+    assert write_batch(campaign, POOL, 1, path) == 4
+    assert path.read_bytes().decode() == (
+        "\ufeffrecord_id,label,status,annotator,text\r\n"
+        "r7,,,,text of r7\r\n"
+        "r1,,,,text of r1\r\n"
+        "r4,,,,text of r4\r\n"
+        "r2,,,,text of r2\r\n"
+    )
+    assert [entry.name for entry in tmp_path.iterdir() if entry.is_file()] == ["batch-0001.csv"]
+
+
+def test_known_answers_are_filled_in_one_line_an_annotator(
+    campaign: Campaign, bring: Callable[..., files.ImportReport], tmp_path: Path
+) -> None:
+    bring(HEADER + "r1,cat,,bob\nr1,dog,,ann\nr4,,skipped,ann\nr9,cat,,ann\n")
+    assert write_batch(campaign, POOL, 1, tmp_path / "out.csv") == 5
+    lines = [
+        (line["record_id"], line["label"], line["status"], line["annotator"]) for line in table(tmp_path / "out.csv")
+    ]
+    assert lines == [
+        ("r7", "", "", ""),
+        ("r1", "dog", "submitted", "ann"),
+        ("r1", "cat", "submitted", "bob"),
+        ("r4", "", "skipped", "ann"),
+        ("r2", "", "", ""),
+    ]
+    report = read_answers(tmp_path / "out.csv", campaign, POOL, "ann")
+    assert (report.new, report.changed, report.same, report.pending, report.rejected) == (0, 0, 3, 2, ())
+
+
+def test_every_kind_of_display_field_and_names_that_are_taken(tmp_path: Path) -> None:
+    shown = {
+        "label": ["a", "b"],
+        "=HYPERLINK(1)": [None, ""],
+        "length": [-1.5, float("nan")],
+        "ok": [True, False],
+        "note": ['two\nlines, and a "quote"', "ünï"],
+    }
+    pool = InMemory(["x", "y"], **shown)
+    campaign = start(tmp_path / "c", pool, [101, 100])
+    write_batch(campaign, pool, 1, tmp_path / "out.csv")
+    first, second = table(tmp_path / "out.csv")
+    assert list(first)[4:] == ["pool.label", "'=HYPERLINK(1)", "length", "ok", "note"]
+    assert list(second.values())[4:] == ["a", "", "-1.5", "True", 'two\nlines, and a "quote"']
+    assert list(first.values())[4:] == ["b", "", "nan", "False", "ünï"]
+
+
+def test_a_pool_without_display_fields(tmp_path: Path) -> None:
+    pool = InMemory(["x", "y"])
+    campaign = start(tmp_path / "c", pool, [101, 100])
+    assert write_batch(campaign, pool, 1, tmp_path / "out.csv") == 2
+    assert [line["record_id"] for line in table(tmp_path / "out.csv")] == ["y", "x"]
+
+
+def test_a_text_longer_than_a_spreadsheets_cell_is_cut(tmp_path: Path) -> None:
+    pool = InMemory(["x", "y"], text=["ä" * 200_000, "short"])
+    campaign = start(tmp_path / "c", pool, [100, 101])
+    write_batch(campaign, pool, 1, tmp_path / "out.csv")
+    assert [line["text"] for line in table(tmp_path / "out.csv")] == ["ä" * CELL_CHARACTERS + "…", "short"]
+    assert read_answers(tmp_path / "out.csv", campaign, pool, "ann").pending == 2
+
+
+def test_labels_that_were_typed_and_not_imported_are_not_written_over(campaign: Campaign, tmp_path: Path) -> None:
+    path = tmp_path / "batch.csv"
+    write_batch(campaign, POOL, 1, path)
+    write_batch(campaign, POOL, 1, path)
+    lines = table(path)
+    lines[0]["label"] = "dog"
+    save(path, lines)
+    with pytest.raises(CampaignError, match=r"batch\.csv holds changes that were not imported"):
+        write_batch(campaign, POOL, 1, path)
+    assert table(path) == lines
+    read_answers(path, campaign, POOL, "ann")
+    write_batch(campaign, POOL, 1, path)
+    assert [line["annotator"] for line in table(path)] == ["ann", "", "", ""]
+
+
+def test_an_export_that_fails_leaves_the_old_file(campaign: Campaign, tmp_path: Path) -> None:
+    path = tmp_path / "batch.csv"
+    write_batch(campaign, POOL, 1, path)
+    before = path.read_bytes()
+
+    class Lost(InMemory):
+        def display(self, _: npt.NDArray[np.int64]) -> dict[str, list[object]]:
+            raise PoolNotFound("the pool has gone")
+
+    with pytest.raises(PoolNotFound, match="the pool has gone"):
+        write_batch(campaign, Lost(IDS, text=IDS), 1, path)
+    assert path.read_bytes() == before
+    assert not path.with_name("batch.csv.part").exists()
+    with pytest.raises(CampaignError, match="cannot be written"):
+        write_batch(campaign, POOL, 1, tmp_path / "no such folder" / "batch.csv")
+
+
+# -- what a spreadsheet might run ------------------------------------------------------------------------------------
+
+DANGEROUS = ["=1+2", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\uff1d1+1", "=cmd|' /C calc'!A0"]
+AWKWARD = [
+    "'=1+2",
+    "''=1+2",
+    "'",
+    "''",
+    "'90s",
+    "007",
+    " =1",
+    "a=b",
+    "1e5",
+    'a"b',
+    "a,b;c\td",
+    "two\nlines",
+    "ünï",
+    "🐱",
+]
+
+
+def test_nothing_in_a_file_begins_like_a_formula(tmp_path: Path) -> None:
+    ids = [*DANGEROUS, *AWKWARD]
+    pool = InMemory(ids, text=DANGEROUS + AWKWARD)
+    campaign = start(tmp_path / "c", pool, range(100, 100 + len(ids)))
+    campaign.add_answers([Answer(100, "=1+2", "@ann", "submitted", 2)], source="web")
+    write_batch(campaign, pool, 1, tmp_path / "out.csv")
+    cells = [cell for line in table(tmp_path / "out.csv") for cell in line.values()]
+    assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))] == []
+    assert {"'=1+2", "''=1+2", "'@ann", "'-1"} <= set(cells)
+
+
+def test_every_record_id_comes_back_exactly(tmp_path: Path) -> None:
+    ids = [*DANGEROUS, *AWKWARD]
+    pool = InMemory(ids)
+    asked = range(100, 100 + len(ids))
+    campaign = start(tmp_path / "c", pool, asked)
+    write_batch(campaign, pool, 1, tmp_path / "out.csv")
+    lines = [
+        line | {"label": CLASSES[at % 4], "annotator": "@bob"} for at, line in enumerate(table(tmp_path / "out.csv"))
+    ]
+    save(tmp_path / "out.csv", lines)
+    report = read_answers(tmp_path / "out.csv", campaign, pool, "ann")
+    assert (report.new, report.rejected) == (len(ids), ())
+    assert answered(campaign) == {(row, "@bob"): CLASSES[at % 4] for at, row in enumerate(asked)}
+    write_batch(campaign, pool, 1, tmp_path / "again.csv")
+    again = read_answers(tmp_path / "again.csv", campaign, pool, "ann")
+    assert (again.same, again.new, again.changed) == (len(ids), 0, 0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("'=+-@\ta7 \n\uff0b")))
+def test_the_guard_is_undone_exactly(text: str) -> None:
+    guarded = _guarded(text)
+    assert _unguarded(guarded) == text
+    assert not guarded.startswith(("=", "+", "-", "@", "\t", "\n", "\uff0b"))
+
+
+def test_a_file_made_elsewhere_may_hold_ids_without_the_guard(tmp_path: Path) -> None:
+    pool = InMemory(["=1+2", "'=3", "-5"])
+    campaign = start(tmp_path / "c", pool, [100])
+    (tmp_path / "own.csv").write_text("record_id,label\n=1+2,cat\n'=3,dog\n-5,-1\n")
+    assert read_answers(tmp_path / "own.csv", campaign, pool, "ann").new == 3
+    assert answered(campaign) == {(100, "ann"): "cat", (101, "ann"): "dog", (102, "ann"): "-1"}
+
+
+# -- in, line by line ------------------------------------------------------------------------------------------------
+
+
+def test_what_a_line_can_say(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+    report = bring(
+        HEADER
+        + "r7,cat,,\n"
+        + "r1, dog ,Submitted,bob\n"
+        + "r4,,skipped,\n"
+        + "r2,,,\n"
+        + "r2,,pending,bob\n"
+        + "r9,naïve 🐱,,\n"
+    )
+    assert (report.new, report.changed, report.same, report.pending, report.volunteered) == (4, 0, 0, 2, 1)
+    assert (report.rejected, report.rejections, report.conflicts, report.kept_out, report.seen) == ((), 0, (), 0, False)
+    assert answered(campaign) == {
+        (107, "ann"): "cat",
+        (101, "bob"): "dog",
+        (104, "ann"): None,
+        (109, "ann"): "naïve 🐱",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("r1,catt,,", "'catt' is no class of this campaign, which has cat, dog, -1, naïve 🐱; is it 'cat'?"),
+        ("r1,CAT,,", "is it 'cat'?"),
+        ("r1,zebra,,", "'zebra' is no class"),
+        ("zz,cat,,", "no such record"),
+        (",cat,,", "no record_id"),
+        ("r1,cat,skipped,", "both the label 'cat' and the status 'skipped'"),
+        ("r1,cat,pending,", "both the label"),
+        ("r1,,submitted,", "no label"),
+        ("r1,cat,unsure,", "the status 'unsure'"),
+        ("r1,cat,,ann,extra", "5 cells where the header has 4"),
+    ],
+)
+def test_a_line_that_is_wrong_is_named_and_the_others_are_taken(
+    campaign: Campaign, bring: Callable[..., files.ImportReport], line: str, reason: str
+) -> None:
+    report = bring(f'{HEADER}"r7",dog,,"a\nb"\n\n{line}\nr2,dog,,\n')
+    (rejected,) = report.rejected
+    assert (rejected.line, rejected.record_id) == (5, line.split(",")[0])
+    assert reason in rejected.reason
+    assert report.rejections == 1
+    assert answered(campaign) == {(107, "a\nb"): "dog", (102, "ann"): "dog"}
+
+
+def test_a_label_without_any_likeness_gets_no_suggestion(bring: Callable[..., files.ImportReport]) -> None:
+    (rejected,) = bring(HEADER + "r1,zebra,,\n").rejected
+    assert rejected.reason.endswith("naïve 🐱")
+
+
+def test_lines_that_contradict_each_other_are_all_kept_out(
+    campaign: Campaign, bring: Callable[..., files.ImportReport]
+) -> None:
+    report = bring(
+        HEADER + "r1,cat,,\nr7,dog,,\nr1,dog,,ann\nr1,cat,,bob\nr4,,skipped,\nr4,cat,,\nr7,dog,,\nzz,cat,,\n"
+    )
+    assert [(each.line, each.record_id) for each in report.rejected] == [
+        (2, "r1"),
+        (4, "r1"),
+        (6, "r4"),
+        (7, "r4"),
+        (9, "zz"),
+    ]
+    assert report.rejections == 5
+    assert "'ann' gives different answers to this record between lines 2 and 4" in report.rejected[0].reason
+    assert (report.new, report.same) == (2, 1)
+    assert answered(campaign) == {(107, "ann"): "dog", (101, "bob"): "cat"}
+
+
+def test_a_changed_label_is_appended(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+    bring(HEADER + "r7,cat,,\nr1,cat,,\n")
+    report = bring(HEADER + "r7,dog,,\nr1,cat,,\nr4,,skipped,\n")
+    assert (report.new, report.changed, report.same) == (1, 1, 1)
+    assert answered(campaign) == {(107, "ann"): "dog", (101, "ann"): "cat", (104, "ann"): None}
+    assert campaign.last_answer() == 4
+    assert campaign.latest_answers(upto=2).labels.tolist() == [0, 0], "the old answer is still there"
+
+
+def test_an_emptied_label_takes_no_answer_back(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+    bring(HEADER + "r7,cat,,\n")
+    assert bring(HEADER + "r7,,,\n").pending == 1
+    assert answered(campaign) == {(107, "ann"): "cat"}
+
+
+def test_importing_twice_changes_nothing(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+    content = HEADER + "r7,cat,,\nr1,dog,,\nr2,,,\nzz,cat,,\n"
+    first = bring(content)
+    bring(HEADER + "r7,dog,,\n", name="newer.csv")
+    second = bring(content, name="a copy.csv")
+    assert (first.new, first.pending, first.rejections, first.seen) == (2, 1, 1, False)
+    assert (second.new, second.changed, second.same, second.pending, second.seen) == (0, 0, 2, 1, True)
+    assert second.rejected == first.rejected
+    assert answered(campaign) == {(107, "ann"): "dog", (101, "ann"): "dog"}, "an old file must not undo a newer one"
+    assert campaign.last_answer() == 3
+    assert campaign.import_seen(hashlib.sha256(content.encode()).hexdigest(), "ann") is not None
+
+
+def test_two_people_may_hand_in_the_same_bytes(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+    content = HEADER + "r7,cat,,\n"
+    assert bring(content, annotator="ann").new == 1
+    assert bring(content, annotator="bob").new == 1
+    assert answered(campaign) == {(107, "ann"): "cat", (107, "bob"): "cat"}
+
+
+def test_many_wrong_lines_are_counted_and_the_first_ones_named(
+    bring: Callable[..., files.ImportReport], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "LISTED", 20)
+    report = bring(HEADER + "".join(f"r1,wrong {at},,\n" for at in range(9000)))
+    assert report.rejections == 9000
+    assert [each.line for each in report.rejected] == list(range(2, 22))
+    assert all("no class" in each.reason for each in report.rejected)
+
+
+# -- in, file by file ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfrecord_id,label,status,annotator\nr7,cat,,\nr1,,skipped,\n",
+        b"record_id,label,status,annotator\r\nr7,cat,,\r\nr1,,skipped,\r\n",
+        b"record_id,label,status,annotator\rr7,cat,,\rr1,,skipped,\r",
+        b'"record_id";"label";"status";"annotator"\n"r7";"cat";"";""\nr1;;skipped;\n',
+        b"\xef\xbb\xbfrecord_id;label;status;annotator;a,b,c,d,e,f\nr7;cat;;;1,2\nr1;;skipped;;\n",
+        b"record_id\tlabel\tstatus\tannotator\nr7\tcat\t\t\nr1\t\tskipped\t\n",
+        b"annotator,text,status,label,record_id\n,hello,,cat,r7\n,,skipped,,r1\n",
+        b"Record_ID , LABEL,status\nr7,cat\nr1,,skipped\n\n,,\n",
+        b'record_id,label,status,annotator,text,mine\nr7,cat,,,"a ""quoted""\r\ntext, and more",=1\nr1,,skipped,,,\n',
+        b"\n\nrecord_id,label,status\nr7,cat,\nr1,,skipped",
+    ],
+    ids=[
+        "bom",
+        "crlf",
+        "cr",
+        "semicolons",
+        "semicolons and commas",
+        "tabs",
+        "reordered",
+        "short lines",
+        "extra columns",
+        "no end",
+    ],
+)
+def test_ways_to_write_the_same_file(
+    campaign: Campaign, bring: Callable[..., files.ImportReport], content: bytes
+) -> None:
+    report = bring(content)
+    assert (report.new, report.rejected, report.pending) == (2, (), 0)
+    assert answered(campaign) == {(107, "ann"): "cat", (101, "ann"): None}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty: a header"),
+        (b"\xef\xbb\xbf", "is empty"),
+        (b"\n\r\n", "is empty"),
+        (b"record_id,status\nr7,skipped\n", "lacks the column label; its columns are record_id, status"),
+        (b"id,class\nr7,cat\n", "lacks the column record_id and label; its columns are id, class"),
+        (b"r7,cat\n", "lacks the column"),
+        (b"record_id,label,label\nr7,cat,dog\n", "column 'label' more than once"),
+        (b"record_id,label\nr7,cat\nr1,na\xefve\n", "not UTF-8, in line 3"),
+        (b"record_id,label\nr7,cat\nr1,na\xc3", "not UTF-8, in line 3"),
+        ("record_id,label\nr7,cat\n".encode("utf-16"), "not UTF-8, in line 1"),
+        (b'record_id,label\nr7,cat\nr1,"dog\nr4,cat\n', "line 3: .*quotation mark"),
+        (b'record_id,label\nr7,cat\nr1,"d"og\n', "line 3: .*quotation mark"),
+        (b"record_id,label\nr7,cat\nr1," + b"x" * 200_000 + b"\n", "line 3: field larger"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_whole(
+    campaign: Campaign, bring: Callable[..., files.ImportReport], content: bytes, message: str
+) -> None:
+    with pytest.raises(LabelError, match=message):
+        bring(content)
+    assert answered(campaign) == {}
+    assert campaign.import_seen(hashlib.sha256(content).hexdigest(), "ann") is None
+
+
+def test_a_character_on_the_border_of_two_blocks_is_read(bring: Callable[..., files.ImportReport]) -> None:
+    start_of_last = "r1,cat,,"
+    blank = "\n" * ((1 << 20) - 1 - len(HEADER) - len(start_of_last))
+    content = HEADER + blank + start_of_last + "é\n"
+    assert content.encode()[(1 << 20) - 1 : (1 << 20) + 1] == "é".encode()
+    report = bring(content)
+    assert (report.new, report.rejected) == (1, ())
+
+
+def test_a_header_alone_is_a_file_without_answers(bring: Callable[..., files.ImportReport]) -> None:
+    report = bring(HEADER)
+    assert (report.new, report.same, report.pending, report.rejections) == (0, 0, 0, 0)
+
+
+def test_a_file_that_is_not_there_is_said(campaign: Campaign, tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match=r"nowhere\.csv cannot be read"):
+        read_answers(tmp_path / "nowhere.csv", campaign, POOL, "ann")
+    with pytest.raises(LabelError, match="name of an annotator"):
+        read_answers(tmp_path / "nowhere.csv", campaign, POOL, "  ")
+
+
+# -- conflicts -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def exported(campaign: Campaign, tmp_path: Path) -> Path:
+    write_batch(campaign, POOL, 1, tmp_path / "batch.csv")
+    return tmp_path / "batch.csv"
+
+
+def fill(path: Path, **labels: str) -> Path:
+    save(path, [line | {"label": labels.get(line["record_id"], line["label"])} for line in table(path)])
+    return path
+
+
+def on_the_web(campaign: Campaign, row: int, label: int | None, annotator: str = "ann") -> None:
+    status = "skipped" if label is None else "submitted"
+    campaign.add_answers([Answer(row, f"r{row - 100}", annotator, status, label)], source="web")
+
+
+def test_an_answer_given_elsewhere_since_the_export_is_a_conflict(campaign: Campaign, exported: Path) -> None:
+    on_the_web(campaign, 107, 1)
+    on_the_web(campaign, 101, 0)
+    on_the_web(campaign, 104, 1, "bob")
+    on_the_web(campaign, 102, None)
+    fill(exported, r7="cat", r1="cat", r4="cat", r2="dog")
+    report = read_answers(exported, campaign, POOL, "ann")
+    assert (report.new, report.same, report.kept_out) == (1, 1, 2), "bob's answer is no conflict with ann's"
+    assert [(each.line, each.record_id) for each in report.conflicts] == [(2, "r7"), (5, "r2")]
+    assert "'cat' here, and 'dog' by 'ann' from web at 2" in report.conflicts[0].reason
+    assert "'dog' here, and skipped by 'ann'" in report.conflicts[1].reason
+    assert answered(campaign) == {
+        (101, "ann"): "cat",
+        (102, "ann"): None,
+        (104, "ann"): "cat",
+        (104, "bob"): "dog",
+        (107, "ann"): "dog",
+    }
+
+
+def test_conflicts_are_taken_when_told_though_the_file_was_seen(campaign: Campaign, exported: Path) -> None:
+    on_the_web(campaign, 107, 1)
+    fill(exported, r7="cat", r1="cat")
+    read_answers(exported, campaign, POOL, "ann")
+    taken = read_answers(exported, campaign, POOL, "ann", conflicts="take")
+    assert (taken.changed, taken.same, taken.kept_out, taken.seen) == (1, 1, 0, False)
+    assert answered(campaign) == {(107, "ann"): "cat", (101, "ann"): "cat"}
+    assert read_answers(exported, campaign, POOL, "ann", conflicts="take").seen
+
+
+def test_answers_before_the_export_and_corrections_of_the_file_are_no_conflicts(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    on_the_web(campaign, 107, 1)
+    write_batch(campaign, POOL, 1, tmp_path / "batch.csv")
+    fill(tmp_path / "batch.csv", r7="cat", r1="cat")
+    assert read_answers(tmp_path / "batch.csv", campaign, POOL, "ann").changed == 1
+    fill(tmp_path / "batch.csv", r1="dog")
+    report = read_answers(tmp_path / "batch.csv", campaign, POOL, "ann")
+    assert (report.changed, report.conflicts) == (1, ())
+
+
+def test_a_new_export_knows_what_the_one_before_did_not(campaign: Campaign, exported: Path, tmp_path: Path) -> None:
+    on_the_web(campaign, 107, 1)
+    write_batch(campaign, POOL, 1, tmp_path / "later.csv")
+    stale, current = fill(exported, r7="cat"), fill(tmp_path / "later.csv", r7="cat")
+    assert read_answers(stale, campaign, POOL, "ann").kept_out == 1
+    report = read_answers(current, campaign, POOL, "ann")
+    assert (report.changed, report.kept_out) == (1, 0)
+
+
+def test_a_renamed_file_counts_as_the_latest_export_of_its_batch(campaign: Campaign, exported: Path) -> None:
+    renamed = exported.rename(exported.with_name("batch (1).csv"))
+    on_the_web(campaign, 107, 1)
+    on_the_web(campaign, 109, 1)
+    rows = [
+        *table(fill(renamed, r7="cat")),
+        {"record_id": "r9", "label": "cat", "status": "", "annotator": "", "text": ""},
+    ]
+    save(renamed, rows)
+    report = read_answers(renamed, campaign, POOL, "ann")
+    assert [each.record_id for each in report.conflicts] == ["r7"], "r9 was in no export"
+    assert (report.changed, report.volunteered) == (1, 1)
+
+
+# -- large files -----------------------------------------------------------------------------------------------------
+
+
+def test_a_large_file_needs_little_memory(tmp_path: Path) -> None:
+    class Numbered(InMemory):
+        def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
+            return np.array([int(record_id) for record_id in record_ids], np.int64)
+
+    n = 30_000
+    pool = Numbered(["x"])
+    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
+    campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=n)
+    path = tmp_path / "large.csv"
+    with path.open("w") as file:
+        file.write(HEADER)
+        file.writelines(f"{row},{CLASSES[row % 2]},,{'ann' * 20}\n" for row in range(n))
+    tracemalloc.start()
+    report = read_answers(path, campaign, pool, "ann")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (report.new, report.volunteered) == (n, n)
+    assert peak < 14e6, "the answers alone would be more"
+    latest = campaign.latest_answers()
+    np.testing.assert_array_equal(latest.rows, np.arange(n))
+    np.testing.assert_array_equal(latest.labels, np.arange(n) % 2)
+
+
+def test_with_a_real_pool(tmp_path: Path) -> None:
+    ids = [f"={row}" if row % 2 else f"ø{row}" for row in range(500)]
+    features = np.zeros((500, 3), np.float32)
+    pool = build_pool(features, tmp_path / "pool.zarr", ids=ids, display={"text": [f"@{row}" for row in range(500)]})
+    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
+    campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows)
+    frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 500, "k": 4, "explore": 0.0, "seed": 0}
+    rows = [401, 7, 300]
+    batch_round = campaign.freeze_round(**frozen, strategy="margin")
+    campaign.open_batch(
+        batch_round,
+        rows,
+        pool.record_ids(rows),
+        [None] * 3,
+        [None] * 3,
+        [False] * 3,
+    )
+    write_batch(campaign, pool, 1, tmp_path / "batch.csv")
+    lines = table(tmp_path / "batch.csv")
+    assert [line["text"] for line in lines] == ["'@401", "'@7", "'@300"]
+    extra = {"record_id": "unknown", "label": "cat", "status": "", "annotator": "", "text": ""}
+    save(tmp_path / "batch.csv", [*(line | {"label": "dog"} for line in lines), extra])
+    report = read_answers(tmp_path / "batch.csv", campaign, pool, "ann")
+    assert (report.new, [each.record_id for each in report.rejected]) == (3, ["unknown"])
+    assert answered(campaign) == dict.fromkeys([(7, "ann"), (300, "ann"), (401, "ann")], "dog")

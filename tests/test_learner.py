@@ -1,0 +1,445 @@
+# ruff: noqa: ARG002 - estimators take X and y, whether they look at them or not
+import sys
+import types
+import warnings
+
+import numpy as np
+import pytest
+import skops.io
+from dask_ml.wrappers import Incremental, ParallelPostFit
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.ensemble import BaggingClassifier, ExtraTreesClassifier, RandomForestClassifier, VotingClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.svm import SVC, LinearSVC, OneClassSVM
+from threadpoolctl import threadpool_info
+
+from dal.client import local_cluster
+from dal.errors import LabelError, LearnerError
+from dal.learner import Learner, Model
+
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+def records(n: int = 60, n_classes: int = 4, n_features: int = 5, seed: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    codes = rng.permutation(np.arange(n) % n_classes)
+    X = rng.standard_normal((n, n_features)).astype(np.float32)
+    return X + 2 * np.eye(n_classes, n_features, dtype=np.float32)[codes], codes
+
+
+class Constant(ClassifierMixin, BaseEstimator):
+    """Predicts what it is told to, whatever it has seen."""
+
+    def __init__(self, value: float | None = None, columns: int | None = None) -> None:
+        self.value = value
+        self.columns = columns
+
+    def fit(self, X, y):  # noqa: ANN001, ANN201
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict_proba(self, X):  # noqa: ANN001, ANN201
+        out = np.full((len(X), self.columns or len(self.classes_)), 1 / len(self.classes_))
+        if self.value is not None:
+            out[: len(X) // 3] = self.value
+        return out
+
+
+CONSTANT = f"{Constant.__module__}.Constant"
+
+
+def drawn_once() -> Constant:
+    return Constant()
+
+
+class Forgetful(Constant):
+    """Does not come back from a file as it was."""
+
+    def __getstate__(self) -> dict:
+        return super().__getstate__() | {"columns": None, "value": 1 / 3}
+
+
+def layouts(model: Model) -> list[tuple[bool, bool]]:
+    components = model.estimator[0].components_
+    return [(components.flags.c_contiguous, components.flags.f_contiguous)]
+
+
+EVERY_KIND = [
+    "logistic",
+    "forest",
+    "hgb",
+    "mlp",
+    SVC(),
+    LinearSVC(),
+    make_pipeline(PCA(3), LogisticRegression()),
+    make_pipeline(PCA(2), LinearSVC()),
+    KNeighborsClassifier(algorithm="brute"),
+    GaussianNB(),
+    make_pipeline(StandardScaler(), make_pipeline(PCA(3), LogisticRegression())),
+]
+
+
+def learner_of(kind: object, classes: tuple[str, ...] = CLASSES) -> Learner:
+    return Learner.named(kind, classes, random_state=7) if isinstance(kind, str) else Learner(kind, classes)
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=str)
+def test_every_learner_is_fitted_aligned_and_comes_back_bit_equal(kind: object) -> None:
+    learner = learner_of(kind)
+    X, codes = records()
+    codes = np.array([0, 2, 3])[codes % 3]  # a fit that has not seen "bee"
+    X += 2 * np.eye(4, 5, dtype=np.float32)[codes]
+    model = learner.fit(X, codes)
+    assert model.seen.tolist() == [0, 2, 3]
+    probabilities = model.predict_proba(X)
+    assert probabilities.shape == (60, 4)
+    assert (probabilities[:, 1] == 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
+    # the columns are the right ones: the estimator's own prediction is the most probable class
+    own = model.estimator.predict(X)
+    assert (probabilities.argmax(axis=1) == own).mean() > 0.95
+    assert (own == codes).mean() > 0.8
+    loaded = Model.loads(model.dumps())
+    assert loaded.predict_proba(X).tobytes() == probabilities.tobytes()
+    assert (loaded.classes, loaded.n_features, loaded.warnings) == (CLASSES, 5, model.warnings)
+
+
+@pytest.mark.parametrize("kind", EVERY_KIND, ids=str)
+def test_every_learner_passes_its_check_and_is_left_unfitted(kind: object) -> None:
+    learner = learner_of(kind)
+    learner.check(n_features=5)
+    assert not hasattr(learner.estimator, "classes_")
+
+
+@pytest.mark.parametrize("kind", ["logistic", "forest", "hgb", "mlp"])
+def test_presets_give_the_same_model_for_the_same_random_state(kind: str) -> None:
+    X, codes = records()
+    first, again = (Learner.named(kind, CLASSES, random_state=5).fit(X, codes).predict_proba(X) for _ in range(2))
+    assert first.tobytes() == again.tobytes()
+
+
+@pytest.mark.parametrize("estimator", [SVC(), LinearSVC()], ids=str)
+def test_decision_values_alone_become_their_softmax(estimator: BaseEstimator) -> None:
+    X, codes = records()
+    model = Learner(estimator, CLASSES).fit(X, codes)
+    values = model.estimator.decision_function(X)
+    expected = [np.exp(row) / sum(np.exp(row)) for row in values]
+    np.testing.assert_allclose(model.predict_proba(X), expected, rtol=1e-12)
+    np.testing.assert_array_equal(model.decision_function(X), values)
+
+
+def test_huge_decision_values_do_not_overflow() -> None:
+    X, codes = records(n_classes=2)
+    model = Learner(LinearSVC(), ("no", "yes")).fit(X, codes)
+    probabilities = model.predict_proba(X * np.float32(1e6))
+    assert np.isfinite(probabilities).all()
+
+
+@pytest.mark.parametrize("estimator", [SVC(), LinearSVC()], ids=str)
+def test_two_classes_with_decision_values_alone_become_the_sigmoid(estimator: BaseEstimator) -> None:
+    X, codes = records(n_classes=2)
+    model = Learner(estimator, CLASSES).fit(X, 1 + 2 * codes)  # bee and dog, of four
+    values = model.estimator.decision_function(X)
+    np.testing.assert_allclose(model.predict_proba(X)[:, 3], 1 / (1 + np.exp(-values)), rtol=1e-12)
+    np.testing.assert_allclose(model.predict_proba(X)[:, 1], 1 / (1 + np.exp(values)), rtol=1e-12)
+    np.testing.assert_array_equal(model.decision_function(X), values[:, None])
+
+
+def test_there_are_no_decision_values_where_the_estimator_has_none() -> None:
+    assert Learner(GaussianNB(), CLASSES).fit(*records()).decision_function(records()[0]) is None
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_logistic_regression_stays_in_float32_and_shows_its_coefficients(n_classes: int) -> None:
+    X, codes = records(n_classes=n_classes)
+    model = Learner.named("logistic", CLASSES[:n_classes]).fit(X.astype(np.float64), codes)
+    assert model.linear is not None
+    coef, intercept = model.linear
+    assert coef.dtype == np.float32
+    assert coef.shape == (1 if n_classes == 2 else 4, 5)
+    values = model.transform(X) @ coef.T + intercept
+    np.testing.assert_allclose(values, model.decision_function(X), rtol=1e-5, atol=1e-6)
+    powers = np.exp(np.hstack([np.zeros_like(values), values]) if n_classes == 2 else values)
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), model.predict_proba(X), atol=1e-6)
+    assert model.predict_proba(X).dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [GaussianNB(), LinearSVC(), make_pipeline(StandardScaler(), make_pipeline(LogisticRegression()))],
+    ids=str,
+)
+def test_only_a_plain_last_step_is_linear(estimator: BaseEstimator) -> None:
+    assert Learner(estimator, CLASSES).fit(*records()).linear is None
+
+
+def test_transform_is_all_but_the_last_step() -> None:
+    X, codes = records()
+    pipeline = Learner(make_pipeline(StandardScaler(), PCA(3), GaussianNB()), CLASSES).fit(X, codes)
+    steps = pipeline.estimator.steps
+    np.testing.assert_array_equal(pipeline.transform(X), steps[1][1].transform(steps[0][1].transform(X)))
+    for alone in (GaussianNB(), make_pipeline(GaussianNB())):
+        assert Learner(alone, CLASSES).fit(X, codes).transform(X) is X
+
+
+def test_kind_and_tile_rows_are_of_the_last_step() -> None:
+    X, codes = records()
+    found = {kind: Learner.named(kind, CLASSES).fit(X, codes) for kind in ("logistic", "forest", "hgb")}
+    assert [(model.kind, model.tile_rows) for model in found.values()] == [
+        ("LogisticRegression", None),
+        ("RandomForestClassifier", 16384),
+        ("HistGradientBoostingClassifier", 4096),
+    ]
+    trees = make_pipeline(StandardScaler(), ExtraTreesClassifier(2))
+    assert Learner(trees, CLASSES).fit(X, codes).tile_rows == 16384
+
+
+def test_n_jobs_is_1_however_deep_and_the_users_estimator_is_untouched() -> None:
+    forest = RandomForestClassifier(3, n_jobs=-1)
+    inner = make_pipeline(StandardScaler(), BaggingClassifier(forest, n_estimators=2, n_jobs=4))
+    vote = make_pipeline(VotingClassifier([("inner", inner), ("nb", GaussianNB())], voting="soft", n_jobs=2))
+    model = Learner(vote, CLASSES, trusted=["sklearn.utils._bunch.Bunch"]).fit(*records())
+    used = {name: value for name, value in model.estimator.get_params().items() if name.endswith("n_jobs")}
+    assert len(used) == 3
+    assert set(used.values()) == {1}
+    # what was really fitted, not only the parameters
+    fitted = model.estimator[-1].named_estimators_["inner"][-1].estimators_[0]
+    assert fitted.n_jobs == 1
+    assert (forest.n_jobs, inner[-1].n_jobs, vote[-1].n_jobs) == (-1, 4, 2)
+
+
+class ThreadCounter(Constant):
+    def fit(self, X, y):  # noqa: ANN001, ANN201
+        self.threads_ = [pool["num_threads"] for pool in threadpool_info()]
+        return super().fit(X, y)
+
+
+def test_a_fit_runs_on_one_thread() -> None:
+    model = Learner(ThreadCounter(), CLASSES, trusted=[f"{ThreadCounter.__module__}.ThreadCounter"]).fit(*records())
+    assert set(model.estimator.threads_) == {1}
+
+
+def test_weights_reach_the_last_step_of_nested_pipelines() -> None:
+    X, codes = records()
+    weights = (codes == 1) * 5.0 + 1
+    nested = Learner(make_pipeline(StandardScaler(), Pipeline([("nb", GaussianNB())])), CLASSES)
+    expected = GaussianNB().fit(StandardScaler().fit_transform(X), codes, sample_weight=weights)
+    np.testing.assert_array_equal(nested.fit(X, codes, weights).estimator[-1][-1].theta_, expected.theta_)
+    with pytest.raises(LearnerError, match="sample_weight"):
+        Learner(KNeighborsClassifier(), CLASSES).fit(X, codes, weights)
+
+
+@pytest.mark.parametrize("wrap", [ParallelPostFit, Incremental, lambda inner: ParallelPostFit(Incremental(inner))])
+def test_wrappers_of_dask_ml_are_taken_off(wrap: type) -> None:
+    inner = GaussianNB()
+    learner = Learner(wrap(inner), CLASSES)
+    assert learner.estimator is inner
+    learner.check(5)
+
+
+def test_warnings_of_a_fit_are_kept_and_not_raised() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = Learner(MLPClassifier((4,), max_iter=2, random_state=0), CLASSES).fit(*records())
+    assert len(model.warnings) == 1
+    assert model.warnings[0].startswith(f"{ConvergenceWarning.__name__}: ")
+    assert Model.loads(model.dumps()).warnings == model.warnings
+
+
+class NoMethods(ClassifierMixin, BaseEstimator):
+    def fit(self, X, y):  # noqa: ANN001, ANN201
+        self.classes_ = np.unique(y)
+        return self
+
+
+class Uncloneable(Constant):
+    def __init__(self, value: float | None = None) -> None:
+        self.value = [value]
+        self.columns = None
+
+
+class Foreign(Constant):
+    def fit(self, X, y):  # noqa: ANN001, ANN201
+        self.classes_ = np.array(["x", "y", "z"])
+        return self
+
+
+class Refusing(Constant):
+    def fit(self, X, y):  # noqa: ANN001, ANN201
+        raise ValueError("cannot learn this")
+
+
+@pytest.mark.parametrize(
+    ("estimator", "said"),
+    [
+        (Ridge(), "expected a classifier, got the regressor Ridge"),
+        (make_pipeline(StandardScaler(), Ridge()), "got the regressor Ridge"),
+        (GaussianNB, r"such as GaussianNB\(\), got the class"),
+        (object(), "got object, which has no fit"),
+        (KMeans(2), "KMeans is no classifier"),
+        (OneClassSVM(), "OneClassSVM is no classifier"),
+        (NoMethods(), "neither predict_proba nor decision_function"),
+        (Uncloneable(), "Uncloneable cannot be cloned"),
+        (Foreign(), r"Foreign\.classes_: expected some of the codes"),
+        (Refusing(), r"made-up records of 5 features: .*640 labels of 3 classes: cannot learn this"),
+        (SVC(decision_function_shape="ovo"), "set decision_function_shape='ovr'"),
+        (make_pipeline(StandardScaler(), SVC(decision_function_shape="ovo")), "svc__decision_function_shape='ovr'"),
+        (Constant(value=np.nan), r"Constant\.predict_proba: 213 of 640 rows hold values that are not finite"),
+        (Constant(columns=7), r"expected shape \(640, 3\), got \(640, 7\)"),
+        (Constant(value=-0.5), "values from -0.5 to 0.333 with row sums from -1.5 to 1"),
+        (Constant(value=2.0), "row sums from 1 to 6"),
+        (make_pipeline(FunctionTransformer(lambda X: X), GaussianNB()), "<lambda>.* without a lambda"),
+        (Forgetful(value=0.3), "row sums"),
+        (Constant(), rf"not trusted: {CONSTANT}.*trusted=\['{CONSTANT}'\]"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_check_refuses(estimator: object, said: str) -> None:
+    with pytest.raises(LearnerError, match=said):
+        Learner(estimator, CLASSES).check(5)
+
+
+def test_a_class_of_the_users_own_is_loaded_when_it_is_trusted() -> None:
+    learner = Learner(Constant(), CLASSES, trusted=[CONSTANT])
+    learner.check(5)
+    data = learner.fit(*records()).dumps()
+    assert type(Model.loads(data, trusted=[CONSTANT]).estimator).__name__ == "Constant"
+    with pytest.raises(LearnerError, match="not trusted"):
+        Model.loads(data)
+
+
+def test_a_class_of_the_main_script_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Constant, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "Constant", Constant, raising=False)
+    with pytest.raises(LearnerError, match="other processes cannot find"):
+        Learner(Constant(), CLASSES, trusted=["__main__.Other"]).check(5)
+
+
+@pytest.mark.parametrize("classes", [(), ("one",), ("a", "b", "a")])
+def test_check_refuses_classes_that_cannot_be_told_apart(classes: tuple[str, ...]) -> None:
+    with pytest.raises(LabelError, match="at least two classes"):
+        Learner(GaussianNB(), classes).check(5)
+
+
+def test_a_learner_that_needs_more_than_a_handful_of_records_passes() -> None:
+    Learner(make_pipeline(PCA(64), LogisticRegression()), CLASSES).check(100)
+    Learner(KNeighborsClassifier(50, algorithm="brute"), CLASSES).check(100)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([2] * 60, r"got 60 of one \(cat\): label more"),
+        ([0] * 59, r"got \(59,\) labels for 60 records"),
+        ([0, 4] * 30, "class codes from 0 to 3"),
+        ([0, -1] * 30, "class codes from 0 to 3"),
+        ([0.0, 1.0] * 30, "got float64"),
+        (["ant", "bee"] * 30, "class codes from 0 to 3"),
+    ],
+)
+def test_fit_refuses_labels_that_are_none(labels: list, said: str) -> None:
+    with pytest.raises(LearnerError, match=said):
+        Learner(GaussianNB(), CLASSES).fit(records()[0], labels)
+
+
+def test_fit_refuses_no_labels_at_all() -> None:
+    with pytest.raises(LearnerError, match=r"got 0 of one \(none\)"):
+        Learner(GaussianNB(), CLASSES).fit(np.empty((0, 5), np.float32), [])
+
+
+def test_a_refusal_of_the_estimator_says_on_what() -> None:
+    X, codes = records()
+    X[7, 2] = np.nan
+    with pytest.raises(LearnerError, match=r"LogisticRegression could not be fitted on 60 labels of 4 classes: .*NaN"):
+        Learner.named("logistic", CLASSES).fit(X, codes)
+
+
+def test_predictions_that_are_not_finite_are_counted() -> None:
+    X, codes = records()
+    model = Learner(Constant(value=np.inf), CLASSES, trusted=[CONSTANT]).fit(X, codes)
+    with pytest.raises(LearnerError, match="2 of 7 rows hold values that are not finite"):
+        model.predict_proba(X[10:17])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "got 0 bytes"),
+        (b"not a model", "skops cannot read"),
+        (skops.io.dumps([1, 2]), "got a saved list"),
+        (skops.io.dumps({"format": 99}), "expected a model of format 1, got format 99"),
+    ],
+)
+def test_loads_refuses_what_is_no_model(data: bytes, said: str) -> None:
+    with pytest.raises(LearnerError, match=said):
+        Model.loads(data)
+
+
+def test_loads_refuses_a_truncated_model() -> None:
+    data = Learner(GaussianNB(), CLASSES).fit(*records()).dumps()
+    with pytest.raises(LearnerError, match="skops cannot read"):
+        Model.loads(data[: len(data) // 2])
+
+
+def test_what_cannot_be_saved_is_refused() -> None:
+    model = Learner(Constant(), CLASSES, trusted=[CONSTANT]).fit(*records())
+    model.estimator.generator_ = (n for n in range(3))
+    with pytest.raises(LearnerError, match="Constant cannot be saved with skops"):
+        model.dumps()
+
+
+def test_a_learner_is_named_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = types.ModuleType("my_learners")
+    here.ready, here.make, here.Kind, here.number = SVC(C=3), drawn_once, GaussianNB, lambda: 3
+    here.needs_arguments = Pipeline
+    monkeypatch.setitem(sys.modules, "my_learners", here)
+    assert Learner.named("my_learners:ready", CLASSES).estimator is here.ready
+    assert isinstance(Learner.named("my_learners:make", CLASSES).estimator, Constant)
+    assert isinstance(Learner.named("my_learners:Kind", CLASSES).estimator, GaussianNB)
+    with pytest.raises(LearnerError, match="got int, which has no fit"):
+        Learner.named("my_learners:number", CLASSES).check(5)
+    with pytest.raises(LearnerError, match="without arguments, at 'my_learners:needs_arguments'"):
+        Learner.named("my_learners:needs_arguments", CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("svm", "no learner 'svm'; there are logistic, forest, hgb, mlp, or module:object"),
+        ("no_such_module:x", "No module named 'no_such_module'"),
+        ("sklearn.svm:NoSuchThing", "no attribute 'NoSuchThing'"),
+        (":x", "at ':x'"),
+    ],
+)
+def test_names_that_lead_nowhere_are_refused(name: str, said: str) -> None:
+    with pytest.raises(LearnerError, match=said):
+        Learner.named(name, CLASSES)
+
+
+@pytest.mark.slow
+def test_tuned_finds_on_a_cluster_what_scikit_learn_finds_here() -> None:
+    from sklearn.model_selection import GridSearchCV
+
+    X, codes = records(n=120, n_features=8, seed=5)
+    X += np.random.default_rng(1).standard_normal(X.shape, dtype=np.float32)
+    learner = Learner(make_pipeline(StandardScaler(), LogisticRegression(C=1e-4)), CLASSES)
+    grid = {"logisticregression__C": [1e-4, 1e-2, 1.0, 100.0]}
+    alone = GridSearchCV(learner.estimator, grid, cv=5, scoring="accuracy").fit(X, codes)
+    with local_cluster(1) as client:
+        tuned = learner.tuned(X, codes, grid, client)
+    assert tuned.estimator.get_params()["logisticregression__C"] == alone.best_params_["logisticregression__C"]
+    assert alone.best_params_["logisticregression__C"] != learner.estimator.get_params()["logisticregression__C"]
+    assert (tuned.classes, tuned.trusted) == (learner.classes, learner.trusted)
+
+
+def test_tuned_refuses_parameters_that_the_estimator_lacks() -> None:
+    with pytest.raises(LearnerError, match=r"LogisticRegression has no \['C'\]; it has .*logisticregression__C"):
+        Learner.named("logistic", CLASSES).tuned(*records(), {"C": [1]}, client=None)

@@ -1,0 +1,82 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dal.scan.merge import Best, Thresholds, concatenate, no_thresholds
+from dal.selection import Candidates, Capacity, key_order
+
+
+def made(n: int, seed: int, levels: int, cells: int) -> Candidates:
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(np.arange(3_000, 3_000 + 10 * n), n, replace=False)).astype(np.int64)
+    return Candidates(
+        rows,
+        rng.integers(0, levels, n) / levels,
+        rng.integers(0, cells, n),
+        rng.integers(0, 4, n),
+        rng.standard_normal((n, 2)).astype(np.float32),
+    )
+
+
+def full_sort(c: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
+    order = key_order(c.scores, c.rows, seed, round).tolist()
+    keep = set(order[: capacity.total])
+    for cell in range(capacity.cells):
+        keep |= set([i for i in order if c.cells[i] == cell][: capacity.per_cell])
+    return c.take(np.array(sorted(keep), dtype=np.int64))
+
+
+def assert_same(a: Candidates, b: Candidates) -> None:
+    for name in ("rows", "scores", "cells", "predicted", "embeddings"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    n=st.integers(1, 200),
+    levels=st.sampled_from([1, 3, 1000]),
+    total=st.integers(1, 60),
+    cells=st.integers(0, 5),
+    per_cell=st.integers(1, 12),
+    parts=st.integers(1, 9),
+    eager=st.booleans(),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
+    seed: int, n: int, levels: int, total: int, cells: int, per_cell: int, parts: int, eager: bool
+) -> None:
+    everything = made(n, seed, levels, max(cells, 1))
+    capacity = Capacity(total, cells, per_cell if cells else 0)
+    shuffled = np.random.default_rng(seed).permutation(n)
+    merge = Best(capacity, seed, 7)
+    if eager:
+        merge._most = 0  # compress at every step
+    for piece in np.array_split(shuffled, parts):
+        part = everything.take(piece)
+        # A worker is told the thresholds that the merge has reached, and keeps its own best under them.
+        admitted = merge.thresholds.admit(part.scores, part.cells)
+        worker = Best(capacity, seed, 7)
+        worker.add(part.take(admitted))
+        result = worker.result()
+        if result is not None:
+            merge.add(result)
+    found = merge.result()
+    assert found is not None
+    assert_same(found, full_sort(everything, capacity, seed, 7))
+
+
+def test_rows_that_are_never_asked_pass_no_threshold() -> None:
+    capacity = Capacity(5, 2, 3)
+    scores = np.array([-np.inf, 0.0, -1e300])
+    assert no_thresholds(capacity).admit(scores, np.array([0, 1, 0])).tolist() == [1, 2]
+
+
+def test_a_row_below_the_overall_threshold_passes_by_its_cell() -> None:
+    thresholds = Thresholds(0.9, np.array([0.5, 0.95]))
+    assert thresholds.admit(np.array([0.9, 0.6, 0.6, 0.4]), np.array([1, 0, 1, 0])).tolist() == [0, 1]
+
+
+def test_joining_keeps_the_order() -> None:
+    a, b = made(5, 1, 9, 2), made(3, 2, 9, 2)
+    joined = concatenate([a, b])
+    assert joined.rows.tolist() == a.rows.tolist() + b.rows.tolist()

@@ -1,0 +1,61 @@
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dal.scan import plan
+from dal.scan.plan import Interval
+
+intervals = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)), max_size=6).map(
+    lambda pairs: disjoint([Interval(10 * a, 10 * a + b) for a, b in pairs])
+)
+
+
+def disjoint(given_intervals: list[Interval]) -> list[Interval]:
+    kept: list[Interval] = []
+    for interval in sorted(given_intervals):
+        if not kept or kept[-1].stop <= interval.start:
+            kept.append(interval)
+    return kept
+
+
+def rows_of(some: list[Interval]) -> list[int]:
+    return [row for interval in some for row in range(interval.start, interval.stop)]
+
+
+@given(intervals, st.integers(615, 700))
+@settings(max_examples=80, deadline=None)
+def test_what_remains_is_what_is_not_done(done: list[Interval], n_rows: int) -> None:
+    left = plan.remaining(n_rows, done)
+    assert rows_of(left) == [row for row in range(n_rows) if row not in set(rows_of(done))]
+
+
+@given(intervals, st.integers(1, 40), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_cuts_cover_every_row_once_and_fall_on_whole_units(some: list[Interval], rows: int, seed: int) -> None:
+    spans = plan.cut(some, rows, seed)
+    assert sorted(rows_of(spans)) == rows_of(some)
+    edges = {interval.start for interval in some} | {interval.stop for interval in some}
+    assert all(edge % rows == 0 or edge in edges for span in spans for edge in span)
+    assert spans == plan.cut(some, rows, seed)
+
+
+@given(intervals, st.integers(1, 5), st.integers(0, 8), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_probes_are_single_units_and_lose_no_row(some: list[Interval], unit: int, count: int, seed: int) -> None:
+    first, rest = plan.probes(some, unit, count, seed)
+    assert sorted(rows_of(first) + rows_of(rest)) == rows_of(some)
+    assert all(span.stop - span.start <= unit for span in first)
+    assert len(first) <= max(count, 0) or not rest
+
+
+def test_spans_of_ten_billion_rows_stay_under_the_most_tasks() -> None:
+    rows = plan.span_rows(10**10, 512, threads=256, unit=32_768, rows_per_second=None)
+    assert 10**10 / rows <= plan.MOST_TASKS
+    assert rows % 32_768 == 0
+
+
+def test_a_tile_is_a_power_of_two_that_fits() -> None:
+    for n_features in (1, 3, 128, 784, 3072, 150_528, 10**7):
+        tile = plan.tile_rows(n_features)
+        assert tile & (tile - 1) == 0
+        assert 1 <= tile <= plan.MOST_TILE_ROWS
+        assert tile == 1 or tile * n_features * 4 <= plan.MOST_TILE_BYTES

@@ -1,0 +1,466 @@
+"""Pool and Reader against the plain NumPy array that the pool was made from."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from zarr.codecs import BytesCodec, Crc32cCodec
+
+from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
+from dal.pool import Pool, build_pool
+from dal.pool import build as building
+from dal.pool import ids as indexing
+from dal.pool import store as reading
+
+N, D = 237, 5
+
+
+def records(n: int = N, shape: tuple[int, ...] = (D,), seed: int = 7) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((n, *shape)).astype(np.float32)
+
+
+def names(n: int = N) -> list[str]:
+    return [f"{row * 7919 % 1009:04d}-é" for row in range(n)]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layout in which a few hundred rows make many chunks, buckets and read units."""
+    monkeypatch.setattr(building, "CHUNK_BYTES", 16 * D * 4)
+    monkeypatch.setattr(building, "FIELD_ROWS", 8)
+    monkeypatch.setattr(building, "INDEX_ROWS", 16)
+    monkeypatch.setattr(indexing, "BUCKET_ENTRIES", 50)
+    monkeypatch.setattr(reading, "UNIT_BYTES", 2 * 16 * D * 4)
+
+
+@pytest.fixture
+def pool(tmp_path: Path, small: None) -> Pool:
+    display = {
+        "text": [f"text {row}" if row % 3 else "" for row in range(N)],
+        "year": np.arange(N, dtype=np.int32) + 1900,
+        "size": np.arange(N) / 4,
+        "new": np.arange(N) % 2 == 0,
+    }
+    return build_pool(records(), tmp_path / "pool.zarr", ids=names(), display=display)
+
+
+def foreign(path: Path, values: np.ndarray, **layout: object) -> Path:
+    array = zarr.create_array(path, shape=values.shape, dtype=values.dtype, **layout)
+    array[...] = values
+    return path
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "plain": {"chunks": (16, D), "compressors": None, "filters": None},
+    "checksum": {"chunks": (16, D), "compressors": [Crc32cCodec()]},
+    "odd chunks": {"chunks": (23, D), "compressors": None},
+    "one chunk": {"chunks": (N, D), "compressors": None},
+    "narrow chunks": {"chunks": (16, 2), "compressors": None},
+    "big-endian": {"chunks": (16, D), "serializer": BytesCodec(endian="big"), "compressors": None},
+    "compressed": {"chunks": (23, D)},
+    "sharded": {"chunks": (8, D), "shards": (32, D), "compressors": None},
+    "sharded, index first": {
+        "chunks": (8, D),
+        "shards": {"shape": (32, D), "index_location": "start"},
+        "compressors": None,
+    },
+    "sharded, big-endian": {
+        "chunks": (8, D),
+        "shards": (32, D),
+        "serializer": BytesCodec(endian="big"),
+        "compressors": None,
+    },
+    "sharded, compressed": {"chunks": (8, 5), "shards": (64, 5)},
+    "version 2": {"chunks": (19, D), "zarr_format": 2},
+    "version 2, F order": {"chunks": (19, D), "zarr_format": 2, "order": "F", "compressors": None},
+}
+
+
+def test_describes_itself(pool: Pool, tmp_path: Path) -> None:
+    assert (pool.n_rows, pool.record_shape, pool.n_features, pool.dtype) == (N, (D,), D, np.float32)
+    assert (pool.chunk_rows, pool.write_rows, pool.nbytes) == (16, 16, N * D * 4)
+    assert pool.fields == ("text", "year", "size", "new")
+    assert pool.path == str(tmp_path / "pool.zarr")
+    assert pool.fingerprint == Pool.open(tmp_path / "pool.zarr").fingerprint
+
+
+def test_relative_path_is_absolute(tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    moved = Pool.open("pool.zarr")
+    monkeypatch.chdir("/")
+    assert moved.path == pool.path
+    np.testing.assert_array_equal(moved.read(3, 9), records()[3:9])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+@pytest.mark.parametrize("tile", [1, 7, 16, 64, 300])
+def test_reader_equals_slices(layout: dict[str, Any], tile: int, tmp_path: Path, small: None) -> None:
+    pool = Pool.open(foreign(tmp_path / "array", records(), **layout))
+    reader = pool.reader()
+    for start in range(3, N, tile):
+        stop = min(start + tile, N)
+        np.testing.assert_array_equal(reader.read(start, stop), records()[start:stop])
+    np.testing.assert_array_equal(pool.read(5, N), records()[5:])
+    np.testing.assert_array_equal(pool.take([200, 4, 4, N - 1]), records()[[200, 4, 4, N - 1]])
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_reads_in_any_order(pool: Pool, data: st.DataObject) -> None:
+    reader, truth = pool.reader(), records()
+    for _ in range(6):
+        start = data.draw(st.integers(0, N))
+        stop = data.draw(st.integers(start, N))
+        np.testing.assert_array_equal(reader.read(start, stop), truth[start:stop])
+    rows = data.draw(st.lists(st.integers(0, N - 1), max_size=40))
+    np.testing.assert_array_equal(pool.take(rows), truth[rows])
+    assert pool.record_ids(rows) == [names()[row] for row in rows]
+    assert pool.rows_of([names()[row] for row in rows]).tolist() == rows
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "uint8", "int8", "int64", "uint16", ">f4", ">i2"])
+@pytest.mark.parametrize("compressors", [None, "auto"])
+def test_other_types_are_read_as_float32(dtype: str, compressors: str | None, tmp_path: Path, small: None) -> None:
+    values = (records() * 40).clip(0, 100).astype(dtype)
+    pool = Pool.open(foreign(tmp_path / "array", values, chunks=(16, D), compressors=compressors))
+    reader = pool.reader()
+    for start in range(5, N, 12):
+        got = reader.read(start, min(start + 12, N))
+        assert got.dtype == np.float32
+        np.testing.assert_array_equal(got, values[start : start + 12].astype(np.float32))
+    assert pool.take([9, 3]).dtype == np.float32
+
+
+def test_float64_beyond_float32_is_infinite(tmp_path: Path) -> None:
+    pool = Pool.open(foreign(tmp_path / "array", np.full((4, 2), 1e300), chunks=(2, 2)))
+    assert np.isposinf(pool.reader().read(1, 4)).all()
+
+
+def test_images_are_flattened(tmp_path: Path, small: None) -> None:
+    images = (records(31, (4, 3, 2)) * 50).clip(0, 255).astype(np.uint8)
+    pool = build_pool(images, tmp_path / "pool.zarr")
+    assert (pool.record_shape, pool.n_features, pool.dtype) == ((4, 3, 2), 24, np.uint8)
+    np.testing.assert_array_equal(pool.read(3, 30), images.reshape(31, 24)[3:30].astype(np.float32))
+    np.testing.assert_array_equal(pool.take([30, 1]), images.reshape(31, 24)[[30, 1]].astype(np.float32))
+
+
+def test_a_tile_in_the_held_unit_is_a_view_and_each_chunk_is_read_once(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    original = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda self, *a, **k: (opened.append(self.parent.name), original(self, *a, **k))[1]
+    )
+    reader = pool.reader()
+    first, second = reader.read(32, 40), reader.read(40, 48)
+    assert np.shares_memory(first.base, second.base)
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 0
+    for start in range(48, N, 8):
+        reader.read(start, min(start + 8, N))
+    assert sorted(map(int, opened)) == list(range(2, 15))
+    opened.clear()
+    pool.take([230, 17, 18, 231, 17])
+    assert opened == ["1", "14"]
+
+
+def test_what_pool_returns_is_the_callers(pool: Pool) -> None:
+    for own in (pool.read(3, 20), pool.take([5, 6])):
+        own[...] = 0
+    np.testing.assert_array_equal(pool.read(3, 20), records()[3:20])
+
+
+def test_pickled_pool_is_small_and_reads(pool: Pool) -> None:
+    pool.read(0, N)
+    data = pickle.dumps(pool)
+    assert len(data) < 8000
+    copy = pickle.loads(data)
+    np.testing.assert_array_equal(copy.take([100, 2]), records()[[100, 2]])
+    assert copy.rows_of([names()[9]]).tolist() == [9]
+
+
+def test_an_array_in_a_pool_opens_as_plain_array(pool: Pool) -> None:
+    array = Pool.open(f"{pool.path}/features")
+    np.testing.assert_array_equal(array.read(2, 50), records()[2:50])
+    assert array.record_ids([3]) == ["3"]
+    assert array.fields == ()
+
+
+# ---- ids and fields
+
+
+def test_unknown_ids_have_no_row(pool: Pool) -> None:
+    asked = ["none", names()[236], "", names()[0], "none"]
+    assert pool.rows_of(asked).tolist() == [-1, 236, -1, 0, -1]
+    assert pool.rows_of([]).tolist() == []
+
+
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_ids_whose_hashes_collide(distinct: int, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = indexing.hash_ids
+    # far apart, so that the colliding ids are in several buckets, and runs of them go over several index chunks
+    monkeypatch.setattr(
+        indexing, "hash_ids", lambda ids: full(ids) % np.uint64(distinct) * np.uint64(2**62) + np.uint64(5)
+    )
+    pool = build_pool(records(), tmp_path / "pool.zarr", ids=names())
+    asked = [*names()[::-1], "unknown", names()[4]]
+    assert pool.rows_of(asked).tolist() == [*range(N - 1, -1, -1), -1, 4]
+
+
+def test_hashes_are_those_that_older_pools_hold() -> None:
+    hashes = indexing.hash_ids(np.array(["007", "é", "record 12"], dtype=object))
+    assert hashes.tolist() == [4175678020806771434, 16908809132758853863, 15908475300816855857]
+
+
+def test_the_index_is_sorted_and_whole(pool: Pool) -> None:
+    index = zarr.open_group(f"{pool.path}/ids_index", mode="r")
+    hashes, rows, fence = (np.asarray(index[name][:]) for name in ("hash", "row", "fence"))
+    expected = indexing.hash_ids(np.array(names(), dtype=object))
+    np.testing.assert_array_equal(hashes, np.sort(expected))
+    np.testing.assert_array_equal(expected[rows], hashes)
+    np.testing.assert_array_equal(fence, hashes[::16])
+    assert not list(Path(pool.path).parent.glob(".*"))
+
+
+def test_rows_are_ids_where_there_are_none(tmp_path: Path) -> None:
+    pool = build_pool(records(12), tmp_path / "pool.zarr")
+    assert pool.record_ids([11, 0, 11]) == ["11", "0", "11"]
+    asked = ["11", "0", "12", "007", "-1", "x", "\u0667", "²", "", "1" * 30, "1_0", " 1"]
+    assert pool.rows_of(asked).tolist() == [11, 0, *[-1] * 10]
+    assert pool.display([1]) == {}
+
+
+def test_integer_ids_become_text(tmp_path: Path) -> None:
+    pool = build_pool(records(3), tmp_path / "pool.zarr", ids=[30, np.int64(-4), 2**70])
+    assert pool.record_ids([0, 1, 2]) == ["30", "-4", str(2**70)]
+    assert pool.rows_of(["-4"]).tolist() == [1]
+
+
+def test_ids_other_than_text_are_refused(pool: Pool) -> None:
+    with pytest.raises(InputError, match="record ids are str, got int: 7"):
+        pool.rows_of(["a", 7])  # type: ignore[list-item]
+
+
+def test_display_in_the_order_asked(pool: Pool) -> None:
+    assert pool.display([5, 0, 200, 5]) == {
+        "text": ["text 5", "", "text 200", "text 5"],
+        "year": [1905, 1900, 2100, 1905],
+        "size": [1.25, 0.0, 50.0, 1.25],
+        "new": [False, True, True, False],
+    }
+    assert pool.display([]) == {"text": [], "year": [], "size": [], "new": []}
+    assert {type(value) for values in pool.display([1]).values() for value in values} == {str, int, float, bool}
+
+
+@pytest.mark.parametrize("rows", [[N], [-1], [0.5], [[1]], [True], ["1"]])
+def test_rows_that_are_not_there(pool: Pool, rows: list[Any]) -> None:
+    for method in (pool.take, pool.record_ids, pool.display):
+        with pytest.raises(InputError, match="row"):
+            method(rows)
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 3), (5, 4), (0, N + 1)])
+def test_ranges_that_are_not_there(pool: Pool, start: int, stop: int) -> None:
+    with pytest.raises(InputError, match=f"rows {start} to {stop}"):
+        pool.reader().read(start, stop)
+    with pytest.raises(InputError, match=f"rows {start} to {stop}"):
+        pool.read(start, stop)
+
+
+# ---- damage
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 3] ^= 4
+    file.write_bytes(data)
+
+
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 9)
+
+
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"x")
+
+
+def empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def flip_at_the_end(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[-11] ^= 4
+    file.write_bytes(data)
+
+
+DAMAGE = [flip, flip_at_the_end, truncate, lengthen, empty, Path.unlink]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("sharded", [False, True], ids=["chunks", "shards"])
+def test_damage_is_named(
+    damage: Callable[[Path], None], sharded: bool, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sharded:
+        monkeypatch.setattr(building, "MAX_FILES", 2)
+        monkeypatch.setattr(building, "SHARD_CHUNKS", 4)
+    pool = build_pool(records(), tmp_path / "pool.zarr")
+    number, rows = ("1", "rows 64 to 127") if sharded else ("3", "rows 48 to 63")
+    damage(tmp_path / "pool.zarr/features/c" / number / "0")
+    reader = pool.reader()
+    np.testing.assert_array_equal(reader.read(16, 32), records()[16:32])
+    for _ in range(2):
+        with pytest.raises(ChunkError, match=rf"features: chunk c/{number}/0 \({rows}\)"):
+            reader.read(60, 100)
+        # a failed read must not leave its rubbish to the next
+        np.testing.assert_array_equal(reader.read(16, 32), records()[16:32])
+    with pytest.raises(ChunkError, match=rows):
+        pool.take([3, 90, 63])
+    np.testing.assert_array_equal(reader.read(130, 200), records()[130:200])
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["chunks", "shards"])
+def test_records_that_equal_the_fill_value_are_not_missing(
+    sharded: bool, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if sharded:
+        monkeypatch.setattr(building, "MAX_FILES", 1)
+    for dtype, value in (("uint8", 0), ("float32", np.nan)):
+        pool = build_pool(np.full((100, D), value, dtype), tmp_path / dtype)
+        assert (pool.write_rows > pool.chunk_rows) == sharded
+        np.testing.assert_array_equal(pool.read(3, 100), np.full((97, D), value, np.float32))
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink])
+@pytest.mark.parametrize("array", ["ids", "fields/text", "fields/new", "ids_index/hash", "ids_index/row"])
+def test_damage_to_ids_and_fields_is_named(damage: Callable[[Path], None], array: str, pool: Pool) -> None:
+    damage(Path(pool.path) / array / "c/1")
+    ask = {"ids": lambda: pool.record_ids(np.arange(N)), "ids_index": lambda: pool.rows_of(names())}
+    with pytest.raises(ChunkError, match=f"{array}: chunk c/1"):
+        ask.get(array.split("/")[0], lambda: pool.display([9, 10]))()
+
+
+@pytest.mark.parametrize("layout", ["plain", "checksum", "narrow chunks", "compressed", "sharded", "version 2"])
+def test_missing_chunks_of_plain_arrays(layout: str, tmp_path: Path, small: None) -> None:
+    path = foreign(tmp_path / "array", records(), **LAYOUTS[layout], fill_value=9)
+    chunk = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0].isdigit())[1]
+    chunk.unlink()
+    with pytest.raises(PoolError, match=r"1 of \d+ chunks are not stored.*missing_chunks='fill'"):
+        Pool.open(path)
+    expected = np.asarray(zarr.open_array(path, mode="r")[...])
+    assert (expected == 9).any()
+    pool = Pool.open(path, missing_chunks="fill")
+    np.testing.assert_array_equal(pool.read(3, N), expected[3:])
+
+
+@pytest.mark.parametrize("compressors", [None, "auto"])
+def test_chunks_that_a_shard_leaves_out_hold_the_fill_value(
+    compressors: str | None, tmp_path: Path, small: None
+) -> None:
+    values = records()
+    values[70:90] = 9  # over one whole chunk, in the middle of a shard
+    layout = {"chunks": (8, D), "shards": (32, D), "compressors": compressors, "fill_value": 9}
+    path = foreign(tmp_path / "array", values, **layout)
+    pool = Pool.open(path)
+    np.testing.assert_array_equal(pool.read(3, N), values[3:])
+
+
+def test_a_chunk_of_a_plain_array_that_goes_later(tmp_path: Path, small: None) -> None:
+    path = foreign(tmp_path / "array", records(), **LAYOUTS["plain"])
+    pool = Pool.open(path)
+    (path / "c/2/0").unlink()
+    with pytest.raises(ChunkError, match=r"chunk c/2/0 \(rows 32 to 47\) is missing"):
+        pool.read(40, 50)
+
+
+# ---- what is no pool
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(PoolNotFound, match="no pool at"):
+            Pool.open(path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "message"),
+    [
+        ((5,), "f4", r"shape \(5,\)"),
+        ((5, 2, 2), "f4", r"shape \(5, 2, 2\)"),
+        ((0, 3), "f4", "empty"),
+        ((5, 0), "f4", "empty"),
+        ((5, 2), "c8", "holds complex64"),
+        ((5, 2), "bool", "holds bool"),
+        ((5, 2), str, "encode or vectorise"),
+    ],
+)
+def test_arrays_that_are_no_pool(shape: tuple[int, ...], dtype: str | type, message: str, tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "array", shape=shape, dtype=dtype, chunks=tuple(max(1, n) for n in shape))
+    with pytest.raises(PoolError, match=message):
+        Pool.open(tmp_path / "array")
+
+
+def test_a_group_of_others(tmp_path: Path) -> None:
+    group = zarr.create_group(tmp_path / "group")
+    group.create_array("embeddings", shape=(3, 2), dtype="f4")
+    with pytest.raises(PoolError, match="name one of its arrays instead: embeddings"):
+        Pool.open(tmp_path / "group")
+
+
+def change(pool: Pool, **values: object) -> None:
+    file = Path(pool.path) / "zarr.json"
+    told = json.loads(file.read_text())
+    told["attributes"]["dal"] |= values
+    file.write_text(json.dumps(told))
+
+
+def test_pools_that_cannot_be_read(pool: Pool) -> None:
+    change(pool, version=2)
+    with pytest.raises(PoolError, match="format 2, this dal reads 1"):
+        Pool.open(pool.path)
+    change(pool, version=1, complete=False, n_rows=120, source_rows=500)
+    with pytest.raises(PoolIncomplete, match="holds 120 of 500 rows; run the same build again to go on"):
+        Pool.open(pool.path)
+    change(pool, complete=True)
+    with pytest.raises(PoolError, match="says 120 rows, its features have 237"):
+        Pool.open(pool.path)
+    (Path(pool.path) / "features/zarr.json").unlink()
+    with pytest.raises(PoolError, match="'features' is missing"):
+        Pool.open(pool.path)
+    (Path(pool.path) / "zarr.json").write_text("{")
+    with pytest.raises(PoolError, match="metadata cannot be read"):
+        Pool.open(pool.path)
+
+
+def test_a_store_that_is_not_local(small: None) -> None:
+    pool = build_pool(records(), "memory://test-pool/pool.zarr", ids=names())
+    np.testing.assert_array_equal(pool.read(3, 99), records()[3:99])
+    assert pool.rows_of([names()[7]]).tolist() == [7]
+    again = Pool.open("memory://test-pool/pool.zarr")
+    np.testing.assert_array_equal(again.take([N - 1]), records()[[N - 1]])
+
+
+def test_a_pool_read_in_another_process(pool: Pool, tmp_path: Path) -> None:
+    (tmp_path / "pickle").write_bytes(pickle.dumps(pool))
+    script = "import pickle, sys; print(pickle.load(open('pickle', 'rb')).take([11]).tobytes().hex())"
+    root = str(Path(building.__file__).parents[2])
+    told = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+        check=True,
+    )
+    assert bytes.fromhex(told.stdout.decode().strip()) == records()[11].tobytes()

@@ -1,0 +1,371 @@
+"""The scan against a full sort of the pool, on real stores and with real worker processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from distributed import Client
+
+from dal.client import local_cluster
+from dal.errors import ChunkError, ClusterError, ScanError, SettingsError
+from dal.learner import Learner, Model
+from dal.pool import Pool, build_pool
+from dal.scan import Cells, Journal, Progress, Scan, driver, plan, sample_codebook, scan
+from dal.scan.journal import decode, encode
+from dal.scan.kernel import score_block
+from dal.selection import Candidates, Codebook, Strategy, key_order, uniform
+
+CLASSES = ("a", "b", "c", "d")
+N, D = 20_011, 12
+BAD_ROWS = [5, 8_191, 8_192, 20_010]
+FIELDS = ("rows", "scores", "cells", "predicted", "embeddings")
+
+
+@pytest.fixture(scope="module")
+def records() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((4, D))
+    X = (means[rng.integers(0, 4, N)] + rng.standard_normal((N, D))).astype(np.float32)
+    X[BAD_ROWS[0]] = np.nan
+    X[BAD_ROWS[1], 3] = np.inf
+    X[BAD_ROWS[2], 0] = -np.inf
+    X[BAD_ROWS[3], D - 1] = np.nan
+    return X
+
+
+@pytest.fixture(scope="module")
+def pools(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pool]:
+    """The same records in four layouts: built by dal, chunks that fit no tile, shards, compressed."""
+    folder = tmp_path_factory.mktemp("pools")
+    made = {"built": build_pool(records, folder / "built.zarr")}
+    layouts = {
+        "odd": {"chunks": (777, D)},
+        "sharded": {"chunks": (512, D), "shards": (4096, D), "compressors": None},
+        "split": {"chunks": (1024, 5)},
+    }
+    for name, layout in layouts.items():
+        array = zarr.create_array(folder / f"{name}.zarr", shape=records.shape, dtype="float32", **layout)
+        array[:] = records
+        made[name] = Pool.open(folder / f"{name}.zarr")
+    return made
+
+
+@pytest.fixture(scope="module")
+def models(records: np.ndarray) -> dict[str, Model]:
+    rng = np.random.default_rng(1)
+    X, y = records[100:400], rng.integers(0, 4, 300)
+    names = {"logistic": "logistic", "forest": "forest", "svc": "sklearn.svm:LinearSVC"}
+    return {key: Learner.named(name, CLASSES, random_state=0).fit(X, y) for key, name in names.items()}
+
+
+def full_sort(
+    X: np.ndarray, model: Model | None, strategy: Strategy, k: int, exclude: list[int], codebook: Codebook, tile: int
+) -> Candidates:
+    """Score the whole pool in memory, tile after tile, sort it by key, and cut."""
+    score = np.empty(len(X))
+    predicted = np.full(len(X), -1)
+    clean = np.where(np.isfinite(X), X, 0).astype(np.float32)
+    if model is None:
+        score[:] = uniform(np.arange(len(X)), 11, 4)
+    else:
+        for start in range(0, len(X), tile):
+            block = np.zeros((tile, X.shape[1]), np.float32)
+            part = np.where(
+                np.isfinite(X[start : start + tile]).all(axis=1, keepdims=True), clean[start : start + tile], 0
+            )
+            block[: len(part)] = part
+            scored = score_block(strategy.score, model, block)
+            score[start : start + tile] = scored.score[: len(part)]
+            predicted[start : start + tile] = model.seen[scored.predicted[: len(part)]]
+    asked = set(exclude) | set(np.flatnonzero(~np.isfinite(X).all(axis=1)).tolist())
+    order = [i for i in key_order(score, np.arange(len(X)), 11, 4).tolist() if i not in asked]
+    capacity = strategy.capacity(k, len(X), len(codebook.centers))
+    keep = set(order[: capacity.total])
+    cells = np.full(len(X), -1)
+    if capacity.cells:
+        cells = codebook.assign(clean).astype(np.int64)
+        for cell in range(capacity.cells):
+            keep |= set([i for i in order if cells[i] == cell][: capacity.per_cell])
+    rows = np.array(sorted(keep), dtype=np.int64)
+    embeddings = X[rows] if strategy.selector != "top" else np.empty((len(rows), 0), np.float32)
+    return Candidates(rows, score[rows], cells[rows], predicted[rows], embeddings)
+
+
+def run(pool: Pool, model: Model | None, strategy: Strategy, codebook: Codebook, **options: object) -> Scan:
+    exclude = options.pop("exclude", [7, 4095, 4096, 19_999])
+    return scan(pool, model, strategy, 40, exclude, seed=11, round=4, codebook=codebook, **options)
+
+
+def assert_same(a: Candidates, b: Candidates) -> None:
+    for name in FIELDS:
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def summary_of(result: Scan) -> dict:
+    tally = result.summary.tally
+    return {
+        "rows": tally.rows,
+        "invalid": tally.invalid,
+        "invalid_rows": tally.invalid_rows.tolist(),
+        "histogram": tally.histogram.tolist(),
+        "predicted": tally.predicted.tolist(),
+        "confidence": tally.confidence,
+    }
+
+
+CASES = [
+    ("logistic", Strategy()),
+    ("logistic", Strategy(score="entropy")),
+    ("forest", Strategy(score="margin")),
+    ("svc", Strategy.named("least_confident")),
+    (None, Strategy().cold()),
+    (None, Strategy.named("random")),
+]
+
+
+@pytest.mark.parametrize(("learner", "strategy"), CASES)
+def test_every_layout_gives_what_a_full_sort_gives(
+    learner: str | None, strategy: Strategy, pools: dict[str, Pool], models: dict[str, Model], records: np.ndarray
+) -> None:
+    model = models[learner] if learner else None
+    codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
+    tile = plan.tile_rows(D, model.tile_rows if model else None)
+    expected = full_sort(records, model, strategy, 40, [7, 4095, 4096, 19_999], codebook, tile)
+    first = run(pools["built"], model, strategy, codebook)
+    assert_same(first.candidates, expected)
+    assert first.summary.tally.invalid_rows.tolist() == BAD_ROWS
+    assert first.summary.tally.rows == N
+    assert first.summary.tally.histogram.sum() == N - len(BAD_ROWS)
+    for name in ("odd", "sharded", "split"):
+        other = run(pools[name], model, strategy, codebook)
+        assert_same(other.candidates, expected)
+        assert summary_of(other) == summary_of(first)
+
+
+def test_small_tiles_and_spans_in_any_order_change_nothing(
+    pools: dict[str, Pool], models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 256)
+    strategy = Strategy()
+    codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
+    whole = run(pools["odd"], models["logistic"], strategy, codebook)
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    spans = run(pools["odd"], models["logistic"], strategy, codebook)
+    assert spans.summary.spans > 15 > whole.summary.spans
+    assert_same(spans.candidates, whole.candidates)
+    assert summary_of(spans) == summary_of(whole)
+
+
+@pytest.mark.parametrize(("learner", "strategy"), CASES)
+def test_two_workers_give_the_same_as_one_process(
+    learner: str | None, strategy: Strategy, pools: dict[str, Pool], models: dict[str, Model], cluster: Client
+) -> None:
+    model = models[learner] if learner else None
+    codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
+    alone = run(pools["built"], model, strategy, codebook)
+    seen: list[Progress] = []
+    for name in ("built", "odd"):
+        together = run(pools[name], model, strategy, codebook, client=cluster, progress=seen.append)
+        assert_same(together.candidates, alone.candidates)
+        assert summary_of(together) == summary_of(alone)
+    assert seen[-1].rows_done == seen[-1].rows_total == N
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_one_and_three_workers_give_the_same(
+    workers: int, pools: dict[str, Pool], models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    alone = run(pools["built"], models["forest"], Strategy(), codebook)
+    with local_cluster(workers) as client:
+        together = run(pools["sharded"], models["forest"], Strategy(), codebook, client=client)
+    assert_same(together.candidates, alone.candidates)
+
+
+def test_features_that_are_too_many_to_travel_are_gathered(
+    pools: dict[str, Pool], models: dict[str, Model], cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    expected = run(pools["built"], models["logistic"], Strategy(), codebook)
+    monkeypatch.setattr(driver, "MOST_BYTES_ALONG", 0)
+    gathered = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
+    assert_same(gathered.candidates, expected.candidates)
+
+
+# -- cells -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_stored_cells_are_read_back_and_change_nothing(
+    on_cluster: bool,
+    pools: dict[str, Pool],
+    models: dict[str, Model],
+    tmp_path: Path,
+    cluster: Client,
+    records: np.ndarray,
+) -> None:
+    client = cluster if on_cluster else None
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    assert len(codebook.centers) > 1
+    computed = run(pools["built"], models["logistic"], Strategy(), codebook)
+    path = str(tmp_path / "cells.zarr")
+    written = run(pools["built"], models["forest"], Strategy(), codebook, cells=Cells(path, write=True), client=client)
+    assert written.summary.wrote_cells
+    clean = np.where(np.isfinite(records).all(axis=1, keepdims=True), records, 0).astype(np.float32)
+    np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:], codebook.assign(clean))
+    read = run(pools["built"], models["logistic"], Strategy(), codebook, cells=Cells(path, write=False), client=client)
+    assert_same(read.candidates, computed.candidates)
+    assert not read.summary.wrote_cells
+
+
+# -- the journal --------------------------------------------------------------------------------------------------------
+
+
+def test_a_span_comes_back_from_the_journal_as_it_was(
+    pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path
+) -> None:
+    journal = Journal(tmp_path / "journal")
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    run(pools["built"], models["logistic"], Strategy(), codebook, journal=journal)
+    for result in journal.results():
+        again = decode(encode(result))
+        assert again.interval == result.interval
+        assert again.candidates is not None
+        assert result.candidates is not None
+        assert_same(again.candidates, result.candidates)
+        assert again.tally.histogram.tolist() == result.tally.histogram.tolist()
+
+
+def test_finished_spans_are_not_scored_again(
+    pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 512)
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    journal = Journal(tmp_path / "journal")
+    expected = run(pools["odd"], models["forest"], Strategy(), codebook)
+
+    class Killed(Exception):
+        pass
+
+    def killed_after_nine(progress: Progress) -> None:
+        scored.append(progress.rows_done)
+        if len(scored) == 9:
+            raise Killed
+
+    scored: list[int] = []
+    with pytest.raises(Killed):
+        run(pools["odd"], models["forest"], Strategy(), codebook, journal=journal, progress=killed_after_nine)
+    resumed = run(pools["odd"], models["forest"], Strategy(), codebook, journal=journal)
+    assert resumed.summary.spans_resumed == 9
+    assert resumed.summary.spans == expected.summary.spans
+    assert_same(resumed.candidates, expected.candidates)
+    assert summary_of(resumed) == summary_of(expected)
+    # Another round is another pass: nothing is taken over.
+    other = scan(pools["odd"], models["forest"], Strategy(), 40, seed=11, round=5, codebook=codebook, journal=journal)
+    assert other.summary.spans_resumed == 0
+
+
+# -- what goes wrong ----------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_worker_costs_only_its_spans(
+    pools: dict[str, Pool], models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 512)
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    expected = run(pools["odd"], models["forest"], Strategy(), codebook)
+    with local_cluster(2) as client:
+        victims = list(client.run(os.getpid).values())
+
+        def kill_one(progress: Progress) -> None:
+            if progress.rows_done > N // 4 and victims:
+                os.kill(victims.pop(), signal.SIGKILL)
+                victims.clear()
+
+        survived = run(pools["odd"], models["forest"], Strategy(), codebook, client=client, progress=kill_one)
+    assert not victims
+    assert_same(survived.candidates, expected.candidates)
+    assert summary_of(survived) == summary_of(expected)
+
+
+def test_a_damaged_chunk_is_named_from_a_worker(records: np.ndarray, tmp_path: Path, cluster: Client) -> None:
+    pool = build_pool(records, tmp_path / "pool.zarr")
+    chunk = next((tmp_path / "pool.zarr" / "features" / "c").rglob("0"))
+    chunk = chunk if chunk.is_file() else next(path for path in chunk.rglob("*") if path.is_file())
+    data = bytearray(chunk.read_bytes())
+    data[len(data) // 2] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises((ChunkError, ClusterError), match="checksum"):
+        scan(pool, None, Strategy.named("random"), 5, client=cluster)
+    with pytest.raises(ChunkError, match="checksum"):
+        scan(pool, None, Strategy.named("random"), 5)
+
+
+def test_a_model_of_another_width_is_refused_before_anything_is_read(pools: dict[str, Pool]) -> None:
+    model = Learner.named("logistic", CLASSES).fit(np.eye(5, dtype=np.float32), [0, 1, 0, 1, 2])
+    with pytest.raises(SettingsError, match=r"fitted on 5 features.*has 12"):
+        scan(pools["built"], model, Strategy.named("margin"), 5)
+
+
+def test_a_score_that_needs_a_model_is_refused_without_one(pools: dict[str, Pool]) -> None:
+    with pytest.raises(SettingsError, match="needs a fitted model"):
+        scan(pools["built"], None, Strategy.named("margin"), 5)
+
+
+def test_a_pool_in_which_everything_was_asked_says_so(pools: dict[str, Pool]) -> None:
+    with pytest.raises(ScanError, match="No row is left"):
+        scan(pools["built"], None, Strategy.named("random"), 5, np.arange(N))
+
+
+def test_a_scan_shows_itself(pools: dict[str, Pool], models: dict[str, Model]) -> None:
+    shown = repr(scan(pools["built"], models["logistic"], Strategy.named("margin"), 5))
+    assert "5 candidates of 20,011 rows" in shown
+    assert "4 rows hold NaN" in shown
+
+
+SCRIPT = """
+import sys
+from dal.pool import Pool
+from dal.scan import Journal, scan
+from dal.selection import Strategy
+from dal.scan import plan
+plan.MOST_TILE_ROWS, plan.MOST_SPAN_BYTES = 256, 1
+def told(progress):
+    print(progress.rows_done, flush=True)
+    sys.stdin.readline()
+scan(Pool.open(sys.argv[1]), None, Strategy.named("random"), 30, seed=2, journal=Journal(sys.argv[2]), progress=told)
+"""
+
+
+def test_a_coordinator_killed_in_mid_scan_goes_on_from_its_journal(
+    pools: dict[str, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, pools["odd"].path, str(tmp_path / "journal")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        for _ in range(6):
+            assert process.stdout.readline()
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert process.stdout.readline()
+        process.kill()
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 256)
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    resumed = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=Journal(tmp_path / "journal"))
+    whole = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2)
+    assert resumed.summary.spans_resumed == 7
+    assert_same(resumed.candidates, whole.candidates)

@@ -1,0 +1,356 @@
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dal.errors import SettingsError
+from dal.selection import (
+    LEAF_ROWS,
+    Candidates,
+    Capacity,
+    Codebook,
+    Strategy,
+    best_by_key,
+    explore_count,
+    interleaved,
+    key_order,
+    row_hash,
+    select,
+    shortlist,
+    uniform_rows,
+)
+
+NO_LABELED = np.empty((0, 4), dtype=np.float32)
+
+
+def made_candidates(n: int, seed: int = 0, d: int = 4, levels: int = 1000, cells: int = 1) -> Candidates:
+    """Candidates on scattered rows that do not start at 0, with ties where levels are few."""
+    rng = np.random.default_rng(seed)
+    rows = np.sort(rng.choice(np.arange(10**6, 10**6 + 50 * n + 50), n, replace=False))
+    return Candidates(
+        rows.astype(np.int64),
+        rng.integers(1, levels + 1, n) / levels,
+        rng.integers(0, cells, n),
+        rng.integers(0, 3, n),
+        rng.standard_normal((n, d)).astype(np.float32),
+    )
+
+
+def slow_order(score: np.ndarray, rows: np.ndarray, seed: int, round: int) -> list[int]:
+    hashes = [int(row_hash(rows[i : i + 1], seed, round)[0]) for i in range(len(rows))]
+    return sorted(range(len(rows)), key=lambda i: (-score[i], hashes[i], rows[i]))
+
+
+def slow_facility_location(c: Candidates, weights: np.ndarray, k: int, labeled: np.ndarray, sigma: float) -> list[int]:
+    """Plain greedy in double precision on the whole kernel: the objective written out, no laziness, no leaves."""
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        squared = ((a[:, None, :].astype(float) - b[None].astype(float)) ** 2).sum(axis=2)
+        return np.exp(-squared / sigma**2)
+
+    K = kernel(c.embeddings, c.embeddings)
+    covered = kernel(c.embeddings, labeled).max(axis=1) if len(labeled) else np.zeros(len(c))
+    picks: list[int] = []
+    for _ in range(k):
+        gains = (np.maximum(K - covered[:, None], 0) * weights[:, None]).sum(axis=0)
+        gains[covered > np.exp(-0.01)] = -1
+        picks.append(int(gains.argmax()))
+        covered = np.maximum(covered, K[:, picks[-1]])
+    return picks
+
+
+# -- order -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.integers(1, 5), st.integers(0, 70))
+@settings(max_examples=80, deadline=None)
+def test_the_best_by_key_equal_a_full_sort(seed: int, n: int, levels: int, count: int) -> None:
+    c = made_candidates(n, seed, levels=levels)
+    expected = slow_order(c.scores, c.rows, seed, 3)
+    assert key_order(c.scores, c.rows, seed, 3).tolist() == expected
+    assert set(best_by_key(c.scores, c.rows, count, seed, 3).tolist()) == set(expected[:count])
+
+
+def test_row_hashes_depend_on_row_seed_and_round_and_look_uniform() -> None:
+    rows = np.arange(7, 100_007)
+    a, b, c = row_hash(rows, 1, 1), row_hash(rows, 1, 2), row_hash(rows, 2, 1)
+    assert len(np.unique(a)) == len(rows)
+    for other in (b, c):
+        assert abs(np.corrcoef(a.astype(float), other.astype(float))[0, 1]) < 0.02
+    counts = np.bincount((a >> np.uint64(56)).astype(int), minlength=256)
+    expected = len(rows) / 256
+    assert ((counts - expected) ** 2 / expected).sum() < 340  # chi-square, 255 degrees of freedom: p = 0.0003
+
+
+# -- strategies ----------------------------------------------------------------------
+
+
+def test_a_strategy_of_no_name_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(SettingsError, match=r"default, coverage, random.*got 'marginal'"):
+        Strategy.named("marginal")
+
+
+@pytest.mark.parametrize("wrong", [{"score": "x"}, {"selector": "x"}, {"shortlist": 0}, {"explore": 1.0}])
+def test_strategy_values_out_of_range_are_refused(wrong: dict) -> None:
+    with pytest.raises(SettingsError):
+        Strategy(**wrong)
+
+
+def test_capacities_stratify_only_where_the_pool_is_large_and_cells_are_not_too_many() -> None:
+    default = Strategy()
+    assert default.capacity(100, 1_000_000) == Capacity(1000, 62, 17)
+    assert default.capacity(100, 19_999) == Capacity(1000, 0, 0)  # fewer than 20 rows a candidate
+    assert default.capacity(100, 500) == Capacity(500, 0, 0)
+    assert default.capacity(1000, 10**7) == Capacity(10_000, 256, 40)
+    assert default.capacity(100, 1_000_000, n_cells=30) == Capacity(1000, 30, 34)
+    assert default.capacity(100, 1_000_000, n_cells=256) == Capacity(1000, 0, 0)
+    assert default.cold().capacity(10, 1_000_000).total == 2000
+    assert Strategy.named("margin").capacity(100, 10**6) == Capacity(100, 0, 0)
+
+
+# -- the shortlist ----------------------------------------------------------------------
+
+
+@given(st.integers(0, 2**32), st.integers(10, 300), st.integers(2, 8))
+@settings(max_examples=50, deadline=None)
+def test_the_shortlist_is_half_global_and_half_water_filled(seed: int, n: int, cells: int) -> None:
+    c = made_candidates(n, seed, levels=7, cells=cells)
+    total = max(4, n // 3)
+    capacity = Capacity(total, cells, -(-total // cells))
+    kept = set(shortlist(c, capacity, seed, 1).rows.tolist())
+
+    order = slow_order(c.scores, c.rows, seed, 1)
+    expected = {int(c.rows[i]) for i in order[: total - total // 2]}
+    best_quota = 0
+    for quota in range(capacity.per_cell + 1):
+        if sum(min((c.cells == cell).sum(), quota) for cell in range(cells)) <= total // 2:
+            best_quota = quota
+    for cell in range(cells):
+        of_cell = [i for i in order if c.cells[i] == cell]
+        expected |= {int(c.rows[i]) for i in of_cell[:best_quota]}
+    assert kept == expected
+
+
+# -- selectors: one contract for all ----------------------------------------------------------------------
+
+
+class SelectorContract:
+    """What every selector keeps. A new selector subclasses this and names its strategy."""
+
+    strategy: Strategy
+
+    def choose(
+        self, c: Candidates, k: int, labeled: np.ndarray = NO_LABELED, seed: int = 5, round: int = 2
+    ) -> list[int]:
+        return select(c, self.strategy, k, labeled, seed, round).tolist()
+
+    @pytest.mark.parametrize("k", [0, 1, 7, 60])
+    def test_gives_k_distinct_candidates(self, k: int) -> None:
+        c = made_candidates(60)
+        chosen = self.choose(c, k)
+        assert len(set(chosen)) == len(chosen) == k
+        assert set(chosen) <= set(c.rows.tolist())
+
+    def test_gives_all_there_are_when_asked_for_more(self) -> None:
+        c = made_candidates(20)
+        assert sorted(self.choose(c, 50)) == c.rows.tolist()
+
+    def test_does_not_depend_on_the_order_of_its_input(self) -> None:
+        c = made_candidates(3000, levels=5)
+        shuffled = c.take(np.random.default_rng(1).permutation(3000))
+        assert self.choose(c, 80) == self.choose(shuffled, 80)
+
+    def test_another_seed_settles_ties_differently(self) -> None:
+        c = made_candidates(200, levels=1)
+        c = replace(c, embeddings=np.zeros((200, 4), np.float32) + np.arange(200, dtype=np.float32)[:, None] * 1e3)
+        assert self.choose(c, 10, seed=5) != self.choose(c, 10, seed=6)
+        assert self.choose(c, 10, seed=5) == self.choose(c, 10, seed=5)
+
+    def test_does_not_change_what_it_is_given(self) -> None:
+        c, labeled = made_candidates(50), made_candidates(5, seed=9).embeddings
+        before = [array.copy() for array in (c.rows, c.scores, c.embeddings, labeled)]
+        self.choose(c, 10, labeled)
+        for array, old in zip((c.rows, c.scores, c.embeddings, labeled), before, strict=True):
+            np.testing.assert_array_equal(array, old)
+
+    @pytest.mark.parametrize("scores", [0.0, 1.0])
+    def test_takes_constant_scores(self, scores: float) -> None:
+        c = replace(made_candidates(40), scores=np.full(40, scores))
+        assert len(self.choose(c, 15)) == 15
+
+    def test_takes_one_dimension(self) -> None:
+        c = made_candidates(40, d=1)
+        assert len(self.choose(c, 15, np.empty((0, 1), np.float32))) == 15
+
+
+class TestTop(SelectorContract):
+    strategy = Strategy.named("margin")
+
+    def test_takes_the_best_by_key_in_order(self) -> None:
+        c = made_candidates(300, levels=6)
+        expected = [int(c.rows[i]) for i in slow_order(c.scores, c.rows, 5, 2)[:40]]
+        assert self.choose(c, 40) == expected
+
+
+class TestFacilityLocation(SelectorContract):
+    strategy = Strategy()
+
+    @pytest.mark.parametrize("n_labeled", [2, 15])
+    def test_equals_plain_greedy_in_one_leaf(self, n_labeled: int) -> None:
+        c = made_candidates(150, seed=3)
+        labeled = made_candidates(n_labeled, seed=4).embeddings
+        distances = np.sqrt(((labeled[:, None].astype(float) - labeled[None]) ** 2).sum(axis=2))
+        np.fill_diagonal(distances, np.inf)
+        sigma = float(np.median(distances.min(axis=1)))
+        picks = slow_facility_location(c, c.scores, 30, labeled, sigma)
+        assert self.choose(c, 30, labeled) == c.rows[picks].tolist()
+
+    def test_with_unit_weights_in_a_cold_start_equals_plain_greedy(self) -> None:
+        c = made_candidates(120, seed=8)
+        distances = np.sqrt(((c.embeddings[:, None].astype(float) - c.embeddings[None]) ** 2).sum(axis=2))
+        np.fill_diagonal(distances, np.inf)
+        sigma = 2 * float(np.median(distances.min(axis=1)))
+        picks = slow_facility_location(c, np.ones(120), 20, NO_LABELED, sigma)
+        assert select(c, self.strategy.cold(), 20, NO_LABELED, 5, 2).tolist() == c.rows[picks].tolist()
+
+    def test_leaves_lose_at_most_one_percent_of_the_objective_of_flat_greedy(self) -> None:
+        c = made_candidates(3 * LEAF_ROWS, seed=11, d=16)
+        labeled = made_candidates(300, seed=12, d=16).embeddings
+        distances = np.sqrt(((labeled[:, None].astype(float) - labeled[None]) ** 2).sum(axis=2))
+        np.fill_diagonal(distances, np.inf)
+        sigma = float(np.median(distances.min(axis=1)))
+        rows = self.choose(c, 300, labeled)
+        picks = np.searchsorted(c.rows, rows)
+        flat = slow_flat_greedy(c, 300, labeled, sigma)
+        assert objective(c, picks, labeled, sigma) >= 0.99 * objective(c, flat, labeled, sigma)
+
+    def test_near_duplicates_are_not_picked_even_across_leaves(self) -> None:
+        base = made_candidates(900, seed=2, d=6)
+        copies = 3
+        rng = np.random.default_rng(0)
+        embeddings = np.repeat(base.embeddings, copies, axis=0) + 1e-4 * rng.standard_normal((900 * copies, 6))
+        n = 900 * copies
+        c = replace(made_candidates(n, seed=3), embeddings=embeddings.astype(np.float32), scores=np.full(n, 0.5))
+        assert n > LEAF_ROWS
+        chosen = self.choose(c, 850, np.empty((0, 6), np.float32))
+        originals = np.searchsorted(c.rows, chosen) // copies
+        assert len(set(originals.tolist())) == len(chosen) == 850
+
+    def test_copies_give_a_short_batch(self) -> None:
+        c = made_candidates(40)
+        c = replace(c, embeddings=np.repeat(c.embeddings[:4], 10, axis=0))
+        chosen = self.choose(c, 20)
+        assert len(chosen) == 4
+        # Of identical records the best by key is taken.
+        order = slow_order(c.scores, c.rows, 5, 2)
+        best_of_group = {min(range(10 * g, 10 * g + 10), key=order.index) for g in range(4)}
+        assert {int(np.searchsorted(c.rows, row)) for row in chosen} == best_of_group
+
+    def test_copies_of_labeled_records_are_not_picked(self) -> None:
+        c = made_candidates(30)
+        chosen = self.choose(c, 30, c.embeddings[10:20])
+        assert sorted(chosen) == np.delete(c.rows, np.arange(10, 20)).tolist()
+
+    def test_constant_embeddings_give_one_record(self) -> None:
+        c = replace(made_candidates(30), embeddings=np.ones((30, 4), np.float32))
+        assert self.choose(c, 5) == [int(c.rows[slow_order(c.scores, c.rows, 5, 2)[0]])]
+
+
+def slow_flat_greedy(c: Candidates, k: int, labeled: np.ndarray, sigma: float) -> np.ndarray:
+    K, covered = rbf(c.embeddings, c.embeddings, sigma), rbf(c.embeddings, labeled, sigma).max(axis=1)
+    picks = []
+    gains = np.maximum(K - covered[:, None], 0).T @ c.scores
+    for _ in range(k):
+        # Upper bounds by submodularity: re-evaluate the top until it stays on top.
+        while True:
+            best = int(gains.argmax())
+            fresh = float(np.maximum(K[:, best] - covered, 0) @ c.scores)
+            if fresh >= gains[best] - 1e-9:
+                break
+            gains[best] = fresh
+        picks.append(best)
+        covered = np.maximum(covered, K[:, best])
+        gains[best] = -1
+    return np.array(picks)
+
+
+def rbf(a: np.ndarray, b: np.ndarray, sigma: float) -> np.ndarray:
+    a, b = a.astype(float), b.astype(float)
+    squared = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None] - 2 * a @ b.T
+    return np.exp(-np.maximum(squared, 0) / sigma**2)
+
+
+def objective(c: Candidates, picks: np.ndarray, labeled: np.ndarray, sigma: float) -> float:
+    covered = np.maximum(
+        rbf(c.embeddings, labeled, sigma).max(axis=1), rbf(c.embeddings, c.embeddings[picks], sigma).max(axis=1)
+    )
+    return float(c.scores @ covered)
+
+
+# -- cells ----------------------------------------------------------------------
+
+
+def test_cells_are_the_nearest_centers_and_the_same_for_any_block() -> None:
+    rng = np.random.default_rng(0)
+    X = (rng.standard_normal((3000, 5)) * [1, 10, 100, 1, 0] + [0, 5, 0, 0, 7]).astype(np.float32)
+    X[17, 2] = np.nan
+    codebook = Codebook.fit(X[:2000], 12, seed=3)
+    assert codebook.scale[4] == 1.0  # a constant feature is not divided by zero
+    valid = X[2000:]
+    embedded = (valid - codebook.mean) / codebook.scale / np.sqrt(5)
+    nearest = ((embedded[:, None] - codebook.centers[None]) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(codebook.assign(valid), nearest)
+    assert Codebook.fit(X[:2000], 12, seed=3).digest() == codebook.digest()
+    assert Codebook.fit(X[:2000], 12, seed=4).digest() != codebook.digest()
+
+
+def test_few_distinct_records_make_few_cells() -> None:
+    X = np.repeat(np.eye(3, dtype=np.float32), 50, axis=0)
+    assert len(Codebook.fit(X, 20, seed=0).centers) == 3
+
+
+# -- the explore share ----------------------------------------------------------------------
+
+
+@given(st.floats(0, 0.99), st.lists(st.integers(1, 500), min_size=1, max_size=20))
+@settings(max_examples=80, deadline=None)
+def test_fractions_of_the_explore_share_are_carried_forward(share: float, batches: list[int]) -> None:
+    asked = explored = 0
+    for k in batches:
+        count = explore_count(share, asked, explored, k)
+        assert 0 <= count <= k
+        asked, explored = asked + k, explored + count
+        assert explored == int(np.floor(share * asked + 1e-9))
+
+
+def test_uniform_rows_are_uniform_never_excluded_and_complete() -> None:
+    excluded = np.array([0, 3, 19])
+    everything = list(uniform_rows(20, excluded, seed=4, round=2))
+    assert sorted(everything) == sorted(set(range(20)) - {0, 3, 19})
+    firsts = [next(uniform_rows(20, excluded, seed, 1)) for seed in range(3400)]
+    counts = np.bincount(firsts, minlength=20)
+    assert counts[excluded].sum() == 0
+    expected = 3400 / 17
+    assert ((counts[counts > 0] - expected) ** 2 / expected).sum() < 42  # chi-square, 16 degrees: p = 0.0004
+
+
+def test_uniform_rows_stay_lazy_on_ten_billion_rows() -> None:
+    rows = list(islice(uniform_rows(10**10, np.empty(0, np.int64), 1, 1), 500))
+    assert len(set(rows)) == 500
+    assert max(rows) > 9 * 10**9
+    assert min(rows) < 10**9
+
+
+@given(st.integers(0, 40), st.integers(0, 10))
+@settings(max_examples=60, deadline=None)
+def test_interleaving_keeps_all_and_the_order_of_each(n_chosen: int, n_drawn: int) -> None:
+    chosen, drawn = list(range(100, 100 + n_chosen)), list(range(500, 500 + n_drawn))
+    mixed = interleaved(chosen, drawn)
+    assert [row for row in mixed if row < 500] == chosen
+    assert [row for row in mixed if row >= 500] == drawn
+    if n_chosen >= 10 and n_drawn >= 2:
+        places = [mixed.index(row) for row in drawn]
+        assert np.diff(places).max() <= 2 * len(mixed) / n_drawn

@@ -1,0 +1,171 @@
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dal.errors import SettingsError
+from dal.ruler import RoundRecord, wilson
+from dal.stopping import (
+    Criterion,
+    MaxHours,
+    MaxLabels,
+    MaxRounds,
+    Plateau,
+    PoolExhausted,
+    TargetScore,
+    parse,
+)
+
+
+def history(*explore: tuple[int, int], first: int = 4, left: int = 1000) -> list[RoundRecord]:
+    """Rounds with these (correct, asked) explore answers, the newest last."""
+    return [
+        RoundRecord(first + i, 100 * (i + 1), correct, asked, float(i), left - i)
+        for i, (correct, asked) in enumerate(explore)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("criterion", "below", "at"),
+    [
+        (MaxLabels(500), {"labels": 499}, {"labels": 500}),
+        (MaxRounds(3), {"history": history((1, 1), (1, 1))}, {"history": history((1, 1), (1, 1), (1, 1))}),
+        (MaxHours(2.5), {"now_hours": 2.49}, {"now_hours": 2.5}),
+        (PoolExhausted(), {"history": history((1, 1), left=1)}, {"history": history((1, 1), left=0)}),
+    ],
+)
+def test_budgets_stop_at_their_value_and_not_before(criterion: Criterion, below: dict, at: dict) -> None:
+    quiet = {"history": history((1, 1)), "labels": 1, "now_hours": 0.1}
+    assert not criterion.judge(**(quiet | below)).stop
+    assert criterion.judge(**(quiet | at)).stop
+
+
+def test_verdicts_carry_value_threshold_and_reason() -> None:
+    verdict = MaxLabels(5000).judge(history((1, 1)), 412, 0.0)
+    assert (verdict.criterion, verdict.stop, verdict.value, verdict.threshold) == ("max_labels", False, 412, 5000)
+    assert verdict.reason == "412 of 5000 labels are known"
+
+
+@given(st.lists(st.integers(0, 80).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), min_size=3, max_size=7))
+@settings(max_examples=60, deadline=None)
+def test_target_score_tests_the_lower_end_over_its_rounds(explore: list[tuple[int, int]]) -> None:
+    verdict = TargetScore(0.8, rounds=3).judge(history(*explore), 0, 0.0)
+    correct, asked = (sum(column) for column in zip(*explore[-3:], strict=True))
+    if asked == 0:
+        assert (verdict.stop, verdict.value) == (False, None)
+    else:
+        low, _ = wilson(correct, asked)
+        assert verdict.value == low
+        assert verdict.stop == (low >= 0.8)
+
+
+def test_target_score_is_not_reached_by_one_lucky_batch() -> None:
+    verdict = TargetScore(0.95).judge(history((5, 5), (5, 5), (5, 5)), 300, 1.0)
+    assert not verdict.stop
+    assert verdict.value == wilson(15, 15)[0]
+    assert "73 explore answers" in verdict.reason
+
+
+@pytest.mark.parametrize("score", [0.5, 0.8, 0.95, 0.99])
+def test_the_fewest_answers_it_names_are_the_fewest(score: float) -> None:
+    said = TargetScore(score, rounds=1).judge(history((1, 1)), 0, 0.0).reason
+    fewest = int(said.split("takes ")[1].split()[0])
+    assert TargetScore(score, rounds=1).judge(history((fewest, fewest)), 0, 0.0).stop
+    assert not TargetScore(score, rounds=1).judge(history((fewest - 1, fewest - 1)), 0, 0.0).stop
+
+
+def test_too_few_rounds_are_no_evidence() -> None:
+    verdict = TargetScore(0.5, rounds=3).judge(history((99, 99), (99, 99)), 0, 0.0)
+    assert (verdict.stop, verdict.value) == (False, None)
+    assert verdict.reason == "not enough evidence: 2 of 3 rounds are closed"
+    verdict = Plateau(rounds=2).judge(history(*[(90, 100)] * 3), 0, 0.0)
+    assert (verdict.stop, verdict.value) == (False, None)
+    assert verdict.reason == "not enough evidence: 3 of 4 rounds are closed"
+    assert PoolExhausted().judge([], 0, 0.0).reason == "not enough evidence: no round is closed"
+
+
+def test_plateau_compares_pooled_accuracies_of_the_two_windows() -> None:
+    # the first round is in neither window; pooled, the rounds of many answers count for more: 0.9 then 0.908
+    rounds = history((0, 100), (80, 100), (190, 200), (10, 50), (444, 450))
+    before, now = 270 / 300, 454 / 500
+    verdict = Plateau(gain=0.01, rounds=2).judge(rounds, 0, 0.0)
+    assert verdict.value == pytest.approx(now - before)
+    assert verdict.stop
+    assert not Plateau(gain=0.005, rounds=2).judge(rounds, 0, 0.0).stop
+    assert "0.900 to 0.908" in verdict.reason
+
+
+def test_plateau_is_not_seen_in_a_handful_of_answers() -> None:
+    few = history(*[(5, 5)] * 6)
+    assert Plateau().judge(few, 0, 0.0).value is None
+    assert "15 and 15 explore answers" in Plateau().judge(few, 0, 0.0).reason
+    assert Plateau(answers=15).judge(few, 0, 0.0).stop
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MaxLabels(0),
+        lambda: MaxRounds(0),
+        lambda: MaxHours(0),
+        lambda: MaxHours(math.inf),
+        lambda: MaxHours(math.nan),
+        lambda: TargetScore(1.0),
+        lambda: TargetScore(95),
+        lambda: TargetScore(math.nan),
+        lambda: TargetScore(0.9, rounds=0),
+        lambda: Plateau(gain=2),
+        lambda: Plateau(rounds=0),
+        lambda: Plateau(answers=0),
+    ],
+)
+def test_impossible_settings_are_refused(make: object) -> None:
+    with pytest.raises(SettingsError, match=r"expected .*, got"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("text", "criterion"),
+    [
+        ("max_labels=5000", MaxLabels(5000)),
+        ("max_rounds=7", MaxRounds(7)),
+        (" max_hours = 1.5 ", MaxHours(1.5)),
+        ("target_score=0.95", TargetScore(0.95)),
+        ("target_score=0.95,rounds=5", TargetScore(0.95, rounds=5)),
+        ("plateau", Plateau()),
+        ("plateau=0.01, rounds=4, answers=50", Plateau(0.01, 4, 50)),
+        ("pool_exhausted", PoolExhausted()),
+    ],
+)
+def test_parse_reads_what_people_write(text: str, criterion: Criterion) -> None:
+    assert parse(text) == criterion
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_label=5", "no stopping criterion 'max_label'"),
+        ("", "no stopping criterion ''"),
+        ("max_labels", "lacks its value"),
+        ("max_labels=", "a whole number as n"),
+        ("max_labels=many", "got 'many'"),
+        ("max_labels=5.5", "a whole number as n"),
+        ("target_score=high", "a number as score"),
+        ("target_score=0.9,round=3", "is no stopping criterion"),
+        ("max_labels=5,n=6", "is no stopping criterion"),
+        ("pool_exhausted=1", "is no stopping criterion"),
+        ("target_score=95", "a score between 0 and 1"),
+    ],
+)
+def test_parse_refuses_what_it_cannot_read(text: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        parse(text)
+
+
+def test_a_refusal_lists_every_criterion_in_the_form_that_parse_reads() -> None:
+    with pytest.raises(SettingsError) as refusal:
+        parse("no_such_thing")
+    usages = str(refusal.value).split("there are ")[1].split("; ")
+    filled = [usage.replace("=N", "=3").replace("=H", "=3").replace("=SCORE", "=0.3") for usage in usages]
+    assert {type(parse(usage)) for usage in filled} == set(Criterion.__args__)
