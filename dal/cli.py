@@ -53,7 +53,13 @@ def main() -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     handler = RichHandler(console=console, show_time=False, show_path=False)
+    handler.addFilter(_no_interrupt)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+
+
+def _no_interrupt(record: logging.LogRecord) -> bool:
+    """Drop what a library logs of Ctrl-C passing through it: whoever pressed the key knows."""
+    return not (record.exc_info and isinstance(record.exc_info[1], KeyboardInterrupt))
 
 
 # -- pools -------------------------------------------------------------------------------------------------------------

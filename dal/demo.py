@@ -16,6 +16,7 @@ from dal.simulation import Comparison, Replay, TestSet, compare, saved_labels
 
 SIDE = 8
 TEST_ORIGINALS = 600
+TEST_COPIES = 5
 CLASSES = tuple("0123456789")
 STRATEGIES = ("default", "random")
 _BLOCK_ROWS = 32_768
@@ -23,7 +24,7 @@ _BLOCK_ROWS = 32_768
 
 @dataclass(frozen=True)
 class Demonstration:
-    """The demo's pool with its answers, and the test records that none of it was made from."""
+    """The demo's pool with its answers, and test records made of other originals."""
 
     pool: Pool
     answers: npt.NDArray[np.int64]
@@ -34,7 +35,7 @@ def build(directory: Path, n_rows: int, seed: int, show: Show) -> Demonstration:
     """Make the pool, or take the one that is there for the same rows and seed.
 
     Each record is a digit of somebody's handwriting, shifted, turned and scaled a little, with noise; the number of the
-    original is its true answer. 600 originals are kept apart for the test and never enter the pool.
+    original is its true answer. The test records are made alike, out of 600 originals that never enter the pool.
     """
     originals, numbers = load_digits(return_X_y=True)
     images = originals.reshape(-1, SIDE, SIDE).astype(np.float32)
@@ -50,8 +51,9 @@ def build(directory: Path, n_rows: int, seed: int, show: Show) -> Demonstration:
         )
     else:
         pool = Pool.open(path)
-    X = images[test].reshape(len(test), -1)
-    return Demonstration(pool, numbers[chosen].astype(np.int64), TestSet(X, numbers[test].astype(np.int64)))
+    copies = np.repeat(test, TEST_COPIES)
+    X = altered(images[copies], np.random.default_rng([seed, 3])).reshape(len(copies), -1)
+    return Demonstration(pool, numbers[chosen].astype(np.int64), TestSet(X, numbers[copies].astype(np.int64)))
 
 
 def _blocks(images: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64], seed: int) -> Iterator[Block]:
@@ -74,16 +76,16 @@ def altered(images: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.ND
     ndarray of shape (n, 8, 8), float32
     """
     n = len(images)
-    angle = rng.normal(0, np.radians(8), n)
-    scale = rng.uniform(0.9, 1.1, n)
-    shift = rng.uniform(-0.7, 0.7, (2, n))
+    angle = rng.normal(0, np.radians(4), n)
+    scale = rng.uniform(0.95, 1.05, n)
+    shift = rng.uniform(-0.25, 0.25, (2, n))
     middle = (SIDE - 1) / 2
     y, x = np.meshgrid(np.arange(SIDE) - middle, np.arange(SIDE) - middle, indexing="ij")
     cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
     from_y = np.multiply.outer(cosine, y) - np.multiply.outer(sine, x) + (shift[0] + middle)[:, None, None]
     from_x = np.multiply.outer(sine, y) + np.multiply.outer(cosine, x) + (shift[1] + middle)[:, None, None]
     moved = _interpolated(images, from_y, from_x)
-    noisy = moved + rng.normal(0, 1.0, moved.shape)
+    noisy = moved + rng.normal(0, 0.5, moved.shape)
     return np.clip(noisy, 0, 16).astype(np.float32)
 
 

@@ -163,8 +163,8 @@ class Learner:
     def fit(self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> "Model":
         """Fit a clone of the estimator on one thread.
 
-        The model is given as it comes back from its file. Saving may change the layout of an array in memory, and with it
-        the last bits of a prediction; so what is used here is the same that workers load.
+        The model is given as it comes back from its file. Saving may change the layout of an array in memory, and with
+        it the last bits of a prediction; so what is used here is the same that workers load.
 
         Parameters
         ----------
@@ -178,7 +178,7 @@ class Learner:
         Raises
         ------
         LearnerError
-            If fewer than two classes are among the labels, the estimator refuses the data, or cannot be saved and loaded.
+            If fewer than two classes are among the labels, or the estimator refuses the data, or cannot be saved.
         """
         return Model.loads(self._fitted(X, labels, sample_weight).dumps(), trusted=self.trusted)
 

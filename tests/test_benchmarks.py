@@ -1,0 +1,93 @@
+"""The measurements run, and refuse to time contenders that do not give the same answer."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+
+from benchmarks import synthetic
+from benchmarks.scan import Found, Job, agreement, hand_part, measure, plain_part, report
+
+ROOT = Path(__file__).parents[1]
+CONTENDERS = ["dal", "hand", "plain", "dask_ml", "numpy"]
+
+
+def test_scan_measures_all_contenders_in_one_run(tmp_path: Path) -> None:
+    target = tmp_path / "result.json"
+    order = [sys.executable, "-m", "benchmarks", "scan", "--rows=40000", "--dim=16", "--repeats=1", f"--json={target}"]
+    done = subprocess.run(order, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "dal / it" in done.stdout
+    result = json.loads(target.read_text())
+    assert (result["rows"], result["learner"], result["repeats"]) == (40_000, "logistic", 1)
+    assert list(result["seconds"]) == list(result["rows_per_second"]) == CONTENDERS
+    assert list(result["ratio"]) == list(result["agreement"]) == CONTENDERS[1:]
+    assert all(len(times) == 1 and times[0] > 0 for times in result["seconds"].values())
+    assert result["ratio"]["numpy"] == pytest.approx(result["seconds"]["numpy"][0] / result["seconds"]["dal"][0])
+    assert min(result["agreement"].values()) >= 0.999
+    assert {"cores", "cpu", "python", "packages"} <= set(result["machine"])
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    folder = tmp_path_factory.mktemp("benchmark")
+    pool = synthetic.pool_of(folder, 12_000, 8)
+    (folder / "model").write_bytes(synthetic.model_of(pool, "logistic").dumps())
+    return Job(pool.path, str(folder / "model"), pool.n_rows, 4096, 1000)
+
+
+@pytest.fixture(scope="module")
+def found(job: Job) -> Found:
+    candidates = hand_part(job, 0, job.n_rows)
+    return Found(candidates.rows, candidates.scores)
+
+
+def test_the_hand_loop_finds_what_a_plain_sort_finds_in_a_part_of_the_pool(job: Job) -> None:
+    part = hand_part(dataclasses.replace(job, candidates=100), 4096, job.n_rows)
+    probabilities = job.model().estimator.predict_proba(job.pool().read(4096, job.n_rows))
+    ascending = np.sort(probabilities, axis=1)
+    smallest = np.argsort(ascending[:, -1] - ascending[:, -2])[:100]
+    assert part.rows.tolist() == sorted((4096 + smallest).tolist())
+
+
+def test_agreement_is_whole_for_the_plain_loop(job: Job, found: Found) -> None:
+    plain = plain_part(job, 0, job.n_rows)
+    assert agreement({"dal": found, "hand": found, "plain": plain}, job) == {"hand": 1.0, "plain": 1.0}
+
+
+def test_agreement_refuses_a_contender_that_finds_other_rows(job: Job, found: Found) -> None:
+    others = np.setdiff1d(np.arange(job.n_rows), found.rows)[:2]
+    wrong = Found(np.sort(np.concatenate([found.rows[2:], others])), found.scores)
+    with pytest.raises(click.ClickException, match=r"dal and plain have 99\.80%"):
+        agreement({"dal": found, "hand": found, "plain": wrong}, job)
+
+
+def test_agreement_refuses_a_contender_that_names_a_row_twice(job: Job, found: Found) -> None:
+    twice = Found(np.r_[found.rows[:-1], found.rows[-2]], found.scores)
+    with pytest.raises(click.ClickException, match="dal and numpy"):
+        agreement({"dal": found, "hand": found, "numpy": twice}, job)
+
+
+def test_agreement_wants_the_hand_loop_to_be_exact(job: Job, found: Found) -> None:
+    nearly = Found(found.rows, np.nextafter(found.scores, 1))
+    with pytest.raises(click.ClickException, match="hand loop"):
+        agreement({"dal": found, "hand": nearly}, job)
+
+
+def test_contenders_take_turns_in_another_order_each_time(tmp_path: Path) -> None:
+    calls: list[str] = []
+    contenders = {name: (lambda name=name: calls.append(name)) for name in "abc"}
+    seconds = measure(contenders, 3, tmp_path)
+    assert "".join(calls) == "abc" + "acb" + "cab"
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_report_compares_medians() -> None:
+    told = report(100, {"dal": [2.0, 1.0, 9.0], "hand": [1.0, 5.0, 1.0]})
+    assert told["rows_per_second"] == {"dal": 50.0, "hand": 100.0}
+    assert told["ratio"] == {"hand": 0.5}

@@ -1,0 +1,204 @@
+"""The command line as a person uses it: files in, files out, real processes."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from distributed import Client
+
+from dal.campaign import Campaign
+from dal.cli import main
+from dal.pool import Pool
+
+N = 3_000
+
+
+def dal(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def ok(*arguments: object) -> str:
+    result = dal(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A CSV as an enterprise exports it: ids with leading zeros, a text to look at, two numbers to learn from."""
+    rng = np.random.default_rng(0)
+    spam = rng.random(N) < 0.4
+    frame = pd.DataFrame(
+        {
+            "key": [f"{row:06d}" for row in range(N)],
+            "subject": [f"{'=win' if s else 'Re: plan,'} {row}" for row, s in enumerate(spam)],
+            "links": rng.normal(2.0 * spam, 1),
+            "capitals": rng.normal(1.5 * spam, 1),
+        }
+    )
+    path = tmp_path_factory.mktemp("source") / "mails.csv"
+    frame.to_csv(path, index=False)
+    return path, {key: "spam" if s else "ham" for key, s in zip(frame["key"], spam, strict=True)}
+
+
+@pytest.fixture
+def pool(table: tuple[Path, dict[str, str]], tmp_path: Path) -> Path:
+    ok("pool", "build", table[0], tmp_path / "pool.zarr", "--ids", "key", "--display", "subject")
+    return tmp_path / "pool.zarr"
+
+
+def fill(path: Path, truth: dict[str, str]) -> None:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["label"] = truth[row["record_id"]]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_the_walk_through_of_the_readme(
+    pool: Path, table: tuple[Path, dict[str, str]], tmp_path: Path, cluster: Client
+) -> None:
+    scheduler = ["--scheduler", cluster.scheduler.address]
+    campaign = tmp_path / "campaign"
+    assert "3,000 records of 2 float32" in ok("pool", "info", pool)
+    ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 20, "--seed", 7, "--stop", "max_labels=60")
+    assert "no round yet" in ok("status", campaign)
+    for number in (1, 2, 3):
+        shown = ok("next", campaign, *scheduler)
+        path = campaign / f"batch-{number:04d}.csv"
+        assert f"Round {number}: 20 records to label" in shown
+        assert str(path) in shown
+        before = path.read_bytes()
+        again = ok("next", campaign)
+        assert f"Round {number} is open: 20 of 20 records are unanswered" in again
+        assert path.read_bytes() == before
+        header = path.read_text(encoding="utf-8-sig").splitlines()[0]
+        assert header == "record_id,label,status,annotator,subject"
+        fill(path, table[1])
+        assert ok("label", "import", campaign, path, "--annotator", "ann").startswith("20 new, 0 changed")
+        assert "imported before: nothing was changed" in ok("label", "import", campaign, path, "--annotator", "ann")
+    shown = ok("next", campaign)
+    assert "Stopped" in shown
+    assert "60 of 60 labels" in shown
+    final = ok("status", campaign)
+    assert "60 labelled" in final
+    assert "STOP: max_labels" in final
+    ok("label", "export", campaign, tmp_path / "again.csv", "--round", 2)
+    exported = pd.read_csv(tmp_path / "again.csv", dtype=str, encoding="utf-8-sig")
+    assert exported["label"].tolist() == [table[1][key] for key in exported["record_id"]]
+
+
+def test_an_import_names_the_lines_that_it_cannot_take(
+    pool: Path, table: tuple[Path, dict[str, str]], tmp_path: Path, cluster: Client
+) -> None:
+    campaign = tmp_path / "campaign"
+    ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 5)
+    ok("next", campaign, "--scheduler", cluster.scheduler.address)
+    asked = [a.record_id for a in Campaign.open(campaign).batch(1)]
+    volunteer = next(key for key in table[1] if key not in asked)
+    lines = [
+        "record_id,label,status,annotator",
+        f"{asked[0]},ham,,",
+        f"{asked[1]},eggs,,",
+        "nobody,ham,,",
+        f"{asked[2]},,skipped,",
+        f"{volunteer},spam,,",
+        f"{asked[3]},,,",
+    ]
+    (tmp_path / "answers.csv").write_text("\n".join(lines) + "\n")
+    shown = ok("label", "import", campaign, tmp_path / "answers.csv")
+    assert "3 new, 0 changed, 0 known already, 1 pending, 2 rejected" in shown
+    assert "1 of them were never asked" in shown
+    assert "line 3" in shown
+    assert "eggs" in shown
+    assert "line 4: nobody" in shown
+    assert "3 waiting" in ok("status", campaign)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        (["next", "nowhere"], "holds no campaign"),
+        (["status", "nowhere"], "holds no campaign"),
+        (["pool", "info", "nothing.zarr"], "nothing.zarr"),
+        (["init", "c", "nothing.zarr", "--classes", "a,b"], "nothing.zarr"),
+    ],
+)
+def test_errors_are_one_line_and_an_exit_code(
+    command: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = dal(*command)
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert says in result.output
+    assert "Traceback" not in result.output
+
+
+def test_an_unreachable_scheduler_is_refused_before_anything_changes(pool: Path, tmp_path: Path) -> None:
+    ok("init", tmp_path / "c", pool, "--classes", "ham,spam")
+    result = dal("next", tmp_path / "c", "--scheduler", "tcp://127.0.0.1:9")
+    assert result.exit_code == 1
+    assert "nobody answers at tcp://127.0.0.1:9" in result.output
+    assert Campaign.open(tmp_path / "c").rounds() == []
+
+
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_dal_next_ended_in_mid_work_gives_the_same_batch_when_run_again(
+    ending: signal.Signals, pool: Path, tmp_path: Path, cluster: Client
+) -> None:
+    for name in ("undisturbed", "ended"):
+        ok("init", tmp_path / name, pool, "--classes", "ham,spam", "--batch", 15, "--seed", 3)
+    ok("next", tmp_path / "undisturbed", "--scheduler", cluster.scheduler.address)
+    command = [sys.executable, "-m", "dal.cli", "next", str(tmp_path / "ended")]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    try:
+        wait_for(lambda: Campaign.open(tmp_path / "ended").rounds(), process)
+        os.kill(process.pid, ending)
+        shown, _ = process.communicate(timeout=60)
+    finally:
+        if ending == signal.SIGKILL:
+            os.killpg(process.pid, signal.SIGKILL)  # the workers of the killed coordinator
+    assert "Traceback" not in shown
+    ok("next", tmp_path / "ended", "--scheduler", cluster.scheduler.address)
+    batches = [(tmp_path / name / "batch-0001.csv").read_bytes() for name in ("undisturbed", "ended")]
+    assert batches[0] == batches[1]
+
+
+def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stdout.read() if process.stdout else ""
+        time.sleep(0.005)  # polls another process's database
+
+
+def test_the_demo_is_the_same_for_the_same_seed_and_saves_a_page(tmp_path: Path) -> None:
+    command = ("demo", "--rows", 4000, "--rounds", 3, "--batch", 10, "--seed", 5)
+    first = ok(*command, "--directory", tmp_path / "a")
+    second = ok(*command, "--directory", tmp_path / "b")
+
+    def told(text: str) -> list[str]:
+        return [line for line in text.splitlines() if "│" in line or "labels" in line]
+
+    assert told(first) == told(second)
+    page = (tmp_path / "a" / "report.html").read_text()
+    assert "Active learning on handwritten digits" in page
+    assert "http://" not in page.split("</head>")[1].replace("http://www.w3.org", "")
+    assert 'src="http' not in page
+    pool = Pool.open(tmp_path / "a" / "digits-4000-5.zarr")
+    assert pool.record_shape == (8, 8, 1)
+    assert pool.fields == ("original",)

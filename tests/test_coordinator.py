@@ -1,0 +1,341 @@
+"""The loop on real campaigns: the same batch whatever happens, and nobody asked twice."""
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVR
+
+from dal.campaign import Answer, Campaign
+from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
+from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
+from dal.pool import Pool, build_pool
+from dal.rounds import Fit, Open, Select, Stop, Wait
+from dal.rounds import Scan as ScanAction
+from dal.simulation import answer_batch
+
+CLASSES = ("red", "green", "blue")
+N, D = 6_000, 6
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, N)
+    X = (2.0 * rng.standard_normal((3, D))[codes] + rng.standard_normal((N, D))).astype(np.float32)
+    X[[3, 999]] = np.nan
+    ids = [f"record {row}" for row in range(N)]
+    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr", ids=ids), codes
+
+
+def made(truth: tuple[Pool, np.ndarray], directory: Path, **options: object) -> Campaign:
+    return create_campaign(directory, truth[0], CLASSES, **{"batch": 30, "seed": 7, **options})
+
+
+def answered(campaign: Campaign, truth: tuple[Pool, np.ndarray], batch: Batch, upto: int | None = None) -> None:
+    rows = batch.rows[:upto]
+    answer_batch(campaign, rows, batch.record_ids[:upto], truth[1][rows])
+
+
+def asked(campaign: Campaign, **options: object) -> Batch:
+    given = next_batch(campaign, **options)
+    assert isinstance(given, Batch)
+    return given
+
+
+# -- the loop ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_campaign_learns_and_asks_nobody_twice(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c")
+    seen: list[int] = []
+    for number in range(1, 5):
+        batch = asked(campaign)
+        assert batch.number == number
+        assert batch.fresh
+        assert len(batch.rows) == 30
+        assert batch.record_ids == [f"record {row}" for row in batch.rows]
+        seen += batch.rows.tolist()
+        answered(campaign, truth, batch)
+    assert len(set(seen)) == len(seen) == 120
+    assert not set(seen) & {3, 999}
+    now = status(campaign)
+    assert (now.round, now.status, now.asked, now.labels, now.pending) == (4, "open", 120, 120, 0)
+    assert sum(now.per_class.values()) == 120
+    # 5 % of 120, fractions carried forward, drawn uniformly and judged by the model before it learned from them.
+    explored = [a for n in range(1, 5) for a in campaign.batch(n) if a.explore]
+    assert len(explored) == 6
+    assert all(a.predicted is not None for a in campaign.batch(4) if a.explore)
+    model_rounds = campaign.rounds()[1:]
+    assert all(each.model is not None for each in model_rounds)
+    assert campaign.rounds()[0].model is None
+    assert [each.trained_on for each in model_rounds] == [30, 60, 90]
+
+
+def test_while_a_batch_is_open_nothing_changes(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c")
+    first = asked(campaign)
+    answered(campaign, truth, first, upto=10)
+    again = asked(campaign)
+    assert not again.fresh
+    assert again.pending == 20
+    assert again.rows.tolist() == first.rows.tolist()
+    assert next_step(campaign) == Wait(20)
+    assert len(campaign.rounds()) == 1
+
+
+def test_closing_goes_on_with_the_answers_there_are(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c")
+    first = asked(campaign)
+    answered(campaign, truth, first, upto=12)
+    second = asked(campaign, close=True)
+    assert second.number == 2
+    assert not set(second.rows.tolist()) & set(first.rows.tolist())
+    assert campaign.round(2).trained_on == 12
+
+
+def test_same_seed_same_batches_and_another_seed_others(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    def batches(name: str, seed: int) -> list[list[int]]:
+        campaign = made(truth, tmp_path / name, seed=seed)
+        rows = []
+        for _ in range(3):
+            batch = asked(campaign)
+            rows.append(batch.rows.tolist())
+            answered(campaign, truth, batch)
+        return rows
+
+    first = batches("a", 7)
+    assert batches("b", 7) == first
+    assert batches("c", 8) != first
+
+
+@pytest.mark.parametrize("strategy", ["default", "margin", "random", "coverage"])
+def test_a_cluster_gives_the_same_batches_as_this_process(
+    strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client
+) -> None:
+    alone = made(truth, tmp_path / "alone", strategy=strategy)
+    together = made(truth, tmp_path / "together", strategy=strategy)
+    for _ in range(2):
+        one, other = asked(alone), asked(together, client=cluster)
+        assert one.rows.tolist() == other.rows.tolist()
+        answered(alone, truth, one)
+        answered(together, truth, other)
+
+
+def test_cells_are_stored_by_one_scan_and_read_by_the_next(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    # 6,000 rows: 20 rows a candidate, and two cells of 16 candidates, from a batch of 4 on.
+    campaign = made(truth, tmp_path / "c", batch=20)
+    for _ in range(3):
+        answered(campaign, truth, asked(campaign))
+    assert (campaign.directory / "cells.complete").exists()
+    fresh = made(truth, tmp_path / "d", batch=20)
+    for number in range(1, 4):
+        batch = asked(fresh)
+        assert batch.rows.tolist() == [a.row for a in campaign.batch(number)]
+        answered(fresh, truth, batch)
+        shutil.rmtree(fresh.directory / "cells.zarr", ignore_errors=True)
+        (fresh.directory / "cells.complete").unlink(missing_ok=True)
+
+
+def test_an_estimator_object_is_saved_with_the_campaign(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    made(truth, tmp_path / "c", learner=LogisticRegression(C=0.37, max_iter=500))
+    campaign = Campaign.open(tmp_path / "c")
+    answered(campaign, truth, asked(campaign))
+    asked(campaign)
+    (tmp_path / "c" / "learner.skops").unlink()
+    answered(campaign, truth, asked(campaign))
+    with pytest.raises(LearnerError, match=r"learner\.skops, which is gone"):
+        next_batch(campaign)
+
+
+def test_the_budget_ends_the_campaign_and_cuts_the_last_batch(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c", stop=["max_labels=70"])
+    sizes = []
+    while isinstance(given := next_batch(campaign), Batch):
+        sizes.append(len(given.rows))
+        answered(campaign, truth, given)
+    assert sizes == [30, 30, 10]
+    assert isinstance(given, Stopped)
+    assert given.verdicts[0].criterion == "max_labels"
+    assert isinstance(next_step(campaign), Stop)
+
+
+def test_the_last_batch_of_a_pool_is_short_and_says_so(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(2)
+    small = build_pool(rng.standard_normal((50, 4)), tmp_path / "small.zarr")
+    campaign = create_campaign(tmp_path / "c", small, ["a", "b"], batch=40, strategy="margin", stop=["pool_exhausted"])
+    first = asked(campaign)
+    answer_batch(campaign, first.rows, first.record_ids, first.rows % 2)
+    with caplog.at_level(logging.WARNING, "dal"):
+        second = asked(campaign)
+    assert len(second.rows) == 10
+    assert sorted([*first.rows, *second.rows]) == list(range(50))
+    assert "Only 10 records were never asked" in caplog.text
+    answer_batch(campaign, second.rows, second.record_ids, second.rows % 2)
+    assert isinstance(next_batch(campaign), Stopped)
+
+
+def test_volunteered_records_are_learned_from_and_not_asked(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c")
+    rows = np.arange(2000, 2400)
+    answer_batch(campaign, rows, [f"record {row}" for row in rows], truth[1][rows])
+    # A record with NaN can be volunteered, too; it cannot be learned from.
+    answer_batch(campaign, np.array([999]), ["record 999"], np.array([1]))
+    batch = asked(campaign)
+    assert not set(batch.rows.tolist()) & set(rows.tolist())
+    assert campaign.round(1).notes["invalid_labeled"] == 1
+    assert campaign.round(1).trained_on == 401
+
+
+def test_labels_of_one_class_need_coverage(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c")
+    first = asked(campaign)
+    answer_batch(campaign, first.rows, first.record_ids, np.zeros(30, int))
+    with pytest.raises(LearnerError, match="All 30 labels are 'red'"):
+        next_batch(campaign)
+    assert [each.status for each in campaign.rounds()] == ["closed"]
+    second = asked(campaign, coverage=True)
+    assert second.number == 2
+    assert campaign.round(2).model is None
+
+
+def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c")
+    first = asked(campaign)
+    answered(campaign, truth, first, upto=20)
+    skips = (
+        Answer(row=int(row), record_id=f"record {row}", annotator="ann", status="skipped") for row in first.rows[20:]
+    )
+    campaign.add_answers(skips, source="test")
+    second = asked(campaign)
+    assert second.number == 2
+    assert campaign.round(2).trained_on == 20
+
+
+# -- refused before anything is written --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ({"batch": N + 1}, SettingsError, "at most the pool's 6,000 records, got 6,001"),
+        ({"batch": 0}, SettingsError, "batch"),
+        ({"strategy": "marginal"}, SettingsError, "default, coverage"),
+        ({"stop": ["max_label=3"]}, SettingsError, "max_labels"),
+        ({"learner": "logistics"}, LearnerError, "logistic"),
+        ({"learner": SVR()}, LearnerError, "classifier"),
+        ({"explore": 1.5}, SettingsError, "explore"),
+    ],
+)
+def test_bad_settings_leave_no_campaign(
+    wrong: dict, error: type[Exception], says: str, truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=says):
+        made(truth, tmp_path / "c", **wrong)
+    assert not (tmp_path / "c").exists()
+
+
+def test_bad_classes_and_pools_leave_no_campaign(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    with pytest.raises((SettingsError, LabelError), match="two"):
+        create_campaign(tmp_path / "c", truth[0], ["only"], batch=5)
+    with pytest.raises(PoolNotFound):
+        create_campaign(tmp_path / "c", tmp_path / "nothing.zarr", CLASSES)
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_directory_that_is_another_campaigns_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    made(truth, tmp_path / "c")
+    with pytest.raises(CampaignError, match="holds a campaign already"):
+        made(truth, tmp_path / "c")
+
+
+def test_another_pool_in_the_old_place_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    X = np.random.default_rng(0).standard_normal((40, 3))
+    build_pool(X, tmp_path / "pool.zarr")
+    campaign = create_campaign(tmp_path / "c", tmp_path / "pool.zarr", CLASSES, batch=4)
+    build_pool(X, tmp_path / "pool.zarr", overwrite=True)
+    with pytest.raises(CampaignMismatch, match="made for another pool"):
+        pool_of(campaign)
+    with pytest.raises(CampaignMismatch):
+        next_batch(campaign)
+    assert campaign.rounds() == []
+
+
+# -- killed ------------------------------------------------------------------------------------------------------------
+
+
+def killed_next_batch(directory: str, method: str, when: str) -> None:
+    """Run in a process of its own: the next batch, with SIGKILL before or after one durable step."""
+    real = getattr(Campaign, method)
+
+    def stabbed(self: Campaign, *arguments: object, **options: object) -> object:
+        if when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(self, *arguments, **options)
+        os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+    setattr(Campaign, method, stabbed)
+    next_batch(Campaign.open(directory))
+
+
+STEPS = ["freeze_round", "save_model", "save_scan", "open_batch"]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["dal"])
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("method", STEPS)
+def test_killed_at_any_step_the_batch_is_the_same(
+    method: str, when: str, truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    campaign = made(truth, tmp_path / "c")
+    answered(campaign, truth, asked(campaign))
+    shutil.copytree(tmp_path / "c", tmp_path / "undisturbed")
+    expected = asked(Campaign.open(tmp_path / "undisturbed"))
+
+    process = CONTEXT.Process(target=killed_next_batch, args=(str(tmp_path / "c"), method, when))
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+    step = next_step(campaign)
+    reached = STEPS.index(method) + (when == "after")
+    kinds = [Open, Fit, ScanAction, Select, Wait]
+    # Before anything of round 2 is durable, round 1 is still to be closed or just closed.
+    assert isinstance(step, kinds[reached])
+    batch = asked(campaign)
+    assert batch.rows.tolist() == expected.rows.tolist()
+    assert [(a.score, a.predicted, a.explore) for a in campaign.batch(2)] == [
+        (a.score, a.predicted, a.explore) for a in Campaign.open(tmp_path / "undisturbed").batch(2)
+    ]
+    if method != "freeze_round" and not (method == "save_model" and when == "before"):
+        # What was committed is loaded, never fitted again: the digest is the one that the dead process wrote.
+        assert len(list((tmp_path / "c" / "models").glob("*.skops"))) == 1
+
+
+def test_answers_that_come_after_the_freeze_belong_to_the_next_round(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    campaign = made(truth, tmp_path / "c")
+    answered(campaign, truth, asked(campaign))
+    process = CONTEXT.Process(target=killed_next_batch, args=(str(tmp_path / "c"), "freeze_round", "after"))
+    process.start()
+    process.join(60)
+    rows = np.array([4000, 4001])
+    answer_batch(campaign, rows, ["record 4000", "record 4001"], truth[1][rows])
+    batch = asked(campaign)
+    assert campaign.round(2).trained_on == 30
+    assert not set(batch.rows.tolist()) & {4000, 4001}
+    answered(campaign, truth, batch)
+    asked(campaign)
+    assert campaign.round(3).trained_on == 62

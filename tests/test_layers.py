@@ -1,0 +1,131 @@
+"""The house: imports point down only, and the public names are pinned."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import dal
+
+PACKAGE = Path(dal.__file__).parent
+
+# From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
+LEVELS = [
+    {"errors"},
+    {"scores", "selection", "stopping", "agreement", "ruler", "rounds"},
+    {"pool", "learner", "campaign", "client", "progress"},
+    {"scan"},
+    {"figures"},
+    {"coordinator", "exchange"},
+    {"simulation"},
+    {"demo"},
+    {"cli"},
+]
+# The pure level is one page of mathematics; it may refer to itself, without cycles.
+SIDEWAYS = {("selection", "scores"), ("rounds", "stopping"), ("stopping", "ruler"), ("agreement", "selection")}
+PURE_MAY_IMPORT = {
+    "collections", "dataclasses", "functools", "hashlib", "heapq", "itertools", "math", "statistics", "typing",
+    "numpy", "scipy", "sklearn", "threadpoolctl", "dal",
+}  # fmt: skip
+
+
+def modules() -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        top = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if top != "__init__":
+            found.setdefault(top, []).append(path)
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Everything a file imports, wherever in the file, as dotted names."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import"
+            assert node.module is not None
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+def inner(path: Path) -> set[str]:
+    return {name.split(".")[1] for name in imported(path) if name.startswith("dal.")}
+
+
+LEVEL_OF = {module: level for level, group in enumerate(LEVELS) for module in group}
+
+
+def test_every_module_has_its_place() -> None:
+    assert set(modules()) == set(LEVEL_OF)
+
+
+@pytest.mark.parametrize("module", sorted(LEVEL_OF))
+def test_imports_point_down(module: str) -> None:
+    for path in modules()[module]:
+        for other in inner(path) - {module}:
+            if other not in LEVEL_OF:
+                continue  # a name that dal/__init__ exports is caught below
+            down = LEVEL_OF[other] < LEVEL_OF[module]
+            assert down or (module, other) in SIDEWAYS, f"{path.name} imports dal.{other}, which is not below {module}"
+
+
+@pytest.mark.parametrize("module", sorted(LEVEL_OF))
+def test_no_module_imports_the_package_itself(module: str) -> None:
+    for path in modules()[module]:
+        for name in imported(path):
+            parts = name.split(".")
+            inside = parts[0] != "dal" or (len(parts) > 1 and parts[1] in LEVEL_OF)
+            assert inside or name == "dal", f"{path.name} imports {name} through dal/__init__"
+            assert not name.startswith("cluster"), f"{path.name} imports the recipes"
+
+
+@pytest.mark.parametrize("module", sorted(LEVELS[1]))
+def test_the_pure_modules_touch_no_clock_file_or_network(module: str) -> None:
+    for path in modules()[module]:
+        roots = {name.split(".")[0] for name in imported(path)}
+        assert roots <= PURE_MAY_IMPORT, f"{path.name} imports {roots - PURE_MAY_IMPORT}"
+
+
+def test_dask_ml_is_imported_in_one_place() -> None:
+    users = {path.name for paths in modules().values() for path in paths if any("dask_ml" in n for n in imported(path))}
+    assert users == {"learner.py"}
+
+
+def test_the_public_names_are_pinned() -> None:
+    assert sorted(dal.__all__) == [
+        "Answer",
+        "Batch",
+        "Campaign",
+        "Candidates",
+        "Comparison",
+        "Learner",
+        "Model",
+        "Pool",
+        "Replay",
+        "Scan",
+        "Stopped",
+        "Strategy",
+        "TestSet",
+        "answer_batch",
+        "build_pool",
+        "compare",
+        "create_campaign",
+        "next_batch",
+        "scan",
+        "select",
+        "simulate",
+        "status",
+    ]
+    public = {name for name, value in vars(dal).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert public == set(dal.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(dal.__all__))
+def test_every_public_name_is_documented(name: str) -> None:
+    documentation = inspect.getdoc(getattr(dal, name))
+    assert documentation
+    assert documentation[0].isupper()
