@@ -1,6 +1,6 @@
 """Scan throughput: dal against four ways to find the same records without it.
 
-All find the 10,000 rows of smallest margin in one pool, with one fitted estimator, one process a core:
+All find the 10,000 rows of smallest margin in one pool, with one fitted estimator, in as many processes:
 
 dal
     ``dal.scan.scan`` on a local cluster.
@@ -12,11 +12,12 @@ plain
 dask_ml
     ``ParallelPostFit`` and ``dask.array.argtopk``, on the cluster that dal uses.
 numpy
-    One process, all cores for BLAS, the pool already in its memory: it reads nothing while the time runs.
+    One process with as many BLAS threads, the pool already in its memory: it reads nothing while the time runs.
 
 Every process is started before the time runs, with one BLAS thread (but numpy) and the memory settings of dal's
 workers; the pool's files are read once more before each pass, so that all find them in the page cache. After a pass
-that does not count, the contenders take turns, in another order each time.
+that does not count, the contenders take turns, in another order each time. The hand and plain loops share the pool
+evenly beforehand: on a machine that does other work as well, they wait for the slower half, and dal does not.
 """
 
 import itertools
@@ -43,6 +44,7 @@ from distributed import Client
 from rich.console import Console
 from rich.table import Table
 from sklearn.base import BaseEstimator
+from sklearn.ensemble import RandomForestClassifier
 
 from benchmarks import machine, synthetic
 from dal.client import SETTINGS, local_cluster
@@ -55,7 +57,6 @@ from dal.selection import Candidates, Capacity, Strategy
 
 CANDIDATES = 10_000
 NUMPY_BLOCK_ROWS = 16_384
-DASK_ML_BLOCK_ROWS = 131_072
 AGREEMENT = 0.999
 TIE = 1e-6
 
@@ -142,9 +143,9 @@ def plain_part(job: Job, start: int, stop: int) -> Found:
     return Found(start + found.rows, found.scores)
 
 
-def numpy_pass(job: Job) -> Found:
+def numpy_pass(job: Job, threads: int) -> Found:
     """Find the best of the pool in memory."""
-    X, estimator = _in_memory(job.pool_path), _with_all_cores(job.model().estimator)
+    X, estimator = _in_memory(job.pool_path), _on_threads(job.model().estimator, threads)
     scores = [
         margin_score(estimator.predict_proba(X[first : first + NUMPY_BLOCK_ROWS]))
         for first in range(0, job.n_rows, NUMPY_BLOCK_ROWS)
@@ -152,9 +153,9 @@ def numpy_pass(job: Job) -> Found:
     return top(np.concatenate(scores), job.candidates)
 
 
-def _with_all_cores(estimator: BaseEstimator) -> BaseEstimator:
-    # A forest has no BLAS to put its cores to work.
-    return estimator.set_params(n_jobs=machine.CORES) if estimator.get_params().get("n_jobs") == 1 else estimator
+def _on_threads(estimator: BaseEstimator, threads: int) -> BaseEstimator:
+    # A forest has no BLAS to put the cores to work.
+    return estimator.set_params(n_jobs=threads) if isinstance(estimator, RandomForestClassifier) else estimator
 
 
 def margin_score(probabilities: Floats) -> Floats:
@@ -205,7 +206,12 @@ def _in_parts(work: Callable, job: Job, processes: list[ProcessPoolExecutor]) ->
     return [process.submit(work, job, start, stop) for process, (start, stop) in spans if start < stop]
 
 
-def dask_ml_pass(job: Job, client: Client) -> Found:
+def dask_ml_block_rows(n_rows: int, processes: int) -> int:
+    """Give the blocks that suit dask-ml: long ones, but four a process; of 32,768 to 524,288, 262,144 did best."""
+    return min(262_144, 1 << (-(-n_rows // (4 * processes)) - 1).bit_length())
+
+
+def dask_ml_pass(job: Job, client: Client, block_rows: int) -> Found:
     """Score with dask-ml's wrapper, and take the best with Dask's own reduction."""
     from dask_ml.wrappers import ParallelPostFit  # takes seconds to import
 
@@ -214,7 +220,7 @@ def dask_ml_pass(job: Job, client: Client) -> Found:
     meta = np.empty((0, len(synthetic.CLASSES)), dtype=estimator.predict_proba(np.zeros((1, _dim(job)), "f4")).dtype)
     wrapped = ParallelPostFit(estimator, predict_proba_meta=meta)
     array = zarr.open_group(job.pool_path, mode="r")["features"]
-    X = da.from_array(array, chunks=(DASK_ML_BLOCK_ROWS, _dim(job)), name=False)
+    X = da.from_array(array, chunks=(block_rows, _dim(job)), name=False)
     scores = wrapped.predict_proba(X).map_blocks(margin_score, drop_axis=1, dtype=meta.dtype)
     rows = da.argtopk(scores, job.candidates)
     rows = np.sort(client.compute(rows).result())
@@ -226,20 +232,20 @@ def _dim(job: Job) -> int:
 
 
 @contextmanager
-def started(job: Job) -> Iterator[dict[str, Contender]]:
+def started(job: Job, count: int) -> Iterator[dict[str, Contender]]:
     """Start every contender's processes, and end them afterwards."""
     settings = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
     with ExitStack() as stack:
-        processes = [stack.enter_context(_process(settings)) for _ in range(machine.CORES)]
-        all_cores = {name: machine.CORES for name in settings if name.endswith("_NUM_THREADS")}
-        in_memory = stack.enter_context(_process({**settings, **all_cores}))
-        client = stack.enter_context(local_cluster(machine.CORES))
+        processes = [stack.enter_context(_process(settings)) for _ in range(count)]
+        threads = {name: count for name in settings if name.endswith("_NUM_THREADS")}
+        in_memory = stack.enter_context(_process({**settings, **threads}))
+        client = stack.enter_context(local_cluster(count))
         yield {
             "dal": lambda: dal_pass(job, client),
             "hand": lambda: hand_pass(job, processes),
             "plain": lambda: plain_pass(job, processes),
-            "dask_ml": lambda: dask_ml_pass(job, client),
-            "numpy": lambda: in_memory.submit(numpy_pass, job).result(),
+            "dask_ml": lambda: dask_ml_pass(job, client, dask_ml_block_rows(job.n_rows, count)),
+            "numpy": lambda: in_memory.submit(numpy_pass, job, count).result(),
         }
 
 
@@ -340,7 +346,7 @@ def table(result: Mapping) -> Table:
     return drawn
 
 
-def run(directory: Path, rows: int, dim: int, learner: str, repeats: int) -> dict[str, object]:
+def run(directory: Path, rows: int, dim: int, learner: str, repeats: int, processes: int) -> dict[str, object]:
     """Measure everything once, on the pool of this size in `directory`."""
     pool = synthetic.pool_of(directory, rows, dim)
     model = synthetic.model_of(pool, learner)
@@ -350,7 +356,7 @@ def run(directory: Path, rows: int, dim: int, learner: str, repeats: int) -> dic
         tile = plan.tile_rows(dim, model.tile_rows)
         job = Job(pool.path, str(saved), rows, tile, min(CANDIDATES, rows))
         load_before = machine.load()
-        with started(job) as contenders:
+        with started(job, processes) as contenders:
             shares = agreement({name: contender() for name, contender in contenders.items()}, job)
             seconds = measure(contenders, repeats, Path(pool.path))
     return {
@@ -359,6 +365,7 @@ def run(directory: Path, rows: int, dim: int, learner: str, repeats: int) -> dic
         "learner": learner,
         "estimator": repr(model.estimator),
         "repeats": repeats,
+        "processes": processes,
         "candidates": job.candidates,
         **report(rows, seconds),
         "agreement": shares,
@@ -366,7 +373,7 @@ def run(directory: Path, rows: int, dim: int, learner: str, repeats: int) -> dic
             "dal": tile,
             "hand": tile,
             "plain": pool.chunk_rows,
-            "dask_ml": DASK_ML_BLOCK_ROWS,
+            "dask_ml": dask_ml_block_rows(rows, processes),
             "numpy": NUMPY_BLOCK_ROWS,
         },
         "machine": machine.facts(),
@@ -378,6 +385,7 @@ def run(directory: Path, rows: int, dim: int, learner: str, repeats: int) -> dic
 @click.option("--rows", type=click.IntRange(min=synthetic.FITTED_ROWS), default=2_000_000, show_default=True)
 @click.option("--dim", type=click.IntRange(min=2), default=128, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--processes", type=click.IntRange(min=1), default=machine.CORES, help="Default: one a core.")
 @click.option("--learner", type=click.Choice(list(synthetic.LEARNERS)), default="logistic", show_default=True)
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here, too."
@@ -387,14 +395,16 @@ def run(directory: Path, rows: int, dim: int, learner: str, repeats: int) -> dic
     type=click.Path(path_type=Path, file_okay=False),
     help="Keep the pool here, and use it again if it is there; default: a temporary folder, removed at the end.",
 )
-def command(rows: int, dim: int, repeats: int, learner: str, json_path: Path | None, directory: Path | None) -> None:
+def command(
+    rows: int, dim: int, repeats: int, processes: int, learner: str, json_path: Path | None, directory: Path | None
+) -> None:
     """Rows scored per second: dal, and four ways to do without it."""
     _refuse_too_much(rows, dim)
     with ExitStack() as stack:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
-        result = run(directory, rows, dim, learner, repeats)
+        result = run(directory, rows, dim, learner, repeats, processes)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console = Console()

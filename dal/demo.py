@@ -162,7 +162,7 @@ def write_report(path: Path, demonstration: Demonstration, comparison: Compariso
         learning_curves(curves, target=random_final),
         table(comparison),
         "# What was asked",
-        "The digits of some batches, in the order of asking, each under its true number. The first batch is chosen"
+        "The digits of some batches, in the order of asking, each above its true number. The first batch is chosen"
         " without a single label, to cover the pool; later ones where the learner is unsure, and spread out.",
     ]
     for strategy in comparison.strategies:

@@ -4,6 +4,8 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks import synthetic
-from benchmarks.scan import Found, Job, agreement, hand_part, measure, plain_part, report
+from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ["dal", "hand", "plain", "dask_ml", "numpy"]
@@ -19,7 +21,8 @@ CONTENDERS = ["dal", "hand", "plain", "dask_ml", "numpy"]
 
 def test_scan_measures_all_contenders_in_one_run(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
-    order = [sys.executable, "-m", "benchmarks", "scan", "--rows=40000", "--dim=16", "--repeats=1", f"--json={target}"]
+    options = ["--rows=40000", "--dim=16", "--repeats=1", "--processes=1", f"--json={target}"]
+    order = [sys.executable, "-m", "benchmarks", "scan", *options]
     done = subprocess.run(order, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     assert "dal / it" in done.stdout
@@ -58,6 +61,14 @@ def test_the_hand_loop_finds_what_a_plain_sort_finds_in_a_part_of_the_pool(job: 
 def test_agreement_is_whole_for_the_plain_loop(job: Job, found: Found) -> None:
     plain = plain_part(job, 0, job.n_rows)
     assert agreement({"dal": found, "hand": found, "plain": plain}, job) == {"hand": 1.0, "plain": 1.0}
+
+
+@pytest.mark.parametrize("work", [hand_pass, plain_pass])
+def test_the_parts_of_three_processes_make_up_the_whole(job: Job, found: Found, work: Callable[..., Found]) -> None:
+    with ThreadPoolExecutor(1) as executor:
+        parted = work(job, [executor] * 3)
+    assert parted.rows.tolist() == found.rows.tolist()
+    np.testing.assert_allclose(parted.scores, found.scores, atol=1e-6)
 
 
 def test_agreement_refuses_a_contender_that_finds_other_rows(job: Job, found: Found) -> None:

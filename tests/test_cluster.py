@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import yaml
+import zarr
 
+import dal
 from dal.client import SETTINGS, connect
+from dal.exchange import write_batch
 
 ROOT = Path(__file__).parents[1]
 WORKER_ENVIRONMENT = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
@@ -119,3 +123,64 @@ def test_the_recipe_gives_a_working_cluster(tmp_path: Path, monkeypatch: pytest.
     for log in ("scheduler.log", "workers.log"):
         text = (tmp_path / log).read_text()
         assert "Traceback" not in text, text
+
+
+def run_next(directory: Path, address: str, environment: dict[str, str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dal.cli", "next", str(directory), "--scheduler", address],
+        cwd=ROOT,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def answer(campaign: dal.Campaign, number: int, y: np.ndarray) -> None:
+    asked = campaign.batch(number)
+    rows = np.array([each.row for each in asked])
+    dal.answer_batch(campaign, rows, [each.record_id for each in asked], y[rows])
+
+
+@pytest.mark.slow
+def test_a_campaign_on_the_recipe_asks_the_same_as_one_in_process(tmp_path: Path) -> None:
+    # inside of the test, so that it travels by value
+    def has_scanned() -> bool:
+        return "dal.scan.kernel" in sys.modules
+
+    rng = np.random.default_rng(3)
+    y = rng.integers(0, 3, 60_000)
+    X = rng.normal(np.eye(6)[y] * 1.5, 1.0).astype(np.float32)
+    # Chunks far below those of a pool that dal builds: four spans for two workers, and rows enough for cells.
+    stored = zarr.create_array(tmp_path / "pool.zarr", shape=X.shape, chunks=(8192, 6), dtype=X.dtype)
+    stored[:] = X
+    pool = dal.Pool.open(tmp_path / "pool.zarr")
+    here, there = (
+        dal.create_campaign(tmp_path / name, pool, ["a", "b", "c"], batch=20, seed=5) for name in ("here", "there")
+    )
+    port, dashboard = free_port(), free_port()
+    # dal need not be installed to be tested: its workers find it here.
+    found = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {"SCHEDULER_PORT": str(port), "DASHBOARD_PORT": str(dashboard), "WORKERS": "2", "PYTHONPATH": found}
+    address = f"tcp://127.0.0.1:{port}"
+    with (
+        running(block_with("dask scheduler"), environment, tmp_path / "scheduler.log"),
+        running(block_with("dask worker"), environment, tmp_path / "workers.log"),
+        connect(address, timeout=30) as client,
+    ):
+        client.wait_for_workers(2, timeout=30)
+        assert list(client.run(has_scanned).values()) == [False, False]
+        for number in (1, 2):
+            run_next(there.directory, address, environment)
+            assert isinstance(dal.next_batch(here), dal.Batch)
+            name = f"batch-{number:04d}.csv"
+            write_batch(here, pool, number, here.directory / name)
+            assert (there.directory / name).read_bytes() == (here.directory / name).read_bytes()
+            for campaign in (here, there):
+                answer(campaign, number, y)
+        assert list(client.run(has_scanned).values()) == [True, True]
+    cold, fitted = there.rounds()
+    assert cold.model is None
+    assert fitted.model is not None
+    assert (there.directory / "cells.complete").exists()
