@@ -120,9 +120,13 @@ def test_the_recipe_gives_a_working_cluster(tmp_path: Path, monkeypatch: pytest.
         assert client.run_on_scheduler(allowed_failures) == SETTINGS["distributed"]["scheduler"]["allowed-failures"]
         assert listening(scheduler) == {"127.0.0.1"}
         assert listening(workers) == {"127.0.0.1"}
+        # Before they are ended: Dask logs a connection that closes while it is written to, traceback and all, as news.
+        for log in ("scheduler.log", "workers.log"):
+            text = (tmp_path / log).read_text()
+            assert "Traceback" not in text, text
     for log in ("scheduler.log", "workers.log"):
         text = (tmp_path / log).read_text()
-        assert "Traceback" not in text, text
+        assert " - ERROR - " not in text, text
 
 
 def run_next(directory: Path, address: str, environment: dict[str, str]) -> None:
