@@ -32,6 +32,7 @@ SETTINGS: Mapping[str, object] = {
         "deploy": {"lost-worker-timeout": "300s"},
         "scheduler": {"allowed-failures": 10, "no-workers-timeout": "10m", "worker-ttl": "10 minutes"},
         "comm": {"retry": {"count": 3}},
+        "worker": {"profile": {"enabled": False}},
     }
 }
 """Dask configuration that dal needs. The reason of each value stands beside it in ``cluster/distributed.yaml``."""

@@ -437,7 +437,9 @@ class _Coordinator:
         strategy = self._strategy(current, model)
         now_excluded = self.campaign.excluded_rows()
         drawn, X = self._drawn(current, now_excluded)
-        chosen = self._chosen(current, strategy, np.union1d(now_excluded, np.array(drawn, dtype=np.int64)), current.k - len(drawn))
+        chosen = self._chosen(
+            current, strategy, np.union1d(now_excluded, np.array(drawn, dtype=np.int64)), current.k - len(drawn)
+        )
         known = dict(zip(chosen.rows.tolist(), range(len(chosen.rows)), strict=True))
         order = interleaved(chosen.rows.tolist(), drawn)
         scores, predicted = self._judged(model, strategy, X)

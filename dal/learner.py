@@ -308,9 +308,14 @@ class Model:
             return None  # one-versus-rest: no softmax
         return last.coef_, last.intercept_
 
+    @property
+    def transforms(self) -> bool:
+        """Whether there are steps before the last one."""
+        return isinstance(self.estimator, Pipeline) and len(self.estimator.steps) > 1
+
     def transform(self, X: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         """Carry out the pipeline's steps before the last; nothing without a pipeline."""
-        if not isinstance(self.estimator, Pipeline) or len(self.estimator.steps) == 1:
+        if not self.transforms:
             return X
         return np.asarray(self.estimator[:-1].transform(X))
 

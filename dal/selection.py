@@ -253,6 +253,12 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        parts = (self.rows, self.scores, self.cells, self.predicted, self.embeddings)
+        return sum(part.nbytes for part in parts) + (self.proba.nbytes if self.proba is not None else 0)
+
     def take(self, positions: Positions) -> "Candidates":
         """Give the candidates at these positions, in this order."""
         return Candidates(

@@ -193,7 +193,7 @@ def test_features_that_are_too_many_to_travel_are_gathered(
 ) -> None:
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     expected = run(pools["built"], models["logistic"], Strategy(), codebook)
-    monkeypatch.setattr(driver, "MOST_BYTES_ALONG", 0)
+    monkeypatch.setattr(engine, "MOST_BYTES_ALONG", 0)
     gathered = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
     assert_same(gathered.candidates, expected.candidates)
 

@@ -1,7 +1,8 @@
 """The scan: every record of the pool scored in place, only the best candidates travel."""
 
-from dal.scan.driver import Progress, Scan, Summary, sample_codebook, scan
+from dal.scan.driver import sample_codebook, scan
 from dal.scan.journal import Journal
 from dal.scan.kernel import Cells
+from dal.scan.run import Progress, Scan, Summary
 
 __all__ = ["Cells", "Journal", "Progress", "Scan", "Summary", "sample_codebook", "scan"]

@@ -23,8 +23,8 @@ Rows = npt.NDArray[np.int64]
 HISTOGRAM_BINS = 64
 LISTED_INVALID_ROWS = 1000
 _CONFIDENCE_STEPS = 2**20
-"""Confidences are added up as integers: a float sum would depend on how the pool was cut."""
-KERNEL_VERSION = 1
+"""The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
+KERNEL_VERSION = 2
 """Raised when the same order would keep other rows than before: it enters the journal's digest."""
 
 
@@ -190,10 +190,16 @@ class _Span:
         self.interval = interval
         self.excluded = excluded
         self.told = thresholds
+        self.by_model = model is not None and order.score != "random"
         self.reader = pool.reader()
         self.best = Best(order.capacity, order.seed, order.round)
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.cells = cells
+        # Every decision value of a linear model is not finite where a feature is not, so nothing need be looked for; a
+        # transformation before it may hide that, or refuse it.
+        self.shows_invalid = (
+            self.by_model and model is not None and model.linear is not None and model.transforms is False
+        )
         self.cell_of_row = self._cells_of_span() if order.capacity.cells else None
 
     def _cells_of_span(self) -> npt.NDArray[np.uint16]:
@@ -204,14 +210,14 @@ class _Span:
 
     def score_tile(self, start: int, stop: int) -> None:
         X, count = self._padded(self.reader.read(start, stop)), stop - start
-        invalid = invalid_rows(X)
-        if len(invalid):
-            X = X.copy()
-            X[invalid] = 0.0
+        invalid = np.empty(0, np.int64) if self.shows_invalid else invalid_rows(X)
+        X = _without(X, invalid)
         scored = self._scored(X, start, count)
         score = scored.score[:count].astype(np.float64)
-        valid = np.isfinite(score)
+        valid = np.isfinite(score) & np.isfinite(scored.confidence[:count])
         valid[invalid] = False
+        if self.shows_invalid:
+            X = _without(X, np.flatnonzero(~valid))
         self.tally += self._counted(score, scored, start, valid)
         score[~valid] = -np.inf
         low, high = np.searchsorted(self.excluded, (start, stop))
@@ -226,7 +232,7 @@ class _Span:
         return padded
 
     def _scored(self, X: Floats32, start: int, count: int) -> Scored:
-        if self.model is None or self.order.score == "random":
+        if self.model is None or not self.by_model:
             rows = np.arange(start, start + count, dtype=np.int64)
             nothing = np.full(count, -1, dtype=np.int64)
             return Scored(uniform(rows, self.order.seed, self.order.round), nothing, np.zeros(count))
@@ -239,7 +245,7 @@ class _Span:
         invalid = np.flatnonzero(~valid)
         if len(invalid):
             score, predicted, confidence = score[valid], predicted[valid], confidence[valid]
-        bins = np.minimum((score * HISTOGRAM_BINS).astype(np.int64), HISTOGRAM_BINS - 1)
+        bins = np.minimum((score * HISTOGRAM_BINS).astype(np.uint8), HISTOGRAM_BINS - 1)
         # A hash predicts nothing; its -1 becomes bin 0, which is cut off.
         classes = np.bincount(predicted + 1, minlength=len(self.tally.predicted) + 1)[1:]
         return Tally(
@@ -248,7 +254,7 @@ class _Span:
             invalid_rows=(start + invalid)[:LISTED_INVALID_ROWS],
             histogram=np.bincount(bins, minlength=HISTOGRAM_BINS),
             predicted=classes,
-            confidence=int((confidence * _CONFIDENCE_STEPS).astype(np.int64).sum()),
+            confidence=int(np.sum(confidence, dtype=np.float64) * _CONFIDENCE_STEPS),
             bytes_read=count * self.pool.n_features * self.pool.dtype.itemsize,
         )
 
@@ -279,6 +285,15 @@ class _Span:
         if self.cells is not None and self.cells.write and self.cell_of_row is not None:
             zarr.open_array(self.cells.path, mode="r+")[self.interval.start : self.interval.stop] = self.cell_of_row
         return SpanResult(self.interval, self.best.result(), self.tally, seconds)
+
+
+def _without(X: Floats32, invalid: Rows) -> Floats32:
+    """Give the records with zeros in place of the invalid ones."""
+    if not len(invalid):
+        return X
+    X = X.copy()
+    X[invalid] = 0.0
+    return X
 
 
 def invalid_rows(X: Floats32) -> Rows:

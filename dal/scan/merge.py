@@ -63,7 +63,7 @@ class Best:
         self.round = round
         self.thresholds = no_thresholds(capacity)
         self._parts: list[Candidates] = []
-        self._held = 0
+        self._held = self._left = 0
         # Compressing costs a sort; at four times what it leaves, each row is sorted less than twice on average.
         self._most = 4 * (capacity.total + capacity.cells * capacity.per_cell) + 1024
 
@@ -74,6 +74,12 @@ class Best:
             self._held += len(candidates)
             if self._held > self._most:
                 self._compress()
+
+    def tighten(self) -> Thresholds:
+        """Raise the thresholds to what is held now, where that is worth a sort, and give them."""
+        if self._held >= self.capacity.total and self._held > 1.1 * self._left:
+            self._compress()
+        return self.thresholds
 
     def result(self) -> Candidates | None:
         """Give the best rows, ascending by row; None if there are none."""
@@ -91,7 +97,8 @@ class Best:
             keep, raised = np.union1d(overall, of_cells), Thresholds(raised.overall, floors)
         self.thresholds = self.thresholds.raised(raised)
         kept = held.take(keep)
-        self._parts, self._held = [kept], len(kept)
+        self._parts = [kept]
+        self._held = self._left = len(kept)
 
     def _best_of_cells(self, held: Candidates) -> tuple[npt.NDArray[np.int64], Floats64]:
         order = key_order(held.scores, held.rows, self.seed, self.round)

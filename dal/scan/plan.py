@@ -84,6 +84,69 @@ def span_rows(n_rows: int, row_bytes: int, threads: int, unit: int, rows_per_sec
     return rows // unit * unit
 
 
+class WorkerBytes(NamedTuple):
+    """What a pass takes in a worker process, in bytes: once a process, and once a thread.
+
+    Attributes
+    ----------
+    base : int
+        The interpreter with all that is imported.
+    model : int
+        The model, with what loading it takes.
+    reading : int
+        The chunk held, and what decoding it takes.
+    scoring : int
+        A few copies of a tile, and what its classes and cells take.
+    keeping : int
+        The best rows, with what a compression or sending them takes.
+    """
+
+    base: int
+    model: int
+    reading: int
+    scoring: int
+    keeping: int
+
+    def for_threads(self, threads: int) -> int:
+        """Give the sum for a process with so many threads."""
+        return self.base + self.model + threads * (self.reading + self.scoring + self.keeping)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value / 2**20:,.0f}" for name, value in self._asdict().items()) + " MiB"
+
+
+def worker_bytes(
+    *,
+    tile: int,
+    n_features: int,
+    itemsize: int,
+    chunk_rows: int,
+    n_classes: int,
+    n_cells: int,
+    kept: int,
+    carry: bool,
+    model_bytes: int,
+) -> WorkerBytes:
+    """Predict the memory of a worker process; it does not depend on the rows of the pool.
+
+    Examples
+    --------
+    >>> print(worker_bytes(tile=16_384, n_features=128, itemsize=4, chunk_rows=32_768, n_classes=10, n_cells=0,
+    ...                    kept=10_000, carry=False, model_bytes=10_000))
+    base 250, model 0, reading 48, scoring 36, keeping 12 MiB
+    """
+    record = n_features * itemsize
+    unit = max(chunk_rows * record, MOST_TILE_BYTES)
+    candidate = 32 + 4 * n_features * carry
+    return WorkerBytes(
+        base=250 * 2**20,
+        model=4 * model_bytes,
+        reading=3 * unit,
+        scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64),
+        keeping=(4 * kept + 1024 + tile) * candidate * 2,
+    )
+
+
 def remaining(n_rows: int, done: Sequence[Interval]) -> list[Interval]:
     """Give what is left of the pool when some intervals are done.
 

@@ -1,0 +1,414 @@
+"""The pass on a Dask cluster: every span scored once, whatever dies; every wait with an end."""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import TimeoutError as WaitedTooLong
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+from distributed import Client, Future, WorkerPlugin
+from threadpoolctl import threadpool_info
+
+from dal.errors import ClusterError, DalError, SpanError
+from dal.learner import Model
+from dal.pool import Pool
+from dal.scan import plan
+from dal.scan.journal import Journal
+from dal.scan.kernel import Cells, Order, SpanResult, score_span
+from dal.scan.merge import Thresholds
+from dal.scan.plan import Interval
+from dal.scan.run import Progress, Run, Scan
+
+Rows = npt.NDArray[np.int64]
+
+MOST_BYTES_ALONG = 512 * 2**20
+"""Features travel with the candidates while those of all tasks in flight stay under this; else they are gathered."""
+ATTEMPTS = 3
+NO_WORKERS_SECONDS = 60.0
+STALL_SECONDS = 600.0
+_TICK_SECONDS = 1.0
+
+_log = logging.getLogger(__name__)
+
+
+def scan_on_cluster(
+    client: Client,
+    pool: Pool,
+    model: Model | None,
+    order: Order,
+    excluded: Rows,
+    cells: Cells | None,
+    journal: Journal | None,
+    progress: Callable[[Progress], None] | None,
+    *,
+    skip_failed: bool,
+) -> Scan:
+    """Score the pool on the workers of a cluster; see :func:`dal.scan.scan`."""
+    hosts = _probe(client, pool, cells)
+    usable = cells if hosts.cells_usable else None
+    in_flight = max(2 * sum(client.nthreads().values()), 1)
+    bytes_along = in_flight * order.capacity.total * (16 + 4 * pool.n_features)
+    along = replace(order, carry=order.carry and bytes_along <= MOST_BYTES_ALONG)
+    run = Run(pool, model, along, excluded, usable, journal, progress)
+    run.notes += hosts.notes
+    _refuse_too_small(client, run)
+    job = Job(pool, run.model_bytes, model.trusted if model else (), along, usable)
+    with _Cluster(client, job, run.digest) as cluster:
+        _Engine(run, cluster, skip_failed=skip_failed).run()
+        found = run.result()
+        if order.carry and not along.carry:
+            embeddings = cluster.take(found.candidates.rows)
+            found = replace(found, candidates=replace(found.candidates, embeddings=embeddings))
+    return found
+
+
+# -- on the workers ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker knows of a pass; it reaches them once, by a plugin, and those that join later as well."""
+
+    pool: Pool
+    model_bytes: bytes
+    trusted: tuple[str, ...]
+    order: Order
+    cells: Cells | None
+
+    def model(self) -> Model | None:
+        """Load the model."""
+        return Model.loads(self.model_bytes, self.trusted) if self.model_bytes else None
+
+
+class _Loaded:
+    """A job in a worker process, its model loaded by the first task that needs it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._lock = threading.Lock()
+        self._model: Model | None = None
+
+    def score(self, interval: Interval, excluded: Rows, thresholds: Thresholds) -> SpanResult:
+        with self._lock:
+            if self._model is None:
+                self._model = self.job.model()
+        job = self.job
+        return score_span(job.pool, self._model, job.order, interval, excluded, thresholds, job.cells)
+
+
+_JOBS: dict[str, _Loaded] = {}
+
+
+class _JobPlugin(WorkerPlugin):
+    idempotent = True
+
+    def __init__(self, digest: str, job: Job) -> None:
+        self.name = f"dal-scan-{digest}"
+        self.digest = digest
+        self.job = job
+
+    def setup(self, worker: object) -> None:  # noqa: ARG002 - the plugin's contract
+        _JOBS[self.digest] = _Loaded(self.job)
+
+    def teardown(self, worker: object) -> None:  # noqa: ARG002
+        _JOBS.pop(self.digest, None)
+
+
+def _score_task(digest: str, interval: Interval, excluded: Rows, thresholds: Thresholds) -> SpanResult:
+    return _JOBS[digest].score(interval, excluded, thresholds)
+
+
+def _take_task(digest: str, rows: Rows) -> npt.NDArray[np.float32]:
+    return _JOBS[digest].job.pool.take(rows)
+
+
+# -- before work starts ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Hosts:
+    cells_usable: bool
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Host:
+    """What one worker says of its host."""
+
+    pool_trouble: str | None
+    cells_trouble: str | None
+    kernels: tuple[str, ...]
+
+
+def _probe_task(pool: Pool, cells: Cells | None) -> _Host:
+    info = threadpool_info()
+    return _Host(
+        _trouble(lambda: pool.read(0, 1)),
+        _trouble(lambda: cells and zarr.open_array(cells.path, mode="r+" if cells.write else "r")),
+        tuple(sorted({f"{lib['internal_api']} {lib.get('architecture', '')}".strip() for lib in info})),
+    )
+
+
+def _trouble(attempt: Callable[[], object]) -> str | None:
+    try:
+        attempt()
+    except Exception as error:  # whatever it is, the person at the coordinator needs to read it
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _probe(client: Client, pool: Pool, cells: Cells | None) -> _Hosts:
+    """Prove on every host that the pool can be read; say where the cells cannot be used and where hosts differ."""
+    answers = _ask_each_host(client, pool, cells)
+    for address, host in answers.items():
+        if host.pool_trouble is not None:
+            raise ClusterError(
+                f"The worker at {address} cannot read the pool {pool.path} ({host.pool_trouble}): its store must be"
+                " reachable under this name from every host."
+            )
+    notes = []
+    troubled = {address: host.cells_trouble for address, host in answers.items() if host.cells_trouble is not None}
+    if troubled and cells is not None:
+        address, trouble = next(iter(troubled.items()))
+        notes.append(
+            f"The worker at {address} cannot use {cells.path} ({trouble}): cells are computed anew in this pass. Put the"
+            " campaign where all hosts can write to save that time."
+        )
+    kinds = sorted({host.kernels for host in answers.values()})
+    if len(kinds) > 1:
+        notes.append(
+            f"The workers' linear algebra differs ({'; '.join(', '.join(kind) for kind in kinds)}): last bits of scores"
+            " may depend on which worker computes them, and a repeated scan may choose otherwise among near-equals."
+        )
+    for note in notes:
+        _log.warning("%s", note)
+    return _Hosts(not troubled, tuple(notes))
+
+
+def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[str, _Host]:
+    try:
+        client.wait_for_workers(1, timeout=NO_WORKERS_SECONDS)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"The cluster of {client} had no worker for {NO_WORKERS_SECONDS:.0f} s: start workers, and run again."
+        ) from error
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    one_per_host = {worker["host"]: address for address, worker in workers.items()}
+    answers = client.run(_probe_task, pool, cells, workers=list(one_per_host.values()), on_error="return")
+    for address, answer in answers.items():
+        if isinstance(answer, BaseException):
+            raise ClusterError(
+                f"The worker at {address} cannot run dal ({type(answer).__name__}: {answer}): it needs the same"
+                " version of dal and its dependencies as this process."
+            ) from answer
+    found: Mapping[str, _Host] = answers
+    return found
+
+
+def _refuse_too_small(client: Client, run: Run) -> None:
+    """Refuse workers that cannot hold what the pass will take, before it starts."""
+    need = plan.worker_bytes(
+        tile=run.order.tile,
+        n_features=run.pool.n_features,
+        itemsize=run.pool.dtype.itemsize,
+        chunk_rows=run.pool.chunk_rows,
+        n_classes=len(run.model.classes) if run.model else 0,
+        n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
+        kept=run.order.capacity.total + run.order.capacity.cells * run.order.capacity.per_cell,
+        carry=run.order.carry,
+        model_bytes=len(run.model_bytes),
+    )
+    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
+        limit, threads = worker["memory_limit"], worker["nthreads"]
+        if limit and need.for_threads(threads) > limit:
+            raise ClusterError(
+                f"The worker at {address} has {limit / 2**20:,.0f} MiB for {threads} threads; this scan takes about"
+                f" {need.for_threads(threads) / 2**20:,.0f} MiB there ({need}). Start workers with more memory or fewer"
+                " threads, or ask for a smaller batch."
+            )
+
+
+# -- while it runs -----------------------------------------------------------------------------------------------------
+
+
+class _Cluster:
+    """A client with a job on its workers, and every way it can be lost turned into a ClusterError."""
+
+    def __init__(self, client: Client, job: Job, digest: str) -> None:
+        self.client = client
+        self.job = job
+        self.digest = digest
+        self.done: queue.SimpleQueue[Future[SpanResult]] = queue.SimpleQueue()
+        self.pending: dict[Future[SpanResult], Interval] = {}
+
+    def __enter__(self) -> "_Cluster":
+        self.client.register_plugin(_JobPlugin(self.digest, self.job))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self.client.status != "running":
+            return
+        # A scan that ends early must not leave its spans running on a cluster that others use.
+        if self.pending:
+            self.client.cancel(list(self.pending), force=True)
+        self.client.unregister_worker_plugin(f"dal-scan-{self.digest}")
+
+    def threads(self) -> int:
+        """Count the threads of all workers now."""
+        return sum(self.client.nthreads().values())
+
+    def submit(self, interval: Interval, excluded: Rows, thresholds: Thresholds) -> None:
+        future = self.client.submit(_score_task, self.digest, interval, excluded, thresholds, pure=False)
+        self.pending[future] = interval
+        future.add_done_callback(self.done.put)
+
+    def ended(self, longest_span: float) -> list[tuple[Interval, SpanResult | BaseException]]:
+        """Wait for spans to end, and give what each came to."""
+        futures = self._next_done(longest_span)
+        if any(future.status in ("cancelled", "lost") for future in futures):
+            raise ClusterError(self._lost("lost its scheduler"))
+        outcomes = self._outcomes(futures)
+        return [(self.pending.pop(future), outcome) for future, outcome in zip(futures, outcomes, strict=True)]
+
+    def _next_done(self, longest_span: float) -> list[Future[SpanResult]]:
+        waited_from = alive = time.monotonic()
+        while True:
+            try:
+                return [self.done.get(timeout=_TICK_SECONDS), *self._drained()]
+            except queue.Empty:
+                now = time.monotonic()
+                if self._has_workers():
+                    alive = now
+                if now - alive > NO_WORKERS_SECONDS:
+                    raise ClusterError(self._lost(f"has had no worker for {NO_WORKERS_SECONDS:.0f} s")) from None
+                if now - waited_from > max(STALL_SECONDS, 20 * longest_span):
+                    raise ClusterError(self._lost(f"has finished no span for {now - waited_from:.0f} s")) from None
+
+    def _drained(self) -> list[Future[SpanResult]]:
+        drained = []
+        while not self.done.empty():
+            drained.append(self.done.get())
+        return drained
+
+    def _has_workers(self) -> bool:
+        if self.client.status != "running":
+            raise ClusterError(self._lost("is gone"))
+        try:
+            return bool(self.client.nthreads())
+        except OSError as error:
+            raise ClusterError(self._lost("does not answer")) from error
+
+    def _outcomes(self, futures: list[Future[SpanResult]]) -> list[SpanResult | BaseException]:
+        """Fetch results together, which costs one round trip a worker; errors stand in the place of their results."""
+        finished = [future for future in futures if future.status == "finished"]
+        try:
+            results = dict(zip(finished, self._wait(self._gathered(finished)), strict=True))
+        except DalError:
+            raise
+        except Exception:  # a worker died with its result, and the span failed when it was scored again
+            results = {}
+        return [results[future] if future in results else self._one(future) for future in futures]
+
+    async def _gathered(self, futures: list[Future[SpanResult]]) -> list[SpanResult]:
+        results: list[SpanResult] = await self.client.gather(futures, asynchronous=True)
+        return results
+
+    def _one(self, future: Future[SpanResult]) -> SpanResult | BaseException:
+        try:
+            result: SpanResult = future.result(timeout=STALL_SECONDS)
+        except Exception as error:  # the task's own, whatever it is
+            return error
+        return result
+
+    def _wait(self, coroutine: Any) -> Any:  # noqa: ANN401 - passes through what it is given
+        waiting = asyncio.run_coroutine_threadsafe(coroutine, self.client.loop.asyncio_loop)
+        try:
+            return waiting.result(timeout=STALL_SECONDS)
+        except WaitedTooLong:
+            raise ClusterError(self._lost(f"has not sent a finished span for {STALL_SECONDS:.0f} s")) from None
+        finally:
+            waiting.cancel()
+
+    def _lost(self, what: str) -> str:
+        return f"The cluster {what}. Finished spans are kept: bring it up and run again, the scan goes on from there."
+
+    def take(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Read rows on the workers, each chunk once."""
+        groups = np.split(rows, np.flatnonzero(np.diff(rows // self.job.pool.write_rows)) + 1)
+        futures = self.client.map(_take_task, [self.digest] * len(groups), groups, pure=False)
+        return np.concatenate(self.client.gather(futures))
+
+
+class _Engine:
+    """Feeds a cluster with spans: short ones first, then as long as their pace allows; failed ones again."""
+
+    def __init__(self, run: Run, cluster: _Cluster, *, skip_failed: bool) -> None:
+        self.state = run
+        self.cluster = cluster
+        self.skip_failed = skip_failed
+        self.threads = cluster.threads()
+        self.counted_at = time.monotonic()
+        first, self.rest = plan.probes(run.left, run.unit, 2 * self.threads, run.order.seed)
+        self.todo = deque(first)
+        self.attempts: Counter[Interval] = Counter()
+        self.longest_span = 0.0
+        self.rows_per_second: float | None = None
+
+    def run(self) -> None:
+        """Score everything that is left."""
+        while self.todo or self.rest or self.cluster.pending:
+            self._cut_rest()
+            while self.todo and len(self.cluster.pending) < self._window():
+                self.cluster.submit(*self.state.task(self.todo.popleft()))
+            if self.cluster.pending:
+                for interval, outcome in self.cluster.ended(self.longest_span):
+                    self._settle(interval, outcome)
+
+    def _cut_rest(self) -> None:
+        """Cut what follows the first, short spans, as soon as one of them has told the pace."""
+        told = self.rows_per_second is not None or not (self.todo or self.cluster.pending)
+        if self.rest and told:
+            rows = self.state.span_rows(self.threads, self.rows_per_second)
+            self.todo.extend(plan.cut(self.rest, rows, self.state.order.seed))
+            self.rest = []
+
+    def _window(self) -> int:
+        """Say how many spans to keep in flight: two a thread of the cluster as it is now, which may have grown."""
+        if time.monotonic() - self.counted_at > _TICK_SECONDS:
+            self.threads = max(self.cluster.threads(), 1)
+            self.counted_at = time.monotonic()
+        return max(2 * self.threads, self.threads + 2)
+
+    def _settle(self, interval: Interval, outcome: SpanResult | BaseException) -> None:
+        if isinstance(outcome, SpanResult):
+            self.longest_span = max(self.longest_span, outcome.seconds)
+            self.rows_per_second = (interval.stop - interval.start) / max(outcome.seconds, 1e-9)
+            self.state.finish(outcome)
+        else:
+            self._failed(interval, outcome)
+
+    def _failed(self, interval: Interval, error: BaseException) -> None:
+        self.attempts[interval] += 1
+        # What dal itself refuses, a damaged chunk or a learner that returns NaN, will be refused again.
+        if self.attempts[interval] < ATTEMPTS and not isinstance(error, DalError):
+            self.state.failed += 1
+            self.todo.appendleft(interval)
+            return
+        rows = f"Rows {interval.start:,} to {interval.stop - 1:,} of {self.state.pool.path}"
+        if self.skip_failed:
+            self.state.skip(interval, f"{rows} were skipped: {type(error).__name__}: {error}")
+            return
+        if isinstance(error, DalError):
+            raise error
+        raise SpanError(
+            f"{rows} failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. Finished spans are kept: mend"
+            " it and run again, or leave such rows out with skip_failed."
+        ) from error

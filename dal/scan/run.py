@@ -1,0 +1,237 @@
+"""The state of one pass over the pool: what is done, what is left, what has been kept."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.errors import ScanError
+from dal.learner import Model
+from dal.pool import Pool
+from dal.scan import plan
+from dal.scan.journal import Journal
+from dal.scan.kernel import HISTOGRAM_BINS, KERNEL_VERSION, Cells, Order, SpanResult, Tally, score_span
+from dal.scan.merge import Best, Thresholds
+from dal.scan.plan import Interval
+from dal.selection import Candidates
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a pass is; handed to the ``progress`` callback after each span.
+
+    Attributes
+    ----------
+    rows_done, rows_total : int
+    bytes_read : int
+    seconds : float
+        Since the pass began, in this process.
+    best : float or None
+        The best score so far.
+    failed : int
+        Spans that failed and were tried again.
+    """
+
+    rows_done: int
+    rows_total: int
+    bytes_read: int
+    seconds: float
+    best: float | None
+    failed: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a pass counted.
+
+    Attributes
+    ----------
+    tally : Tally
+    seconds : float
+        Of this process; spans that a journal brought in cost nothing.
+    spans : int
+    spans_resumed : int
+        Of those, how many came from the journal.
+    wrote_cells : bool
+        Whether the cell of every row is now stored.
+    bytes_up : int
+        Of candidates that spans sent to this process.
+    skipped : tuple of Interval
+        Spans that failed every time and were left out, where that was asked for.
+    notes : tuple of str
+        What the person at the coordinator should know, such as workers of different kinds.
+    """
+
+    tally: Tally
+    seconds: float
+    spans: int
+    spans_resumed: int
+    wrote_cells: bool
+    bytes_up: int
+    skipped: tuple[Interval, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The result of a pass: the best rows, and what was counted on the way."""
+
+    candidates: Candidates
+    summary: Summary
+
+    def __repr__(self) -> str:
+        tally = self.summary.tally
+        lines = [
+            f"Scan: {len(self.candidates):,} candidates of {tally.rows:,} rows in {self.summary.seconds:.1f} s"
+            f" ({tally.rows / max(self.summary.seconds, 1e-9):,.0f} rows/s)"
+        ]
+        if tally.invalid:
+            lines.append(f"{tally.invalid:,} rows hold NaN or infinite values and are never asked")
+        if self.summary.skipped:
+            rows = sum(stop - start for start, stop in self.summary.skipped)
+            lines.append(f"{rows:,} rows were skipped, because their spans failed every time")
+        heights = self._heights()
+        lines.append(f"scores 0 |{''.join(' ▁▂▃▄▅▆▇█'[round(8 * height)] for height in heights)}| 1  (log scale)")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Show the scan in a notebook, with the histogram of its scores."""
+        bars = "".join(
+            f'<rect x="{5 * i}" y="{80 - 80 * height:.1f}" width="4" height="{80 * height:.1f}" fill="#0072B2"/>'
+            for i, height in enumerate(self._heights())
+        )
+        said = "<br>".join(line for line in repr(self).splitlines()[:-1])
+        return (
+            f'<div>{said}<br><svg width="{5 * HISTOGRAM_BINS}" height="82" role="img" aria-label="histogram of scores">'
+            f"{bars}</svg><br><small>scores from 0 to 1, number of records on a log scale</small></div>"
+        )
+
+    def _heights(self) -> list[float]:
+        counts = np.log1p(self.summary.tally.histogram)
+        return [float(height) for height in counts / max(float(counts.max()), 1.0)]
+
+
+class Run:
+    """The state of one pass; the two engines feed :meth:`finish`."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        model: Model | None,
+        order: Order,
+        excluded: Rows,
+        cells: Cells | None,
+        journal: Journal | None,
+        progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.pool = pool
+        self.model = model
+        self.order = order
+        self.excluded = excluded
+        self.cells = cells
+        self.journal = journal
+        self.progress = progress
+        self.started = time.perf_counter()
+        self.best = Best(order.capacity, order.seed, order.round)
+        self.tally = Tally.zero(len(model.classes) if model else 0)
+        self.spans = self.failed = self.bytes_up = 0
+        self.skipped: list[Interval] = []
+        self.notes: list[str] = []
+        self.top: float | None = None
+        self.unit = plan.unit_rows(order.tile, pool.write_rows)
+        self.model_bytes = model.dumps() if model is not None else b""
+        self.row_bytes = pool.n_features * pool.dtype.itemsize
+        self.digest = self._digest()
+        done = self._resumed()
+        self.resumed = len(done)
+        self.left = plan.remaining(pool.n_rows, done)
+
+    def _digest(self) -> str:
+        order = self.order
+        parts = (
+            KERNEL_VERSION,
+            self.pool.fingerprint,
+            self.pool.n_rows,
+            hashlib.sha256(self.model_bytes).hexdigest(),
+            (order.score, tuple(order.capacity), order.tile, order.seed, order.round, order.carry),
+            order.codebook.digest() if order.codebook else "",
+            hashlib.sha256(self.excluded.tobytes()).hexdigest(),
+            self.cells.write if self.cells else None,
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+    def _resumed(self) -> list[Interval]:
+        if self.journal is None:
+            return []
+        self.journal.open(self.digest)
+        done = []
+        for result in self.journal.results():
+            self._merge(result)
+            done.append(result.interval)
+        return done
+
+    def _merge(self, result: SpanResult) -> None:
+        self.spans += 1
+        self.tally += result.tally
+        if result.candidates is not None:
+            self.best.add(result.candidates)
+            self.bytes_up += result.candidates.nbytes
+            top = float(np.max(result.candidates.scores))
+            self.top = top if self.top is None else max(self.top, top)
+
+    def finish(self, result: SpanResult) -> None:
+        """Take in a span that was just scored."""
+        if self.journal is not None:
+            self.journal.add(result)
+        self._merge(result)
+        if self.progress is not None:
+            seconds = time.perf_counter() - self.started
+            done = self.tally
+            self.progress(Progress(done.rows, self.pool.n_rows, done.bytes_read, seconds, self.top, self.failed))
+
+    def skip(self, interval: Interval, why: str) -> None:
+        """Leave a span out for good, and say why."""
+        self.skipped.append(interval)
+        self.notes.append(why)
+
+    def task(self, interval: Interval) -> tuple[Interval, Rows, Thresholds]:
+        """Say what a worker needs to know of a span, beside what it knows of the pass."""
+        low, high = np.searchsorted(self.excluded, interval)
+        return interval, self.excluded[low:high], self.best.tighten()
+
+    def span_rows(self, threads: int, rows_per_second: float | None) -> int:
+        """Give the rows of a span for so many threads at this pace."""
+        return plan.span_rows(self.pool.n_rows, self.row_bytes, threads, self.unit, rows_per_second)
+
+    def in_process(self) -> None:
+        """Score what is left here, span after span: the specification of every other engine."""
+        for span in plan.cut(self.left, self.span_rows(1, None), self.order.seed):
+            interval, excluded, thresholds = self.task(span)
+            self.finish(score_span(self.pool, self.model, self.order, interval, excluded, thresholds, self.cells))
+
+    def result(self) -> Scan:
+        """Give the candidates and the summary, when nothing is left to do."""
+        best = self.best.result()
+        if best is None:
+            raise ScanError(
+                f"No row is left to ask: of {self.pool.n_rows:,} rows, {len(self.excluded):,} were asked or answered"
+                f" before and {self.tally.invalid:,} hold NaN or infinite values."
+            )
+        seconds = time.perf_counter() - self.started
+        wrote_cells = self.cells is not None and self.cells.write
+        summary = Summary(
+            self.tally,
+            seconds,
+            self.spans,
+            self.resumed,
+            wrote_cells and not self.skipped,
+            self.bytes_up,
+            tuple(self.skipped),
+            tuple(self.notes),
+        )
+        return Scan(best, summary)
