@@ -4,7 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,13 @@ from sklearn.base import BaseEstimator
 from dal import rounds
 from dal.agreement import majority
 from dal.campaign import Campaign, Round, Settings
-from dal.errors import CampaignMismatch, LearnerError, SettingsError
+from dal.errors import CampaignMismatch, DalError, LearnerError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
 from dal.ruler import Estimate, accuracy
-from dal.scan import Cells, Journal, Progress, sample_codebook, scan
+from dal.scan import Cells, Journal, Progress, Summary, sample_codebook, scan
 from dal.scan.journal import candidate_arrays, candidates_from
-from dal.scan.kernel import Tally, score_block
+from dal.scan.kernel import score_block
 from dal.selection import (
     Candidates,
     Codebook,
@@ -40,8 +40,8 @@ Rows = npt.NDArray[np.int64]
 SAVED_LEARNER = "saved"
 """The learner's name in the settings where an estimator object was given; it lies in the campaign's directory."""
 
-LEARNER_FILE = "learner.skops"
 COVERAGE = "coverage"
+CELLS, CELLS_COMPLETE = "cells.zarr", "cells.complete"
 
 _log = logging.getLogger(__name__)
 
@@ -165,10 +165,8 @@ def create_campaign(
     else:
         named = Learner(learner, settings.classes, trusted=settings.trusted)
     named.check(pool.n_features)
-    campaign = Campaign.create(directory, settings, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows)
-    if name == SAVED_LEARNER:
-        (campaign.directory / LEARNER_FILE).write_bytes(named.dumps())
-    return campaign
+    saved = named.dumps() if name == SAVED_LEARNER else None
+    return Campaign.create(directory, settings, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows, learner=saved)
 
 
 def next_batch(
@@ -259,18 +257,25 @@ def learner_of(campaign: Campaign) -> Learner:
 
     Raises
     ------
-    LearnerError
+    CampaignError
         If it was given as an object and its file is gone.
     """
     settings = campaign.settings
     if settings.learner != SAVED_LEARNER:
         return Learner.named(settings.learner, settings.classes, random_state=settings.seed, trusted=settings.trusted)
-    path = campaign.directory / LEARNER_FILE
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise LearnerError(f"The campaign's learner was saved as {path}, which is gone: restore it.") from error
-    return Learner.loads(data, settings.classes, trusted=settings.trusted)
+    return Learner.loads(campaign.load_learner(), settings.classes, trusted=settings.trusted)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The explore share of a batch, with its features."""
+
+    rows: list[int]
+    X: npt.NDArray[np.float32]
+
+    @classmethod
+    def none(cls, width: int) -> "_Drawn":
+        return cls([], np.empty((0, width), dtype=np.float32))
 
 
 class _Coordinator:
@@ -336,13 +341,21 @@ class _Coordinator:
         return len(np.unique(self.labels(upto)[1]))
 
     def _verdicts(self) -> tuple[Verdict, ...]:
+        if self._exhausted():
+            return (Verdict("pool_exhausted", True, 0, 0, "every row of the pool was asked or cannot be"),)
         if not self.criteria:
             return ()
-        closed = [each.number for each in self.campaign.rounds() if each.status == "closed"]
-        history = [record for record in self.campaign.history() if record.number in closed]
+        history = self.campaign.history()
         hours = (datetime.now(UTC) - self.campaign.created_at).total_seconds() / 3600
         known = len(self.labels(None)[0])
         return tuple(criterion.judge(history, known, hours) for criterion in self.criteria)
+
+    def _exhausted(self) -> bool:
+        """Say whether nothing is left to ask: no row, or none that the last scan could find."""
+        past = self.campaign.rounds()
+        if not past or past[-1].status != "closed":
+            return False
+        return not self.campaign.batch(past[-1].number) or len(self.campaign.excluded_rows()) >= self.pool.n_rows
 
     def _current(self) -> Round:
         current = self.campaign.current_round
@@ -353,6 +366,8 @@ class _Coordinator:
     def _freeze(self) -> None:
         pool, settings = self.pool, self.settings
         strategy = COVERAGE if self.coverage else settings.strategy
+        # Refused now: people may edit campaign.toml, and what a round has frozen stays.
+        Strategy.named(strategy, settings.explore)
         _, codes = self.labels(None)
         if len(codes) and len(np.unique(codes)) < 2 and strategy not in (COVERAGE, "random"):
             only = settings.classes[int(codes[0])]
@@ -376,9 +391,14 @@ class _Coordinator:
 
     def _fit(self, current: Round) -> None:
         rows, codes = self.labels(current.last_answer)
-        X = self.pool.take(rows)
+        X = self._features(rows)
         valid = np.isfinite(X).all(axis=1)
-        model = learner_of(self.campaign).fit(X[valid], codes[valid])
+        try:
+            model = learner_of(self.campaign).fit(X[valid], codes[valid])
+        except DalError:
+            # The frozen labels will not do, however often they are tried: the next round may freeze more of them.
+            self.campaign.withdraw_round(current)
+            raise
         notes = {"warnings": list(model.warnings), "invalid_labeled": int((~valid).sum())}
         self.campaign.save_model(current, model.dumps(), trained_on=len(rows), notes=notes)
 
@@ -405,8 +425,27 @@ class _Coordinator:
         return codebook
 
     def _cells(self) -> Cells:
-        stored = self.campaign.directory / "cells.zarr"
-        return Cells(str(stored), write=not (self.campaign.directory / "cells.complete").exists())
+        stored = self.campaign.directory / CELLS
+        complete = (self.campaign.directory / CELLS_COMPLETE).exists() and stored.exists()
+        return Cells(str(stored), write=not complete)
+
+    def _features(self, rows: Rows) -> npt.NDArray[np.float32]:
+        """Read features of rows; those of asked records were kept when they were asked.
+
+        Scattered through a large pool, each of them would cost a whole chunk, every round again.
+        """
+        found = np.zeros(len(rows), dtype=bool)
+        X = np.empty((len(rows), self.pool.n_features), dtype=np.float32)
+        for path in sorted((self.campaign.directory / "rounds").glob("*-features.npz")):
+            with np.load(path) as kept:
+                order = np.argsort(kept["rows"])
+                known = kept["rows"][order]
+                position = np.minimum(np.searchsorted(known, rows), len(known) - 1)
+                here = known[position] == rows if len(known) else np.zeros(len(rows), dtype=bool)
+                X[here] = kept["features"][order[position[here]]]
+                found |= here
+        X[~found] = self.pool.take(rows[~found])
+        return X
 
     def _scan(self, current: Round, *, cold: bool) -> None:
         model = None if cold else self._model(current)
@@ -425,28 +464,25 @@ class _Coordinator:
             client=self.client,
             journal=journal,
             progress=self.progress,
+            with_features=True,
         )
+        self.campaign.save_scan(current, _candidates_as_bytes(found.candidates), _summary_as_json(found.summary))
         if found.summary.wrote_cells:
-            (self.campaign.directory / "cells.complete").touch()
-        summary = {**_tally_as_json(found.summary.tally), "seconds": found.summary.seconds}
-        self.campaign.save_scan(current, _candidates_as_bytes(found.candidates), summary)
+            (self.campaign.directory / CELLS_COMPLETE).touch()
         journal.clear()
 
     def _select(self, current: Round) -> None:
         model = self._model(current)
         strategy = self._strategy(current, model)
-        now_excluded = self.campaign.excluded_rows()
-        drawn, X = self._drawn(current, now_excluded)
-        chosen = self._chosen(
-            current, strategy, np.union1d(now_excluded, np.array(drawn, dtype=np.int64)), current.k - len(drawn)
-        )
-        known = dict(zip(chosen.rows.tolist(), range(len(chosen.rows)), strict=True))
-        order = interleaved(chosen.rows.tolist(), drawn)
-        scores, predicted = self._judged(model, strategy, X)
-        by_row: dict[int, tuple[float | None, int]] = {
-            row: (float(chosen.scores[i]), int(chosen.predicted[i])) for row, i in known.items()
-        }
-        by_row |= {row: (scores[i], predicted[i]) for i, row in enumerate(drawn)}
+        excluded = self.campaign.excluded_rows()
+        with np.load(io.BytesIO(self.campaign.load_scan(current))) as arrays:
+            candidates = candidates_from(arrays)
+        drawn = self._drawn(current, excluded) if len(candidates) else _Drawn.none(self.pool.n_features)
+        chosen = self._chosen(current, strategy, candidates, excluded, drawn)
+        self._keep_features(current, chosen, drawn)
+        answers = dict(zip(chosen.rows.tolist(), zip(chosen.scores, chosen.predicted, strict=True), strict=True))
+        answers |= dict(zip(drawn.rows, self._judged(model, strategy, drawn.X), strict=True))
+        order = interleaved(chosen.rows.tolist(), drawn.rows)
         if len(order) < current.k:
             _log.warning(
                 "The batch holds %d records instead of %d: no more are distinct and never asked.", len(order), current.k
@@ -455,54 +491,62 @@ class _Coordinator:
             current,
             order,
             self.pool.record_ids(order),
-            [by_row[row][0] for row in order],
-            [code if (code := by_row[row][1]) >= 0 else None for row in order],
-            [row not in known for row in order],
+            [None if answers[row][0] is None else float(answers[row][0]) for row in order],
+            [int(answers[row][1]) if answers[row][1] >= 0 else None for row in order],
+            [row in drawn.rows for row in order],
         )
 
-    def _drawn(self, current: Round, excluded: Rows) -> tuple[list[int], npt.NDArray[np.float32]]:
+    def _drawn(self, current: Round, excluded: Rows) -> "_Drawn":
         """Draw the explore share: valid records only, because an invalid one is never asked."""
         before = [asked for each in self.campaign.rounds() for asked in self.campaign.batch(each.number)]
         explored = sum(asked.explore for asked in before)
         count = explore_count(current.explore, len(before), explored, current.k)
-        rows: list[int] = []
-        kept = [np.empty((0, self.pool.n_features), dtype=np.float32)]
+        drawn = _Drawn.none(self.pool.n_features)
         for row in uniform_rows(current.n_rows, excluded, current.seed, current.number):
-            if len(rows) == count:
+            if len(drawn.rows) == count:
                 break
             record = self.pool.take([row])
             if np.isfinite(record).all():
-                rows.append(row)
-                kept.append(record)
-        return rows, np.concatenate(kept)
+                drawn = _Drawn([*drawn.rows, row], np.concatenate([drawn.X, record]))
+        return drawn
 
-    def _chosen(self, current: Round, strategy: Strategy, excluded: Rows, k: int) -> Candidates:
-        data = self.campaign.load_scan(current)
-        with np.load(io.BytesIO(data)) as arrays:
-            candidates = candidates_from(arrays)
-        candidates = candidates.take(np.flatnonzero(~np.isin(candidates.rows, excluded)))
-        labeled = np.empty((0, candidates.embeddings.shape[1]), dtype=np.float32)
+    def _chosen(
+        self, current: Round, strategy: Strategy, candidates: Candidates, excluded: Rows, drawn: "_Drawn"
+    ) -> Candidates:
+        taken = np.isin(candidates.rows, np.concatenate([excluded, np.array(drawn.rows, dtype=np.int64)]))
+        candidates = candidates.take(np.flatnonzero(~taken))
+        embedded, labeled = candidates, np.empty((0, self.pool.n_features), dtype=np.float32)
         if strategy.selector != "top":
             codebook = self._codebook()
             capacity = strategy.capacity(current.k, current.n_rows, len(codebook.centers))
-            candidates = shortlist(candidates, capacity, current.seed, current.number)
-            candidates = replace(candidates, embeddings=codebook.embed(candidates.embeddings))
-            asked = self.pool.take(excluded)
+            embedded = shortlist(candidates, capacity, current.seed, current.number)
+            embedded = replace(embedded, embeddings=codebook.embed(embedded.embeddings))
+            asked = np.concatenate([self._features(excluded), drawn.X])
             # A label can be volunteered for a record that is never asked, because a feature is NaN.
             labeled = codebook.embed(asked[np.isfinite(asked).all(axis=1)])
-        rows = select(candidates, strategy, k, labeled, current.seed, current.number)
+        k = current.k - len(drawn.rows)
+        rows = select(embedded, strategy, k, labeled, current.seed, current.number)
         return candidates.take(np.searchsorted(candidates.rows, rows))
+
+    def _keep_features(self, current: Round, chosen: Candidates, drawn: "_Drawn") -> None:
+        # No more than a copy of what the pool holds: written whole or not at all, and not missed if it is gone.
+        rows = np.concatenate([chosen.rows, np.array(drawn.rows, dtype=np.int64)])
+        path = self.campaign.directory / "rounds" / f"{current.number:04d}-features.npz"
+        partial = path.with_suffix(".part")
+        with partial.open("wb") as file:
+            np.savez(file, rows=rows, features=np.concatenate([chosen.embeddings, drawn.X]))
+        partial.replace(path)
 
     def _judged(
         self, model: Model | None, strategy: Strategy, X: npt.NDArray[np.float32]
-    ) -> tuple[list[float | None], list[int]]:
+    ) -> list[tuple[float | None, int]]:
         """Score the drawn records with the model that chose the batch, before anyone learns from them."""
         if model is None or not len(X):
-            return [None] * len(X), [-1] * len(X)
+            return [(None, -1)] * len(X)
         predicted = model.predict_proba(X).argmax(axis=1).tolist()
         if strategy.score == "random":
-            return [None] * len(X), predicted
-        return [float(score) for score in score_block(strategy.score, model, X).score], predicted
+            return [(None, code) for code in predicted]
+        return list(zip(score_block(strategy.score, model, X).score.tolist(), predicted, strict=True))
 
     def _batch(self, number: int, pending: int, *, fresh: bool) -> Batch:
         asked = self.campaign.batch(number)
@@ -516,7 +560,10 @@ def _candidates_as_bytes(candidates: Candidates) -> bytes:
     return buffer.getvalue()
 
 
-def _tally_as_json(tally: Tally) -> dict[str, object]:
-    values = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in asdict(tally).items()}
-    confidence = tally.mean_confidence
-    return {**values, "mean_confidence": None if np.isnan(confidence) else confidence}
+def _summary_as_json(summary: Summary) -> dict[str, object]:
+    tally = {
+        name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(summary.tally).items()
+    }
+    confidence = summary.tally.mean_confidence
+    rest = {name: value for name, value in vars(summary).items() if name != "tally"}
+    return {**tally, **rest, "mean_confidence": None if np.isnan(confidence) else confidence}

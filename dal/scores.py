@@ -187,6 +187,8 @@ def of_decisions(name: str, decisions: Floats, n_classes: int) -> Scored:
         score = np.exp(z2 - z1)
     elif name == "least_confident":
         score = (1.0 - confidence) * (n_classes / (n_classes - 1))
-    else:
+    elif name == "entropy":
         score = (np.log(total) - np.einsum("cn,cn->n", odds, shifted) * confidence) / np.log(n_classes)
+    else:
+        raise SettingsError(f"The score {name!r} is not computed from decision values.")
     return Scored(score, position, confidence)

@@ -421,9 +421,12 @@ def select(
     with w the score and :math:`c_L` the coverage by the labeled records (weighted facility location: FASS, Wei et al.
     2015, and uncertainty herding, Bae et al. 2025). F is monotone and submodular: greedy reaches 1 - 1/e of the best.
     The bandwidth is the median distance of labeled records to their nearest other one and shrinks as labels grow; the
-    coverage then gives way to plain uncertainty. Candidates are split into leaves of at most 1,024 by recursive
-    bisection and solved leaf by leaf, which keeps the cost linear in k; the picks are merged by their gains, the exact
-    greedy of the decomposed objective. Near-duplicates of a pick or of a labeled record are not picked.
+    coverage then gives way to plain uncertainty. Where the score is ``random``, all weights are 1 and the bandwidth is
+    twice the median distance of candidates: this is MaxHerding (Bae et al. 2024), which covers the pool.
+
+    Candidates are split into leaves of at most 1,024 by recursive bisection and solved leaf by leaf, which keeps the
+    cost linear in k; the picks are merged by their gains, the exact greedy of the decomposed objective. Near-duplicates
+    of a pick or of a labeled record are not picked.
     """
     in_row_order = candidates.take(np.argsort(candidates.rows))
     k = min(k, len(in_row_order))
@@ -435,7 +438,10 @@ def select(
     by_key = in_row_order.take(order)
     weights = np.ones(len(by_key)) if strategy.score == "random" else np.maximum(by_key.scores, 0.0)
     with threadpool_limits(limits=1):
-        problem = _Coverage(by_key.embeddings, weights.astype(np.float32), by_key.rows, labeled, seed, round)
+        adaptive = strategy.score != "random"
+        problem = _Coverage(
+            by_key.embeddings, weights.astype(np.float32), by_key.rows, labeled, seed, round, adaptive=adaptive
+        )
         return by_key.rows[problem.solve(k)]
 
 
@@ -455,6 +461,8 @@ class _Coverage:
         labeled: Floats32,
         seed: int,
         round: int,
+        *,
+        adaptive: bool,
     ) -> None:
         self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
         self.weights = weights
@@ -463,16 +471,16 @@ class _Coverage:
         # Positions are in key order, so the first of identical records is the best of them.
         self.distinct = np.sort(_first_of_equals(self.embeddings))
         self.labeled = np.unique(np.ascontiguousarray(labeled, dtype=np.float32), axis=0)
-        self.bandwidth = self._bandwidth(seed, round)
+        self.bandwidth = self._bandwidth(seed, round, adaptive=adaptive and len(self.labeled) > 1)
         self.covered = np.zeros(len(embeddings), dtype=np.float32)
 
-    def _bandwidth(self, seed: int, round: int) -> float:
-        if len(self.labeled) > 1:
+    def _bandwidth(self, seed: int, round: int, *, adaptive: bool) -> float:
+        if adaptive:
             points, factor = self.labeled, 1.0
             names = np.arange(len(points))
         else:
-            # Nothing is labeled: twice the distance between neighbours, among distinct records only, because the
-            # distances within copies of one record would collapse the bandwidth to zero.
+            # The pool itself is to be covered: twice the distance between neighbours, among distinct records only,
+            # because the distances within copies of one record would collapse the bandwidth to zero.
             points, factor = self.embeddings[self.distinct], 2.0
             names = self.rows[self.distinct]
         if len(points) < 2:

@@ -341,6 +341,7 @@ def test_a_lost_toml_is_said(campaign: Campaign) -> None:
         ({"seed": -1}, "seed"),
         ({"seed": 2**63}, "seed"),
         ({"explore": 1.5}, "explore"),
+        ({"explore": 1.0}, "less than 1"),
         ({"explore": float("nan")}, "explore"),
         ({"pool": ""}, "pool"),
         ({"learner": "  "}, "learner"),
@@ -359,7 +360,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).map(str.st
 
 
 @settings(max_examples=100, deadline=None)
-@given(texts, st.lists(texts, min_size=2, unique=True), st.floats(0, 1), st.integers(0, 2**63 - 1))
+@given(texts, st.lists(texts, min_size=2, unique=True), st.floats(0, 1, exclude_max=True), st.integers(0, 2**63 - 1))
 def test_settings_come_back_from_toml(pool: str, classes: list[str], explore: float, seed: int) -> None:
     chosen = Settings(pool, tuple(classes), "logistic", "margin", 3, seed=seed, explore=explore)
     assert Settings.from_toml(chosen.to_toml()) == chosen

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVR
 
@@ -50,7 +51,7 @@ def asked(campaign: Campaign, **options: object) -> Batch:
     return given
 
 
-# -- the loop ----------------------------------------------------------------------------------------------------------
+# -- the loop ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_campaign_learns_and_asks_nobody_twice(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_an_estimator_object_is_saved_with_the_campaign(truth: tuple[Pool, np.nd
     asked(campaign)
     (tmp_path / "c" / "learner.skops").unlink()
     answered(campaign, truth, asked(campaign))
-    with pytest.raises(LearnerError, match=r"learner\.skops, which is gone"):
+    with pytest.raises(CampaignError, match=r"learner\.skops, which is gone"):
         next_batch(campaign)
 
 
@@ -221,7 +222,7 @@ def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.
     assert campaign.round(2).trained_on == 20
 
 
-# -- refused before anything is written --------------------------------------------------------------------------------
+# -- refused before anything is written -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -270,7 +271,7 @@ def test_another_pool_in_the_old_place_is_refused(truth: tuple[Pool, np.ndarray]
     assert campaign.rounds() == []
 
 
-# -- killed ------------------------------------------------------------------------------------------------------------
+# -- killed -----------------------------------------------------------------------------------------------------------
 
 
 def killed_next_batch(directory: str, method: str, when: str) -> None:
@@ -339,3 +340,85 @@ def test_answers_that_come_after_the_freeze_belong_to_the_next_round(
     answered(campaign, truth, batch)
     asked(campaign)
     assert campaign.round(3).trained_on == 62
+
+
+# -- what people do to campaign.toml, and what a round can come to ----------------------------------------------------
+
+
+def edit(campaign: Campaign, old: str, new: str) -> Campaign:
+    path = campaign.directory / "campaign.toml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return Campaign.open(campaign.directory)
+
+
+def test_a_mistyped_strategy_freezes_no_round(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c")
+    broken = edit(campaign, '"default"', '"defalt"')
+    with pytest.raises(SettingsError, match="defalt"):
+        next_batch(broken)
+    assert broken.rounds() == []
+    assert asked(edit(broken, '"defalt"', '"default"')).number == 1
+
+
+def test_labels_that_a_learner_refuses_do_not_block_the_campaign(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    calibrated = CalibratedClassifierCV(LogisticRegression(), cv=5)
+    trusted = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"]
+    campaign = made(truth, tmp_path / "c", learner=calibrated, trusted=trusted, batch=4)
+    answered(campaign, truth, asked(campaign))
+    with pytest.raises(LearnerError, match="could not be fitted on 4 labels"):
+        next_batch(campaign)
+    rows = np.arange(100, 160)
+    answer_batch(campaign, rows, [f"record {row}" for row in rows], truth[1][rows])
+    assert asked(campaign).number == 2
+    assert campaign.round(2).trained_on == 64
+
+
+def test_a_pool_whose_rest_is_invalid_ends_the_campaign(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).standard_normal((30, 3))
+    X[20:] = np.nan
+    pool = build_pool(X, tmp_path / "pool.zarr")
+    campaign = create_campaign(tmp_path / "c", pool, ["a", "b"], batch=12)
+    sizes = []
+    while isinstance(given := next_batch(campaign), Batch):
+        sizes.append(len(given.rows))
+        answer_batch(campaign, given.rows, given.record_ids, given.rows % 2)
+    assert sizes == [12, 8]
+    assert "every row of the pool was asked or cannot be" in given.verdicts[0].reason
+
+
+def test_stored_cells_that_were_lost_are_computed_again(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    batches = []
+    for name in ("kept", "lost", "torn"):
+        campaign = made(truth, tmp_path / name, batch=20)
+        answered(campaign, truth, asked(campaign))
+        answered(campaign, truth, asked(campaign))
+        if name == "lost":
+            shutil.rmtree(campaign.directory / "cells.zarr")
+        if name == "torn":
+            shutil.rmtree(campaign.directory / "cells.zarr" / "c")
+        batches.append(asked(campaign).rows.tolist())
+    assert batches[0] == batches[1] == batches[2]
+
+
+def test_features_of_asked_records_are_not_read_from_the_pool_again(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    real = Pool.take
+
+    def counted(self: Pool, rows: np.ndarray) -> np.ndarray:
+        taken.extend(np.asarray(rows).tolist())
+        return real(self, rows)
+
+    campaign = made(truth, tmp_path / "c")
+    answered(campaign, truth, asked(campaign))
+    answered(campaign, truth, asked(campaign))
+    monkeypatch.setattr(Pool, "take", counted)
+    third = asked(campaign)
+    explored = [a.row for a in campaign.batch(3) if a.explore]
+    assert taken == explored
+    assert len(third.rows) == 30

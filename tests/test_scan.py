@@ -12,10 +12,11 @@ import zarr
 from distributed import Client
 
 from dal.client import local_cluster
-from dal.errors import ChunkError, ClusterError, ScanError, SettingsError
+from dal.errors import ChunkError, ClusterError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
-from dal.scan import Cells, Journal, Progress, Scan, driver, plan, sample_codebook, scan
+from dal.scan import Cells, Journal, Progress, Scan, plan, sample_codebook, scan
+from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
 from dal.scan.kernel import score_block
 from dal.selection import Candidates, Codebook, Strategy, key_order, uniform
@@ -59,7 +60,12 @@ def pools(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict
 def models(records: np.ndarray) -> dict[str, Model]:
     rng = np.random.default_rng(1)
     X, y = records[100:400], rng.integers(0, 4, 300)
-    names = {"logistic": "logistic", "forest": "forest", "svc": "sklearn.svm:LinearSVC"}
+    names = {
+        "logistic": "logistic",
+        "forest": "forest",
+        "svc": "sklearn.svm:LinearSVC",
+        "plain": "sklearn.linear_model:LogisticRegression",
+    }
     return {key: Learner.named(name, CLASSES, random_state=0).fit(X, y) for key, name in names.items()}
 
 
@@ -121,6 +127,8 @@ def summary_of(result: Scan) -> dict:
 CASES = [
     ("logistic", Strategy()),
     ("logistic", Strategy(score="entropy")),
+    ("plain", Strategy()),
+    ("plain", Strategy(score="ratio")),
     ("forest", Strategy(score="margin")),
     ("svc", Strategy.named("least_confident")),
     (None, Strategy().cold()),
@@ -176,6 +184,24 @@ def test_two_workers_give_the_same_as_one_process(
     assert seen[-1].rows_done == seen[-1].rows_total == N
 
 
+@pytest.mark.parametrize("name", ["margin", "ratio", "entropy", "least_confident"])
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_a_linear_model_asks_no_record_with_a_value_that_is_not_finite(
+    name: str, n_classes: int, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((3000, 5)).astype(np.float32)
+    model = Learner.named("sklearn.linear_model:LogisticRegression", CLASSES[:n_classes]).fit(
+        X[:200], rng.integers(0, n_classes, 200)
+    )
+    bad = rng.choice(3000, 90, replace=False)
+    for value, rows in zip([np.nan, np.inf, -np.inf], np.split(bad, 3), strict=True):
+        X[rows, rng.integers(0, 5, 30)] = value
+    found = scan(build_pool(X, tmp_path / "pool.zarr"), model, Strategy.named(name), 3000)
+    assert found.summary.tally.invalid_rows.tolist() == sorted(bad.tolist())
+    assert sorted(found.candidates.rows.tolist()) == np.setdiff1d(np.arange(3000), bad).tolist()
+
+
 @pytest.mark.parametrize("workers", [1, 3])
 def test_one_and_three_workers_give_the_same(
     workers: int, pools: dict[str, Pool], models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
@@ -193,12 +219,12 @@ def test_features_that_are_too_many_to_travel_are_gathered(
 ) -> None:
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     expected = run(pools["built"], models["logistic"], Strategy(), codebook)
-    monkeypatch.setattr(engine, "MOST_BYTES_ALONG", 0)
+    monkeypatch.setattr(cluster_engine, "MOST_BYTES_ALONG", 0)
     gathered = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
     assert_same(gathered.candidates, expected.candidates)
 
 
-# -- cells -------------------------------------------------------------------------------------------------------------
+# -- cells ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("on_cluster", [False, True])
@@ -224,7 +250,7 @@ def test_stored_cells_are_read_back_and_change_nothing(
     assert not read.summary.wrote_cells
 
 
-# -- the journal --------------------------------------------------------------------------------------------------------
+# -- the journal ------------------------------------------------------------------------------------------------------
 
 
 def test_a_span_comes_back_from_the_journal_as_it_was(
@@ -272,7 +298,7 @@ def test_finished_spans_are_not_scored_again(
     assert other.summary.spans_resumed == 0
 
 
-# -- what goes wrong ----------------------------------------------------------------------------------------------------
+# -- what goes wrong --------------------------------------------------------------------------------------------------
 
 
 def test_a_killed_worker_costs_only_its_spans(
@@ -320,9 +346,10 @@ def test_a_score_that_needs_a_model_is_refused_without_one(pools: dict[str, Pool
         scan(pools["built"], None, Strategy.named("margin"), 5)
 
 
-def test_a_pool_in_which_everything_was_asked_says_so(pools: dict[str, Pool]) -> None:
-    with pytest.raises(ScanError, match="No row is left"):
-        scan(pools["built"], None, Strategy.named("random"), 5, np.arange(N))
+def test_a_pool_in_which_everything_was_asked_gives_no_candidates(pools: dict[str, Pool]) -> None:
+    found = scan(pools["built"], None, Strategy.named("random"), 5, np.arange(N))
+    assert len(found.candidates) == 0
+    assert "0 candidates of 20,011 rows" in repr(found)
 
 
 def test_a_scan_shows_itself(pools: dict[str, Pool], models: dict[str, Model]) -> None:

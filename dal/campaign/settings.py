@@ -67,8 +67,8 @@ class Settings:
         _check_integer("batch", self.batch, least=1)
         _check_integer("seed", self.seed, least=0)
         number = isinstance(self.explore, int | float) and not isinstance(self.explore, bool)
-        if not (number and 0 <= self.explore <= 1):
-            raise SettingsError(f"explore: a share from 0 to 1 was expected, {self.explore!r} came")
+        if not (number and 0 <= self.explore < 1):
+            raise SettingsError(f"explore: a share of 0 or more and less than 1 was expected, {self.explore!r} came")
 
     def to_toml(self) -> str:
         """Give the settings as the TOML table ``[settings]``."""

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
+    delete,
     exists,
     func,
     insert,
@@ -36,7 +37,7 @@ from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, InputError, SettingsError
 from dal.ruler import RoundRecord
 
-DATABASE, TOML, LOCK = "campaign.db", "campaign.toml", "campaign.lock"
+DATABASE, TOML, LOCK, LEARNER = "campaign.db", "campaign.toml", "campaign.lock", "learner.skops"
 FOLDERS = ("models", "rounds", "journal")
 
 
@@ -74,7 +75,15 @@ class Campaign:
     # -- making and opening ------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, directory: str | Path, settings: Settings, *, pool_fingerprint: str, n_rows: int) -> Self:
+    def create(
+        cls,
+        directory: str | Path,
+        settings: Settings,
+        *,
+        pool_fingerprint: str,
+        n_rows: int,
+        learner: bytes | None = None,
+    ) -> Self:
         """Make a campaign in a directory that is empty or does not exist.
 
         The database appears last, by a rename: what was interrupted before is no campaign, and is made anew.
@@ -97,6 +106,9 @@ class Campaign:
             _refuse_foreign(directory)
             with exclusive(directory / LOCK):
                 _refuse_foreign(directory)
+                if learner is not None:
+                    with replacing(directory / LEARNER) as file:
+                        file.write(learner)
                 _lay_out(directory, settings, pool_fingerprint, n_rows)
         return cls.open(directory)
 
@@ -228,6 +240,14 @@ class Campaign:
             _advance(connection, round.number, ("frozen",), "fitted", values)
         return digest
 
+    def load_learner(self) -> bytes:
+        """Read the learner that was given as an object when the campaign was made."""
+        path = self.directory / LEARNER
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise CampaignError(f"the campaign's learner was saved as {path}, which is gone: restore it") from error
+
     def load_model(self, digest: str) -> bytes:
         """Read a model, and check that it is the one that was saved."""
         return _read_checked(self._model_path(digest), digest)
@@ -296,6 +316,15 @@ class Campaign:
         """End a round; records of its batch that nobody has answered stay asked, and can still be answered."""
         with self._writing() as connection:
             _advance(connection, round.number, ("open",), "closed", {"closed_at": ledger.now()})
+
+    def withdraw_round(self, round: Round) -> None:
+        """Take back a round that was only frozen: nothing came of it yet, and the labels it froze cannot be learned."""
+        with self._writing() as connection:
+            gone = connection.execute(
+                delete(rounds).where(rounds.c.number == round.number, rounds.c.status == "frozen")
+            )
+            if gone.rowcount != 1:
+                raise _wrong_step(round.number, None, ("frozen",))
 
     def round(self, number: int) -> Round:
         """Read one round."""
@@ -550,7 +579,17 @@ def _refuse_foreign(directory: Path) -> None:
     names = {entry.name for entry in directory.iterdir()}
     if DATABASE in names:
         raise CampaignError(f"{directory} holds a campaign already: open it, or choose another directory")
-    own = {TOML, f"{TOML}.part", LOCK, f"{DATABASE}.part", f"{DATABASE}.part-wal", f"{DATABASE}.part-shm", *FOLDERS}
+    own = {
+        TOML,
+        f"{TOML}.part",
+        LEARNER,
+        f"{LEARNER}.part",
+        LOCK,
+        f"{DATABASE}.part",
+        f"{DATABASE}.part-wal",
+        f"{DATABASE}.part-shm",
+        *FOLDERS,
+    }
     filled = {name for name in names & set(FOLDERS) if any((directory / name).iterdir())}
     if foreign := sorted(names - own | filled):
         raise CampaignError(

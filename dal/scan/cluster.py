@@ -9,13 +9,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as WaitedTooLong
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from distributed import Client, Future, WorkerPlugin
 from threadpoolctl import threadpool_info
+from tornado.platform.asyncio import BaseAsyncIOLoop as AsyncIOLoop
 
 from dal.errors import ClusterError, DalError, SpanError
 from dal.learner import Model
@@ -26,6 +27,7 @@ from dal.scan.kernel import Cells, Order, SpanResult, score_span
 from dal.scan.merge import Thresholds
 from dal.scan.plan import Interval
 from dal.scan.run import Progress, Run, Scan
+from dal.selection import Capacity
 
 Rows = npt.NDArray[np.int64]
 
@@ -55,16 +57,16 @@ def scan_on_cluster(
     hosts = _probe(client, pool, cells)
     usable = cells if hosts.cells_usable else None
     in_flight = max(2 * sum(client.nthreads().values()), 1)
-    bytes_along = in_flight * order.capacity.total * (16 + 4 * pool.n_features)
+    bytes_along = in_flight * plan.candidate_bytes(order.capacity, pool.n_features)
     along = replace(order, carry=order.carry and bytes_along <= MOST_BYTES_ALONG)
     run = Run(pool, model, along, excluded, usable, journal, progress)
     run.notes += hosts.notes
     _refuse_too_small(client, run)
-    job = Job(pool, run.model_bytes, model.trusted if model else (), along, usable)
+    job = Job(pool, run.model_bytes, model.trusted if model else (), run.order, usable)
     with _Cluster(client, job, run.digest) as cluster:
         _Engine(run, cluster, skip_failed=skip_failed).run()
         found = run.result()
-        if order.carry and not along.carry:
+        if order.carry and not run.order.carry:
             embeddings = cluster.take(found.candidates.rows)
             found = replace(found, candidates=replace(found.candidates, embeddings=embeddings))
     return found
@@ -179,8 +181,8 @@ def _probe(client: Client, pool: Pool, cells: Cells | None) -> _Hosts:
     if troubled and cells is not None:
         address, trouble = next(iter(troubled.items()))
         notes.append(
-            f"The worker at {address} cannot use {cells.path} ({trouble}): cells are computed anew in this pass. Put the"
-            " campaign where all hosts can write to save that time."
+            f"The worker at {address} cannot use {cells.path} ({trouble}): cells are computed anew in this pass. Put"
+            " the campaign where all hosts can write to save that time."
         )
     kinds = sorted({host.kernels for host in answers.values()})
     if len(kinds) > 1:
@@ -222,8 +224,8 @@ def _refuse_too_small(client: Client, run: Run) -> None:
         chunk_rows=run.pool.chunk_rows,
         n_classes=len(run.model.classes) if run.model else 0,
         n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
-        kept=run.order.capacity.total + run.order.capacity.cells * run.order.capacity.per_cell,
-        carry=run.order.carry,
+        kept_bytes=plan.candidate_bytes(run.order.capacity, run.pool.n_features if run.order.carry else 0),
+        candidate=plan.candidate_bytes(Capacity(1, 0, 0), run.pool.n_features if run.order.carry else 0),
         model_bytes=len(run.model_bytes),
     )
     for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
@@ -317,8 +319,8 @@ class _Cluster:
             results = {}
         return [results[future] if future in results else self._one(future) for future in futures]
 
-    async def _gathered(self, futures: list[Future[SpanResult]]) -> list[SpanResult]:
-        results: list[SpanResult] = await self.client.gather(futures, asynchronous=True)
+    async def _gathered(self, futures: list[Any]) -> list[Any]:
+        results: list[Any] = await self.client.gather(futures, asynchronous=True)
         return results
 
     def _one(self, future: Future[SpanResult]) -> SpanResult | BaseException:
@@ -329,7 +331,8 @@ class _Cluster:
         return result
 
     def _wait(self, coroutine: Any) -> Any:  # noqa: ANN401 - passes through what it is given
-        waiting = asyncio.run_coroutine_threadsafe(coroutine, self.client.loop.asyncio_loop)
+        loop = cast("AsyncIOLoop", self.client.loop).asyncio_loop
+        waiting = asyncio.run_coroutine_threadsafe(coroutine, loop)
         try:
             return waiting.result(timeout=STALL_SECONDS)
         except WaitedTooLong:
@@ -344,7 +347,7 @@ class _Cluster:
         """Read rows on the workers, each chunk once."""
         groups = np.split(rows, np.flatnonzero(np.diff(rows // self.job.pool.write_rows)) + 1)
         futures = self.client.map(_take_task, [self.digest] * len(groups), groups, pure=False)
-        return np.concatenate(self.client.gather(futures))
+        return np.concatenate(self._wait(self._gathered(futures)))
 
 
 class _Engine:

@@ -1,6 +1,7 @@
 """The door of the scan: one pass over the pool, on this process or on a Dask cluster."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,7 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.cluster import scan_on_cluster
 from dal.scan.journal import Journal
-from dal.scan.kernel import Cells, Order
+from dal.scan.kernel import NO_CELL, Cells, Order
 from dal.scan.run import Progress, Run, Scan
 from dal.selection import Codebook, Strategy, row_hash
 
@@ -34,6 +35,7 @@ def scan(
     client: Client | None = None,
     journal: Journal | None = None,
     progress: Callable[[Progress], None] | None = None,
+    with_features: bool = False,
     skip_failed: bool = False,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
@@ -62,13 +64,16 @@ def scan(
         Keeps finished spans, so that the same pass, begun again, goes on.
     progress : callable, optional
         Called with a :class:`Progress` after each span.
+    with_features : bool, default=False
+        Bring the features of the candidates along even if the selector does not look at them.
     skip_failed : bool, default=False
         On a cluster, leave out spans that fail every time, and say so in the summary, instead of ending in an error.
 
     Returns
     -------
     Scan
-        Candidates ascending by row, with features as embeddings where the selector looks at them.
+        Candidates ascending by row, with features as embeddings where the selector looks at them; none where every row
+        was asked before or is invalid.
 
     Raises
     ------
@@ -80,6 +85,8 @@ def scan(
         If the cluster is lost or makes no progress.
     """
     order = _order(pool, model, strategy, k, seed, round, codebook)
+    if with_features:
+        order = replace(order, carry=True)
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))
     used = cells if order.capacity.cells else None
     unit = plan.unit_rows(order.tile, pool.write_rows)
@@ -159,5 +166,7 @@ def _create_cells(path: str, n_rows: int, unit: int) -> bool:
             return False
     except FileNotFoundError:
         pass
-    zarr.create_array(path, shape=(n_rows,), chunks=chunks, dtype="uint16", compressors=None, overwrite=True)
+    zarr.create_array(
+        path, shape=(n_rows,), chunks=chunks, dtype="uint16", fill_value=NO_CELL, compressors=None, overwrite=True
+    )
     return True

@@ -2,16 +2,20 @@
 
 import io
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
 from dal.scan.kernel import SpanResult, Tally
 from dal.scan.plan import Interval
 from dal.selection import Candidates
+
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -41,9 +45,16 @@ class Journal:
         self.folder.mkdir(exist_ok=True)
 
     def results(self) -> Iterator[SpanResult]:
-        """Give the finished spans one by one, in the order of their rows."""
+        """Give the finished spans one by one, in the order of their rows.
+
+        A file that a power cut left torn is deleted: its span is scored again.
+        """
         for path in sorted(self.folder.glob("*.npz")):
-            yield decode(path.read_bytes())
+            try:
+                yield decode(path.read_bytes())
+            except (EOFError, ValueError, KeyError, BadZipFile) as error:
+                _log.warning("The journal's file %s is torn (%s): its rows are scored again.", path, error)
+                path.unlink()
 
     def add(self, result: SpanResult) -> None:
         """Record a finished span."""

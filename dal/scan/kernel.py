@@ -22,6 +22,8 @@ Rows = npt.NDArray[np.int64]
 
 HISTOGRAM_BINS = 64
 LISTED_INVALID_ROWS = 1000
+NO_CELL = 2**16 - 1
+"""What stands where no cell was stored."""
 _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 KERNEL_VERSION = 2
@@ -200,13 +202,18 @@ class _Span:
         self.shows_invalid = (
             self.by_model and model is not None and model.linear is not None and model.transforms is False
         )
+        self.assigns = cells is None or cells.write
         self.cell_of_row = self._cells_of_span() if order.capacity.cells else None
 
     def _cells_of_span(self) -> npt.NDArray[np.uint16]:
         if self.cells is None or self.cells.write:
             return np.empty(self.interval.stop - self.interval.start, dtype=np.uint16)
         stored = zarr.open_array(self.cells.path, mode="r")
-        return np.asarray(stored[self.interval.start : self.interval.stop], dtype=np.uint16)
+        cells = np.asarray(stored[self.interval.start : self.interval.stop], dtype=np.uint16)
+        if (cells == NO_CELL).any():
+            # A chunk that was lost, as in a power cut, reads as the fill value.
+            self.assigns = True
+        return cells
 
     def score_tile(self, start: int, stop: int) -> None:
         X, count = self._padded(self.reader.read(start, stop)), stop - start
@@ -277,7 +284,7 @@ class _Span:
         if self.cell_of_row is None:
             return None
         tile = self.cell_of_row[start - self.interval.start :][:count]
-        if self.order.codebook is not None and (self.cells is None or self.cells.write):
+        if self.order.codebook is not None and self.assigns:
             tile[:] = self.order.codebook.assign(X)[:count]
         return tile
 

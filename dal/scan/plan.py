@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dal.selection import row_hash
+from dal.selection import Capacity, row_hash
 
 MOST_TILE_ROWS = 16_384
 MOST_TILE_BYTES = 8 * 2**20
@@ -123,8 +123,8 @@ def worker_bytes(
     chunk_rows: int,
     n_classes: int,
     n_cells: int,
-    kept: int,
-    carry: bool,
+    kept_bytes: int,
+    candidate: int,
     model_bytes: int,
 ) -> WorkerBytes:
     """Predict the memory of a worker process; it does not depend on the rows of the pool.
@@ -132,19 +132,23 @@ def worker_bytes(
     Examples
     --------
     >>> print(worker_bytes(tile=16_384, n_features=128, itemsize=4, chunk_rows=32_768, n_classes=10, n_cells=0,
-    ...                    kept=10_000, carry=False, model_bytes=10_000))
-    base 250, model 0, reading 48, scoring 36, keeping 12 MiB
+    ...                    kept_bytes=5_440_000, candidate=544, model_bytes=10_000))
+    base 250, model 0, reading 48, scoring 38, keeping 59 MiB
     """
     record = n_features * itemsize
     unit = max(chunk_rows * record, MOST_TILE_BYTES)
-    candidate = 32 + 4 * n_features * carry
     return WorkerBytes(
         base=250 * 2**20,
         model=4 * model_bytes,
         reading=3 * unit,
         scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64),
-        keeping=(4 * kept + 1024 + tile) * candidate * 2,
+        keeping=2 * (4 * kept_bytes + (1024 + tile) * candidate),
     )
+
+
+def candidate_bytes(capacity: Capacity, n_features: int) -> int:
+    """Give the most bytes of what is kept: 32 a row, and its features where these travel along."""
+    return (capacity.total + capacity.cells * capacity.per_cell) * (32 + 4 * n_features)
 
 
 def remaining(n_rows: int, done: Sequence[Interval]) -> list[Interval]:

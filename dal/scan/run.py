@@ -3,12 +3,11 @@
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-from dal.errors import ScanError
 from dal.learner import Model
 from dal.pool import Pool
 from dal.scan import plan
@@ -79,7 +78,10 @@ class Summary:
 
 @dataclass(frozen=True)
 class Scan:
-    """The result of a pass: the best rows, and what was counted on the way."""
+    """The result of a pass: the best rows, and what was counted on the way.
+
+    Without a single candidate where every row was asked before or is invalid.
+    """
 
     candidates: Candidates
     summary: Summary
@@ -158,7 +160,7 @@ class Run:
             self.pool.fingerprint,
             self.pool.n_rows,
             hashlib.sha256(self.model_bytes).hexdigest(),
-            (order.score, tuple(order.capacity), order.tile, order.seed, order.round, order.carry),
+            (order.score, tuple(order.capacity), order.tile, order.seed, order.round),
             order.codebook.digest() if order.codebook else "",
             hashlib.sha256(self.excluded.tobytes()).hexdigest(),
             self.cells.write if self.cells else None,
@@ -169,11 +171,15 @@ class Run:
         if self.journal is None:
             return []
         self.journal.open(self.digest)
-        done = []
-        for result in self.journal.results():
+        results = list(self.journal.results())
+        kept = [result.candidates for result in results if result.candidates is not None]
+        if kept and not (self.order.carry and all(candidates.embeddings.shape[1] for candidates in kept)):
+            # Another size of cluster decided otherwise about whether features travel along: they are gathered then.
+            self.order = replace(self.order, carry=False)
+            results = [_without_features(result) for result in results]
+        for result in results:
             self._merge(result)
-            done.append(result.interval)
-        return done
+        return [result.interval for result in results]
 
     def _merge(self, result: SpanResult) -> None:
         self.spans += 1
@@ -216,12 +222,7 @@ class Run:
 
     def result(self) -> Scan:
         """Give the candidates and the summary, when nothing is left to do."""
-        best = self.best.result()
-        if best is None:
-            raise ScanError(
-                f"No row is left to ask: of {self.pool.n_rows:,} rows, {len(self.excluded):,} were asked or answered"
-                f" before and {self.tally.invalid:,} hold NaN or infinite values."
-            )
+        best = self.best.result() or _no_candidates(self.pool.n_features if self.order.carry else 0)
         seconds = time.perf_counter() - self.started
         wrote_cells = self.cells is not None and self.cells.write
         summary = Summary(
@@ -235,3 +236,15 @@ class Run:
             tuple(self.notes),
         )
         return Scan(best, summary)
+
+
+def _no_candidates(width: int) -> Candidates:
+    nothing = np.empty(0, dtype=np.int64)
+    return Candidates(nothing, np.empty(0), nothing, nothing, np.empty((0, width), dtype=np.float32))
+
+
+def _without_features(result: SpanResult) -> SpanResult:
+    if result.candidates is None:
+        return result
+    nothing = np.empty((len(result.candidates), 0), dtype=np.float32)
+    return replace(result, candidates=replace(result.candidates, embeddings=nothing))
