@@ -133,7 +133,7 @@ def worker_bytes(
     --------
     >>> print(worker_bytes(tile=16_384, n_features=128, itemsize=4, chunk_rows=32_768, n_classes=10, n_cells=0,
     ...                    kept_bytes=5_440_000, candidate=544, model_bytes=10_000))
-    base 250, model 0, reading 48, scoring 38, keeping 59 MiB
+    base 250, model 0, reading 48, scoring 38, keeping 60 MiB
     """
     record = n_features * itemsize
     unit = max(chunk_rows * record, MOST_TILE_BYTES)
