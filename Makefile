@@ -8,20 +8,17 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test quick bench clean environment
+.PHONY: demo test bench clean environment
 
 demo: environment
 	$(BIN)/dal demo
 
+# CI runs the slow tests, too: it sets CI, as they all do.
 test: environment
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal
-
-# What one runs between two edits: without the tests that take long.
-quick: environment
-	$(BIN)/python -m pytest -m "not slow" -x
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(if $(CI),,-m "not slow")
 
 bench: environment
 	$(BIN)/python -m benchmarks scan --rows 2000000 --json benchmarks/results/scan.json

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import TimeoutError as WaitedTooLong
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -204,7 +205,12 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[s
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"]
     one_per_host = {worker["host"]: address for address, worker in workers.items()}
-    answers = client.run(_probe_task, pool, cells, workers=list(one_per_host.values()), on_error="return")
+    asked = list(one_per_host.values())
+    answers = client.run(_probe_task, pool, cells, workers=asked, on_error="return")
+    # A worker that died just now says nothing about its host; the scan itself survives such deaths.
+    answers = {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}
+    if not answers:
+        raise ClusterError(f"No worker of {client} answered: look at their logs, and run again.")
     for address, answer in answers.items():
         if isinstance(answer, BaseException):
             raise ClusterError(
@@ -252,7 +258,15 @@ class _Cluster:
         self.pending: dict[Future[SpanResult], Interval] = {}
 
     def __enter__(self) -> "_Cluster":
-        self.client.register_plugin(_JobPlugin(self.digest, self.job))
+        for _ in range(ATTEMPTS - 1):
+            # A worker that dies while it is told breaks the whole call; it is safe to tell the others twice.
+            with suppress(OSError):
+                self.client.register_plugin(_JobPlugin(self.digest, self.job))
+                return self
+        try:
+            self.client.register_plugin(_JobPlugin(self.digest, self.job))
+        except OSError as error:
+            raise ClusterError(self._lost(f"could not be told what to do ({error})")) from error
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import zarr
 from threadpoolctl import ThreadpoolController
 
+from dal.errors import LearnerError
 from dal.learner import Model
 from dal.pool import Pool
 from dal.scan.merge import Best, Thresholds
@@ -162,6 +163,11 @@ def score_span(
     cells : Cells, optional
         Where the cells of the rows are stored.
 
+    Raises
+    ------
+    LearnerError
+        If the model refuses some rows or returns no predictions; the message names the rows.
+
     Returns
     -------
     SpanResult
@@ -171,7 +177,11 @@ def score_span(
     with _threadpools().limit(limits=1):
         span = _Span(pool, model, order, interval, excluded, thresholds, cells)
         for start in range(interval.start, interval.stop, order.tile):
-            span.score_tile(start, min(start + order.tile, interval.stop))
+            stop = min(start + order.tile, interval.stop)
+            try:
+                span.score_tile(start, stop)
+            except LearnerError as error:
+                raise LearnerError(f"Rows {start:,} to {stop - 1:,} of {pool.path}: {error}") from error
         return span.result(time.perf_counter() - started)
 
 

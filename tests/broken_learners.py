@@ -1,0 +1,58 @@
+"""Learners that misbehave on a record whose first feature is above 100; workers import them by name."""
+
+import os
+import time
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+
+POISON = 1000.0
+
+
+class Steady(ClassifierMixin, BaseEstimator):
+    """Scores by the second feature, as slowly as it is told."""
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def fit(self, X: np.ndarray, y: np.ndarray) -> "Steady":
+        self.classes_ = np.unique(y)
+        self.n_features_in_ = X.shape[1]
+        return self
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        time.sleep(self.seconds)  # stands for a learner that takes its time
+        if (X[:, 0] > POISON / 2).any():
+            self.poisoned()
+        p = 1 / (1 + np.exp(-X[:, 1].astype(np.float64)))
+        return self.shaped(np.stack([1 - p, p], axis=1))
+
+    def poisoned(self) -> None:
+        pass
+
+    def shaped(self, p: np.ndarray) -> np.ndarray:
+        return p
+
+
+class Raises(Steady):
+    def poisoned(self) -> None:
+        raise ValueError("cannot digest this record")
+
+
+class KillsItsWorker(Steady):
+    def poisoned(self) -> None:
+        os._exit(1)
+
+
+class ReturnsNaN(Steady):
+    def shaped(self, p: np.ndarray) -> np.ndarray:
+        return p * np.nan
+
+
+class ReturnsTooManyColumns(Steady):
+    def shaped(self, p: np.ndarray) -> np.ndarray:
+        return np.concatenate([p, p], axis=1)
+
+
+NAMES = [f"tests.broken_learners.{kind.__name__}" for kind in (Steady, Raises, KillsItsWorker, ReturnsNaN)]
+NAMES.append("tests.broken_learners.ReturnsTooManyColumns")

@@ -1,0 +1,260 @@
+"""What can go wrong while a scan runs, really done: no hang, no lost work, the same result."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from distributed import Client, LocalCluster
+
+from dal.client import connect, local_cluster
+from dal.errors import ClusterError, LearnerError, SpanError
+from dal.learner import Learner, Model
+from dal.pool import Pool, build_pool
+from dal.scan import Journal, Progress, Scan, plan, scan
+from dal.scan import cluster as engine
+from dal.selection import Strategy
+from tests import broken_learners
+from tests.broken_learners import KillsItsWorker, Raises, ReturnsNaN, ReturnsTooManyColumns, Steady
+
+N, TILE = 40_000, 1024
+POISONED_ROW = 23_456
+
+
+@pytest.fixture(autouse=True)
+def many_small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", TILE)
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+
+
+@pytest.fixture(scope="module")
+def pools(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pool]:
+    folder = tmp_path_factory.mktemp("pools")
+    X = np.random.default_rng(0).standard_normal((N, 3)).astype(np.float32)
+    poisoned = X.copy()
+    poisoned[POISONED_ROW, 0] = broken_learners.POISON
+    found = {}
+    for name, records in {"clean": X, "poisoned": poisoned}.items():
+        array = zarr.create_array(folder / f"{name}.zarr", shape=X.shape, chunks=(TILE, 3), dtype="float32")
+        array[:] = records
+        found[name] = Pool.open(folder / f"{name}.zarr")
+    return found
+
+
+def model(estimator: Steady) -> Model:
+    X = np.random.default_rng(1).standard_normal((20, 3)).astype(np.float32)
+    return Learner(estimator, ["no", "yes"], trusted=broken_learners.NAMES).fit(X, np.arange(20) % 2)
+
+
+def run(pool: Pool, fitted: Model, **options: object) -> Scan:
+    return scan(pool, fitted, Strategy.named("margin"), 50, seed=3, **options)
+
+
+def assert_same(a: Scan, b: Scan) -> None:
+    assert a.candidates.rows.tolist() == b.candidates.rows.tolist()
+    assert a.candidates.scores.tolist() == b.candidates.scores.tolist()
+    assert a.summary.tally.rows == b.summary.tally.rows
+    assert a.summary.tally.histogram.tolist() == b.summary.tally.histogram.tolist()
+
+
+@contextmanager
+def at_progress(when: float, what: object) -> Iterator[object]:
+    """Give a progress callback that does something once, when so much of the pool is done."""
+    done: list[bool] = []
+
+    def told(progress: Progress) -> None:
+        if progress.rows_done >= when * N and not done:
+            done.append(True)
+            what()  # type: ignore[operator]
+
+    yield told
+    assert done
+
+
+# -- workers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_workers_killed_again_and_again_cost_only_their_spans(pools: dict[str, Pool]) -> None:
+    expected = run(pools["clean"], model(Steady()))
+    with local_cluster(2) as client:
+        stop = threading.Event()
+        killed: list[int] = []
+
+        def kill_every_second() -> None:
+            while not stop.wait(1.0) and len(killed) < 3:
+                victims = [pid for pid in client.run(os.getpid, on_error="return").values() if isinstance(pid, int)]
+                if victims:
+                    killed.append(victims[0])
+                    os.kill(victims[0], signal.SIGKILL)
+
+        killer = threading.Thread(target=kill_every_second)
+        killer.start()
+        try:
+            found = run(pools["clean"], model(Steady(seconds=0.15)), client=client)
+        finally:
+            stop.set()
+            killer.join()
+    assert killed
+    assert_same(found, expected)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_all_workers_ends_in_an_error_and_the_next_goes_on(
+    pools: dict[str, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "NO_WORKERS_SECONDS", 2.0)
+    fitted = model(Steady(seconds=0.02))
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+        at_progress(0.3, lambda: cluster.scale(0)) as told,
+        pytest.raises(ClusterError, match=r"no worker for 2 s.*goes on from there"),
+    ):
+        run(pools["clean"], fitted, client=client, journal=Journal(tmp_path / "j"), progress=told)
+    resumed = run(pools["clean"], fitted, journal=Journal(tmp_path / "j"))
+    assert resumed.summary.spans_resumed * TILE >= 0.3 * N
+    assert_same(resumed, run(pools["clean"], fitted))
+
+
+@pytest.mark.slow
+def test_a_cluster_may_grow_and_shrink(pools: dict[str, Pool]) -> None:
+    sizes: list[int] = []
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+
+        def resize(progress: Progress) -> None:
+            sizes.append(len(client.nthreads()))
+            if len(sizes) == 5:
+                cluster.scale(3)
+            if len(sizes) == 25:
+                cluster.scale(1)
+
+        found = run(pools["clean"], model(Steady(seconds=0.05)), client=client, progress=resize)
+    assert_same(found, run(pools["clean"], model(Steady())))
+
+
+def test_a_worker_that_cannot_hold_the_scan_is_refused_with_the_numbers(pools: dict[str, Pool]) -> None:
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=16, processes=True, memory_limit="500MiB", dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+        pytest.raises(ClusterError, match=r"has 500 MiB for 16 threads; this scan takes about .* MiB.*base 250"),
+    ):
+        run(pools["clean"], model(Steady()), client=client)
+
+
+# -- the scheduler ----------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def hand_started_cluster() -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    address = f"tcp://127.0.0.1:{free_port()}"
+    port = address.rsplit(":", 1)[1]
+    here = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port]
+    there = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--host", "127.0.0.1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    scheduler = subprocess.Popen([*here, "--no-dashboard"], **quiet, env=environment)
+    worker = subprocess.Popen([*there, "--no-dashboard", "--no-nanny"], **quiet, env=environment)
+    try:
+        yield address, scheduler
+    finally:
+        for process in (worker, scheduler):
+            process.terminate()
+            process.wait(20)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_killed_ends_in_an_error_and_the_next_goes_on(
+    pools: dict[str, Pool], tmp_path: Path
+) -> None:
+    fitted = model(Steady(seconds=0.05))
+    started = time.monotonic()
+    with (
+        hand_started_cluster() as (address, scheduler),
+        connect(address, timeout=60) as client,
+        at_progress(0.2, scheduler.kill) as told,
+        pytest.raises(ClusterError, match="run again"),
+    ):
+        run(pools["clean"], fitted, client=client, journal=Journal(tmp_path / "j"), progress=told)
+    assert time.monotonic() - started < 90
+    resumed = run(pools["clean"], fitted, journal=Journal(tmp_path / "j"))
+    assert resumed.summary.spans_resumed * TILE >= 0.2 * N
+    assert_same(resumed, run(pools["clean"], fitted))
+
+
+# -- learners and spans -----------------------------------------------------------------------------------------------
+
+
+def test_rows_that_a_learner_refuses_are_named(pools: dict[str, Pool], cluster: Client) -> None:
+    first = POISONED_ROW // TILE * TILE
+    for client in (None, cluster):
+        with pytest.raises(LearnerError, match=f"Rows {first:,} to {first + TILE - 1:,} of .*cannot digest"):
+            run(pools["poisoned"], model(Raises()), client=client)
+
+
+def test_a_span_that_always_fails_is_left_out_on_request(pools: dict[str, Pool], cluster: Client) -> None:
+    found = run(pools["poisoned"], model(Raises()), client=cluster, skip_failed=True)
+    first = POISONED_ROW // TILE * TILE
+    assert found.summary.skipped == ((first, first + TILE),)
+    assert f"{TILE:,} rows were skipped" in repr(found)
+    everywhere = run(pools["clean"], model(Steady()))
+    outside = [r for r in everywhere.candidates.rows.tolist() if not first <= r < first + TILE]
+    assert set(outside) <= set(found.candidates.rows.tolist())
+    assert found.summary.tally.rows == N - TILE
+
+
+@pytest.mark.slow
+def test_a_span_that_kills_its_worker_is_named(pools: dict[str, Pool]) -> None:
+    with local_cluster(2) as client:
+        client.run_on_scheduler(lambda dask_scheduler: setattr(dask_scheduler, "allowed_failures", 0))
+        with pytest.raises(SpanError, match=r"failed 3 times.*KilledWorker"):
+            run(pools["poisoned"], model(KillsItsWorker()), client=client)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "says"),
+    [(ReturnsNaN(), "finite"), (ReturnsTooManyColumns(), "columns|shape")],
+    ids=["nan", "columns"],
+)
+def test_predictions_that_are_none_are_refused(
+    estimator: Steady, says: str, pools: dict[str, Pool], cluster: Client
+) -> None:
+    for client in (None, cluster):
+        with pytest.raises(LearnerError, match=says):
+            run(pools["clean"], model(estimator), client=client)
+
+
+def test_the_result_is_the_same_with_two_threads_a_worker(pools: dict[str, Pool]) -> None:
+    expected = run(pools["clean"], model(Steady()))
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        assert_same(run(pools["clean"], model(Steady()), client=client), expected)
+
+
+def test_a_pool_that_one_host_cannot_read_is_refused_before_work_starts(tmp_path: Path, cluster: Client) -> None:
+    pool = build_pool(np.eye(4), tmp_path / "pool.zarr")
+    (tmp_path / "pool.zarr").rename(tmp_path / "moved.zarr")
+    with pytest.raises(ClusterError, match="cannot read the pool"):
+        scan(pool, None, Strategy.named("random"), 2, client=cluster)
