@@ -500,7 +500,7 @@ class _Coverage:
             chosen = self._without_near_duplicates([pick.position for pick in picks])
             if len(chosen) >= k or len(picks) < wanted:
                 break
-            wanted += 2 * (k - len(chosen))
+            wanted *= 2
         if len(chosen) < k:
             chosen = self._filled(chosen)
         return np.array(chosen[:k], dtype=np.int64)
@@ -607,11 +607,15 @@ class _Coverage:
         return [position for index, position in enumerate(positions) if index not in dropped]
 
     def _filled(self, chosen: list[int]) -> list[int]:
-        """Add records that no longer gain anything, by key, as long as they are nobody's near-duplicates."""
+        """Add records that no longer gain anything, by key, as long as they are nobody's near-duplicates.
+
+        Where every candidate is a near-duplicate of a labeled record, as in a pool of few distinct records, one of each
+        kind is asked again rather than nothing: people disagree, and an empty batch would end the campaign.
+        """
         taken = set(chosen)
-        limit = _duplicate_coverage()
-        rest = [p for p in self.distinct.tolist() if p not in taken and self.covered[p] <= limit]
-        return self._without_near_duplicates(chosen + rest)
+        fresh = self.covered[self.distinct] <= _duplicate_coverage()
+        rest = self.distinct[fresh] if chosen or fresh.any() else self.distinct
+        return self._without_near_duplicates(chosen + [p for p in rest.tolist() if p not in taken])
 
 
 def _first_of_equals(points: Floats32) -> Positions:

@@ -254,6 +254,21 @@ class TestFacilityLocation(SelectorContract):
         chosen = self.choose(c, 30, c.embeddings[10:20])
         assert sorted(chosen) == np.delete(c.rows, np.arange(10, 20)).tolist()
 
+    def test_where_all_candidates_are_copies_of_labeled_records_one_of_each_kind_is_asked(self) -> None:
+        c = made_candidates(40)
+        c = replace(c, embeddings=np.repeat(c.embeddings[:4], 10, axis=0))
+        chosen = self.choose(c, 20, c.embeddings)
+        assert len({int(np.searchsorted(c.rows, row)) // 10 for row in chosen}) == len(chosen) == 4
+
+    def test_many_near_duplicates_across_leaves_end_soon(self) -> None:
+        line = np.linspace(0, 1, 4000, dtype=np.float32)[:, None]
+        c = replace(made_candidates(4000), embeddings=line, scores=np.full(4000, 0.5))
+        labeled = np.array([[0.0], [0.5], [1.0]], dtype=np.float32)
+        chosen = self.choose(c, 60, labeled)
+        places = np.sort(line[np.searchsorted(c.rows, chosen), 0])
+        assert 0 < len(chosen) <= 60
+        assert np.diff(places).min() >= 0.1 * 0.5 * 0.99
+
     def test_constant_embeddings_give_one_record(self) -> None:
         c = replace(made_candidates(30), embeddings=np.ones((30, 4), np.float32))
         assert self.choose(c, 5) == [int(c.rows[slow_order(c.scores, c.rows, 5, 2)[0]])]
