@@ -182,10 +182,9 @@ def test_logistic_regression_stays_in_float32_and_shows_its_coefficients(n_class
     X, codes = records(n_classes=n_classes)
     model = Learner.named("logistic", CLASSES[:n_classes]).fit(X.astype(np.float64), codes)
     assert model.linear is not None
-    coef, intercept = model.linear
-    assert coef.dtype == np.float32
-    assert coef.shape == (1 if n_classes == 2 else 4, 5)
-    values = model.transform(X) @ coef.T + intercept
+    assert model.linear.coef.dtype == np.float32
+    assert model.linear.coef.shape == (1 if n_classes == 2 else 4, 5)
+    values = model.linear.decisions(X).T
     np.testing.assert_allclose(values, model.decision_function(X), rtol=1e-5, atol=1e-6)
     powers = np.exp(np.hstack([np.zeros_like(values), values]) if n_classes == 2 else values)
     np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), model.predict_proba(X), atol=1e-6)
@@ -201,13 +200,16 @@ def test_only_a_plain_last_step_is_linear(estimator: BaseEstimator) -> None:
     assert Learner(estimator, CLASSES).fit(*records()).linear is None
 
 
-def test_transform_is_all_but_the_last_step() -> None:
-    X, codes = records()
-    pipeline = Learner(make_pipeline(StandardScaler(), PCA(3), GaussianNB()), CLASSES).fit(X, codes)
-    steps = pipeline.estimator.steps
-    np.testing.assert_array_equal(pipeline.transform(X), steps[1][1].transform(steps[0][1].transform(X)))
-    for alone in (GaussianNB(), make_pipeline(GaussianNB())):
-        assert Learner(alone, CLASSES).fit(X, codes).transform(X) is X
+@pytest.mark.parametrize(("offset", "folded"), [(0.0, True), (3.0, True), (1e5, False)])
+def test_a_scaler_is_folded_only_where_the_probabilities_stay_the_same(offset: float, folded: bool) -> None:
+    X, codes = records(600)
+    X = (X * np.float32([1, 10, 0.1, 1000, 1]) + np.float32(offset) * np.float32([1, 10, 0.1, 1000, 1])).astype("f4")
+    model = Learner.named("logistic", CLASSES).fit(X, codes)
+    assert model.linear is not None
+    assert (model.linear.steps is None) == folded
+    values = model.linear.decisions(X).T.astype(np.float64)
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), model.predict_proba(X), atol=1e-6)
 
 
 def test_kind_and_tile_rows_are_of_the_last_step() -> None:

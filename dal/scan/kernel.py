@@ -210,7 +210,7 @@ class _Span:
         # Every decision value of a linear model is not finite where a feature is not, so nothing need be looked for; a
         # transformation before it may hide that, or refuse it.
         self.shows_invalid = (
-            self.by_model and model is not None and model.linear is not None and model.transforms is False
+            self.by_model and model is not None and model.linear is not None and model.linear.steps is None
         )
         self.assigns = cells is None or cells.write
         self.cell_of_row = self._cells_of_span() if order.capacity.cells else None
@@ -339,8 +339,5 @@ def score_block(name: str, model: Model, X: Floats32) -> Scored:
         # Columns of unseen classes are zero and never the first; all classes count, for the score's normalisation.
         scored = of_probabilities(name, model.predict_proba(X))
         return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
-    coef, intercept = model.linear
     with np.errstate(over="ignore", invalid="ignore"):
-        decisions = coef @ model.transform(X).T
-        decisions += intercept[:, None]
-        return of_decisions(name, decisions, len(model.classes))
+        return of_decisions(name, model.linear.decisions(X), len(model.classes))
