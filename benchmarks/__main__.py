@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import scan
+from benchmarks import memory, scale, scan
 
 
 @click.group()
@@ -11,6 +11,8 @@ def main() -> None:
 
 
 main.add_command(scan.command)
+main.add_command(memory.command)
+main.add_command(scale.command)
 
 # Worker processes are spawned: they import this module again.
 if __name__ == "__main__":

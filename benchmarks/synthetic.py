@@ -17,6 +17,7 @@ from dal.pool import Block, Pool, build_pool
 from dal.selection import row_hash
 
 CLASSES = tuple(f"class {number}" for number in range(10))
+NO_ROWS = np.empty(0, dtype=np.int64)
 BLOCK_ROWS = 65_536
 FITTED_ROWS = 5_000
 SEPARATION = 3.2

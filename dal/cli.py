@@ -22,6 +22,7 @@ from dal.errors import DalError
 from dal.exchange import ImportReport, read_answers, write_batch
 from dal.figures import Table
 from dal.pool import Pool, build_pool
+from dal.pool.encodings import ENCODINGS
 from dal.progress import shown
 from dal.rounds import Stop, Wait
 from dal.scan import Progress
@@ -29,7 +30,7 @@ from dal.selection import STRATEGIES
 
 _LISTED_LINES = 20
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 
 class _Verbs(click.Group):
@@ -55,6 +56,8 @@ def main() -> None:
     handler = RichHandler(console=console, show_time=False, show_path=False)
     handler.addFilter(_no_interrupt)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)
+    # What dal has to say of a cluster is in its own errors; Dask would print a traceback for every lost connection.
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
 
 
 def _no_interrupt(record: logging.LogRecord) -> bool:
@@ -76,8 +79,21 @@ def pool() -> None:
 @click.option("--ids", help="Column with the record ids, which must not repeat. Default: the row numbers.")
 @click.option("--features", help="Feature columns, separated by commas. Default: all but ids and display columns.")
 @click.option("--display", default="", help="Columns to show to annotators, separated by commas.")
+@click.option(
+    "--dtype",
+    type=click.Choice(ENCODINGS),
+    help="How to store the features; narrow types are read faster and are less exact. Default: float32, or uint8 kept.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the pool that is there.")
-def build(source: Path, pool_path: str, ids: str | None, features: str | None, display: str, overwrite: bool) -> None:
+def build(
+    source: Path,
+    pool_path: str,
+    ids: str | None,
+    features: str | None,
+    display: str,
+    dtype: str | None,
+    overwrite: bool,
+) -> None:
     """Build POOL from SOURCE: an .npy, .parquet or .csv file.
 
     Memory does not grow with the source. Interrupted and run again, it goes on.
@@ -89,6 +105,7 @@ def build(source: Path, pool_path: str, ids: str | None, features: str | None, d
             ids=ids,
             features=_split(features) if features else None,
             display=_split(display),
+            dtype=dtype,
             overwrite=overwrite,
             progress=lambda done, total: show(done, total, "rows"),
         )
@@ -104,7 +121,7 @@ def info(pool_path: str) -> None:
 
 def _describe(opened: Pool) -> None:
     shape = " x ".join(str(length) for length in opened.record_shape)
-    console.print(f"{opened.path}: {opened.n_rows:,} records of {shape} {opened.dtype}, {_bytes(opened.nbytes)}")
+    console.print(f"{opened.path}: {opened.n_rows:,} records of {shape} {opened.encoding}, {_bytes(opened.nbytes)}")
     console.print(f"display fields: {', '.join(opened.fields) or 'none'}; fingerprint {opened.fingerprint}")
 
 
@@ -176,6 +193,9 @@ def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
     path = directory / f"batch-{batch.number:04d}.csv"
     if not path.exists():
         write_batch(campaign, pool_of(campaign), batch.number, path)
+    invalid = (campaign.round(batch.number).summary or {}).get("invalid", 0)
+    if batch.fresh and invalid:
+        console.print(f"{invalid:,} records hold NaN or infinite values: they are never asked.")
     if batch.fresh:
         console.print(f"Round {batch.number}: {len(batch.rows):,} records to label, in {path}")
     else:
@@ -247,14 +267,22 @@ def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: 
     """Import the answers in FILE, a CSV with the columns record_id and label."""
     campaign = Campaign.open(directory)
     opened = pool_of(campaign)
-    who = annotator or getpass.getuser()
+    who = annotator or _user()
     report = read_answers(file, campaign, opened, who, conflicts="take" if take_conflicts else "keep out")
     _tell_import(report)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError) as error:  # as in a container whose user has no name
+        raise click.ClickException("This system has no name for you: say who answered with --annotator.") from error
 
 
 def _tell_import(report: ImportReport) -> None:
     if report.seen:
         console.print("This file was imported before: nothing was changed.")
+        return
     console.print(
         f"{report.new:,} new, {report.changed:,} changed, {report.same:,} known already, {report.pending:,} pending,"
         f" {report.rejections:,} rejected, {report.kept_out:,} in conflict"
@@ -266,7 +294,7 @@ def _tell_import(report: ImportReport) -> None:
         ("conflict", report.conflicts, report.kept_out),
     ):
         for line in lines[:_LISTED_LINES]:
-            console.print(f"  line {line.line}: {line.record_id}: {what}: {line.reason}", markup=False)
+            console.print(f"  line {line.line}: {line.record_id}: {what}: {line.reason}")
         if total > _LISTED_LINES:
             console.print(f"  and {total - _LISTED_LINES:,} more")
 
@@ -281,6 +309,8 @@ def export(directory: Path, file: Path, number: int | None) -> None:
     rounds = [each.number for each in campaign.rounds()]
     if not rounds:
         raise click.ClickException(f"No batch was chosen yet: dal next {directory}")
+    if number is not None and number not in rounds:
+        raise click.ClickException(f"Expected a round from {rounds[0]} to {rounds[-1]}, got {number}.")
     lines = write_batch(campaign, pool_of(campaign), number or rounds[-1], file)
     console.print(f"Wrote {lines:,} lines to {file}")
 

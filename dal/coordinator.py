@@ -2,12 +2,15 @@
 
 import io
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +20,8 @@ from sklearn.base import BaseEstimator
 from dal import rounds
 from dal.agreement import majority
 from dal.campaign import Campaign, Round, Settings
-from dal.errors import CampaignMismatch, DalError, LearnerError, SettingsError
+from dal.campaign.disk import replacing
+from dal.errors import CampaignMismatch, LearnerError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
 from dal.ruler import Estimate, accuracy
@@ -393,14 +397,23 @@ class _Coordinator:
         rows, codes = self.labels(current.last_answer)
         X = self._features(rows)
         valid = np.isfinite(X).all(axis=1)
-        try:
+        with self._withdrawing(current):
             model = learner_of(self.campaign).fit(X[valid], codes[valid])
-        except DalError:
-            # The frozen labels will not do, however often they are tried: the next round may freeze more of them.
-            self.campaign.withdraw_round(current)
-            raise
+            model.predict_proba(X[valid][:1000])
         notes = {"warnings": list(model.warnings), "invalid_labeled": int((~valid).sum())}
         self.campaign.save_model(current, model.dumps(), trained_on=len(rows), notes=notes)
+
+    @contextmanager
+    def _withdrawing(self, current: Round) -> Iterator[None]:
+        """Take the round back if its learner refuses what was frozen.
+
+        It would refuse it again however often it is tried; the next round may freeze more labels, or another learner.
+        """
+        try:
+            yield
+        except LearnerError:
+            self.campaign.withdraw_round(current)
+            raise
 
     def _model(self, current: Round) -> Model | None:
         if current.model is None:
@@ -413,15 +426,14 @@ class _Coordinator:
 
     def _codebook(self) -> Codebook:
         path = self.campaign.directory / "codebook.npz"
-        with suppress(FileNotFoundError), np.load(path) as stored:
+        stored = _loaded(path)
+        if stored is not None:
             return Codebook(stored["mean"], stored["scale"], stored["centers"])
         strategy = Strategy.named(self.settings.strategy, self.settings.explore)
         cells = strategy.capacity(self.settings.batch, self.pool.n_rows).cells
         codebook = sample_codebook(self.pool, cells, self.settings.seed)
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             np.savez(file, mean=codebook.mean, scale=codebook.scale, centers=codebook.centers)
-        partial.replace(path)
         return codebook
 
     def _cells(self) -> Cells:
@@ -437,11 +449,12 @@ class _Coordinator:
         found = np.zeros(len(rows), dtype=bool)
         X = np.empty((len(rows), self.pool.n_features), dtype=np.float32)
         for path in sorted((self.campaign.directory / "rounds").glob("*-features.npz")):
-            with np.load(path) as kept:
+            kept = _loaded(path)
+            if kept is not None and len(kept["rows"]):
                 order = np.argsort(kept["rows"])
                 known = kept["rows"][order]
                 position = np.minimum(np.searchsorted(known, rows), len(known) - 1)
-                here = known[position] == rows if len(known) else np.zeros(len(rows), dtype=bool)
+                here = known[position] == rows
                 X[here] = kept["features"][order[position[here]]]
                 found |= here
         X[~found] = self.pool.take(rows[~found])
@@ -451,21 +464,22 @@ class _Coordinator:
         model = None if cold else self._model(current)
         strategy = self._strategy(current, model)
         journal = Journal(self.campaign.directory / "journal")
-        found = scan(
-            self.pool,
-            model,
-            strategy,
-            current.k,
-            self.campaign.excluded_rows(current),
-            seed=current.seed,
-            round=current.number,
-            codebook=self._codebook() if strategy.selector != "top" else None,
-            cells=self._cells(),
-            client=self.client,
-            journal=journal,
-            progress=self.progress,
-            with_features=True,
-        )
+        with self._withdrawing(current):
+            found = scan(
+                self.pool,
+                model,
+                strategy,
+                current.k,
+                self.campaign.excluded_rows(current),
+                seed=current.seed,
+                round=current.number,
+                codebook=self._codebook() if strategy.selector != "top" else None,
+                cells=self._cells(),
+                client=self.client,
+                journal=journal,
+                progress=self.progress,
+                with_features=True,
+            )
         self.campaign.save_scan(current, _candidates_as_bytes(found.candidates), _summary_as_json(found.summary))
         if found.summary.wrote_cells:
             (self.campaign.directory / CELLS_COMPLETE).touch()
@@ -485,15 +499,19 @@ class _Coordinator:
         order = interleaved(chosen.rows.tolist(), drawn.rows)
         if len(order) < current.k:
             _log.warning(
-                "The batch holds %d records instead of %d: no more are distinct and never asked.", len(order), current.k
+                "The batch holds %d records instead of %d: the other candidates are near-duplicates of these or of"
+                " records asked before.",
+                len(order),
+                current.k,
             )
+        explored = set(drawn.rows)
         self.campaign.open_batch(
             current,
             order,
             self.pool.record_ids(order),
             [None if answers[row][0] is None else float(answers[row][0]) for row in order],
             [int(answers[row][1]) if answers[row][1] >= 0 else None for row in order],
-            [row in drawn.rows for row in order],
+            [row in explored for row in order],
         )
 
     def _drawn(self, current: Round, excluded: Rows) -> "_Drawn":
@@ -502,12 +520,12 @@ class _Coordinator:
         explored = sum(asked.explore for asked in before)
         count = explore_count(current.explore, len(before), explored, current.k)
         drawn = _Drawn.none(self.pool.n_features)
-        for row in uniform_rows(current.n_rows, excluded, current.seed, current.number):
-            if len(drawn.rows) == count:
-                break
-            record = self.pool.take([row])
-            if np.isfinite(record).all():
-                drawn = _Drawn([*drawn.rows, row], np.concatenate([drawn.X, record]))
+        draws = uniform_rows(current.n_rows, excluded, current.seed, current.number)
+        while missing := list(islice(draws, count - len(drawn.rows))):
+            X = self.pool.take(missing)
+            valid = np.isfinite(X).all(axis=1)
+            rows = [row for row, keep in zip(missing, valid.tolist(), strict=True) if keep]
+            drawn = _Drawn(drawn.rows + rows, np.concatenate([drawn.X, X[valid]]))
         return drawn
 
     def _chosen(
@@ -529,13 +547,11 @@ class _Coordinator:
         return candidates.take(np.searchsorted(candidates.rows, rows))
 
     def _keep_features(self, current: Round, chosen: Candidates, drawn: "_Drawn") -> None:
-        # No more than a copy of what the pool holds: written whole or not at all, and not missed if it is gone.
+        # No more than a copy of what the pool holds, and not missed if it is gone.
         rows = np.concatenate([chosen.rows, np.array(drawn.rows, dtype=np.int64)])
         path = self.campaign.directory / "rounds" / f"{current.number:04d}-features.npz"
-        partial = path.with_suffix(".part")
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             np.savez(file, rows=rows, features=np.concatenate([chosen.embeddings, drawn.X]))
-        partial.replace(path)
 
     def _judged(
         self, model: Model | None, strategy: Strategy, X: npt.NDArray[np.float32]
@@ -552,6 +568,18 @@ class _Coordinator:
         asked = self.campaign.batch(number)
         rows = np.array([each.row for each in asked], dtype=np.int64)
         return Batch(number, rows, [each.record_id for each in asked], pending, fresh)
+
+
+def _loaded(path: Path) -> dict[str, npt.NDArray[Any]] | None:
+    """Read a file that can be made again; None if it is not there, or was torn by a power cut."""
+    try:
+        with path.open("rb") as file, np.load(file) as stored:
+            return dict(stored)
+    except FileNotFoundError:
+        return None
+    except (EOFError, ValueError, KeyError, BadZipFile) as error:
+        _log.warning("%s is torn (%s): it is made again.", path, error)
+        return None
 
 
 def _candidates_as_bytes(candidates: Candidates) -> bytes:

@@ -371,7 +371,8 @@ class Model:
         Raises
         ------
         LearnerError
-            If what the estimator returns has another shape or is not finite.
+            If what the estimator returns has another shape or nothing finite. A row of it that is not finite, as of a
+            record so far from all others that the estimator overflows, is given as it is.
         """
         probabilities = self._seen_probabilities(X)
         if np.array_equal(self.seen, np.arange(len(self.classes))):
@@ -434,17 +435,19 @@ class Model:
 
     def _called(self, method: str, X: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         try:
-            return np.asarray(getattr(self.estimator, method)(X))
-        except ValueError as error:  # scikit-learn's way to refuse its input
+            # What overflows shows in the result, which is looked at; a warning for every tile says no more.
+            with np.errstate(all="ignore"):
+                return np.asarray(getattr(self.estimator, method)(X))
+        except Exception as error:  # anybody's code, with anybody's exceptions
             raise LearnerError(f"{self.kind}.{method} refused records of shape {X.shape}: {error}") from error
 
     def _checked(self, values: npt.NDArray[Any], rows: int, columns: int, method: str) -> Floats:
         if values.shape != (rows, columns):
             raise LearnerError(f"{self.kind}.{method}: expected shape {(rows, columns)}, got {values.shape}")
-        # One sum instead of a mask of all values: this stands between every tile and its scores.
-        if not np.isfinite(values.sum()):
-            bad = int((~np.isfinite(values)).any(axis=1).sum())
-            raise LearnerError(f"{self.kind}.{method}: {bad} of {rows} rows hold values that are not finite")
+        # One sum instead of a mask of all values: this stands between every tile and its scores. A record far from all
+        # others may overflow inside an estimator; one that gives nothing finite at all is broken.
+        if rows and not np.isfinite(values.sum()) and not np.isfinite(values).all(axis=1).any():
+            raise LearnerError(f"{self.kind}.{method}: all {rows} rows hold values that are not finite")
         return values
 
 
@@ -503,6 +506,9 @@ def _check_seen(model: Model) -> None:
 
 
 def _check_probabilities(probabilities: Floats, kind: str) -> None:
+    bad = int((~np.isfinite(probabilities)).any(axis=1).sum())
+    if bad:
+        raise LearnerError(f"{kind}.predict_proba: {bad} of {len(probabilities)} rows hold values that are not finite")
     low, high = float(np.min(probabilities)), float(np.max(probabilities))
     sums = probabilities.sum(axis=1)
     if low < 0 or np.abs(sums - 1).max() > 1e-3:

@@ -38,6 +38,7 @@ LEAF_ROWS = 1024
 """Candidates of one dense kernel: 4 MB, and 0.99 of the objective of one flat greedy."""
 DUPLICATE_DISTANCE = 0.1
 """Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
+MOST_DEVIATIONS = np.float32(1e4)
 _BANDWIDTH_SAMPLE = 2000
 
 
@@ -305,9 +306,10 @@ class Codebook:
         sample = sample[np.isfinite(sample).all(axis=1)]
         if not len(sample):
             raise SettingsError("Every sampled record has a NaN or infinite feature: there is nothing to compare.")
-        scale = sample.std(axis=0, dtype=np.float64)
-        scale[~(scale > 0)] = 1.0
         mean = sample.mean(axis=0, dtype=np.float64)
+        scale = sample.std(axis=0, dtype=np.float64)
+        # A column that is constant but for rounding would be blown up to look like any other.
+        scale[~(scale > 1e-6 * np.abs(mean))] = 1.0
         space = cls(mean.astype(np.float32), scale.astype(np.float32), np.empty((0, sample.shape[1]), np.float32))
         embedded = space.embed(sample)
         distinct = np.unique(embedded, axis=0)
@@ -319,8 +321,14 @@ class Codebook:
         return replace(space, centers=means.cluster_centers_.astype(np.float32))
 
     def embed(self, X: Floats32) -> Floats32:
-        """Standardise and divide by the square root of d, so that distances do not grow with the dimension."""
-        embedded: Floats32 = (X - self.mean) / (self.scale * np.float32(np.sqrt(X.shape[1])))
+        """Standardise and divide by the square root of d, so that distances do not grow with the dimension.
+
+        What is more than 10,000 deviations away is put there: its square would overflow in single precision.
+        """
+        with np.errstate(over="ignore"):
+            standard = (X - self.mean) / self.scale
+        np.clip(standard, -MOST_DEVIATIONS, MOST_DEVIATIONS, out=standard)
+        embedded: Floats32 = standard / np.float32(np.sqrt(X.shape[1]))
         return embedded
 
     def assign(self, X: Floats32) -> npt.NDArray[np.uint16]:
@@ -595,16 +603,17 @@ class _Coverage:
         return np.exp(squared, out=squared)
 
     def _without_near_duplicates(self, positions: list[int]) -> list[int]:
-        """Drop picks that are near-duplicates of an earlier pick in another leaf; inside a leaf there are none."""
+        """Drop picks that are near-duplicates of an earlier pick, as there may be between leaves."""
         if len(positions) < 2:
             return positions
         points = self.embeddings[positions].astype(np.float64)
-        pairs = cKDTree(points).query_pairs(DUPLICATE_DISTANCE * self.bandwidth, output_type="ndarray")
-        dropped: set[int] = set()
-        for earlier, later in sorted(map(tuple, np.sort(pairs, axis=1).tolist())):
-            if earlier not in dropped:
-                dropped.add(later)
-        return [position for index, position in enumerate(positions) if index not in dropped]
+        tree = cKDTree(points)
+        dropped = np.zeros(len(positions), dtype=bool)
+        for index in range(len(positions)):
+            if not dropped[index]:
+                near = np.array(tree.query_ball_point(points[index], DUPLICATE_DISTANCE * self.bandwidth))
+                dropped[near[near > index]] = True
+        return [position for index, position in enumerate(positions) if not dropped[index]]
 
     def _filled(self, chosen: list[int]) -> list[int]:
         """Add records that no longer gain anything, by key, as long as they are nobody's near-duplicates.

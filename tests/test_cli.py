@@ -147,6 +147,25 @@ def test_errors_are_one_line_and_an_exit_code(
     assert "Traceback" not in result.output
 
 
+def test_odd_names_and_numbers_give_no_traceback(
+    pool: Path, tmp_path: Path, cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = tmp_path / "c"
+    ok("init", campaign, pool, "--classes", "[/red],[bold]", "--batch", 5)
+    assert "[/red], [bold]" in ok("next", campaign, "--scheduler", cluster.scheduler.address)
+    result = dal("label", "export", campaign, tmp_path / "x.csv", "--round", 9)
+    assert result.exit_code == 1
+    assert "Expected a round from 1 to 1, got 9" in result.output
+
+    def nameless() -> str:
+        raise OSError("no such user")
+
+    monkeypatch.setattr("getpass.getuser", nameless)
+    result = dal("label", "import", campaign, campaign / "batch-0001.csv")
+    assert result.exit_code == 1
+    assert "--annotator" in result.output
+
+
 def test_an_unreachable_scheduler_is_refused_before_anything_changes(pool: Path, tmp_path: Path) -> None:
     ok("init", tmp_path / "c", pool, "--classes", "ham,spam")
     result = dal("next", tmp_path / "c", "--scheduler", "tcp://127.0.0.1:9")

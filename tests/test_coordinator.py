@@ -12,6 +12,7 @@ import pytest
 from distributed import Client
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVR
 
 from dal.campaign import Answer, Campaign
@@ -422,3 +423,31 @@ def test_features_of_asked_records_are_not_read_from_the_pool_again(
     explored = [a.row for a in campaign.batch(3) if a.explore]
     assert taken == explored
     assert len(third.rows) == 30
+
+
+def test_a_model_that_fits_and_cannot_predict_does_not_block_the_campaign(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    trusted = ["sklearn.metrics._dist_metrics.EuclideanDistance64", "sklearn.neighbors._kd_tree.KDTree"]
+    campaign = made(truth, tmp_path / "c", learner=KNeighborsClassifier(20), trusted=trusted, batch=8)
+    answered(campaign, truth, asked(campaign))
+    with pytest.raises(LearnerError, match="n_neighbors"):
+        next_batch(campaign)
+    rows = np.arange(100, 160)
+    answer_batch(campaign, rows, [f"record {row}" for row in rows], truth[1][rows])
+    assert asked(campaign).number == 2
+
+
+def test_files_that_a_power_cut_tore_are_made_again(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    batches = []
+    for name in ("whole", "torn"):
+        campaign = made(truth, tmp_path / name, batch=20)
+        answered(campaign, truth, asked(campaign))
+        answered(campaign, truth, asked(campaign))
+        if name == "torn":
+            for path in ("codebook.npz", "rounds/0001-features.npz", "cells.zarr/zarr.json"):
+                data = (campaign.directory / path).read_bytes()
+                (campaign.directory / path).write_bytes(data[: len(data) // 2])
+            (campaign.directory / "cells.complete").unlink()
+        batches.append(asked(campaign).rows.tolist())
+    assert batches[0] == batches[1]

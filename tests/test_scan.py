@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
+from sklearn.naive_bayes import GaussianNB
+from threadpoolctl import threadpool_info
 
 from dal.client import local_cluster
 from dal.errors import ChunkError, ClusterError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
-from dal.scan import Cells, Journal, Progress, Scan, plan, sample_codebook, scan
+from dal.scan import Cells, Journal, Progress, Scan, kernel, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
 from dal.scan.kernel import score_block
@@ -396,3 +398,60 @@ def test_a_coordinator_killed_in_mid_scan_goes_on_from_its_journal(
     whole = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2)
     assert resumed.summary.spans_resumed == 7
     assert_same(resumed.candidates, whole.candidates)
+
+
+def killed(cluster: object, *exception: object) -> None:
+    """What a killed coordinator does to clean up."""
+
+
+def test_a_plugin_that_a_dead_coordinator_left_serves_nobody_else(
+    pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path, cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    with monkeypatch.context() as dead:
+        dead.setattr(cluster_engine._Cluster, "__exit__", killed)
+        run(pools["odd"], models["plain"], Strategy(), codebook, cells=Cells(str(tmp_path / "a"), True), client=cluster)
+    written = (tmp_path / "a" / "c" / "0").stat().st_mtime_ns
+    run(pools["odd"], models["plain"], Strategy(), codebook, cells=Cells(str(tmp_path / "b"), True), client=cluster)
+    assert (tmp_path / "a" / "c" / "0").stat().st_mtime_ns == written
+    np.testing.assert_array_equal(
+        zarr.open_array(tmp_path / "a", mode="r")[:], zarr.open_array(tmp_path / "b", mode="r")[:]
+    )
+
+
+def test_a_worker_that_was_stopped_does_not_hang_the_start(
+    pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_engine, "PROBE_SECONDS", 2.0)
+    with local_cluster(1) as client:
+        [worker] = client.run(os.getpid).values()
+        os.kill(worker, signal.SIGSTOP)
+        try:
+            with pytest.raises(ClusterError, match="answered within 2 s"):
+                scan(pools["built"], None, Strategy.named("random"), 5, client=client)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+
+
+def test_one_blas_thread_lasts_until_the_last_scoring_thread_is_out() -> None:
+    def blas_threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    before = blas_threads()
+    first, second = kernel._one_blas_thread, kernel._one_blas_thread
+    first.__enter__()
+    second.__enter__()
+    first.__exit__()
+    assert blas_threads() == {1}
+    second.__exit__()
+    assert blas_threads() == before
+
+
+def test_records_so_far_away_that_the_learner_overflows_are_not_asked(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((800, 3)).astype(np.float32)
+    model = Learner(GaussianNB(), CLASSES).fit(X[:100], np.arange(100) % 4)
+    X[[17, 400]] = [[1e30, 0, 0], [-3.4e38, 3.4e38, 1]]
+    found = scan(build_pool(X, tmp_path / "pool.zarr"), model, Strategy.named("entropy"), 900)
+    assert found.summary.tally.invalid_rows.tolist() == [17, 400]
+    assert len(found.candidates) == 798

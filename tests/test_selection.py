@@ -1,3 +1,4 @@
+import tracemalloc
 from dataclasses import replace
 from itertools import islice
 
@@ -269,6 +270,18 @@ class TestFacilityLocation(SelectorContract):
         assert 0 < len(chosen) <= 60
         assert np.diff(places).min() >= 0.1 * 0.5 * 0.99
 
+    def test_tight_clusters_of_many_take_little_memory(self) -> None:
+        rng = np.random.default_rng(0)
+        centers = np.array([[0, 0], [1, 0], [0, 1]], dtype=np.float32)
+        points = centers[rng.integers(0, 3, 20_000)] + 1e-5 * rng.standard_normal((20_000, 2)).astype(np.float32)
+        c = replace(made_candidates(20_000), embeddings=points, scores=np.full(20_000, 0.5))
+        tracemalloc.start()
+        chosen = self.choose(c, 2000, centers + 5)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(chosen) == 3
+        assert peak < 200e6
+
     def test_constant_embeddings_give_one_record(self) -> None:
         c = replace(made_candidates(30), embeddings=np.ones((30, 4), np.float32))
         assert self.choose(c, 5) == [int(c.rows[slow_order(c.scores, c.rows, 5, 2)[0]])]
@@ -320,6 +333,16 @@ def test_cells_are_the_nearest_centers_and_the_same_for_any_block() -> None:
     np.testing.assert_array_equal(codebook.assign(valid), nearest)
     assert Codebook.fit(X[:2000], 12, seed=3).digest() == codebook.digest()
     assert Codebook.fit(X[:2000], 12, seed=4).digest() != codebook.digest()
+
+
+def test_huge_values_are_embedded_as_finite_ones() -> None:
+    X = np.random.default_rng(0).standard_normal((500, 3)).astype(np.float32)
+    X[7] = [3.4e38, -3.4e38, 1e30]
+    X[:, 2] = np.float32(1e6) + np.float32(0.06) * (np.arange(500) % 2)  # constant but for rounding
+    codebook = Codebook.fit(X, 5, seed=0)
+    assert np.isfinite(codebook.embed(X)).all()
+    assert np.isfinite(codebook.centers).all()
+    assert codebook.scale[2] == 1.0
 
 
 def test_few_distinct_records_make_few_cells() -> None:

@@ -318,13 +318,12 @@ class Campaign:
             _advance(connection, round.number, ("open",), "closed", {"closed_at": ledger.now()})
 
     def withdraw_round(self, round: Round) -> None:
-        """Take back a round that was only frozen: nothing came of it yet, and the labels it froze cannot be learned."""
+        """Take back a round that has no batch yet, because what it froze cannot be learned from or scored with."""
+        early = ("frozen", "fitted")
         with self._writing() as connection:
-            gone = connection.execute(
-                delete(rounds).where(rounds.c.number == round.number, rounds.c.status == "frozen")
-            )
+            gone = connection.execute(delete(rounds).where(rounds.c.number == round.number, rounds.c.status.in_(early)))
             if gone.rowcount != 1:
-                raise _wrong_step(round.number, None, ("frozen",))
+                raise _wrong_step(round.number, None, early)
 
     def round(self, number: int) -> Round:
         """Read one round."""

@@ -23,6 +23,8 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from dal.errors import PoolError, SourceError
+from dal.pool.chunks import read_rows
+from dal.pool.encodings import ENCODINGS, Floats32, encoder, scale_of
 from dal.pool.ids import sorted_entries
 from dal.pool.sources import Block, Source, Values, checked, open_source
 from dal.pool.store import ATTRIBUTE, VERSION, Pool, description, resolved
@@ -44,6 +46,7 @@ def build_pool(
     ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
     features: Sequence[str] | None = None,
     display: Mapping[str, Values] | Sequence[str] = (),
+    dtype: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Pool:
@@ -51,6 +54,7 @@ def build_pool(
 
     Features are stored as float32, whatever their type: float64 is rounded, integers beyond 2**24 lose digits, null
     is NaN. Arrays and blocks of uint8 stay uint8. NaN is allowed; such records are counted by scans and never asked.
+    A narrower `dtype` makes the pool smaller and less exact; what is read is float32 all the same.
 
     Parameters
     ----------
@@ -67,6 +71,11 @@ def build_pool(
     display
         Fields to show to annotators: a dict of name to values for arrays, names of columns for tables. In CSV files
         they keep their text.
+    dtype
+        How features are stored, each rounded to float32 first. ``"float32"``; ``"float16"`` and ``"bfloat16"``, rounded
+        to nearest even, where what is beyond their range becomes infinite; ``"int8"``, 127 steps to each side of zero
+        for each feature; ``"uint8"``, for whole numbers from 0 to 255. int8 takes one more pass over the source, so not
+        an iterable of `Block`; it and uint8 refuse NaN. Default: float32, or uint8 where the source is.
     overwrite
         Replace the pool at `path`, finished or not. What is not a pool is never replaced.
     progress
@@ -97,21 +106,42 @@ def build_pool(
     >>> folder.cleanup()
     """
     opened = open_source(source, ids, features, display)
+    _refuse_dtype(dtype, opened)
+    identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
     where = resolved(path)
     # Zarr leaves out chunks that hold nothing but the fill value, and a pool takes a missing chunk for a lost one.
     with zarr.config.set({"array.write_empty_chunks": True}):
         group = _existing(where)
-        build = _resumed(where, group, opened.identity, overwrite=overwrite)
-        blocks = checked(opened.blocks(build.rows if build else 0), build.rows if build else 0)
+        build = _resumed(where, group, identity, overwrite=overwrite)
+        start = build.rows if build else 0
+        scale = None
+        if dtype == "int8":
+            scale = build.scale() if build else _scale(opened)
+        blocks = checked(opened.blocks(start), start, encoder(dtype, scale))
         if build is None:
             head, n_rows = _head(blocks, opened.n_rows)
-            build = _created(where, group, head[0], n_rows, opened)
+            encoding = dtype or head[0].features.dtype.name
+            build = _created(where, group, head[0], n_rows, encoding=encoding, identity=identity, scale=scale)
             blocks = itertools.chain(head, blocks)
         with build.full_disk_told():
             build.write(blocks, progress)
             build.write_index()
             build.complete()
     return Pool.open(where)
+
+
+def _refuse_dtype(dtype: str | None, source: Source) -> None:
+    if dtype is not None and dtype not in ENCODINGS:
+        raise SourceError(f"a pool stores its features as one of {', '.join(ENCODINGS)}; got dtype {dtype!r}")
+    if dtype == "int8" and source.identity is None:  # blocks are the one source that has no identity
+        raise SourceError(
+            "int8 takes a first pass over the source, for the scale of each feature, and an iterable of Block is read "
+            "only once; pass an array or a file, or take bfloat16"
+        )
+
+
+def _scale(source: Source) -> Floats32:
+    return scale_of(block.features for block in checked(source.blocks(0), 0, encoder("float32")))
 
 
 def _existing(where: str) -> zarr.Group | None:
@@ -152,7 +182,7 @@ def _resumed(
         )
     if state["source"] != identity:
         raise SourceError(
-            f"{where} holds an interrupted build of another source: {state['source']}, not {dict(identity)}; "
+            f"{where} holds an interrupted build of another source or dtype: {state['source']}, not {dict(identity)}; "
             "pass overwrite=True to begin anew"
         )
     return _Build(where, group)
@@ -195,7 +225,16 @@ def _feature_rows(record_bytes: int) -> int:
     return 1 << max(0, (CHUNK_BYTES // record_bytes).bit_length() - 1)
 
 
-def _created(where: str, group: zarr.Group | None, first: Block, n_rows: int | None, source: Source) -> "_Build":
+def _created(
+    where: str,
+    group: zarr.Group | None,
+    first: Block,
+    n_rows: int | None,
+    *,
+    encoding: str,
+    identity: Mapping[str, Any] | None,
+    scale: Floats32 | None,
+) -> "_Build":
     """Lay out a new pool, in place of the one that is there."""
     state = {
         "version": VERSION,
@@ -205,7 +244,8 @@ def _created(where: str, group: zarr.Group | None, first: Block, n_rows: int | N
         "fingerprint": secrets.token_hex(16),
         "fields": list(first.fields),
         "has_ids": first.ids is not None,
-        "source": source.identity,
+        "encoding": encoding,
+        "source": identity,
     }
     if group is None:
         group = zarr.create_group(where, attributes={ATTRIBUTE: state})
@@ -213,6 +253,8 @@ def _created(where: str, group: zarr.Group | None, first: Block, n_rows: int | N
         group.attrs[ATTRIBUTE] = state
         for name in list(group.keys()):
             del group[name]
+    if scale is not None:
+        _create(group, "scale", scale.dtype, _Layout.of(FIELD_ROWS, len(scale)), len(scale))[:] = scale
     record_shape = first.features.shape[1:]
     height = _feature_rows(first.features[:1].nbytes)
     _create(group, "features", first.features.dtype, _Layout.of(height, n_rows), n_rows, record_shape)
@@ -326,6 +368,11 @@ class _Build:
         whole = np.concatenate(fence)
         layout = _Layout.of(INDEX_ROWS, len(whole))
         _create(self._group, "ids_index/fence", np.dtype(np.uint64), layout, len(whole))[:] = whole
+
+    def scale(self) -> Floats32:
+        """Return the scale of each feature by which the rows so far are stored."""
+        array = self._array("scale")
+        return read_rows(array, 0, array.shape[0])
 
     def complete(self) -> None:
         """Mark the pool as finished."""

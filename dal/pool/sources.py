@@ -20,6 +20,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from dal.errors import SourceError
+from dal.pool.encodings import Encode
 
 BLOCK_BYTES = 16 * 2**20
 MAX_BLOCK_ROWS = 2**16
@@ -434,8 +435,8 @@ class _Blocks:
 # ---- the rules that every block keeps
 
 
-def checked(blocks: Iterator[Block], row: int) -> Iterator[Block]:
-    """Blocks as they are stored: float32 or uint8 features, ids as text, fields as text, int64, float64 or bool.
+def checked(blocks: Iterator[Block], row: int, encode: Encode) -> Iterator[Block]:
+    """Blocks as they are stored: encoded features, ids as text, fields as text, int64, float64 or bool.
 
     Parameters
     ----------
@@ -443,6 +444,8 @@ def checked(blocks: Iterator[Block], row: int) -> Iterator[Block]:
         What a source gives.
     row
         Row of the first.
+    encode
+        What turns features into what is stored.
 
     Raises
     ------
@@ -453,7 +456,7 @@ def checked(blocks: Iterator[Block], row: int) -> Iterator[Block]:
     for block in blocks:
         if not isinstance(block.features, np.ndarray):
             raise SourceError(f"the features from row {row} on are {type(block.features).__name__}, not a NumPy array")
-        stored = _stored(block, row)
+        stored = _stored(block, row, encode)
         first = first or stored
         _refuse_change(stored, first, f"rows {row} to {row + len(stored.features) - 1}")
         if len(stored.features):
@@ -461,14 +464,12 @@ def checked(blocks: Iterator[Block], row: int) -> Iterator[Block]:
         row += len(stored.features)
 
 
-def _stored(block: Block, row: int) -> Block:
+def _stored(block: Block, row: int, encode: Encode) -> Block:
     height = len(block.features) if block.features.ndim else 0
     _refuse_records(block.features, f"the block from row {row} on")
-    kept = np.uint8 if block.features.dtype == np.uint8 else np.float32
-    with np.errstate(over="ignore"):  # beyond float32 is inf, and inf is counted as invalid later
-        features = block.features.astype(kept, copy=False)
     ids = None if block.ids is None else _texts(block.ids, row, height)
-    return Block(features, ids, {name: _field(name, values, row, height) for name, values in block.fields.items()})
+    fields = {name: _field(name, values, row, height) for name, values in block.fields.items()}
+    return Block(encode(block.features, row), ids, fields)
 
 
 def _refuse_records(array: npt.NDArray[Any], which: str) -> None:

@@ -13,6 +13,7 @@ import zarr
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
 from dal.pool import ids
 from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
+from dal.pool.encodings import ENCODINGS, Decode, decoder
 
 # Everything that dal says about a pool is under one key of the group's attributes.
 ATTRIBUTE = "dal"
@@ -54,6 +55,9 @@ class Pool:
         Product of `record_shape`; the width of what is read.
     dtype : numpy.dtype
         As stored; what is read is float32.
+    encoding : str
+        What the stored values mean: the name of `dtype`, or ``"bfloat16"`` for uint16 that holds the upper halves of
+        float32, or ``"int8"`` in a pool that dal built for whole steps of the feature's scale.
     chunk_rows : int
         Rows of a chunk (of an inner chunk where there are shards).
     write_rows : int
@@ -80,6 +84,7 @@ class Pool:
         self.record_shape = tuple(int(length) for length in features.shape[1:])
         self.n_features = int(np.prod(self.record_shape))
         self.dtype: np.dtype[Any] = np.dtype(features.dtype)
+        self.encoding: str = described.get("encoding", self.dtype.name)
         self.chunk_rows = int(features.chunks[0])
         self.write_rows = int((features.shards or features.chunks)[0])
         self.nbytes = self.n_rows * self.n_features * self.dtype.itemsize
@@ -116,7 +121,7 @@ class Pool:
         return cls(where, node, None, fill=missing_chunks == "fill")
 
     def __repr__(self) -> str:
-        return f"Pool({self.path!r}, {self.n_rows} rows of {self.record_shape} {self.dtype})"
+        return f"Pool({self.path!r}, {self.n_rows} rows of {self.record_shape} {self.encoding})"
 
     def reader(self) -> "Reader":
         """Return a new reader; one for each task or thread."""
@@ -135,8 +140,7 @@ class Pool:
         records = np.empty((len(wanted), self.n_features), dtype=np.float32)
         reader = Reader(self, unit_rows=self.chunk_rows)
         for chunk, positions in grouped(wanted // self.chunk_rows):
-            held = reader.unit(chunk)
-            _copy(records, positions, held[wanted[positions] - chunk * self.chunk_rows])
+            records[positions] = reader.picked(chunk, wanted[positions] - chunk * self.chunk_rows)
         return records
 
     def record_ids(self, rows: Rows) -> list[str]:
@@ -169,6 +173,11 @@ class Pool:
         """Display fields of `rows`: for each field its values, in the order asked."""
         wanted = self._checked(rows)
         return {name: take_rows(self._array(f"fields/{name}"), wanted).tolist() for name in self.fields}
+
+    def _decoder(self) -> Decode:
+        if self._group is None or self.encoding != "int8":  # int8 in a plain array is integers
+            return decoder(self.encoding, None)
+        return decoder(self.encoding, read_rows(self._array("scale"), 0, self.n_features))
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         assert self._group is not None  # ids and fields exist in groups only
@@ -224,6 +233,7 @@ class Reader:
         self._pool = pool
         self._unit_rows = unit_rows or pool.chunk_rows * max(1, -(-UNIT_BYTES // chunk_bytes))
         self._files = ChunkFiles.of(pool._features, fill=pool._fill)
+        self._decode = pool._decoder()
         self._bytes = np.empty(0, dtype=np.uint8)
         self._number = -1
         self._held: npt.NDArray[Any] = np.empty((0, pool.n_features), dtype=pool.dtype)
@@ -255,8 +265,17 @@ class Reader:
         while done < len(target):
             number, offset = divmod(start + done, self._unit_rows)
             records = self.unit(number)[offset : offset + len(target) - done]
-            _copy(target, slice(done, done + len(records)), records)
+            self._decode(records, target[done : done + len(records)])
             done += len(records)
+
+    def picked(self, number: int, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return some records of one read unit as a new array."""
+        stored = self.unit(number)[offsets]
+        if stored.dtype == np.float32:
+            return stored
+        records = np.empty(stored.shape, dtype=np.float32)
+        self._decode(stored, records)
+        return records
 
     def unit(self, number: int) -> npt.NDArray[Any]:
         """Return the records of one read unit, in the stored type; read-only, good until another unit is asked for."""
@@ -284,12 +303,6 @@ class Reader:
         return records[: stop - start]
 
 
-def _copy(target: npt.NDArray[np.float32], where: Any, records: npt.NDArray[Any]) -> None:  # noqa: ANN401
-    # A float64 beyond float32 becomes inf, which the scan counts as invalid: no warning for each tile.
-    with np.errstate(over="ignore"):
-        target[where] = records
-
-
 def _opened(where: str) -> "zarr.Array[Any] | zarr.Group":
     try:
         return zarr.open(where, mode="r")
@@ -313,6 +326,8 @@ def _features_of(where: str, group: zarr.Group) -> "zarr.Array[Any]":
     if not described["complete"]:
         of = described.get("source_rows") or "an unknown number of"
         raise PoolIncomplete(f"{where} holds {described['n_rows']} of {of} rows; run the same build again to go on")
+    if described.get("encoding") not in (None, *ENCODINGS):
+        raise PoolError(f"{where} stores its features as {described['encoding']!r}, unknown here; use a newer dal")
     features = group.get("features")
     if not isinstance(features, zarr.Array):
         raise PoolError(f"{where}: the array 'features' is missing; restore it, or build the pool again")

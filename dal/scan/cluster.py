@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import queue
+import secrets
 import threading
 import time
 from collections import Counter, deque
@@ -15,7 +16,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import zarr
-from distributed import Client, Future, WorkerPlugin
+from distributed import Client, Future, WorkerPlugin, wait
 from threadpoolctl import threadpool_info
 from tornado.platform.asyncio import BaseAsyncIOLoop as AsyncIOLoop
 
@@ -36,6 +37,7 @@ MOST_BYTES_ALONG = 512 * 2**20
 """Features travel with the candidates while those of all tasks in flight stay under this; else they are gathered."""
 ATTEMPTS = 3
 NO_WORKERS_SECONDS = 60.0
+PROBE_SECONDS = 60.0
 STALL_SECONDS = 600.0
 _TICK_SECONDS = 1.0
 
@@ -64,7 +66,7 @@ def scan_on_cluster(
     run.notes += hosts.notes
     _refuse_too_small(client, run)
     job = Job(pool, run.model_bytes, model.trusted if model else (), run.order, usable)
-    with _Cluster(client, job, run.digest) as cluster:
+    with _Cluster(client, job) as cluster:
         _Engine(run, cluster, skip_failed=skip_failed).run()
         found = run.result()
         if order.carry and not run.order.carry:
@@ -111,26 +113,30 @@ _JOBS: dict[str, _Loaded] = {}
 
 
 class _JobPlugin(WorkerPlugin):
-    idempotent = True
+    """Brings a job to every worker, under a name of its own.
 
-    def __init__(self, digest: str, job: Job) -> None:
-        self.name = f"dal-scan-{digest}"
-        self.digest = digest
+    Not under the digest of the pass: a coordinator that was killed leaves its plugin behind, and the next one, with a
+    directory of its own perhaps, must not be served by that.
+    """
+
+    def __init__(self, token: str, job: Job) -> None:
+        self.name = f"dal-scan-{token}"
+        self.token = token
         self.job = job
 
     def setup(self, worker: object) -> None:  # noqa: ARG002 - the plugin's contract
-        _JOBS[self.digest] = _Loaded(self.job)
+        _JOBS[self.token] = _Loaded(self.job)
 
     def teardown(self, worker: object) -> None:  # noqa: ARG002
-        _JOBS.pop(self.digest, None)
+        _JOBS.pop(self.token, None)
 
 
-def _score_task(digest: str, interval: Interval, excluded: Rows, thresholds: Thresholds) -> SpanResult:
-    return _JOBS[digest].score(interval, excluded, thresholds)
+def _score_task(token: str, interval: Interval, excluded: Rows, thresholds: Thresholds) -> SpanResult:
+    return _JOBS[token].score(interval, excluded, thresholds)
 
 
-def _take_task(digest: str, rows: Rows) -> npt.NDArray[np.float32]:
-    return _JOBS[digest].job.pool.take(rows)
+def _take_task(token: str, rows: Rows) -> npt.NDArray[np.float32]:
+    return _JOBS[token].job.pool.take(rows)
 
 
 # -- before work starts ------------------------------------------------------------------------------------------------
@@ -205,35 +211,57 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[s
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"]
     one_per_host = {worker["host"]: address for address, worker in workers.items()}
-    asked = list(one_per_host.values())
-    answers = client.run(_probe_task, pool, cells, workers=asked, on_error="return")
-    # A worker that died just now says nothing about its host; the scan itself survives such deaths.
-    answers = {address: answer for address, answer in answers.items() if not isinstance(answer, OSError)}
+    futures = {
+        address: client.submit(
+            _probe_task, pool, cells, workers=[address], allow_other_workers=False, pure=False, priority=10
+        )
+        for address in one_per_host.values()
+    }
+    # A worker that was stopped, or died just now, says nothing of its host; the scan itself survives such deaths.
+    with suppress(TimeoutError), client.as_current():  # wait() knows no other way to be told the client
+        wait(list(futures.values()), timeout=PROBE_SECONDS)
+    answers = {address: _answer(future) for address, future in futures.items() if future.done()}
+    client.cancel([future for future in futures.values() if not future.done()])
     if not answers:
-        raise ClusterError(f"No worker of {client} answered: look at their logs, and run again.")
+        raise ClusterError(
+            f"No worker of {client} answered within {PROBE_SECONDS:.0f} s: look at their logs, and run again."
+        )
     for address, answer in answers.items():
         if isinstance(answer, BaseException):
             raise ClusterError(
                 f"The worker at {address} cannot run dal ({type(answer).__name__}: {answer}): it needs the same"
                 " version of dal and its dependencies as this process."
             ) from answer
-    found: Mapping[str, _Host] = answers
-    return found
+    return {address: answer for address, answer in answers.items() if isinstance(answer, _Host)}
 
 
-def _refuse_too_small(client: Client, run: Run) -> None:
-    """Refuse workers that cannot hold what the pass will take, before it starts."""
-    need = plan.worker_bytes(
+def _answer(future: "Future[_Host]") -> _Host | BaseException:
+    try:
+        host: _Host = future.result(timeout=PROBE_SECONDS)
+    except Exception as error:  # the task's own, told to the person at the coordinator
+        return error
+    return host
+
+
+def predicted(run: Run) -> plan.WorkerBytes:
+    """Predict what a worker takes of memory for this pass."""
+    width = run.pool.n_features if run.order.carry else 0
+    return plan.worker_bytes(
         tile=run.order.tile,
         n_features=run.pool.n_features,
         itemsize=run.pool.dtype.itemsize,
         chunk_rows=run.pool.chunk_rows,
         n_classes=len(run.model.classes) if run.model else 0,
         n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
-        kept_bytes=plan.candidate_bytes(run.order.capacity, run.pool.n_features if run.order.carry else 0),
-        candidate=plan.candidate_bytes(Capacity(1, 0, 0), run.pool.n_features if run.order.carry else 0),
+        kept_bytes=plan.candidate_bytes(run.order.capacity, width),
+        candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
         model_bytes=len(run.model_bytes),
     )
+
+
+def _refuse_too_small(client: Client, run: Run) -> None:
+    """Refuse workers that cannot hold what the pass will take, before it starts."""
+    need = predicted(run)
     for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
         limit, threads = worker["memory_limit"], worker["nthreads"]
         if limit and need.for_threads(threads) > limit:
@@ -250,10 +278,10 @@ def _refuse_too_small(client: Client, run: Run) -> None:
 class _Cluster:
     """A client with a job on its workers, and every way it can be lost turned into a ClusterError."""
 
-    def __init__(self, client: Client, job: Job, digest: str) -> None:
+    def __init__(self, client: Client, job: Job) -> None:
         self.client = client
         self.job = job
-        self.digest = digest
+        self.token = secrets.token_hex(8)
         self.done: queue.SimpleQueue[Future[SpanResult]] = queue.SimpleQueue()
         self.pending: dict[Future[SpanResult], Interval] = {}
 
@@ -261,10 +289,10 @@ class _Cluster:
         for _ in range(ATTEMPTS - 1):
             # A worker that dies while it is told breaks the whole call; it is safe to tell the others twice.
             with suppress(OSError):
-                self.client.register_plugin(_JobPlugin(self.digest, self.job))
+                self.client.register_plugin(_JobPlugin(self.token, self.job))
                 return self
         try:
-            self.client.register_plugin(_JobPlugin(self.digest, self.job))
+            self.client.register_plugin(_JobPlugin(self.token, self.job))
         except OSError as error:
             raise ClusterError(self._lost(f"could not be told what to do ({error})")) from error
         return self
@@ -272,17 +300,19 @@ class _Cluster:
     def __exit__(self, *exception: object) -> None:
         if self.client.status != "running":
             return
-        # A scan that ends early must not leave its spans running on a cluster that others use.
-        if self.pending:
-            self.client.cancel(list(self.pending), force=True)
-        self.client.unregister_worker_plugin(f"dal-scan-{self.digest}")
+        # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the scan.
+        with suppress(OSError):
+            # A scan that ends early must not leave its spans running on a cluster that others use.
+            if self.pending:
+                self.client.cancel(list(self.pending), force=True)
+            self.client.unregister_worker_plugin(f"dal-scan-{self.token}")
 
     def threads(self) -> int:
         """Count the threads of all workers now."""
         return sum(self.client.nthreads().values())
 
     def submit(self, interval: Interval, excluded: Rows, thresholds: Thresholds) -> None:
-        future = self.client.submit(_score_task, self.digest, interval, excluded, thresholds, pure=False)
+        future = self.client.submit(_score_task, self.token, interval, excluded, thresholds, pure=False)
         self.pending[future] = interval
         future.add_done_callback(self.done.put)
 
@@ -350,7 +380,7 @@ class _Cluster:
         try:
             return waiting.result(timeout=STALL_SECONDS)
         except WaitedTooLong:
-            raise ClusterError(self._lost(f"has not sent a finished span for {STALL_SECONDS:.0f} s")) from None
+            raise ClusterError(self._lost(f"has not sent what it finished for {STALL_SECONDS:.0f} s")) from None
         finally:
             waiting.cancel()
 
@@ -360,7 +390,7 @@ class _Cluster:
     def take(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Read rows on the workers, each chunk once."""
         groups = np.split(rows, np.flatnonzero(np.diff(rows // self.job.pool.write_rows)) + 1)
-        futures = self.client.map(_take_task, [self.digest] * len(groups), groups, pure=False)
+        futures = self.client.map(_take_task, [self.token] * len(groups), groups, pure=False)
         return np.concatenate(self._wait(self._gathered(futures)))
 
 

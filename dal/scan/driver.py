@@ -1,5 +1,6 @@
 """The door of the scan: one pass over the pool, on this process or on a Dask cluster."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -19,6 +20,12 @@ from dal.scan.run import Progress, Run, Scan
 from dal.selection import Codebook, Strategy, row_hash
 
 Rows = npt.NDArray[np.int64]
+
+SAMPLE_ROWS = 20_000
+SAMPLE_BYTES = 128 * 2**20
+"""Of the sample in which cells are found; a few copies of it are made."""
+
+_log = logging.getLogger(__name__)
 
 
 def scan(
@@ -127,8 +134,8 @@ def _order(
 def sample_codebook(pool: Pool, n_cells: int, seed: int) -> Codebook:
     """Find the space in which records are compared, and its cells, from a sample of the pool.
 
-    At most 64 blocks of 4,096 rows are read, evenly spread, and 20,000 of their rows used: the same ones for any
-    chunking.
+    At most 64 blocks of 4,096 rows are read, evenly spread, and 20,000 of their rows or 128 MiB used: the same ones for
+    any chunking.
 
     Parameters
     ----------
@@ -140,10 +147,11 @@ def sample_codebook(pool: Pool, n_cells: int, seed: int) -> Codebook:
     -------
     Codebook
     """
-    return Codebook.fit(pool.take(sample_rows(pool.n_rows, seed)), n_cells, seed)
+    size = min(SAMPLE_ROWS, max(n_cells, SAMPLE_BYTES // (4 * pool.n_features)))
+    return Codebook.fit(pool.take(sample_rows(pool.n_rows, seed, size)), n_cells, seed)
 
 
-def sample_rows(n_rows: int, seed: int, size: int = 20_000, blocks: int = 64, block_rows: int = 4096) -> Rows:
+def sample_rows(n_rows: int, seed: int, size: int = SAMPLE_ROWS, blocks: int = 64, block_rows: int = 4096) -> Rows:
     """Draw rows by hash out of evenly spread blocks, so that few chunks need reading.
 
     Examples
@@ -164,8 +172,9 @@ def _create_cells(path: str, n_rows: int, unit: int) -> bool:
         there = zarr.open_array(path, mode="r")
         if (there.shape, there.chunks) == ((n_rows,), chunks):
             return False
-    except FileNotFoundError:
-        pass
+    except (OSError, ValueError, KeyError) as error:
+        if not isinstance(error, FileNotFoundError):
+            _log.warning("The stored cells at %s cannot be read (%s): they are made anew.", path, error)
     zarr.create_array(
         path, shape=(n_rows,), chunks=chunks, dtype="uint16", fill_value=NO_CELL, compressors=None, overwrite=True
     )

@@ -11,9 +11,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from dal.errors import ScanError
 from dal.scan.kernel import SpanResult, Tally
 from dal.scan.plan import Interval
 from dal.selection import Candidates
+
+WITH_FEATURES, WITHOUT_FEATURES = ".full.npz", ".bare.npz"
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class Journal:
         """Begin or go on with the pass of this digest; spans of any other are deleted."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for other in self.directory.iterdir():
-            if other.name != digest:
+            if other.name != digest and other.is_dir():
                 shutil.rmtree(other)
         self.folder = self.directory / digest
         self.folder.mkdir(exist_ok=True)
@@ -58,10 +61,22 @@ class Journal:
 
     def add(self, result: SpanResult) -> None:
         """Record a finished span."""
-        path = self.folder / f"{result.interval.start:015d}-{result.interval.stop:015d}.npz"
+        with_features = result.candidates is None or bool(result.candidates.embeddings.shape[1])
+        kind = WITH_FEATURES if with_features else WITHOUT_FEATURES
+        path = self.folder / f"{result.interval.start:015d}-{result.interval.stop:015d}{kind}"
         partial = path.with_suffix(".partial")
-        partial.write_bytes(encode(result))
-        os.replace(partial, path)  # noqa: PTH105 - says that it is atomic
+        try:
+            partial.write_bytes(encode(result))
+            os.replace(partial, path)  # noqa: PTH105 - says that it is atomic
+        except OSError as error:
+            raise ScanError(
+                f"{path} cannot be written: {error.strerror}. Free space or ask for access, and run again: the spans"
+                " that are written are not scored again."
+            ) from error
+
+    def has_features(self) -> bool:
+        """Say whether all finished spans brought features along; they did not where a cluster was too large for it."""
+        return next(self.folder.glob(f"*{WITHOUT_FEATURES}"), None) is None
 
     def clear(self) -> None:
         """Delete everything, when the pass's result is safe elsewhere."""

@@ -1,13 +1,14 @@
 """What runs on a worker: read a span tile by tile, score it, keep the best. Also the in-process specification."""
 
+import threading
 import time
 from dataclasses import dataclass, fields
-from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import threadpool_limits
 
 from dal.errors import LearnerError
 from dal.learner import Model
@@ -132,9 +133,28 @@ class SpanResult:
     seconds: float
 
 
-@cache
-def _threadpools() -> ThreadpoolController:
-    return ThreadpoolController()
+class _OneBlasThread:
+    """One BLAS thread for as long as any thread of this process scores; the last one out restores what was."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._limits: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._limits = threadpool_limits(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._limits.restore_original_limits()
+
+
+_one_blas_thread = _OneBlasThread()
 
 
 def score_span(
@@ -174,7 +194,7 @@ def score_span(
         The candidates hold every row of the span that is among the best of the pool.
     """
     started = time.perf_counter()
-    with _threadpools().limit(limits=1):
+    with _one_blas_thread:
         span = _Span(pool, model, order, interval, excluded, thresholds, cells)
         for start in range(interval.start, interval.stop, order.tile):
             stop = min(start + order.tile, interval.stop)

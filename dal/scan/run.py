@@ -171,15 +171,14 @@ class Run:
         if self.journal is None:
             return []
         self.journal.open(self.digest)
-        results = list(self.journal.results())
-        kept = [result.candidates for result in results if result.candidates is not None]
-        if kept and not (self.order.carry and all(candidates.embeddings.shape[1] for candidates in kept)):
-            # Another size of cluster decided otherwise about whether features travel along: they are gathered then.
+        if not self.journal.has_features():
+            # A cluster of another size decided that features do not travel along: they are gathered in the end.
             self.order = replace(self.order, carry=False)
-            results = [_without_features(result) for result in results]
-        for result in results:
-            self._merge(result)
-        return [result.interval for result in results]
+        done = []
+        for result in self.journal.results():
+            self._merge(result if self.order.carry else _without_features(result))
+            done.append(result.interval)
+        return done
 
     def _merge(self, result: SpanResult) -> None:
         self.spans += 1
