@@ -38,7 +38,7 @@ from dal.client import local_cluster
 from dal.pool import Pool
 from dal.scan import cluster, plan
 from dal.scan.kernel import HISTOGRAM_BINS, Order, SpanResult, Tally
-from dal.scan.merge import LOWEST, Best, Thresholds
+from dal.scan.merge import Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scan.run import Run
 from dal.selection import Candidates, Capacity, Strategy, row_hash
@@ -59,11 +59,14 @@ class VirtualPool:
 
     n_rows: int
     n_features: int
-    dtype: np.dtype = np.dtype(np.float32)
     write_rows: int = 32_768
     chunk_rows: int = 32_768
     path: str = "virtual"
     fingerprint: str = "virtual"
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(np.float32)
 
 
 class Flight(NamedTuple):
@@ -168,8 +171,7 @@ class Source:
 
     def _tally(self, rows: int) -> Tally:
         histogram = np.full(HISTOGRAM_BINS, rows // HISTOGRAM_BINS)
-        predicted = np.full(len(synthetic.CLASSES), rows // len(synthetic.CLASSES))
-        return Tally(rows, 0, synthetic.NO_ROWS, histogram, predicted, rows, 0)
+        return Tally(rows, 0, synthetic.NO_ROWS, histogram, np.empty(0, dtype=np.int64), rows, 0)
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------

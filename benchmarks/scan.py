@@ -18,6 +18,9 @@ Every process is started before the time runs, with one BLAS thread (but numpy) 
 workers; the pool's files are read once more before each pass, so that all find them in the page cache. After a pass
 that does not count, the contenders take turns, in another order each time. The hand and plain loops share the pool
 evenly beforehand: on a machine that does other work as well, they wait for the slower half, and dal does not.
+
+With ``--dtype`` the pool is a narrow one of the same records, and only dal and hand, which decode it, take part; the
+result says which share of the candidates a float32 pool gives as well.
 """
 
 import itertools
@@ -58,6 +61,7 @@ from dal.selection import Candidates, Capacity, Strategy
 CANDIDATES = 10_000
 NUMPY_BLOCK_ROWS = 16_384
 AGREEMENT = 0.999
+DECODING = ("dal", "hand")
 TIE = 1e-6
 
 Rows = npt.NDArray[np.int64]
@@ -346,22 +350,35 @@ def table(result: Mapping) -> Table:
     return drawn
 
 
-def run(directory: Path, rows: int, dim: int, learner: str, repeats: int, processes: int) -> dict[str, object]:
+def agreement_with_float32(exact: Pool, model: Model, found: Found) -> float:
+    """Say which share of what a narrow pool gave the float32 pool of the same records gives, too."""
+    expected = scan(exact, model, Strategy.named("margin"), len(found.rows)).candidates
+    return len(np.intersect1d(found.rows, expected.rows)) / len(found.rows)
+
+
+def run(
+    directory: Path, rows: int, dim: int, learner: str, repeats: int, processes: int, dtype: str = "float32"
+) -> dict[str, object]:
     """Measure everything once, on the pool of this size in `directory`."""
-    pool = synthetic.pool_of(directory, rows, dim)
-    model = synthetic.model_of(pool, learner)
+    exact = synthetic.pool_of(directory, rows, dim)
+    model = synthetic.model_of(exact, learner)
+    pool = exact if dtype == "float32" else synthetic.narrowed(exact, dtype)
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         saved = Path(folder) / "model.skops"
         saved.write_bytes(model.dumps())
         tile = plan.tile_rows(dim, model.tile_rows)
         job = Job(pool.path, str(saved), rows, tile, min(CANDIDATES, rows))
         load_before = machine.load()
-        with started(job, processes) as contenders:
-            shares = agreement({name: contender() for name, contender in contenders.items()}, job)
+        with started(job, processes) as every:
+            contenders = {name: every[name] for name in every if pool is exact or name in DECODING}
+            found = {name: contender() for name, contender in contenders.items()}
+            shares = agreement(found, job)
             seconds = measure(contenders, repeats, Path(pool.path))
     return {
         "rows": rows,
         "dim": dim,
+        "dtype": dtype,
+        "agreement_with_float32": 1.0 if pool is exact else agreement_with_float32(exact, model, found["dal"]),
         "learner": learner,
         "estimator": repr(model.estimator),
         "repeats": repeats,
@@ -388,6 +405,13 @@ def run(directory: Path, rows: int, dim: int, learner: str, repeats: int, proces
 @click.option("--processes", type=click.IntRange(min=1), default=machine.CORES, help="Default: one a core.")
 @click.option("--learner", type=click.Choice(list(synthetic.LEARNERS)), default="logistic", show_default=True)
 @click.option(
+    "--dtype",
+    type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
+    default="float32",
+    show_default=True,
+    help="How the pool stores the records; but for float32, dal and hand alone.",
+)
+@click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here, too."
 )
 @click.option(
@@ -396,7 +420,14 @@ def run(directory: Path, rows: int, dim: int, learner: str, repeats: int, proces
     help="Keep the pool here, and use it again if it is there; default: a temporary folder, removed at the end.",
 )
 def command(
-    rows: int, dim: int, repeats: int, processes: int, learner: str, json_path: Path | None, directory: Path | None
+    rows: int,
+    dim: int,
+    repeats: int,
+    processes: int,
+    learner: str,
+    dtype: str,
+    json_path: Path | None,
+    directory: Path | None,
 ) -> None:
     """Rows scored per second: dal, and four ways to do without it."""
     _refuse_too_much(rows, dim)
@@ -404,11 +435,13 @@ def command(
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
-        result = run(directory, rows, dim, learner, repeats, processes)
+        result = run(directory, rows, dim, learner, repeats, processes, dtype)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console = Console()
     console.print(table(result))
+    if dtype != "float32":
+        console.print(f"{dtype}: {result['agreement_with_float32']:.2%} of the candidates of a float32 pool")
     cores, cpu = result["machine"]["cores"], result["machine"]["cpu"]
     console.print(
         f"{cores} cores, {cpu}; load {result['load']['before']:.1f} before, {result['load']['after']:.1f} after"

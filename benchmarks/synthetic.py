@@ -59,6 +59,15 @@ def pool_of(directory: Path, n_rows: int, dim: int) -> Pool:
         return build_pool(source, path, overwrite=True)
 
 
+def narrowed(pool: Pool, dtype: str) -> Pool:
+    """Build the pool that stores the same records in a narrower type, or open it if it is already there."""
+    path = Path(pool.path).with_suffix(f".{dtype}.zarr")
+    try:
+        return Pool.open(path)
+    except (PoolNotFound, PoolIncomplete):
+        return build_pool(pool.read(0, pool.n_rows), path, dtype=dtype, overwrite=True)
+
+
 def model_of(pool: Pool, learner: str) -> Model:
     """Fit a learner on rows of the pool, evenly spread."""
     rows = np.unique(np.linspace(0, pool.n_rows - 1, FITTED_ROWS).astype(np.int64))

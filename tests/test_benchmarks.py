@@ -12,8 +12,8 @@ import click
 import numpy as np
 import pytest
 
-from benchmarks import synthetic
-from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report
+from benchmarks import memory, scale, synthetic
+from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
 
 ROOT = Path(__file__).parents[1]
 CONTENDERS = ["dal", "hand", "plain", "dask_ml", "numpy"]
@@ -28,12 +28,28 @@ def test_scan_measures_all_contenders_in_one_run(tmp_path: Path) -> None:
     assert "dal / it" in done.stdout
     result = json.loads(target.read_text())
     assert (result["rows"], result["learner"], result["repeats"]) == (40_000, "logistic", 1)
+    assert (result["dtype"], result["agreement_with_float32"]) == ("float32", 1.0)
     assert list(result["seconds"]) == list(result["rows_per_second"]) == CONTENDERS
     assert list(result["ratio"]) == list(result["agreement"]) == CONTENDERS[1:]
     assert all(len(times) == 1 and times[0] > 0 for times in result["seconds"].values())
     assert result["ratio"]["numpy"] == pytest.approx(result["seconds"]["numpy"][0] / result["seconds"]["dal"][0])
     assert min(result["agreement"].values()) >= 0.999
     assert {"cores", "cpu", "python", "packages"} <= set(result["machine"])
+
+
+def test_a_narrow_pool_is_scanned_by_those_that_decode_it(tmp_path: Path) -> None:
+    result = run(tmp_path, 12_000, 8, "logistic", 1, 1, "int8")
+    assert result["dtype"] == "int8"
+    assert list(result["seconds"]) == ["dal", "hand"]
+    exact = synthetic.pool_of(tmp_path, 12_000, 8)
+    narrow = synthetic.narrowed(exact, "int8")
+    assert narrow.encoding == "int8"
+    best = []
+    for pool in (exact, narrow):
+        ascending = np.sort(synthetic.model_of(exact, "logistic").estimator.predict_proba(pool.read(0, 12_000)))
+        best.append(set(np.argsort(ascending[:, -1] - ascending[:, -2])[:10_000].tolist()))
+    assert result["agreement_with_float32"] == pytest.approx(len(best[0] & best[1]) / 10_000, abs=2e-4)
+    assert 0.9 < result["agreement_with_float32"] < 1
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +118,20 @@ def test_report_compares_medians() -> None:
     told = report(100, {"dal": [2.0, 1.0, 9.0], "hand": [1.0, 5.0, 1.0]})
     assert told["rows_per_second"] == {"dal": 50.0, "hand": 100.0}
     assert told["ratio"] == {"hand": 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("learner", ["logistic", "forest"])
+def test_a_worker_stays_below_the_memory_that_is_predicted(tmp_path: Path, learner: str) -> None:
+    pool = synthetic.pool_of(tmp_path, 1_000_000, 32)
+    peaks = memory.peaks_of(pool, synthetic.model_of(pool, learner), 2)
+    assert 0.5 * peaks.predicted < peaks.worker <= peaks.predicted
+
+
+def test_the_simulation_scores_every_row_once_and_counts_time_both_ways() -> None:
+    pool = scale.VirtualPool(20_000_000, 128)
+    told = scale.simulate(pool, scale.Capacity(2000, 8, 250), 4, 1e6)
+    assert told["rows"] == 20_000_000
+    assert 2000 <= told["candidates"] <= 2000 + 8 * 250
+    assert told["pass_seconds"] > told["ideal_seconds"] * 0.9
+    assert told["overhead"] == told["coordinator_seconds"] / told["pass_seconds"] > 0

@@ -59,3 +59,14 @@ def test_a_tile_is_a_power_of_two_that_fits() -> None:
         assert tile & (tile - 1) == 0
         assert 1 <= tile <= plan.MOST_TILE_ROWS
         assert tile == 1 or tile * n_features * 4 <= plan.MOST_TILE_BYTES
+
+
+@given(intervals, st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_tapering_loses_no_row_and_cuts_on_units(some: list[Interval], unit: int, factor: int, seed: int) -> None:
+    spans = plan.cut(some, unit * factor, seed)
+    tapered = plan.tapered(spans, min(2, len(spans)), unit)
+    assert sorted(rows_of(tapered)) == rows_of(some)
+    edges = {edge for interval in some for edge in interval}
+    assert all(edge % unit == 0 or edge in edges for span in tapered for edge in span)
+    assert tapered[: max(len(spans) - 2, 0)] == spans[: max(len(spans) - 2, 0)]

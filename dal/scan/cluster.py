@@ -403,7 +403,7 @@ class _Engine:
         self.skip_failed = skip_failed
         self.threads = cluster.threads()
         self.counted_at = time.monotonic()
-        first, self.rest = plan.probes(run.left, run.unit, 2 * self.threads, run.order.seed)
+        first, self.rest = plan.probes(run.left, run.unit, self.threads, run.order.seed)
         self.todo = deque(first)
         self.attempts: Counter[Interval] = Counter()
         self.longest_span = 0.0
@@ -424,7 +424,8 @@ class _Engine:
         told = self.rows_per_second is not None or not (self.todo or self.cluster.pending)
         if self.rest and told:
             rows = self.state.span_rows(self.threads, self.rows_per_second)
-            self.todo.extend(plan.cut(self.rest, rows, self.state.order.seed))
+            spans = plan.cut(self.rest, rows, self.state.order.seed)
+            self.todo.extend(plan.tapered(spans, min(self.threads, len(spans)), self.state.unit))
             self.rest = []
 
     def _window(self) -> int:

@@ -91,25 +91,44 @@ class Best:
     def _compress(self) -> None:
         held = concatenate(self._parts)
         overall = best_by_key(held.scores, held.rows, self.capacity.total, self.seed, self.round)
-        keep, raised = overall, Thresholds(_floor(held.scores[overall], self.capacity.total), None)
+        raised = Thresholds(_floor(held.scores[overall], self.capacity.total), None)
+        keep = np.zeros(len(held), dtype=bool)
+        keep[overall] = True
         if self.capacity.cells:
             of_cells, floors = self._best_of_cells(held)
-            keep, raised = np.union1d(overall, of_cells), Thresholds(raised.overall, floors)
+            keep[of_cells] = True
+            raised = Thresholds(raised.overall, floors)
         self.thresholds = self.thresholds.raised(raised)
-        kept = held.take(keep)
+        kept = held.take(np.flatnonzero(keep))
         self._parts = [kept]
         self._held = self._left = len(kept)
 
     def _best_of_cells(self, held: Candidates) -> tuple[npt.NDArray[np.int64], Floats64]:
-        order = key_order(held.scores, held.rows, self.seed, self.round)
-        by_cell = order[np.argsort(held.cells[order], kind="stable")]
-        cells = held.cells[by_cell]
-        starts = np.searchsorted(cells, np.arange(self.capacity.cells + 1))
-        rank = np.arange(len(cells)) - starts[cells]
+        floors = self._floors(held)
+        reach = held.scores >= floors[held.cells]
+        counts = np.bincount(held.cells[reach], minlength=self.capacity.cells)
+        # Keys are worth their sort in the few cells alone where rows tie with the floor.
+        crowded = (counts > self.capacity.per_cell)[held.cells]
+        return np.concatenate([np.flatnonzero(reach & ~crowded), self._settled(held, reach & crowded)]), floors
+
+    def _floors(self, held: Candidates) -> Floats64:
+        descending = np.argsort(-held.scores)
+        # Sixteen bits are sorted by counting, in a tenth of the time of sixty-four.
+        by_cell = descending[np.argsort(held.cells[descending].astype(np.uint16), kind="stable")]
+        starts = np.concatenate([[0], np.cumsum(np.bincount(held.cells, minlength=self.capacity.cells))])
         floors = np.full(self.capacity.cells, LOWEST)
         full = np.flatnonzero(np.diff(starts) >= self.capacity.per_cell)
         floors[full] = held.scores[by_cell[starts[full] + self.capacity.per_cell - 1]]
-        return by_cell[rank < self.capacity.per_cell], floors
+        return floors
+
+    def _settled(self, held: Candidates, among: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """Find the best of each cell by key, among these rows."""
+        positions = np.flatnonzero(among)
+        order = positions[key_order(held.scores[positions], held.rows[positions], self.seed, self.round)]
+        by_cell = order[np.argsort(held.cells[order], kind="stable")]
+        cells = held.cells[by_cell]
+        rank = np.arange(len(cells)) - np.searchsorted(cells, cells)
+        return by_cell[rank < self.capacity.per_cell]
 
 
 def _floor(scores: Floats64, capacity: int) -> float:

@@ -12,7 +12,7 @@ MOST_TILE_BYTES = 8 * 2**20
 MOST_TASKS = 20_000
 MOST_SPAN_BYTES = 256 * 2**20
 """Of features as they are stored; measured: shorter spans cost, longer ones leave a tail."""
-SPANS_PER_THREAD = 8
+SPANS_PER_THREAD = 4
 SECONDS_PER_SPAN = 3.0
 
 
@@ -133,12 +133,12 @@ def worker_bytes(
     --------
     >>> print(worker_bytes(tile=16_384, n_features=128, itemsize=4, chunk_rows=32_768, n_classes=10, n_cells=0,
     ...                    kept_bytes=5_440_000, candidate=544, model_bytes=10_000))
-    base 250, model 0, reading 48, scoring 38, keeping 60 MiB
+    base 330, model 0, reading 48, scoring 38, keeping 60 MiB
     """
     record = n_features * itemsize
     unit = max(chunk_rows * record, MOST_TILE_BYTES)
     return WorkerBytes(
-        base=250 * 2**20,
+        base=330 * 2**20,
         model=4 * model_bytes,
         reading=3 * unit,
         scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64),
@@ -183,6 +183,21 @@ def cut(intervals: Sequence[Interval], rows: int, seed: int) -> list[Interval]:
     spans = [span for interval in intervals for span in _pieces(interval, rows)]
     starts = np.array([span.start for span in spans], dtype=np.int64)
     return [spans[position] for position in np.argsort(row_hash(starts, seed, 0), kind="stable")]
+
+
+def tapered(spans: Sequence[Interval], last: int, unit: int) -> list[Interval]:
+    """Cut the last few spans into quarters of whole units.
+
+    Workers end at different times; the shorter the last spans, the less the others wait for the last one.
+
+    Examples
+    --------
+    >>> tapered([Interval(0, 8), Interval(8, 16)], 1, 2)[1:]
+    [Interval(start=8, stop=10), Interval(start=10, stop=12), Interval(start=12, stop=14), Interval(start=14, stop=16)]
+    """
+    head, tail = spans[: len(spans) - last], spans[len(spans) - last :]
+    rows = [-(-(span.stop - span.start) // (4 * unit)) * unit for span in tail]
+    return [*head, *(piece for span, height in zip(tail, rows, strict=True) for piece in _pieces(span, height))]
 
 
 def _pieces(interval: Interval, rows: int) -> Iterator[Interval]:
