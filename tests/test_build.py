@@ -570,3 +570,8 @@ def test_equal_hashes_are_no_repeats(tmp_path: Path, small: None, monkeypatch: p
     repeated = [*names()[:-1], names()[3]]
     with pytest.raises(SourceError, match=f"'{names()[3]}' in rows 3, 236"):
         build_pool(wide(tmp_path / "x.parquet", id=repeated), tmp_path / "other.zarr", ids="id")
+
+
+def test_a_place_where_nothing_can_be_written_is_named() -> None:
+    with pytest.raises(PoolError, match="no pool can be made at /proc/pool.zarr"):
+        build_pool(np.eye(3), "/proc/pool.zarr")

@@ -121,13 +121,25 @@ def build_pool(
         if build is None:
             head, n_rows = _head(blocks, opened.n_rows)
             encoding = dtype or head[0].features.dtype.name
-            build = _created(where, group, head[0], n_rows, encoding=encoding, identity=identity, scale=scale)
+            with _denial_told(where):
+                build = _created(where, group, head[0], n_rows, encoding=encoding, identity=identity, scale=scale)
             blocks = itertools.chain(head, blocks)
         with build.full_disk_told():
             build.write(blocks, progress)
             build.write_index()
             build.complete()
     return Pool.open(where)
+
+
+@contextlib.contextmanager
+def _denial_told(where: str) -> Iterator[None]:
+    """Say that a pool cannot be made at a place, as on a file system that is read-only or full."""
+    try:
+        yield
+    except OSError as error:
+        raise PoolError(
+            f"no pool can be made at {where}: {error.strerror or error}; choose a place that you may write to"
+        ) from error
 
 
 def _refuse_dtype(dtype: str | None, source: Source) -> None:
@@ -168,22 +180,24 @@ def _resumed(
         return None
     state = description(group)
     if state["complete"]:
-        raise PoolError(f"{where} is a finished pool of {state['n_rows']} rows; pass overwrite=True to replace it")
+        raise PoolError(
+            f"{where} is a finished pool of {state['n_rows']} rows; pass overwrite=True (--overwrite) to replace it"
+        )
     if state["version"] != VERSION:
         raise PoolError(
-            f"{where} has pool format {state['version']}, expected {VERSION}; pass overwrite=True to replace it"
+            f"{where} has pool format {state['version']}, expected {VERSION}; pass overwrite=True (--overwrite) to replace it"
         )
     if state["n_rows"] == 0:
         return None
     if identity is None:
         raise SourceError(
             f"{where} holds an interrupted build of {state['n_rows']} rows; blocks have no identity by which to go on, "
-            "pass overwrite=True to begin anew"
+            "pass overwrite=True (--overwrite) to begin anew"
         )
     if state["source"] != identity:
         raise SourceError(
             f"{where} holds an interrupted build of another source or dtype: {state['source']}, not {dict(identity)}; "
-            "pass overwrite=True to begin anew"
+            "pass overwrite=True (--overwrite) to begin anew"
         )
     return _Build(where, group)
 
