@@ -573,5 +573,5 @@ def test_equal_hashes_are_no_repeats(tmp_path: Path, small: None, monkeypatch: p
 
 
 def test_a_place_where_nothing_can_be_written_is_named() -> None:
-    with pytest.raises(PoolError, match="no pool can be made at /proc/pool.zarr"):
+    with pytest.raises(PoolError, match=r"no pool can be made at /proc/pool\.zarr"):
         build_pool(np.eye(3), "/proc/pool.zarr")

@@ -39,6 +39,8 @@ ATTEMPTS = 3
 NO_WORKERS_SECONDS = 60.0
 PROBE_SECONDS = 60.0
 STALL_SECONDS = 600.0
+TAPERED_SECONDS = 1.0
+"""Shorter spans leave a tail that is shorter than what their quarters would cost."""
 _TICK_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -425,7 +427,9 @@ class _Engine:
         if self.rest and told:
             rows = self.state.span_rows(self.threads, self.rows_per_second)
             spans = plan.cut(self.rest, rows, self.state.order.seed)
-            self.todo.extend(plan.tapered(spans, min(self.threads, len(spans)), self.state.unit))
+            if self.rows_per_second is not None and rows > TAPERED_SECONDS * self.rows_per_second:
+                spans = plan.tapered(spans, min(self.threads, len(spans)), self.state.unit)
+            self.todo.extend(spans)
             self.rest = []
 
     def _window(self) -> int:
