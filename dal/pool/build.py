@@ -185,8 +185,8 @@ def _resumed(
         )
     if state["version"] != VERSION:
         raise PoolError(
-            f"{where} has pool format {state['version']}, expected {VERSION}; pass overwrite=True (--overwrite) to replace"
-            " it"
+            f"{where} has pool format {state['version']}, expected {VERSION};"
+            " pass overwrite=True (--overwrite) to replace it"
         )
     if state["n_rows"] == 0:
         return None
