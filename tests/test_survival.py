@@ -148,10 +148,10 @@ def test_a_cluster_may_grow_and_shrink(pools: dict[str, Pool]) -> None:
 def test_a_worker_that_cannot_hold_the_scan_is_refused_with_the_numbers(pools: dict[str, Pool]) -> None:
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=16, processes=True, memory_limit="500MiB", dashboard_address="127.0.0.1:0"
+            n_workers=1, threads_per_worker=16, processes=True, memory_limit="600MiB", dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
-        pytest.raises(ClusterError, match=r"has 500 MiB for 16 threads; this scan takes about .* MiB.*base 250"),
+        pytest.raises(ClusterError, match=r"has 600 MiB for 16 threads; this scan takes about .* MiB.*base 450"),
     ):
         run(pools["clean"], model(Steady()), client=client)
 
