@@ -21,6 +21,7 @@ test: environment
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(if $(CI),,-m "not slow")
 
 bench: environment
+	mkdir -p benchmarks/results
 	$(BIN)/python -m benchmarks scan --rows 2000000 --json benchmarks/results/scan.json
 
 environment: $(VENV)/installed
