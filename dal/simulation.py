@@ -175,9 +175,10 @@ def simulate(
         )
         replay = Replay(strategy, seed, (), (), ())
         for _ in range(rounds):
-            # Where every label is of one class, as in a pool of rare ones, people would ask for coverage.
-            one_class = len(np.unique(campaign.latest_answers().labels)) == 1
-            given = next_batch(campaign, client=client, progress=progress, coverage=one_class)
+            # Where every label is of one class, as in a pool of rare ones, people would ask for coverage. Random
+            # sampling needs no learner and goes on: it is what the others are measured against.
+            coverage = strategy != "random" and len(np.unique(campaign.latest_answers().labels)) == 1
+            given = next_batch(campaign, client=client, progress=progress, coverage=coverage)
             if isinstance(given, Stopped):
                 break
             answer_batch(campaign, given.rows, given.record_ids, ask(given.rows))

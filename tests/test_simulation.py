@@ -52,6 +52,18 @@ def test_a_rare_class_does_not_end_a_replay(tmp_path: Path, world: tuple[Pool, n
     assert replay.labels == (5, 10, 15, 20, 25, 30)
 
 
+def test_random_sampling_stays_random_where_all_labels_are_of_one_class(
+    tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet]
+) -> None:
+    X = np.random.default_rng(2).standard_normal((2000, 4)).astype(np.float32)
+    pool = build_pool(X, tmp_path / "pool.zarr")
+    replays = [
+        simulate(pool, y, TestSet(X, y), ("no", "yes"), strategy="random", batch=5, rounds=4)
+        for y in (np.zeros(2000, int), np.arange(2000) % 2)
+    ]
+    assert [b.tolist() for b in replays[0].batches] == [b.tolist() for b in replays[1].batches]
+
+
 def test_a_comparison_pairs_strategies_by_seed(world: tuple[Pool, np.ndarray, TestSet]) -> None:
     pool, y, test = world
     comparison = compare(pool, y, test, CLASSES, ("margin", "random"), seeds=(1, 2), batch=10, rounds=2)
