@@ -328,7 +328,7 @@ class _Coordinator:
 
     def state(self) -> rounds.State:
         past = self.campaign.rounds()
-        verdicts = self._verdicts()
+        verdicts = self._verdicts(past)
         if not past:
             return rounds.State(0, "none", trainable=False, pending=0, verdicts=verdicts)
         last = past[-1]
@@ -344,8 +344,8 @@ class _Coordinator:
     def _classes_seen(self, upto: int | None) -> int:
         return len(np.unique(self.labels(upto)[1]))
 
-    def _verdicts(self) -> tuple[Verdict, ...]:
-        if self._exhausted():
+    def _verdicts(self, past: list[Round]) -> tuple[Verdict, ...]:
+        if self._exhausted(past):
             return (Verdict("pool_exhausted", True, 0, 0, "every row of the pool was asked or cannot be"),)
         if not self.criteria:
             return ()
@@ -354,12 +354,12 @@ class _Coordinator:
         known = len(self.labels(None)[0])
         return tuple(criterion.judge(history, known, hours) for criterion in self.criteria)
 
-    def _exhausted(self) -> bool:
+    def _exhausted(self, past: list[Round]) -> bool:
         """Say whether nothing is left to ask: no row, or none that the last scan could find."""
-        past = self.campaign.rounds()
         if not past or past[-1].status != "closed":
             return False
-        return not self.campaign.batch(past[-1].number) or len(self.campaign.excluded_rows()) >= self.pool.n_rows
+        # By the rows that the round froze: telling where a campaign stands takes no look at its pool.
+        return not self.campaign.batch(past[-1].number) or len(self.campaign.excluded_rows()) >= past[-1].n_rows
 
     def _current(self) -> Round:
         current = self.campaign.current_round

@@ -288,16 +288,16 @@ class _Cluster:
         self.pending: dict[Future[SpanResult], Interval] = {}
 
     def __enter__(self) -> "_Cluster":
-        for _ in range(ATTEMPTS - 1):
+        failure: OSError | None = None
+        for _ in range(ATTEMPTS):
             # A worker that dies while it is told breaks the whole call; it is safe to tell the others twice.
-            with suppress(OSError):
+            try:
                 self.client.register_plugin(_JobPlugin(self.token, self.job))
+            except OSError as error:
+                failure = error
+            else:
                 return self
-        try:
-            self.client.register_plugin(_JobPlugin(self.token, self.job))
-        except OSError as error:
-            raise ClusterError(self._lost(f"could not be told what to do ({error})")) from error
-        return self
+        raise ClusterError(self._lost(f"could not be told what to do ({failure})")) from failure
 
     def __exit__(self, *exception: object) -> None:
         if self.client.status != "running":

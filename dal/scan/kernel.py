@@ -217,21 +217,20 @@ class _Span:
         cells: Cells | None,
     ) -> None:
         self.pool = pool
-        self.model = model
+        # A score that is a hash needs no model, even where there is one.
+        self.model = model if order.score != "random" else None
         self.order = order
         self.interval = interval
         self.excluded = excluded
         self.told = thresholds
-        self.by_model = model is not None and order.score != "random"
         self.reader = pool.reader()
         self.best = Best(order.capacity, order.seed, order.round)
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.cells = cells
         # Every decision value of a linear model is not finite where a feature is not, so nothing need be looked for; a
         # transformation before it may hide that, or refuse it.
-        self.shows_invalid = (
-            self.by_model and model is not None and model.linear is not None and model.linear.steps is None
-        )
+        linear = self.model.linear if self.model is not None else None
+        self.shows_invalid = linear is not None and linear.steps is None
         self.assigns = cells is None or cells.write
         self.cell_of_row = self._cells_of_span() if order.capacity.cells else None
 
@@ -269,7 +268,7 @@ class _Span:
         return padded
 
     def _scored(self, X: Floats32, start: int, count: int) -> Scored:
-        if self.model is None or not self.by_model:
+        if self.model is None:
             rows = np.arange(start, start + count, dtype=np.int64)
             nothing = np.full(count, -1, dtype=np.int64)
             return Scored(uniform(rows, self.order.seed, self.order.round), nothing, np.zeros(count))
