@@ -1,0 +1,59 @@
+"""Bokeh figures of results, for pages, notebooks and reports alike, and the page that holds them in one file.
+
+Every figure is a function from plain values to a Bokeh figure. Colours of paper and ink are left to a theme, given when
+the figure is shown: ``bokeh.embed.json_item(figure, theme=THEMES["dark"])``; those of classes and strategies are told
+apart on light and dark paper, by colour-blind readers, and, by their markers, without any colour.
+"""
+
+from dal.figures.batch import BatchMap, Points, batch_map
+from dal.figures.campaign import (
+    Annotator,
+    Balance,
+    Criterion,
+    Pause,
+    agreement_matrix,
+    annotators,
+    class_balance,
+    pauses,
+    score_histogram,
+    stopping_criteria,
+    throughput,
+)
+from dal.figures.curves import Curve, accuracy_curve, learning_curves
+from dal.figures.page import Part, Table, write_page
+from dal.figures.records import record_images
+from dal.figures.style import COLORS, MARKERS, THEMES, color_of, marker_of
+
+__all__ = [
+    # learning curves
+    "Curve",
+    "accuracy_curve",
+    "learning_curves",
+    # a campaign
+    "Annotator",
+    "Balance",
+    "Criterion",
+    "Pause",
+    "agreement_matrix",
+    "annotators",
+    "class_balance",
+    "pauses",
+    "score_histogram",
+    "stopping_criteria",
+    "throughput",
+    # records
+    "BatchMap",
+    "Points",
+    "batch_map",
+    "record_images",
+    # pages
+    "Part",
+    "Table",
+    "write_page",
+    # looks
+    "COLORS",
+    "MARKERS",
+    "THEMES",
+    "color_of",
+    "marker_of",
+]

@@ -1,0 +1,145 @@
+"""Figures say what they were given: their columns by hand, and no text that becomes markup."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bokeh.embed import json_item
+from bokeh.models import GlyphRenderer, HBar, Quad, Rect, Scatter, Span, Whisker
+from bokeh.plotting import figure
+
+from dal import figures
+from dal.figures import Annotator, Balance, BatchMap, Criterion, Curve, Pause, Points
+from dal.ruler import RoundRecord, wilson
+
+
+def glyphs(plot: figure, kind: type) -> list[GlyphRenderer]:
+    return [each for each in plot.renderers if isinstance(each.glyph, kind)]
+
+
+def columns(plot: figure, kind: type, index: int = 0) -> dict[str, list[object]]:
+    return {name: list(values) for name, values in glyphs(plot, kind)[index].data_source.data.items()}
+
+
+def test_a_curve_has_its_band_and_marks_biased_points_hollow() -> None:
+    curve = Curve("margin", [20, 40], [0.5, 0.75], [0.4, 0.7], [0.6, 0.8], biased=[False, True])
+    plot = figures.learning_curves([curve, Curve("random", [20], [0.5])], target=0.9)
+    drawn = columns(plot, Scatter)
+    assert drawn["labels"] == [20, 40]
+    assert drawn["fill"] == [1.0, 0.0]
+    assert drawn["band"] == [" (0.400 to 0.600)", " (0.700 to 0.800)"]
+    assert columns(plot, Scatter, 1)["band"] == [""]
+    assert [each.location for each in plot.center if isinstance(each, Span)] == [0.9]
+    first, second = glyphs(plot, Scatter)
+    assert first.glyph.marker != second.glyph.marker
+
+
+def test_a_campaigns_curve_stands_on_the_explore_answers_of_each_round() -> None:
+    history = [RoundRecord(1, 0, 0, 0, 0.0, 90), RoundRecord(2, 20, 3, 4, 0.5, 80), RoundRecord(3, 40, 5, 5, 1.0, 70)]
+    plot = figures.accuracy_curve(history)
+    drawn = columns(plot, Scatter)
+    assert drawn["labels"] == [20, 40]
+    assert drawn["accuracy"] == [0.75, 1.0]
+    assert list(zip(drawn["low"], drawn["high"], strict=True)) == [wilson(3, 4), wilson(5, 5)]
+    assert any(isinstance(each, Whisker) for each in plot.center)
+    figures.accuracy_curve([])
+
+
+def test_class_balance_compares_shares_of_labels_with_shares_of_the_pool() -> None:
+    plot = figures.class_balance([Balance("ham", 30, 5, 0.9, 0.8, 0.95), Balance("spam", 10)])
+    drawn = columns(plot, HBar)
+    assert drawn["share"] == [0.75, 0.25]
+    assert drawn["pool"] == [0.9, 0.0]
+    assert drawn["said"] == ["90.0% (80.0% to 95.0%)", "not enough evidence"]
+    assert len(glyphs(plot, HBar)) == 2
+    assert len(glyphs(figures.class_balance([Balance("ham", 0), Balance("spam", 0)]), HBar)) == 1
+
+
+def test_criteria_show_value_threshold_and_history() -> None:
+    plots = figures.stopping_criteria(
+        [
+            Criterion("plateau", "", True, 0.002, [1, 2, 3], [None, 0.01, 0.001]),
+            Criterion("target_score", "", False, 0.9, [], []),
+        ]
+    )
+    assert columns(plots[0], Scatter) == {"round": [2, 3], "value": [0.01, 0.001]}
+    assert [each.location for each in plots[0].center if isinstance(each, Span)] == [0.002]
+    assert [plot.title.text for plot in plots] == ["plateau: STOP", "target_score: go on"]
+
+
+def batch_of(n: int, in_batch: int) -> Points:
+    x = np.arange(n, dtype=float)
+    batch = np.arange(n) < in_batch
+    return Points(x, -x, [f"r{i}" for i in range(n)], np.where(batch, -1, np.arange(n) % 2), batch, [0.5] * n)
+
+
+def test_the_map_shows_labels_by_class_and_the_batch_as_rings() -> None:
+    density = np.array([[0, 1], [10, 1000]])
+    plot = figures.batch_map(BatchMap(density, (0, 5, -5, 0), batch_of(5, 2), ("ham", "spam")))
+    ham, spam, ring = glyphs(plot, Scatter)
+    assert list(ham.data_source.data["record"]) == ["r2", "r4"]
+    assert list(spam.data_source.data["x"]) == [3.0]
+    assert list(ring.data_source.data["record"]) == ["r0", "r1"]
+    assert list(ring.data_source.data["label"]) == ["not yet", "not yet"]
+    assert ring.glyph.fill_color is None
+    assert ham.glyph.marker != spam.glyph.marker
+    (image,) = plot.renderers[0].data_source.data["image"]
+    alpha = image >> 24
+    assert alpha[0, 0] == 0
+    assert alpha[0, 1] < alpha[1, 0] < alpha[1, 1] == 200
+
+
+def test_the_map_draws_at_most_5000_points_and_all_of_the_batch() -> None:
+    plot = figures.batch_map(BatchMap(np.ones((2, 2), int), (0, 1, 0, 1), batch_of(20_000, 400), ("a", "b")))
+    counts = [len(each.data_source.data["x"]) for each in glyphs(plot, Scatter)]
+    assert sum(counts) == 5000
+    assert counts[2] == 400
+    assert plot.title.text == "5,000 of 20,000 records drawn"
+
+
+def test_people_pairs_and_pauses() -> None:
+    plot = figures.annotators([Annotator("ann", 20, 5, 3.25), Annotator("bob", 0, 0)])
+    drawn = columns(plot, HBar)
+    assert (drawn["labelled"], drawn["skipped"], drawn["said"]) == ([15, 0], [5, 0], ["3.2 s, 25% skipped", ""])
+    matrix = np.array([[1.0, -0.2, np.nan], [-0.2, 1, 0.5], [np.nan, 0.5, 1]])
+    drawn = columns(figures.agreement_matrix(["a", "b", "c"], matrix, np.full((3, 3), 7)), Rect)
+    assert drawn["said"] == ["-0.20", "-", "-0.20", "0.50", "-", "0.50"]
+    assert drawn["alpha"] == [0.0, 0.0, 0.0, 0.5, 0.0, 0.5]
+    plot = figures.pauses([Pause(1, 0, 2, 3, 4, 50), Pause(2, 1, 2, 3, 4, 60)])
+    assert list(plot.renderers[4].data_source.data["wait"]) == [50, 60]
+
+
+def test_the_score_histogram_is_logarithmic_and_keeps_empty_bins() -> None:
+    drawn = columns(figures.score_histogram([0, 9, 999]), Quad)
+    assert drawn["height"] == pytest.approx([0.0, 1.0, 3.0])
+    assert drawn["left"] == pytest.approx([0, 1 / 3, 2 / 3])
+    figures.score_histogram([0, 0])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_figure_can_be_themed_and_sent_as_json(theme: str) -> None:
+    plots = [
+        figures.throughput([0.5, 1.0], [100, 120]),
+        figures.score_histogram([1, 2]),
+        figures.record_images(np.zeros((2, 3, 3)), ["a", "b"], "chosen"),
+    ]
+    ink = {"light": "#24292F", "dark": "#D7DCE2"}[theme]
+    for plot in plots:
+        assert ink in json.dumps(json_item(plot, theme=figures.THEMES[theme]))
+
+
+def test_classes_differ_by_colour_or_marker() -> None:
+    assert len({(figures.color_of(code), figures.marker_of(code)) for code in range(63)}) == 63
+
+
+def test_text_stays_text_in_a_page(tmp_path: Path) -> None:
+    bad = "</script><script>alert(1)</script>"
+    table = figures.Table((bad,), [(bad,)])
+    plot = figures.learning_curves([Curve(bad, [1], [0.5])])
+    figures.write_page(tmp_path / "page.html", bad, [bad, f"# {bad}", table, plot])
+    text = (tmp_path / "page.html").read_text()
+    assert "alert(1)" in text
+    assert bad not in text
+    assert text.count("</script>") == text.count("<script")
+    assert len(text) < 2_000_000
