@@ -16,6 +16,7 @@ LEVELS = [
     {"scores", "selection", "stopping", "agreement", "ruler", "rounds"},
     {"pool", "learner", "campaign", "client", "progress"},
     {"scan"},
+    {"map"},
     {"figures"},
     {"coordinator", "exchange"},
     {"simulation"},
