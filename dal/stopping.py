@@ -15,15 +15,21 @@ from dal.errors import SettingsError
 from dal.ruler import RoundRecord, critical_value, explore_counts, wilson
 
 __all__ = [
+    "All",
+    "ClassificationChange",
     "Criterion",
     "MaxHours",
     "MaxLabels",
     "MaxRounds",
+    "OverallUncertainty",
     "Plateau",
     "PoolExhausted",
     "RoundRecord",
+    "StabilizingPredictions",
     "TargetScore",
     "Verdict",
+    "advice",
+    "first_stop",
     "parse",
 ]
 
@@ -156,6 +162,77 @@ class Plateau:
 
 
 @dataclass(frozen=True)
+class StabilizingPredictions:
+    """Stop when successive models agree on the stop set: Cohen's kappa, averaged over `rounds` rounds, reaches `kappa`.
+
+    Kappa discounts the agreement that a large class gives for nothing. Where it is at least T, the F-measures of the
+    two models on the stop set differ by at most 4 (1 - T) / T (Bloodgood and Grothendieck, CoNLL 2013): 0.0404 for the
+    default. It says that the model has settled, not that it is right; and a larger batch changes a model more, so
+    values compare at one batch size only. Bloodgood and Vijay-Shanker, CoNLL 2009.
+    """
+
+    kappa: float = 0.99
+    rounds: int = 3
+
+    def __post_init__(self) -> None:
+        _expect(0 < self.kappa <= 1, self, "a kappa above 0, and at most 1")
+        _expect(self.rounds >= 1, self, "at least one round")
+
+    def judge(self, history: Sequence[RoundRecord], labels: int, now_hours: float) -> Verdict:
+        """Average the last rounds' agreement of each model with the one before."""
+        name = "stabilizing_predictions"
+        seen = [record.kappa for record in history if record.kappa is not None]
+        if len(seen) < self.rounds:
+            said = f"{len(seen)} of {self.rounds} pairs of successive models were compared on a stop set"
+            return _too_early(name, self.kappa, said)
+        value = math.fsum(seen[-self.rounds :]) / self.rounds
+        reason = f"successive models agree on the stop set with a mean kappa of {value:.4f} over {self.rounds} rounds"
+        return Verdict(name, value >= self.kappa, value, self.kappa, f"{reason}; {self.kappa:g} is stable")
+
+
+@dataclass(frozen=True)
+class OverallUncertainty:
+    """Stop when the model is sure of the stop set: its mean entropy, as a share of ln C, is below `entropy`.
+
+    Only as good as the model's calibration. Zhu, Wang and Hovy, COLING 2008.
+    """
+
+    entropy: float = 0.05
+
+    def __post_init__(self) -> None:
+        _expect(0 < self.entropy < 1, self, "a share of the largest entropy between 0 and 1")
+
+    def judge(self, history: Sequence[RoundRecord], labels: int, now_hours: float) -> Verdict:
+        """Look at the newest model's uncertainty."""
+        value = history[-1].uncertainty if history else None
+        if value is None:
+            return _too_early("overall_uncertainty", self.entropy, "no model has judged a stop set in the last round")
+        reason = f"the mean entropy on the stop set is {value:.4f} of the largest; below {self.entropy:g} is sure"
+        return Verdict("overall_uncertainty", value < self.entropy, value, self.entropy, reason)
+
+
+@dataclass(frozen=True)
+class ClassificationChange:
+    """Stop when a new model predicts what the one before did: at most the share `change` of the stop set differs.
+
+    The strictest of the three that look at the stop set. Zhu, Wang and Hovy, COLING 2008.
+    """
+
+    change: float = 0.0
+
+    def __post_init__(self) -> None:
+        _expect(0 <= self.change < 1, self, "a share of 0 or more and less than 1")
+
+    def judge(self, history: Sequence[RoundRecord], labels: int, now_hours: float) -> Verdict:
+        """Look at what the newest model changed."""
+        value = history[-1].changed if history else None
+        if value is None:
+            return _too_early("classification_change", self.change, "the last round compared no models on a stop set")
+        reason = f"the last model changed {value:.2%} of the predictions on the stop set; {self.change:.2%} is allowed"
+        return Verdict("classification_change", value <= self.change, value, self.change, reason)
+
+
+@dataclass(frozen=True)
 class PoolExhausted:
     """Stop when every row of the pool was asked."""
 
@@ -167,20 +244,85 @@ class PoolExhausted:
         return Verdict("pool_exhausted", left <= 0, left, 0, f"{left} rows were never asked")
 
 
-Criterion = MaxLabels | MaxRounds | MaxHours | TargetScore | Plateau | PoolExhausted
+Simple = (
+    MaxLabels
+    | MaxRounds
+    | MaxHours
+    | TargetScore
+    | Plateau
+    | StabilizingPredictions
+    | OverallUncertainty
+    | ClassificationChange
+    | PoolExhausted
+)
 
-_BY_NAME: dict[str, type[Criterion]] = {
+
+@dataclass(frozen=True)
+class All:
+    """Stop when every one of several criteria says so; a campaign's own list stops when any of it does."""
+
+    criteria: tuple[Simple, ...]
+
+    def __post_init__(self) -> None:
+        _expect(len(self.criteria) >= 2, self, "at least two criteria")
+
+    def judge(self, history: Sequence[RoundRecord], labels: int, now_hours: float) -> Verdict:
+        """Count the criteria that say stop; each gives its reason."""
+        verdicts = [criterion.judge(history, labels, now_hours) for criterion in self.criteria]
+        met = sum(verdict.stop for verdict in verdicts)
+        reason = "; ".join(
+            f"{verdict.criterion} {'met' if verdict.stop else 'not met'}: {verdict.reason}" for verdict in verdicts
+        )
+        name = " and ".join(verdict.criterion for verdict in verdicts)
+        return Verdict(name, met == len(verdicts), met, len(verdicts), reason)
+
+
+Criterion = Simple | All
+
+
+def first_stop(criterion: Criterion, history: Sequence[RoundRecord]) -> int | None:
+    """Say after which round a criterion would have ended the campaign first; None if after none so far.
+
+    Judged is each round with what was known when the next one began. So nothing is said of the newest round: its
+    labels may still come in, and the verdict of today is about them.
+
+    Examples
+    --------
+    >>> history = [RoundRecord(n, 100 * (n - 1), 0, 0, 0.0, 900) for n in (1, 2, 3, 4)]
+    >>> first_stop(MaxLabels(150), history), first_stop(MaxLabels(300), history), first_stop(MaxLabels(301), history)
+    (2, 3, None)
+    """
+    for closed, following in enumerate(history[1:], start=1):
+        if criterion.judge(history[:closed], following.labels, following.hours).stop:
+            return history[closed - 1].number
+    return None
+
+
+def advice(criteria: Sequence[Criterion]) -> tuple[Simple, ...]:
+    """Give the criteria that look at the model, at their defaults, without the kinds that `criteria` holds already.
+
+    They end nothing. Shown beside the chosen ones they tell what a campaign without them is passing by.
+    """
+    chosen = {type(part) for each in criteria for part in (each.criteria if isinstance(each, All) else (each,))}
+    offered = (StabilizingPredictions(), Plateau(), OverallUncertainty(), ClassificationChange())
+    return tuple(each for each in offered if type(each) not in chosen)
+
+
+_BY_NAME: dict[str, type[Simple]] = {
     "max_labels": MaxLabels,
     "max_rounds": MaxRounds,
     "max_hours": MaxHours,
     "target_score": TargetScore,
     "plateau": Plateau,
+    "stabilizing_predictions": StabilizingPredictions,
+    "overall_uncertainty": OverallUncertainty,
+    "classification_change": ClassificationChange,
     "pool_exhausted": PoolExhausted,
 }
 
 
 def parse(text: str) -> Criterion:
-    """Read a criterion as people write it: its name, its value, and further fields by name.
+    """Read a criterion as people write it: its name, its value, and further fields by name; `and` joins several.
 
     Raises
     ------
@@ -195,7 +337,14 @@ def parse(text: str) -> Criterion:
     TargetScore(score=0.95, rounds=5)
     >>> parse("pool_exhausted")
     PoolExhausted()
+    >>> parse("stabilizing_predictions and plateau=0.01")
+    All(criteria=(StabilizingPredictions(kappa=0.99, rounds=3), Plateau(gain=0.01, rounds=3, answers=100)))
     """
+    parts = text.split(" and ")
+    return _parse(parts[0]) if len(parts) == 1 else All(tuple(_parse(part) for part in parts))
+
+
+def _parse(text: str) -> Simple:
     first, *rest = [part.strip() for part in text.split(",")]
     name, given, value = (part.strip() for part in first.partition("="))
     kind = _BY_NAME.get(name)
@@ -207,7 +356,7 @@ def parse(text: str) -> Criterion:
     return _build(kind, pairs, text)
 
 
-def _build(kind: type[Criterion], pairs: list[tuple[str, str]], text: str) -> Criterion:
+def _build(kind: type[Simple], pairs: list[tuple[str, str]], text: str) -> Simple:
     types = {field.name: field.type for field in fields(kind)}
     values: dict[str, float] = {}
     for key, number in pairs:
@@ -228,7 +377,7 @@ def _listing() -> str:
     return "; ".join(_usage(name, kind) for name, kind in _BY_NAME.items())
 
 
-def _usage(name: str, kind: type[Criterion]) -> str:
+def _usage(name: str, kind: type[Simple]) -> str:
     """Write a criterion as people do; a field without a default stands as its name in capitals."""
     values = [field.name.upper() if field.default is MISSING else str(field.default) for field in fields(kind)]
     rest = [f"{field.name}={value}" for field, value in zip(fields(kind), values, strict=True)][1:]

@@ -7,13 +7,20 @@ from hypothesis import strategies as st
 from dal.errors import SettingsError
 from dal.ruler import RoundRecord, wilson
 from dal.stopping import (
+    All,
+    ClassificationChange,
     Criterion,
     MaxHours,
     MaxLabels,
     MaxRounds,
+    OverallUncertainty,
     Plateau,
     PoolExhausted,
+    Simple,
+    StabilizingPredictions,
     TargetScore,
+    advice,
+    first_stop,
     parse,
 )
 
@@ -103,9 +110,87 @@ def test_plateau_is_not_seen_in_a_handful_of_answers() -> None:
     assert Plateau(answers=15).judge(few, 0, 0.0).stop
 
 
+def settled(*kappas: float | None, changed: float | None = None, sure: float | None = None) -> list[RoundRecord]:
+    """Rounds whose models agree with their predecessors on the stop set by these kappas, the newest last."""
+    return [
+        RoundRecord(4 + i, 100 * i, 0, 0, float(i), 900, kappa=kappa, changed=changed, uncertainty=sure)
+        for i, kappa in enumerate(kappas)
+    ]
+
+
+def test_predictions_are_stable_by_the_mean_kappa_of_the_last_rounds() -> None:
+    # worked by hand: (0.75 + 0.875 + 1.0) / 3 = 0.875; the first rounds, 0.2 and none, are outside of the window
+    verdict = StabilizingPredictions(0.875).judge(settled(None, 0.2, 0.75, 0.875, 1.0), 0, 0.0)
+    assert (verdict.value, verdict.stop) == (0.875, True)
+    assert not StabilizingPredictions(0.875).judge(settled(None, 0.2, 0.75, 0.875, 0.999), 0, 0.0).stop
+    assert "mean kappa of 0.8750 over 3 rounds" in verdict.reason
+    early = StabilizingPredictions().judge(settled(None, 1.0, 1.0), 0, 0.0)
+    assert (early.stop, early.value) == (False, None)
+    assert "2 of 3 pairs" in early.reason
+
+
+def test_a_round_without_a_model_interrupts_no_comparison_of_others() -> None:
+    # a batch chosen by coverage has no model: the rounds around it still count
+    assert StabilizingPredictions(0.95).judge(settled(0.96, None, 0.95, 0.97), 0, 0.0).stop
+
+
+def test_uncertainty_and_change_look_at_the_newest_model() -> None:
+    rounds = [*settled(0.9, changed=0.3, sure=0.4), *settled(0.99, changed=0.002, sure=0.04)]
+    assert OverallUncertainty().judge(rounds, 0, 0.0).stop
+    assert not OverallUncertainty(0.04).judge(rounds, 0, 0.0).stop
+    assert ClassificationChange(0.002).judge(rounds, 0, 0.0).stop
+    assert not ClassificationChange().judge(rounds, 0, 0.0).stop
+    assert "changed 0.20%" in ClassificationChange().judge(rounds, 0, 0.0).reason
+    for criterion in (OverallUncertainty(), ClassificationChange()):
+        for nothing in ([], history((1, 1))):
+            verdict = criterion.judge(nothing, 0, 0.0)
+            assert (verdict.stop, verdict.value) == (False, None)
+
+
+def test_all_stops_only_when_each_part_does() -> None:
+    both = All((StabilizingPredictions(0.9), MaxLabels(500)))
+    stable = settled(0.95, 0.95, 0.95)
+    assert [both.judge(stable, labels, 0.0).stop for labels in (499, 500)] == [False, True]
+    assert not both.judge(settled(0.95, 0.5, 0.95), 500, 0.0).stop
+    verdict = both.judge(stable, 499, 0.0)
+    assert (verdict.criterion, verdict.value, verdict.threshold) == ("stabilizing_predictions and max_labels", 1, 2)
+    assert verdict.reason.startswith("stabilizing_predictions met: ")
+    assert "max_labels not met: 499 of 500" in verdict.reason
+
+
+def test_the_first_stop_is_told_by_what_was_known_then() -> None:
+    # labels known before rounds 4..8: 0, 100, 200, 300, 400; so after round 5 closed 200 were known, at hour 2
+    rounds = settled(0.5, 0.995, 0.995, 0.995, 0.4)
+    assert first_stop(MaxLabels(150), rounds) == 5
+    assert first_stop(MaxHours(3), rounds) == 6
+    assert first_stop(StabilizingPredictions(), rounds) == 7  # and no more after round 8: it would have ended before
+    assert not StabilizingPredictions().judge(rounds, 500, 9.0).stop
+    assert first_stop(MaxLabels(500), rounds) is None
+    assert first_stop(MaxLabels(1), []) is None
+
+
+def test_advice_leaves_out_what_was_chosen() -> None:
+    assert [type(each) for each in advice([])] == [
+        StabilizingPredictions,
+        Plateau,
+        OverallUncertainty,
+        ClassificationChange,
+    ]
+    chosen = [parse("plateau=0.1 and stabilizing_predictions"), parse("max_labels=5")]
+    assert [type(each) for each in advice(chosen)] == [OverallUncertainty, ClassificationChange]
+
+
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: StabilizingPredictions(0),
+        lambda: StabilizingPredictions(1.5),
+        lambda: StabilizingPredictions(rounds=0),
+        lambda: OverallUncertainty(0),
+        lambda: OverallUncertainty(1),
+        lambda: ClassificationChange(-0.1),
+        lambda: ClassificationChange(1),
+        lambda: All((MaxLabels(5),)),
         lambda: MaxLabels(0),
         lambda: MaxRounds(0),
         lambda: MaxHours(0),
@@ -136,6 +221,10 @@ def test_impossible_settings_are_refused(make: object) -> None:
         ("plateau", Plateau()),
         ("plateau=0.01, rounds=4, answers=50", Plateau(0.01, 4, 50)),
         ("pool_exhausted", PoolExhausted()),
+        ("stabilizing_predictions=0.98,rounds=2", StabilizingPredictions(0.98, 2)),
+        ("overall_uncertainty", OverallUncertainty(0.05)),
+        ("classification_change=0.001", ClassificationChange(0.001)),
+        ("plateau=0.01 and  max_rounds=7", All((Plateau(0.01), MaxRounds(7)))),
     ],
 )
 def test_parse_reads_what_people_write(text: str, criterion: Criterion) -> None:
@@ -156,6 +245,8 @@ def test_parse_reads_what_people_write(text: str, criterion: Criterion) -> None:
         ("max_labels=5,n=6", "is no stopping criterion"),
         ("pool_exhausted=1", "is no stopping criterion"),
         ("target_score=95", "a score between 0 and 1"),
+        ("max_labels=5 and ", "no stopping criterion ''"),
+        ("max_labels=5 or plateau", "a whole number as n"),
     ],
 )
 def test_parse_refuses_what_it_cannot_read(text: str, said: str) -> None:
@@ -168,4 +259,4 @@ def test_a_refusal_lists_every_criterion_in_the_form_that_parse_reads() -> None:
         parse("no_such_thing")
     usages = str(refusal.value).split("there are ")[1].split("; ")
     filled = [usage.replace("=N", "=3").replace("=H", "=3").replace("=SCORE", "=0.3") for usage in usages]
-    assert {type(parse(usage)) for usage in filled} == set(Criterion.__args__)
+    assert {type(parse(usage)) for usage in filled} == set(Simple.__args__)
