@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 
 from dal import demo as demonstration
-from dal.campaign import Campaign, Settings
+from dal.campaign import Annotators, Campaign, Settings
 from dal.client import connect, local_cluster
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
 from dal.errors import DalError
@@ -141,6 +141,8 @@ def _describe(opened: Pool) -> None:
 @click.option("--stop", multiple=True, help="A stopping criterion, such as max_labels=5000; repeat it for several.")
 @click.option("--explore", default=0.05, show_default=True, help="Share drawn uniformly, to measure honestly.")
 @click.option("--trust", multiple=True, help="A type, by full name, that a saved learner may hold.")
+@click.option("--overlap", default=1, show_default=True, help="Annotators who are to answer each record.")
+@click.option("--gold", default=0.0, show_default=True, help="Share of served records whose label is known.")
 def init(
     directory: Path,
     pool_path: str,
@@ -152,6 +154,8 @@ def init(
     stop: tuple[str, ...],
     explore: float,
     trust: tuple[str, ...],
+    overlap: int,
+    gold: float,
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
     campaign = create_campaign(
@@ -165,6 +169,8 @@ def init(
         stop=stop,
         explore=explore,
         trusted=trust,
+        overlap=overlap,
+        gold=gold,
     )
     console.print(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
 
@@ -313,6 +319,41 @@ def export(directory: Path, file: Path, number: int | None) -> None:
         raise click.ClickException(f"Expected a round from {rounds[0]} to {rounds[-1]}, got {number}.")
     lines = write_batch(campaign, pool_of(campaign), number or rounds[-1], file)
     console.print(f"Wrote {lines:,} lines to {file}")
+
+
+# -- people ------------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def annotator() -> None:
+    """Let people in, who answer over the network."""
+
+
+@annotator.command("add")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--manager", is_flag=True, help="May close rounds and manage, too.")
+def add_annotator(directory: Path, name: str, manager: bool) -> None:
+    """Give NAME a token for the campaign in DIRECTORY. It is shown this once."""
+    console.print(Annotators(Campaign.open(directory)).add(name, "manager" if manager else "annotator"))
+
+
+@annotator.command("revoke")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("name")
+def revoke_annotator(directory: Path, name: str) -> None:
+    """Make the token of NAME worthless; the answers stay."""
+    Annotators(Campaign.open(directory)).revoke(name)
+    console.print(f"The token of {name} is worth nothing any more.")
+
+
+@annotator.command("list")
+@click.argument("directory", type=click.Path(path_type=Path))
+def list_annotators(directory: Path) -> None:
+    """List everybody who has, or had, a token."""
+    for account in Annotators(Campaign.open(directory)).all():
+        until = "" if account.revoked_at is None else f", revoked {account.revoked_at:%Y-%m-%d %H:%M} UTC"
+        console.print(f"{account.name}: {account.role} since {account.created_at:%Y-%m-%d %H:%M} UTC{until}")
 
 
 # -- the demonstration -------------------------------------------------------------------------------------------------

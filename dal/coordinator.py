@@ -109,6 +109,8 @@ def create_campaign(
     stop: Sequence[str] = (),
     explore: float = 0.05,
     trusted: Sequence[str] = (),
+    overlap: int = 1,
+    gold: float = 0.0,
 ) -> Campaign:
     """Make a campaign; everything that can be refused is refused now, before anything is written.
 
@@ -133,6 +135,10 @@ def create_campaign(
         Share of what is asked that is drawn uniformly.
     trusted : sequence of str, default=()
         Types, by full name, that a saved learner may hold beyond scikit-learn's own.
+    overlap : int, default=1
+        Annotators who are to answer each record.
+    gold : float, default=0
+        Share of the records served to an annotator whose label is known (`Campaign.add_gold`).
 
     Returns
     -------
@@ -157,6 +163,8 @@ def create_campaign(
         stop=tuple(stop),
         explore=explore,
         trusted=tuple(trusted),
+        overlap=overlap,
+        gold=gold,
     )
     settings.check()
     Strategy.named(strategy, explore)
@@ -496,6 +504,7 @@ class _Coordinator:
         self._keep_features(current, chosen, drawn)
         answers = dict(zip(chosen.rows.tolist(), zip(chosen.scores, chosen.predicted, strict=True), strict=True))
         answers |= dict(zip(drawn.rows, self._judged(model, strategy, drawn.X), strict=True))
+        sure = self._confidence(model, chosen, drawn, {row: code for row, (_, code) in answers.items()})
         order = interleaved(chosen.rows.tolist(), drawn.rows)
         if len(order) < current.k:
             _log.warning(
@@ -512,6 +521,7 @@ class _Coordinator:
             [None if answers[row][0] is None else float(answers[row][0]) for row in order],
             [int(answers[row][1]) if answers[row][1] >= 0 else None for row in order],
             [row in explored for row in order],
+            confidence=[sure.get(row) for row in order],
         )
 
     def _drawn(self, current: Round, excluded: Rows) -> "_Drawn":
@@ -563,6 +573,16 @@ class _Coordinator:
         if strategy.score == "random":
             return [(None, code) for code in predicted]
         return list(zip(score_block(strategy.score, model, X).score.tolist(), predicted, strict=True))
+
+    def _confidence(
+        self, model: Model | None, chosen: Candidates, drawn: "_Drawn", predicted: dict[int, int]
+    ) -> dict[int, float]:
+        """Give the model's probability of what it predicted for each record of the batch, for people to see."""
+        rows = [*chosen.rows.tolist(), *drawn.rows]
+        if model is None or not rows:
+            return {}
+        proba = model.predict_proba(np.concatenate([chosen.embeddings, drawn.X]))
+        return {row: float(each[predicted[row]]) for row, each in zip(rows, proba, strict=True)}
 
     def _batch(self, number: int, pending: int, *, fresh: bool) -> Batch:
         asked = self.campaign.batch(number)

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, event
 
 from dal.agreement import majority
-from dal.campaign import Answer, AnswerFile, Campaign, ImportCounts, Round, Settings, database
+from dal.campaign import Answer, AnswerFile, Campaign, ImportCounts, Round, Settings, database, migrations
+from dal.campaign.disk import exclusive
 from dal.errors import (
     CampaignError,
     CampaignLocked,
@@ -280,6 +281,84 @@ def test_says_where_there_is_no_campaign(tmp_path: Path, place: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def layout(path: Path) -> dict[str, object]:
+    """Everything about a database's tables but the words they were made with."""
+    connection = sqlite3.connect(path)
+    names = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    described = {}
+    for name in names:
+        columns = [row[1:] for row in connection.execute(f"PRAGMA table_info({name})")]
+        indexes = connection.execute(f"PRAGMA index_list({name})").fetchall()
+        keys = [connection.execute(f"PRAGMA index_info({index[1]})").fetchall() for index in indexes]
+        unique = sorted(zip([index[2:4] for index in indexes], keys, strict=True))
+        references = connection.execute(f"PRAGMA foreign_key_list({name})").fetchall()
+        described[name] = sorted(columns), unique, references
+    connection.close()
+    return described
+
+
+@pytest.fixture
+def version_1(tmp_path: Path) -> Path:
+    """A campaign that version 1 of the schema wrote, with a closed round and an open one."""
+    directory = tmp_path / "old"
+    toml = create(directory).directory / "campaign.toml"
+    written = (Path(__file__).parent / "data" / "campaign-v1.sql").read_text()
+    (directory / "campaign.db").unlink()
+    with sqlite3.connect(directory / "campaign.db") as connection:
+        connection.executescript(written)
+        connection.execute("PRAGMA journal_mode = WAL")
+    connection.close()
+    lines = [line for line in toml.read_text().splitlines() if not line.startswith(("overlap", "gold"))]
+    toml.write_text("\n".join('id = "97cfd465d2476e53"' if line.startswith("id = ") else line for line in lines))
+    return directory
+
+
+def test_a_campaign_of_version_1_is_migrated_and_goes_on(version_1: Path, campaign: Campaign) -> None:
+    old = Campaign.open(version_1)
+    assert layout(version_1 / "campaign.db") == layout(campaign.directory / "campaign.db")
+    latest = old.latest_answers()
+    assert [
+        *zip(latest.rows.tolist(), latest.annotators, latest.labels.tolist(), latest.ids.tolist(), strict=True)
+    ] == [
+        (5, "ann", 1, 6),
+        (23, "ann", 2, 2),
+        (40, "bob", -1, 4),
+        (511, "ann", 1, 3),
+        (777, "ann", 1, 5),
+        (907, "ann", 1, 1),
+    ]
+    connection = sqlite3.connect(version_1 / "campaign.db")
+    assert connection.execute(
+        "SELECT count(*) FROM answers WHERE received_at = answered_at AND NOT late"
+    ).fetchone() == (6,)
+    connection.close()
+    assert [record.row for record in old.batch(2)] == [5, 6, 7]
+    assert old.pending(2) == 2
+    assert (old.settings.overlap, old.settings.gold) == (1, 0.0)
+    old.add_answers([says(6, None), says(7, 2)], source="web")
+    assert old.last_answer() == 8
+    old.close_round(old.round(2))
+    frozen = freeze(Campaign.open(version_1))
+    assert (frozen.number, frozen.last_answer, frozen.labels) == (3, 8, 6)
+
+
+def test_a_migration_that_is_killed_leaves_the_old_version(version_1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = layout(version_1 / "campaign.db")
+    steps = (*migrations.STEPS[1][:-1], "SELECT no_such_column FROM answers")
+    with monkeypatch.context() as broken:
+        broken.setitem(migrations.STEPS, 1, steps)
+        with pytest.raises(CampaignError, match="no such column"):
+            Campaign.open(version_1)
+    assert layout(version_1 / "campaign.db") == before
+    assert Campaign.open(version_1).pending(2) == 2
+
+
+def test_a_migration_waits_for_the_coordinator_of_the_old_version(version_1: Path) -> None:
+    with exclusive(version_1 / "campaign.lock"), pytest.raises(CampaignLocked, match=f"process {os.getpid()}"):
+        Campaign.open(version_1)
+    assert Campaign.open(version_1).pending(2) == 2
+
+
 @pytest.mark.parametrize(("version", "advice"), [(99, "newer dal"), (0, "older dal")])
 def test_another_schema_version_is_refused(campaign: Campaign, version: int, advice: str) -> None:
     with sqlite3.connect(campaign.directory / "campaign.db") as connection:
@@ -443,10 +522,10 @@ def test_a_full_disk_is_said_and_nothing_is_changed(campaign: Campaign) -> None:
     def full(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size at least
 
-    event.listen(campaign._engine, "connect", full)
+    event.listen(campaign.database.engine, "connect", full)
     with pytest.raises(CampaignError, match="disk is full"):
         campaign.add_answers([says(row, 1) for row in range(900)], source="web")
-    event.remove(campaign._engine, "connect", full)
+    event.remove(campaign.database.engine, "connect", full)
     assert campaign.latest_answers().rows.tolist() == [1]
 
 
@@ -559,7 +638,7 @@ def test_a_record_is_not_asked_twice(campaign: Campaign) -> None:
         ([1000], {}, r"rows from 0 to 999 were expected, \[1000\]"),
         ([-1], {}, "rows from 0 to 999"),
         ([1, 2], {"scores": [0.5, float("nan")]}, r"never NaN; those of records \['id2'\]"),
-        ([1, 2], {"record_ids": ["a"]}, r"\[2, 1, 2, 2, 2\] came"),
+        ([1, 2], {"record_ids": ["a"]}, r"\[2, 1, 2, 2, 2, 2\] came"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(

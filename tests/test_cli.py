@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from distributed import Client
 
-from dal.campaign import Campaign
+from dal.campaign import Annotators, Campaign
 from dal.cli import main
 from dal.pool import Pool
 
@@ -54,6 +54,26 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 def pool(table: tuple[Path, dict[str, str]], tmp_path: Path) -> Path:
     ok("pool", "build", table[0], tmp_path / "pool.zarr", "--ids", "key", "--display", "subject")
     return tmp_path / "pool.zarr"
+
+
+def test_people_are_let_in_and_out(pool: Path, tmp_path: Path) -> None:
+    campaign = tmp_path / "campaign"
+    ok("init", campaign, pool, "--classes", "ham,spam", "--overlap", 2, "--gold", 0.1)
+    opened = Campaign.open(campaign)
+    assert (opened.settings.overlap, opened.settings.gold) == (2, 0.1)
+    token = ok("annotator", "add", campaign, "ann").strip()
+    ok("annotator", "add", campaign, "boss", "--manager")
+    assert Annotators(opened).verify(token).name == "ann"
+    assert "revoked" not in ok("annotator", "list", campaign)
+    ok("annotator", "revoke", campaign, "ann")
+    assert Annotators(opened).verify(token) is None
+    listed = ok("annotator", "list", campaign)
+    assert "ann: annotator since" in listed
+    assert "boss: manager since" in listed
+    assert listed.count("revoked") == 1
+    refused = dal("annotator", "revoke", campaign, "ann")
+    assert refused.exit_code == 1
+    assert "no token" in refused.output
 
 
 def fill(path: Path, truth: dict[str, str]) -> None:

@@ -18,6 +18,7 @@ from sklearn.svm import SVR
 from dal.campaign import Answer, Campaign
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
+from dal.learner import Model
 from dal.pool import Pool, build_pool
 from dal.rounds import Fit, Open, Select, Stop, Wait
 from dal.rounds import Scan as ScanAction
@@ -75,6 +76,12 @@ def test_a_campaign_learns_and_asks_nobody_twice(truth: tuple[Pool, np.ndarray],
     explored = [a for n in range(1, 5) for a in campaign.batch(n) if a.explore]
     assert len(explored) == 6
     assert all(a.predicted is not None for a in campaign.batch(4) if a.explore)
+    # What people are shown is the probability, by the model that chose the batch, of what it predicted.
+    model = Model.loads(campaign.load_model(campaign.round(4).model))
+    proba = model.predict_proba(truth[0].take(batch.rows))
+    assert [a.predicted for a in campaign.batch(4)] == proba.argmax(axis=1).tolist()
+    assert [a.confidence for a in campaign.batch(4)] == pytest.approx(proba.max(axis=1).tolist())
+    assert {a.confidence for a in campaign.batch(1)} == {None}
     model_rounds = campaign.rounds()[1:]
     assert all(each.model is not None for each in model_rounds)
     assert campaign.rounds()[0].model is None

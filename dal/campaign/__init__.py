@@ -1,6 +1,9 @@
 """The durable state of one labelling effort: settings, rounds, answers, models."""
 
+from dal.campaign.annotators import Account, Annotators
+from dal.campaign.queue import Given, Leased, Outcome, Past, Progress, Queue
 from dal.campaign.schema import (
+    RETRACTED,
     SKIPPED,
     Answer,
     AnswerFile,
@@ -8,6 +11,7 @@ from dal.campaign.schema import (
     Asked,
     Conflict,
     Contradiction,
+    Event,
     ImportCounts,
     Imported,
     Round,
@@ -22,10 +26,20 @@ __all__ = [
     "Asked",
     "Answer",
     "Answers",
+    "Event",
     "SKIPPED",
+    "RETRACTED",
     "AnswerFile",
     "ImportCounts",
     "Imported",
     "Conflict",
     "Contradiction",
+    "Queue",
+    "Leased",
+    "Given",
+    "Outcome",
+    "Past",
+    "Progress",
+    "Annotators",
+    "Account",
 ]

@@ -4,7 +4,9 @@ Nothing here opens or ends a transaction; the caller does. The answers of an imp
 so memory is bounded by one batch of inserts whatever the file holds.
 """
 
+import math
 from collections.abc import Iterable
+from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -12,12 +14,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sqlalchemy import (
+    Column,
+    ColumnElement,
     Connection,
     ScalarSelect,
     Select,
     Subquery,
     case,
     delete,
+    exists,
     func,
     insert,
     literal,
@@ -27,17 +32,21 @@ from sqlalchemy import (
 )
 
 from dal.campaign.schema import (
+    RETRACTED,
     SKIPPED,
     Answer,
     AnswerFile,
     Answers,
     Conflict,
     Contradiction,
+    Event,
     ImportCounts,
     answers,
     asked,
     exports,
+    gold,
     imports,
+    rounds,
     staged,
 )
 from dal.errors import LabelError
@@ -46,14 +55,11 @@ LISTED = 1000
 """Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
 
 _STAGED_AT_ONCE = 4096
+_SUGGESTED = ("suggested", "suggested_score", "suggested_by")
+_TOLD = ("answered_at", "received_at", "shown_at", "lead_time", "skip_reason", "suggestion_shown")
 
 
-def now() -> str:
-    """Give the time as UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat()
-
-
-def stage(connection: Connection, given: Iterable[Answer], n_classes: int, n_rows: int) -> None:
+def stage(connection: Connection, given: Iterable[Answer], n_classes: int, n_rows: int, received: str) -> None:
     """Check answers and put them into the connection's temporary table, in the order in which they come.
 
     Raises
@@ -62,7 +68,6 @@ def stage(connection: Connection, given: Iterable[Answer], n_classes: int, n_row
         At the first answer that cannot be one.
     """
     staged.create(connection)
-    received = now()
     checked = (_staged_row(seq, answer, received, n_classes, n_rows) for seq, answer in enumerate(given))
     while block := list(islice(checked, _STAGED_AT_ONCE)):
         connection.execute(insert(staged), block)
@@ -82,7 +87,7 @@ def append(connection: Connection, source: str) -> ImportCounts:
     ).one()
     counts = ImportCounts(*tally)
     if counts.new or counts.changed:
-        names = ["row", "record_id", "annotator", "status", "label", "round", "source", "answered_at"]
+        names = ["row", "record_id", "annotator", "status", "label", "round", "source", *_TOLD]
         connection.execute(insert(answers).from_select(names, _differing(compared, source)))
     return counts
 
@@ -120,28 +125,72 @@ def keep_out_conflicts(connection: Connection, file: AnswerFile) -> tuple[tuple[
 
 
 def latest(connection: Connection, upto: int | None = None, asked_in: int | None = None) -> Answers:
-    """Read the latest answer of each annotator to each record, of those up to an id and to one batch's records."""
+    """Read the latest answer of each annotator to each record, of those up to an id and to one batch's records.
+
+    An answer that was taken back is none, and answers to gold records judge annotators: nobody learns from them.
+    """
     last = select(func.max(answers.c.id).label("id")).group_by(answers.c.row, answers.c.annotator)
     if upto is not None:
         last = last.where(answers.c.id <= upto)
     if asked_in is not None:
         last = last.join(asked, asked.c.row == answers.c.row).where(asked.c.round == asked_in)
     ids = last.subquery()
-    value = func.coalesce(answers.c.label, SKIPPED)
-    query = select(answers.c.row, answers.c.annotator, value, answers.c.id).join(ids, answers.c.id == ids.c.id)
+    query = (
+        select(answers.c.row, answers.c.annotator, func.coalesce(answers.c.label, SKIPPED), answers.c.id)
+        .join(ids, answers.c.id == ids.c.id)
+        .where(answers.c.status != "retracted", answers.c.row.not_in(select(gold.c.row)))
+    )
     found = connection.execute(query.order_by(answers.c.row, answers.c.annotator)).all()
     rows, annotators, labels, numbers = zip(*found, strict=True) if found else ((), (), (), ())
     return Answers(_integers(rows), list(annotators), _integers(labels), _integers(numbers))
 
 
 def excluded_rows(connection: Connection, before_round: int | None, upto: int | None) -> npt.NDArray[np.int64]:
-    """Read the rows asked before a round, or answered up to an id, ascending; without bounds, all of them."""
-    asked_rows, answered_rows = select(asked.c.row), select(answers.c.row)
+    """Read the rows asked before a round, answered up to an id, or gold; ascending; without bounds, all of them."""
+    asked_rows, answered_rows, gold_rows = select(asked.c.row), select(answers.c.row), select(gold.c.row)
     if before_round is not None:
         asked_rows = asked_rows.where(asked.c.round < before_round)
+        gold_rows = gold_rows.where(gold.c.since < before_round)
     if upto is not None:
         answered_rows = answered_rows.where(answers.c.id <= upto)
-    return np.sort(_integers(connection.scalars(union(asked_rows, answered_rows)).all()))
+    return np.sort(_integers(connection.scalars(union(asked_rows, answered_rows, gold_rows)).all()))
+
+
+def log(connection: Connection, after: int, limit: int) -> list[Event]:
+    """Read the answers that came after an id, with what the model had suggested."""
+    own = [answers.c[field.name] for field in fields(Event) if field.name in answers.c]
+    suggested = asked.c.predicted, asked.c.confidence, case((asked.c.predicted.is_not(None), rounds.c.model))
+    query = (
+        select(*own, *(column.label(name) for column, name in zip(suggested, _SUGGESTED, strict=True)))
+        .select_from(
+            answers.outerjoin(asked, asked.c.row == answers.c.row).outerjoin(rounds, rounds.c.number == asked.c.round)
+        )
+        .where(answers.c.id > after)
+        .order_by(answers.c.id)
+        .limit(limit)
+    )
+    return [_event(dict(row._mapping)) for row in connection.execute(query)]
+
+
+def _event(values: dict[str, Any]) -> Event:
+    for name in ("answered_at", "received_at", "shown_at"):
+        values[name] = None if values[name] is None else datetime.fromisoformat(values[name])
+    return Event(**values)
+
+
+def standing(*conditions: ColumnElement[bool]) -> Select[Any]:
+    """Select the answers that count: each annotator's latest to each record, unless it was taken back."""
+    later = answers.alias("later")
+    again = exists().where(
+        later.c.row == answers.c.row, later.c.annotator == answers.c.annotator, later.c.id > answers.c.id
+    )
+    return select(answers).where(answers.c.status != "retracted", ~again, *conditions)
+
+
+def answers_given(row: Column[int]) -> ScalarSelect[int]:
+    """Count the annotators whose answer to a record counts, skips included."""
+    counted = standing(answers.c.row == row).with_only_columns(func.count())
+    return counted.correlate(row.table).scalar_subquery()
 
 
 def last_id(connection: Connection) -> int:
@@ -162,8 +211,9 @@ def seen(connection: Connection, digest: str, annotator: str) -> ImportCounts | 
 
 
 def _staged_row(seq: int, answer: Answer, received: str, n_classes: int, n_rows: int) -> dict[str, Any]:
-    if complaint := _complaint(answer, n_classes, n_rows):
-        raise LabelError(f"the answer to record {answer.record_id!r} by {answer.annotator!r} {complaint}")
+    outside = None if 0 <= answer.row < n_rows else f"is for row {answer.row}; the pool's rows are 0 to {n_rows - 1}"
+    if wrong := outside or complaint(answer, n_classes):
+        raise LabelError(f"the answer to record {answer.record_id!r} by {answer.annotator!r} {wrong}")
     return {
         "seq": seq,
         "line": answer.line,
@@ -171,13 +221,22 @@ def _staged_row(seq: int, answer: Answer, received: str, n_classes: int, n_rows:
         "record_id": answer.record_id,
         "annotator": answer.annotator,
         "value": SKIPPED if answer.label is None else int(answer.label),
-        "answered_at": received if answer.answered_at is None else answer.answered_at.astimezone(UTC).isoformat(),
+        "answered_at": utc(answer.answered_at) or received,
+        "received_at": received,
+        "shown_at": utc(answer.shown_at),
+        "lead_time": answer.lead_time,
+        "skip_reason": answer.skip_reason,
+        "suggestion_shown": answer.suggestion_shown,
     }
 
 
-def _complaint(answer: Answer, n_classes: int, n_rows: int) -> str | None:
-    if not 0 <= answer.row < n_rows:
-        return f"is for row {answer.row}; the pool's rows are 0 to {n_rows - 1}"
+def utc(moment: datetime | None) -> str | None:
+    """Write a moment as UTC, ISO 8601."""
+    return None if moment is None else moment.astimezone(UTC).isoformat()
+
+
+def complaint(answer: Answer, n_classes: int) -> str | None:
+    """Say why an answer cannot be one; None if it can."""
     if not answer.annotator or answer.annotator != answer.annotator.strip():
         return "needs an annotator's name without surrounding blanks"
     if answer.status not in ("submitted", "skipped"):
@@ -186,8 +245,13 @@ def _complaint(answer: Answer, n_classes: int, n_rows: int) -> str | None:
         return f"has the label {answer.label!r}, and the status {answer.status!r}"
     if answer.label is not None and not 0 <= answer.label < n_classes:
         return f"has the class code {answer.label}; the codes are 0 to {n_classes - 1}"
-    if answer.answered_at is not None and answer.answered_at.tzinfo is None:
-        return f"was given at {answer.answered_at}, which names no time zone"
+    if answer.skip_reason is not None and answer.status != "skipped":
+        return f"has the reason {answer.skip_reason!r} for a skip, and the status {answer.status!r}"
+    if answer.lead_time is not None and not 0 <= answer.lead_time < math.inf:
+        return f"took {answer.lead_time} seconds; 0 or more were expected"
+    for moment in (answer.answered_at, answer.shown_at):
+        if moment is not None and moment.tzinfo is None:
+            return f"was given at {moment}, which names no time zone"
     return None
 
 
@@ -197,7 +261,7 @@ def _compared() -> Subquery:
     earlier = func.lag(staged.c.value).over(partition_by=who, order_by=staged.c.seq)
     stored = (
         select(func.coalesce(answers.c.label, SKIPPED))
-        .where(answers.c.id == _latest_id())
+        .where(answers.c.id == _latest_id(), answers.c.status != "retracted")
         .correlate(staged)
         .scalar_subquery()
     )
@@ -229,7 +293,7 @@ def _differing(compared: Subquery, source: str) -> Select[Any]:
             case((skipped, None), else_=compared.c.value),
             compared.c.round,
             literal(source),
-            compared.c.answered_at,
+            *(compared.c[name] for name in _TOLD),
         )
         .where(compared.c.before.is_(None) | (compared.c.before != compared.c.value))
         .order_by(compared.c.seq)
@@ -237,7 +301,7 @@ def _differing(compared: Subquery, source: str) -> Select[Any]:
 
 
 def _clashes(file: AnswerFile) -> Select[Any]:
-    value = func.coalesce(answers.c.label, SKIPPED)
+    value = case((answers.c.status == "retracted", RETRACTED), else_=func.coalesce(answers.c.label, SKIPPED))
     return (
         select(
             staged.c.seq,

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
@@ -28,6 +29,39 @@ _REMEDIES = {
     "SQLITE_ERROR": "The file is damaged, or something else: restore it from a copy",
     "SQLITE_IOERR": "The disk failed to read or write: look at it, then run again",
 }
+
+
+class Database:
+    """One transaction after another, each over a connection of its own, with errors that say what to do.
+
+    Safe to use from several threads and after a fork, because nothing is kept between two transactions.
+    """
+
+    def __init__(self, engine: Engine, path: Path) -> None:
+        self.engine = engine
+        self.path = path
+
+    @contextmanager
+    def connected(self) -> Iterator[Connection]:
+        """Give a connection whose transactions the caller begins and ends."""
+        with explained(self.path), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Give a transaction that sees the database as it was when it began."""
+        with explained(self.path), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """Give a transaction during which nobody else writes."""
+        with self.connected() as connection, immediate(connection):
+            yield connection
+
+    def now(self, connection: Connection) -> datetime:  # noqa: ARG002 - a server would be asked over it
+        """Give the database's time, in UTC; SQLite has no clock but this machine's."""
+        return datetime.now(UTC)
 
 
 def open_engine(path: Path, mode: str = "rw") -> Engine:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Double,
     Float,
     ForeignKey,
     Index,
@@ -18,13 +19,17 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    false,
 )
 
-VERSION = 1
-"""Raised with every change of the tables; a database of another version is not opened."""
+VERSION = 2
+"""Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
 """Stands for a label where an annotator skipped the record."""
+
+RETRACTED = -2
+"""Stands for a label where an annotator took the answer back; as a label it is never given out."""
 
 metadata = MetaData()
 
@@ -79,6 +84,10 @@ asked = Table(
     Column("score", Float),
     Column("predicted", Integer),
     Column("explore", Boolean, nullable=False),
+    # The model's probability of `predicted`, for people to see; the score says how much a record is worth asking.
+    Column("confidence", Float),
+    # Chosen beyond the batch: served when the batch runs out, and not waited for.
+    Column("reserve", Boolean, nullable=False, server_default=false()),
     Index("asked_by_rank", "round", "rank", unique=True),
 )
 
@@ -94,10 +103,58 @@ answers = Table(
     Column("label", Integer),
     Column("round", Integer, ForeignKey("rounds.number")),
     Column("source", Text, nullable=False),
+    # By the annotator's clock, which may be wrong; `received_at` is by the database's.
     Column("answered_at", Text, nullable=False),
-    CheckConstraint("(status = 'submitted' and label is not null) or (status = 'skipped' and label is null)"),
+    Column("received_at", Text, nullable=False),
+    Column("shown_at", Text),
+    Column("lead_time", Float),
+    Column("skip_reason", Text),
+    # What was suggested is what the batch's model predicted: `asked.predicted` and `confidence`, and `rounds.model`.
+    Column("suggestion_shown", Boolean),
+    # Given without a lease that was still held, or to a batch that was closed.
+    Column("late", Boolean, nullable=False, server_default=false()),
+    # Chosen by the client, so that an answer sent again is told from another one; files have none.
+    Column("event_id", Text, unique=True),
+    CheckConstraint(
+        "(status = 'submitted' and label is not null) or (status in ('skipped', 'retracted') and label is null)"
+    ),
     Index("answers_by_annotator", "row", "annotator", "id"),
     sqlite_autoincrement=True,
+)
+
+# Who is looking at which record. The only table whose lines come and go: losing it costs nobody an answer.
+leases = Table(
+    "leases",
+    metadata,
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("annotator", Text, primary_key=True),
+    # Seconds since 1970 by the database's clock.
+    Column("expires_at", Double, nullable=False),
+    Index("leases_by_annotator", "annotator"),
+)
+
+# Records whose label is known, mixed into the queue to see how well people answer.
+gold = Table(
+    "gold",
+    metadata,
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("record_id", Text, nullable=False),
+    Column("label", Integer, nullable=False),
+    # The newest round when it was added, 0 before the first: a round that is older had not left it out.
+    Column("since", Integer, nullable=False),
+    Column("added_at", Text, nullable=False),
+)
+
+annotators = Table(
+    "annotators",
+    metadata,
+    # SHA-256 of the token: who reads the database cannot log in with it.
+    Column("token_hash", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("created_at", Text, nullable=False),
+    Column("revoked_at", Text),
+    CheckConstraint("role in ('annotator', 'manager')"),
 )
 
 imports = Table(
@@ -139,6 +196,11 @@ staged = Table(
     Column("annotator", Text, nullable=False),
     Column("value", Integer, nullable=False),
     Column("answered_at", Text, nullable=False),
+    Column("received_at", Text, nullable=False),
+    Column("shown_at", Text),
+    Column("lead_time", Float),
+    Column("skip_reason", Text),
+    Column("suggestion_shown", Boolean),
     prefixes=["TEMPORARY"],
 )
 
@@ -205,7 +267,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Asked:
-    """A record of a batch; `rank` counts from 0, `predicted` is a class code."""
+    """A record of a batch; `rank` counts from 0, `predicted` is a class code and `confidence` its probability."""
 
     row: int
     record_id: str
@@ -213,6 +275,8 @@ class Asked:
     score: float | None
     predicted: int | None
     explore: bool
+    confidence: float | None = None
+    reserve: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,6 +298,14 @@ class Answer:
         With a time zone. By default the time at which the answer is added.
     line : int, optional
         Where the answer stands in its file; told back with whatever is wrong with it, and not stored.
+    lead_time : float, optional
+        Seconds that it took.
+    shown_at : datetime, optional
+        When the record was put before the annotator, with a time zone.
+    skip_reason : str, optional
+        Why it was skipped, such as ``"cannot tell"``.
+    suggestion_shown : bool, optional
+        Whether the annotator saw what the model predicted.
     """
 
     row: int
@@ -243,6 +315,10 @@ class Answer:
     label: int | None = None
     answered_at: datetime | None = None
     line: int | None = None
+    lead_time: float | None = None
+    shown_at: datetime | None = None
+    skip_reason: str | None = None
+    suggestion_shown: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -263,6 +339,64 @@ class Answers:
     annotators: list[str]
     labels: npt.NDArray[np.int64]
     ids: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the log of answers, which is never changed.
+
+    Attributes
+    ----------
+    id : int
+        Grows with the order in which answers came.
+    row, record_id, annotator
+        Which record, and who.
+    status : {"submitted", "skipped", "retracted"}
+        ``retracted``: the annotator took the answer to this record back.
+    label : int or None
+        Class code.
+    round : int or None
+        Whose batch the record is of; None where nobody had asked.
+    source : str
+        Where it comes from, such as ``"pages"`` or ``"file:batch-0001.csv"``.
+    answered_at, received_at, shown_at : datetime or None
+        UTC; the first and the last by the annotator's clock, the other one by the database's.
+    lead_time : float or None
+        Seconds.
+    skip_reason : str or None
+    suggested : int or None
+        Class code that the batch's model had predicted.
+    suggested_score : float or None
+        Its probability.
+    suggested_by : str or None
+        Digest of that model.
+    suggestion_shown : bool or None
+        Whether the annotator saw it; None where it is not known.
+    late : bool
+        Given without a lease that was still held, or to a batch that was closed.
+    event_id : str or None
+        The client's own; None where it came in a file.
+    """
+
+    id: int
+    row: int
+    record_id: str
+    annotator: str
+    status: Literal["submitted", "skipped", "retracted"]
+    label: int | None
+    round: int | None
+    source: str
+    answered_at: datetime
+    received_at: datetime
+    shown_at: datetime | None
+    lead_time: float | None
+    skip_reason: str | None
+    suggested: int | None
+    suggested_score: float | None
+    suggested_by: str | None
+    suggestion_shown: bool | None
+    late: bool
+    event_id: str | None
 
 
 @dataclass(frozen=True)
@@ -296,7 +430,10 @@ class AnswerFile:
 
 @dataclass(frozen=True)
 class Conflict:
-    """A line whose annotator answered elsewhere since the file was exported; the labels are codes or `SKIPPED`."""
+    """A line whose annotator answered elsewhere since the file was exported.
+
+    The labels are codes, or `SKIPPED`; elsewhere also `RETRACTED`.
+    """
 
     line: int
     record_id: str

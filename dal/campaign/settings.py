@@ -32,6 +32,10 @@ class Settings:
         Share of what is asked that is drawn uniformly, from 0 to 1.
     trusted : tuple of str
         Types that a saved model may hold beyond those that are known to be safe.
+    overlap : int
+        Annotators who are to answer each record.
+    gold : float
+        Share of what is served to an annotator that are gold records, from 0 to 1.
 
     Examples
     --------
@@ -49,6 +53,8 @@ class Settings:
     stop: tuple[str, ...] = ()
     explore: float = 0.05
     trusted: tuple[str, ...] = ()
+    overlap: int = 1
+    gold: float = 0.0
 
     def check(self) -> None:
         """Refuse settings that no campaign can have.
@@ -66,9 +72,9 @@ class Settings:
             raise SettingsError(f"classes: at least two were expected, {list(self.classes)} came")
         _check_integer("batch", self.batch, least=1)
         _check_integer("seed", self.seed, least=0)
-        number = isinstance(self.explore, int | float) and not isinstance(self.explore, bool)
-        if not (number and 0 <= self.explore < 1):
-            raise SettingsError(f"explore: a share of 0 or more and less than 1 was expected, {self.explore!r} came")
+        _check_integer("overlap", self.overlap, least=1)
+        _check_share("explore", self.explore)
+        _check_share("gold", self.gold)
 
     def to_toml(self) -> str:
         """Give the settings as the TOML table ``[settings]``."""
@@ -125,6 +131,11 @@ def _check_texts(name: str, values: object) -> None:
 def _check_integer(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
         raise SettingsError(f"{name}: an integer from {least} was expected, {value!r} came")
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise SettingsError(f"{name}: a share of 0 or more and less than 1 was expected, {value!r} came")
 
 
 def _toml(value: object) -> str:

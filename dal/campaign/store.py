@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import (
     Connection,
-    Engine,
     Row,
     delete,
     exists,
@@ -29,15 +28,16 @@ from sqlalchemy import (
 
 from dal.agreement import majority
 from dal.campaign import answers as ledger
-from dal.campaign import schema
-from dal.campaign.database import explained, immediate, open_engine
+from dal.campaign import migrations, schema
+from dal.campaign.database import Database, immediate, open_engine
 from dal.campaign.disk import exclusive, replacing, sync_directory
-from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, ImportCounts, Imported, Round, asked, rounds
+from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
-from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, InputError, SettingsError
+from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, InputError, LabelError, SettingsError
 from dal.ruler import RoundRecord
 
 DATABASE, TOML, LOCK, LEARNER = "campaign.db", "campaign.toml", "campaign.lock", "learner.skops"
+_READ_AT_ONCE = 4096
 FOLDERS = ("models", "rounds", "journal")
 
 
@@ -61,16 +61,18 @@ class Campaign:
         Of that pool, then.
     created_at : datetime
         UTC.
+    database : Database
+        Where all of it is kept.
     """
 
-    def __init__(self, directory: Path, settings: Settings, row: Row[Any], engine: Engine) -> None:
+    def __init__(self, directory: Path, settings: Settings, row: Row[Any], database: Database) -> None:
         self.directory = directory
         self.settings = settings
         self.id: str = row.id
         self.pool_fingerprint: str = row.pool_fingerprint
         self.n_rows: int = row.n_rows
         self.created_at = datetime.fromisoformat(row.created_at)
-        self._engine = engine
+        self.database = database
 
     # -- making and opening ------------------------------------------------------------------------------------------
 
@@ -128,16 +130,19 @@ class Campaign:
             If campaign.toml was edited into something unusable.
         """
         directory = Path(directory).absolute()
-        database = directory / DATABASE
-        if not database.is_file():
+        path = directory / DATABASE
+        if not path.is_file():
             raise CampaignNotFound(
                 f"{directory} holds no campaign: there is no {DATABASE}. Check the path, or make a campaign there first"
             )
-        engine = open_engine(database)
-        with explained(database), engine.begin() as connection:
-            _check_version(connection.scalar(select(schema.campaign.c.schema_version)), database)
+        database = Database(open_engine(path), path)
+        with database.reading() as connection:
+            version = _version(connection, path)
+        if version < schema.VERSION:
+            _migrate(database, directory / LOCK)
+        with database.reading() as connection:
             row = connection.execute(select(schema.campaign)).one()
-        return cls(directory, _read_settings(directory / TOML, row), row, engine)
+        return cls(directory, _read_settings(directory / TOML, row), row, database)
 
     def lock(self) -> AbstractContextManager[None]:
         """Be the one coordinator of this campaign, as long as the context lasts.
@@ -177,7 +182,7 @@ class Campaign:
             If the round before is not closed.
         """
         self._check_pool(pool_fingerprint, n_rows)
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             before = _last_round(connection)
             if before is not None and before.status != "closed":
                 raise CampaignError(f"round {before.number} is {before.status}: close it before the next one begins")
@@ -200,7 +205,7 @@ class Campaign:
                     excluded=excluded.size,
                     excluded_digest=_digest(excluded.astype("<i8").tobytes()),
                     parent_model=_last_model(connection),
-                    frozen_at=ledger.now(),
+                    frozen_at=self._now(connection),
                 )
             )
             return _round(connection.execute(select(rounds).where(rounds.c.number == number)).one())
@@ -235,7 +240,7 @@ class Campaign:
         self._require(round, "frozen")
         with replacing(self._model_path(digest)) as file:
             file.write(data)
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             values = {"model": digest, "trained_on": trained_on, "notes": _json(notes or {})}
             _advance(connection, round.number, ("frozen",), "fitted", values)
         return digest
@@ -257,7 +262,7 @@ class Campaign:
         self._require(round, "frozen", "fitted")
         with replacing(self._scan_path(round.number)) as file:
             file.write(candidates)
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             values = {"candidates": _digest(candidates), "summary": _json(summary)}
             _advance(connection, round.number, ("frozen", "fitted"), "scanned", values)
 
@@ -276,8 +281,13 @@ class Campaign:
         scores: Sequence[float | None] | npt.NDArray[np.floating[Any]],
         predicted: Sequence[int | None],
         explore: Sequence[bool] | npt.NDArray[np.bool_],
+        *,
+        confidence: Sequence[float | None] | None = None,
+        reserve: int = 0,
     ) -> None:
         """Open the batch for labelling, in one transaction.
+
+        Records of earlier reserves that nobody has answered or looks at go back to the pool.
 
         Parameters
         ----------
@@ -292,6 +302,10 @@ class Campaign:
             Class code given by the round's model; None where there is no model.
         explore : sequence of bool
             Which rows were drawn uniformly.
+        confidence : sequence of float or None, optional
+            Probability that the round's model gave to `predicted`.
+        reserve : int, default=0
+            So many of the last rows are beyond the batch: served when it runs out, and not waited for.
 
         Raises
         ------
@@ -300,34 +314,42 @@ class Campaign:
         CampaignError
             If a row has been asked before, or the round is not at this step.
         """
-        columns = (np.asarray(rows, np.int64).tolist(), list(record_ids), list(scores), list(predicted), list(explore))
+        absolute = np.asarray(rows, np.int64).tolist()
+        sure = [None] * len(absolute) if confidence is None else list(confidence)
+        columns = (absolute, list(record_ids), list(scores), list(predicted), list(explore), sure)
         _check_batch(*columns[:3], sizes=[len(column) for column in columns], n_rows=round.n_rows)
+        first_reserve = len(absolute) - reserve
         batch = [
-            _asked_values(round.number, rank, Asked(row, record_id, rank, score, code, flag))
-            for rank, (row, record_id, score, code, flag) in enumerate(zip(*columns, strict=True))
+            _asked_values(round.number, Asked(row, record_id, rank, score, code, flag, p, rank >= first_reserve))
+            for rank, (row, record_id, score, code, flag, p) in enumerate(zip(*columns, strict=True))
         ]
-        with self._writing() as connection:
+        with self.database.writing() as connection:
+            _release_reserve(connection, self.database.now(connection))
             _refuse_asked(connection, columns[0])
-            _advance(connection, round.number, ("frozen", "fitted", "scanned"), "open", {"opened_at": ledger.now()})
+            _advance(
+                connection, round.number, ("frozen", "fitted", "scanned"), "open", {"opened_at": self._now(connection)}
+            )
             if batch:
                 connection.execute(insert(asked), batch)
 
     def close_round(self, round: Round) -> None:
         """End a round; records of its batch that nobody has answered stay asked, and can still be answered."""
-        with self._writing() as connection:
-            _advance(connection, round.number, ("open",), "closed", {"closed_at": ledger.now()})
+        batch = select(asked.c.row).where(asked.c.round == round.number, ~asked.c.reserve)
+        with self.database.writing() as connection:
+            connection.execute(delete(schema.leases).where(schema.leases.c.row.in_(batch)))
+            _advance(connection, round.number, ("open",), "closed", {"closed_at": self._now(connection)})
 
     def withdraw_round(self, round: Round) -> None:
         """Take back a round that has no batch yet, because what it froze cannot be learned from or scored with."""
         early = ("frozen", "fitted")
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             gone = connection.execute(delete(rounds).where(rounds.c.number == round.number, rounds.c.status.in_(early)))
             if gone.rowcount != 1:
                 raise _wrong_step(round.number, None, early)
 
     def round(self, number: int) -> Round:
         """Read one round."""
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             row = connection.execute(select(rounds).where(rounds.c.number == number)).one_or_none()
         if row is None:
             raise CampaignError(f"{self.directory} has no round {number}")
@@ -335,37 +357,41 @@ class Campaign:
 
     def rounds(self) -> list[Round]:
         """Read all rounds, the first one first."""
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             return [_round(row) for row in connection.execute(select(rounds).order_by(rounds.c.number))]
 
     @property
     def current_round(self) -> Round | None:
         """The round that is not closed, None where there is none."""
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             last = _last_round(connection)
         return None if last is None or last.status == "closed" else last
 
     def batch(self, number: int) -> list[Asked]:
-        """Read the records asked in a round, in the order of asking."""
+        """Read the records of a round's batch, in the order of asking; its reserve is none of it."""
         columns = [asked.c[field.name] for field in fields(Asked)]
-        query = select(*columns).where(asked.c.round == number).order_by(asked.c.rank)
-        with self._reading() as connection:
+        query = select(*columns).where(asked.c.round == number, ~asked.c.reserve).order_by(asked.c.rank)
+        with self.database.reading() as connection:
             return [Asked(*row) for row in connection.execute(query)]
 
     def pending(self, number: int) -> int:
-        """Count the records asked in a round that nobody has answered, not even by skipping."""
-        answered = exists().where(schema.answers.c.row == asked.c.row)
-        with self._reading() as connection:
-            query = select(func.count()).select_from(asked).where(asked.c.round == number, ~answered)
-            return connection.scalar(query) or 0
+        """Count the records of a round's batch that fewer annotators have answered than the settings' overlap.
+
+        A skip counts as an answer here: a record that nobody can tell does not hold the round for ever.
+        """
+        given = ledger.answers_given(asked.c.row)
+        query = select(func.count()).select_from(asked)
+        with self.database.reading() as connection:
+            still = query.where(asked.c.round == number, ~asked.c.reserve, given < self.settings.overlap)
+            return connection.scalar(still) or 0
 
     def asked_rows(self) -> npt.NDArray[np.int64]:
         """Read the rows that were ever asked, ascending."""
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             return np.sort(np.array(connection.scalars(select(asked.c.row)).all(), dtype=np.int64))
 
     def excluded_rows(self, round: Round | None = None) -> npt.NDArray[np.int64]:
-        """Read the rows that are not to be asked, ascending: asked ones, and those answered unasked.
+        """Read the rows that are not to be asked, ascending: asked ones, those answered unasked, and gold ones.
 
         Parameters
         ----------
@@ -373,7 +399,7 @@ class Campaign:
             Give them as they were when this round was frozen, which is what a scan resumed later must use.
         """
         bounds = (None, None) if round is None else (round.number, round.last_answer)
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             return ledger.excluded_rows(connection, *bounds)
 
     def history(self) -> list[RoundRecord]:
@@ -382,7 +408,7 @@ class Campaign:
         The explore answers of a round are those to its batch's explore records, as they stand now, against what
         the model that chose the batch had predicted before it learned from them.
         """
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             closed = select(rounds).where(rounds.c.status == "closed").order_by(rounds.c.number)
             past = [_round(row) for row in connection.execute(closed)]
             sizes = select(asked.c.round, func.count()).group_by(asked.c.round)
@@ -442,7 +468,7 @@ class Campaign:
                 return ImportCounts()
             counts = ledger.append(connection, source)
             if source_digest is not None:
-                _record_import(connection, source_digest, "", source, counts)
+                _record_import(connection, source_digest, "", source, counts, self._now(connection))
             return counts
 
     def import_answers(self, answers: Iterable[Answer], file: AnswerFile) -> Imported:
@@ -466,12 +492,56 @@ class Campaign:
             torn, contradictory = ledger.keep_out_contradictions(connection)
             conflicts, kept_out = ((), 0) if file.take_conflicts else ledger.keep_out_conflicts(connection, file)
             counts = replace(ledger.append(connection, file.source), conflicts=kept_out)
-            _record_import(connection, file.digest, file.annotator, file.source, counts)
+            _record_import(connection, file.digest, file.annotator, file.source, counts, self._now(connection))
             return Imported(counts, conflicts, torn, contradictory)
+
+    def add_gold(self, records: Iterable[tuple[int, str, int]]) -> int:
+        """Add records whose label is known, to be mixed into the queue; they are never asked nor learned from.
+
+        A record that was asked or answered cannot become one: rounds that learned from it would not come out again.
+        One that is there already is left as it is, if its label is the same.
+
+        Parameters
+        ----------
+        records : iterable of (row, record_id, label)
+            The label is a class code.
+
+        Returns
+        -------
+        int
+            Records that were added.
+
+        Raises
+        ------
+        LabelError
+            At a record that cannot be one; none was added then.
+        """
+        with self.database.writing() as connection:
+            n_classes, n_rows = len(self.settings.classes), self._rows_known(connection)
+            used = set(ledger.excluded_rows(connection, None, None).tolist())
+            known = _gold(connection)
+            last = _last_round(connection)
+            fixed = {"since": 0 if last is None else last.number, "added_at": self._now(connection)}
+            new = []
+            for row, record_id, label in records:
+                if known.get(row) == label:
+                    continue
+                if complaint := _gold_complaint(row, label, n_classes, n_rows, used, known):
+                    raise LabelError(f"the gold record {record_id!r} {complaint}")
+                known[row] = label
+                new.append({"row": row, "record_id": record_id, "label": label, **fixed})
+            if new:
+                connection.execute(insert(schema.gold), new)
+            return len(new)
+
+    def gold(self) -> dict[int, int]:
+        """Read the rows of the gold records, with their class codes."""
+        with self.database.reading() as connection:
+            return _gold(connection)
 
     def import_seen(self, digest: str, annotator: str = "") -> ImportCounts | None:
         """Give what the last import of this digest came to, None if there was none."""
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             return ledger.seen(connection, digest, annotator)
 
     def latest_answers(self, upto: int | None = None, *, asked_in: int | None = None) -> Answers:
@@ -484,22 +554,32 @@ class Campaign:
         asked_in : int, optional
             Only answers to the records of this round's batch.
         """
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             return ledger.latest(connection, upto, asked_in)
+
+    def answer_log(self, after: int = 0) -> Iterator[Event]:
+        """Read every answer that came after an id, in the order in which they came, taken back or not."""
+        while True:
+            with self.database.reading() as connection:
+                block = ledger.log(connection, after, _READ_AT_ONCE)
+            if not block:
+                return
+            yield from block
+            after = block[-1].id
 
     def last_answer(self) -> int:
         """Give the id of the last answer, 0 where there is none."""
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             return ledger.last_id(connection)
 
     # -- files that went out -----------------------------------------------------------------------------------------
 
     def record_export(self, number: int, name: str, digest: str, last_answer: int) -> None:
         """Remember that a round's batch went out as a file that holds the answers up to `last_answer`."""
-        with self._writing() as connection:
+        with self.database.writing() as connection:
             connection.execute(
                 insert(schema.exports).values(
-                    round=number, name=name, digest=digest, last_answer=last_answer, exported_at=ledger.now()
+                    round=number, name=name, digest=digest, last_answer=last_answer, exported_at=self._now(connection)
                 )
             )
 
@@ -508,28 +588,22 @@ class Campaign:
         found = or_(
             exists().where(schema.exports.c.digest == digest), exists().where(schema.imports.c.digest == digest)
         )
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             return bool(connection.scalar(select(found)))
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection]:
-        with explained(self.directory / DATABASE), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _writing(self) -> Iterator[Connection]:
-        with explained(self.directory / DATABASE), self._engine.connect() as connection, immediate(connection):
-            yield connection
-
-    @contextmanager
     def _staged(self, answers: Iterable[Answer]) -> Iterator[Connection]:
         """Give a connection that has the answers staged, and no lock yet."""
-        with explained(self.directory / DATABASE), self._engine.connect() as connection:
+        with self.database.connected() as connection:
             with connection.begin():
-                ledger.stage(connection, answers, len(self.settings.classes), self._rows_known(connection))
+                n_classes, n_rows = len(self.settings.classes), self._rows_known(connection)
+                ledger.stage(connection, answers, n_classes, n_rows, self._now(connection))
             yield connection
+
+    def _now(self, connection: Connection) -> str:
+        return self.database.now(connection).isoformat()
 
     def _rows_known(self, connection: Connection) -> int:
         return max(self.n_rows, connection.scalar(select(func.max(rounds.c.n_rows))) or 0)
@@ -540,7 +614,7 @@ class Campaign:
                 f"{self.directory} belongs to the pool with fingerprint {self.pool_fingerprint}, and this one has "
                 f"{fingerprint}. Use the pool that the campaign was made for, or make a new campaign"
             )
-        with self._reading() as connection:
+        with self.database.reading() as connection:
             known = self._rows_known(connection)
         if n_rows < known:
             raise CampaignMismatch(
@@ -605,13 +679,14 @@ def _lay_out(directory: Path, settings: Settings, pool_fingerprint: str, n_rows:
     part = directory / f"{DATABASE}.part"
     for leftover in (part, Path(f"{part}-wal"), Path(f"{part}-shm")):
         leftover.unlink(missing_ok=True)
-    with explained(part), open_engine(part, mode="rwc").begin() as connection:
+    database = Database(open_engine(part, mode="rwc"), part)
+    with database.reading() as connection:
         schema.metadata.create_all(connection)
         connection.execute(
             insert(schema.campaign).values(
                 schema_version=schema.VERSION,
                 id=identity,
-                created_at=ledger.now(),
+                created_at=database.now(connection).isoformat(),
                 pool_fingerprint=pool_fingerprint,
                 n_rows=n_rows,
                 classes=json.dumps(settings.classes),
@@ -651,17 +726,25 @@ def _read_settings(path: Path, row: Row[Any]) -> Settings:
     return settings
 
 
-def _check_version(version: int | None, path: Path) -> None:
+def _version(connection: Connection, path: Path) -> int:
+    version: int | None = connection.scalar(select(schema.campaign.c.schema_version))
     if version is None:
         raise CampaignError(f"{path} holds no campaign: restore it from a copy")
     if version > schema.VERSION:
         raise CampaignMismatch(
             f"{path} has schema version {version}, and this dal knows up to {schema.VERSION}: install a newer dal"
         )
-    if version < schema.VERSION:
+    if version < schema.VERSION and version not in migrations.STEPS:
         raise CampaignMismatch(
             f"{path} has schema version {version}, and this dal reads {schema.VERSION}: finish it with an older dal"
         )
+    return version
+
+
+def _migrate(database: Database, lock: Path) -> None:
+    """Bring an older campaign up to date, in one transaction, while no coordinator of the older version is at work."""
+    with exclusive(lock), database.writing() as connection:
+        migrations.migrate(connection, _version(connection, database.path))
 
 
 def _read_checked(path: Path, digest: str) -> bytes:
@@ -718,7 +801,9 @@ def _check_batch(
     rows: list[int], record_ids: list[str], scores: list[float | None], *, sizes: list[int], n_rows: int
 ) -> None:
     if len(set(sizes)) > 1:
-        raise InputError(f"rows, record_ids, scores, predicted and explore of one length were expected, {sizes} came")
+        raise InputError(
+            f"rows, record_ids, scores, predicted, explore, confidence of one length were expected, {sizes} came"
+        )
     if outside := [row for row in rows if not 0 <= row < n_rows]:
         raise InputError(f"rows from 0 to {n_rows - 1} were expected, {outside[:5]} came")
     if repeated := [row for row, times in Counter(rows).items() if times > 1]:
@@ -732,27 +817,59 @@ def _refuse_asked(connection: Connection, rows: list[int]) -> None:
     for row, record_id, number in connection.execute(select(asked.c.row, asked.c.record_id, asked.c.round)):
         if row in wanted:
             raise CampaignError(f"row {row} (record {record_id!r}) was asked in round {number}: nobody is asked twice")
+    for row, record_id in connection.execute(select(schema.gold.c.row, schema.gold.c.record_id)):
+        if row in wanted:
+            raise CampaignError(f"row {row} (record {record_id!r}) is a gold record, whose label is known")
 
 
-def _asked_values(number: int, rank: int, record: Asked) -> dict[str, object]:
+def _gold(connection: Connection) -> dict[int, int]:
+    return dict([tuple(row) for row in connection.execute(select(schema.gold.c.row, schema.gold.c.label))])
+
+
+def _gold_complaint(
+    row: int, label: int, n_classes: int, n_rows: int, used: set[int], known: Mapping[int, int]
+) -> str | None:
+    if not 0 <= row < n_rows:
+        return f"is for row {row}; the pool's rows are 0 to {n_rows - 1}"
+    if not 0 <= label < n_classes:
+        return f"has the class code {label}; the codes are 0 to {n_classes - 1}"
+    if row in known:
+        return f"has the class code {label}, and had {known[row]} before"
+    if row in used:
+        return "was asked or answered before: take one that was not"
+    return None
+
+
+def _release_reserve(connection: Connection, now: datetime) -> None:
+    """Let the unused reserve of earlier rounds be chosen again: it was asked of nobody."""
+    used = exists().where(schema.answers.c.row == asked.c.row)
+    seen = exists().where(schema.leases.c.row == asked.c.row, schema.leases.c.expires_at > now.timestamp())
+    connection.execute(delete(asked).where(asked.c.reserve, ~used, ~seen))
+
+
+def _asked_values(number: int, record: Asked) -> dict[str, object]:
     return {
         "round": number,
-        "rank": rank,
+        "rank": record.rank,
         "row": record.row,
         "record_id": record.record_id,
         "score": None if record.score is None else float(record.score),
         "predicted": None if record.predicted is None else int(record.predicted),
         "explore": bool(record.explore),
+        "confidence": None if record.confidence is None else float(record.confidence),
+        "reserve": record.reserve,
     }
 
 
-def _record_import(connection: Connection, digest: str, annotator: str, source: str, counts: ImportCounts) -> None:
+def _record_import(
+    connection: Connection, digest: str, annotator: str, source: str, counts: ImportCounts, at: str
+) -> None:
     connection.execute(
         insert(schema.imports).values(
             digest=digest,
             annotator=annotator,
             source=source,
-            imported_at=ledger.now(),
+            imported_at=at,
             new=counts.new,
             changed=counts.changed,
             same=counts.same,

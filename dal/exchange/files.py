@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dal.campaign import SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
+from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
 from dal.campaign.disk import replacing
 from dal.errors import CampaignError, LabelError
 
@@ -365,7 +365,10 @@ class _Reading:
             self.rejected.append(Rejected(line.number, _unguarded(line.record_id), reason))
 
     def _conflict(self, conflict: Conflict) -> Rejected:
-        names = {code: repr(name) for name, code in self.classes.items()} | {SKIPPED: "skipped"}
+        names = {code: repr(name) for name, code in self.classes.items()} | {
+            SKIPPED: "skipped",
+            RETRACTED: "taken back",
+        }
         return Rejected(
             conflict.line,
             conflict.record_id,

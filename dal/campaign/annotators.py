@@ -1,0 +1,96 @@
+"""Who may answer, and who may manage: tokens, of which only a hash is kept."""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal, get_args
+
+from sqlalchemy import Row, insert, select, update
+
+from dal.campaign.schema import annotators
+from dal.campaign.store import Campaign
+from dal.errors import InputError
+
+Role = Literal["annotator", "manager"]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Somebody who has, or had, a token."""
+
+    name: str
+    role: Role
+    created_at: datetime
+    revoked_at: datetime | None
+
+
+class Annotators:
+    """The people of a campaign who reach it over the network."""
+
+    def __init__(self, campaign: Campaign) -> None:
+        self._database = campaign.database
+
+    def add(self, name: str, role: Role = "annotator") -> str:
+        """Let somebody in.
+
+        Returns
+        -------
+        str
+            Their token. It is told this once: the database holds its hash only.
+
+        Raises
+        ------
+        InputError
+            If the name has a token already, or cannot be one.
+        """
+        if not name or name != name.strip():
+            raise InputError(f"an annotator's name without surrounding blanks was expected, {name!r} came")
+        if role not in get_args(Role):
+            raise InputError(f"the role annotator or manager was expected, {role!r} came")
+        token = secrets.token_urlsafe(32)
+        with self._database.writing() as connection:
+            active = select(annotators.c.name).where(annotators.c.name == name, annotators.c.revoked_at.is_(None))
+            if connection.scalar(active) is not None:
+                raise InputError(f"{name!r} has a token already: revoke it before giving another one")
+            now = self._database.now(connection).isoformat()
+            connection.execute(insert(annotators).values(token_hash=_hash(token), name=name, role=role, created_at=now))
+        return token
+
+    def revoke(self, name: str) -> None:
+        """Make somebody's token worthless; their answers stay.
+
+        Raises
+        ------
+        InputError
+            If the name has no token.
+        """
+        with self._database.writing() as connection:
+            now = self._database.now(connection).isoformat()
+            active = update(annotators).where(annotators.c.name == name, annotators.c.revoked_at.is_(None))
+            if connection.execute(active.values(revoked_at=now)).rowcount == 0:
+                raise InputError(f"{name!r} has no token that could be revoked")
+
+    def verify(self, token: str) -> Account | None:
+        """Say whose token this is; None if it is nobody's, or was revoked."""
+        with self._database.reading() as connection:
+            found = connection.execute(
+                select(annotators).where(annotators.c.token_hash == _hash(token), annotators.c.revoked_at.is_(None))
+            ).one_or_none()
+        return None if found is None else _account(found)
+
+    def all(self) -> list[Account]:
+        """List everybody who has or had a token, by name, then by time."""
+        with self._database.reading() as connection:
+            query = select(annotators).order_by(annotators.c.name, annotators.c.created_at)
+            return [_account(row) for row in connection.execute(query)]
+
+
+def _hash(token: str) -> str:
+    # Tokens are 256 random bits: there is nothing to guess, so a plain hash does.
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _account(row: Row[Any]) -> Account:
+    revoked = None if row.revoked_at is None else datetime.fromisoformat(row.revoked_at)
+    return Account(row.name, row.role, datetime.fromisoformat(row.created_at), revoked)

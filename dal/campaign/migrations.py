@@ -1,0 +1,89 @@
+"""How the database of an older version becomes one of this version.
+
+A step is written in SQL as it was when its version was new, and never in terms of `dal.campaign.schema`, which moves
+on. Version 1 knew SQLite only, so its step is in SQLite's words.
+"""
+
+from sqlalchemy import Connection
+
+_TO_2 = (
+    "ALTER TABLE asked ADD COLUMN confidence FLOAT",
+    "ALTER TABLE asked ADD COLUMN reserve BOOLEAN DEFAULT 0 NOT NULL",
+    # SQLite cannot change a CHECK, so the table of answers is made anew.
+    "DROP INDEX answers_by_annotator",
+    "ALTER TABLE answers RENAME TO answers_of_version_1",
+    """
+    CREATE TABLE answers (
+        id INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT,
+        "row" BIGINT NOT NULL,
+        record_id TEXT NOT NULL,
+        annotator TEXT NOT NULL,
+        status TEXT NOT NULL,
+        label INTEGER,
+        round INTEGER,
+        source TEXT NOT NULL,
+        answered_at TEXT NOT NULL,
+        received_at TEXT NOT NULL,
+        shown_at TEXT,
+        lead_time FLOAT,
+        skip_reason TEXT,
+        suggestion_shown BOOLEAN,
+        late BOOLEAN DEFAULT 0 NOT NULL,
+        event_id TEXT,
+        CHECK ((status = 'submitted' and label is not null)
+            or (status in ('skipped', 'retracted') and label is null)),
+        FOREIGN KEY(round) REFERENCES rounds (number),
+        UNIQUE (event_id)
+    )
+    """,
+    """
+    INSERT INTO answers
+        (id, "row", record_id, annotator, status, label, round, source, answered_at, received_at)
+    SELECT id, "row", record_id, annotator, status, label, round, source, answered_at, answered_at
+    FROM answers_of_version_1 ORDER BY id
+    """,
+    "DROP TABLE answers_of_version_1",
+    'CREATE INDEX answers_by_annotator ON answers ("row", annotator, id)',
+    """
+    CREATE TABLE leases (
+        "row" BIGINT NOT NULL,
+        annotator TEXT NOT NULL,
+        expires_at DOUBLE NOT NULL,
+        PRIMARY KEY ("row", annotator)
+    )
+    """,
+    "CREATE INDEX leases_by_annotator ON leases (annotator)",
+    """
+    CREATE TABLE gold (
+        "row" BIGINT NOT NULL,
+        record_id TEXT NOT NULL,
+        label INTEGER NOT NULL,
+        since INTEGER NOT NULL,
+        added_at TEXT NOT NULL,
+        PRIMARY KEY ("row")
+    )
+    """,
+    """
+    CREATE TABLE annotators (
+        token_hash TEXT NOT NULL,
+        name TEXT NOT NULL,
+        role TEXT NOT NULL,
+        created_at TEXT NOT NULL,
+        revoked_at TEXT,
+        PRIMARY KEY (token_hash),
+        CHECK (role in ('annotator', 'manager'))
+    )
+    """,
+    "UPDATE campaign SET schema_version = 2",
+)
+
+STEPS = {1: _TO_2}
+"""For each older version that is still read, the statements that lead to the next one."""
+
+
+def migrate(connection: Connection, version: int) -> None:
+    """Bring the database from `version` to the newest one, inside the caller's transaction."""
+    while version in STEPS:
+        for statement in STEPS[version]:
+            connection.exec_driver_sql(statement)
+        version += 1

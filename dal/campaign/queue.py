@@ -1,0 +1,496 @@
+"""The queue that annotators work from: leases, answers, undo; one transaction a call.
+
+A record of the open batch is served until `Settings.overlap` annotators have answered it; a skip is an answer here, or
+a record that nobody can tell would hold the round for ever. Whoever is served a record holds a lease on it, so that
+nobody else is given their place; a lease ends after `LEASE` unless it is renewed. An answer that comes later is kept,
+and marked as late. Nobody is served a record that they have answered, unless they took the answer back.
+
+Each annotator gets the records in an order of their own, by hash: two people who work side by side then meet different
+records first, and what the ranking does to people (the hardest first) is spread evenly. The reserve follows in its
+ranking. Gold records, whose answers are known, come in between, as often as `Settings.gold` says and at places that a
+hash decides; nothing that is given out tells them from others.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from sqlalchemy import Connection, Row, Subquery, and_, delete, exists, func, insert, or_, select
+
+from dal.campaign import answers as ledger
+from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
+from dal.campaign.store import Campaign
+from dal.errors import LabelError
+from dal.selection import row_hash, uniform
+
+LEASE = timedelta(minutes=10)
+
+_SLACK = timedelta(minutes=1)
+"""Clocks are set back by less than this every day; a lease that ends later than it could was given by a wrong clock."""
+
+_ORDER, _GOLD_ORDER, _GOLD_PLACES = 1, 2, 3
+
+
+@dataclass(frozen=True)
+class Leased:
+    """A record that an annotator is to answer; nobody else is given their place until `expires_at`.
+
+    Attributes
+    ----------
+    row, record_id
+        The record.
+    round, rank : int
+        Whose batch it is, and its place there.
+    expires_at : datetime
+        UTC.
+    suggestion : (int, float) or None
+        Class code and its probability, by the model that chose the batch.
+    reserve : bool
+        Whether it is beyond the batch, which has run out.
+    """
+
+    row: int
+    record_id: str
+    round: int
+    rank: int
+    expires_at: datetime
+    suggestion: tuple[int, float | None] | None
+    reserve: bool
+
+
+@dataclass(frozen=True)
+class Given:
+    """An answer as a client sends it; `event_id` is the client's own, and tells an answer sent again from a new one."""
+
+    event_id: str
+    row: int
+    status: Literal["submitted", "skipped"]
+    label: int | None = None
+    skip_reason: str | None = None
+    lead_time: float | None = None
+    shown_at: datetime | None = None
+    answered_at: datetime | None = None
+    suggestion_shown: bool | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an answer.
+
+    Attributes
+    ----------
+    event_id : str
+    result : {"new", "changed", "same", "repeated", "refused"}
+        ``same`` as this annotator's answer before; ``repeated``: this very event was there already, and nothing was
+        done; ``refused``: see `reason`.
+    late : bool
+        It came after the lease had ended, or its round was closed: it is kept, and counts from the next round on.
+    reason : str
+        Why it was refused; else empty.
+    """
+
+    event_id: str
+    result: Literal["new", "changed", "same", "repeated", "refused"]
+    late: bool = False
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Past:
+    """An answer that counts, as its annotator gave it; `event_id` is None where it came in a file."""
+
+    event_id: str | None
+    row: int
+    record_id: str
+    status: Literal["submitted", "skipped"]
+    label: int | None
+    skip_reason: str | None
+    answered_at: datetime
+    lead_time: float | None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the batch is; a record is answered when as many annotators as the overlap asks for have answered it.
+
+    Attributes
+    ----------
+    round : int
+        The newest round whose batch was opened; 0 before the first.
+    open : bool
+        Whether it still waits for answers.
+    batch, answered : int
+        Records of the batch, and those that the team has answered.
+    mine : int
+        Records of the batch that this annotator has answered.
+    left : int
+        Records of the batch that this annotator can be served now, or holds.
+    held : int
+        Records that this annotator would be served if nobody else held them.
+    reserve : int
+        Records of the reserve that this annotator can be served.
+    """
+
+    round: int
+    open: bool
+    batch: int
+    answered: int
+    mine: int
+    left: int
+    held: int
+    reserve: int
+
+
+class _Serving(NamedTuple):
+    number: int
+    open: bool
+
+
+class _Target(NamedTuple):
+    """The record that an answer is for; `round` is None where it is a gold one."""
+
+    record_id: str
+    round: int | None
+    open: bool
+
+
+class Queue:
+    """The queue of a campaign's open batch, and its reserve; safe to use from many threads and processes.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    source : str, default="pages"
+        Where answers say that they come from.
+    clock : callable, optional
+        Gives the time, with a time zone. By default the database does.
+    """
+
+    def __init__(
+        self, campaign: Campaign, *, source: str = "pages", clock: Callable[[], datetime] | None = None
+    ) -> None:
+        self._database = campaign.database
+        self._settings = campaign.settings
+        self._source = source
+        self._clock = clock
+
+    def lease(self, annotator: str, n: int) -> list[Leased]:
+        """Serve up to `n` records: those that the annotator holds, with their leases renewed, then new ones."""
+        with self._writing(annotator) as (connection, now):
+            serving = _serving(connection)
+            held, free = self._servable(connection, annotator, serving, now)
+            held_gold, free_gold = self._servable_gold(connection, annotator, now)
+            hashes = self._hashes(annotator, _ORDER)
+            mine = sorted(held + held_gold, key=hashes)[:n]
+            served = self._served(connection, annotator, now)
+            new = self._mixed(annotator, free, free_gold, served, n - len(mine))
+            self._hold(connection, annotator, mine + new, now)
+            return self._leased(connection, annotator, serving, mine + new, now)
+
+    def renew(self, annotator: str, rows: Sequence[int]) -> list[int]:
+        """Hold records for another `LEASE`, and give those that are still held.
+
+        One whose lease has ended is held again, if nobody has taken its place since.
+        """
+        with self._writing(annotator) as (connection, now):
+            had = leases.c.annotator == annotator, leases.c.row.in_(list(rows))
+            known = set(connection.scalars(select(leases.c.row).where(*had)))
+            slots = self._slots(annotator, now)
+            batch = select(slots.c.row).where(slots.c.row.in_(known), self._is_free(slots))
+            records = select(gold.c.row).where(gold.c.row.in_(known))
+            kept = set(connection.scalars(batch)) | set(connection.scalars(records))
+            self._hold(connection, annotator, sorted(kept), now)
+            return [row for row in rows if row in kept]
+
+    def release(self, annotator: str, rows: Sequence[int]) -> None:
+        """Give records back, for others to be served."""
+        with self._writing(annotator) as (connection, _):
+            connection.execute(delete(leases).where(leases.c.annotator == annotator, leases.c.row.in_(list(rows))))
+
+    def answer(self, annotator: str, given: Sequence[Given]) -> list[Outcome]:
+        """Add answers, and say of each what became of it; one that is refused does not hold up the others."""
+        with self._writing(annotator) as (connection, now):
+            return [self._answer(connection, annotator, each, now) for each in given]
+
+    def undo(self, annotator: str, event_id: str, new_event_id: str) -> Outcome:
+        """Take an answer back: the record counts as not answered by this annotator, who holds it again.
+
+        Parameters
+        ----------
+        annotator : str
+        event_id : str
+            The annotator's latest answer to the record.
+        new_event_id : str
+            Of the undoing itself.
+        """
+        with self._writing(annotator) as (connection, now):
+            if (seen := _event(connection, new_event_id)) is not None:
+                undone = seen.annotator == annotator and seen.status == "retracted"
+                return Outcome(new_event_id, "repeated", seen.late) if undone else _refused(new_event_id, _TAKEN)
+            if not new_event_id:
+                return _refused(new_event_id, _NO_EVENT_ID)
+            mine = ledger.standing(answers.c.event_id == event_id, answers.c.annotator == annotator)
+            found = connection.execute(mine).one_or_none()
+            if found is None:
+                return _refused(new_event_id, f"{event_id!r} is not your latest answer to a record")
+            target = _target(connection, found.row)
+            late = target is None or not target.open
+            values = {"row": found.row, "record_id": found.record_id, "round": found.round, "status": "retracted"}
+            self._append(connection, annotator, new_event_id, now, late=late, **values)
+            if not late:
+                self._hold(connection, annotator, [found.row], now)
+            return Outcome(new_event_id, "changed", late)
+
+    def history(self, annotator: str, n: int) -> list[Past]:
+        """Read the annotator's last `n` answers that count, the newest first; one a record."""
+        mine = ledger.standing(answers.c.annotator == annotator).order_by(answers.c.id.desc()).limit(n)
+        with self._database.reading() as connection:
+            return [
+                Past(
+                    event_id=each.event_id,
+                    row=each.row,
+                    record_id=each.record_id,
+                    status=each.status,
+                    label=each.label,
+                    skip_reason=each.skip_reason,
+                    answered_at=datetime.fromisoformat(each.answered_at),
+                    lead_time=each.lead_time,
+                )
+                for each in connection.execute(mine)
+            ]
+
+    def progress(self, annotator: str) -> Progress:
+        """Count how far the batch is."""
+        with self._database.reading() as connection:
+            serving = _serving(connection)
+            slots = self._slots(annotator, self._now(connection), serving.number)
+            batch, free = ~slots.c.reserve, self._is_free(slots)
+            complete = slots.c.given >= self._settings.overlap
+            counts = connection.execute(
+                select(
+                    func.count().filter(batch),
+                    func.count().filter(batch, complete),
+                    func.count().filter(batch, slots.c.answered),
+                    func.count().filter(batch, free),
+                    func.count().filter(batch, ~complete, ~slots.c.answered, ~free),
+                    func.count().filter(slots.c.reserve, free),
+                ).select_from(slots)
+            ).one()
+        batch_size, answered, mine, left, held, reserve = counts
+        if not serving.open:  # what is unanswered now is no longer served
+            left = held = 0
+        return Progress(serving.number, serving.open, batch_size, answered, mine, left, held, reserve)
+
+    # -- serving -----------------------------------------------------------------------------------------------------
+
+    def _slots(self, annotator: str, now: datetime, number: int | None = None) -> Subquery:
+        """Stand beside each asked record who has answered it and who holds it."""
+        others = select(func.count()).where(leases.c.row == asked.c.row, leases.c.annotator != annotator, _live(now))
+        held = exists().where(leases.c.row == asked.c.row, leases.c.annotator == annotator, _live(now))
+        own = ledger.standing(answers.c.row == asked.c.row, answers.c.annotator == annotator)
+        query = select(
+            asked.c.row,
+            asked.c.rank,
+            asked.c.round,
+            asked.c.reserve,
+            ledger.answers_given(asked.c.row).label("given"),
+            others.correlate(asked).scalar_subquery().label("others"),
+            own.with_only_columns(answers.c.id).correlate(asked).exists().label("answered"),
+            held.correlate(asked).label("held"),
+        )
+        return (query if number is None else query.where(asked.c.round == number)).subquery()
+
+    def _is_free(self, slots: Subquery) -> Any:  # noqa: ANN401 - an SQL expression
+        return and_(~slots.c.answered, slots.c.given + slots.c.others < self._settings.overlap)
+
+    def _servable(
+        self, connection: Connection, annotator: str, serving: _Serving, now: datetime
+    ) -> tuple[list[int], list[int]]:
+        """Find the rows that the annotator holds, and those that could be next, in the annotator's order."""
+        slots = self._slots(annotator, now)
+        served = slots.c.round == serving.number
+        if not serving.open:
+            served = and_(served, slots.c.reserve)
+        found = connection.execute(
+            select(slots.c.row, slots.c.rank, slots.c.reserve, slots.c.held).where(
+                or_(served, slots.c.held), self._is_free(slots)
+            )
+        ).all()
+        hashes = self._hashes(annotator, _ORDER)
+        batch = sorted((each.row for each in found if not each.reserve and not each.held), key=hashes)
+        reserve = sorted((each.rank, each.row) for each in found if each.reserve and not each.held)
+        return [each.row for each in found if each.held], batch + [row for _, row in reserve]
+
+    def _servable_gold(self, connection: Connection, annotator: str, now: datetime) -> tuple[list[int], list[int]]:
+        own = ledger.standing(answers.c.row == gold.c.row, answers.c.annotator == annotator)
+        answered = own.with_only_columns(answers.c.id).correlate(gold).exists()
+        held = exists().where(leases.c.row == gold.c.row, leases.c.annotator == annotator, _live(now))
+        found = connection.execute(select(gold.c.row, held.label("held")).where(~answered)).all()
+        free = sorted((each.row for each in found if not each.held), key=self._hashes(annotator, _GOLD_ORDER))
+        return [each.row for each in found if each.held], free
+
+    def _served(self, connection: Connection, annotator: str, now: datetime) -> int:
+        """Count what this annotator was served so far: it says where gold records come."""
+        answered = select(func.count(answers.c.row.distinct())).where(answers.c.annotator == annotator)
+        holds = select(func.count()).select_from(leases).where(leases.c.annotator == annotator, _live(now))
+        return (connection.scalar(answered) or 0) + (connection.scalar(holds) or 0)
+
+    def _mixed(self, annotator: str, free: list[int], free_gold: list[int], served: int, n: int) -> list[int]:
+        """Take the next `n` records, gold ones in between; none where there is no other record to hide them among."""
+        places = np.arange(served, served + max(n, 0))
+        is_gold = uniform(places, self._seed(annotator), _GOLD_PLACES) < self._settings.gold
+        records, known, chosen = iter(free), iter(free_gold), []
+        left = len(free)
+        for place in is_gold.tolist():
+            if not left:
+                break
+            row = next(known, None) if place else None
+            if row is None:
+                row = next(records)
+                left -= 1
+            chosen.append(row)
+        return chosen
+
+    def _hold(self, connection: Connection, annotator: str, rows: Sequence[int], now: datetime) -> None:
+        if rows:
+            until = (now + LEASE).timestamp()
+            connection.execute(delete(leases).where(leases.c.annotator == annotator, leases.c.row.in_(rows)))
+            connection.execute(
+                insert(leases), [{"row": row, "annotator": annotator, "expires_at": until} for row in rows]
+            )
+
+    def _leased(
+        self, connection: Connection, annotator: str, serving: _Serving, rows: list[int], now: datetime
+    ) -> list[Leased]:
+        wanted = select(asked).where(asked.c.row.in_(rows))
+        found = {each.row: each for each in connection.execute(wanted)}
+        size = connection.scalar(select(func.count()).select_from(asked).where(asked.c.round == serving.number)) or 1
+        known = {each.row: each for each in connection.execute(select(gold).where(gold.c.row.in_(rows)))}
+        until = now + LEASE
+        served = []
+        for row in rows:
+            if (record := found.get(row)) is not None:
+                suggestion = None if record.predicted is None else (record.predicted, record.confidence)
+                place = (record.round, record.rank, until, suggestion, record.reserve)
+            else:
+                record = known[row]
+                place = (serving.number, self._hashes(annotator, _GOLD_ORDER)(row) % size, until, None, False)
+            served.append(Leased(row, record.record_id, *place))
+        return served
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+
+    def _answer(self, connection: Connection, annotator: str, given: Given, now: datetime) -> Outcome:
+        if not given.event_id:
+            return _refused(given.event_id, _NO_EVENT_ID)
+        if (seen := _event(connection, given.event_id)) is not None:
+            again = (seen.annotator, seen.row) == (annotator, given.row) and seen.status != "retracted"
+            return Outcome(given.event_id, "repeated", seen.late) if again else _refused(given.event_id, _TAKEN)
+        target = _target(connection, given.row)
+        if target is None:
+            return _refused(given.event_id, f"row {given.row} was never served")
+        answer = Answer(
+            given.row,
+            target.record_id,
+            annotator,
+            given.status,
+            given.label,
+            given.answered_at,
+            lead_time=given.lead_time,
+            shown_at=given.shown_at,
+            skip_reason=given.skip_reason,
+            suggestion_shown=given.suggestion_shown,
+        )
+        if complaint := ledger.complaint(answer, len(self._settings.classes)):
+            return _refused(given.event_id, f"the answer {complaint}")
+        mine = answers.c.row == given.row, answers.c.annotator == annotator
+        before = connection.execute(ledger.standing(*mine)).one_or_none()
+        holding = select(func.count()).where(leases.c.row == given.row, leases.c.annotator == annotator, _live(now))
+        late = not target.open or (before is None and not connection.scalar(holding))
+        self._append(
+            connection,
+            annotator,
+            given.event_id,
+            now,
+            late=late,
+            row=given.row,
+            record_id=target.record_id,
+            round=target.round,
+            status=given.status,
+            label=given.label,
+            answered_at=ledger.utc(given.answered_at),
+            shown_at=ledger.utc(given.shown_at),
+            lead_time=given.lead_time,
+            skip_reason=given.skip_reason,
+            suggestion_shown=given.suggestion_shown,
+        )
+        connection.execute(delete(leases).where(leases.c.row == given.row, leases.c.annotator == annotator))
+        if before is None:
+            return Outcome(given.event_id, "new", late)
+        same = (before.status, before.label) == (given.status, given.label)
+        return Outcome(given.event_id, "same" if same else "changed", late)
+
+    def _append(self, connection: Connection, annotator: str, event_id: str, now: datetime, **values: object) -> None:
+        received = now.astimezone(UTC).isoformat()
+        values["answered_at"] = values.get("answered_at") or received
+        connection.execute(
+            insert(answers).values(
+                annotator=annotator, event_id=event_id, source=self._source, received_at=received, **values
+            )
+        )
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self, annotator: str) -> Iterator[tuple[Connection, datetime]]:
+        if not annotator or annotator != annotator.strip():
+            raise LabelError(f"an annotator's name without surrounding blanks was expected, {annotator!r} came")
+        with self._database.writing() as connection:
+            yield connection, self._now(connection)
+
+    def _now(self, connection: Connection) -> datetime:
+        return self._database.now(connection) if self._clock is None else self._clock()
+
+    def _seed(self, annotator: str) -> int:
+        return int.from_bytes(hashlib.sha256(annotator.encode()).digest()[:8]) ^ self._settings.seed
+
+    def _hashes(self, annotator: str, purpose: int) -> Callable[[int], int]:
+        seed = self._seed(annotator)
+        return lambda row: int(row_hash(np.array([row]), seed, purpose)[0])
+
+
+_NO_EVENT_ID = "an event id was expected"
+_TAKEN = "this event id belongs to something else"
+
+
+def _refused(event_id: str, reason: str) -> Outcome:
+    return Outcome(event_id, "refused", reason=reason)
+
+
+def _live(now: datetime) -> Any:  # noqa: ANN401 - an SQL expression
+    """Say whether a lease holds; one that ends too late was given before the clock was set back, and never would."""
+    return and_(leases.c.expires_at > now.timestamp(), leases.c.expires_at <= (now + LEASE + _SLACK).timestamp())
+
+
+def _serving(connection: Connection) -> _Serving:
+    opened = select(rounds.c.number, rounds.c.status).where(rounds.c.opened_at.is_not(None))
+    newest = connection.execute(opened.order_by(rounds.c.number.desc()).limit(1)).one_or_none()
+    return _Serving(0, open=False) if newest is None else _Serving(newest.number, newest.status == "open")
+
+
+def _event(connection: Connection, event_id: str) -> Row[Any] | None:
+    return connection.execute(select(answers).where(answers.c.event_id == event_id)).one_or_none()
+
+
+def _target(connection: Connection, row: int) -> _Target | None:
+    batch = select(asked.c.record_id, asked.c.round, rounds.c.status, asked.c.reserve).join(rounds)
+    found = connection.execute(batch.where(asked.c.row == row)).one_or_none()
+    if found is not None:
+        # The reserve is there for when the batch is closed.
+        return _Target(found.record_id, found.round, found.status == "open" or found.reserve)
+    record_id = connection.scalar(select(gold.c.record_id).where(gold.c.row == row))
+    return None if record_id is None else _Target(record_id, None, open=True)
