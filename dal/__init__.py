@@ -9,7 +9,8 @@ from dal.coordinator import Batch, Stopped, create_campaign, next_batch, status
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
 from dal.scan import Scan, scan
-from dal.selection import Candidates, Strategy, select
+from dal.selection import Candidates, Strategy
+from dal.selectors import select
 from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
 
 __all__ = [

@@ -4,7 +4,7 @@ import io
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
@@ -34,10 +34,9 @@ from dal.selection import (
     Strategy,
     explore_count,
     interleaved,
-    select,
-    shortlist,
     uniform_rows,
 )
+from dal.selectors import choose
 from dal.stopping import MaxLabels, Verdict, parse
 
 Rows = npt.NDArray[np.int64]
@@ -381,7 +380,7 @@ class _Coordinator:
         # Refused now: people may edit campaign.toml, and what a round has frozen stays.
         Strategy.named(strategy, settings.explore)
         _, codes = self.labels(None)
-        if len(codes) and len(np.unique(codes)) < 2 and strategy not in (COVERAGE, "random"):
+        if len(codes) and len(np.unique(codes)) < 2 and Strategy.named(strategy).score != "random":
             only = settings.classes[int(codes[0])]
             raise LearnerError(
                 f"All {len(codes):,} labels are {only!r}; a learner needs two classes. Label a record of another class"
@@ -438,7 +437,7 @@ class _Coordinator:
         if stored is not None:
             return Codebook(stored["mean"], stored["scale"], stored["centers"])
         strategy = Strategy.named(self.settings.strategy, self.settings.explore)
-        cells = strategy.capacity(self.settings.batch, self.pool.n_rows).cells
+        cells = strategy.n_cells(self.settings.batch, self.pool.n_rows)
         codebook = sample_codebook(self.pool, cells, self.settings.seed)
         with replacing(path) as file:
             np.savez(file, mean=codebook.mean, scale=codebook.scale, centers=codebook.centers)
@@ -481,7 +480,7 @@ class _Coordinator:
                 self.campaign.excluded_rows(current),
                 seed=current.seed,
                 round=current.number,
-                codebook=self._codebook() if strategy.selector != "top" else None,
+                codebook=self._codebook() if strategy.traits.features else None,
                 cells=self._cells(),
                 client=self.client,
                 journal=journal,
@@ -541,19 +540,20 @@ class _Coordinator:
     def _chosen(
         self, current: Round, strategy: Strategy, candidates: Candidates, excluded: Rows, drawn: "_Drawn"
     ) -> Candidates:
-        taken = np.isin(candidates.rows, np.concatenate([excluded, np.array(drawn.rows, dtype=np.int64)]))
-        candidates = candidates.take(np.flatnonzero(~taken))
-        embedded, labeled = candidates, np.empty((0, self.pool.n_features), dtype=np.float32)
-        if strategy.selector != "top":
-            codebook = self._codebook()
-            capacity = strategy.capacity(current.k, current.n_rows, len(codebook.centers))
-            embedded = shortlist(candidates, capacity, current.seed, current.number)
-            embedded = replace(embedded, embeddings=codebook.embed(embedded.embeddings))
-            asked = np.concatenate([self._features(excluded), drawn.X])
-            # A label can be volunteered for a record that is never asked, because a feature is NaN.
-            labeled = codebook.embed(asked[np.isfinite(asked).all(axis=1)])
-        k = current.k - len(drawn.rows)
-        rows = select(embedded, strategy, k, labeled, current.seed, current.number)
+        taken = np.concatenate([excluded, np.array(drawn.rows, dtype=np.int64)])
+        looks = strategy.traits.features
+        codebook = self._codebook() if looks else None
+        rows = choose(
+            candidates,
+            strategy,
+            current.k - len(drawn.rows),
+            capacity=strategy.capacity(current.k, current.n_rows, len(codebook.centers) if codebook else None),
+            codebook=codebook,
+            asked=np.concatenate([self._features(excluded), drawn.X]) if looks else drawn.X,
+            excluded=taken,
+            seed=current.seed,
+            round=current.number,
+        )
         return candidates.take(np.searchsorted(candidates.rows, rows))
 
     def _keep_features(self, current: Round, chosen: Candidates, drawn: "_Drawn") -> None:

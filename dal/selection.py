@@ -1,18 +1,16 @@
-"""Choosing the batch: strategies, the order of records, and the diverse choice among the candidates.
+"""What a batch is chosen from: the order of records, strategies, candidates, cells, and the explore share.
 
 Everything here is a pure function of values. Randomness comes from hashes of the row (:func:`row_hash`), never from a
 generator that walks, so the order in which rows arrive cannot change what is chosen.
 """
 
 import hashlib
-import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
@@ -25,7 +23,7 @@ Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 
 SHORTLIST_OF_COLD_START = 2000
-"""Candidates of a batch chosen by coverage alone: they stand for the whole pool, so a small batch needs many, too."""
+"""Candidates of a batch that looks at no score: they stand for the whole pool, so a small batch needs many, too."""
 STRATIFIED_SHARE = 0.5
 """Share of the shortlist that is spread over the cells; half guards against one large ambiguous region at hardly any
 cost where there is none (10 % noise: area .813 against .798 global; no noise: .840 against .8385)."""
@@ -34,12 +32,7 @@ STRATIFIED_FROM = 20
 ROWS_PER_CELL = 16
 """At least this many candidates for each cell."""
 MOST_CELLS = 256
-LEAF_ROWS = 1024
-"""Candidates of one dense kernel: 4 MB, and 0.99 of the objective of one flat greedy."""
-DUPLICATE_DISTANCE = 0.1
-"""Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
 MOST_DEVIATIONS = np.float32(1e4)
-_BANDWIDTH_SAMPLE = 2000
 
 
 # -- the order of records ---------------------------------------------------------------------------------------------
@@ -112,9 +105,100 @@ def best_by_key(score: Floats64, rows: Rows, count: int, seed: int, round: int) 
     return np.concatenate([above, ties[order[: count - len(above)]]])
 
 
+def power_keys(score: Floats64, rows: Rows, beta: float, seed: int, round: int) -> Floats64:
+    r"""Perturb scores so that the best `k` of them are a draw without replacement, with P in proportion to score^beta.
+
+    The Gumbel top-k trick (Kool et al. 2019), as in stochastic batch acquisition (Kirsch et al. 2023):
+    :math:`\beta \ln s + G` with :math:`G = -\ln(-\ln U)`, U uniform by hash. Rows of score 0 come last; those of score
+    -inf, which are never asked, keep it.
+    """
+    floor = np.finfo(np.float64).tiny
+    gumbel = -np.log(-np.log(uniform(rows, seed, round)))
+    return np.where(np.isneginf(score), -np.inf, beta * np.log(np.maximum(score, floor)) + gumbel)
+
+
+def power_masses(score: Floats64, beta: float) -> Floats64:
+    """Give what each row has in the lottery of :func:`power_keys`: score^beta, and nothing for those never asked."""
+    return np.where(np.isneginf(score), 0.0, np.maximum(score, np.finfo(np.float64).tiny)) ** beta
+
+
+def propensities(score: Floats64, beta: float, mass: float) -> Floats64:
+    r"""Give the probability of each draw of a power batch, at the time when it was drawn.
+
+    Drawing the largest Gumbel keys one after the other is drawing in proportion to score^beta from what is left, so
+
+    .. math:: q_m = s_m^\beta / (Z - \sum_{j<m} s_j^\beta)
+
+    These are what an unbiased estimate from the batch needs (LURE; Farquhar et al. 2021).
+
+    Parameters
+    ----------
+    score : ndarray of shape (k,)
+        Of the drawn rows, in the order in which they were drawn.
+    beta : float
+    mass : float
+        Z, the sum of score^beta over all rows that could be drawn: ``Summary.tally.power_mass`` of the scan.
+
+    Examples
+    --------
+    >>> propensities(np.array([0.5, 0.25]), 1.0, 1.0).tolist()
+    [0.5, 0.5]
+    """
+    masses = power_masses(score, beta)
+    return masses / (mass - np.concatenate([[0.0], np.cumsum(masses)[:-1]]))
+
+
 # -- strategies and what a scan must keep for them --------------------------------------------------------------------
 
-Selector = Literal["top", "facility_location"]
+Selector = Literal[
+    "top",
+    "power",
+    "stratified",
+    "cluster_margin",
+    "facility_location",
+    "max_herding",
+    "k_center",
+    "weighted_kmeans",
+    "badge",
+]
+
+
+class Traits(NamedTuple):
+    """What a selector needs to be given.
+
+    Attributes
+    ----------
+    weighs : bool
+        Scores that a model gives: without one there is nothing to weigh by.
+    features : bool
+        Where the records stand.
+    spread : bool
+        Candidates half of which are spread over the cells, where the pool is large.
+    cells : bool
+        The cell of every candidate, however small the pool.
+    proba : bool
+        Class probabilities of the candidates.
+    """
+
+    weighs: bool
+    features: bool
+    spread: bool
+    cells: bool
+    proba: bool
+
+
+TRAITS: Mapping[Selector, Traits] = {
+    "top": Traits(weighs=False, features=False, spread=False, cells=False, proba=False),
+    "power": Traits(weighs=True, features=False, spread=False, cells=False, proba=False),
+    "stratified": Traits(weighs=False, features=True, spread=True, cells=True, proba=False),
+    # The method's own shortlist is the best of the whole pool.
+    "cluster_margin": Traits(weighs=True, features=True, spread=False, cells=True, proba=False),
+    "facility_location": Traits(weighs=True, features=True, spread=True, cells=False, proba=False),
+    "max_herding": Traits(weighs=False, features=True, spread=True, cells=False, proba=False),
+    "k_center": Traits(weighs=False, features=True, spread=True, cells=False, proba=False),
+    "weighted_kmeans": Traits(weighs=True, features=True, spread=True, cells=False, proba=False),
+    "badge": Traits(weighs=True, features=True, spread=True, cells=False, proba=True),
+}
 
 
 @dataclass(frozen=True)
@@ -125,40 +209,49 @@ class Strategy:
     ----------
     score : str, default="margin"
         A name out of :data:`dal.scores.NAMES`.
-    selector : {"facility_location", "top"}, default="facility_location"
-        ``top`` takes the best by key. ``facility_location`` takes a batch that covers the uncertain candidates, see
-        :func:`select`; with the score ``random`` every candidate weighs the same, which is coverage of the pool.
+    selector : str, default="facility_location"
+        How the batch is taken out of the best by score: a name out of :data:`TRAITS`; see :func:`dal.select`.
     shortlist : int, default=10
         Candidates for each record of the batch.
     explore : float, default=0.05
         Share of what is asked that is drawn uniformly from the rows never asked: the honest ruler.
+    beta : float, default=4.0
+        Of the selector ``power``: records are drawn with probabilities in proportion to score^beta. 0 is uniform; the
+        larger the pool for a batch, the larger it must be for the draw to differ from uniform.
 
     Raises
     ------
     SettingsError
-        If a value is out of its range.
+        If a value is out of its range, or the selector weighs by scores and the score is ``random``.
 
     Examples
     --------
     >>> Strategy.named("default") == Strategy()
     True
     >>> Strategy.named("margin")
-    Strategy(score='margin', selector='top', shortlist=1, explore=0.05)
+    Strategy(score='margin', selector='top', shortlist=1, explore=0.05, beta=4.0)
     """
 
     score: str = "margin"
     selector: Selector = "facility_location"
     shortlist: int = 10
     explore: float = 0.05
+    beta: float = 4.0
 
     def __post_init__(self) -> None:
         scores.check_name(self.score)
-        if self.selector not in ("top", "facility_location"):
-            raise SettingsError(f"Expected the selector 'top' or 'facility_location', got {self.selector!r}.")
+        if self.selector not in TRAITS:
+            raise SettingsError(f"Expected a selector out of {', '.join(TRAITS)}, got {self.selector!r}.")
+        if self.score == "random" and self.traits.weighs:
+            raise SettingsError(
+                f"{self.selector} weighs records by what a model says of them; 'random' is no such score."
+            )
         if self.shortlist < 1:
             raise SettingsError(f"Expected a shortlist of at least 1 candidate a record, got {self.shortlist}.")
         if not 0.0 <= self.explore < 1.0:
             raise SettingsError(f"Expected an explore share of 0 or more and less than 1, got {self.explore}.")
+        if not 0.0 <= self.beta < np.inf:
+            raise SettingsError(f"Expected a finite beta of 0 or more, got {self.beta}.")
 
     @classmethod
     def named(cls, name: str, explore: float = 0.05) -> "Strategy":
@@ -167,7 +260,7 @@ class Strategy:
         Parameters
         ----------
         name : str
-            ``default``; ``coverage``, which needs no labels; or a score's name for the plain top of that score.
+            ``default``; ``coverage`` and others that need no labels; or a score's name for the plain top of that score.
         explore : float, default=0.05
 
         Raises
@@ -175,17 +268,27 @@ class Strategy:
         SettingsError
             If there is no such strategy; the message lists those there are.
         """
-        if name == "default":
-            return cls(explore=explore)
-        if name == "coverage":
-            return cls(score="random", explore=explore)
+        if name in _NAMED:
+            return replace(_NAMED[name], explore=explore)
         if name in scores.NAMES:
             return cls(score=name, selector="top", shortlist=1, explore=explore)
         raise SettingsError(f"Expected a strategy out of {', '.join(STRATEGIES)}, got {name!r}.")
 
+    @property
+    def traits(self) -> Traits:
+        """What the selector needs."""
+        return TRAITS[self.selector]
+
     def cold(self) -> "Strategy":
         """Give the strategy of a round that has no labels to learn from: coverage of the pool, or random as chosen."""
-        return replace(self, score="random")
+        if not self.traits.weighs:
+            return replace(self, score="random")
+        return replace(self, score="random", selector="max_herding" if self.traits.features else "top")
+
+    def n_cells(self, k: int, n_rows: int) -> int:
+        """Say how many cells a campaign with batches of `k` should have; 0 where it has no use for them."""
+        cells = min(MOST_CELLS, self._total(k, n_rows) // ROWS_PER_CELL)
+        return max(cells, 2) if self.traits.cells else self.capacity(k, n_rows).cells
 
     def capacity(self, k: int, n_rows: int, n_cells: int | None = None) -> "Capacity":
         """Say what a scan must keep so that a batch of `k` can be chosen among `n_rows`.
@@ -196,12 +299,11 @@ class Strategy:
         n_cells : int, optional
             The cells there are. Without it the result says how many there should be.
         """
-        total = self.shortlist * k
-        if self.selector == "facility_location" and self.score == "random":
-            total = max(total, SHORTLIST_OF_COLD_START)
-        total = min(total, n_rows)
+        total = self._total(k, n_rows)
+        if self.selector == "power":
+            return Capacity(total, 0, 0, self.beta)
         cells = min(MOST_CELLS, total // ROWS_PER_CELL)
-        if self.selector == "top" or n_rows < STRATIFIED_FROM * total or cells < 2:
+        if not self.traits.spread or n_rows < STRATIFIED_FROM * total or cells < 2:
             return Capacity(total, 0, 0)
         if n_cells is not None:
             # A sample of few distinct records has fewer cells than were wished for. A late, small batch wishes for far
@@ -211,20 +313,41 @@ class Strategy:
             cells = n_cells
         return Capacity(total, cells, -int(-2 * STRATIFIED_SHARE * total // cells))
 
+    def _total(self, k: int, n_rows: int) -> int:
+        total = self.shortlist * k
+        if self.score == "random" and self.traits.features:
+            total = max(total, SHORTLIST_OF_COLD_START)
+        return min(total, n_rows)
 
-STRATEGIES: tuple[str, ...] = ("default", "coverage", *scores.NAMES)
+
+_NAMED: Mapping[str, Strategy] = {
+    "default": Strategy(),
+    "coverage": Strategy("random", "max_herding"),
+    "power": Strategy("margin", "power", shortlist=1),
+    "weighted_kmeans": Strategy("margin", "weighted_kmeans"),
+    "badge": Strategy("margin", "badge"),
+    "cluster_margin": Strategy("margin", "cluster_margin"),
+    "k_center": Strategy("random", "k_center"),
+    "stratified": Strategy("random", "stratified"),
+}
+STRATEGIES: tuple[str, ...] = (*_NAMED, *scores.NAMES)
 """The names :meth:`Strategy.named` knows."""
 
 
 class Capacity(NamedTuple):
     """What a scan keeps, fixed before the pass: the best `total` rows, and the best `per_cell` of each cell.
 
-    ``cells`` is 0 where nothing is stratified.
+    ``cells`` is 0 where nothing is stratified. With a ``beta`` the best are those by :func:`power_keys`.
     """
 
     total: int
     cells: int
     per_cell: int
+    beta: float | None = None
+
+    def ranked(self, score: Floats64, rows: Rows, seed: int, round: int) -> Floats64:
+        """Give the numbers by which rows are kept: their scores, unless these are only the odds of a draw."""
+        return score if self.beta is None else power_keys(score, rows, self.beta, seed, round)
 
 
 @dataclass(frozen=True)
@@ -361,13 +484,13 @@ def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int)
     stratified = int(STRATIFIED_SHARE * capacity.total)
     best = best_by_key(candidates.scores, candidates.rows, capacity.total - stratified, seed, round)
     order = key_order(candidates.scores, candidates.rows, seed, round)
-    rank = _rank_within(candidates.cells[order])
+    rank = rank_within(candidates.cells[order])
     quota = _water_fill(np.bincount(candidates.cells, minlength=capacity.cells), stratified, capacity.per_cell)
     spread = order[rank < quota]
     return candidates.take(np.intersect1d(everything, np.union1d(best, spread)))
 
 
-def _rank_within(groups: Positions) -> Positions:
+def rank_within(groups: Positions) -> Positions:
     """Give each entry its rank among the earlier entries of its own group."""
     by_group = np.argsort(groups, kind="stable")
     ordered = groups[by_group]
@@ -388,270 +511,6 @@ def _water_fill(counts: Positions, total: int, most: int) -> int:
         else:
             high = middle - 1
     return low
-
-
-# -- the choice -------------------------------------------------------------------------------------------------------
-
-
-def select(
-    candidates: Candidates,
-    strategy: Strategy,
-    k: int,
-    labeled: Floats32,
-    seed: int,
-    round: int,
-) -> Rows:
-    r"""Choose the batch among the candidates.
-
-    Parameters
-    ----------
-    candidates : Candidates
-        In any order.
-    strategy : Strategy
-    k : int
-        Records wanted.
-    labeled : ndarray of shape (n_labeled, d), float32
-        Embeddings of the records already asked: what they cover is not worth asking again.
-    seed, round : int
-
-    Returns
-    -------
-    ndarray of int64
-        Rows in the order of choice; fewer than `k` where the candidates hold no more distinct records.
-
-    Notes
-    -----
-    ``facility_location`` greedily maximises
-
-    .. math:: F(S) = \sum_x w(x) \max\bigl(c_L(x), \max_{s \in S} K(x, s)\bigr),
-              \quad K(x, s) = e^{-\lVert x - s \rVert^2 / \sigma^2}
-
-    with w the score and :math:`c_L` the coverage by the labeled records (weighted facility location: FASS, Wei et al.
-    2015, and uncertainty herding, Bae et al. 2025). F is monotone and submodular: greedy reaches 1 - 1/e of the best.
-    The bandwidth is the median distance of labeled records to their nearest other one and shrinks as labels grow; the
-    coverage then gives way to plain uncertainty. Where the score is ``random``, all weights are 1 and the bandwidth is
-    twice the median distance of candidates: this is MaxHerding (Bae et al. 2024), which covers the pool.
-
-    Candidates are split into leaves of at most 1,024 by recursive bisection and solved leaf by leaf, which keeps the
-    cost linear in k; the picks are merged by their gains, the exact greedy of the decomposed objective. Near-duplicates
-    of a pick or of a labeled record are not picked.
-    """
-    in_row_order = candidates.take(np.argsort(candidates.rows))
-    k = min(k, len(in_row_order))
-    if k <= 0:
-        return np.empty(0, dtype=np.int64)
-    order = key_order(in_row_order.scores, in_row_order.rows, seed, round)
-    if strategy.selector == "top":
-        return in_row_order.rows[order[:k]]
-    by_key = in_row_order.take(order)
-    weights = np.ones(len(by_key)) if strategy.score == "random" else np.maximum(by_key.scores, 0.0)
-    with threadpool_limits(limits=1):
-        adaptive = strategy.score != "random"
-        problem = _Coverage(
-            by_key.embeddings, weights.astype(np.float32), by_key.rows, labeled, seed, round, adaptive=adaptive
-        )
-        return by_key.rows[problem.solve(k)]
-
-
-class _Pick(NamedTuple):
-    gain: float
-    position: int
-
-
-class _Coverage:
-    """One weighted facility location; positions are ranks by key, the best first."""
-
-    def __init__(
-        self,
-        embeddings: Floats32,
-        weights: Floats32,
-        rows: Rows,
-        labeled: Floats32,
-        seed: int,
-        round: int,
-        *,
-        adaptive: bool,
-    ) -> None:
-        self.embeddings = np.ascontiguousarray(embeddings, dtype=np.float32)
-        self.weights = weights
-        self.rows = rows
-        self.seed = seed
-        # Positions are in key order, so the first of identical records is the best of them.
-        self.distinct = np.sort(_first_of_equals(self.embeddings))
-        self.labeled = np.unique(np.ascontiguousarray(labeled, dtype=np.float32), axis=0)
-        self.bandwidth = self._bandwidth(seed, round, adaptive=adaptive and len(self.labeled) > 1)
-        self.covered = np.zeros(len(embeddings), dtype=np.float32)
-
-    def _bandwidth(self, seed: int, round: int, *, adaptive: bool) -> float:
-        if adaptive:
-            points, factor = self.labeled, 1.0
-            names = np.arange(len(points))
-        else:
-            # The pool itself is to be covered: twice the distance between neighbours, among distinct records only,
-            # because the distances within copies of one record would collapse the bandwidth to zero.
-            points, factor = self.embeddings[self.distinct], 2.0
-            names = self.rows[self.distinct]
-        if len(points) < 2:
-            return 1.0
-        sample = points[np.argsort(row_hash(names, seed, round))[:_BANDWIDTH_SAMPLE]]
-        squared = _squared_distances(sample, sample)
-        np.fill_diagonal(squared, np.inf)
-        nearest = float(np.sqrt(np.median(squared.min(axis=1))))
-        return factor * nearest if nearest > 0 else 1.0
-
-    def solve(self, k: int) -> Positions:
-        """Give `k` positions in the order of choice, fewer where no more are distinct."""
-        leaves = list(self._leaves())
-        wanted = k
-        while True:
-            picks = self._picks(leaves, wanted)
-            chosen = self._without_near_duplicates([pick.position for pick in picks])
-            if len(chosen) >= k or len(picks) < wanted:
-                break
-            wanted *= 2
-        if len(chosen) < k:
-            chosen = self._filled(chosen)
-        return np.array(chosen[:k], dtype=np.int64)
-
-    def _picks(self, leaves: list[tuple[Positions, Floats32]], count: int) -> list[_Pick]:
-        """Merge the picks of all leaves by gain: the best `count`.
-
-        Gains fall along a leaf, so a leaf is left as soon as its gain is below the worst of `count` kept so far; only
-        one kernel is in memory at a time.
-        """
-        kept: list[tuple[float, int]] = []  # a heap whose first entry is the worst: low gain, then late in key order
-        for members, labeled in leaves:
-            for pick in self._greedy(members, labeled):
-                entry = (pick.gain, -pick.position)
-                if len(kept) < count:
-                    heapq.heappush(kept, entry)
-                elif entry > kept[0]:
-                    heapq.heapreplace(kept, entry)
-                elif pick.gain < kept[0][0]:
-                    break
-        return [_Pick(gain, -negative) for gain, negative in sorted(kept, reverse=True)]
-
-    def _leaves(self) -> Iterator[tuple[Positions, Floats32]]:
-        """Bisect the distinct candidates until at most LEAF_ROWS are left, and route the labeled ones along.
-
-        The direction is the one from a hashed member to the member farthest from it; ties of the projection fall by
-        row. A labeled record within two bandwidths of the cut goes both ways: beyond, its kernel is under 2 %.
-        """
-        stack = [(self.distinct, self.labeled, 1)]
-        while stack:
-            members, labeled, node = stack.pop()
-            if len(members) <= LEAF_ROWS:
-                yield np.sort(members), labeled
-                continue
-            draw = int(row_hash(np.array([node]), self.seed, 0)[0] % np.uint64(len(members)))
-            by_row = members[np.argsort(self.rows[members])]
-            pivot = self.embeddings[by_row[draw]]
-            points = self.embeddings[by_row]
-            direction = points[int(((points - pivot) ** 2).sum(axis=1).argmax())] - pivot
-            norm = float(np.linalg.norm(direction)) or 1.0
-            projection = (points @ direction).astype(np.float64) / norm
-            order = np.lexsort((self.rows[by_row], projection))
-            half = len(order) // 2
-            cut = projection[order[half]]
-            offset = (labeled @ direction).astype(np.float64) / norm - cut
-            reach = 2.0 * self.bandwidth
-            stack.append((by_row[order[:half]], labeled[offset <= reach], 2 * node))
-            stack.append((by_row[order[half:]], labeled[offset >= -reach], 2 * node + 1))
-
-    def _greedy(self, members: Positions, labeled: Floats32) -> Iterator[_Pick]:
-        """Give the picks of one leaf, the largest gain first (lazy greedy: Minoux, 1978).
-
-        A stale gain only overestimates, so the top of the heap is right as soon as it is fresh.
-        """
-        points, weights = self.embeddings[members], self.weights[members]
-        kernel = self._kernel(points, points)
-        np.fill_diagonal(kernel, 1.0)
-        covered = self._coverage(points, labeled)
-        self.covered[members] = covered
-        gains = _gains(kernel, covered, weights)
-        heap = [(-gain, position, 0) for position, gain in enumerate(gains.tolist()) if gain > 0]
-        heapq.heapify(heap)
-        limit, fresh, last = _duplicate_coverage(), 0, np.inf
-        while heap:
-            negative, position, stamp = heap[0]
-            if covered[position] > limit:
-                heapq.heappop(heap)
-            elif stamp == fresh:
-                heapq.heappop(heap)
-                # Rounding may lift a gain by its last bit over the one before it; the merge relies on falling gains.
-                last = min(last, -negative)
-                yield _Pick(last, int(members[position]))
-                np.maximum(covered, kernel[position], out=covered)
-                fresh += 1
-            else:
-                gain = float(np.maximum(kernel[position] - covered, 0) @ weights)
-                if gain > 0:
-                    heapq.heapreplace(heap, (-gain, position, fresh))
-                else:
-                    heapq.heappop(heap)
-
-    def _coverage(self, points: Floats32, labeled: Floats32) -> Floats32:
-        covered = np.zeros(len(points), dtype=np.float32)
-        for start in range(0, len(labeled), 4 * LEAF_ROWS):
-            kernel = self._kernel(points, labeled[start : start + 4 * LEAF_ROWS])
-            np.maximum(covered, kernel.max(axis=1), out=covered)
-        return covered
-
-    def _kernel(self, a: Floats32, b: Floats32) -> Floats32:
-        squared = _squared_distances(a, b)
-        squared *= np.float32(-1.0 / self.bandwidth**2)
-        return np.exp(squared, out=squared)
-
-    def _without_near_duplicates(self, positions: list[int]) -> list[int]:
-        """Drop picks that are near-duplicates of an earlier pick, as there may be between leaves."""
-        if len(positions) < 2:
-            return positions
-        points = self.embeddings[positions].astype(np.float64)
-        tree = cKDTree(points)
-        dropped = np.zeros(len(positions), dtype=bool)
-        for index in range(len(positions)):
-            if not dropped[index]:
-                near = np.array(tree.query_ball_point(points[index], DUPLICATE_DISTANCE * self.bandwidth))
-                dropped[near[near > index]] = True
-        return [position for index, position in enumerate(positions) if not dropped[index]]
-
-    def _filled(self, chosen: list[int]) -> list[int]:
-        """Add records that no longer gain anything, by key, as long as they are nobody's near-duplicates.
-
-        Where every candidate is a near-duplicate of a labeled record, as in a pool of few distinct records, one of each
-        kind is asked again rather than nothing: people disagree, and an empty batch would end the campaign.
-        """
-        taken = set(chosen)
-        fresh = self.covered[self.distinct] <= _duplicate_coverage()
-        rest = self.distinct[fresh] if chosen or fresh.any() else self.distinct
-        return self._without_near_duplicates(chosen + [p for p in rest.tolist() if p not in taken])
-
-
-def _first_of_equals(points: Floats32) -> Positions:
-    """Give the first position of each distinct record."""
-    if not points.shape[1]:
-        return np.arange(len(points))
-    # Adding 0 turns -0.0 into 0.0: equal numbers must have equal bytes.
-    as_bytes = np.ascontiguousarray(points + np.float32(0)).view(np.dtype((np.void, points.shape[1] * 4))).ravel()
-    return np.unique(as_bytes, return_index=True)[1].astype(np.int64)
-
-
-def _squared_distances(a: Floats32, b: Floats32) -> Floats32:
-    squared: Floats32 = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
-    np.maximum(squared, 0, out=squared)
-    return squared
-
-
-def _gains(kernel: Floats32, covered: Floats32, weights: Floats32) -> Floats32:
-    gains = np.empty(len(kernel), dtype=np.float32)
-    for start in range(0, len(kernel), 256):
-        gains[start : start + 256] = np.maximum(kernel[start : start + 256] - covered, 0) @ weights
-    return gains
-
-
-def _duplicate_coverage() -> float:
-    """Coverage of a record at the distance below which it counts as a near-duplicate."""
-    return float(np.exp(-(DUPLICATE_DISTANCE**2)))
 
 
 # -- the explore share ------------------------------------------------------------------------------------------------

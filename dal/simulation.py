@@ -17,6 +17,7 @@ from dal.errors import SettingsError
 from dal.learner import Model
 from dal.pool import Pool
 from dal.scan import Progress
+from dal.selection import Strategy
 
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int64]
@@ -175,9 +176,11 @@ def simulate(
         )
         replay = Replay(strategy, seed, (), (), ())
         for _ in range(rounds):
-            # Where every label is of one class, as in a pool of rare ones, people would ask for coverage. Random
-            # sampling needs no learner and goes on: it is what the others are measured against.
-            coverage = strategy != "random" and len(np.unique(campaign.latest_answers().labels)) == 1
+            # Where every label is of one class, as in a pool of rare ones, people would ask for coverage. What asks no
+            # learner goes on, as random sampling does: it is what the others are measured against.
+            coverage = (
+                Strategy.named(strategy).score != "random" and len(np.unique(campaign.latest_answers().labels)) == 1
+            )
             given = next_batch(campaign, client=client, progress=progress, coverage=coverage)
             if isinstance(given, Stopped):
                 break

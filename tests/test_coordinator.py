@@ -125,7 +125,7 @@ def test_same_seed_same_batches_and_another_seed_others(truth: tuple[Pool, np.nd
     assert batches("c", 8) != first
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin", "random", "coverage"])
+@pytest.mark.parametrize("strategy", ["default", "margin", "random", "coverage", "power", "badge"])
 def test_a_cluster_gives_the_same_batches_as_this_process(
     strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client
 ) -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(dal.__file__).parent
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
     {"errors"},
-    {"scores", "selection", "stopping", "agreement", "ruler", "rounds"},
+    {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "rounds"},
     {"pool", "learner", "campaign", "client", "progress"},
     {"scan"},
     {"map"},
@@ -24,7 +24,13 @@ LEVELS = [
     {"cli"},
 ]
 # The pure level is one page of mathematics; it may refer to itself, without cycles.
-SIDEWAYS = {("selection", "scores"), ("rounds", "stopping"), ("stopping", "ruler"), ("agreement", "selection")}
+SIDEWAYS = {
+    ("selection", "scores"),
+    ("selectors", "selection"),
+    ("rounds", "stopping"),
+    ("stopping", "ruler"),
+    ("agreement", "selection"),
+}
 PURE_MAY_IMPORT = {
     "collections", "dataclasses", "functools", "hashlib", "heapq", "itertools", "math", "statistics", "typing",
     "numpy", "scipy", "sklearn", "threadpoolctl", "dal",

@@ -21,12 +21,12 @@ from dal.scan import Cells, Journal, Progress, Scan, kernel, plan, sample_codebo
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
 from dal.scan.kernel import score_block
-from dal.selection import Candidates, Codebook, Strategy, key_order, uniform
+from dal.selection import Candidates, Codebook, Strategy, key_order, power_keys, uniform
 
 CLASSES = ("a", "b", "c", "d")
 N, D = 20_011, 12
 BAD_ROWS = [5, 8_191, 8_192, 20_010]
-FIELDS = ("rows", "scores", "cells", "predicted", "embeddings")
+FIELDS = ("rows", "scores", "cells", "predicted", "embeddings", "proba")
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +91,9 @@ def full_sort(
             score[start : start + tile] = scored.score[: len(part)]
             predicted[start : start + tile] = model.seen[scored.predicted[: len(part)]]
     asked = set(exclude) | set(np.flatnonzero(~np.isfinite(X).all(axis=1)).tolist())
-    order = [i for i in key_order(score, np.arange(len(X)), 11, 4).tolist() if i not in asked]
     capacity = strategy.capacity(k, len(X), len(codebook.centers))
+    ranked = score if capacity.beta is None else power_keys(score, np.arange(len(X)), capacity.beta, 11, 4)
+    order = [i for i in key_order(ranked, np.arange(len(X)), 11, 4).tolist() if i not in asked]
     keep = set(order[: capacity.total])
     cells = np.full(len(X), -1)
     if capacity.cells:
@@ -100,8 +101,10 @@ def full_sort(
         for cell in range(capacity.cells):
             keep |= set([i for i in order if cells[i] == cell][: capacity.per_cell])
     rows = np.array(sorted(keep), dtype=np.int64)
-    embeddings = X[rows] if strategy.selector != "top" else np.empty((len(rows), 0), np.float32)
-    return Candidates(rows, score[rows], cells[rows], predicted[rows], embeddings)
+    looks = strategy.selector not in ("top", "power")
+    embeddings = X[rows] if looks else np.empty((len(rows), 0), np.float32)
+    proba = model.predict_proba(embeddings).astype(np.float32) if strategy.selector == "badge" and model else None
+    return Candidates(rows, score[rows], cells[rows], predicted[rows], embeddings, proba)
 
 
 def run(pool: Pool, model: Model | None, strategy: Strategy, codebook: Codebook, **options: object) -> Scan:
@@ -123,6 +126,7 @@ def summary_of(result: Scan) -> dict:
         "histogram": tally.histogram.tolist(),
         "predicted": tally.predicted.tolist(),
         "confidence": tally.confidence,
+        "mass": tally.mass,
     }
 
 
@@ -133,6 +137,8 @@ CASES = [
     ("plain", Strategy(score="ratio")),
     ("forest", Strategy(score="margin")),
     ("svc", Strategy.named("least_confident")),
+    ("logistic", Strategy.named("power")),
+    ("plain", Strategy.named("badge")),
     (None, Strategy().cold()),
     (None, Strategy.named("random")),
 ]
@@ -155,6 +161,18 @@ def test_every_layout_gives_what_a_full_sort_gives(
         other = run(pools[name], model, strategy, codebook)
         assert_same(other.candidates, expected)
         assert summary_of(other) == summary_of(first)
+
+
+def test_the_mass_of_a_draw_is_that_of_the_rows_that_may_be_asked(
+    records: np.ndarray, pools: dict[str, Pool], models: dict[str, Model]
+) -> None:
+    asked = [7, 4095, 4096, 19_999]
+    found = run(pools["odd"], models["plain"], Strategy.named("power"), Codebook.fit(records[:100], 2, 0))
+    left = np.delete(records, asked + BAD_ROWS, axis=0)
+    p = np.sort(models["plain"].predict_proba(left).astype(float), axis=1)
+    masses = (1 - (p[:, -1] - p[:, -2])) ** 4.0
+    assert found.summary.tally.power_mass == pytest.approx(masses.sum(), rel=1e-5)
+    assert len(found.candidates) == 40
 
 
 def test_small_tiles_and_spans_in_any_order_change_nothing(

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import kmeans_plusplus
 
 from dal.errors import SettingsError
 from dal.selection import (
-    LEAF_ROWS,
+    STRATEGIES,
     Candidates,
     Capacity,
     Codebook,
@@ -18,11 +19,14 @@ from dal.selection import (
     explore_count,
     interleaved,
     key_order,
+    power_keys,
+    propensities,
     row_hash,
-    select,
     shortlist,
+    uniform,
     uniform_rows,
 )
+from dal.selectors import DUPLICATE_DISTANCE, LEAF_ROWS, choose, select
 
 NO_LABELED = np.empty((0, 4), dtype=np.float32)
 
@@ -37,6 +41,7 @@ def made_candidates(n: int, seed: int = 0, d: int = 4, levels: int = 1000, cells
         rng.integers(0, cells, n),
         rng.integers(0, 3, n),
         rng.standard_normal((n, d)).astype(np.float32),
+        rng.dirichlet(np.ones(3), n).astype(np.float32),
     )
 
 
@@ -90,11 +95,22 @@ def test_row_hashes_depend_on_row_seed_and_round_and_look_uniform() -> None:
 
 
 def test_a_strategy_of_no_name_is_refused_with_the_names_there_are() -> None:
-    with pytest.raises(SettingsError, match=r"default, coverage, random.*got 'marginal'"):
+    with pytest.raises(SettingsError, match=r"default, coverage, power.*random.*got 'marginal'"):
         Strategy.named("marginal")
 
 
-@pytest.mark.parametrize("wrong", [{"score": "x"}, {"selector": "x"}, {"shortlist": 0}, {"explore": 1.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"score": "x"},
+        {"selector": "x"},
+        {"shortlist": 0},
+        {"explore": 1.0},
+        {"beta": -1.0},
+        {"score": "random"},
+        {"score": "random", "selector": "badge"},
+    ],
+)
 def test_strategy_values_out_of_range_are_refused(wrong: dict) -> None:
     with pytest.raises(SettingsError):
         Strategy(**wrong)
@@ -110,6 +126,26 @@ def test_capacities_stratify_only_where_the_pool_is_large_and_cells_are_not_too_
     assert default.capacity(100, 1_000_000, n_cells=256) == Capacity(1000, 0, 0)
     assert default.cold().capacity(10, 1_000_000).total == 2000
     assert Strategy.named("margin").capacity(100, 10**6) == Capacity(100, 0, 0)
+    assert Strategy.named("power").capacity(100, 10**6) == Capacity(100, 0, 0, 4.0)
+    assert Strategy.named("cluster_margin").capacity(100, 10**6) == Capacity(1000, 0, 0)
+
+
+def test_every_name_gives_a_strategy_and_a_cold_one_that_needs_no_model() -> None:
+    for name in STRATEGIES:
+        cold = Strategy.named(name, explore=0.1).cold()
+        assert (cold.score, cold.traits.weighs, cold.traits.proba, cold.explore) == ("random", False, False, 0.1)
+    assert Strategy().cold() == Strategy.named("coverage")
+    assert Strategy.named("badge").cold() == Strategy.named("coverage")
+    assert Strategy.named("power").cold() == Strategy.named("random")
+    assert Strategy.named("k_center").cold() == Strategy.named("k_center")
+
+
+def test_cells_are_wished_for_by_those_that_take_them_in_turn_however_small_the_pool() -> None:
+    assert Strategy().n_cells(100, 10_000) == 0
+    assert Strategy().n_cells(100, 1_000_000) == 62
+    assert Strategy.named("cluster_margin").n_cells(100, 10_000) == 62
+    assert Strategy.named("stratified").n_cells(1, 40) == 2
+    assert Strategy.named("margin").n_cells(100, 1_000_000) == 0
 
 
 # -- the shortlist ----------------------------------------------------------------------
@@ -170,12 +206,70 @@ class SelectorContract:
         assert self.choose(c, 10, seed=5) != self.choose(c, 10, seed=6)
         assert self.choose(c, 10, seed=5) == self.choose(c, 10, seed=5)
 
+    def test_gives_the_same_for_the_same_seed_whatever_was_chosen_before(self) -> None:
+        c, labeled = made_candidates(500, cells=7), made_candidates(20, seed=9).embeddings
+        first = self.choose(c, 25, labeled)
+        self.choose(c, 13, seed=77)
+        assert self.choose(c, 25, labeled) == first
+
     def test_does_not_change_what_it_is_given(self) -> None:
         c, labeled = made_candidates(50), made_candidates(5, seed=9).embeddings
-        before = [array.copy() for array in (c.rows, c.scores, c.embeddings, labeled)]
+        assert c.proba is not None
+        given_arrays = (c.rows, c.scores, c.cells, c.embeddings, c.proba, labeled)
+        before = [array.copy() for array in given_arrays]
         self.choose(c, 10, labeled)
-        for array, old in zip((c.rows, c.scores, c.embeddings, labeled), before, strict=True):
+        for array, old in zip(given_arrays, before, strict=True):
             np.testing.assert_array_equal(array, old)
+
+    def test_never_takes_an_excluded_row(self) -> None:
+        c = made_candidates(300, cells=3)
+        codebook = Codebook.fit(made_candidates(500, seed=6).embeddings, 5, seed=0)
+        excluded = np.sort(np.concatenate([c.rows[::3], np.arange(50)]))
+        for k in (20, 300):
+            rows = choose(
+                c,
+                self.strategy,
+                k,
+                capacity=Capacity(300, 0, 0),
+                codebook=codebook,
+                asked=c.embeddings[::3],
+                excluded=excluded,
+                seed=5,
+                round=2,
+            )
+            assert len(rows) == len(set(rows.tolist())) == min(k, 200)
+            assert not set(rows.tolist()) & set(excluded.tolist())
+
+    def test_takes_labeled_records_into_account_where_it_looks(self) -> None:
+        c = made_candidates(30)
+        chosen = self.choose(c, 30, c.embeddings[10:20])
+        expected = np.delete(c.rows, np.arange(10, 20)) if self.strategy.traits.features else c.rows
+        assert sorted(chosen) == expected.tolist()
+
+    def test_takes_one_of_near_duplicates_where_it_looks(self) -> None:
+        kinds = 40 * made_candidates(12, seed=4).embeddings
+        noise = 1e-4 * np.random.default_rng(0).standard_normal((12 * 9, 4))
+        c = replace(made_candidates(12 * 9, cells=4), embeddings=(np.repeat(kinds, 9, axis=0) + noise).astype("f4"))
+        # Distances within a kind would else be taken for what tells records apart.
+        labeled = 40 * made_candidates(30, seed=5).embeddings + 1000
+        chosen = self.choose(c, 50, labeled)
+        kinds_chosen = (np.searchsorted(c.rows, chosen) // 9).tolist()
+        if self.strategy.traits.features and self.strategy.traits.weighs:
+            assert sorted(kinds_chosen) == list(range(12))
+        elif not self.strategy.traits.features:
+            assert len(chosen) == 50
+
+    def test_takes_one_of_equal_records_where_it_looks(self) -> None:
+        c = replace(made_candidates(30), embeddings=np.ones((30, 4), np.float32))
+        best = int(c.rows[slow_order(c.scores, c.rows, 5, 2)[0]])
+        assert self.choose(c, 5) == [best] if self.strategy.traits.features else len(self.choose(c, 5)) == 5
+
+    @pytest.mark.slow
+    def test_takes_a_hundred_thousand_candidates(self) -> None:
+        c = made_candidates(100_000, d=8, cells=64)
+        chosen = self.choose(c, 400, made_candidates(300, seed=9, d=8).embeddings)
+        assert len(set(chosen)) == len(chosen) == 400
+        assert set(chosen) <= set(c.rows.tolist())
 
     @pytest.mark.parametrize("scores", [0.0, 1.0])
     def test_takes_constant_scores(self, scores: float) -> None:
@@ -203,26 +297,14 @@ class TestFacilityLocation(SelectorContract):
     def test_equals_plain_greedy_in_one_leaf(self, n_labeled: int) -> None:
         c = made_candidates(150, seed=3)
         labeled = made_candidates(n_labeled, seed=4).embeddings
-        distances = np.sqrt(((labeled[:, None].astype(float) - labeled[None]) ** 2).sum(axis=2))
-        np.fill_diagonal(distances, np.inf)
-        sigma = float(np.median(distances.min(axis=1)))
+        sigma = median_to_nearest(labeled)
         picks = slow_facility_location(c, c.scores, 30, labeled, sigma)
         assert self.choose(c, 30, labeled) == c.rows[picks].tolist()
-
-    def test_with_unit_weights_in_a_cold_start_equals_plain_greedy(self) -> None:
-        c = made_candidates(120, seed=8)
-        distances = np.sqrt(((c.embeddings[:, None].astype(float) - c.embeddings[None]) ** 2).sum(axis=2))
-        np.fill_diagonal(distances, np.inf)
-        sigma = 2 * float(np.median(distances.min(axis=1)))
-        picks = slow_facility_location(c, np.ones(120), 20, NO_LABELED, sigma)
-        assert select(c, self.strategy.cold(), 20, NO_LABELED, 5, 2).tolist() == c.rows[picks].tolist()
 
     def test_leaves_lose_at_most_one_percent_of_the_objective_of_flat_greedy(self) -> None:
         c = made_candidates(3 * LEAF_ROWS, seed=11, d=16)
         labeled = made_candidates(300, seed=12, d=16).embeddings
-        distances = np.sqrt(((labeled[:, None].astype(float) - labeled[None]) ** 2).sum(axis=2))
-        np.fill_diagonal(distances, np.inf)
-        sigma = float(np.median(distances.min(axis=1)))
+        sigma = median_to_nearest(labeled)
         rows = self.choose(c, 300, labeled)
         picks = np.searchsorted(c.rows, rows)
         flat = slow_flat_greedy(c, 300, labeled, sigma)
@@ -249,11 +331,6 @@ class TestFacilityLocation(SelectorContract):
         order = slow_order(c.scores, c.rows, 5, 2)
         best_of_group = {min(range(10 * g, 10 * g + 10), key=order.index) for g in range(4)}
         assert {int(np.searchsorted(c.rows, row)) for row in chosen} == best_of_group
-
-    def test_copies_of_labeled_records_are_not_picked(self) -> None:
-        c = made_candidates(30)
-        chosen = self.choose(c, 30, c.embeddings[10:20])
-        assert sorted(chosen) == np.delete(c.rows, np.arange(10, 20)).tolist()
 
     def test_where_all_candidates_are_copies_of_labeled_records_one_of_each_kind_is_asked(self) -> None:
         c = made_candidates(40)
@@ -282,9 +359,230 @@ class TestFacilityLocation(SelectorContract):
         assert len(chosen) == 3
         assert peak < 200e6
 
-    def test_constant_embeddings_give_one_record(self) -> None:
-        c = replace(made_candidates(30), embeddings=np.ones((30, 4), np.float32))
-        assert self.choose(c, 5) == [int(c.rows[slow_order(c.scores, c.rows, 5, 2)[0]])]
+
+class TestMaxHerding(SelectorContract):
+    strategy = Strategy.named("coverage")
+
+    def test_equals_plain_greedy_with_unit_weights_whatever_the_scores(self) -> None:
+        c, labeled = made_candidates(120, seed=8), made_candidates(6, seed=9).embeddings
+        sigma = 2 * median_to_nearest(c.embeddings)
+        picks = slow_facility_location(c, np.ones(120), 20, labeled, sigma)
+        assert self.choose(c, 20, labeled) == c.rows[picks].tolist()
+
+
+class TestPower(SelectorContract):
+    strategy = Strategy.named("power")
+
+    def test_takes_the_largest_gumbel_keys_in_order(self) -> None:
+        c = made_candidates(300, levels=6)
+        keys = []
+        for row, score in zip(c.rows, c.scores, strict=True):
+            draw = float(uniform(np.array([row]), 5, 2)[0])
+            keys.append(4.0 * np.log(score) - np.log(-np.log(draw)))
+        expected = sorted(range(300), key=lambda i: -keys[i])[:40]
+        assert self.choose(c, 40) == c.rows[expected].tolist()
+
+    def test_draws_in_proportion_to_a_power_of_the_score(self) -> None:
+        c = replace(made_candidates(5), scores=np.array([0.9, 0.5, 0.7, 0.2, 0.6]))
+        strategy = replace(self.strategy, beta=2.0)
+        firsts = [int(np.searchsorted(c.rows, select(c, strategy, 2, NO_LABELED, seed, 1)[0])) for seed in range(2500)]
+        expected = 2500 * c.scores**2 / (c.scores**2).sum()
+        counts = np.bincount(firsts, minlength=5)
+        assert ((counts - expected) ** 2 / expected).sum() < 20.5  # chi-square, 4 degrees of freedom: p = 0.0004
+
+    def test_records_of_score_zero_come_last(self) -> None:
+        c = replace(made_candidates(40), scores=np.where(np.arange(40) % 2, 0.0, 1e-3))
+        chosen = np.searchsorted(c.rows, self.choose(c, 40))
+        assert (chosen[:20] % 2 == 0).all()
+        assert (chosen[20:] % 2 == 1).all()
+
+    def test_its_propensities_make_an_estimate_unbiased(self) -> None:
+        """LURE (Farquhar et al. 2021) over the draws is the pool's mean loss; the plain mean of the draws is not."""
+        n, k, beta = 60, 12, 1.5
+        rng = np.random.default_rng(3)
+        c = replace(made_candidates(n), scores=rng.uniform(0.05, 1, n))
+        losses = c.scores + rng.uniform(0, 0.2, n)
+        strategy = replace(self.strategy, beta=beta)
+        mass = float((c.scores**beta).sum())
+        unbiased, naive = [], []
+        for seed in range(1000):
+            drawn = np.searchsorted(c.rows, select(c, strategy, k, NO_LABELED, seed, 1))
+            q = propensities(c.scores[drawn], beta, mass)
+            m = np.arange(1, k + 1)
+            weight = 1 + (n - k) / (n - m) * (1 / ((n - m + 1) * q) - 1)
+            unbiased.append(float((weight * losses[drawn]).mean()))
+            naive.append(float(losses[drawn].mean()))
+        error = np.std(unbiased) / np.sqrt(len(unbiased))
+        assert abs(np.mean(unbiased) - losses.mean()) < 3.5 * error
+        assert np.mean(naive) - losses.mean() > 20 * error
+
+    @given(st.integers(0, 2**32), st.integers(2, 40), st.floats(0, 8))
+    @settings(max_examples=50, deadline=None)
+    def test_propensities_are_those_of_drawing_one_after_the_other(self, seed: int, k: int, beta: float) -> None:
+        score = np.random.default_rng(seed).uniform(0.01, 1, k)
+        rest = [*(score**beta).tolist(), 3.0]
+        expected = []
+        for _ in range(k):
+            expected.append(rest[0] / sum(rest))
+            rest.pop(0)
+        np.testing.assert_allclose(propensities(score, beta, float((score**beta).sum() + 3.0)), expected, rtol=1e-9)
+
+    def test_rows_that_are_never_asked_have_no_key(self) -> None:
+        keys = power_keys(np.array([0.5, -np.inf, 0.0]), np.array([3, 4, 5]), 2.0, 0, 0)
+        assert np.isfinite(keys).tolist() == [True, False, True]
+
+
+class TestStratified(SelectorContract):
+    strategy = Strategy.named("stratified")
+
+    def test_takes_a_record_of_each_cell_in_turn(self) -> None:
+        c = made_candidates(200, cells=9)
+        left = {cell: [i for i in slow_order(c.scores, c.rows, 5, 2) if c.cells[i] == cell] for cell in range(9)}
+        c = replace(c, embeddings=np.arange(800, dtype=np.float32).reshape(200, 4))  # none is near another
+        turns = sorted(range(9), key=lambda cell: int(row_hash(np.array([cell]), 5, 2)[0]))
+        expected = []
+        while len(expected) < 70:
+            expected += [left[cell].pop(0) for cell in turns if left[cell]]
+        assert self.choose(c, 70) == c.rows[expected[:70]].tolist()
+
+
+class TestClusterMargin(SelectorContract):
+    strategy = Strategy.named("cluster_margin")
+
+    def test_takes_a_random_record_of_the_smallest_cell_first(self) -> None:
+        c = replace(made_candidates(60), cells=np.repeat([4, 2, 9, 7], [30, 3, 20, 7]))
+        c = replace(c, embeddings=np.arange(240, dtype=np.float32).reshape(60, 4) ** 2)
+        labeled = np.array([[-100.0] * 4, [-110.0] * 4, [-120.0] * 4], dtype=np.float32)
+        left = {cell: np.flatnonzero(c.cells == cell).tolist() for cell in (2, 7, 9, 4)}
+        for members in left.values():
+            members.sort(key=lambda i: int(row_hash(c.rows[i : i + 1], 5, 2)[0]))
+        expected = []
+        while len(expected) < 40:
+            expected += [left[cell].pop(0) for cell in (2, 7, 9, 4) if left[cell]]
+        assert self.choose(c, 40, labeled) == c.rows[expected[:40]].tolist()
+
+    def test_without_cells_of_the_scan_the_codebook_gives_them(self) -> None:
+        c = replace(made_candidates(400, d=2), cells=np.full(400, -1))
+        codebook = Codebook.fit(c.embeddings, 8, seed=0)
+        options = {"capacity": Capacity(300, 0, 0), "codebook": codebook, "seed": 5, "round": 2}
+        nothing = {"asked": np.empty((0, 2), np.float32), "excluded": np.empty(0, np.int64)}
+        rows = choose(c, self.strategy, 8, **options, **nothing)
+        cells = codebook.assign(c.embeddings[np.searchsorted(c.rows, rows)])
+        assert sorted(cells.tolist()) == list(range(8))
+
+
+class TestKCenter(SelectorContract):
+    strategy = Strategy.named("k_center")
+
+    @pytest.mark.parametrize("n_labeled", [0, 1, 8])
+    def test_equals_plain_farthest_first(self, n_labeled: int) -> None:
+        c = made_candidates(150, seed=3)
+        labeled = made_candidates(n_labeled, seed=4).embeddings if n_labeled else NO_LABELED
+        points = c.embeddings.astype(float)
+        centers = [row.astype(float) for row in labeled]
+        expected = [] if n_labeled else [slow_order(c.scores, c.rows, 5, 2)[0]]
+        centers += [points[i] for i in expected]
+        while len(expected) < 30:
+            nearest = [min(((point - center) ** 2).sum() for center in centers) for point in points]
+            expected.append(int(np.argmax(nearest)))
+            centers.append(points[expected[-1]])
+        assert self.choose(c, 30, labeled) == c.rows[expected].tolist()
+
+
+class TestWeightedKMeans(SelectorContract):
+    strategy = Strategy.named("weighted_kmeans")
+
+    def test_equals_plain_lloyd_from_the_same_start(self) -> None:
+        c = made_candidates(200, seed=3)
+        labeled = 1e-3 * made_candidates(40, seed=4).embeddings + 100
+        k = 12
+        order = slow_order(c.scores, c.rows, 5, 2)
+        points = c.embeddings[order]
+        weights = c.scores[order].astype(np.float32).astype(float)
+        seed = int(row_hash(np.array([k]), 5, 2)[0] >> np.uint64(32))
+        centers = kmeans_plusplus(points, k, sample_weight=weights, random_state=seed)[0].astype(float)
+        for _ in range(100):
+            cluster = [int(((point - centers) ** 2).sum(axis=1).argmin()) for point in points]
+            moved = [np.average(points[np.equal(cluster, j)], 0, weights[np.equal(cluster, j)]) for j in range(k)]
+            if np.allclose(moved, centers, atol=1e-12):
+                break
+            centers = np.array(moved)
+        expected = {}
+        for j in range(k):
+            members = np.flatnonzero(np.equal(cluster, j)).tolist()
+            nearest = min(members, key=lambda i: ((points[i] - centers[j]) ** 2).sum())
+            expected[order[nearest]] = weights[members].sum()
+        chosen = np.searchsorted(c.rows, self.choose(c, k, labeled)).tolist()
+        assert chosen == sorted(expected, key=lambda i: -expected[i])
+
+
+class TestBadge(SelectorContract):
+    strategy = Strategy.named("badge")
+
+    @pytest.mark.parametrize("n_classes", [2, 5])
+    def test_equals_k_means_plus_plus_on_gradients_written_out(self, n_classes: int) -> None:
+        c = made_candidates(150, seed=3)
+        proba = np.random.default_rng(1).dirichlet(np.ones(n_classes), 150).astype(np.float32)
+        c = replace(c, proba=proba)
+        labeled = 1e-3 * made_candidates(40, seed=4).embeddings + 100
+        order = slow_order(c.scores, c.rows, 5, 2)
+        gradients = []
+        for i in order:
+            hypothetical = np.zeros(n_classes)
+            hypothetical[int(proba[i].argmax())] = 1
+            gradients.append(np.outer(proba[i] - hypothetical, [*c.embeddings[i].astype(float), 1.0]).ravel())
+        G = np.array(gradients)
+        picks = [int((G**2).sum(axis=1).argmax())]
+        while len(picks) < 25:
+            squared = np.array([min(((g - G[p]) ** 2).sum() for p in picks) for g in G])
+            draw = float(uniform(np.array([len(picks)]), 5, 2)[0]) * squared.sum()
+            picks.append(int(np.flatnonzero(np.cumsum(squared) > draw)[0]))
+        assert self.choose(c, 25, labeled) == c.rows[[order[p] for p in picks]].tolist()
+
+    def test_sure_predictions_have_no_gradient_and_follow_by_key(self) -> None:
+        c = replace(made_candidates(30), proba=np.eye(3, dtype=np.float32)[np.arange(30) % 3])
+        labeled = 1e-3 * made_candidates(9, seed=4).embeddings + 100
+        assert self.choose(c, 10, labeled) == c.rows[slow_order(c.scores, c.rows, 5, 2)[:10]].tolist()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.integers(0, 6), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_representatives_are_those_of_a_plain_loop(seed: int, n: int, n_labeled: int, d: int) -> None:
+    """Whatever the selector, asking for all gives one of each group of near-duplicates, the best by key."""
+    rng = np.random.default_rng(seed)
+    # Few values, so that records are equal or near; uneven ones, so that no distance is just the radius.
+    values = rng.uniform(0, 0.5, 12).astype(np.float32)
+    c = replace(made_candidates(n, seed), embeddings=values[rng.integers(0, 12, (n, d))])
+    labeled = rng.integers(0, 12, (n_labeled, d)).astype(np.float32)
+    labeled = np.unique(labeled, axis=0)
+    radius = DUPLICATE_DISTANCE * (median_to_nearest(labeled) if len(labeled) > 1 else bandwidth_of_candidates(c))
+
+    def near(a: np.ndarray, b: np.ndarray) -> bool:
+        return float(np.sqrt(((a.astype(float) - b.astype(float)) ** 2).sum())) <= radius
+
+    def leaders(positions: list[int]) -> list[int]:
+        kept: list[int] = []
+        for i in positions:
+            if not any(near(c.embeddings[i], c.embeddings[j]) for j in kept):
+                kept.append(i)
+        return kept
+
+    order = slow_order(c.scores, c.rows, 5, 2)
+    fresh = [i for i in order if not any(near(c.embeddings[i], point) for point in labeled)]
+    expected = leaders(fresh or order)
+    chosen = select(c, Strategy.named("badge"), n, labeled, 5, 2)
+    assert sorted(chosen.tolist()) == sorted(c.rows[expected].tolist())
+
+
+def bandwidth_of_candidates(c: Candidates) -> float:
+    distinct = np.unique(c.embeddings, axis=0)
+    return 2 * median_to_nearest(distinct) if len(distinct) > 1 else 1.0
+
+
+def median_to_nearest(points: np.ndarray) -> float:
+    distances = np.sqrt(((points[:, None].astype(float) - points[None]) ** 2).sum(axis=2))
+    np.fill_diagonal(distances, np.inf)
+    return float(np.median(distances.min(axis=1)))
 
 
 def slow_flat_greedy(c: Candidates, k: int, labeled: np.ndarray, sigma: float) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from distributed import Client
+from threadpoolctl import threadpool_limits
 
 from dal.errors import SettingsError
 from dal.learner import Model
@@ -100,10 +101,24 @@ def scan(
     if used is not None and used.write and _create_cells(used.path, pool.n_rows, unit) and journal:
         journal.clear()  # its spans wrote their cells into an array that is gone
     if client is not None:
-        return scan_on_cluster(client, pool, model, order, excluded, used, journal, progress, skip_failed=skip_failed)
-    run = Run(pool, model, order, excluded, used, journal, progress)
-    run.in_process()
-    return run.result()
+        found = scan_on_cluster(client, pool, model, order, excluded, used, journal, progress, skip_failed=skip_failed)
+    else:
+        run = Run(pool, model, order, excluded, used, journal, progress)
+        run.in_process()
+        found = run.result()
+    return with_proba(found, model) if strategy.traits.proba else found
+
+
+def with_proba(found: Scan, model: Model | None) -> Scan:
+    """Give the candidates their class probabilities, for selectors that look at them.
+
+    Asked of the model once more, for the candidates alone: they are few, and most scores need no probabilities.
+    """
+    if model is None:
+        return found
+    with threadpool_limits(limits=1):
+        proba = model.predict_proba(found.candidates.embeddings).astype(np.float32)
+    return replace(found, candidates=replace(found.candidates, proba=proba))
 
 
 def _order(
@@ -127,7 +142,7 @@ def _order(
     if capacity.cells and codebook is None:
         raise SettingsError("This strategy spreads over cells: pass codebook=sample_codebook(pool, n_cells, seed).")
     tile = plan.tile_rows(pool.n_features, model.tile_rows if model else None)
-    carry = strategy.selector != "top"
+    carry = strategy.traits.features
     return Order(strategy.score, capacity, tile, seed, round, codebook if capacity.cells else None, carry)
 
 

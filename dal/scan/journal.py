@@ -93,6 +93,7 @@ def encode(result: SpanResult) -> bytes:
         "invalid": tally.invalid,
         "confidence": tally.confidence,
         "bytes_read": tally.bytes_read,
+        "mass": tally.mass,
     }
     arrays = {
         "invalid_rows": tally.invalid_rows,
@@ -119,6 +120,7 @@ def decode(data: bytes) -> SpanResult:
             arrays["predicted_classes"],
             numbers["confidence"],
             numbers["bytes_read"],
+            numbers["mass"],
         )
         candidates = candidates_from(arrays) if "rows" in arrays else None
     return SpanResult(Interval(*numbers["interval"]), candidates, tally, numbers["seconds"])
@@ -126,15 +128,23 @@ def decode(data: bytes) -> SpanResult:
 
 def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:
     """Give the candidates as named arrays, for a file."""
-    return {
+    arrays: dict[str, np.ndarray] = {
         "rows": candidates.rows,
         "scores": candidates.scores,
         "cells": candidates.cells,
         "predicted": candidates.predicted,
         "embeddings": candidates.embeddings,
     }
+    return arrays if candidates.proba is None else {**arrays, "proba": candidates.proba}
 
 
 def candidates_from(arrays: "np.lib.npyio.NpzFile") -> Candidates:
     """Read what :func:`candidate_arrays` gave."""
-    return Candidates(arrays["rows"], arrays["scores"], arrays["cells"], arrays["predicted"], arrays["embeddings"])
+    return Candidates(
+        arrays["rows"],
+        arrays["scores"],
+        arrays["cells"],
+        arrays["predicted"],
+        arrays["embeddings"],
+        arrays.get("proba", None),
+    )

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from dal.pool import Pool
 from dal.scan.merge import Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scores import Scored, of_decisions, of_probabilities
-from dal.selection import Candidates, Capacity, Codebook, uniform
+from dal.selection import Candidates, Capacity, Codebook, power_masses, uniform
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -28,7 +28,9 @@ NO_CELL = 2**16 - 1
 """What stands where no cell was stored."""
 _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
-KERNEL_VERSION = 2
+_MASS_STEPS = 2**64
+"""Finer, because the power of a small score is smaller still."""
+KERNEL_VERSION = 3
 """Raised when the same order would keep other rows than before: it enters the journal's digest."""
 
 
@@ -93,6 +95,8 @@ class Tally:
         Sum of the confidences, in steps of 2^-20.
     bytes_read : int
         Of features, as they are stored.
+    mass : int
+        Sum of score^beta over the rows that may be asked, in steps of 2^-64; 0 unless rows are drawn by it.
     """
 
     rows: int
@@ -102,12 +106,13 @@ class Tally:
     predicted: npt.NDArray[np.int64]
     confidence: int
     bytes_read: int
+    mass: int
 
     @classmethod
     def zero(cls, n_classes: int) -> "Tally":
         """Give the tally of nothing."""
         histogram = np.zeros(HISTOGRAM_BINS, np.int64)
-        return cls(0, 0, np.empty(0, np.int64), histogram, np.zeros(n_classes, np.int64), 0, 0)
+        return cls(0, 0, np.empty(0, np.int64), histogram, np.zeros(n_classes, np.int64), 0, 0, 0)
 
     def __add__(self, other: "Tally") -> "Tally":
         invalid_rows = np.sort(np.concatenate([self.invalid_rows, other.invalid_rows]))[:LISTED_INVALID_ROWS]
@@ -121,6 +126,11 @@ class Tally:
         """Mean probability of the predicted class; NaN where nothing was predicted."""
         counted = int(self.predicted.sum())
         return self.confidence / _CONFIDENCE_STEPS / counted if counted else float("nan")
+
+    @property
+    def power_mass(self) -> float:
+        """Sum of score^beta over the rows that may be asked; see :func:`dal.selection.propensities`."""
+        return self.mass / _MASS_STEPS
 
 
 @dataclass(frozen=True)
@@ -254,10 +264,11 @@ class _Span:
         valid[invalid] = False
         if self.shows_invalid:
             X = _without(X, np.flatnonzero(~valid))
-        self.tally += self._counted(score, scored, start, valid)
+        tally = self._counted(score, scored, start, valid)
         score[~valid] = -np.inf
         low, high = np.searchsorted(self.excluded, (start, stop))
         score[self.excluded[low:high] - start] = -np.inf
+        self.tally += replace(tally, mass=self._mass(score))
         self._keep(X, score, scored.predicted, start)
 
     def _padded(self, X: Floats32) -> Floats32:
@@ -292,11 +303,18 @@ class _Span:
             predicted=classes,
             confidence=int(np.sum(confidence, dtype=np.float64) * _CONFIDENCE_STEPS),
             bytes_read=count * self.pool.n_features * self.pool.dtype.itemsize,
+            mass=0,
         )
+
+    def _mass(self, score: Floats64) -> int:
+        beta = self.order.capacity.beta
+        return 0 if beta is None else int(float(power_masses(score, beta).sum()) * _MASS_STEPS)
 
     def _keep(self, X: Floats32, score: Floats64, predicted: npt.NDArray[np.int64], start: int) -> None:
         cells = self._cells_of_tile(X, start, len(score))
-        positions = self.told.raised(self.best.thresholds).admit(score, cells)
+        rows = np.arange(start, start + len(score), dtype=np.int64)
+        ranked = self.order.capacity.ranked(score, rows, self.order.seed, self.order.round)
+        positions = self.told.raised(self.best.thresholds).admit(ranked, cells)
         if not len(positions):
             return
         self.best.add(

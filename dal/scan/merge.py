@@ -19,7 +19,7 @@ LOWEST = float(np.finfo(np.float64).min)
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Scores below which a row cannot be among the best any more.
+    """Scores below which a row cannot be among the best any more; power keys, where rows are kept by those.
 
     A row is of interest if its score reaches `overall`, or that of its cell. Rows that tie with a threshold pass: only
     the merge, which knows all keys, may settle a tie.
@@ -90,8 +90,9 @@ class Best:
 
     def _compress(self) -> None:
         held = concatenate(self._parts)
-        overall = best_by_key(held.scores, held.rows, self.capacity.total, self.seed, self.round)
-        raised = Thresholds(_floor(held.scores[overall], self.capacity.total), None)
+        ranked = self.capacity.ranked(held.scores, held.rows, self.seed, self.round)
+        overall = best_by_key(ranked, held.rows, self.capacity.total, self.seed, self.round)
+        raised = Thresholds(_floor(ranked[overall], self.capacity.total), None)
         keep = np.zeros(len(held), dtype=bool)
         keep[overall] = True
         if self.capacity.cells:

@@ -1,0 +1,135 @@
+"""The whole choice of a batch, from what a scan kept."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from dal.selection import Candidates, Capacity, Codebook, Selector, Strategy, key_order, power_keys, shortlist
+from dal.selectors import methods
+from dal.selectors.facility_location import facility_location
+from dal.selectors.problem import Floats32, Positions, Problem, Rows
+
+_SELECTORS: Mapping[Selector, Callable[[Problem, int], Positions]] = {
+    "top": methods.top,
+    "power": methods.top,  # what differs is the key
+    "stratified": methods.stratified,
+    "cluster_margin": methods.cluster_margin,
+    "facility_location": facility_location,
+    "max_herding": facility_location,
+    "k_center": methods.k_center,
+    "weighted_kmeans": methods.weighted_kmeans,
+    "badge": methods.badge,
+}
+
+
+def choose(
+    candidates: Candidates,
+    strategy: Strategy,
+    k: int,
+    *,
+    capacity: Capacity,
+    codebook: Codebook | None,
+    asked: Floats32,
+    excluded: Rows,
+    seed: int,
+    round: int,
+) -> Rows:
+    """Choose a batch from what a scan kept: shortlist, embed, select.
+
+    A campaign and a replay in memory that give it the same get the same batch.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        As a scan gives them: their embeddings are still features.
+    strategy : Strategy
+    k : int
+        Records wanted.
+    capacity : Capacity
+        What the scan was told to keep: ``strategy.capacity(batch, n_rows, n_cells)``.
+    codebook : Codebook or None
+        The space in which records are compared; needed unless the strategy takes the plain top.
+    asked : ndarray of shape (n_asked, d), float32
+        Features of the records asked or labelled before, and of those drawn for this batch's explore share.
+    excluded : ndarray of int64
+        Rows that may not be chosen: all that were asked before, and those drawn for the explore share.
+    seed, round : int
+
+    Returns
+    -------
+    ndarray of int64
+        Rows in the order of choice; fewer than `k` where there are no more distinct records.
+    """
+    candidates = candidates.take(np.flatnonzero(~np.isin(candidates.rows, excluded)))
+    if not strategy.traits.features or codebook is None:
+        no_labeled = np.empty((0, candidates.embeddings.shape[1]), np.float32)
+        return select(candidates, strategy, k, no_labeled, seed, round)
+    candidates = shortlist(candidates, capacity, seed, round)
+    if strategy.traits.cells and not capacity.cells and len(codebook.centers):
+        cells = codebook.assign(candidates.embeddings).astype(np.int64)
+        candidates = replace(candidates, cells=cells)
+    candidates = replace(candidates, embeddings=codebook.embed(candidates.embeddings))
+    # A label can be volunteered for a record that is never asked, because a feature is NaN.
+    labeled = codebook.embed(asked[np.isfinite(asked).all(axis=1)])
+    return select(candidates, strategy, k, labeled, seed, round)
+
+
+def select(candidates: Candidates, strategy: Strategy, k: int, labeled: Floats32, seed: int, round: int) -> Rows:
+    """Choose the batch among the candidates.
+
+    Parameters
+    ----------
+    candidates : Candidates
+        In any order.
+    strategy : Strategy
+        Its selector is one of
+
+        * ``top``: the best by score; ``power``: a draw in proportion to a power of the score;
+        * ``facility_location``: what covers the uncertain candidates; ``max_herding``: what covers all candidates;
+        * ``k_center``: what leaves none far away; ``stratified``, ``cluster_margin``: the cells in turn;
+        * ``weighted_kmeans``, ``badge``: clusters of the uncertain candidates, of their gradients.
+    k : int
+        Records wanted.
+    labeled : ndarray of shape (n_labeled, d), float32
+        Embeddings of the records already asked: what they cover is not worth asking again.
+    seed, round : int
+
+    Returns
+    -------
+    ndarray of int64
+        Rows in the order of choice; fewer than `k` where the candidates hold no more distinct records. Near-duplicates
+        of a pick or of a labeled record are not picked, by selectors that look where records stand.
+
+    See Also
+    --------
+    dal.selectors.facility_location.facility_location, dal.selectors.methods : the formulas and their sources.
+    """
+    in_row_order = candidates.take(np.argsort(candidates.rows))
+    k = min(k, len(in_row_order))
+    if k <= 0:
+        return np.empty(0, dtype=np.int64)
+    ranked = in_row_order.scores
+    if strategy.selector == "power":
+        ranked = power_keys(ranked, in_row_order.rows, strategy.beta, seed, round)
+    by_key = in_row_order.take(key_order(ranked, in_row_order.rows, seed, round))
+    weights = np.maximum(by_key.scores, 0.0) if strategy.traits.weighs else np.ones(len(by_key))
+    width = by_key.embeddings.shape[1]
+    distinct_labeled = np.unique(np.asarray(labeled, dtype=np.float32).reshape(len(labeled), width), axis=0)
+    problem = Problem(
+        by_key.rows,
+        weights.astype(np.float32),
+        by_key.cells,
+        np.ascontiguousarray(by_key.embeddings, dtype=np.float32),
+        by_key.proba,
+        distinct_labeled,
+        strategy.traits.weighs,
+        seed,
+        round,
+    )
+    solve = _SELECTORS[strategy.selector]
+    if not strategy.traits.features:
+        return by_key.rows[solve(problem, k)]
+    with threadpool_limits(limits=1):
+        return by_key.rows[solve(problem, k)]

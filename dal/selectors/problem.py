@@ -1,0 +1,146 @@
+"""What a selector is given, and what all of them share: distances, the bandwidth, near-duplicates."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy.spatial import cKDTree
+
+from dal.selection import row_hash
+
+Rows = npt.NDArray[np.int64]
+Positions = npt.NDArray[np.int64]
+Floats32 = npt.NDArray[np.float32]
+Floats64 = npt.NDArray[np.float64]
+
+DUPLICATE_DISTANCE = 0.1
+"""Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
+_BANDWIDTH_SAMPLE = 2000
+_BLOCK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Candidates to choose among. A *position* is a rank by key: 0 is the best candidate.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n,), int64
+    weights : ndarray of shape (n,), float32
+        What each candidate is worth, 0 or more.
+    cells : ndarray of shape (n,), int64
+    embeddings : ndarray of shape (n, d), float32
+    proba : ndarray of shape (n, n_classes), float32, or None
+    labeled : ndarray of shape (n_labeled, d), float32
+        Distinct embeddings of the records asked before.
+    adaptive : bool
+        Whether the bandwidth is that of the labeled records, where there are any, or that of the candidates.
+    seed, round : int
+    """
+
+    rows: Rows
+    weights: Floats32
+    cells: Positions
+    embeddings: Floats32
+    proba: Floats32 | None
+    labeled: Floats32
+    adaptive: bool
+    seed: int
+    round: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @cached_property
+    def distinct(self) -> Positions:
+        """The first position of each distinct record, ascending: of identical records the best by key."""
+        return np.sort(_first_of_equals(self.embeddings))
+
+    @cached_property
+    def bandwidth(self) -> float:
+        """The distance at which records begin to differ.
+
+        The median distance of a labeled record to its nearest other one, which shrinks as labels grow. Without labels,
+        or where the pool itself is to be covered, twice that distance among candidates; among distinct ones only,
+        because the distances within copies of one record would collapse it to zero. 1 where there is no distance.
+        """
+        if self.adaptive and len(self.labeled) > 1:
+            points, factor, names = self.labeled, 1.0, np.arange(len(self.labeled))
+        else:
+            points, factor, names = self.embeddings[self.distinct], 2.0, self.rows[self.distinct]
+        if len(points) < 2:
+            return 1.0
+        sample = points[np.argsort(row_hash(names, self.seed, self.round))[:_BANDWIDTH_SAMPLE]]
+        squared = squared_distances(sample, sample)
+        np.fill_diagonal(squared, np.inf)
+        nearest = float(np.median(np.sqrt(squared.min(axis=1))))
+        return factor * nearest if nearest > 0 else 1.0
+
+    @property
+    def duplicate_distance(self) -> float:
+        """Records nearer to each other than this are near-duplicates."""
+        return DUPLICATE_DISTANCE * self.bandwidth
+
+    @cached_property
+    def representatives(self) -> Positions:
+        """Positions, ascending, no two of them near-duplicates, each the best by key of those that it stands for.
+
+        None stands near a labeled record, unless all do, as in a pool of few distinct records: then one of each kind is
+        asked again rather than nothing, because people disagree and an empty batch would end the campaign.
+        """
+        fresh = self.distinct[~self._near_labeled(self.distinct)]
+        positions = fresh if len(fresh) else self.distinct
+        return positions[self.leaders(positions)]
+
+    def _near_labeled(self, positions: Positions) -> npt.NDArray[np.bool_]:
+        if not len(self.labeled) or not len(positions):
+            return np.zeros(len(positions), dtype=bool)
+        tree = cKDTree(self.labeled.astype(np.float64))
+        points = self.embeddings[positions].astype(np.float64)
+        # The bound is exclusive; the distance itself still counts as near.
+        bound = np.nextafter(self.duplicate_distance, np.inf)
+        return np.asarray(np.isfinite(tree.query(points, distance_upper_bound=bound)[0]))
+
+    def leaders(self, positions: Positions) -> npt.NDArray[np.bool_]:
+        """Mark those of these positions that are not near-duplicates of a marked one before them."""
+        points = self.embeddings[positions].astype(np.float64)
+        keep = np.ones(len(positions), dtype=bool)
+        if len(points) < 2 or not points.shape[1]:
+            return keep
+        tree = cKDTree(points)
+        # Most records have no neighbour so near: all are counted at once, and lists made for the few that have. One
+        # list at a time, because tight clusters of many would make lists of the square of their size.
+        crowded = np.flatnonzero(tree.query_ball_point(points, self.duplicate_distance, return_length=True) > 1)
+        for index in crowded.tolist():
+            if keep[index]:
+                near = np.array(tree.query_ball_point(points[index], self.duplicate_distance))
+                keep[near[near > index]] = False
+        return keep
+
+
+def squared_distances(a: Floats32, b: Floats32) -> Floats32:
+    """Give all squared distances, (len(a), len(b)), never below zero."""
+    squared: Floats32 = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
+    np.maximum(squared, 0, out=squared)
+    return squared
+
+
+def squared_to_nearest(points: Floats32, others: Floats32) -> Floats32:
+    """Give the squared distance of each point to the nearest of the others; infinity where there are none."""
+    nearest = np.full(len(points), np.inf, dtype=np.float32)
+    for start in range(0, len(points), _BLOCK_ROWS):
+        block = points[start : start + _BLOCK_ROWS]
+        for first in range(0, len(others), _BLOCK_ROWS):
+            squared = squared_distances(block, others[first : first + _BLOCK_ROWS])
+            part = nearest[start : start + _BLOCK_ROWS]
+            np.minimum(part, squared.min(axis=1), out=part)
+    return nearest
+
+
+def _first_of_equals(points: Floats32) -> Positions:
+    if not points.shape[1]:
+        return np.arange(len(points))
+    # Adding 0 turns -0.0 into 0.0: equal numbers must have equal bytes.
+    as_bytes = np.ascontiguousarray(points + np.float32(0)).view(np.dtype((np.void, points.shape[1] * 4))).ravel()
+    return np.unique(as_bytes, return_index=True)[1].astype(np.int64)
