@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import memory, scale, scan
+from benchmarks import labels, memory, scale, scan
 
 
 @click.group()
@@ -13,6 +13,7 @@ def main() -> None:
 main.add_command(scan.command)
 main.add_command(memory.command)
 main.add_command(scale.command)
+main.add_command(labels.command)
 
 # Worker processes are spawned: they import this module again.
 if __name__ == "__main__":

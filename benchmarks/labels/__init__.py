@@ -1,0 +1,12 @@
+"""Labels saved: campaigns replayed in memory against known classes, strategies paired by seed.
+
+    python -m benchmarks labels --json labels.json --data DIR
+
+An hour or two of two cores; any part of it by ``--sets``, ``--strategies`` and ``--seeds``. The file is written after
+each pool, and a run that finds it goes on from there: of what it holds, the first seed of each set and strategy is
+replayed again, and if that asks other records than it did, the code has changed and its replays are made anew.
+"""
+
+from benchmarks.labels.main import command
+
+__all__ = ["command"]

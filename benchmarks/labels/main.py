@@ -1,0 +1,279 @@
+"""The command: plays what is missing, and boils it down."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+
+from benchmarks import machine
+from benchmarks.labels import published
+from benchmarks.labels.picture import picture
+from benchmarks.labels.replay import Contender, replay, staged
+from benchmarks.labels.sets import SETS, Source
+from benchmarks.labels.statistics import area, labels_to_final, mean_interval, paired
+from benchmarks.labels.table import protocol_table, tables
+from dal.selection import STRATEGIES, Strategy
+
+PROTOCOL = "lu"
+CONTENDERS: Mapping[str, Contender] = {
+    **{name: Contender(Strategy.named(name, explore=0.0)) for name in STRATEGIES},
+    "default, explore 5 %": Contender(Strategy()),
+    "default, as shipped": Contender(Strategy(), start="cold"),
+}
+"""Strategies by name with the explore share at 0; the default with its 5 %; and that with its own cold start."""
+RIVALS = ("random", "margin", "default")
+"""Every strategy is compared with these."""
+
+Cache = dict[tuple[str, str], dict[int, dict]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one process plays at a time: all strategies that are missing on one pool.
+
+    Attributes
+    ----------
+    name : str
+        Set, or set of the published protocol with its prefix.
+    seed : int
+    strategies : tuple of str
+    data : Path or None
+    """
+
+    name: str
+    seed: int
+    strategies: tuple[str, ...]
+    data: Path | None
+
+
+def play(job: Job) -> dict[str, dict]:
+    """Play a job, below a process of its own."""
+    if job.name.startswith(f"{PROTOCOL}/"):
+        X, y = published.load(job.data or Path(), job.name.removeprefix(f"{PROTOCOL}/"))
+        return {
+            query: {"seed": job.seed, "area": published.area(X, y, query, job.seed)}
+            for query in ("random", "margin")
+            if query in job.strategies
+        }
+    setup = SETS[job.name]
+    world = setup.world(Source(job.seed, job.data))
+    with staged(world, setup, job.seed) as stage:
+        return {name: {"seed": job.seed, **asdict(replay(stage, setup, CONTENDERS[name]))} for name in job.strategies}
+
+
+# -- what there is, and what is missing -------------------------------------------------------------------------------
+
+
+def jobs(plan: Mapping[str, tuple[int, Sequence[str]]], known: Cache, data: Path | None) -> Iterator[Job]:
+    """Give the jobs that a plan of seeds and strategies for each set still lacks."""
+    for name, (seeds, strategies) in plan.items():
+        for seed in range(seeds):
+            missing = tuple(each for each in strategies if seed not in known.get((name, each), {}))
+            if missing:
+                yield Job(name, seed, missing, data)
+
+
+def read(path: Path) -> Cache:
+    """Read the replays that a file holds."""
+    if not path.exists():
+        return {}
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return {(entry["set"], entry["strategy"]): {each["seed"]: each for each in entry["replays"]} for entry in entries}
+
+
+def write(path: Path, known: Cache) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(list(entries(known)), indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
+    os.replace(partial, path)  # noqa: PTH105 - says that it is atomic
+
+
+def same(before: Mapping, again: Mapping) -> bool:
+    """Say whether a replay asked what it asked before."""
+    if "digest" in before:
+        return bool(before["digest"] == again["digest"])
+    return bool(np.isclose(before["area"], again["area"], rtol=0, atol=1e-9))
+
+
+def checked(plan: Mapping[str, tuple[int, Sequence[str]]], known: Cache, data: Path | None, console: Console) -> Cache:
+    """Forget the replays of other code: those whose first seed comes out otherwise now."""
+    firsts = [
+        Job(name, min(known[name, strategy]), (strategy,), data)
+        for name, (_, strategies) in plan.items()
+        for strategy in strategies
+        if known.get((name, strategy))
+    ]
+    stale = {
+        (job.name, strategy)
+        for job, result in played(firsts, "checking what the file holds", console)
+        for strategy, again in result.items()
+        if not same(known[job.name, strategy][job.seed], again)
+    }
+    for name, strategy in sorted(stale):
+        console.print(f"{name}, {strategy}: the code has changed; its replays are made anew")
+    return {pair: replays for pair, replays in known.items() if pair not in stale}
+
+
+def played(todo: Sequence[Job], what: str, console: Console) -> Iterator[tuple[Job, dict[str, dict]]]:
+    """Play jobs in two processes of one thread each, and give them as they end."""
+    if not todo:
+        return
+    limits: dict[str, object] = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), 1)
+    spawn = multiprocessing.get_context("spawn")
+    with (
+        machine.environment(limits),
+        ProcessPoolExecutor(min(2, machine.CORES), mp_context=spawn) as executor,
+        Progress(console=console, transient=True) as progress,
+    ):
+        bar = progress.add_task(what, total=len(todo))
+        futures = {executor.submit(play, job): job for job in todo}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+            progress.advance(bar)
+
+
+# -- what it comes to -------------------------------------------------------------------------------------------------
+
+
+def entries(known: Cache) -> Iterator[dict]:
+    """Boil replays down: one entry for each set and strategy, its replays with it."""
+    for (name, strategy), replays in known.items():
+        ordered = [replays[seed] for seed in sorted(replays)]
+        rivals = {
+            rival: known[name, rival]
+            for rival in RIVALS
+            if rival != strategy and set(known.get((name, rival), {})) >= set(replays)
+        }
+        areas = _areas(ordered)
+        entry = {
+            "set": name,
+            "strategy": strategy,
+            "seeds": len(ordered),
+            "area": float(areas.mean()),
+            "area_interval": mean_interval(areas)[1:],
+            "against": {
+                rival: _as_dict(paired(areas, _areas([theirs[seed] for seed in sorted(replays)])))
+                for rival, theirs in rivals.items()
+            },
+            "labels_to_random_final": None,
+            "labels_to_random_final_interval": None,
+        }
+        random = known.get((name, "random"), {})
+        if "labels" in ordered[0] and set(random) >= set(replays):
+            entry |= _of_curves(ordered, [random[seed] for seed in sorted(replays)])
+        yield {**entry, "replays": ordered}
+
+
+def _areas(replays: Sequence[Mapping]) -> np.ndarray:
+    return np.array([each["area"] if "area" in each else area(each["labels"], each["accuracy"]) for each in replays])
+
+
+def _of_curves(replays: Sequence[Mapping], random: Sequence[Mapping]) -> dict:
+    points = min(len(each["labels"]) for each in (*replays, *random))
+    curves, baseline = (np.array([each["accuracy"][:points] for each in group]) for group in (replays, random))
+    # A batch may be short where the candidates are near-duplicates: the labels of a point are then a mean.
+    labels = np.mean([each["labels"][:points] for each in replays], axis=0)
+    needed = labels_to_final(labels, curves, baseline)
+    found: dict = {
+        "labels": [round(float(each), 1) for each in labels],
+        "curve": [round(float(each), 5) for each in curves.mean(axis=0)],
+        "points_mean": float(curves.mean()),
+        "random_final": float(baseline[:, -1].mean()),
+        "labels_to_random_final": needed.value,
+        "labels_to_random_final_interval": needed[1:],
+    }
+    if replays[0]["noise"]:
+        found["noise_share"] = float(np.mean([np.mean(each["noise"]) for each in replays]))
+    if any(any(each["rare_recall"]) or any(each["rare_found"]) for each in (*replays, *random)):
+        for key in ("rare_found", "rare_recall"):
+            found[key] = [float(value) for value in np.mean([each[key][:points] for each in replays], axis=0)]
+    return found
+
+
+def _as_dict(comparison: object) -> dict:
+    fields = comparison._asdict()  # type: ignore[attr-defined]
+    interval = fields.pop("difference")
+    return {"difference": interval.value, "interval": interval[1:], **fields}
+
+
+# -- the door ---------------------------------------------------------------------------------------------------------
+
+
+def planned(
+    sets: Sequence[str], strategies: Sequence[str], seeds: int | None, data: Path | None, console: Console
+) -> dict[str, tuple[int, Sequence[str]]]:
+    """Say what is to be played on which set, leaving out what there is no data for."""
+    plan: dict[str, tuple[int, Sequence[str]]] = {}
+    for name in sets:
+        group = [f"{PROTOCOL}/{each}" for each in published.PUBLISHED] if name == PROTOCOL else [name]
+        for each in group:
+            file = f"{each.removeprefix(PROTOCOL + '/')}.npz" if name == PROTOCOL else SETS[each].file
+            if file is not None and not (data is not None and (data / file).exists()):
+                console.print(f"left out: {each}, because there is no {file} (pass --data DIR)")
+            elif name == PROTOCOL:
+                plan[each] = (seeds or published.SEEDS, ("random", "margin"))
+            else:
+                plan[each] = (seeds or SETS[each].seeds, strategies)
+    return plan
+
+
+def _listed(value: str | None, known: Iterable[str], default: Sequence[str]) -> list[str]:
+    chosen = [each.strip() for each in value.split(";" if ";" in value else ",")] if value else list(default)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        raise click.BadParameter(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
+    return chosen
+
+
+@click.command("labels", help="Replay campaigns: how many labels a strategy saves, paired by seed.")
+@click.option("--sets", help="Comma-separated; 'lu' is the published protocol. Default: all.")
+@click.option("--strategies", help="Comma-separated, or separated by ';'. Default: all; random is always played.")
+@click.option("--seeds", type=click.IntRange(2), help="Replays of each; default: 10 to 100, by set.")
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of NAME.npz files.")
+@click.option("--json", "json_path", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--tables", "tables_path", type=click.Path(dir_okay=False, path_type=Path), help="Markdown tables.")
+@click.option("--pictures", type=click.Path(file_okay=False, path_type=Path), help="Folder for learning curves as SVG.")
+@click.option("--play/--no-play", default=True, help="Only boil down what the file holds.")
+def command(
+    sets: str | None,
+    strategies: str | None,
+    seeds: int | None,
+    data: Path | None,
+    json_path: Path,
+    tables_path: Path | None,
+    pictures: Path | None,
+    play: bool,
+) -> None:
+    """Play what is missing, and write the file, tables and pictures."""
+    console = Console()
+    chosen = _listed(strategies, CONTENDERS, list(CONTENDERS))
+    wanted = list(dict.fromkeys(["random", *chosen]))
+    plan = planned(_listed(sets, [*SETS, PROTOCOL], [*SETS, PROTOCOL]), wanted, seeds, data, console)
+    known = read(json_path)
+    if play:
+        known = checked(plan, known, data, console)
+        for job, result in played(list(jobs(plan, known, data)), "replaying", console):
+            for strategy, replayed in result.items():
+                known.setdefault((job.name, strategy), {})[job.seed] = replayed
+            write(json_path, known)
+    write(json_path, known)
+    results = list(entries(known))
+    text = "\n\n".join([*tables([each for each in results if "/" not in each["set"]]), protocol_table(results)])
+    console.print(text, markup=False, soft_wrap=True)
+    facts = machine.facts()
+    console.print(f"{facts['cpu']}, {facts['cores']} cores; {facts['packages']}", markup=False, soft_wrap=True)
+    if tables_path is not None:
+        tables_path.write_text(text + "\n", encoding="utf-8")
+    if pictures is not None:
+        pictures.mkdir(parents=True, exist_ok=True)
+        for name in dict.fromkeys(each["set"] for each in results if "curve" in each):
+            mine = [each for each in results if each["set"] == name]
+            (pictures / f"labels-{name}.svg").write_text(picture(mine), encoding="utf-8")

@@ -1,0 +1,262 @@
+"""One campaign in memory: the batches that a real one would ask, without its database.
+
+The scan, the learner, the codebook and the choice are those of ``dal``; what is left out is what makes a campaign
+durable. A test holds that the batches are the same as those of ``dal.simulate``.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.labels.sets import Setup, World
+from dal.learner import Learner, Model
+from dal.pool import Pool, build_pool
+from dal.scan import Cells, sample_codebook, scan
+from dal.selection import (
+    Codebook,
+    Strategy,
+    explore_count,
+    interleaved,
+    select,
+    shortlist,
+    uniform_rows,
+)
+
+Rows = npt.NDArray[np.int64]
+Floats32 = npt.NDArray[np.float32]
+NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to choose batches.
+
+    Attributes
+    ----------
+    strategy : Strategy
+    start : {"random", "cold"}
+        Whether the first labels are drawn uniformly, the same for all strategies of a seed, or asked by the strategy's
+        own cold start.
+    """
+
+    strategy: Strategy
+    start: Literal["random", "cold"] = "random"
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What a replay came to.
+
+    Attributes
+    ----------
+    labels : tuple of int
+        Known at each point of the curve, the first labels first.
+    accuracy : tuple of float
+        Of a learner fitted on just these, on the test set; or the set's own metric.
+    noise : tuple of float
+        Share of each batch in the set's region of noise; empty where it has none.
+    rare_found : tuple of int
+        Rare classes of which a record is labelled, at each point.
+    rare_recall : tuple of float
+        Mean recall over the rare classes on the test set, at each point.
+    digest : str
+        Of the rows asked, in their order: two replays with the same digest asked the same.
+    """
+
+    labels: tuple[int, ...]
+    accuracy: tuple[float, ...]
+    noise: tuple[float, ...]
+    rare_found: tuple[int, ...]
+    rare_recall: tuple[float, ...]
+    digest: str
+
+
+class Stage:
+    """A pool of a seed with all that its replays share."""
+
+    def __init__(self, world: World, pool: Pool, learner: Learner, seed: int, directory: Path) -> None:
+        self.world = world
+        self.pool = pool
+        self.learner = learner
+        self.seed = seed
+        self.directory = directory
+        self._spaces: dict[int, tuple[Codebook, Cells]] = {}
+        self._fits: dict[bytes, Model] = {}
+
+    def space(self, n_cells: int) -> tuple[Codebook, Cells]:
+        """Give the codebook of so many cells, and where the cells of the rows are kept once a scan has found them."""
+        if n_cells not in self._spaces:
+            codebook = sample_codebook(self.pool, n_cells, self.seed)
+            self._spaces[n_cells] = codebook, Cells(str(self.directory / f"cells-{n_cells}.zarr"), write=True)
+        return self._spaces[n_cells]
+
+    def cells_are_stored(self, n_cells: int) -> None:
+        """Read the cells in the scans that follow."""
+        codebook, cells = self._spaces[n_cells]
+        self._spaces[n_cells] = codebook, replace(cells, write=False)
+
+    def fit(self, rows: Rows) -> Model | None:
+        """Fit the learner on the labels of these rows; None where they are of one class."""
+        rows = np.sort(rows)
+        labels = self.world.y[rows]
+        if len(np.unique(labels)) < 2:
+            return None
+        name = hashlib.sha256(rows.tobytes()).digest()
+        if name not in self._fits:
+            # What is measured after a batch is what chooses the next one; and all strategies of a seed begin alike.
+            self._fits = dict(list(self._fits.items())[:1])
+            self._fits[name] = self.learner.fit(self.world.X[rows], labels)
+        return self._fits[name]
+
+
+@contextmanager
+def staged(world: World, setup: Setup, seed: int) -> Iterator[Stage]:
+    """Set a pool up for replays."""
+    with tempfile.TemporaryDirectory(prefix="dal-labels-") as name:
+        directory = Path(name)
+        pool = build_pool(world.X, directory / "pool.zarr")
+        learner = Learner(setup.learner(seed), [str(code) for code in range(world.n_classes)])
+        yield Stage(world, pool, learner, seed, directory)
+
+
+def replay(
+    stage: Stage, setup: Setup, contender: Contender, on_batch: Callable[[Rows], None] | None = None
+) -> Replayed:
+    """Play one campaign.
+
+    Parameters
+    ----------
+    stage : Stage
+    setup : Setup
+    contender : Contender
+    on_batch : callable, optional
+        Given the rows of each batch.
+    """
+    campaign = _Campaign(stage, contender.strategy)
+    batches = [campaign.begun(setup.initial, contender.start)]
+    points = [_measured(stage, setup, campaign.known)]
+    for _ in range(setup.rounds):
+        batch = campaign.asked_next(setup.batch)
+        if not len(batch):
+            break
+        batches.append(batch)
+        if on_batch is not None:
+            on_batch(batch)
+        points.append(_measured(stage, setup, campaign.known))
+    noise = stage.world.noise
+    return Replayed(
+        labels=tuple(np.cumsum([len(batch) for batch in batches]).tolist()),
+        accuracy=tuple(point.metric for point in points),
+        noise=() if noise is None else tuple(float(noise[batch].mean()) for batch in batches[1:]),
+        rare_found=tuple(point.rare_found for point in points),
+        rare_recall=tuple(point.rare_recall for point in points),
+        digest=hashlib.sha256(np.concatenate(batches).tobytes()).hexdigest()[:16],
+    )
+
+
+class _Campaign:
+    """The coordinator's steps from fit to batch, with the state in variables."""
+
+    def __init__(self, stage: Stage, strategy: Strategy) -> None:
+        self.stage = stage
+        self.strategy = strategy
+        self.known = NO_ROWS
+        self.round = self.asked = self.explored = 0
+        self.n_cells = 0
+
+    def begun(self, count: int, start: str) -> Rows:
+        if start == "random":
+            draws = uniform_rows(self.stage.pool.n_rows, NO_ROWS, self.stage.seed, 0)
+            self.known = np.array(list(islice(draws, count)), dtype=np.int64)
+        else:
+            self.asked_next(count)
+        return self.known
+
+    def asked_next(self, batch: int) -> Rows:
+        """Choose the next batch and learn its labels."""
+        stage, excluded = self.stage, np.sort(self.known)
+        self.round += 1
+        k = min(batch, stage.pool.n_rows - len(excluded))
+        if k <= 0:
+            return NO_ROWS
+        strategy, model = self._prepared(excluded)
+        return self._learned(self._chosen(strategy, model, k, batch, excluded))
+
+    def _prepared(self, excluded: Rows) -> tuple[Strategy, Model | None]:
+        model = self.stage.fit(excluded) if len(excluded) else None
+        if model is None and len(excluded) and self.strategy.score != "random":
+            # All labels are of one class: as in dal.simulate, people would ask for coverage.
+            return Strategy.named("coverage", self.strategy.explore).cold(), None
+        return self.strategy if model is not None else self.strategy.cold(), model
+
+    def _chosen(self, strategy: Strategy, model: Model | None, k: int, batch: int, excluded: Rows) -> Rows:
+        stage = self.stage
+        codebook, cells = None, None
+        n_cells = self.strategy.capacity(batch, stage.pool.n_rows).cells
+        if strategy.selector != "top":
+            codebook, cells = stage.space(n_cells)
+        found = scan(
+            stage.pool,
+            model,
+            strategy,
+            k,
+            excluded,
+            seed=stage.seed,
+            round=self.round,
+            codebook=codebook,
+            cells=cells,
+            with_features=True,
+        )
+        if found.summary.wrote_cells:
+            stage.cells_are_stored(n_cells)
+        drawn = self._drawn(strategy, k, excluded)
+        candidates = found.candidates
+        candidates = candidates.take(np.flatnonzero(~np.isin(candidates.rows, np.r_[excluded, drawn])))
+        labeled = np.empty((0, stage.pool.n_features), np.float32)
+        if codebook is not None:
+            capacity = strategy.capacity(k, stage.pool.n_rows, len(codebook.centers))
+            candidates = shortlist(candidates, capacity, stage.seed, self.round)
+            candidates = replace(candidates, embeddings=codebook.embed(candidates.embeddings))
+            labeled = codebook.embed(stage.world.X[np.r_[excluded, drawn]])
+        rows = select(candidates, strategy, k - len(drawn), labeled, stage.seed, self.round)
+        self.explored += len(drawn)
+        return np.array(interleaved(rows.tolist(), drawn.tolist()), dtype=np.int64)
+
+    def _drawn(self, strategy: Strategy, k: int, excluded: Rows) -> Rows:
+        count = explore_count(strategy.explore, self.asked, self.explored, k)
+        draws = uniform_rows(self.stage.pool.n_rows, excluded, self.stage.seed, self.round)
+        return np.array(list(islice(draws, count)), dtype=np.int64)
+
+    def _learned(self, batch: Rows) -> Rows:
+        self.asked += len(batch)
+        self.known = np.concatenate([self.known, batch])
+        return batch
+
+
+class _Point(NamedTuple):
+    metric: float
+    rare_found: int
+    rare_recall: float
+
+
+def _measured(stage: Stage, setup: Setup, known: Rows) -> _Point:
+    world = stage.world
+    model = stage.fit(known)
+    labels = np.unique(world.y[known])
+    predicted = np.full(len(world.test.y), labels[0])
+    if model is not None:
+        predicted = model.predict_proba(world.test.X).argmax(axis=1)
+    right = predicted == world.test.y
+    counts = np.bincount(world.test.y, minlength=world.n_classes)
+    recall = np.bincount(world.test.y, weights=right, minlength=world.n_classes) / np.maximum(counts, 1)
+    metric = float(right.mean()) if setup.metric == "accuracy" else float(recall[counts > 0].mean())
+    rare = list(world.rare)
+    return _Point(metric, int(np.isin(rare, labels).sum()), float(recall[rare].mean()) if rare else 0.0)

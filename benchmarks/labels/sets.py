@@ -1,0 +1,311 @@
+"""What campaigns are replayed on: a pool, a test set, a learner and a protocol for each.
+
+The first four are the sets of the study that the defaults come from, by their description there; what scikit-learn
+does not bundle is read from a folder of ``NAME.npz`` files (``X``, ``y``).
+"""
+
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.kernel_approximation import RBFSampler
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dal.simulation import TestSet
+
+Floats = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class World:
+    """A pool whose classes are known, and records outside it.
+
+    Attributes
+    ----------
+    X, y : ndarray of shape (n, d), float32, and (n,)
+        The pool.
+    test : TestSet
+    n_classes : int
+    noise : ndarray of shape (n,), bool, optional
+        Records of the pool whose class is drawn by lot.
+    rare : tuple of int
+        Classes with few records.
+    """
+
+    X: Floats
+    y: Codes
+    test: TestSet
+    n_classes: int
+    noise: Mask | None = None
+    rare: tuple[int, ...] = ()
+
+
+class Source(NamedTuple):
+    """What a set is made from."""
+
+    seed: int
+    data: Path | None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A set with its protocol.
+
+    Attributes
+    ----------
+    world : callable
+        Makes the pool and test set of a seed.
+    learner : callable
+        Makes the learner of a seed.
+    initial, batch, rounds : int
+        Records labelled at the start, drawn uniformly; records asked in a round; rounds.
+    seeds : int
+        Replays of each strategy, unless told otherwise.
+    file : str, optional
+        What is read from the folder of data.
+    metric : {"accuracy", "balanced accuracy"}
+        The balanced one is the mean recall over classes.
+    """
+
+    world: Callable[[Source], World]
+    learner: Callable[[int], BaseEstimator]
+    initial: int
+    batch: int
+    rounds: int
+    seeds: int
+    file: str | None = None
+    metric: str = field(default="accuracy")
+
+
+# -- what the study used ----------------------------------------------------------------------------------------------
+
+
+def _standardised(X: npt.NDArray[np.float64], *others: npt.NDArray[np.float64]) -> list[Floats]:
+    scaler = StandardScaler().fit(X)
+    return [scaler.transform(each).astype(np.float32) for each in (X, *others)]
+
+
+def digits(source: Source) -> World:
+    """Give 1,097 of scikit-learn's digits as the pool, 700 as the test set."""
+    X, y, test_X, test_y = _digits(source.seed)
+    X, test_X = _standardised(X, test_X)
+    return World(X, y, TestSet(test_X, test_y), 10)
+
+
+def _digits(seed: int) -> tuple[npt.NDArray[np.float64], Codes, npt.NDArray[np.float64], Codes]:
+    X, y = load_digits(return_X_y=True)
+    X, y = X / 16.0, y.astype(np.int64)
+    order = np.random.default_rng(seed).permutation(len(X))
+    test, pool = order[:700], order[700:]
+    return X[pool], y[pool], X[test], y[test]
+
+
+def digits_duplicated(source: Source) -> World:
+    """Give the same pool with noisy copies of its records, their number heavy-tailed: some come a hundred times."""
+    X, y, test_X, test_y = _digits(source.seed)
+    rng = np.random.default_rng([source.seed, 1])
+    copies = np.minimum(1 + 2 * rng.pareto(1.1, len(X)).astype(np.int64), 100)
+    original = rng.permutation(np.repeat(np.arange(len(X)), copies))
+    noisy = X[original] + 0.02 * rng.standard_normal((len(original), X.shape[1]))
+    X, test_X = _standardised(noisy, test_X)
+    return World(X, y[original], TestSet(test_X, test_y), 10)
+
+
+class _Modes(NamedTuple):
+    """A mixture of Gaussians, each of one class, whose weights are heavy-tailed."""
+
+    means: npt.NDArray[np.float64]
+    classes: Codes
+    weights: npt.NDArray[np.float64]
+    deviation: float
+
+    @classmethod
+    def drawn(
+        cls,
+        rng: np.random.Generator,
+        modes: int,
+        dim: int,
+        n_classes: int,
+        *,
+        spread: float,
+        deviation: float,
+        cap: float,
+    ) -> "_Modes":
+        weights = np.minimum(rng.pareto(1.0, modes) + 0.05, cap)
+        means = spread * rng.standard_normal((modes, dim))
+        return cls(means, rng.integers(0, n_classes, modes), weights / weights.sum(), deviation)
+
+    def records(
+        self, rng: np.random.Generator, count: int, *, evenly: bool = False
+    ) -> tuple[npt.NDArray[np.float64], Codes]:
+        mode = rng.choice(len(self.means), count, p=None if evenly else self.weights)
+        noise = self.deviation * rng.standard_normal((count, self.means.shape[1]))
+        return self.means[mode] + noise, self.classes[mode]
+
+
+def imbalanced(source: Source) -> World:
+    """Give 12,000 records of 120 modes of very different weight; in the test set all modes count alike."""
+    rng = np.random.default_rng([source.seed, 2])
+    modes = _Modes.drawn(rng, 120, 24, 10, spread=1.6, deviation=0.55, cap=30.0)
+    X, y = modes.records(rng, 12_000)
+    test_X, test_y = modes.records(rng, 4000, evenly=True)
+    X, test_X = _standardised(X, test_X)
+    return World(X, y, TestSet(test_X, test_y), 10)
+
+
+def noisy(source: Source) -> World:
+    """Give 60,000 records, a tenth of them from one region in which the class is drawn by lot."""
+    rng = np.random.default_rng([source.seed, 3])
+    modes = _Modes.drawn(rng, 80, 16, 8, spread=1.5, deviation=0.6, cap=20.0)
+    X, y = modes.records(rng, 54_000)
+    test_X, test_y = modes.records(rng, 4000, evenly=True)
+    center = 1.5 * rng.standard_normal(16)
+    lots = center + 0.6 * rng.standard_normal((6000, 16))
+    order = rng.permutation(60_000)
+    X = np.concatenate([X, lots])[order]
+    y = np.concatenate([y, rng.integers(0, 8, 6000)])[order]
+    X, test_X = _standardised(X, test_X)
+    return World(X, y, TestSet(test_X, test_y), 8, noise=order >= 54_000)
+
+
+# -- what is read from a folder ---------------------------------------------------------------------------------------
+
+
+def _read(data: Path | None, name: str) -> tuple[npt.NDArray[np.float64], Codes]:
+    if data is None:
+        raise ValueError(f"The set {name} is read from a folder, and none was given.")
+    with np.load(data / f"{name}.npz") as arrays:
+        return arrays["X"].astype(np.float64), arrays["y"].astype(np.int64)
+
+
+def _split(X: npt.NDArray[np.float64], y: Codes, n_pool: int) -> World:
+    pool, test = X[:n_pool].astype(np.float32), X[n_pool:].astype(np.float32)
+    return World(pool, y[:n_pool], TestSet(test, y[n_pool:]), int(y.max()) + 1)
+
+
+def letter(source: Source) -> World:
+    """Give the customary split: the first 16,000 records are the pool."""
+    return _split(*_read(source.data, "letter"), 16_000)
+
+
+def satimage(source: Source) -> World:
+    """Give the published split."""
+    return _split(*_read(source.data, "satimage"), 4435)
+
+
+def fashion(source: Source) -> World:
+    """Give the published split, in the 64 principal components of the pool."""
+    X, y = _read(source.data, "fashion_mnist")
+    X /= 255.0
+    components = PCA(64, svd_solver="covariance_eigh").fit(X[:60_000])
+    return _split(components.transform(X), y, 60_000)
+
+
+def sms_spam(source: Source) -> World:
+    """Give two thirds of the texts as the pool, in 100 latent dimensions of their word frequencies."""
+    if source.data is None:
+        raise ValueError("The set sms_spam is read from a folder, and none was given.")
+    with gzip.open(source.data / "sms_spam.jsonl.gz", "rt", encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    kinds = sorted({str(record["label"]) for record in records})
+    y = np.array([kinds.index(str(record["label"])) for record in records], dtype=np.int64)
+    order = np.random.default_rng(source.seed).permutation(len(records))
+    texts = [records[index]["text"] for index in order]
+    n_pool = len(texts) * 2 // 3
+    words = TfidfVectorizer(sublinear_tf=True, min_df=2).fit(texts[:n_pool])
+    latent = TruncatedSVD(100, random_state=source.seed).fit(words.transform(texts[:n_pool]))
+    return _split(latent.transform(words.transform(texts)), y[order], n_pool)
+
+
+CATEGORIES = (1, 2, 3)
+COUNTS = (0, 4, 5, 7, 8, 9, 10, 12, 15, 16, 17, 18, 22, 23, 31, 32)
+"""Columns of KDD Cup 1999 that count bytes, seconds or events over several orders of magnitude."""
+RARE_ROWS = 30
+
+
+def kddcup(source: Source) -> World:
+    """Give 70 % of the connections of each class as the pool, categories one-hot and counts as logarithms.
+
+    At least one record of each class is in the test set, which holds at most 2,000 of a class: what is measured there
+    is the mean recall, which does not mind.
+    """
+    X, y = _read(source.data, "kddcup99_10pct")
+    rng = np.random.default_rng([source.seed, 4])
+    pool, test = [], []
+    for code in range(int(y.max()) + 1):
+        rows = rng.permutation(np.flatnonzero(y == code))
+        n_test = max(1, round(0.3 * len(rows)))
+        test.append(rows[:n_test][:2000])
+        pool.append(rows[n_test:])
+    rows, outside = rng.permutation(np.concatenate(pool)), np.concatenate(test)
+    records = kddcup_features(X)
+    counts = np.bincount(y)
+    rare = tuple(np.flatnonzero(counts <= RARE_ROWS).tolist())
+    return World(records[rows], y[rows], TestSet(records[outside], y[outside]), len(counts), rare=rare)
+
+
+def kddcup_features(X: npt.NDArray[np.float64]) -> Floats:
+    """Turn the 41 columns into numbers whose distances mean something."""
+    X = X.copy()
+    X[:, COUNTS] = np.log1p(X[:, COUNTS])
+    hot = [X[:, [column]] == np.unique(X[:, column]) for column in CATEGORIES]
+    return np.hstack([np.delete(X, CATEGORIES, axis=1), *hot]).astype(np.float32)
+
+
+# -- protocols --------------------------------------------------------------------------------------------------------
+
+
+def _logistic(seed: int) -> BaseEstimator:
+    """Make the study's learner; its features are standardised by the pool."""
+    return LogisticRegression(max_iter=200, random_state=seed)
+
+
+def _scaled_logistic(seed: int) -> BaseEstimator:
+    """Make the learner that dal presets."""
+    return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
+
+
+def _random_features(seed: int) -> BaseEstimator:
+    """Make a logistic regression on 300 random Fourier features; C = 25 stands for features five times as large."""
+    features = RBFSampler(gamma=0.03, n_components=300, random_state=seed)
+    return make_pipeline(features, LogisticRegression(C=25.0, max_iter=100, random_state=seed))
+
+
+def _forest(seed: int) -> BaseEstimator:
+    return RandomForestClassifier(100, n_jobs=1, random_state=seed)
+
+
+SETS: Mapping[str, Setup] = {
+    "digits": Setup(digits, _logistic, initial=20, batch=20, rounds=15, seeds=50),
+    "digits_duplicated": Setup(digits_duplicated, _logistic, initial=20, batch=40, rounds=10, seeds=50),
+    "imbalanced": Setup(imbalanced, _logistic, initial=100, batch=100, rounds=8, seeds=50),
+    "noisy": Setup(noisy, _random_features, initial=60, batch=60, rounds=8, seeds=20),
+    "satimage": Setup(satimage, _forest, initial=50, batch=50, rounds=10, seeds=20, file="satimage.npz"),
+    "letter": Setup(letter, _forest, initial=100, batch=100, rounds=10, seeds=10, file="letter.npz"),
+    "sms_spam": Setup(sms_spam, _scaled_logistic, initial=20, batch=20, rounds=15, seeds=20, file="sms_spam.jsonl.gz"),
+    "fashion": Setup(fashion, _scaled_logistic, initial=500, batch=500, rounds=8, seeds=10, file="fashion_mnist.npz"),
+    "kddcup": Setup(
+        kddcup,
+        _scaled_logistic,
+        initial=50,
+        batch=50,
+        rounds=10,
+        seeds=10,
+        file="kddcup99_10pct.npz",
+        metric="balanced accuracy",
+    ),
+}

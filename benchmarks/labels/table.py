@@ -1,0 +1,101 @@
+"""Results as Markdown."""
+
+from collections.abc import Mapping, Sequence
+
+from benchmarks.labels.published import PUBLISHED
+
+SIGNS = {"better": "+", "same": "=", "worse": "-"}
+
+
+def tables(results: Sequence[Mapping]) -> list[str]:
+    """Lay the sets out, one table each, the largest area first."""
+    return [_table([each for each in results if each["set"] == name]) for name in _names(results)]
+
+
+def _table(results: Sequence[Mapping]) -> str:
+    name, seeds = results[0]["set"], max(each["seeds"] for each in results)
+    has_noise = any("noise_share" in each for each in results)
+    has_rare = any("rare_found" in each for each in results)
+    headings = [
+        "strategy",
+        "area",
+        "against random",
+        "against margin",
+        "wins / ties / losses",
+        "labels to random's final",
+    ]
+    headings += ["of the batch in noise"] * has_noise + ["rare classes found", "their recall"] * has_rare
+    rows = []
+    for each in sorted(results, key=lambda entry: -entry["area"]):
+        row = [
+            each["strategy"],
+            f"{each['area']:.4f}",
+            _difference(each, "random"),
+            _difference(each, "margin"),
+            _tally(each, "margin"),
+            _labels(each),
+        ]
+        row += [f"{100 * each['noise_share']:.0f} %" if "noise_share" in each else ""] * has_noise
+        row += [f"{each[key][-1]:{form}}" if key in each else "" for key, form in _RARE] * has_rare
+        rows.append(row)
+    return f"**{name}**, {seeds} seeds\n\n{markdown(headings, rows)}"
+
+
+_RARE = (("rare_found", ".1f"), ("rare_recall", ".3f"))
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Lay rows out; the first column to the left, the others to the right."""
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def protocol_table(results: Sequence[Mapping]) -> str:
+    """Lay out what became of the published areas."""
+    known = {(each["set"], each["strategy"]): each for each in results}
+    rows = []
+    for name, areas in PUBLISHED.items():
+        random, margin = (known.get((f"lu/{name}", strategy)) for strategy in ("random", "margin"))
+        if random is None or margin is None or "random" not in margin["against"]:
+            continue
+        gain = margin["against"]["random"]
+        low, high = gain["interval"]
+        rows.append(
+            [
+                name,
+                str(margin["seeds"]),
+                f"{random['area']:.4f} ({areas.random:.4f})",
+                f"{margin['area']:.4f} ({areas.margin:.4f})",
+                f"{gain['difference']:+.4f} [{low:+.4f}, {high:+.4f}]",
+                f"{areas.margin - areas.random:+.4f}",
+            ]
+        )
+    headings = ["set", "seeds", "random (published)", "margin (published)", "gain [95 %]", "published gain"]
+    return markdown(headings, rows) if rows else ""
+
+
+def _names(results: Sequence[Mapping]) -> list[str]:
+    return list(dict.fromkeys(each["set"] for each in results))
+
+
+def _difference(entry: Mapping, rival: str) -> str:
+    against = entry["against"].get(rival)
+    if against is None:
+        return ""
+    low, high = against["interval"]
+    half = f" ± {(high - low) / 2:.4f}" if low is not None else ""
+    return f"{against['difference']:+.4f}{half} {SIGNS[against['verdict']]}"
+
+
+def _tally(entry: Mapping, rival: str) -> str:
+    against = entry["against"].get(rival)
+    return f"{against['wins']} / {against['ties']} / {against['losses']}" if against is not None else ""
+
+
+def _labels(entry: Mapping) -> str:
+    if "labels" not in entry:
+        return ""
+    value, interval = entry["labels_to_random_final"], entry["labels_to_random_final_interval"]
+    most = f"> {entry['labels'][-1]:.0f}"
+    shown = [f"{each:.0f}" if each is not None else most for each in (value, *interval)]
+    return f"{shown[0]} [{shown[1]}, {shown[2]}]"

@@ -1,0 +1,255 @@
+"""The proof that labels are saved: its arithmetic by hand, its replays against real campaigns."""
+
+import json
+from dataclasses import replace
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC
+
+from benchmarks.labels import command, published
+from benchmarks.labels.picture import picture
+from benchmarks.labels.replay import Contender, replay, staged
+from benchmarks.labels.sets import SETS, Setup, Source, World
+from benchmarks.labels.statistics import area, labels_to_final, labels_to_reach, mean_interval, paired
+from dal.coordinator import create_campaign, next_batch
+from dal.selection import STRATEGIES, Strategy, uniform_rows
+from dal.simulation import TestSet, answer_batch, simulate
+
+# -- arithmetic -------------------------------------------------------------------------------------------------------
+
+
+def test_the_area_is_the_mean_height_of_the_curve() -> None:
+    # 10 labels wide at a mean of 0.6, then 20 wide at 0.75: (6 + 15) / 30.
+    assert area([10, 20, 40], [0.5, 0.7, 0.8]) == pytest.approx(0.7)
+    assert area([5, 6], [0.25, 0.75]) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("target", "labels"), [(0.5, 10), (0.3, 10), (0.6, 15), (0.7, 20), (0.75, 40), (0.9, np.inf)])
+def test_labels_to_reach_a_target_by_hand(target: float, labels: float) -> None:
+    # The dip at 30 labels does not count: the target was reached before.
+    curve = np.array([10.0, 20.0, 30.0, 40.0]), np.array([0.5, 0.7, 0.6, 0.75])
+    assert labels_to_reach(*curve, target) == pytest.approx(labels)
+
+
+def test_labels_to_the_final_accuracy_resample_both_together() -> None:
+    labels = np.array([10.0, 20.0, 30.0])
+    baseline = np.array([[0.2, 0.3, 0.4], [0.5, 0.6, 0.8]])
+    curves = np.array([[0.4, 0.6, 0.7], [0.6, 0.8, 0.9]])
+    # Means: the target is 0.6, the curve 0.5, 0.7, 0.8. Seed 0 alone: 0.4 at 10. Seed 1 alone: 0.8 at 20.
+    found = labels_to_final(labels, curves, baseline, resamples=500)
+    assert found == pytest.approx((15.0, 10.0, 20.0))
+    # Were the seeds drawn for each on its own, the second's target would meet the first's curve and never be reached.
+    below = labels_to_final(labels, curves - 0.3, baseline, resamples=500)
+    assert below.value is None
+    assert below.high is None
+
+
+def test_paired_differences_by_hand() -> None:
+    # Differences 0.1, 0.1, 0, 0.05: mean 0.0625, deviation sqrt(0.006875 / 3), t(0.975, 3) = 3.18245.
+    found = paired(np.array([0.9, 0.8, 0.7, 0.8]), np.array([0.8, 0.7, 0.7, 0.75]))
+    half = 3.18244630528 * np.sqrt(0.006875 / 3) / 2
+    assert found.difference == pytest.approx((0.0625, 0.0625 - half, 0.0625 + half))
+    assert (found.wins, found.ties, found.losses, found.verdict) == (3, 1, 0, "same")
+    assert paired(np.array([0.9, 0.81, 0.7]), np.array([0.8, 0.7, 0.6])).verdict == "better"
+    assert paired(np.array([0.8, 0.7, 0.6]), np.array([0.9, 0.81, 0.7])).verdict == "worse"
+    assert mean_interval(np.array([0.5])) == (0.5, None, None)
+
+
+# -- replays ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    rng = np.random.default_rng(7)
+    y = rng.integers(0, 3, 3600)
+    X = (2.0 * np.eye(3, 5)[y] + rng.standard_normal((3600, 5))).astype(np.float32)
+    X[100:140] = X[50]  # copies, and a few records that nobody can score
+    X[200, 2] = np.nan
+    X[201] = np.inf
+    return World(X[:3000], y[:3000], TestSet(X[3000:], y[3000:]), 3)
+
+
+SETUP = Setup(lambda source: world, lambda seed: LogisticRegression(random_state=seed), 12, 12, 4, 2)  # noqa: ARG005
+
+
+@pytest.mark.parametrize(
+    ("name", "explore"),
+    [
+        ("default", 0.25),
+        ("margin", 0.0),
+        *(pytest.param(name, 0.0, marks=pytest.mark.slow) for name in STRATEGIES if name != "margin"),
+    ],
+)
+def test_a_replay_asks_what_a_campaign_asks(world: World, name: str, explore: float) -> None:
+    batches: list[list[int]] = []
+    strategy = Strategy.named(name, explore)
+    with staged(world, SETUP, 5) as stage:
+        first = replay(stage, SETUP, Contender(strategy, start="cold"), lambda rows: batches.append(rows.tolist()))
+        real = simulate(
+            stage.pool,
+            world.y,
+            world.test,
+            ("0", "1", "2"),
+            strategy=name,
+            learner=SETUP.learner(5),
+            batch=12,
+            rounds=5,
+            seed=5,
+            explore=explore,
+        )
+    assert batches == [batch.tolist() for batch in real.batches[1:]]
+    assert first.labels == real.labels
+    assert first.accuracy == real.accuracy
+
+
+def test_a_replay_with_labels_at_the_start_asks_what_a_campaign_asks(world: World, tmp_path: Path) -> None:
+    batches: list[list[int]] = []
+    with staged(world, SETUP, 3) as stage:
+        replay(stage, SETUP, Contender(Strategy.named("default", 0.0)), lambda rows: batches.append(rows.tolist()))
+        campaign = create_campaign(
+            tmp_path / "campaign", stage.pool, ("0", "1", "2"), learner=SETUP.learner(3), batch=12, seed=3, explore=0
+        )
+        rows = np.array(list(islice(uniform_rows(3000, np.empty(0, np.int64), 3, 0), 12)))
+        answer_batch(campaign, rows, stage.pool.record_ids(rows), world.y[rows])
+        for batch in batches:
+            given = next_batch(campaign)
+            assert given.rows.tolist() == batch
+            answer_batch(campaign, given.rows, given.record_ids, world.y[given.rows])
+    assert len(batches) == 4
+
+
+def test_strategies_of_a_seed_begin_with_the_same_labels_and_replay_alike(world: World) -> None:
+    found = {}
+    for turn in ("once", "again"):
+        with staged(world, SETUP, 1) as stage:
+            for name in ("margin", "default") if turn == "once" else ("default", "margin"):
+                found[turn, name] = replay(stage, SETUP, Contender(Strategy.named(name, 0.0)))
+    assert found["once", "margin"] == found["again", "margin"]
+    assert found["once", "default"] == found["again", "default"]
+    assert found["once", "margin"].accuracy[0] == found["once", "default"].accuracy[0]
+    assert found["once", "margin"].digest != found["once", "default"].digest
+
+
+def test_what_is_measured_beside_accuracy(world: World) -> None:
+    noise = np.arange(3000) % 2 == 0
+    world = replace(world, noise=noise, rare=(1, 2))
+    setup = replace(SETUP, metric="balanced accuracy")
+    batches: list[np.ndarray] = []
+    with staged(world, setup, 2) as stage:
+        found = replay(stage, setup, Contender(Strategy.named("margin", 0.0)), batches.append)
+        known = np.sort(np.concatenate([list(islice(uniform_rows(3000, np.empty(0, np.int64), 2, 0), 12)), *batches]))
+        predicted = stage.learner.fit(world.X[known], world.y[known]).predict_proba(world.test.X).argmax(axis=1)
+    recall = [(predicted[world.test.y == code] == code).mean() for code in range(3)]
+    assert found.accuracy[-1] == pytest.approx(np.mean(recall))
+    assert found.rare_recall[-1] == pytest.approx(np.mean(recall[1:]))
+    assert found.rare_found[-1] == 2
+    assert found.noise == tuple(float(noise[batch].mean()) for batch in batches)
+
+
+def test_the_sets_are_paired_by_seed_and_differ_between_seeds() -> None:
+    for name in ("digits", "digits_duplicated", "imbalanced", "noisy"):
+        one, same, other = (SETS[name].world(Source(seed, None)) for seed in (3, 3, 4))
+        assert np.array_equal(one.X, same.X)
+        assert np.array_equal(one.test.y, same.test.y)
+        assert one.X.shape != other.X.shape or not np.array_equal(one.X, other.X)
+        assert np.allclose(one.X.mean(axis=0), 0, atol=1e-4)
+    lots = SETS["noisy"].world(Source(0, None))
+    assert lots.noise is not None
+    assert lots.noise.sum() == 6000
+    shares = np.bincount(lots.y[lots.noise], minlength=8) / 6000
+    assert np.abs(shares - 1 / 8).max() < 0.02
+    assert np.linalg.norm(lots.X[lots.noise].std(axis=0)) < np.linalg.norm(lots.X.std(axis=0))
+
+
+# -- the published protocol -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", ["random", "margin"])
+def test_the_published_protocol_against_a_plain_twin(query: published.Query) -> None:
+    X, y = load_breast_cancer(return_X_y=True)
+    X, y = X[40:240], y[40:240]
+    order = np.random.default_rng(4).permutation(200)
+    train, test = order[:120], order[120:]
+    train = train[np.random.default_rng(4).permutation(120)]
+    scaled = (X - X[train].mean(axis=0)) / X[train].std(axis=0)
+    walk = np.random.default_rng([4, 1])
+    asked, left, accuracy = list(train[:20]), list(train[20:]), []
+    for _ in range(101):
+        learner = SVC(C=1, gamma="auto").fit(scaled[asked], y[asked])
+        accuracy.append(learner.score(scaled[test], y[test]))
+        if left and query == "margin":
+            asked.append(left.pop(int(np.abs(learner.decision_function(scaled[left])).argmin())))
+        elif left:
+            asked.append(left.pop(int(walk.integers(len(left)))))
+    assert published.curve(X, y, query, 4).tolist() == pytest.approx(accuracy)
+    assert published.area(X, y, query, 4) == pytest.approx(sum((a + b) / 2 for a, b in pairwise(accuracy[1:])) / 100)
+
+
+def test_a_perfect_curve_has_the_area_of_the_publication() -> None:
+    assert published.published_area(np.ones(101)) == pytest.approx(0.99)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_where_it_was_and_replaces_what_other_code_made(tmp_path: Path) -> None:
+    target, pictures = tmp_path / "labels.json", tmp_path / "pictures"
+    options = ["--sets=digits,letter,lu", "--strategies=margin", f"--json={target}", f"--pictures={pictures}"]
+    done = CliRunner().invoke(command, [*options, "--seeds=2"], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "left out: letter, because there is no letter.npz" in done.output
+    assert "left out: lu/splice" in done.output
+    assert "| margin | 0." in done.output
+    results = json.loads(target.read_text())
+    assert [(each["set"], each["strategy"], each["seeds"]) for each in results] == [
+        ("digits", "random", 2),
+        ("digits", "margin", 2),
+    ]
+    random, margin = results
+    assert random["labels_to_random_final"] == pytest.approx(320, abs=60)
+    areas = [area(each["labels"], each["accuracy"]) for each in margin["replays"]]
+    assert margin["area"] == pytest.approx(np.mean(areas))
+    assert margin["against"]["random"]["difference"] == pytest.approx(margin["area"] - random["area"])
+    assert (pictures / "labels-digits.svg").read_text().startswith("<svg")
+
+    margin["replays"][0]["digest"] = "of other code"
+    margin["replays"][1]["accuracy"] = [0.0] * 16
+    random["replays"][1]["accuracy"] = [0.0] * 16
+    target.write_text(json.dumps([random, margin]))
+    done = CliRunner().invoke(command, [*options, "--seeds=2"], catch_exceptions=False)
+    assert "digits, margin: the code has changed" in done.output
+    random, margin = json.loads(target.read_text())
+    assert margin["area"] == pytest.approx(np.mean(areas))
+    assert random["replays"][1]["accuracy"] == [0.0] * 16  # kept: its first seed still asks the same
+
+
+def test_a_strategy_or_set_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for option in ("--sets=digit", "--strategies=margins"):
+        done = CliRunner().invoke(command, [option, f"--json={tmp_path / 'labels.json'}"])
+        assert done.exit_code == 2
+        assert "expected some of" in done.output
+        assert not (tmp_path / "labels.json").exists()
+
+
+def test_curves_are_drawn_within_the_frame() -> None:
+    entry = {
+        "set": "a < b",
+        "strategy": "margin",
+        "seeds": 2,
+        "labels": [10.0, 20.0],
+        "curve": [0.5, 0.7],
+        "random_final": 0.6,
+    }
+    drawn = picture([entry])
+    assert "a &lt; b" in drawn
+    line = drawn.split('polyline points="')[1].split('"')[0]
+    (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in line.split())
+    assert 0 < x0 < x1 < 640
+    assert 0 < y1 < y0 < 360
