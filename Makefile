@@ -23,6 +23,7 @@ test: environment
 bench: environment
 	mkdir -p benchmarks/results
 	$(BIN)/python -m benchmarks scan --rows 2000000 --json benchmarks/results/scan.json
+	$(BIN)/python -m benchmarks labels --sets digits,digits_duplicated --strategies default,margin --seeds 10 --json benchmarks/results/labels.json
 
 environment: $(VENV)/installed
 

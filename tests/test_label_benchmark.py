@@ -199,6 +199,7 @@ def test_a_perfect_curve_has_the_area_of_the_publication() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_command_goes_on_where_it_was_and_replaces_what_other_code_made(tmp_path: Path) -> None:
     target, pictures = tmp_path / "labels.json", tmp_path / "pictures"
     options = ["--sets=digits,letter,lu", "--strategies=margin", f"--json={target}", f"--pictures={pictures}"]

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -103,41 +104,51 @@ def same(before: Mapping, again: Mapping) -> bool:
     return bool(np.isclose(before["area"], again["area"], rtol=0, atol=1e-9))
 
 
-def checked(plan: Mapping[str, tuple[int, Sequence[str]]], known: Cache, data: Path | None, console: Console) -> Cache:
-    """Forget the replays of other code: those whose first seed comes out otherwise now."""
+def stale(
+    plan: Mapping[str, tuple[int, Sequence[str]]], known: Cache, data: Path | None, workers: "Workers"
+) -> set[tuple[str, str]]:
+    """Find the replays of other code: those whose first seed comes out otherwise now."""
     firsts = [
         Job(name, min(known[name, strategy]), (strategy,), data)
         for name, (_, strategies) in plan.items()
         for strategy in strategies
         if known.get((name, strategy))
     ]
-    stale = {
+    return {
         (job.name, strategy)
-        for job, result in played(firsts, "checking what the file holds", console)
+        for job, result in workers.played(firsts, "checking what the file holds")
         for strategy, again in result.items()
         if not same(known[job.name, strategy][job.seed], again)
     }
-    for name, strategy in sorted(stale):
-        console.print(f"{name}, {strategy}: the code has changed; its replays are made anew")
-    return {pair: replays for pair, replays in known.items() if pair not in stale}
 
 
-def played(todo: Sequence[Job], what: str, console: Console) -> Iterator[tuple[Job, dict[str, dict]]]:
-    """Play jobs in two processes of one thread each, and give them as they end."""
-    if not todo:
-        return
-    limits: dict[str, object] = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), 1)
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        machine.environment(limits),
-        ProcessPoolExecutor(min(2, machine.CORES), mp_context=spawn) as executor,
-        Progress(console=console, transient=True) as progress,
-    ):
-        bar = progress.add_task(what, total=len(todo))
-        futures = {executor.submit(play, job): job for job in todo}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-            progress.advance(bar)
+class Workers:
+    """Two processes of one thread each."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __enter__(self) -> "Workers":
+        with ExitStack() as stack:
+            names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+            stack.enter_context(machine.environment(dict.fromkeys(names, 1)))
+            spawn = multiprocessing.get_context("spawn")
+            self.executor = stack.enter_context(ProcessPoolExecutor(min(2, machine.CORES), mp_context=spawn))
+            self.stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.executor.shutdown(cancel_futures=True)
+        self.stack.close()
+
+    def played(self, todo: Sequence[Job], what: str) -> Iterator[tuple[Job, dict[str, dict]]]:
+        """Play jobs, and give them as they end."""
+        with Progress(console=self.console, transient=True) as progress:
+            bar = progress.add_task(what, total=len(todo))
+            futures = {self.executor.submit(play, job): job for job in todo}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+                progress.advance(bar)
 
 
 # -- what it comes to -------------------------------------------------------------------------------------------------
@@ -259,11 +270,14 @@ def command(
     plan = planned(_listed(sets, [*SETS, PROTOCOL], [*SETS, PROTOCOL]), wanted, seeds, data, console)
     known = read(json_path)
     if play:
-        known = checked(plan, known, data, console)
-        for job, result in played(list(jobs(plan, known, data)), "replaying", console):
-            for strategy, replayed in result.items():
-                known.setdefault((job.name, strategy), {})[job.seed] = replayed
-            write(json_path, known)
+        with Workers(console) as workers:
+            for pair in sorted(stale(plan, known, data, workers)):
+                console.print(f"{pair[0]}, {pair[1]}: the code has changed; its replays are made anew")
+                del known[pair]
+            for job, result in workers.played(list(jobs(plan, known, data)), "replaying"):
+                for strategy, replayed in result.items():
+                    known.setdefault((job.name, strategy), {})[job.seed] = replayed
+                write(json_path, known)
     write(json_path, known)
     results = list(entries(known))
     text = "\n\n".join([*tables([each for each in results if "/" not in each["set"]]), protocol_table(results)])

@@ -25,10 +25,9 @@ from dal.selection import (
     Strategy,
     explore_count,
     interleaved,
-    select,
-    shortlist,
     uniform_rows,
 )
+from dal.selectors import choose
 
 Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
@@ -200,8 +199,8 @@ class _Campaign:
     def _chosen(self, strategy: Strategy, model: Model | None, k: int, batch: int, excluded: Rows) -> Rows:
         stage = self.stage
         codebook, cells = None, None
-        n_cells = self.strategy.capacity(batch, stage.pool.n_rows).cells
-        if strategy.selector != "top":
+        n_cells = self.strategy.n_cells(batch, stage.pool.n_rows)
+        if strategy.traits.features:
             codebook, cells = stage.space(n_cells)
         found = scan(
             stage.pool,
@@ -218,15 +217,19 @@ class _Campaign:
         if found.summary.wrote_cells:
             stage.cells_are_stored(n_cells)
         drawn = self._drawn(strategy, k, excluded)
-        candidates = found.candidates
-        candidates = candidates.take(np.flatnonzero(~np.isin(candidates.rows, np.r_[excluded, drawn])))
-        labeled = np.empty((0, stage.pool.n_features), np.float32)
-        if codebook is not None:
-            capacity = strategy.capacity(k, stage.pool.n_rows, len(codebook.centers))
-            candidates = shortlist(candidates, capacity, stage.seed, self.round)
-            candidates = replace(candidates, embeddings=codebook.embed(candidates.embeddings))
-            labeled = codebook.embed(stage.world.X[np.r_[excluded, drawn]])
-        rows = select(candidates, strategy, k - len(drawn), labeled, stage.seed, self.round)
+        taken = np.concatenate([excluded, drawn])
+        asked = stage.world.X[taken]
+        rows = choose(
+            found.candidates,
+            strategy,
+            k - len(drawn),
+            capacity=strategy.capacity(k, stage.pool.n_rows, len(codebook.centers) if codebook else None),
+            codebook=codebook,
+            asked=asked,
+            excluded=taken,
+            seed=stage.seed,
+            round=self.round,
+        )
         self.explored += len(drawn)
         return np.array(interleaved(rows.tolist(), drawn.tolist()), dtype=np.int64)
 
