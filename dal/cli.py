@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 from distributed import Client
@@ -19,7 +19,7 @@ from dal.campaign import Annotators, Campaign, Settings
 from dal.client import connect, local_cluster
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
 from dal.errors import DalError
-from dal.exchange import ImportReport, read_answers, write_batch
+from dal.exchange import FORMATS, ImportReport, Server, pull_answers, push_batch, read_answers, write_batch
 from dal.figures import Table
 from dal.pool import Pool, build_pool
 from dal.pool.encodings import ENCODINGS
@@ -269,13 +269,14 @@ def label() -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--annotator", help="Who answered the lines that do not say so. Default: your user name.")
 @click.option("--take-conflicts", is_flag=True, help="Take lines that differ from what was answered elsewhere since.")
-def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: bool) -> None:
-    """Import the answers in FILE, a CSV with the columns record_id and label."""
+@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: bool, file_format: str | None) -> None:
+    """Import the answers in FILE: .csv, .jsonl or .parquet, or what a labelling tool exported."""
     campaign = Campaign.open(directory)
     opened = pool_of(campaign)
+    conflicts: Literal["take", "keep out"] = "take" if take_conflicts else "keep out"
     who = annotator or _user()
-    report = read_answers(file, campaign, opened, who, conflicts="take" if take_conflicts else "keep out")
-    _tell_import(report)
+    _tell_import(read_answers(file, campaign, opened, who, conflicts=conflicts, file_format=file_format))
 
 
 def _user() -> str:
@@ -293,6 +294,8 @@ def _tell_import(report: ImportReport) -> None:
         f"{report.new:,} new, {report.changed:,} changed, {report.same:,} known already, {report.pending:,} pending,"
         f" {report.rejections:,} rejected, {report.kept_out:,} in conflict"
     )
+    if report.superseded:
+        console.print(f"{report.superseded:,} more were followed by a later answer of the same annotator.")
     if report.volunteered:
         console.print(f"{report.volunteered:,} of them were never asked: taken as volunteered.")
     for what, lines, total in (
@@ -300,7 +303,7 @@ def _tell_import(report: ImportReport) -> None:
         ("conflict", report.conflicts, report.kept_out),
     ):
         for line in lines[:_LISTED_LINES]:
-            console.print(f"  line {line.line}: {line.record_id}: {what}: {line.reason}")
+            console.print(f"  {line.place}: {line.record_id}: {what}: {line.reason}")
         if total > _LISTED_LINES:
             console.print(f"  and {total - _LISTED_LINES:,} more")
 
@@ -309,16 +312,74 @@ def _tell_import(report: ImportReport) -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--round", "number", type=int, help="Default: the newest.")
-def export(directory: Path, file: Path, number: int | None) -> None:
-    """Write a batch with the answers known so far to FILE, as CSV."""
+@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+def export(directory: Path, file: Path, number: int | None, file_format: str | None) -> None:
+    """Write a batch with the answers known so far to FILE."""
     campaign = Campaign.open(directory)
+    lines = write_batch(campaign, pool_of(campaign), _round_of(campaign, number), file, file_format=file_format)
+    console.print(f"Wrote {lines:,} lines to {file}")
+
+
+def _round_of(campaign: Campaign, number: int | None) -> int:
     rounds = [each.number for each in campaign.rounds()]
     if not rounds:
-        raise click.ClickException(f"No batch was chosen yet: dal next {directory}")
+        raise click.ClickException(f"No batch was chosen yet: dal next {campaign.directory}")
     if number is not None and number not in rounds:
         raise click.ClickException(f"Expected a round from {rounds[0]} to {rounds[-1]}, got {number}.")
-    lines = write_batch(campaign, pool_of(campaign), number or rounds[-1], file)
-    console.print(f"Wrote {lines:,} lines to {file}")
+    return number or rounds[-1]
+
+
+def _label_studio(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--project", help="Number or title. Default: one of this campaign's own."),
+        click.option("--token", envvar="LABEL_STUDIO_API_KEY", required=True, help="Of Account & Settings there."),
+        click.option("--url", envvar="LABEL_STUDIO_URL", required=True, help="Address of the server."),
+    ):
+        command = option(command)
+    return command
+
+
+@label.command("push")
+@click.argument("directory", type=click.Path(path_type=Path))
+@_label_studio
+@click.option("--round", "number", type=int, help="Default: the newest.")
+def push(directory: Path, url: str, token: str, project: str | None, number: int | None) -> None:
+    """Put a batch into a project of a Label Studio server; pushed again, it adds what is missing.
+
+    The address and the token may stand in LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY.
+    """
+    campaign = Campaign.open(directory)
+    server = Server(url, token)
+    with shown("pushing", console) as show:
+        pushed = push_batch(
+            campaign,
+            pool_of(campaign),
+            _round_of(campaign, number),
+            server,
+            project or _project_title(campaign),
+            progress=lambda done, total: show(done, total, "records"),
+        )
+    console.print(
+        f"{pushed.new:,} tasks made, {pushed.there:,} there already, {pushed.answered:,} left out as answered elsewhere"
+    )
+    console.print(f"Label them at {pushed.page}, then: dal label pull {directory} --url {url}")
+
+
+@label.command("pull")
+@click.argument("directory", type=click.Path(path_type=Path))
+@_label_studio
+@click.option("--take-conflicts", is_flag=True, help="Take answers that differ from what was answered elsewhere since.")
+def pull(directory: Path, url: str, token: str, project: str | None, take_conflicts: bool) -> None:
+    """Import the answers given in a project of a Label Studio server; run it as often as you like."""
+    campaign = Campaign.open(directory)
+    conflicts: Literal["take", "keep out"] = "take" if take_conflicts else "keep out"
+    title = project or _project_title(campaign)
+    _tell_import(pull_answers(campaign, pool_of(campaign), Server(url, token), title, conflicts=conflicts))
+
+
+def _project_title(campaign: Campaign) -> str:
+    """Name a project so that no two campaigns share it; Label Studio takes 50 characters."""
+    return f"{campaign.directory.name[:40]} {campaign.id[:8]}"
 
 
 # -- people ------------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ The tree is grouped by what the reader of the message does about it::
     |   |-- CampaignNotFound (FileNotFoundError)
     |   |-- CampaignLocked           another coordinator is at work: wait for it, or end it
     |   `-- CampaignMismatch         this is another campaign's directory, pool or version
+    |-- ServerError                  look at the labelling tool's server, then run again
     `-- ScanError                    run again: finished spans are kept
         |-- ClusterError             no scheduler, no workers, no progress
         `-- SpanError                one span fails every time; the message names it
@@ -78,6 +79,10 @@ class CampaignLocked(CampaignError):
 
 class CampaignMismatch(CampaignError):
     """The directory, the pool or the version belongs to another campaign."""
+
+
+class ServerError(DalError):
+    """A labelling tool's server cannot be reached, or refuses."""
 
 
 class ScanError(DalError):

@@ -1,20 +1,26 @@
+import base64
 import csv
 import hashlib
+import io
+import json
 import tracemalloc
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from dal.campaign import Answer, Campaign, Settings
 from dal.errors import CampaignError, LabelError, PoolNotFound
 from dal.exchange import files, read_answers, write_batch
-from dal.exchange.files import CELL_CHARACTERS, _guarded, _unguarded
+from dal.exchange.formats import CELL_CHARACTERS, _guarded, _unguarded
 from dal.pool import build_pool
 
 HEADER = "record_id,label,status,annotator\n"
@@ -28,6 +34,8 @@ class InMemory:
         self.ids = [*(f"unused {row}" for row in range(100)), *ids]
         self.fields = tuple(fields)
         self.shown = fields
+        self.record_shape: tuple[int, ...] = (2,)
+        self.encoding = "float32"
 
     def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         index = {record_id: row for row, record_id in enumerate(self.ids)}
@@ -35,6 +43,9 @@ class InMemory:
 
     def display(self, rows: npt.NDArray[np.int64]) -> dict[str, list[object]]:
         return {name: [values[row - 100] for row in rows.tolist()] for name, values in self.shown.items()}
+
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        raise NotImplementedError("only pools of pictures are looked at")
 
 
 IDS = [f"r{at}" for at in range(10)]
@@ -323,7 +334,7 @@ def test_lines_that_contradict_each_other_are_all_kept_out(
         (9, "zz"),
     ]
     assert report.rejections == 5
-    assert "'ann' gives different answers to this record between lines 2 and 4" in report.rejected[0].reason
+    assert "'ann' gives different answers to this record between line 2 and line 4" in report.rejected[0].reason
     assert (report.new, report.same) == (2, 1)
     assert answered(campaign) == {(107, "ann"): "dog", (101, "bob"): "cat"}
 
@@ -541,6 +552,146 @@ def test_a_renamed_file_counts_as_the_latest_export_of_its_batch(campaign: Campa
     report = read_answers(renamed, campaign, POOL, "ann")
     assert [each.record_id for each in report.conflicts] == ["r7"], "r9 was in no export"
     assert (report.changed, report.volunteered) == (1, 1)
+
+
+# -- other formats ---------------------------------------------------------------------------------------------------
+
+OTHERS = {"jsonl": "batch.jsonl", "parquet": "batch.parquet", "prodigy": "batch.jsonl", "label-studio": "batch.json"}
+
+
+def fill_in(path: Path, file_format: str, labels: dict[str, str | None]) -> None:
+    """Answer a file as somebody's program would: a class, or None to skip; other records stay as they are."""
+    if file_format == "parquet":
+        frame = pd.read_parquet(path)
+        for record_id, label in labels.items():
+            frame.loc[frame["record_id"] == record_id, ["label", "status"]] = [
+                label,
+                "submitted" if label else "skipped",
+            ]
+        frame.to_parquet(path)
+        return
+    text = path.read_text(encoding="utf-8")
+    records = json.loads(text) if file_format == "label-studio" else [json.loads(line) for line in text.splitlines()]
+    for record in records:
+        within = record.get("data") or record.get("meta") or record
+        if within["record_id"] not in labels:
+            continue
+        label = labels[within["record_id"]]
+        if file_format == "jsonl":
+            record |= {"label": label, "status": None if label else "skipped"}
+        elif file_format == "prodigy":
+            record |= {"answer": "accept", "accept": [label]} if label else {"answer": "ignore", "accept": []}
+        else:
+            value = {"from_name": "label", "to_name": "text", "type": "choices", "value": {"choices": [label]}}
+            said = {
+                "result": [value] if label else [],
+                "was_cancelled": not label,
+                "lead_time": 2.5,
+                "completed_by": "ann",
+            }
+            record["annotations"] = [said]
+    lines = [json.dumps(record) for record in records]
+    path.write_text(f"[{','.join(lines)}]" if file_format == "label-studio" else "\n".join(lines), encoding="utf-8")
+
+
+@pytest.mark.parametrize("file_format", list(OTHERS))
+def test_a_batch_goes_out_and_comes_back_in_every_format(campaign: Campaign, tmp_path: Path, file_format: str) -> None:
+    on_the_web(campaign, 104, 3, "bob")
+    path = tmp_path / OTHERS[file_format]
+    lines = write_batch(campaign, POOL, 1, path, file_format=file_format)
+    known = 0 if file_format == "label-studio" else 1
+    assert lines == 3 + known
+    untouched = read_answers(path, campaign, POOL, "ann", file_format=file_format)
+    assert (untouched.new, untouched.changed, untouched.same, untouched.pending) == (0, 0, known, 3)
+    assert untouched.rejections == 0
+    fill_in(path, file_format, {"r7": "naïve 🐱", "r1": None, "r2": "catt"})
+    with pytest.raises(CampaignError, match="holds changes that were not imported"):
+        write_batch(campaign, POOL, 1, path, file_format=file_format)
+    report = read_answers(path, campaign, POOL, "ann", file_format=file_format)
+    assert (report.new, report.changed, report.same, report.pending) == (2, 0, known, 0)
+    ((_, place, record_id, reason),) = report.rejected
+    at = {"jsonl": "line 4", "prodigy": "line 4", "parquet": "table row 4", "label-studio": "$[2].annotations[0]"}
+    assert (place, record_id) == (at[file_format], "r2")
+    assert "is it 'cat'?" in reason
+    assert answered(campaign) == {(107, "ann"): "naïve 🐱", (101, "ann"): None, (104, "bob"): "naïve 🐱"}
+    assert read_answers(path, campaign, POOL, "ann", file_format=file_format).seen
+
+
+@pytest.mark.parametrize("file_format", list(OTHERS))
+def test_an_answer_elsewhere_is_a_conflict_in_every_format(
+    campaign: Campaign, tmp_path: Path, file_format: str
+) -> None:
+    path = tmp_path / OTHERS[file_format]
+    write_batch(campaign, POOL, 1, path, file_format=file_format)
+    on_the_web(campaign, 101, 1)
+    fill_in(path, file_format, {"r7": "cat", "r1": "cat"})
+    report = read_answers(path, campaign, POOL, "ann", file_format=file_format)
+    assert (report.new, report.kept_out) == (1, 1)
+    at = {"jsonl": "line 2", "prodigy": "line 2", "parquet": "table row 2", "label-studio": "$[1].annotations[0]"}
+    assert [(each.place, each.record_id) for each in report.conflicts] == [(at[file_format], "r1")]
+    assert answered(campaign) == {(107, "ann"): "cat", (101, "ann"): "dog"}
+
+
+def test_of_two_answers_the_later_counts_where_the_file_tells_times(campaign: Campaign, tmp_path: Path) -> None:
+    def said(record_id: str, label: str, hour: int, annotator: str = "ann") -> dict[str, str]:
+        # Times as people write them: of one moment, in two time zones.
+        zone = {8: "2026-01-02T09:00:00+01:00", 9: "2026-01-02T09:00:00Z", 10: "2026-01-02T10:00:00.000001+00:00"}
+        return {"record_id": record_id, "label": label, "annotator": annotator, "answered_at": zone[hour]}
+
+    lines = [
+        said("r7", "cat", 9), said("r7", "dog", 10), said("r7", "cat", 8),
+        said("r7", "cat", 8, "bob"),
+        said("r1", "cat", 9), said("r1", "dog", 9),
+        said("r4", "cat", 9), said("r4", "cat", 10),
+    ]  # fmt: skip
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    report = read_answers(tmp_path / "x.jsonl", campaign, POOL, "ann")
+    assert (report.new, report.superseded, report.rejections) == (3, 3, 2)
+    assert "between line 5 and line 6" in report.rejected[0].reason
+    assert answered(campaign) == {(107, "ann"): "dog", (107, "bob"): "cat", (104, "ann"): "cat"}
+    times = {(event.row, event.annotator): event.answered_at for event in campaign.answer_log()}
+    assert times[107, "ann"] == datetime(2026, 1, 2, 10, 0, 0, 1, tzinfo=UTC)
+    assert times[107, "bob"] == datetime(2026, 1, 2, 8, tzinfo=UTC)
+
+
+def test_what_a_labelling_tool_tells_of_an_answer_is_kept(campaign: Campaign, tmp_path: Path) -> None:
+    annotations = [
+        {"completed_by": "ann", "was_cancelled": True, "result": [], "lead_time": 2.5, "prediction": {"score": 0.5},
+         "updated_at": "2026-01-02T09:00:00Z"},
+        {"completed_by": "bob", "was_cancelled": True, "lead_time": -1, "prediction": {}, "updated_at": "yesterday"},
+    ]  # fmt: skip
+    (tmp_path / "x.json").write_text(json.dumps([{"data": {"record_id": "r7"}, "annotations": annotations}]))
+    reason = {"record_id": "r1", "status": "skipped", "skip_reason": "cannot tell", "lead_time": 4}
+    (tmp_path / "x.jsonl").write_text(json.dumps(reason))
+    assert read_answers(tmp_path / "x.json", campaign, POOL, "eve").new == 2
+    assert read_answers(tmp_path / "x.jsonl", campaign, POOL, "eve").new == 1
+    ann, bob, eve = campaign.answer_log()
+    assert (ann.annotator, ann.status, ann.lead_time, ann.suggestion_shown) == ("ann", "skipped", 2.5, True)
+    assert ann.answered_at == datetime(2026, 1, 2, 9, tzinfo=UTC)
+    assert (bob.annotator, bob.lead_time, bob.suggestion_shown) == ("bob", None, False)
+    assert (eve.annotator, eve.skip_reason, eve.lead_time, eve.suggestion_shown) == ("eve", "cannot tell", 4.0, None)
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
+def test_pictures_go_out_as_they_are_in_the_pool(tmp_path: Path, channels: int, mode: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 4, channels)).astype(np.uint8)
+    pool = build_pool(pixels, tmp_path / "pool.zarr", ids=["a", "b", "c"])
+    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
+    campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=3)
+    frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 3, "k": 2, "explore": 0.0, "seed": 0}
+    campaign.open_batch(
+        campaign.freeze_round(**frozen, strategy="margin"), [2, 1], ["c", "b"], [None] * 2, [None] * 2, [False] * 2
+    )
+    for name, file_format in (("x.json", "label-studio"), ("x.jsonl", "prodigy")):
+        write_batch(campaign, pool, 1, tmp_path / name, file_format=file_format)
+        text = (tmp_path / name).read_text()
+        tasks = [each["data"] for each in json.loads(text)] if name == "x.json" else map(json.loads, text.splitlines())
+        for row, task in zip([2, 1], tasks, strict=True):
+            kind, data = task["image"].split(",")
+            assert kind == "data:image/png;base64"
+            shown = Image.open(io.BytesIO(base64.b64decode(data)))
+            assert shown.mode == mode
+            np.testing.assert_array_equal(np.asarray(shown).reshape(pixels[row].shape), pixels[row])
 
 
 # -- large files -----------------------------------------------------------------------------------------------------

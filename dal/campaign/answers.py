@@ -92,6 +92,19 @@ def append(connection: Connection, source: str) -> ImportCounts:
     return counts
 
 
+def keep_latest(connection: Connection) -> int:
+    """Unstage what its annotator answered otherwise later, by the times that the file tells; count the lines.
+
+    Lines without a time of their own were all given when the file was received, so none of them is later.
+    """
+    first, last = connection.execute(select(func.min(staged.c.answered_at), func.max(staged.c.answered_at))).one()
+    if first == last:
+        return 0
+    who = (staged.c.row, staged.c.annotator)
+    latest = select(*who, func.max(staged.c.answered_at)).group_by(*who)
+    return connection.execute(delete(staged).where(tuple_(*who, staged.c.answered_at).not_in(latest))).rowcount
+
+
 def keep_out_contradictions(connection: Connection) -> tuple[tuple[Contradiction, ...], int]:
     """Unstage the lines that give one record several answers by one annotator: a file has no order to decide by."""
     who = (staged.c.row, staged.c.annotator)

@@ -421,11 +421,12 @@ class AnswerFile:
     digest: str
     annotator: str
     take_conflicts: bool = False
+    origin: str = "file"
 
     @property
     def source(self) -> str:
         """Where answers from this file say that they come from."""
-        return f"file:{self.name}"
+        return f"{self.origin}:{self.name}"
 
 
 @dataclass(frozen=True)
@@ -464,3 +465,4 @@ class Imported:
     contradictions: tuple[Contradiction, ...] = ()
     contradictory: int = 0
     seen: bool = False
+    superseded: int = 0

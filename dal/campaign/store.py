@@ -474,7 +474,8 @@ class Campaign:
     def import_answers(self, answers: Iterable[Answer], file: AnswerFile) -> Imported:
         """Add the answers of a file, in one transaction, and keep out what is in doubt.
 
-        Kept out are lines that contradict each other, and, unless `file` says to take them, conflicts: lines that
+        Of several answers of one annotator to one record, the one given last counts, where the file tells times. Kept
+        out are lines that contradict each other, and, unless `file` says to take them, conflicts: lines that
         differ from what their annotator answered elsewhere since the file was exported. A file seen before
         changes nothing, except that conflicts kept out then may be taken now.
 
@@ -489,11 +490,12 @@ class Campaign:
             before = ledger.seen(connection, file.digest, file.annotator)
             if before is not None and not (file.take_conflicts and before.conflicts):
                 return Imported(before, seen=True)
+            superseded = ledger.keep_latest(connection)
             torn, contradictory = ledger.keep_out_contradictions(connection)
             conflicts, kept_out = ((), 0) if file.take_conflicts else ledger.keep_out_conflicts(connection, file)
             counts = replace(ledger.append(connection, file.source), conflicts=kept_out)
             _record_import(connection, file.digest, file.annotator, file.source, counts, self._now(connection))
-            return Imported(counts, conflicts, torn, contradictory)
+            return Imported(counts, conflicts, torn, contradictory, superseded=superseded)
 
     def add_gold(self, records: Iterable[tuple[int, str, int]]) -> int:
         """Add records whose label is known, to be mixed into the queue; they are never asked nor learned from.

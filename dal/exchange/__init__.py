@@ -1,5 +1,18 @@
-"""Labels in and out: files of answers."""
+"""Labels in and out: files of answers, labelling tools, the labelled set."""
 
-from dal.exchange.files import ImportReport, Records, Rejected, read_answers, write_batch
+from dal.exchange.files import FORMATS, ImportReport, Records, read_answers, write_batch
+from dal.exchange.formats import Rejected
+from dal.exchange.server import Pushed, Server, pull_answers, push_batch
 
-__all__ = ["ImportReport", "Records", "Rejected", "read_answers", "write_batch"]
+__all__ = [
+    "FORMATS",
+    "ImportReport",
+    "Pushed",
+    "Records",
+    "Rejected",
+    "Server",
+    "pull_answers",
+    "push_batch",
+    "read_answers",
+    "write_batch",
+]

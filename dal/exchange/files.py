@@ -1,46 +1,49 @@
-r"""Files of answers: a batch goes out as CSV, is filled in with any program, and comes back.
+"""Files of answers: a batch goes out, is filled in with any program, and comes back.
 
-The columns are ``record_id, label, status, annotator``, then the pool's display fields. Files are UTF-8 with a byte
-order mark, because Excel reads UTF-8 only where it sees one and would save record ids with accents as other ids.
-
-A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end is a formula to a spreadsheet, and records are
-anybody's data: it could send the sheet away or start a program. Such texts are written with an apostrophe before them,
-which spreadsheets show and keep as text. In the four columns that are read back, the apostrophe is taken off again,
-and a text that has one of its own gets another, so that every record id comes back exactly as it is in the pool::
-
-    =1+2  ->  '=1+2        '=1+2  ->  ''=1+2        '90s  ->  '90s        007  ->  007
+How the formats are written stands in `dal.exchange.formats`; what a line means stands here, once for all of them.
 """
 
-import codecs
-import csv
+import base64
 import difflib
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
 from dal.campaign.disk import replacing
 from dal.errors import CampaignError, LabelError
+from dal.exchange.formats import Csv, Format, Item, JsonLines, Known, Line, Parquet, Prodigy, Rejected, Sheet, bytes_of
+from dal.exchange.label_studio import LabelStudio
 
-COLUMNS = ("record_id", "label", "status", "annotator")
+FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
 LISTED = 1000
 """Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
-CELL_CHARACTERS = 32_000
-"""Excel breaks cells above 32,767 characters, and with them the rest of the line."""
 
 _AT_ONCE = 4096
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".txt": "csv",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
+    ".json": "label-studio",
+}
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Records(Protocol):
     """What is needed of a pool here; `dal.pool.Pool` has it."""
+
+    record_shape: tuple[int, ...]
+    encoding: str
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -52,13 +55,8 @@ class Records(Protocol):
     def display(self, rows: npt.NDArray[np.int64]) -> dict[str, list[object]]:
         """Read the display fields of rows, in the order asked."""
 
-
-class Rejected(NamedTuple):
-    """A line that was not taken: where it begins in the file, its record, and why."""
-
-    line: int
-    record_id: str
-    reason: str
+    def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Read the features of rows, in the order asked."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +69,8 @@ class ImportReport:
         Lines taken: a first answer, another answer, or the answer that is there already.
     pending : int
         Lines without a label or a status.
+    superseded : int
+        Lines whose annotator gave the record another answer later, by the times that the file tells.
     volunteered : int
         Of the lines taken, those whose record no batch had asked.
     rejected : tuple of Rejected
@@ -95,16 +95,47 @@ class ImportReport:
     conflicts: tuple[Rejected, ...] = ()
     kept_out: int = 0
     seen: bool = False
+    superseded: int = 0
+
+
+def format_of(path: Path, name: str | None, classes: tuple[str, ...]) -> Format:
+    """Give the format of a file, by its name or by the file's ending.
+
+    Raises
+    ------
+    LabelError
+        If there is no such format, or the ending says nothing.
+    """
+    if name is None and path.suffix.lower() not in _SUFFIXES:
+        raise LabelError(
+            f"{path}: the ending says no format; name one of {', '.join(FORMATS)} with --format (file_format=)"
+        )
+    match name or _SUFFIXES[path.suffix.lower()]:
+        case "csv":
+            return Csv()
+        case "jsonl":
+            return JsonLines()
+        case "parquet":
+            return Parquet()
+        case "prodigy":
+            return Prodigy(classes)
+        case "label-studio":
+            return LabelStudio()
+        case other:
+            raise LabelError(f"one of the formats {', '.join(FORMATS)} was expected, {other!r} came")
 
 
 # -- out -------------------------------------------------------------------------------------------------------------
 
 
-def write_batch(campaign: Campaign, pool: Records, number: int, path: str | Path) -> int:
+def write_batch(
+    campaign: Campaign, pool: Records, number: int, path: str | Path, *, file_format: str | None = None
+) -> int:
     """Write a round's batch as a file of answers, in the order of asking.
 
-    A record has a line for each annotator who has answered it, filled in, or else one empty line. A file at `path`
-    is replaced only where nothing can be lost: it is as it was exported, or has been imported since.
+    A record has a line for each annotator who has answered it, filled in, or else one empty line; Label Studio gets
+    the records that still lack answers. A file at `path` is replaced only where nothing can be lost: it is as it was
+    exported, or has been imported since.
 
     Parameters
     ----------
@@ -114,6 +145,8 @@ def write_batch(campaign: Campaign, pool: Records, number: int, path: str | Path
     number : int
         The round.
     path : str or Path
+    file_format : str, optional
+        One of `FORMATS`. Default: by the ending of `path`.
 
     Returns
     -------
@@ -126,75 +159,90 @@ def write_batch(campaign: Campaign, pool: Records, number: int, path: str | Path
         If the file cannot be written, or holds answers that were not imported.
     """
     path = Path(path)
+    sheet = sheet_of(campaign, pool, number)
+    written = format_of(path, file_format, sheet.classes)
     _refuse_unread(campaign, path)
     upto = campaign.last_answer()
-    known = _known(campaign.latest_answers(upto, asked_in=number), campaign.settings.classes)
-    digest, lines = hashlib.sha256(), 0
+    blocks = items(pool, sheet, campaign.batch(number), campaign.latest_answers(upto, asked_in=number))
     with replacing(path) as file:
-        for block in _blocks(pool, campaign.batch(number), known):
-            lines += len(block)
-            encoded = _encoded(block)
-            digest.update(encoded)
-            file.write(encoded)
+        digesting = _Digesting(file)
+        lines = written.write(digesting, sheet, blocks)
         # Before the rename: a file that is there without its export on record could not be told from an edited one.
-        campaign.record_export(number, path.name, digest.hexdigest(), upto)
-    return lines - 1
+        campaign.record_export(number, path.name, digesting.digest.hexdigest(), upto)
+    return lines
 
 
-def _refuse_unread(campaign: Campaign, path: Path) -> None:
-    if path.exists() and not campaign.file_known(_file_digest(path)):
-        raise CampaignError(f"{path} holds changes that were not imported: import it first, or export to another file")
+def sheet_of(campaign: Campaign, pool: Records, number: int) -> Sheet:
+    """Collect what a file says of a batch beside its records."""
+    return Sheet(
+        batch=f"{campaign.id}-r{number:03d}",
+        round=number,
+        classes=campaign.settings.classes,
+        fields=pool.fields,
+        overlap=campaign.settings.overlap,
+    )
 
 
-def _known(latest: Answers, classes: tuple[str, ...]) -> dict[int, list[tuple[str, str, str]]]:
-    """Collect the label, status and annotator of each answer to a row."""
-    known: dict[int, list[tuple[str, str, str]]] = {}
-    for row, annotator, code in zip(latest.rows.tolist(), latest.annotators, latest.labels.tolist(), strict=True):
-        answer = ("", "skipped") if code == SKIPPED else (classes[code], "submitted")
-        known.setdefault(row, []).append((*answer, annotator))
-    return known
-
-
-def _blocks(
-    pool: Records, batch: list[Asked], known: dict[int, list[tuple[str, str, str]]]
-) -> Iterator[list[list[str]]]:
-    """Give the lines of the file, the header first, some records at a time: display fields can be long."""
-    names = [f"pool.{name}" if name in COLUMNS else name for name in pool.fields]
-    yield [[*COLUMNS, *map(_guarded, names)]]
+def items(pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers) -> Iterator[list[Item]]:
+    """Give the records of a batch with what a file shows of them, some at a time: display fields can be long."""
+    known = _known(latest, sheet.classes)
     records = iter(batch)
     while block := list(islice(records, _AT_ONCE)):
-        shown = pool.display(np.array([record.row for record in block], dtype=np.int64))
-        columns = [map(_cell, shown[name]) for name in pool.fields]
-        cells = zip(*columns, strict=True) if columns else [()] * len(block)
+        rows = np.array([record.row for record in block], dtype=np.int64)
+        shown = pool.display(rows)
+        pictures = _pictures(pool, rows) if is_picture(pool) else [None] * len(block)
         yield [
-            [*map(_guarded, (record.record_id, *answer)), *display]
-            for record, display in zip(block, cells, strict=True)
-            for answer in known.get(record.row, [("", "", "")])
+            Item(record, {name: shown[name][at] for name in sheet.fields}, picture, tuple(known.get(record.row, ())))
+            for at, (record, picture) in enumerate(zip(block, pictures, strict=True))
         ]
 
 
-def _encoded(lines: list[list[str]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows(lines)
-    mark = codecs.BOM_UTF8 if lines[0][:1] == ["record_id"] else b""
-    return mark + text.getvalue().encode()
+def is_picture(pool: Records) -> bool:
+    """Say whether the features are pictures that can be shown: (h, w, c) of bytes, with 1, 3 or 4 channels."""
+    return pool.encoding == "uint8" and len(pool.record_shape) == 3 and pool.record_shape[2] in _MODES
 
 
-def _cell(value: object) -> str:
-    """Write a display value; numbers need no guard, and -1 is to stay a number."""
-    if not isinstance(value, str):
-        return "" if value is None else str(value)
-    return _guarded(value if len(value) <= CELL_CHARACTERS else f"{value[:CELL_CHARACTERS]}…")
+def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str]:
+    """Give the features of rows as data URIs: so a labelling tool needs no way to the pool."""
+    height, width, channels = pool.record_shape
+    step = max(1, (16 << 20) // (4 * height * width * channels))
+    for start in range(0, len(rows), step):
+        pixels = pool.take(rows[start : start + step]).astype(np.uint8)
+        for picture in pixels.reshape(-1, *((height, width) if channels == 1 else pool.record_shape)):
+            png = io.BytesIO()
+            Image.fromarray(picture, _MODES[channels]).save(png, "PNG")
+            yield "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
-def _guarded(text: str) -> str:
-    """Put an apostrophe before what a spreadsheet would run, and before what `_unguarded` would take off."""
-    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+def _refuse_unread(campaign: Campaign, path: Path) -> None:
+    if path.exists() and not campaign.file_known(digest_of(path)):
+        raise CampaignError(f"{path} holds changes that were not imported: import it first, or export to another file")
 
 
-def _unguarded(text: str) -> str:
-    """Undo `_guarded`; texts that it cannot have made stay as they are."""
-    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA) else text
+def _known(latest: Answers, classes: tuple[str, ...]) -> dict[int, list[Known]]:
+    """Collect the label, status and annotator of each answer to a row."""
+    known: dict[int, list[Known]] = {}
+    for row, annotator, code in zip(latest.rows.tolist(), latest.annotators, latest.labels.tolist(), strict=True):
+        label, status = ("", "skipped") if code == SKIPPED else (classes[code], "submitted")
+        known.setdefault(row, []).append(Known(label, status, annotator))
+    return known
+
+
+class _Digesting(io.RawIOBase):
+    """Passes bytes on to a file, and takes their digest on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest = file, hashlib.sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:  # noqa: ANN401 - whatever has the bytes of a buffer
+        self.digest.update(data)
+        return self._file.write(data)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 # -- in --------------------------------------------------------------------------------------------------------------
@@ -207,13 +255,12 @@ def read_answers(
     annotator: str,
     *,
     conflicts: Literal["keep out", "take"] = "keep out",
+    file_format: str | None = None,
 ) -> ImportReport:
     """Import a file of answers, in one transaction and in memory that does not grow with the file.
 
     A line with a label is an answer; with the status ``skipped`` and no label, a skipped record; with neither,
-    pending. Columns are found by name, in any order; `status` and `annotator` may be missing, others are left alone.
-    Commas, semicolons or tabs separate, as spreadsheets of different countries write them. A file imported before
-    for this annotator changes nothing.
+    pending. A file imported before for this annotator changes nothing.
 
     Parameters
     ----------
@@ -225,6 +272,8 @@ def read_answers(
         Who gave the answers on the lines that do not name an annotator.
     conflicts : {"keep out", "take"}
         What becomes of lines whose annotator answered otherwise, elsewhere, since the batch was exported.
+    file_format : str, optional
+        One of `FORMATS`. Default: by the ending of `path`.
 
     Returns
     -------
@@ -238,30 +287,23 @@ def read_answers(
     path = Path(path)
     if not annotator.strip():
         raise LabelError("the name of an annotator was expected, for the lines that do not name one")
-    digest = _checked_digest(path)
-    file = AnswerFile(path.name, digest, annotator.strip(), take_conflicts=conflicts == "take")
-    reading = _Reading(path, campaign.settings.classes, pool, file.annotator)
+    written = format_of(path, file_format, campaign.settings.classes)
+    file = AnswerFile(path.name, digest_of(path), annotator.strip(), take_conflicts=conflicts == "take")
+    reading = Reading(path, written, campaign.settings.classes, pool, file.annotator)
     return reading.report(campaign.import_answers(reading.answers(), file))
 
 
-class _Line(NamedTuple):
-    number: int
-    record_id: str
-    label: str
-    status: str
-    annotator: str
-
-
-class _Reading:
+class Reading:
     """One pass over a file: gives its answers, and keeps count of the lines that are none."""
 
-    def __init__(self, path: Path, classes: tuple[str, ...], pool: Records, annotator: str) -> None:
-        self.path, self.pool, self.annotator = path, pool, annotator
+    def __init__(self, path: Path, written: Format, classes: tuple[str, ...], pool: Records, annotator: str) -> None:
+        self.path, self.format, self.pool, self.annotator = path, written, pool, annotator
         self.classes = {name: code for code, name in enumerate(classes)}
         self.fit = self.pending = self.rejections = 0
         self.rejected: list[Rejected] = []
 
     def answers(self) -> Iterator[Answer]:
+        """Give the answers of the lines that are fit."""
         lines = self._lines()
         while block := list(islice(lines, _AT_ONCE)):
             rows = self._rows_of([line.record_id for line in block])
@@ -271,13 +313,16 @@ class _Reading:
                     yield answer
 
     def report(self, imported: Imported) -> ImportReport:
+        """Say what became of the lines, once the campaign has taken the answers."""
         counts = imported.counts
         torn = [
             Rejected(
                 each.line,
+                self.format.place(each.line),
                 each.record_id,
-                f"{each.annotator!r} gives different answers to this record between lines {each.first_line} and "
-                f"{each.last_line}: leave one; none was taken",
+                f"{each.annotator!r} gives different answers to this record between "
+                f"{self.format.place(each.first_line)} and {self.format.place(each.last_line)}: leave one; none was "
+                "taken",
             )
             for each in imported.contradictions
         ]
@@ -292,27 +337,21 @@ class _Reading:
             conflicts=tuple(self._conflict(each) for each in imported.conflicts),
             kept_out=0 if imported.seen else counts.conflicts,
             seen=imported.seen,
+            superseded=imported.superseded,
         )
 
-    def _lines(self) -> Iterator[_Line]:
-        rows = _rows(self.path)
-        _, first = next(rows, (0, []))
-        if not first:
-            raise LabelError(f"{self.path} is empty: a header with record_id and label was expected")
-        header = [name.strip().lower() for name in first]
-        at, width = _positions(header, self.path), len(header)
-        for number, cells in rows:
-            # A line cut short has its last columns empty; spreadsheets leave those out.
-            line = _Line(number, *(cells[at[name]] if at.get(name, width) < len(cells) else "" for name in COLUMNS))
-            line = line._replace(label=line.label.strip(), status=line.status.strip().lower())
-            if any(cells[width:]):
-                self._reject(line, f"{len(cells)} cells where the header has {width}: is a separator not in quotes?")
-            elif not line.record_id:
-                self._reject(line, "no record_id")
-            elif self._is_answer(line):
-                yield line
+    def _lines(self) -> Iterator[Line]:
+        for line in self.format.lines(self.path):
+            if isinstance(line, Rejected):
+                self._count(line)
+                continue
+            said = line._replace(status=line.status.strip().lower())
+            if not said.record_id:
+                self._reject(said, "no record_id")
+            elif self._is_answer(said):
+                yield said
 
-    def _is_answer(self, line: _Line) -> bool:
+    def _is_answer(self, line: Line) -> bool:
         """Sort out what is pending or contradicts itself, before anything is looked up."""
         match bool(line.label), line.status:
             case False, "" | "pending":
@@ -328,26 +367,37 @@ class _Reading:
         return False
 
     def _rows_of(self, texts: list[str]) -> npt.NDArray[np.int64]:
-        """Look record ids up; in a file that was not written here, an apostrophe may be the id's own."""
-        rows = self.pool.rows_of([_unguarded(text) for text in texts])
-        own = [at for at, text in enumerate(texts) if rows[at] < 0 and _unguarded(text) != text]
-        if own:
+        """Look record ids up; in a file that was not written here, a guard may be the id's own."""
+        own = [self.format.own(text) for text in texts]
+        rows = self.pool.rows_of(own)
+        other = [at for at, text in enumerate(texts) if rows[at] < 0 and own[at] != text]
+        if other:
             rows = rows.copy()
-            rows[own] = self.pool.rows_of([texts[at] for at in own])
+            rows[other] = self.pool.rows_of([texts[at] for at in other])
         return rows
 
-    def _answer(self, line: _Line, row: int) -> Answer | None:
+    def _answer(self, line: Line, row: int) -> Answer | None:
         if row < 0:
             self._reject(line, "the pool has no such record: has a spreadsheet changed the id, such as 007 into 7?")
             return None
-        annotator = _unguarded(line.annotator.strip()) or self.annotator
-        if not line.label:
-            return Answer(row, _unguarded(line.record_id), annotator, "skipped", line=line.number)
-        code = self.classes.get(_unguarded(line.label), self.classes.get(line.label))
-        if code is None:
+        annotator = self.format.own(line.annotator.strip()).strip() or self.annotator
+        record_id = self.format.own(line.record_id)
+        code = self.classes.get(self.format.own(line.label), self.classes.get(line.label)) if line.label else None
+        if line.label and code is None:
             self._reject(line, self._unknown(line.label))
             return None
-        return Answer(row, _unguarded(line.record_id), annotator, "submitted", code, line=line.number)
+        return Answer(
+            row,
+            record_id,
+            annotator,
+            "submitted" if line.label else "skipped",
+            code,
+            line.answered_at,
+            line.number,
+            lead_time=line.lead_time,
+            skip_reason=line.skip_reason,
+            suggestion_shown=line.suggestion_shown,
+        )
 
     def _unknown(self, label: str) -> str:
         if len(self.rejected) >= LISTED:
@@ -359,10 +409,13 @@ class _Reading:
         hint = f"; is it {alike[0]!r}?" if alike else ""
         return f"{label!r} is no class of this campaign, which has {classes}{hint}"
 
-    def _reject(self, line: _Line, reason: str) -> None:
+    def _reject(self, line: Line, reason: str) -> None:
+        self._count(Rejected(line.number, self.format.place(line.number), self.format.own(line.record_id), reason))
+
+    def _count(self, rejected: Rejected) -> None:
         self.rejections += 1
         if len(self.rejected) < LISTED:
-            self.rejected.append(Rejected(line.number, _unguarded(line.record_id), reason))
+            self.rejected.append(rejected)
 
     def _conflict(self, conflict: Conflict) -> Rejected:
         names = {code: repr(name) for name, code in self.classes.items()} | {
@@ -371,74 +424,16 @@ class _Reading:
         }
         return Rejected(
             conflict.line,
+            self.format.place(conflict.line),
             conflict.record_id,
             f"{names[conflict.label]} here, and {names[conflict.label_elsewhere]} by {conflict.annotator!r} from "
             f"{conflict.source_elsewhere} at {conflict.answered_at}, after the file was exported: kept out",
         )
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Give the cells of each line that has any, the header's first, and the number of the line they begin in."""
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        delimiter = _delimiter(text.readline(1 << 16))
-        text.seek(0)
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        begins = 1
-        try:
-            for cells in reader:
-                if any(cells):
-                    yield begins, cells
-                begins = reader.line_num + 1
-        except csv.Error as error:
-            raise LabelError(
-                f"{path}, line {begins}: {error}. Is a quotation mark missing there or left open?"
-            ) from error
-
-
-def _delimiter(header: str) -> str:
-    """Find what separates the columns: spreadsheets write semicolons where the comma is the decimal sign."""
-    for delimiter in ",;\t":
-        names = next(csv.reader([header], delimiter=delimiter), [])
-        if {"record_id", "label"} <= {name.strip().lower() for name in names}:
-            return delimiter
-    return ","
-
-
-def _positions(header: list[str], path: Path) -> dict[str, int]:
-    for name in COLUMNS:
-        if header.count(name) > 1:
-            raise LabelError(f"{path} has the column {name!r} more than once: rename or remove the others")
-    if missing := [name for name in ("record_id", "label") if name not in header]:
-        found = ", ".join(header[:10]) or "none"
-        raise LabelError(f"{path} lacks the column {' and '.join(missing)}; its columns are {found}")
-    return {name: header.index(name) for name in COLUMNS if name in header}
-
-
-def _checked_digest(path: Path) -> str:
-    """Refuse what is no UTF-8 text, before work begins, on the way to the file's digest."""
-    decoder, digest, line = codecs.getincrementaldecoder("utf-8")(), hashlib.sha256(), 1
-    try:
-        for block in _bytes_of(path):
-            digest.update(block)
-            line += decoder.decode(block).count("\n")
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        line += error.object[: error.start].count(b"\n")
-        raise LabelError(f"{path} is not UTF-8, in line {line}: save it as 'CSV UTF-8'") from error
-    return digest.hexdigest()
-
-
-def _file_digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """Take the SHA-256 of a file."""
     digest = hashlib.sha256()
-    for block in _bytes_of(path):
+    for block in bytes_of(path):
         digest.update(block)
     return digest.hexdigest()
-
-
-def _bytes_of(path: Path) -> Iterator[bytes]:
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                yield block
-    except OSError as error:
-        raise LabelError(f"{path} cannot be read: {error.strerror}. Check the path") from error

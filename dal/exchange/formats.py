@@ -1,0 +1,545 @@
+r"""Formats of files of answers: what turns bytes into lines, and records into bytes.
+
+A format knows how a file is written, and nothing of what its lines mean to a campaign: that is decided in one place,
+`dal.exchange.files`, for all of them.
+
+CSV files are UTF-8 with a byte order mark, because Excel reads UTF-8 only where it sees one and would save record ids
+with accents as other ids. A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end is a formula to a
+spreadsheet, and records are anybody's data: it could send the sheet away or start a program. Such texts are written
+with an apostrophe before them, which spreadsheets show and keep as text. In the columns that are read back, the
+apostrophe is taken off again, and a text that has one of its own gets another, so that every record id comes back
+exactly as it is in the pool::
+
+    =1+2  ->  '=1+2        '=1+2  ->  ''=1+2        '90s  ->  '90s        007  ->  007
+"""
+
+import codecs
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from dal.campaign import Asked
+from dal.errors import LabelError
+
+COLUMNS = ("record_id", "label", "status", "annotator")
+CELL_CHARACTERS = 32_000
+"""Excel breaks cells above 32,767 characters, and with them the rest of the line."""
+
+_ANSWERS = ("accept", "reject", "ignore")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
+class Line(NamedTuple):
+    """What a file says of one record, as it is written there."""
+
+    number: int
+    record_id: str
+    label: str = ""
+    status: str = ""
+    annotator: str = ""
+    answered_at: datetime | None = None
+    lead_time: float | None = None
+    skip_reason: str | None = None
+    suggestion_shown: bool | None = None
+
+
+class Rejected(NamedTuple):
+    """A line that was not taken: its number, where that is in the file, its record, and why."""
+
+    line: int
+    place: str
+    record_id: str
+    reason: str
+
+
+class Known(NamedTuple):
+    """An answer that is there already, as a file shows it."""
+
+    label: str
+    status: str
+    annotator: str
+
+
+class Item(NamedTuple):
+    """A record on its way out.
+
+    `shown` are its display fields, `image` is a data URI where the pool holds pictures.
+    """
+
+    asked: Asked
+    shown: Mapping[str, object]
+    image: str | None
+    known: tuple[Known, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a file says of the batch beside its records."""
+
+    batch: str
+    round: int
+    classes: tuple[str, ...]
+    fields: tuple[str, ...]
+    overlap: int
+    """Annotators that are to answer each record."""
+
+
+class Format(Protocol):
+    """A way to write files of answers."""
+
+    def lines(self, path: Path) -> Iterator[Line | Rejected]:
+        """Read the lines of a file; those that cannot be read as lines are rejected, and the others are given.
+
+        Raises
+        ------
+        LabelError
+            If the file as a whole is not of this format.
+        """
+
+    def place(self, number: int) -> str:
+        """Say where in the file a line is, once it has been given."""
+
+    def own(self, text: str) -> str:
+        """Undo what writing did to a text, where a file may hold it undone as well."""
+
+    def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
+        """Write a batch, and count the lines."""
+
+
+# -- CSV ---------------------------------------------------------------------------------------------------------------
+
+
+class Csv:
+    """Comma, semicolon or tab separated values, as spreadsheets of different countries write them."""
+
+    def place(self, number: int) -> str:
+        """Name the place of a line."""
+        return f"line {number}"
+
+    def own(self, text: str) -> str:
+        """Take off the apostrophe that hides a formula."""
+        return _unguarded(text)
+
+    def lines(self, path: Path) -> Iterator[Line | Rejected]:
+        """Read the lines; columns are found by name, in any order, and others are left alone."""
+        _refuse_other_encodings(path)
+        rows = _rows(path)
+        _, first = next(rows, (0, []))
+        if not first:
+            raise LabelError(f"{path} is empty: a header with record_id and label was expected")
+        header = [name.strip().lower() for name in first]
+        at, width = _positions(header, path), len(header)
+        for number, cells in rows:
+            # A line cut short has its last columns empty; spreadsheets leave those out.
+            said = [cells[at[name]] if at.get(name, width) < len(cells) else "" for name in COLUMNS]
+            if any(cells[width:]):
+                reason = f"{len(cells)} cells where the header has {width}: is a separator not in quotes?"
+                yield Rejected(number, self.place(number), _unguarded(said[0]), reason)
+            else:
+                record_id, label, status, annotator = said
+                yield Line(number, record_id, label.strip(), status, annotator)
+
+    def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
+        """Write the four columns and the display fields."""
+        names = [_free(name) for name in sheet.fields]
+        file.write(codecs.BOM_UTF8 + _csv_bytes([[*COLUMNS, *map(_guarded, names)]]))
+        lines = 0
+        for block in blocks:
+            cells = [
+                [*map(_guarded, (item.asked.record_id, *answer)), *(_cell(item.shown[name]) for name in sheet.fields)]
+                for item in block
+                for answer in item.known or (Known("", "", ""),)
+            ]
+            lines += len(cells)
+            file.write(_csv_bytes(cells))
+        return lines
+
+
+def _csv_bytes(lines: list[list[str]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text).writerows(lines)
+    return text.getvalue().encode()
+
+
+def _free(name: str) -> str:
+    """Rename a display field that bears the name of a column."""
+    return f"pool.{name}" if name in COLUMNS else name
+
+
+def _cell(value: object) -> str:
+    """Write a display value; numbers need no guard, and -1 is to stay a number."""
+    if not isinstance(value, str):
+        return "" if value is None else str(value)
+    return _guarded(value if len(value) <= CELL_CHARACTERS else f"{value[:CELL_CHARACTERS]}…")
+
+
+def _guarded(text: str) -> str:
+    """Put an apostrophe before what a spreadsheet would run, and before what `_unguarded` would take off."""
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def _unguarded(text: str) -> str:
+    """Undo `_guarded`; texts that it cannot have made stay as they are."""
+    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA) else text
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Give the cells of each line that has any, the header's first, and the number of the line they begin in."""
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        delimiter = _delimiter(text.readline(1 << 16))
+        text.seek(0)
+        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        begins = 1
+        try:
+            for cells in reader:
+                if any(cells):
+                    yield begins, cells
+                begins = reader.line_num + 1
+        except csv.Error as error:
+            raise LabelError(
+                f"{path}, line {begins}: {error}. Is a quotation mark missing there or left open?"
+            ) from error
+
+
+def _delimiter(header: str) -> str:
+    """Find what separates the columns: spreadsheets write semicolons where the comma is the decimal sign."""
+    for delimiter in ",;\t":
+        names = next(csv.reader([header], delimiter=delimiter), [])
+        if {"record_id", "label"} <= {name.strip().lower() for name in names}:
+            return delimiter
+    return ","
+
+
+def _positions(header: list[str], path: Path) -> dict[str, int]:
+    for name in COLUMNS:
+        if header.count(name) > 1:
+            raise LabelError(f"{path} has the column {name!r} more than once: rename or remove the others")
+    if missing := [name for name in ("record_id", "label") if name not in header]:
+        found = ", ".join(header[:10]) or "none"
+        raise LabelError(f"{path} lacks the column {' and '.join(missing)}; its columns are {found}")
+    return {name: header.index(name) for name in COLUMNS if name in header}
+
+
+def _refuse_other_encodings(path: Path) -> None:
+    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+    try:
+        for block in bytes_of(path):
+            line += decoder.decode(block).count("\n")
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        line += error.object[: error.start].count(b"\n")
+        raise LabelError(f"{path} is not UTF-8, in line {line}: save it as 'CSV UTF-8'") from error
+
+
+def bytes_of(path: Path) -> Iterator[bytes]:
+    """Read a file in blocks."""
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                yield block
+    except OSError as error:
+        raise LabelError(f"{path} cannot be read: {error.strerror}. Check the path") from error
+
+
+# -- JSON lines --------------------------------------------------------------------------------------------------------
+
+
+class _Unfit(Exception):
+    """Why one object of a file is no line."""
+
+    def __init__(self, record_id: str, reason: str) -> None:
+        super().__init__(reason)
+        self.record_id, self.reason = record_id, reason
+
+
+class JsonLines:
+    """One JSON object a line, with the names of the columns as keys."""
+
+    def place(self, number: int) -> str:
+        """Name the place of a line."""
+        return f"line {number}"
+
+    def own(self, text: str) -> str:
+        """Give the text: nothing was done to it."""
+        return text
+
+    def lines(self, path: Path) -> Iterator[Line | Rejected]:
+        """Read the objects; other keys are left alone."""
+        for number, text in enumerate(_lines_of(path), start=1):
+            if not text.strip():
+                continue
+            try:
+                yield self._line(number, _parsed(text))
+            except _Unfit as unfit:
+                yield Rejected(number, self.place(number), unfit.record_id, unfit.reason)
+
+    def _line(self, number: int, said: dict[str, Any]) -> Line:
+        record_id = as_text(said.get("record_id"))
+        if said.get("answer") in _ANSWERS and "status" not in said:  # where a rejected class stands as `label`, too
+            raise _Unfit(record_id or "", "is a task of Prodigy's: name the format, prodigy")
+        if record_id is None:
+            raise _Unfit("", "no record_id, as a text or a whole number")
+        label, status, annotator = (_optional_text(said, name, record_id) for name in COLUMNS[1:])
+        return Line(
+            number,
+            record_id,
+            label,
+            status,
+            annotator,
+            as_time(said.get("answered_at")),
+            as_seconds(said.get("lead_time")),
+            as_text(said.get("skip_reason")) if status == "skipped" else None,
+        )
+
+    def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
+        """Write an object for each answer, or one without a label."""
+        lines = 0
+        for block in blocks:
+            for item in block:
+                for said in self._said(sheet, item):
+                    file.write(json.dumps(said, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                    lines += 1
+        return lines
+
+    def _said(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
+        shown = {_free(name): as_json(item.shown[name]) for name in sheet.fields}
+        for answer in item.known or (Known("", "", ""),):
+            yield dict(zip(COLUMNS, (item.asked.record_id, *(text or None for text in answer)), strict=True)) | shown
+
+
+def _lines_of(path: Path) -> Iterator[bytes]:
+    try:
+        with path.open("rb") as file:
+            first = file.readline()
+            yield first.removeprefix(codecs.BOM_UTF8)
+            yield from file
+    except OSError as error:
+        raise LabelError(f"{path} cannot be read: {error.strerror}. Check the path") from error
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    try:
+        said = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise _Unfit("", "is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise _Unfit("", f"is no JSON: {error.msg} at character {error.pos + 1}") from error
+    except RecursionError as error:
+        raise _Unfit("", "is JSON nested too deeply") from error
+    if not isinstance(said, dict):
+        raise _Unfit("", "is no JSON object")
+    return said
+
+
+def _optional_text(said: dict[str, Any], name: str, record_id: str) -> str:
+    value = said.get(name)
+    text = "" if value is None else as_text(value)
+    if text is None:
+        raise _Unfit(record_id, f"{name} is {json.dumps(value)[:40]}, and a text was expected")
+    return text
+
+
+def as_text(value: object) -> str | None:
+    """Give a text, or a whole number as text; None for anything else, and for a lone surrogate, which is no text."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str) or not _encodable(value):
+        return None
+    return value
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def as_time(value: object) -> datetime | None:
+    """Read a time: seconds since 1970, or ISO 8601 with a time zone; None for anything else."""
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return datetime.fromtimestamp(value, UTC)
+        if isinstance(value, datetime):
+            return value if value.tzinfo else None
+        found = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except (ValueError, OverflowError, OSError):
+        return None
+    return found if found is not None and found.tzinfo else None
+
+
+def as_seconds(value: object) -> float | None:
+    """Read a number of seconds, 0 or more; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        return None
+    return float(value)
+
+
+def as_json(value: object) -> object:
+    """Give a display value as JSON can hold it: NaN and infinity are null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# -- Prodigy -----------------------------------------------------------------------------------------------------------
+
+
+class Prodigy(JsonLines):
+    """Prodigy's tasks, one JSON object a line, for its interface ``choice``; those of its binary ones are read as well.
+
+    An accepted choice is a label, and ``ignore`` a skipped record. Nothing chosen is no label. Where the task asked
+    one class yes or no, ``reject`` is the other class if there are two, and no label if there are more.
+    """
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self.classes = classes
+
+    def _line(self, number: int, said: dict[str, Any]) -> Line:
+        meta = said.get("meta")
+        record_id = as_text((meta if isinstance(meta, dict) else {}).get("record_id", said.get("record_id")))
+        if record_id is None:
+            raise _Unfit("", "no record_id, in `meta` or beside it, as a text or a whole number")
+        annotator = said.get("_annotator_id") or said.get("_session_id") or ""
+        if (name := as_text(annotator)) is None:
+            raise _Unfit(record_id, "_annotator_id is no text")
+        answer = said.get("answer")
+        if answer is None:
+            return Line(number, record_id)
+        if answer == "ignore":
+            return Line(number, record_id, "", "skipped", name, as_time(said.get("_timestamp")))
+        label = self._label(said, record_id, answer)
+        return Line(number, record_id, label, "submitted", name, as_time(said.get("_timestamp")))
+
+    def _label(self, said: dict[str, Any], record_id: str, answer: object) -> str:
+        chosen = said.get("accept")
+        match answer, chosen:
+            case "accept", [one]:
+                label = as_text(one)
+            case "accept", []:
+                raise _Unfit(record_id, "accepted with nothing chosen, which is no label")
+            case "accept", [*several]:
+                raise _Unfit(record_id, f"{len(several)} classes chosen, and one was expected")
+            case "accept", None:
+                label = as_text(said.get("label"))
+            case "reject", None if "label" in said and "options" not in said:
+                label = self._other(record_id, as_text(said["label"]))
+            case "reject", _:
+                raise _Unfit(record_id, "rejected, which says of no class that it is the right one")
+            case _:
+                raise _Unfit(record_id, f"the answer {answer!r}: accept, reject or ignore was expected")
+        if not label:
+            raise _Unfit(record_id, "accepted, and no class is named in `accept` or `label`")
+        return label
+
+    def _other(self, record_id: str, rejected: str | None) -> str:
+        rest = [name for name in self.classes if name != rejected]
+        if len(rest) == len(self.classes):
+            raise _Unfit(record_id, f"{rejected!r} was rejected, and is no class of this campaign")
+        if len(rest) > 1:
+            raise _Unfit(record_id, f"{rejected!r} was rejected, which leaves {len(rest)} classes and is no label")
+        return rest[0]
+
+    def _said(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
+        own = {"record_id": item.asked.record_id, "batch": sheet.batch, "round": sheet.round}
+        texts = [name for name in sheet.fields if isinstance(item.shown[name], str)]
+        meta = {name: as_json(item.shown[name]) for name in sheet.fields if name not in texts[:1]} | own
+        task = {
+            **({"text": item.shown[texts[0]]} if texts else {"text": item.asked.record_id}),
+            **({"image": item.image} if item.image else {}),
+            "options": [{"id": name, "text": name} for name in sheet.classes],
+            "meta": meta,
+        }
+        if not item.known:
+            yield task
+        for answer in item.known:
+            said = {"answer": "ignore", "accept": []} if not answer.label else {"answer": "accept"}
+            yield task | {"accept": [answer.label]} | said | {"_annotator_id": answer.annotator}
+
+
+# -- Parquet -----------------------------------------------------------------------------------------------------------
+
+
+class Parquet:
+    """A Parquet file with the four columns."""
+
+    def place(self, number: int) -> str:
+        """Name the place of a line."""
+        return f"table row {number}"
+
+    def own(self, text: str) -> str:
+        """Give the text: nothing was done to it."""
+        return text
+
+    def lines(self, path: Path) -> Iterator[Line | Rejected]:
+        """Read the rows of the table, the first of which is row 1; other columns are left alone."""
+        try:
+            with pa.parquet.ParquetFile(path) as file:
+                yield from self._lines(file, path)
+        except (pa.ArrowException, OSError) as error:
+            raise LabelError(f"{path} cannot be read as Parquet: {error}") from error
+
+    def _lines(self, file: "pa.parquet.ParquetFile", path: Path) -> Iterator[Line | Rejected]:
+        schema = file.schema_arrow
+        at = _positions(list(schema.names), path)
+        for name in at:
+            _refuse_kind(name, schema.field(name).type, path)
+        number = 0
+        for batch in file.iter_batches(4096, columns=list(at)):
+            texts = {name: batch.column(name).cast(pa.string()).to_pylist() for name in at}
+            empty = [None] * batch.num_rows
+            for record_id, *said in zip(*(texts.get(name, empty) for name in COLUMNS), strict=True):
+                number += 1
+                label, status, annotator = (text or "" for text in said)
+                yield Line(number, record_id or "", label, status, annotator)
+
+    def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
+        """Write the four columns and the display fields, a row group for each block."""
+        lines, writer = 0, None
+        names = [*COLUMNS, *map(_free, sheet.fields)]
+        for block in _or_one_empty(blocks):
+            said = [
+                (item.asked.record_id, *(text or None for text in answer), *(item.shown[name] for name in sheet.fields))
+                for item in block
+                for answer in item.known or (Known("", "", ""),)
+            ]
+            columns = list(zip(*said, strict=True)) if said else [()] * len(names)
+            if writer is None:
+                kinds = [pa.string()] * len(COLUMNS) + [_kind(values) for values in columns[len(COLUMNS) :]]
+                schema = pa.schema(list(zip(names, kinds, strict=True)))
+                writer = pa.parquet.ParquetWriter(file, schema)
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
+            writer.write_batch(pa.record_batch(arrays, schema=schema))
+            lines += len(said)
+        assert writer is not None
+        writer.close()
+        return lines
+
+
+def _or_one_empty(blocks: Iterable[list[Item]]) -> Iterator[list[Item]]:
+    empty = True
+    for block in blocks:
+        empty = False
+        yield block
+    if empty:
+        yield []
+
+
+def _kind(values: Iterable[object]) -> "pa.DataType":
+    kind = pa.array(values).type
+    return pa.string() if pa.types.is_null(kind) else kind
+
+
+def _refuse_kind(name: str, kind: "pa.DataType", path: Path) -> None:
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
+    if not (text or pa.types.is_integer(value) or pa.types.is_null(value)):
+        raise LabelError(f"{path}: the column {name!r} holds {kind}; texts were expected, or whole numbers")
