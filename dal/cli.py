@@ -19,7 +19,16 @@ from dal.campaign import Annotators, Campaign, Settings
 from dal.client import connect, local_cluster
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
 from dal.errors import DalError
-from dal.exchange import FORMATS, ImportReport, Server, pull_answers, push_batch, read_answers, write_batch
+from dal.exchange import (
+    FORMATS,
+    ImportReport,
+    Server,
+    pull_answers,
+    push_batch,
+    read_answers,
+    write_batch,
+    write_labels,
+)
 from dal.figures import Table
 from dal.pool import Pool, build_pool
 from dal.pool.encodings import ENCODINGS
@@ -313,9 +322,17 @@ def _tell_import(report: ImportReport) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--round", "number", type=int, help="Default: the newest.")
 @click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
-def export(directory: Path, file: Path, number: int | None, file_format: str | None) -> None:
+@click.option(
+    "--labels", is_flag=True, help="The labelled set instead, as Parquet: every label, and all that led to it."
+)
+def export(directory: Path, file: Path, number: int | None, file_format: str | None, labels: bool) -> None:
     """Write a batch with the answers known so far to FILE."""
     campaign = Campaign.open(directory)
+    if labels:
+        if number is not None or file_format not in (None, "parquet"):
+            raise click.UsageError("--labels writes all rounds as Parquet: leave out --round and --format.")
+        console.print(f"Wrote {write_labels(campaign, pool_of(campaign), file):,} labels to {file}")
+        return
     lines = write_batch(campaign, pool_of(campaign), _round_of(campaign, number), file, file_format=file_format)
     console.print(f"Wrote {lines:,} lines to {file}")
 

@@ -171,18 +171,29 @@ def excluded_rows(connection: Connection, before_round: int | None, upto: int | 
 
 def log(connection: Connection, after: int, limit: int) -> list[Event]:
     """Read the answers that came after an id, with what the model had suggested."""
+    query = _events().where(answers.c.id > after).order_by(answers.c.id).limit(limit)
+    return [_event(dict(row._mapping)) for row in connection.execute(query)]
+
+
+def log_of(connection: Connection, first: int, last: int, upto: int) -> list[Event]:
+    """Read the answers up to an id to the records of rows `first` to `last`, by row and in the order of coming."""
+    query = _events().where(answers.c.row.between(first, last), answers.c.id <= upto)
+    found = connection.execute(query.order_by(answers.c.row, answers.c.id))
+    return [_event(dict(row._mapping)) for row in found]
+
+
+def answered_rows(connection: Connection, upto: int) -> npt.NDArray[np.int64]:
+    """Read the rows that have answers up to an id, gold ones left out, ascending."""
+    query = select(answers.c.row).where(answers.c.id <= upto, answers.c.row.not_in(select(gold.c.row))).distinct()
+    return np.sort(_integers(connection.scalars(query).all()))
+
+
+def _events() -> Select[Any]:
     own = [answers.c[field.name] for field in fields(Event) if field.name in answers.c]
     suggested = asked.c.predicted, asked.c.confidence, case((asked.c.predicted.is_not(None), rounds.c.model))
-    query = (
-        select(*own, *(column.label(name) for column, name in zip(suggested, _SUGGESTED, strict=True)))
-        .select_from(
-            answers.outerjoin(asked, asked.c.row == answers.c.row).outerjoin(rounds, rounds.c.number == asked.c.round)
-        )
-        .where(answers.c.id > after)
-        .order_by(answers.c.id)
-        .limit(limit)
+    return select(*own, *(column.label(name) for column, name in zip(suggested, _SUGGESTED, strict=True))).select_from(
+        answers.outerjoin(asked, asked.c.row == answers.c.row).outerjoin(rounds, rounds.c.number == asked.c.round)
     )
-    return [_event(dict(row._mapping)) for row in connection.execute(query)]
 
 
 def _event(values: dict[str, Any]) -> Event:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, replace
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
@@ -568,6 +569,32 @@ class Campaign:
                 return
             yield from block
             after = block[-1].id
+
+    def answers_by_record(self, upto: int) -> Iterator[tuple[list[Event], tuple[int, Asked] | None]]:
+        """Read the answers up to an id record by record, in the order of rows; gold records are left out.
+
+        Yields
+        ------
+        events : list of Event
+            All answers to the record in the order in which they came, taken back or not.
+        asking : tuple of (int, Asked), or None
+            The round that asked it, and how; None where nobody did.
+        """
+        with self.database.reading() as connection:
+            answered = ledger.answered_rows(connection, upto)
+        columns = [asked.c[field.name] for field in fields(Asked)]
+        for rows in np.array_split(answered, range(_READ_AT_ONCE, answered.size, _READ_AT_ONCE)):
+            if not rows.size:
+                return
+            first, last = int(rows[0]), int(rows[-1])
+            with self.database.reading() as connection:
+                events = ledger.log_of(connection, first, last, upto)
+                query = select(asked.c.round, *columns).where(asked.c.row.between(first, last))
+                askings = {row.row: (row.round, Asked(*row[1:])) for row in connection.execute(query)}
+            known = set(rows.tolist())
+            for row, given in groupby(events, key=lambda event: event.row):
+                if row in known:
+                    yield list(given), askings.get(row)
 
     def last_answer(self) -> int:
         """Give the id of the last answer, 0 where there is none."""

@@ -2,6 +2,7 @@
 
 from dal.exchange.files import FORMATS, ImportReport, Records, read_answers, write_batch
 from dal.exchange.formats import Rejected
+from dal.exchange.labels import write_labels
 from dal.exchange.server import Pushed, Server, pull_answers, push_batch
 
 __all__ = [
@@ -15,4 +16,5 @@ __all__ = [
     "push_batch",
     "read_answers",
     "write_batch",
+    "write_labels",
 ]

@@ -18,7 +18,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -150,7 +150,7 @@ class Csv:
 
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
         """Write the four columns and the display fields."""
-        names = [_free(name) for name in sheet.fields]
+        names = [free(name) for name in sheet.fields]
         file.write(codecs.BOM_UTF8 + _csv_bytes([[*COLUMNS, *map(_guarded, names)]]))
         lines = 0
         for block in blocks:
@@ -170,9 +170,9 @@ def _csv_bytes(lines: list[list[str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _free(name: str) -> str:
+def free(name: str, taken: Sequence[str] = COLUMNS) -> str:
     """Rename a display field that bears the name of a column."""
-    return f"pool.{name}" if name in COLUMNS else name
+    return f"pool.{name}" if name in taken else name
 
 
 def _cell(value: object) -> str:
@@ -311,7 +311,7 @@ class JsonLines:
         return lines
 
     def _said(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
-        shown = {_free(name): as_json(item.shown[name]) for name in sheet.fields}
+        shown = {free(name): as_json(item.shown[name]) for name in sheet.fields}
         for answer in item.known or (Known("", "", ""),):
             yield dict(zip(COLUMNS, (item.asked.record_id, *(text or None for text in answer)), strict=True)) | shown
 
@@ -504,7 +504,7 @@ class Parquet:
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
         """Write the four columns and the display fields, a row group for each block."""
         lines, writer = 0, None
-        names = [*COLUMNS, *map(_free, sheet.fields)]
+        names = [*COLUMNS, *map(free, sheet.fields)]
         for block in _or_one_empty(blocks):
             said = [
                 (item.asked.record_id, *(text or None for text in answer), *(item.shown[name] for name in sheet.fields))
