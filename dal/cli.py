@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 
 from dal import demo as demonstration
 from dal.campaign import Annotators, Campaign, Settings
+from dal.campaign.control import Act, Control
 from dal.client import connect, local_cluster
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
 from dal.errors import DalError
@@ -30,12 +31,15 @@ from dal.exchange import (
     write_labels,
 )
 from dal.figures import Table
+from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.pool.encodings import ENCODINGS
 from dal.progress import shown
 from dal.rounds import Stop, Wait
 from dal.scan import Progress
 from dal.selection import STRATEGIES
+from dal.web import Listening, Options, make_server
+from dal.web.overview import MAP
 
 _LISTED_LINES = 20
 
@@ -242,6 +246,23 @@ def _rows_shown(show: Callable[[int, int | None, str], None]) -> Callable[[Progr
     return told
 
 
+@main.command("map")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--scheduler", help="Address of a Dask scheduler. Default: a local cluster of this machine's cores.")
+def map_(directory: Path, scheduler: str | None) -> None:
+    """Draw the map of the pool that the campaign in DIRECTORY shows its batches on: one pass over the pool."""
+    campaign = Campaign.open(directory)
+    with _cluster(scheduler, start=True) as client, shown("map", console) as show:
+        map_of(
+            pool_of(campaign),
+            campaign.directory / MAP,
+            campaign.settings.seed,
+            client=client,
+            progress=lambda done, total: show(done, total, "rows"),
+        )
+    console.print("The campaign page shows where each batch lies in the pool now: dal serve")
+
+
 @main.command("status")
 @click.argument("directory", type=click.Path(path_type=Path))
 def status_(directory: Path) -> None:
@@ -411,9 +432,15 @@ def annotator() -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("name")
 @click.option("--manager", is_flag=True, help="May close rounds and manage, too.")
-def add_annotator(directory: Path, name: str, manager: bool) -> None:
-    """Give NAME a token for the campaign in DIRECTORY. It is shown this once."""
-    console.print(Annotators(Campaign.open(directory)).add(name, "manager" if manager else "annotator"))
+@click.option("--url", default="http://127.0.0.1:8000/", show_default=True, help="Where they reach the pages.")
+def add_annotator(directory: Path, name: str, manager: bool, url: str) -> None:
+    """Give NAME a link to the campaign in DIRECTORY. It is shown this once.
+
+    From the first one on, nobody gets in without a link.
+    """
+    token = Annotators(Campaign.open(directory)).add(name, "manager" if manager else "annotator")
+    console.print(f"The link of {name}, shown this once:")
+    console.print(f"{url.rstrip('/')}/enter#{token}")
 
 
 @annotator.command("revoke")
@@ -432,6 +459,76 @@ def list_annotators(directory: Path) -> None:
     for account in Annotators(Campaign.open(directory)).all():
         until = "" if account.revoked_at is None else f", revoked {account.revoked_at:%Y-%m-%d %H:%M} UTC"
         console.print(f"{account.name}: {account.role} since {account.created_at:%Y-%m-%d %H:%M} UTC{until}")
+
+
+# -- pages -------------------------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others take annotators.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
+@click.option("--user", help="Who labels, where there are no annotators yet. Default: your user name.")
+@click.option("--show-suggestions", is_flag=True, help="Show what the model predicts; people then tend to agree.")
+@click.option("--tls-cert", type=click.Path(exists=True, path_type=Path), help="Certificate, PEM.")
+@click.option("--tls-key", type=click.Path(exists=True, path_type=Path), help="Its key, PEM.")
+@click.option("--trust-proxy", metavar="ADDRESS", help="Believe the X-Forwarded headers of the proxy at this address.")
+def serve(
+    directory: Path,
+    host: str,
+    port: int,
+    user: str | None,
+    show_suggestions: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    trust_proxy: str | None,
+) -> None:
+    """Serve the pages of the campaign in DIRECTORY: labelling, and the campaign itself.
+
+    It only serves: batches are prepared by dal next or dal run, in another process. Killed and started again, it loses
+    nothing.
+    """
+    campaign = Campaign.open(directory)
+    listening = Listening(host, port, tls_cert, tls_key, trust_proxy)
+    with make_server(campaign, listening, Options(user or _user(), show_suggestions)) as server:
+        console.print(f"Labelling: {server.url}")
+        console.print(f"The campaign: {server.url}campaign")
+        if not listening.private and tls_cert is None and trust_proxy is None:
+            console.print("Without TLS whoever is on the way can read links and answers: --tls-cert, or a proxy.")
+        server.run()
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def pause(directory: Path) -> None:
+    """Give nobody records of the campaign in DIRECTORY, until dal resume."""
+    _tell(directory, "pause", "Paused: nobody gets records. Answers to records in hand are still taken.")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def resume(directory: Path) -> None:
+    """End a pause, or a stop, of the campaign in DIRECTORY."""
+    _tell(directory, "resume", "The campaign goes on.")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def close(directory: Path) -> None:
+    """Close the open round of the campaign in DIRECTORY with the answers it has."""
+    _tell(directory, "close", "Closed. Unanswered records of the batch are not asked again; late answers are kept.")
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+def stop(directory: Path) -> None:
+    """Stop the campaign in DIRECTORY: its open round is closed, and no other begins, until dal resume."""
+    _tell(directory, "stop", "Stopped. Nothing was deleted; dal resume goes on.")
+
+
+def _tell(directory: Path, act: Act, said: str) -> None:
+    Control(Campaign.open(directory)).tell(act, _user())
+    console.print(said)
 
 
 # -- the demonstration -------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from sklearn.base import BaseEstimator
 from dal import rounds
 from dal.agreement import majority
 from dal.campaign import Campaign, Round, Settings
+from dal.campaign.control import Control
 from dal.campaign.disk import replacing
 from dal.errors import CampaignMismatch, LearnerError, SettingsError
 from dal.learner import Learner, Model
@@ -263,6 +264,11 @@ def pool_of(campaign: Campaign) -> Pool:
     return pool
 
 
+def features_of(campaign: Campaign, rows: Rows) -> npt.NDArray[np.float32]:
+    """Read features of rows, from the pool only where they were not kept when the record was asked."""
+    return _Coordinator(campaign, None, None, coverage=False)._features(rows)
+
+
 def learner_of(campaign: Campaign) -> Learner:
     """Give the learner that a campaign was made with.
 
@@ -354,6 +360,10 @@ class _Coordinator:
     def _verdicts(self, past: list[Round]) -> tuple[Verdict, ...]:
         if self._exhausted(past):
             return (Verdict("pool_exhausted", True, 0, 0, "every row of the pool was asked or cannot be"),)
+        told = Control(self.campaign).in_force
+        if told is not None and told.act == "stop":
+            reason = f"{told.person} stopped the campaign on {told.at:%Y-%m-%d at %H:%M} UTC; dal resume goes on"
+            return (Verdict("stopped", True, None, 0, reason),)
         if not self.criteria:
             return ()
         history = self.campaign.history()

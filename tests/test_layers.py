@@ -20,7 +20,7 @@ LEVELS = [
     {"figures"},
     {"coordinator", "exchange"},
     {"simulation"},
-    {"demo"},
+    {"demo", "web"},
     {"cli"},
 ]
 # The pure level is one page of mathematics; it may refer to itself, without cycles.

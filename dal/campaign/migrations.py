@@ -77,7 +77,20 @@ _TO_2 = (
     "UPDATE campaign SET schema_version = 2",
 )
 
-STEPS = {1: _TO_2}
+_TO_3 = (
+    """
+    CREATE TABLE actions (
+        number INTEGER NOT NULL PRIMARY KEY,
+        act TEXT NOT NULL,
+        person TEXT NOT NULL,
+        at TEXT NOT NULL,
+        CHECK (act in ('pause', 'resume', 'close', 'stop'))
+    )
+    """,
+    "UPDATE campaign SET schema_version = 3",
+)
+
+STEPS = {1: _TO_2, 2: _TO_3}
 """For each older version that is still read, the statements that lead to the next one."""
 
 

@@ -22,7 +22,7 @@ from sqlalchemy import (
     false,
 )
 
-VERSION = 2
+VERSION = 3
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -155,6 +155,17 @@ annotators = Table(
     Column("created_at", Text, nullable=False),
     Column("revoked_at", Text),
     CheckConstraint("role in ('annotator', 'manager')"),
+)
+
+# What managers told the campaign to do; the newest that lasts is in force.
+actions = Table(
+    "actions",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("act", Text, nullable=False),
+    Column("person", Text, nullable=False),
+    Column("at", Text, nullable=False),
+    CheckConstraint("act in ('pause', 'resume', 'close', 'stop')"),
 )
 
 imports = Table(

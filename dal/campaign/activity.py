@@ -1,0 +1,110 @@
+"""Who is at work, and at what pace: what a campaign's page tells of its people."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from statistics import median
+from typing import Any
+
+from sqlalchemy import Row, distinct, func, select
+
+from dal.campaign import answers as ledger
+from dal.campaign.schema import answers, leases
+from dal.campaign.store import Campaign
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one annotator has done.
+
+    Attributes
+    ----------
+    name : str
+    answers, skipped : int
+        Records with a standing answer, and those of them that were skipped.
+    median_seconds : float or None
+        For one answer, over the last 1,000 that tell; None where none does.
+    hasty : int
+        Of those, answers in less than half a second.
+    last_at : datetime
+        When the newest answer came, UTC.
+    """
+
+    name: str
+    answers: int
+    skipped: int
+    median_seconds: float | None
+    hasty: int
+    last_at: datetime
+
+
+class Activity:
+    """Reads what annotators do, and did lately.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    """
+
+    TIMED = 1000
+    HASTY_SECONDS = 0.5
+
+    def __init__(self, campaign: Campaign) -> None:
+        self._database = campaign.database
+
+    def active(self) -> int:
+        """Count the people who hold records now."""
+        with self._database.reading() as connection:
+            now = self._database.now(connection).timestamp()
+            holders = select(func.count(distinct(leases.c.annotator))).where(leases.c.expires_at > now)
+            return connection.scalar(holders) or 0
+
+    def work(self) -> list[Work]:
+        """Tell what each annotator has done, by name."""
+        standing = ledger.standing().subquery()
+        counts = select(
+            standing.c.annotator,
+            func.count(),
+            func.count().filter(standing.c.status == "skipped"),
+            func.max(standing.c.received_at),
+        ).group_by(standing.c.annotator)
+        newest = answers.c.id.desc()
+        timed = (
+            select(answers.c.annotator, answers.c.lead_time).where(answers.c.lead_time.is_not(None)).order_by(newest)
+        )
+        seconds: dict[str, list[float]] = defaultdict(list)
+        with self._database.reading() as connection:
+            found = connection.execute(counts.order_by(standing.c.annotator)).all()
+            for name, lead_time in connection.execute(timed.limit(self.TIMED * max(1, len(found)))):
+                seconds[name].append(lead_time)
+        return [
+            Work(
+                name=name,
+                answers=given,
+                skipped=skipped,
+                median_seconds=median(seconds[name]) if seconds[name] else None,
+                hasty=sum(each < self.HASTY_SECONDS for each in seconds[name]),
+                last_at=datetime.fromisoformat(last_at),
+            )
+            for name, given, skipped, last_at in found
+        ]
+
+    def lately(self, span: timedelta) -> int:
+        """Count the answers of the last so many minutes."""
+        with self._database.reading() as connection:
+            since = (self._database.now(connection) - span).isoformat()
+            query = select(func.count()).where(answers.c.received_at >= since, answers.c.status != "retracted")
+            return connection.scalar(query) or 0
+
+    def arrivals(self) -> list[datetime]:
+        """Read when the answers came, the first one first; UTC."""
+        with self._database.reading() as connection:
+            found = connection.scalars(select(answers.c.received_at).order_by(answers.c.id))
+            return [datetime.fromisoformat(at) for at in found]
+
+    def standing(self) -> Iterator[Row[Any]]:
+        """Read every answer that counts, in the order in which they came, a few at a time."""
+        with self._database.reading() as connection:
+            query = ledger.standing().order_by(answers.c.id).execution_options(yield_per=1000)
+            yield from connection.execute(query)

@@ -1,0 +1,250 @@
+"""Who may come in, from where, with how much: checked before anything else looks at a request.
+
+No address that a server logs holds a secret: a person's link carries the token behind ``#``, which browsers do not
+send; the page at ``enter`` turns it into a cookie that no script can read and that no other site's page can use.
+"""
+
+import asyncio
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+BODY_BYTES = 256 * 1024
+"""Largest request; fifty answers, which is what the page sends at once, are about 25 kB."""
+
+BODY_SECONDS = 20.0
+"""How long a request's body may take to arrive."""
+
+_BASE = (
+    "default-src 'none'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; "
+)
+STRICT_POLICY = _BASE + "style-src 'self'"
+CHART_POLICY = _BASE.replace("img-src 'self'", "img-src 'self' data: blob:") + "style-src 'self' 'unsafe-inline'"
+"""What BokehJS needs beyond the strict one: it writes its own <style> elements, and its tools' icons are data URLs."""
+
+_ALWAYS = {
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "x-frame-options": "DENY",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+_SAFE = {"GET", "HEAD", "OPTIONS"}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is turned away, in the words that its sender gets."""
+
+    status: HTTPStatus
+    detail: str
+    wait: float | None = None
+
+    def response(self) -> JSONResponse:
+        """Give it as the JSON that all errors have."""
+        headers = {} if self.wait is None else {"retry-after": str(max(1, round(self.wait)))}
+        return JSONResponse({"detail": self.detail}, self.status, headers)
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host name or address is this machine's own, which nobody else can reach.
+
+    Examples
+    --------
+    >>> [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "example.org")]
+    [True, True, True, False, False]
+    """
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def same_origin(headers: Headers) -> Refusal | None:
+    """Refuse a write that another site's page may have sent with this browser's cookie.
+
+    Browsers say where a request comes from: in ``Sec-Fetch-Site``, which no page can forge and no proxy changes, or, on
+    plain http, in ``Origin`` alone. A program that is no browser sends neither, and gives its token in
+    ``Authorization``, which no other site can make a browser add.
+    """
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        allowed = site == "same-origin"
+    elif origin is not None:
+        allowed = origin != "null" and urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+    else:
+        allowed = headers.get("authorization", "").lower().startswith("bearer ")
+    if allowed:
+        return None
+    came = f"Origin {origin or 'none'}, Sec-Fetch-Site {site or 'none'}, Host {headers.get('host', 'none')}"
+    return Refusal(
+        HTTPStatus.FORBIDDEN,
+        "Writing takes a request from this server's own pages, or one with an Authorization: Bearer token. "
+        f"This one came with {came}.",
+    )
+
+
+def known_host(headers: Headers) -> Refusal | None:
+    """Refuse a request that reached a server without tokens under a name that is not this machine's own.
+
+    A page of another site can have its name resolve to 127.0.0.1 and would then be "same origin" (DNS rebinding).
+    """
+    # [::1]:8000, 127.0.0.1:8000, localhost
+    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
+    if is_loopback(host):
+        return None
+    return Refusal(
+        HTTPStatus.FORBIDDEN,
+        f"Without annotator tokens this server answers under 127.0.0.1 or localhost only, not {host or 'nameless'}."
+        " Give everyone a link of their own: dal annotator add",
+    )
+
+
+class Rates:
+    """Allows each sender so many requests a second, with a burst; forgets those who were not heard of longest.
+
+    Parameters
+    ----------
+    per_second : float
+    burst : int
+        Requests that may come at once after a pause.
+    """
+
+    KEPT = 10_000
+
+    def __init__(self, per_second: float, burst: int) -> None:
+        self._per_second = per_second
+        self._burst = burst
+        self._senders: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def excess(self, sender: str, now: float | None = None) -> float | None:
+        """Count a request; give the seconds to wait where it is one too many, None where it is not."""
+        now = time.monotonic() if now is None else now
+        left, at = self._senders.pop(sender, (float(self._burst), now))
+        left = min(self._burst, left + (now - at) * self._per_second)
+        allowed = left >= 1
+        self._senders[sender] = (left - 1 if allowed else left, now)
+        while len(self._senders) > self.KEPT:
+            self._senders.popitem(last=False)
+        return None if allowed else (1 - left) / self._per_second
+
+
+class Doors:
+    """The outermost layer of the application.
+
+    Parameters
+    ----------
+    app : ASGI application
+    open_to_loopback : callable
+        Says whether the campaign has no tokens, so that whoever reaches the server is its manager.
+    chart_paths : iterable of str
+        Pages that hold Bokeh figures.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        chart_paths: Iterable[str],
+        requests: Rates,
+    ) -> None:
+        self._app = app
+        self._charts = frozenset(chart_paths)
+        self._requests = requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or refuse it."""
+        if scope["type"] == "websocket":  # there are none; refused as ASGI wants it
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sending = self._with_headers(scope, send)
+        refusal = self._refusal(scope)
+        if refusal is None and scope["method"] not in _SAFE:
+            body = await _body(Headers(scope=scope), receive)
+            if isinstance(body, Refusal):
+                refusal = body
+            else:
+                receive = _replayed(body, receive)
+        if refusal is None:
+            await self._app(scope, receive, sending)
+        else:
+            await refusal.response()(scope, receive, sending)
+
+    def _refusal(self, scope: Scope) -> Refusal | None:
+        client = scope.get("client")
+        wait = self._requests.excess(client[0] if client else "")
+        if wait is not None:
+            return Refusal(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests from this address: wait a moment.", wait)
+        if scope["method"] in _SAFE:
+            return None
+        headers = Headers(scope=scope)
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "A body of application/json was expected.")
+        return same_origin(headers)
+
+    def _with_headers(self, scope: Scope, send: Send) -> Send:
+        policy = CHART_POLICY if scope["path"].strip("/") in self._charts else STRICT_POLICY
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _ALWAYS.items():
+                    headers[name] = value
+                headers["content-security-policy"] = policy
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        return sending
+
+
+async def _body(headers: Headers, receive: Receive) -> bytes | Refusal:
+    """Read a body that is neither too large nor too slow."""
+    too_large = Refusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"A body of at most {BODY_BYTES:,} bytes was expected: send less at a time.",
+    )
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > BODY_BYTES:
+        return too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return bytes(body)
+                body += message.get("body", b"")
+                if len(body) > BODY_BYTES:
+                    return too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError:
+        return Refusal(HTTPStatus.REQUEST_TIMEOUT, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.")
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    told = False
+
+    async def replaying() -> Message:
+        nonlocal told
+        if told:
+            return await receive()
+        told = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replaying

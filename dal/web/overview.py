@@ -1,0 +1,450 @@
+"""What the campaign page tells: numbers as JSON, and figures as Bokeh's."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from bokeh.embed import json_item
+from bokeh.plotting import figure as Figure  # noqa: N812 - a method below has the name
+from pydantic import BaseModel
+
+from dal import figures
+from dal.agreement import majority
+from dal.campaign import Campaign, Round
+from dal.campaign.activity import Activity, Work
+from dal.campaign.control import Control
+from dal.coordinator import features_of, status
+from dal.errors import InputError
+from dal.map import PoolMap
+from dal.stopping import parse
+from dal.web.records import Records
+from dal.web.state import Standing
+
+PACE = timedelta(minutes=15)
+FEW = 20
+"""Answers in the last quarter of an hour below which no time left is told."""
+
+MAP = "map.npz"
+DRAWN = 2500
+"""Records of earlier batches, and of this one, that are put on the map."""
+
+_SKIPS = 0.3
+_HASTE = 0.2
+
+FigureName = Literal["accuracy", "balance", "stopping", "people", "agreement", "pace", "pauses", "scores", "map"]
+
+
+class ClassCount(BaseModel):
+    """Labels of one class."""
+
+    name: str
+    labels: int
+
+
+class Verdict(BaseModel):
+    """What a stopping criterion says."""
+
+    criterion: str
+    stop: bool
+    value: float | None
+    threshold: float
+    reason: str
+
+
+class Person(BaseModel):
+    """What one annotator has done; `agreement` with others, on `together` records that others answered, too."""
+
+    name: str
+    answers: int
+    skipped: int
+    median_seconds: float | None
+    last_at: datetime
+    agreement: float | None
+    together: int
+
+
+class Told(BaseModel):
+    """What a manager told the campaign to do."""
+
+    act: str
+    person: str
+    at: datetime
+
+
+class Overview(BaseModel):
+    """Everything on the campaign page but the figures.
+
+    Attributes
+    ----------
+    per_hour
+        Answers an hour, over the last quarter of one.
+    left_low, left_high
+        Seconds until the batch is answered at that pace, as an interval; None below 20 answers.
+    version
+        Changes when a figure may have changed.
+    """
+
+    standing: Standing
+    name: str
+    pool: str
+    n_rows: int
+    learner: str
+    strategy: str
+    labels: int
+    asked: int
+    budget: int | None
+    accuracy: str
+    classes: list[ClassCount]
+    verdicts: list[Verdict]
+    people: list[Person]
+    per_hour: float
+    left_low: float | None
+    left_high: float | None
+    warnings: list[str]
+    actions: list[Told]
+    figures: list[FigureName]
+    version: str
+
+
+class Overviews:
+    """Computes what the campaign page shows.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    records : Records
+        The pool's, for the map.
+    """
+
+    def __init__(self, campaign: Campaign, records: Records) -> None:
+        self._campaign = campaign
+        self._records = records
+        self._activity = Activity(campaign)
+        self._control = Control(campaign)
+        self._draw: dict[FigureName, Callable[[], list[Figure]]] = {
+            "accuracy": self._accuracy,
+            "balance": self._balance,
+            "stopping": self._stopping,
+            "people": self._people,
+            "agreement": self._agreement,
+            "pace": self._pace,
+            "pauses": self._pauses,
+            "scores": self._scores,
+            "map": self._map,
+        }
+        self._places: dict[int, tuple[float, float]] = {}
+
+    def now(self, standing: Standing) -> Overview:
+        """Give all but the figures."""
+        campaign, settings = self._campaign, self._campaign.settings
+        known = status(campaign)
+        past = campaign.rounds()
+        work = self._activity.work()
+        names, shares, together = self._pairs()
+        lately = self._activity.lately(PACE)
+        low, high = time_left(standing.pending, lately, PACE)
+        return Overview(
+            standing=standing,
+            name=campaign.directory.name,
+            pool=settings.pool,
+            n_rows=past[-1].n_rows if past else campaign.n_rows,
+            learner=settings.learner,
+            strategy=settings.strategy,
+            labels=known.labels,
+            asked=known.asked,
+            budget=_budget(settings.stop),
+            accuracy=known.accuracy.text,
+            classes=[ClassCount(name=name, labels=count) for name, count in known.per_class.items()],
+            verdicts=[Verdict(**vars(each)) for each in known.verdicts],
+            people=[_person(each, names, shares, together) for each in work],
+            per_hour=lately * 3600 / PACE.total_seconds(),
+            left_low=low,
+            left_high=high,
+            warnings=[*known.notes, *_warnings(known.per_class, work, past)],
+            actions=[Told(**vars(each)) for each in reversed(self._control.history()[-20:])],
+            figures=self._there(past, work, names, known.labels),
+            version=f"{standing.round} {standing.step} {campaign.last_answer()}",
+        )
+
+    def figure(self, name: FigureName, theme: Literal["light", "dark"]) -> list[dict[str, Any]]:
+        """Give figures as Bokeh's JSON, for ``Bokeh.embed.embed_item``."""
+        return [dict(json_item(each, theme=figures.THEMES[theme])) for each in self._draw[name]()]
+
+    def _there(self, past: list[Round], work: list[Work], names: list[str], labels: int) -> list[FigureName]:
+        """Name the figures that have something to show."""
+        known: dict[FigureName, bool] = {
+            "accuracy": any(record.explore_asked for record in self._campaign.history()),
+            "balance": labels > 0,
+            "stopping": bool(self._campaign.settings.stop) and any(each.status == "closed" for each in past),
+            "people": bool(work),
+            "agreement": len(names) > 1,
+            "pace": labels >= FEW,
+            "pauses": any(each.opened_at for each in past),
+            "map": (self._campaign.directory / MAP).exists() and bool(past),
+            "scores": any((each.summary or {}).get("histogram") for each in past),
+        }
+        return [name for name, there in known.items() if there]
+
+    def _accuracy(self) -> list[Figure]:
+        return [figures.accuracy_curve(self._campaign.history())]
+
+    def _balance(self) -> list[Figure]:
+        past = self._campaign.rounds()
+        newest = self._campaign.latest_answers(asked_in=past[-1].number).labels if past else np.empty(0, np.int64)
+        new = np.bincount(newest[newest >= 0], minlength=len(self._campaign.settings.classes)).tolist()
+        counts = status(self._campaign).per_class
+        shares = [figures.Balance(name, labels, new[at]) for at, (name, labels) in enumerate(counts.items())]
+        return [figures.class_balance(shares)]
+
+    def _stopping(self) -> list[Figure]:
+        history = self._campaign.history()
+        shown = []
+        for text in self._campaign.settings.stop:
+            criterion = parse(text)
+            told = [
+                criterion.judge(history[: at + 1], record.labels, record.hours) for at, record in enumerate(history)
+            ]
+            shown.append(
+                figures.Criterion(
+                    text,
+                    told[-1].reason,
+                    told[-1].stop,
+                    told[-1].threshold,
+                    [r.number for r in history],
+                    [t.value for t in told],
+                )
+            )
+        return figures.stopping_criteria(shown)
+
+    def _people(self) -> list[Figure]:
+        work = self._activity.work()
+        return [
+            figures.annotators([figures.Annotator(w.name, w.answers, w.skipped, w.median_seconds) for w in work[:30]])
+        ]
+
+    def _agreement(self) -> list[Figure]:
+        names, shares, together = self._pairs()
+        return [
+            figures.agreement_matrix(names[:20], shares[:20, :20], together[:20, :20], what="share of equal answers")
+        ]
+
+    def _pairs(self) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        known = self._campaign.latest_answers()
+        return agreements(known.rows, known.annotators, known.labels)
+
+    def _pace(self) -> list[Figure]:
+        hours, pace = paces(self._activity.arrivals(), self._campaign.created_at)
+        return [figures.throughput(hours, pace)]
+
+    def _pauses(self) -> list[Figure]:
+        return [figures.pauses(pauses(self._campaign.rounds())[-40:])]
+
+    def _scores(self) -> list[Figure]:
+        histograms = [each.summary["histogram"] for each in self._campaign.rounds() if each.summary is not None]
+        if not histograms:
+            raise InputError("no scan has scored the pool yet")
+        return [figures.score_histogram(histograms[-1])]
+
+    def _map(self) -> list[Figure]:
+        campaign = self._campaign
+        pool_map = PoolMap.load(campaign.directory / MAP)
+        if pool_map is None:
+            raise InputError("this campaign has no map yet; dal map makes one")
+        newest = campaign.rounds()[-1].number
+        batch = {each.row: each for each in campaign.batch(newest)}
+        others = np.setdiff1d(campaign.asked_rows(), list(batch))
+        # An even share of the rest is enough to see where labels are; reading them all is not free.
+        shown = [*batch, *others[:: max(1, -(-len(others) // DRAWN))].tolist()][: 2 * DRAWN]
+        new = np.array([row for row in shown if row not in self._places], dtype=np.int64)
+        if len(new):
+            placed = pool_map.projection.place(features_of(campaign, new))
+            self._places |= dict(zip(new.tolist(), map(tuple, placed.tolist()), strict=True))
+        known = campaign.latest_answers()
+        labels = dict(
+            zip(*(c.tolist() for c in majority(known.rows, known.labels, seed=campaign.settings.seed)), strict=True)
+        )
+        places = np.array([self._places[row] for row in shown]).reshape(-1, 2)
+        points = figures.Points(
+            places[:, 0],
+            places[:, 1],
+            self._records.record_ids(shown),
+            np.array([labels.get(row, -1) for row in shown], dtype=np.int64),
+            np.array([row in batch for row in shown], dtype=bool),
+            [batch[row].score if row in batch else None for row in shown],
+        )
+        shape = figures.BatchMap(
+            pool_map.density, pool_map.extent, points, campaign.settings.classes, pool_map.projection.axes
+        )
+        return [figures.batch_map(shape)]
+
+
+def time_left(pending: int, lately: int, span: timedelta) -> tuple[float | None, float | None]:
+    """Estimate the seconds until so many records are answered, from the answers of the last span.
+
+    The interval is that of a Poisson count, its square root being its deviation; without 20 answers there is none.
+
+    Examples
+    --------
+    >>> time_left(100, 100, timedelta(minutes=15))
+    (752.5083612040134, 1119.402985074627)
+    >>> time_left(100, 3, timedelta(minutes=15))
+    (None, None)
+    """
+    if lately < FEW or not pending:
+        return None, None
+    deviation = 1.96 * lately**0.5
+    seconds = pending * span.total_seconds()
+    return seconds / (lately + deviation), seconds / (lately - deviation)
+
+
+def agreements(
+    rows: npt.NDArray[np.int64], annotators: list[str], labels: npt.NDArray[np.int64]
+) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Compare annotators who gave a class to the same records, pair by pair.
+
+    Parameters
+    ----------
+    rows, labels : ndarray of int64, shape (n,)
+    annotators : list of str
+        One latest answer of each annotator to each record; negative labels are skips, and are left out.
+
+    Returns
+    -------
+    names : list of str
+        Those who share a record with anyone.
+    shares : ndarray of float64, shape (m, m)
+        Share of equal classes; NaN where two have no record in common.
+    together : ndarray of int64, shape (m, m)
+        Records in common.
+
+    Examples
+    --------
+    >>> rows, labels = np.array([4, 4, 9, 9, 5]), np.array([0, 0, 1, 0, 1])
+    >>> names, shares, together = agreements(rows, ["a", "b", "a", "b", "c"], labels)
+    >>> names, float(shares[0, 1]), int(together[0, 1])
+    (['a', 'b'], 0.5, 2)
+    """
+    said: dict[int, dict[str, int]] = {}
+    for row, name, label in zip(rows.tolist(), annotators, labels.tolist(), strict=True):
+        if label >= 0:
+            said.setdefault(row, {})[name] = label
+    shared = [votes for votes in said.values() if len(votes) > 1]
+    names = sorted({name for votes in shared for name in votes})
+    at = {name: position for position, name in enumerate(names)}
+    equal, together = np.zeros((2, len(names), len(names)), dtype=np.int64)
+    for votes in shared:
+        for one, label in votes.items():
+            for other, theirs in votes.items():
+                together[at[one], at[other]] += 1
+                equal[at[one], at[other]] += label == theirs
+    with np.errstate(invalid="ignore"):
+        return names, equal / np.where(together, together, np.nan), together
+
+
+def paces(arrivals: list[datetime], start: datetime) -> tuple[list[float], list[float]]:
+    """Count the answers in 60 equal spans from the campaign's start to the last answer: hours, answers an hour."""
+    hours = np.array([(at - start).total_seconds() / 3600 for at in arrivals])
+    edges = np.linspace(0, max(float(hours.max(initial=0.0)), 1 / 60), 61)
+    counts, _ = np.histogram(hours, edges)
+    return edges[1:].tolist(), (counts / np.diff(edges)).tolist()
+
+
+def pauses(past: list[Round]) -> list[figures.Pause]:
+    """Split the time between a round's last answer and the next one's opening, as far as the database tells."""
+    told = []
+    for before, each in pairwise([None, *past]):
+        if each is None or each.opened_at is None:
+            continue
+        frozen, opened = datetime.fromisoformat(each.frozen_at), datetime.fromisoformat(each.opened_at)
+        idle = 0.0
+        if before is not None and before.closed_at is not None:
+            idle = (frozen - datetime.fromisoformat(before.closed_at)).total_seconds()
+        scored = min(float((each.summary or {}).get("seconds", 0.0)), (opened - frozen).total_seconds())
+        rest = (opened - frozen).total_seconds() - scored
+        told.append(figures.Pause(each.number, train=rest, score=scored, select=0.0, publish=0.0, wait=max(0.0, idle)))
+    return told
+
+
+def _person(work: Work, names: list[str], shares: npt.NDArray[np.float64], together: npt.NDArray[np.int64]) -> Person:
+    agreement, common = None, 0
+    if work.name in names:
+        me = names.index(work.name)
+        counts = np.delete(together[me], me)
+        common = int(counts.sum())
+        agreement = float(np.nansum(np.delete(shares[me], me) * counts) / common)
+    return Person(
+        name=work.name,
+        answers=work.answers,
+        skipped=work.skipped,
+        median_seconds=work.median_seconds,
+        last_at=work.last_at,
+        agreement=agreement,
+        together=common,
+    )
+
+
+def _budget(stop: tuple[str, ...]) -> int | None:
+    limits = [
+        criterion.n
+        for criterion in map(parse, stop)
+        if hasattr(criterion, "n") and "labels" in type(criterion).__name__.lower()
+    ]
+    return min(limits, default=None)
+
+
+def _warnings(per_class: dict[str, int], work: list[Work], past: list[Round]) -> Iterator[str]:
+    labels = sum(per_class.values())
+    if labels >= FEW:
+        for name, count in per_class.items():
+            if not count:
+                yield f"No record was labelled {name} so far: the learner cannot know this class."
+    for each in work:
+        if each.answers >= FEW and each.skipped / each.answers > _SKIPS:
+            yield f"{each.name} skipped {each.skipped / each.answers:.0%} of {each.answers:,} records."
+        if each.answers >= FEW and each.hasty / min(each.answers, Activity.TIMED) > _HASTE:
+            yield f"{each.name} gave {each.hasty:,} of the last answers in less than {Activity.HASTY_SECONDS} s each."
+    invalid = max((int((each.summary or {}).get("invalid", 0)) for each in past), default=0)
+    if invalid:
+        yield f"{invalid:,} records of the pool hold NaN or infinite values: they are never asked."
+
+
+# -- exports -----------------------------------------------------------------------------------------------------------
+
+
+COLUMNS = (
+    "record_id", "row", "round", "annotator", "status", "label", "skip_reason", "lead_time", "answered_at",
+    "received_at", "late", "source", "event_id",
+)  # fmt: skip
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def exported(campaign: Campaign, form: Literal["csv", "jsonl"]) -> Iterator[str]:
+    """Give every answer that counts, a line each, as CSV or JSON lines."""
+    classes = campaign.settings.classes
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    if form == "csv":
+        writer.writerow(COLUMNS)
+    for answer in Activity(campaign).standing():
+        told = {name: getattr(answer, name) for name in COLUMNS}
+        told["label"] = None if answer.label is None else classes[answer.label]
+        if form == "jsonl":
+            yield json.dumps(told, ensure_ascii=False) + "\n"
+            continue
+        writer.writerow(_guarded(value) for value in told.values())
+        yield buffer.getvalue()
+        buffer.seek(0)
+        buffer.truncate()
+    if form == "csv" and buffer.tell():
+        yield buffer.getvalue()
+
+
+def _guarded(value: object) -> object:
+    """Put an apostrophe before what a spreadsheet would run as a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -1,0 +1,198 @@
+"""Records as the labelling page gets them: their display fields as JSON, images as PNG."""
+
+import io
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import BaseModel
+
+from dal.errors import DalError, InputError
+from dal.pool import Pool
+
+LONGEST_TEXT = 50_000
+"""Characters of a field that are shown."""
+
+FEATURES_SHOWN = 32
+"""Features that are shown of a record that has nothing else to show."""
+
+_CACHED_RECORDS = 20_000
+_CACHED_IMAGES = 2_000
+_SAFE_INTEGER = 2**53  # beyond it JavaScript rounds
+
+Value = str | bool | int | float | None
+V = TypeVar("V")
+
+
+class Field(BaseModel):
+    """A display field of one record."""
+
+    name: str
+    value: Value
+
+
+class Content(BaseModel):
+    """What a record shows of itself; `error` says why something of it cannot be shown."""
+
+    fields: list[Field]
+    image: str | None = None
+    error: str | None = None
+
+
+class Records:
+    """Reads records for people to look at, each once: pages ask for the same few hundred again and again.
+
+    Parameters
+    ----------
+    pool : Pool
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._contents: _Cache[Content] = _Cache(_CACHED_RECORDS)
+        self._images: _Cache[bytes] = _Cache(_CACHED_IMAGES)
+        # A record costs its whole chunk; one reader at a time bounds the memory, whatever the number of pages.
+        self._reading = threading.Lock()
+
+    @property
+    def have_images(self) -> bool:
+        """Whether the records themselves are images, of shape (h, w, c)."""
+        return len(self._pool.record_shape) == 3
+
+    def contents(self, rows: Sequence[int]) -> list[Content]:
+        """Give what records show, in the order asked; one that cannot be read says so and spares the others."""
+        missing = [row for row in dict.fromkeys(rows) if self._contents.get(row) is None]
+        if missing:
+            with self._reading:
+                try:
+                    for row, content in zip(missing, self._read(missing), strict=True):
+                        self._contents.put(row, content)
+                except DalError:
+                    for row in missing:
+                        self._contents.put(row, self._alone(row))
+        return [self._contents.get(row) or self._alone(row) for row in rows]
+
+    def record_ids(self, rows: Sequence[int]) -> list[str]:
+        """Give the ids of records, in the order asked."""
+        with self._reading:
+            return self._pool.record_ids(np.array(rows, dtype=np.int64))
+
+    def image(self, row: int) -> bytes:
+        """Give a record's image as PNG.
+
+        Raises
+        ------
+        InputError
+            If the pool has no images, or this one cannot be shown.
+        PoolError
+            If it cannot be read.
+        """
+        known = self._images.get(row)
+        if known is None:
+            if not self.have_images:
+                raise InputError(f"{self._pool.path} holds no images")
+            with self._reading:
+                pixels = self._pool.take([row]).reshape(self._pool.record_shape)
+            known = as_png(pixels, whole=self._pool.dtype == np.uint8)
+            self._images.put(row, known)
+        return known
+
+    def _read(self, rows: list[int]) -> list[Content]:
+        columns = self._pool.display(rows)
+        fields = [
+            [Field(name=name, value=_plain(values[at])) for name, values in columns.items()] for at in range(len(rows))
+        ]
+        if not columns and not self.have_images:
+            fields = [_features(record) for record in self._pool.take(rows)]
+        error = None
+        if self.have_images and self._pool.record_shape[2] not in (1, 3, 4):
+            error = f"images have 1, 3 or 4 channels, and this one has {self._pool.record_shape[2]}."
+        return [
+            Content(fields=given, image=f"media/{row}/image" if self.have_images else None, error=error)
+            for row, given in zip(rows, fields, strict=True)
+        ]
+
+    def _alone(self, row: int) -> Content:
+        try:
+            return self._read([row])[0]
+        except DalError as error:
+            return Content(fields=[], error=str(error))
+
+
+def as_png(pixels: npt.NDArray[np.float32], *, whole: bool) -> bytes:
+    """Draw an image of shape (h, w, c) as PNG.
+
+    Parameters
+    ----------
+    pixels : ndarray of float32, shape (h, w, c)
+        1 channel is grey, 3 are red, green and blue, 4 have opacity besides.
+    whole : bool
+        Whether the values are 0 to 255 and shown as they are. Else those within 0 to 1 are shown on that scale, and any
+        other on the scale of the image's own lowest and highest value.
+
+    Raises
+    ------
+    InputError
+        If it has another number of channels, or values that are no numbers.
+    """
+    channels = pixels.shape[2]
+    if channels not in (1, 3, 4):
+        raise InputError(f"an image of 1, 3 or 4 channels was expected, this one has {channels}")
+    if not np.isfinite(pixels).all():
+        raise InputError("an image of finite values was expected, this one has NaN or infinite ones")
+    if whole:
+        scaled = pixels
+    else:
+        low, high = min(0.0, float(np.min(pixels))), max(1.0, float(np.max(pixels)))
+        if low < 0.0 or high > 1.0:
+            low, high = float(np.min(pixels)), float(np.max(pixels))
+        scaled = (pixels - low) * (255.0 / (high - low if high > low else 1.0))
+    values = np.rint(scaled).clip(0, 255).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(values[:, :, 0] if channels == 1 else values).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _features(record: npt.NDArray[np.float32]) -> list[Field]:
+    return [
+        Field(name=f"feature {at}", value=_plain(value)) for at, value in enumerate(record[:FEATURES_SHOWN].tolist())
+    ]
+
+
+def _plain(value: object) -> Value:
+    """Give a value that JSON can hold and JavaScript does not change."""
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
+        return value if abs(value) <= _SAFE_INTEGER else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    text = str(value)
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]} … ({len(text):,} characters in all)"
+
+
+class _Cache(Generic[V]):
+    """Keeps the entries that were used last; safe to use from several threads."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._held: OrderedDict[int, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: int) -> V | None:
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+            return self._held.get(key)
+
+    def put(self, key: int, value: V) -> None:
+        with self._lock:
+            self._held[key] = value
+            self._held.move_to_end(key)
+            while len(self._held) > self._size:
+                self._held.popitem(last=False)

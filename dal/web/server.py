@@ -1,0 +1,127 @@
+"""Running the pages' server: where it listens, and what is refused before it does."""
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import uvicorn
+
+from dal.campaign import Annotators, Campaign
+from dal.errors import SettingsError
+from dal.web.app import Options, create_app
+from dal.web.doors import is_loopback
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where the server listens.
+
+    Attributes
+    ----------
+    host : str
+        Address; one that others can reach takes annotator tokens.
+    port : int
+        0 takes a free one.
+    tls_certificate, tls_key : Path or None
+        PEM files; both, or neither.
+    trusted_proxy : str or None
+        Address of a proxy whose X-Forwarded headers are believed; without one they are ignored.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    trusted_proxy: str | None = None
+
+    def check(self, campaign: Campaign) -> None:
+        """Refuse what would let strangers in.
+
+        Raises
+        ------
+        SettingsError
+            If others can reach the address and the campaign has no tokens, or only one of two TLS files is given.
+        """
+        if not is_loopback(self.host) and not Annotators(campaign).all():
+            raise SettingsError(
+                f"{self.host} can be reached by others, and this campaign has no annotators with tokens: whoever came"
+                " would be its manager. Give everyone a link of their own first (dal annotator add), or listen on"
+                " 127.0.0.1"
+            )
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise SettingsError("a certificate and its key were expected, only one of the two came")
+
+    @property
+    def private(self) -> bool:
+        """Whether nobody but this machine's own users can reach it."""
+        return is_loopback(self.host)
+
+
+class Server:
+    """A server that listens already, and answers as soon as it runs.
+
+    Attributes
+    ----------
+    url : str
+        The address to open, as far as this machine knows it.
+    """
+
+    def __init__(self, server: uvicorn.Server, listening: Listening) -> None:
+        self._server = server
+        try:
+            family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
+            self._socket = socket.create_server((listening.host, listening.port), family=family, backlog=2048)
+        except OSError as error:
+            raise SettingsError(
+                f"{listening.host}, port {listening.port}, cannot be listened on: {error.strerror or error}."
+                " Choose another one; port 0 takes any that is free"
+            ) from error
+        host = f"[{listening.host}]" if ":" in listening.host else listening.host
+        scheme = "http" if listening.tls_certificate is None else "https"
+        self.url = f"{scheme}://{host}:{self._socket.getsockname()[1]}/"
+
+    def __enter__(self) -> Self:
+        """Give the server itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Listen no longer."""
+        self._socket.close()
+
+    def run(self) -> None:
+        """Answer requests until the process is told to end."""
+        self._server.run(sockets=[self._socket])
+
+    def end(self) -> None:
+        """Make `run`, in another thread, return."""
+        self._server.should_exit = True
+
+
+def make_server(campaign: Campaign, listening: Listening, options: Options) -> Server:
+    """Check everything and make a server that listens.
+
+    Raises
+    ------
+    SettingsError
+        See `Listening.check`; or if the address is not free.
+    PoolError
+        If the campaign's pool cannot be opened.
+    """
+    listening.check(campaign)
+    config = uvicorn.Config(
+        create_app(campaign, options),
+        ssl_certfile=listening.tls_certificate,
+        ssl_keyfile=listening.tls_key,
+        # uvicorn believes every proxy on this machine unless told otherwise.
+        proxy_headers=listening.trusted_proxy is not None,
+        forwarded_allow_ips=listening.trusted_proxy or "",
+        ws="none",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=5,
+        limit_concurrency=2000,
+    )
+    return Server(uvicorn.Server(config), listening)

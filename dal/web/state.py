@@ -1,0 +1,138 @@
+"""Where a campaign stands, as its pages show it."""
+
+import threading
+import time
+from datetime import UTC, datetime
+from statistics import median
+from typing import Literal
+
+from pydantic import BaseModel
+
+from dal.campaign import Campaign, Queue, Round
+from dal.campaign.activity import Activity
+from dal.campaign.control import Control
+from dal.coordinator import status
+
+Phase = Literal["waiting", "training", "open", "between", "paused", "stopped"]
+
+_FRESH_SECONDS = 1.0
+"""For so long what is common to all pages is not computed anew, however many ask."""
+
+
+class Standing(BaseModel):
+    """What all pages show alike.
+
+    Attributes
+    ----------
+    phase
+        ``waiting``: no round has begun; ``training``: one is in preparation, see `step`; ``open``: records are asked;
+        ``between``: every record is answered, and the next round has not begun; ``paused`` and ``stopped``: see
+        `reasons`.
+    round, step
+        The newest round and its status.
+    since
+        When the step began, UTC.
+    usual_pause
+        Seconds that preparing a round took in the median; None before the second round.
+    size, answered, pending
+        Records of the newest batch; those with all answers that they need; the rest.
+    active
+        People who hold records now.
+    """
+
+    phase: Phase
+    round: int
+    step: Literal["none", "frozen", "fitted", "scanned", "open", "closed"]
+    since: datetime
+    usual_pause: float | None
+    reasons: list[str]
+    size: int
+    answered: int
+    pending: int
+    active: int
+
+
+class Standings:
+    """Gives a campaign's standing, computed at most once a second.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    """
+
+    def __init__(self, campaign: Campaign) -> None:
+        self._campaign = campaign
+        self._control = Control(campaign)
+        self._queue = Queue(campaign)
+        self._activity = Activity(campaign)
+        self._computing = threading.Lock()
+        self._known: Standing | None = None
+        self._until = 0.0
+        self._verdicts: tuple[tuple[int, int], list[str]] = ((-1, -1), [])
+
+    def now(self, *, fresh: bool = False) -> Standing:
+        """Give the standing; `fresh` after something was changed."""
+        with self._computing:
+            if fresh or self._known is None or time.monotonic() >= self._until:
+                self._known = self._computed()
+                self._until = time.monotonic() + _FRESH_SECONDS
+            return self._known
+
+    def _computed(self) -> Standing:
+        past = self._campaign.rounds()
+        last = past[-1] if past else None
+        progress = self._queue.progress("-")  # nobody's: what the team has done
+        pending = progress.batch - progress.answered if last is not None and last.status == "open" else 0
+        phase, reasons = self._phase(last, pending)
+        size, answered = (progress.batch, progress.answered) if phase in ("open", "between", "paused") else (0, 0)
+        return Standing(
+            phase=phase,
+            round=0 if last is None else last.number,
+            step="none" if last is None else last.status,
+            since=self._campaign.created_at if last is None else _since(last),
+            usual_pause=usual_pause(past),
+            reasons=reasons,
+            size=size,
+            answered=answered,
+            pending=pending,
+            active=self._activity.active(),
+        )
+
+    def _phase(self, last: Round | None, pending: int) -> tuple[Phase, list[str]]:
+        told = self._control.in_force
+        if told is not None:
+            said = f"{'Stopped' if told.act == 'stop' else 'Paused'} by {told.person} on {told.at:%d %B at %H:%M} UTC."
+            return ("stopped" if told.act == "stop" else "paused"), [said]
+        if last is None:
+            return "waiting", []
+        if last.status in ("frozen", "fitted", "scanned"):
+            return "training", []
+        if last.status == "open" and pending:
+            return "open", []
+        reasons = self._stopping(last)
+        return ("stopped", reasons) if reasons else ("between", [])
+
+    def _stopping(self, last: Round) -> list[str]:
+        """Ask the stopping criteria, anew only where an answer has come since."""
+        if last.status != "closed":
+            return []
+        key = (last.number, self._campaign.last_answer())
+        if self._verdicts[0] != key:
+            reached = [each.reason for each in status(self._campaign).verdicts if each.stop]
+            self._verdicts = (key, [reason[:1].upper() + reason[1:] + "." for reason in reached])
+        return self._verdicts[1]
+
+
+def usual_pause(past: list[Round]) -> float | None:
+    """Median seconds from the freeze of a round to its opening, over the last ten rounds that learned from labels."""
+    spans = [
+        (datetime.fromisoformat(each.opened_at) - datetime.fromisoformat(each.frozen_at)).total_seconds()
+        for each in past[-10:]
+        if each.opened_at is not None and each.model is not None
+    ]
+    return median(spans) if spans else None
+
+
+def _since(last: Round) -> datetime:
+    at = {"open": last.opened_at, "closed": last.closed_at}.get(last.status) or last.frozen_at
+    return datetime.fromisoformat(at).astimezone(UTC)

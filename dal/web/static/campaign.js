@@ -1,0 +1,144 @@
+import { ask, Failure } from "./api.js";
+import { count, find, make, span } from "./dom.js";
+
+const POLL = 4000;
+const REDRAW = 15000; // figures follow the answers at this distance at most
+const SAID = { waiting: "not begun", training: "preparing the next batch", open: "labelling", between: "between rounds", paused: "paused", stopped: "stopped" };
+const ASKED = {
+  pause: ["Pause the campaign?", "Nobody gets records until you go on. Records in hand go back; answers that are on their way are kept.", "Pause"],
+  resume: ["Go on?", "Annotators get records again.", "Go on"],
+  close: ["Close this round early?", "The learner learns from the answers so far. Unanswered records of this batch are not asked again; late answers are kept.", "Close the round"],
+  stop: ["Stop the campaign?", "Nobody gets records, and no further round begins. Nothing is deleted, and you can go on later.", "Stop the campaign"],
+};
+const dark = matchMedia("(prefers-color-scheme: dark)");
+let drawn = { version: null, at: 0 };
+let shown = null;
+
+function draw(overview) {
+  const { standing } = overview;
+  shown = overview;
+  document.title = `${overview.name}: ${SAID[standing.phase]}`;
+  find("name").textContent = overview.name;
+  find("phase").textContent = standing.round ? `round ${standing.round}, ${SAID[standing.phase]}` : SAID[standing.phase];
+  find("phase").className = standing.phase === "paused" || standing.phase === "stopped" ? "badge" : "badge calm";
+  find("about").textContent = `${count(overview.n_rows)} records · ${overview.strategy} · ${overview.learner}`;
+  find("batch").textContent = standing.size ? `${count(standing.answered)} of ${count(standing.size)}` : "–";
+  find("progress").max = Math.max(1, standing.size);
+  find("progress").value = standing.answered;
+  find("left").textContent = left(overview);
+  find("labels").textContent = count(overview.labels);
+  find("budget").textContent = overview.budget ? `of ${count(overview.budget)} budgeted` : `${count(overview.asked)} asked`;
+  find("pace").textContent = `${count(Math.round(overview.per_hour))} / h`;
+  find("active").textContent = `${count(standing.active)} ${standing.active === 1 ? "person" : "people"} at work`;
+  const [value, ...rest] = overview.accuracy.split(" ");
+  const measured = /^[01]\./.test(value);
+  find("accuracy").textContent = measured ? `${(100 * Number(value)).toFixed(1)} %` : "–";
+  find("accuracy-text").textContent = measured ? rest.join(" ") : overview.accuracy;
+  drawLists(overview);
+  for (const button of document.querySelectorAll("[data-act]")) {
+    const halted = standing.phase === "paused" || standing.phase === "stopped";
+    const allowed = { pause: !halted, resume: halted, close: standing.step === "open", stop: standing.phase !== "stopped" };
+    button.hidden = button.dataset.act === "resume" ? !halted : button.dataset.act === "pause" ? halted : false;
+    button.disabled = !allowed[button.dataset.act];
+  }
+  drawFigures(overview);
+}
+
+function left({ standing, left_low, left_high }) {
+  if (standing.phase === "training") return standing.usual_pause ? `the next one usually takes ${span(standing.usual_pause)}` : "the next one is in preparation";
+  if (standing.reasons.length) return standing.reasons.join(" ");
+  if (left_low === null) return standing.pending ? "time left: told after 20 answers in 15 minutes" : "";
+  return `${span(left_low)} to ${span(left_high)} left at this pace`;
+}
+
+function drawLists(overview) {
+  find("warnings").hidden = !overview.warnings.length;
+  find("warnings").replaceChildren(...overview.warnings.map((text) => make("p", { class: "notice warn" }, text)));
+  find("verdicts").replaceChildren(...(overview.verdicts.length
+    ? overview.verdicts.map((each) => make("li", {}, make("b", {}, each.stop ? "Stop: " : ""), each.reason))
+    : [make("li", {}, "No criterion was chosen: the campaign goes on until somebody stops it.")]));
+  find("people").replaceChildren(...overview.people.map((each) => make("tr", {},
+    make("th", { scope: "row" }, each.name), make("td", {}, count(each.answers)), make("td", {}, each.answers ? `${Math.round((100 * each.skipped) / each.answers)} %` : "–"),
+    make("td", {}, each.median_seconds === null ? "–" : `${each.median_seconds.toFixed(1)} s`),
+    make("td", {}, each.agreement === null ? "–" : `${Math.round(100 * each.agreement)} % of ${count(each.together)}`),
+    make("td", {}, `${span((Date.now() - Date.parse(each.last_at)) / 1000)} ago`))));
+  if (!overview.people.length) find("people").replaceChildren(make("tr", {}, make("td", { colspan: 6 }, "Nobody has answered yet.")));
+  find("actions").replaceChildren(...(overview.actions.length
+    ? overview.actions.map((each) => make("li", {}, `${new Date(each.at).toLocaleString()}: ${each.person}: ${each.act}`))
+    : [make("li", {}, "Nothing yet.")]));
+}
+
+async function drawFigures(overview) {
+  const version = `${overview.version} ${dark.matches}`;
+  if (version === drawn.version || (drawn.version !== null && Date.now() - drawn.at < REDRAW && drawn.dark === dark.matches)) return;
+  drawn = { version, at: Date.now(), dark: dark.matches };
+  for (const place of document.querySelectorAll("[data-figure]")) {
+    const name = place.dataset.figure;
+    const there = overview.figures.includes(name);
+    // The stopping criteria have words to say before there is anything to draw.
+    if (place.matches("article")) place.hidden = !there && name !== "stopping";
+    const target = place.matches("article") ? place.querySelector(".figure") : place;
+    if (!there) target.replaceChildren();
+    else await embed(name, target);
+  }
+}
+
+async function embed(name, target) {
+  let answer;
+  try {
+    answer = await ask(`api/figures/${name}?theme=${dark.matches ? "dark" : "light"}`);
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    target.replaceChildren(make("p", { class: "muted" }, `It cannot be drawn now: ${error.message}`));
+    return;
+  }
+  const places = answer.figures.map(() => make("div"));
+  target.replaceChildren(...places);
+  for (const [at, item] of answer.figures.entries()) await Bokeh.embed.embed_item(item, places[at]);
+}
+
+async function refresh() {
+  try {
+    const overview = await ask("api/campaign");
+    find("problem").hidden = true;
+    draw(overview);
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    find("problem").hidden = false;
+    find("problem").textContent = { offline: "The server cannot be reached. This page tries again by itself.", token: `Your link is needed. ${error.message}` }[error.kind] ?? error.message;
+  }
+}
+
+for (const button of document.querySelectorAll("[data-act]")) {
+  button.addEventListener("click", () => {
+    const [title, text, yes] = ASKED[button.dataset.act];
+    find("sure-title").textContent = title;
+    find("sure-text").textContent = text;
+    find("yes").textContent = yes;
+    find("sure").dataset.act = button.dataset.act;
+    find("sure").returnValue = "no";
+    find("sure").showModal();
+  });
+}
+find("sure").addEventListener("close", async () => {
+  if (find("sure").returnValue !== "yes") return;
+  const { act } = find("sure").dataset;
+  try {
+    await ask("api/actions", { act });
+    find("say").textContent = `Done: ${ASKED[act][2]}.`;
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    find("problem").hidden = false;
+    find("problem").textContent = error.message;
+    return;
+  }
+  await refresh();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
+  if (event.key === "r") refresh();
+});
+dark.addEventListener("change", () => shown && drawFigures(shown));
+
+await refresh();
+setInterval(() => document.hidden || refresh(), POLL);

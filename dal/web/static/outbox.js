@@ -1,0 +1,43 @@
+/**
+ * What the server has not confirmed yet, in the order in which it was done.
+ *
+ * It lies in localStorage, so it outlives a reload, a crash of the browser and a server that is gone for days. Each
+ * entry has a key of its own: two tabs of one person add to the same outbox, and neither overwrites the other's.
+ */
+export class Outbox {
+  constructor(campaign, annotator, storage = window.localStorage) {
+    this.prefix = `dal/${campaign}/${annotator}/outbox/`;
+    this.storage = storage;
+    this.last = 0;
+  }
+
+  /** Add an operation; it is on disk when this returns. */
+  push(operation) {
+    // The clock orders entries across tabs and reloads; within one millisecond the counter does.
+    this.last = Math.max(Date.now(), this.last + 1);
+    const key = `${this.prefix}${String(this.last).padStart(15, "0")}/${operation.event_id ?? operation.new_event_id}`;
+    this.storage.setItem(key, JSON.stringify(operation));
+    return key;
+  }
+
+  /** All operations as [key, operation], the oldest first. */
+  entries() {
+    const keys = Object.keys(this.storage).filter((key) => key.startsWith(this.prefix)).sort();
+    return keys.map((key) => [key, JSON.parse(this.storage.getItem(key))]).filter(([, operation]) => operation !== null);
+  }
+
+  get size() {
+    return Object.keys(this.storage).filter((key) => key.startsWith(this.prefix)).length;
+  }
+
+  drop(keys) {
+    for (const key of keys) this.storage.removeItem(key);
+  }
+
+  /** Take an operation out of the way that the server will never accept, without losing it. */
+  setAside(key) {
+    const value = this.storage.getItem(key);
+    if (value !== null) this.storage.setItem(key.replace("/outbox/", "/refused/"), value);
+    this.storage.removeItem(key);
+  }
+}

@@ -1,0 +1,334 @@
+import { ask, Failure } from "./api.js";
+import { Outbox } from "./outbox.js";
+
+/** Records held ready, so that the next one is on screen before the server has heard of the last answer. */
+export const AHEAD = 10;
+const AT_ONCE = 50;
+const POLL = 3000;
+const RENEW = 60000;
+const LONGEST_WAIT = 15000;
+
+/**
+ * What an annotator does, apart from how it looks: the records in hand, those answered, and the traffic with the server.
+ *
+ * An answer belongs to the record that was on screen, because it is made from that record and nothing else: however
+ * late the server is, no key is credited to another one. `told` is called after every change.
+ */
+export class Work {
+  constructor(told) {
+    this.told = told;
+    this.state = null; // of the campaign, as the server said last
+    this.queue = []; // records in hand; the first is on screen unless `looking` is set
+    this.done = []; // answered records, the oldest first
+    this.looking = null; // an entry of `done` that is on screen again
+    this.failure = null; // why the server does not answer as it should
+    this.remark = null; // {text, kind}: one line about something that went otherwise than expected
+    this.finished = false;
+    this.dry = false; // the server had no more records when it was asked last
+    this.outbox = null;
+    this.busy = false;
+    this.again = false;
+    this.pause = 0;
+    this.timer = 0;
+    this.shown = { row: null, at: 0, hidden: 0, since: null };
+  }
+
+  async start() {
+    await this.#reachState();
+    if (!this.state) return;
+    addEventListener("online", () => this.sync());
+    document.addEventListener("visibilitychange", () => this.#visible());
+    setInterval(() => this.renew(), RENEW);
+    await this.sync();
+  }
+
+  async #reachState() {
+    try {
+      const state = await ask("api/state");
+      this.outbox ??= new Outbox(state.campaign.id, state.me.name);
+      const past = await ask("api/history?n=200");
+      this.failure = null;
+      this.state = state;
+      const unsent = this.outbox.entries().map(([, operation]) => operation);
+      this.done = past.answers.filter((each) => !unsent.some((one) => one.undoes === each.event_id));
+      for (const one of unsent) if (one.kind === "answer") this.#remember(one, null);
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      this.failure = error;
+      if (error.kind === "offline" || error.kind === "busy") this.#later(() => this.start());
+    }
+    this.told();
+  }
+
+  // -- what is on screen ---------------------------------------------------------------------------------------------
+
+  get current() {
+    if (this.looking) return this.looking.record;
+    return this.finished ? null : (this.queue[0] ?? null);
+  }
+
+  get unsent() {
+    return this.outbox?.size ?? 0;
+  }
+
+  /** Begin to count the time that a record is looked at; time in a hidden tab does not count. */
+  seen(record) {
+    if (this.shown.row !== record.row) {
+      this.shown = { row: record.row, at: Date.now(), hidden: 0, since: document.hidden ? Date.now() : null };
+    }
+  }
+
+  #visible() {
+    if (document.hidden) this.shown.since = Date.now();
+    else {
+      if (this.shown.since !== null) this.shown.hidden += Date.now() - this.shown.since;
+      this.shown.since = null;
+      this.renew();
+      this.sync();
+    }
+  }
+
+  // -- what the annotator does ---------------------------------------------------------------------------------------
+
+  /** Answer the record on screen: a class code, or null with a reason to skip it. */
+  answer(label, reason = null) {
+    const record = this.current;
+    if (!record) return null;
+    const now = Date.now();
+    const operation = {
+      kind: "answer",
+      event_id: crypto.randomUUID?.() ?? uuid(),
+      row: record.row,
+      record_id: record.record_id,
+      status: label === null ? "skipped" : "submitted",
+      label,
+      skip_reason: label === null ? reason : null,
+      lead_time: Math.max(0, now - this.shown.at - this.shown.hidden) / 1000,
+      shown_at: new Date(this.shown.at).toISOString(),
+      answered_at: new Date(now).toISOString(),
+      suggestion_shown: false,
+    };
+    this.outbox.push(operation);
+    this.#remember(operation, record);
+    if (this.looking) this.looking = null;
+    else this.queue.shift();
+    this.shown = { row: null, at: 0, hidden: 0, since: null };
+    this.remark = null;
+    this.told();
+    this.sync();
+    return operation;
+  }
+
+  #remember(operation, record) {
+    const before = this.done.find((each) => each.row === operation.row);
+    const entry = {
+      event_id: operation.event_id, row: operation.row, record_id: operation.record_id, status: operation.status,
+      label: operation.label, skip_reason: operation.skip_reason, lead_time: operation.lead_time,
+      record: record ?? before?.record ?? null, earlier: before ? before.event_id : null,
+    };
+    if (before) this.done[this.done.indexOf(before)] = entry;
+    else this.done.push(entry);
+  }
+
+  /** Take back the newest answer, or the one that is on screen again; its record comes back to be answered anew. */
+  async undo() {
+    const entry = this.looking ?? this.done.at(-1);
+    if (!entry || !(await this.#load(entry))) return null;
+    this.done.splice(this.done.indexOf(entry), 1);
+    this.looking = null;
+    this.outbox.push({ kind: "undo", undoes: entry.event_id, new_event_id: crypto.randomUUID?.() ?? uuid() });
+    this.queue = this.queue.filter((record) => record.row !== entry.row);
+    this.queue.unshift({ ...entry.record, was: { label: entry.label, status: entry.status } });
+    this.finished = false;
+    this.shown = { row: null, at: 0, hidden: 0, since: null };
+    this.told();
+    this.sync();
+    return entry;
+  }
+
+  /** Look at an answered record again, without taking its answer back. */
+  async look(entry) {
+    if (entry && !(await this.#load(entry))) return;
+    this.looking = entry;
+    this.told();
+  }
+
+  step(by) {
+    if (!this.done.length) return;
+    const at = this.looking ? this.done.indexOf(this.looking) : this.done.length;
+    const next = Math.max(0, at + by);
+    this.look(next >= this.done.length ? null : this.done[next]);
+  }
+
+  /** Hand the records in hand back, for others. */
+  async finish() {
+    const rows = this.queue.map((record) => record.row);
+    this.queue = [];
+    this.finished = true;
+    this.looking = null;
+    this.told();
+    try {
+      if (rows.length) await ask("api/release", { rows });
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      this.remark = { kind: "warn", text: "The server could not be told. Records in hand go to others in ten minutes." };
+      this.told();
+    }
+  }
+
+  resume() {
+    this.finished = false;
+    this.sync();
+    this.told();
+  }
+
+  async #load(entry) {
+    if (entry.record) return true;
+    try {
+      entry.record = await ask(`api/records/${entry.row}`);
+      return true;
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      this.remark = { kind: "warn", text: `Record ${entry.record_id} cannot be shown again now: ${error.message}` };
+      this.told();
+      return false;
+    }
+  }
+
+  // -- the server ----------------------------------------------------------------------------------------------------
+
+  /** Send what is unsent, and take as many records as are missing. One request at a time; calls meanwhile make one more. */
+  async sync() {
+    if (this.busy) {
+      this.again = true;
+      return;
+    }
+    clearTimeout(this.timer);
+    this.busy = true;
+    try {
+      do {
+        this.again = false;
+        await this.#exchange();
+        this.pause = 0;
+        this.failure = null;
+      } while (this.again || this.unsent > 0);
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      this.failure = error;
+      this.pause = Math.min(LONGEST_WAIT, Math.max(500, this.pause * 2));
+    } finally {
+      this.busy = false;
+    }
+    this.told();
+    if (this.failure) {
+      // Also with a token that is not valid: the page is right again as soon as the manager has mended it.
+      this.#later(() => this.sync(), Math.max(this.pause, (this.failure.wait || 0) * 1000));
+    } else this.#later(() => this.sync(), this.queue.length || this.finished ? 5 * POLL : POLL);
+  }
+
+  #later(action, wait = POLL) {
+    clearTimeout(this.timer);
+    // Spread, lest a hundred pages come back in the same instant when a server does.
+    this.timer = setTimeout(action, wait * (0.8 + 0.4 * Math.random()));
+  }
+
+  async #exchange() {
+    const entries = this.outbox.entries();
+    const first = entries[0]?.[1];
+    if (first?.kind === "undo") return this.#sendUndo(entries[0]);
+    const end = entries.findIndex(([, operation]) => operation.kind === "undo");
+    const sending = entries.slice(0, end < 0 ? AT_ONCE : Math.min(end, AT_ONCE));
+    await this.#sendAnswers(sending);
+  }
+
+  async #sendUndo([key, { undoes, new_event_id }]) {
+    try {
+      const { state } = await ask("api/undo", { event_id: undoes, new_event_id });
+      this.outbox.drop([key]);
+      this.#newState(state);
+    } catch (error) {
+      if (error.kind !== "refused") throw error;
+      this.outbox.setAside(key);
+      this.remark = { kind: "bad", text: `An answer could not be taken back: ${error.message}` };
+    }
+  }
+
+  async #sendAnswers(sending) {
+    const answers = sending.map(([, { kind, record_id, ...given }]) => given);
+    const before = new Set(sending.map(([, operation]) => operation.row));
+    // The server counts what is in hand: those on screen and ahead, of which it knows, and new ones.
+    const wanted = this.finished || this.queue.length > AHEAD ? 0 : AHEAD + 1;
+    let got;
+    try {
+      got = await ask("api/answers", { answers, lease: wanted });
+    } catch (error) {
+      if (error.kind !== "refused" || !sending.length) throw error;
+      // One that the server cannot read at all must not hold up the rest for ever.
+      if (sending.length === 1) this.#refused(sending[0][0], sending[0][1], error.message);
+      else for (const one of sending) await this.#sendAnswers([one]);
+      return;
+    }
+    const outcomes = new Map(got.outcomes.map((each) => [each.event_id, each]));
+    for (const [key, operation] of sending) {
+      const outcome = outcomes.get(operation.event_id);
+      if (outcome?.outcome === "refused") this.#refused(key, operation, outcome.reason);
+      else if (outcome) {
+        this.outbox.drop([key]);
+        if (outcome.late) this.remark = { kind: "calm", text: `Your answer to ${operation.record_id} came late. It is kept, and counts from the next round.` };
+      }
+    }
+    // What was answered here while the request was under way may have been leased again: the server could not know.
+    const answered = new Set([...before, ...this.outbox.entries().map(([, operation]) => operation.row)]);
+    const held = new Set(this.queue.map((record) => record.row));
+    this.queue.push(...got.records.filter((record) => !held.has(record.row) && !answered.has(record.row)));
+    if (wanted) this.dry = got.records.length === 0;
+    this.#newState(got.state);
+  }
+
+  #refused(key, operation, reason) {
+    this.outbox.setAside(key);
+    const at = this.done.findIndex((each) => each.event_id === operation.event_id);
+    const entry = at < 0 ? null : this.done.splice(at, 1)[0];
+    if (entry?.record) {
+      this.queue.unshift({ ...entry.record, was: { label: operation.label, status: operation.status }, refused: reason });
+      this.looking = null;
+    } else this.remark = { kind: "bad", text: `The answer to ${operation.record_id} was not accepted: ${reason}` };
+  }
+
+  #newState(state) {
+    const before = this.state;
+    this.state = state;
+    // A round that was closed early or a campaign that was paused takes the leases of its records with it.
+    if (before && (before.round !== state.round || before.phase !== state.phase)) this.renew();
+    this.told();
+  }
+
+  /** Keep the records in hand for another ten minutes; those that went to somebody else leave the screen. */
+  async renew() {
+    if (document.hidden || !this.queue.length || this.failure) return;
+    const rows = this.queue.map((record) => record.row);
+    let kept;
+    try {
+      kept = new Set((await ask("api/renew", { rows })).rows);
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      return; // the next exchange says what is wrong
+    }
+    const lost = this.queue.filter((record) => rows.includes(record.row) && !kept.has(record.row) && !record.was);
+    if (!lost.length) return;
+    const visible = lost.includes(this.queue[0]) && !this.looking;
+    this.queue = this.queue.filter((record) => !lost.includes(record));
+    if (visible) this.remark = { kind: "calm", text: `Record ${lost[0].record_id} went to somebody else meanwhile; here is another one.` };
+    this.told();
+    this.sync();
+  }
+}
+
+/** A random UUID where crypto.randomUUID is missing: browsers offer it on https and localhost only. */
+function uuid() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 15) | 64;
+  bytes[8] = (bytes[8] & 63) | 128;
+  const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
+}

@@ -1,0 +1,703 @@
+"""The pages' server: every door, every state, and records as they are."""
+
+import csv
+import io
+import json
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from fastapi.testclient import TestClient
+from PIL import Image
+from starlette.websockets import WebSocketDisconnect
+
+from dal.campaign import Annotators, Campaign, Queue
+from dal.campaign.control import Control
+from dal.cli import main
+from dal.coordinator import Stopped, create_campaign, next_batch
+from dal.errors import CampaignError, SettingsError
+from dal.map import map_of
+from dal.pool import Pool, build_pool
+from dal.simulation import answer_batch
+from dal.web import Listening, Options, create_app, make_server
+from dal.web.doors import BODY_BYTES, CHART_POLICY, STRICT_POLICY, Rates
+from dal.web.overview import agreements, time_left
+from dal.web.records import LONGEST_TEXT, Records, as_png
+from tests.conftest import missing_service
+
+N = 400
+BATCH = 12
+LOCAL = {"host": "127.0.0.1"}
+SAME = {"sec-fetch-site": "same-origin"}
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
+    rng = np.random.default_rng(3)
+    codes = rng.integers(0, 2, N)
+    X = rng.normal(2.0 * codes[:, None], 1.0, (N, 4)).astype(np.float32)
+    shown = {
+        "text": [f"{EVIL} {row}" if row % 2 else f"=plain {row}" for row in range(N)],
+        "big": np.arange(N) + 2**60,
+        "share": np.where(np.arange(N) % 3, rng.random(N), np.nan),
+        "known": np.arange(N) % 2 == 0,
+    }
+    where = tmp_path_factory.mktemp("web") / "pool.zarr"
+    return build_pool(X, where, ids=[f"mail {row}" for row in range(N)], display=shown), codes
+
+
+@pytest.fixture(scope="module")
+def opened(truth: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign whose first batch is open, to be copied."""
+    directory = tmp_path_factory.mktemp("web") / "campaign"
+    next_batch(create_campaign(directory, truth[0], ["ham", "spam"], batch=BATCH, seed=5, stop=["max_labels=24"]))
+    return directory
+
+
+@pytest.fixture
+def campaign(opened: Path, tmp_path: Path) -> Campaign:
+    shutil.copytree(opened, tmp_path / "mails")
+    return Campaign.open(tmp_path / "mails")
+
+
+def client(campaign: Campaign, **options: object) -> TestClient:
+    app = create_app(campaign, Options(user="ann", **options))
+    return TestClient(app, base_url="http://127.0.0.1:8000", headers=SAME)
+
+
+def as_person(campaign: Campaign, name: str, role: str = "annotator") -> TestClient:
+    token = Annotators(campaign).add(name, role)
+    person = client(campaign)
+    assert person.post("/enter", json={"token": token}).status_code == 200
+    return person
+
+
+def took(person: TestClient, n: int = BATCH) -> list[dict[str, Any]]:
+    answer = person.post("/api/answers", json={"lease": n})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["records"]
+
+
+def said(row: int, label: int | None = 0, **more: object) -> dict[str, Any]:
+    status = "skipped" if label is None else "submitted"
+    return {"event_id": str(uuid4()), "row": row, "status": status, "label": label, **more}
+
+
+def gave(person: TestClient, *answers: dict[str, Any]) -> list[dict[str, Any]]:
+    answer = person.post("/api/answers", json={"answers": answers})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["outcomes"]
+
+
+# -- labelling -------------------------------------------------------------------------------------------------------
+
+
+def test_records_are_served_as_json_that_javascript_keeps(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
+    records = took(client(campaign))
+    asked = {each.row: each.record_id for each in campaign.batch(1)}
+    assert {each["row"]: each["record_id"] for each in records} == asked
+    for record in records:
+        row = record["row"]
+        values = {field["name"]: field["value"] for field in record["fields"]}
+        share = truth[0].display([row])["share"][0]
+        assert values == {
+            "text": f"{EVIL} {row}" if row % 2 else f"=plain {row}",
+            "big": str(row + 2**60),
+            "share": None if row % 3 == 0 else share,
+            "known": row % 2 == 0,
+        }
+        assert (record["image"], record["error"], record["suggestion"]) == (None, None, None)
+
+
+def test_an_answer_counts_once_however_often_it_is_sent(campaign: Campaign) -> None:
+    ann = client(campaign)
+    row = took(ann)[0]["row"]
+    answer = said(row, 1, lead_time=1.5, answered_at="2026-01-02T03:04:05+01:00")
+    assert [each["outcome"] for each in gave(ann, answer, answer)] == ["new", "repeated"]
+    assert [each["outcome"] for each in gave(ann, answer)] == ["repeated"]
+    assert gave(ann, said(row, 0))[0]["outcome"] == "changed"
+    [past] = ann.get("/api/history").json()["answers"]
+    assert (past["row"], past["label"], past["status"]) == (row, 0, "submitted")
+    assert campaign.latest_answers().labels.tolist() == [0]
+
+
+def test_one_bad_answer_does_not_hold_up_the_others(campaign: Campaign) -> None:
+    ann = client(campaign)
+    row = took(ann)[0]["row"]
+    never = next(each for each in range(N) if each not in campaign.asked_rows())
+    outcomes = gave(ann, said(never), said(row, 7), said(row, None, skip_reason="unclear"))
+    assert [each["outcome"] for each in outcomes] == ["refused", "refused", "new"]
+    assert "never served" in outcomes[0]["reason"]
+    assert "class code 7" in outcomes[1]["reason"]
+
+
+def test_an_undone_answer_comes_back(campaign: Campaign) -> None:
+    ann = client(campaign)
+    first, second = (each["row"] for each in took(ann)[:2])
+    answers = [said(first), said(second)]
+    gave(ann, *answers)
+    for answer in reversed(answers):
+        undone = ann.post("/api/undo", json={"event_id": answer["event_id"], "new_event_id": str(uuid4())})
+        assert undone.json()["outcome"]["outcome"] == "changed"
+    assert ann.get("/api/history").json()["answers"] == []
+    assert {first, second} <= {each["row"] for each in took(ann)}
+
+
+def test_two_annotators_never_hold_the_same_record(campaign: Campaign) -> None:
+    ann, bob = as_person(campaign, "ann"), as_person(campaign, "bob")
+    hers, his = took(ann, 5), took(bob, 50)
+    assert len(hers) == 5
+    assert len(his) == BATCH - 5
+    assert not {each["row"] for each in hers} & {each["row"] for each in his}
+    ann.post("/api/release", json={"rows": [each["row"] for each in hers]})
+    assert len(took(bob, 50)) == BATCH
+    assert ann.post("/api/renew", json={"rows": [hers[0]["row"]]}).json() == {"rows": []}
+
+
+def test_suggestions_are_hidden_unless_wanted(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
+    rows = np.array([each.row for each in campaign.batch(1)])
+    answer_batch(campaign, rows, [each.record_id for each in campaign.batch(1)], truth[1][rows])
+    next_batch(campaign)
+    assert all(each["suggestion"] is None for each in took(client(campaign)))
+    wanted = took(client(campaign, show_suggestions=True))
+    assert {each["row"]: each["suggestion"][0] for each in wanted} == {a.row: a.predicted for a in campaign.batch(2)}
+
+
+def test_guidelines_are_a_file_beside_the_campaign(campaign: Campaign) -> None:
+    ann = client(campaign)
+    assert ann.get("/api/state").json()["guidelines"] is False
+    assert ann.get("/api/guidelines").status_code == 404
+    (campaign.directory / "guidelines.md").write_bytes(f"# {EVIL} ü".encode() + b"\xff")
+    assert ann.get("/api/state").json()["guidelines"] is True
+    assert ann.get("/api/guidelines").json() == {"text": f"# {EVIL} ü\ufffd"}
+
+
+def test_an_earlier_record_can_be_seen_again_and_others_of_the_pool_cannot(campaign: Campaign) -> None:
+    ann = client(campaign)
+    asked = campaign.batch(1)[3]
+    assert ann.get(f"/api/records/{asked.row}").json()["record_id"] == asked.record_id
+    never = next(row for row in range(N) if row not in campaign.asked_rows())
+    for path in (f"/api/records/{never}", f"/media/{never}/image", f"/api/records/{2**53 - 1}"):
+        assert ann.get(path).status_code == 404
+    assert ann.get("/api/records/-1").status_code == 422
+
+
+# -- phases ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_state_follows_the_campaign(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 0.0)
+    pool, codes = truth
+    campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], batch=BATCH, seed=5, stop=["max_labels=24"])
+    ann = client(campaign)
+    seen = []
+
+    def note() -> dict[str, Any]:
+        state: dict[str, Any] = ann.get("/api/state").json()
+        seen.append((state["phase"], state["step"], state["round"], state["answered"], state["pending"]))
+        return state
+
+    note()
+    settings = campaign.settings
+    frozen = campaign.freeze_round(
+        pool_fingerprint=pool.fingerprint, n_rows=N, k=BATCH, explore=0.05, seed=5, strategy=settings.strategy
+    )
+    note()
+    campaign.withdraw_round(frozen)
+    next_batch(campaign)
+    note()
+    gave(ann, *(said(record["row"], int(codes[record["row"]])) for record in took(ann)))
+    note()
+    next_batch(campaign)
+    gave(ann, *(said(record["row"], int(codes[record["row"]])) for record in took(ann)))
+    assert isinstance(next_batch(campaign), Stopped)
+    assert note()["reasons"] == ["24 of 24 labels are known."]
+    assert seen == [
+        ("waiting", "none", 0, 0, 0),
+        ("training", "frozen", 1, 0, 0),
+        ("open", "open", 1, 0, BATCH),
+        ("between", "open", 1, BATCH, 0),
+        ("stopped", "closed", 2, 0, 0),
+    ]
+    assert ann.get("/api/state").json()["usual_pause"] > 0
+
+
+def test_a_manager_pauses_closes_stops_and_goes_on(campaign: Campaign) -> None:
+    ann = client(campaign)
+    rows = [each["row"] for each in took(ann)]
+
+    def tell(act: str) -> str:
+        told = ann.post("/api/actions", json={"act": act})
+        assert told.status_code == 200, told.text
+        phase: str = told.json()["phase"]
+        return phase
+
+    assert tell("pause") == "paused"
+    assert took(ann) == []
+    assert ann.post("/api/renew", json={"rows": rows}).json() == {"rows": []}
+    # An answer that was under way is taken.
+    assert gave(ann, said(rows[0]))[0]["outcome"] == "new"
+    assert tell("resume") == "open"
+    assert len(took(ann)) == BATCH - 1
+    assert tell("close") == "between"
+    late = gave(ann, said(rows[1], 1))[0]
+    assert (late["outcome"], late["late"]) == ("new", True)
+    assert ann.post("/api/actions", json={"act": "close"}).status_code == 400
+    assert tell("stop") == "stopped"
+    stopped = next_batch(campaign)
+    assert isinstance(stopped, Stopped)
+    assert stopped.verdicts[0].reason.startswith("ann stopped the campaign")
+    assert tell("resume") == "between"
+    assert [each.act for each in Control(campaign).history()] == ["pause", "resume", "close", "stop", "resume"]
+    assert not isinstance(next_batch(campaign), Stopped)
+
+
+def test_the_command_line_steers_too(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("getpass.getuser", lambda: "boss")
+    for act in ("pause", "resume", "close", "stop"):
+        assert CliRunner().invoke(main, [act, str(campaign.directory)]).exit_code == 0
+    assert [(each.act, each.person) for each in Control(campaign).history()] == [
+        ("pause", "boss"),
+        ("resume", "boss"),
+        ("close", "boss"),
+        ("stop", "boss"),
+    ]
+    again = CliRunner().invoke(main, ["close", str(campaign.directory)])
+    assert again.exit_code == 1
+    assert "no round is open" in again.output
+
+
+# -- images ----------------------------------------------------------------------------------------------------------
+
+
+def read(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_whole_numbers_are_drawn_as_they_are(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 5, channels)).astype(np.float32)
+    drawn = read(as_png(pixels, whole=True))
+    assert np.array_equal(drawn, pixels[:, :, 0] if channels == 1 else pixels)
+
+
+def test_floats_keep_the_scale_of_0_to_1_and_are_stretched_beyond_it() -> None:
+    part = np.array([[[0.0], [0.5]], [[0.25], [0.75]]], np.float32)
+    assert read(as_png(part, whole=False)).tolist() == [[0, 128], [64, 191]]
+    wide = np.array([[[-2.0], [0.0]], [[2.0], [14.0]]], np.float32)
+    assert read(as_png(wide, whole=False)).tolist() == [[0, 32], [64, 255]]
+    assert read(as_png(np.full((2, 2, 1), 7, np.float32), whole=False)).tolist() == [[0, 0], [0, 0]]
+
+
+def test_images_are_served_and_one_that_cannot_be_shown_says_so(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (60, 6, 5, 3)).astype(np.uint8)
+    pool = build_pool(pixels, tmp_path / "pool.zarr")
+    campaign = create_campaign(tmp_path / "c", pool, ["cat", "dog"], batch=4)
+    next_batch(campaign)
+    ann = client(campaign)
+    for record in took(ann):
+        answer = ann.get(f"/{record['image']}")
+        assert answer.headers["content-type"] == "image/png"
+        assert np.array_equal(read(answer.content), pixels[record["row"]])
+    records = Records(build_pool(rng.random((3, 4, 4, 2), np.float32), tmp_path / "odd.zarr"))
+    assert records.contents([2])[0].error == "images have 1, 3 or 4 channels, and this one has 2."
+    nan = Records(build_pool(np.full((1, 2, 2, 1), np.nan, np.float32), tmp_path / "nan.zarr"))
+    with pytest.raises(Exception, match="NaN or infinite"):
+        nan.image(0)
+
+
+def test_a_record_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
+    n = 40_000
+    texts = [f"text {row}" for row in range(n)]
+    pool = build_pool(np.zeros((n, 1), np.float32), tmp_path / "pool.zarr", display={"text": texts})
+    files = sorted(path for path in (tmp_path / "pool.zarr" / "fields" / "text").rglob("*") if path.is_file())
+    chunks = [path for path in files if path.name != "zarr.json"]
+    assert len(chunks) > 1
+    chunks[-1].unlink()
+    first, last = Records(Pool.open(pool.path)).contents([0, n - 1])
+    assert first.fields[0].value == "text 0"
+    assert last.fields == []
+    assert last.error is not None
+
+
+def test_a_record_with_nothing_to_show_shows_its_features(tmp_path: Path) -> None:
+    pool = build_pool(np.arange(80, dtype=np.float32).reshape(2, 40), tmp_path / "pool.zarr")
+    content = Records(pool).contents([1])[0]
+    assert [each.value for each in content.fields] == [float(40 + at) for at in range(32)]
+
+
+def test_a_long_text_is_cut_and_says_how_long_it_is(tmp_path: Path) -> None:
+    text = "x" * (LONGEST_TEXT + 5)
+    pool = build_pool(np.zeros((1, 1), np.float32), tmp_path / "pool.zarr", display={"text": [text]})
+    value = Records(pool).contents([0])[0].fields[0].value
+    assert isinstance(value, str)
+    assert value == f"{text[:LONGEST_TEXT]} … ({LONGEST_TEXT + 5:,} characters in all)"
+
+
+# -- doors -----------------------------------------------------------------------------------------------------------
+
+
+def test_it_listens_to_this_machine_and_refuses_the_world_without_tokens(campaign: Campaign) -> None:
+    assert Listening().host == "127.0.0.1"
+    for host in ("0.0.0.0", "::", "192.0.2.7", "example.org"):
+        with pytest.raises(SettingsError, match="dal annotator add"):
+            Listening(host=host).check(campaign)
+    Annotators(campaign).add("ann")
+    Listening(host="0.0.0.0").check(campaign)
+    with pytest.raises(SettingsError, match="only one of the two"):
+        Listening(tls_key=Path("key.pem")).check(campaign)
+    result = CliRunner().invoke(main, ["serve", str(campaign.directory), "--host", "192.0.2.7", "--port", "0"])
+    assert result.exit_code == 1
+    assert "cannot be listened on" in result.output
+
+
+def test_a_link_becomes_a_strict_cookie(campaign: Campaign) -> None:
+    shown = CliRunner().invoke(
+        main, ["annotator", "add", str(campaign.directory), "ann", "--url", "https://x.org/lab/"]
+    )
+    link = shown.output.splitlines()[-1]
+    address, token = link.split("#")
+    assert address == "https://x.org/lab/enter"
+    ann = client(campaign)
+    assert ann.get("/api/state").status_code == 401
+    answer = ann.post("/enter", json={"token": token})
+    assert answer.json() == {"name": "ann", "role": "annotator"}
+    cookie = answer.headers["set-cookie"]
+    parts = [part.strip().lower() for part in cookie.split(";")]
+    assert {"httponly", "samesite=strict"} <= set(parts)
+    # With a path of its own, the cookie would miss the prefix that a proxy put before it, or be sent beyond it.
+    assert not any(part.startswith(("path", "domain", "secure")) for part in parts)
+    assert ann.get("/api/state").json()["me"] == {"name": "ann", "role": "annotator"}
+    assert token not in (campaign.directory / "campaign.db").read_bytes().decode("latin1")
+    safe = TestClient(create_app(campaign, Options("x")), base_url="https://127.0.0.1", headers=SAME)
+    assert "; Secure" in safe.post("/enter", json={"token": token}).headers["set-cookie"]
+    program = client(campaign)
+    assert program.get("/api/state", headers={"authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_a_token_that_is_wrong_or_revoked_lets_nobody_in(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dal.web.app._ACCOUNT_SECONDS", 0.0)
+    ann = as_person(campaign, "ann")
+    assert ann.get("/api/state").status_code == 200
+    assert client(campaign).post("/enter", json={"token": "guess"}).status_code == 401
+    Annotators(campaign).revoke("ann")
+    assert ann.get("/api/state").status_code == 401
+    # The last token was revoked: that does not open the doors.
+    assert client(campaign).get("/api/state").status_code == 401
+
+
+def test_managers_manage_and_annotators_do_not(campaign: Campaign) -> None:
+    ann, boss = as_person(campaign, "ann"), as_person(campaign, "boss", "manager")
+    for path in ("/api/campaign", "/api/figures/scores", "/export.csv", "/export.jsonl"):
+        assert ann.get(path).status_code == 403
+        assert boss.get(path).status_code == 200
+    assert ann.post("/api/actions", json={"act": "stop"}).status_code == 403
+    assert Control(campaign).history() == []
+
+
+def writes(campaign: Campaign) -> list[str]:
+    schema = create_app(campaign, Options("x")).openapi()
+    return [path for path, methods in schema["paths"].items() if "post" in methods]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+        {"sec-fetch-site": "none"},
+        {"origin": "http://evil.example"},
+        {"origin": "null"},
+        {"origin": "http://127.0.0.1:8001"},
+        {},
+    ],
+)
+def test_every_write_is_refused_from_elsewhere(campaign: Campaign, headers: dict[str, str]) -> None:
+    paths = writes(campaign)
+    assert len(paths) >= 6
+    stranger = TestClient(create_app(campaign, Options("x")), base_url="http://127.0.0.1:8000")
+    for path in paths:
+        answer = stranger.post(path, json={}, headers=headers)
+        assert answer.status_code == 403, path
+        assert "own pages" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("headers", [SAME, {"origin": "http://127.0.0.1:8000"}, {"authorization": "Bearer any"}])
+def test_writes_of_its_own_pages_are_let_through(campaign: Campaign, headers: dict[str, str]) -> None:
+    own = TestClient(create_app(campaign, Options("x")), base_url="http://127.0.0.1:8000")
+    assert own.post("/api/answers", json={}, headers=headers).status_code == 200
+
+
+def test_a_form_of_another_site_cannot_write(campaign: Campaign) -> None:
+    ann = client(campaign)
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data"):
+        answer = ann.post("/api/actions", content='{"act": "stop"}', headers={"content-type": kind})
+        assert answer.status_code == 415
+    assert Control(campaign).history() == []
+
+
+def test_without_tokens_another_name_for_this_machine_is_refused(campaign: Campaign) -> None:
+    for name, status in (("127.0.0.1:1", 200), ("localhost", 200), ("[::1]:80", 200), ("evil.example", 403), ("", 403)):
+        assert client(campaign).get("/api/state", headers={"host": name}).status_code == status, name
+    ann = as_person(campaign, "ann")
+    assert ann.get("/api/state", headers={"host": "label.example.org"}).status_code == 200
+
+
+def test_pages_carry_a_policy_that_lets_nothing_in(campaign: Campaign) -> None:
+    ann = client(campaign)
+    for path in ("/", "/enter", "/static/label.js", "/api/state", "/nothing", "/openapi.json"):
+        headers = ann.get(path).headers
+        assert headers["content-security-policy"] == STRICT_POLICY
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert "server" not in headers
+    assert "unsafe" not in STRICT_POLICY
+    charts = ann.get("/campaign").headers["content-security-policy"]
+    assert charts == CHART_POLICY
+    assert "script-src 'self';" in charts
+    assert "unsafe-eval" not in charts
+
+
+def test_the_pages_fetch_nothing_from_elsewhere_and_nothing_absolute(campaign: Campaign) -> None:
+    ann = client(campaign)
+    for path in ("/", "/enter", "/campaign"):
+        page = ann.get(path).text
+        assert "//" not in page.replace("<!doctype", "")
+        assert 'href="/' not in page
+        assert 'src="/' not in page
+        assert "<script>" not in page
+        assert " style=" not in page
+    for script in ("label", "work", "campaign", "api", "enter", "record"):
+        text = ann.get(f"/static/{script}.js").text
+        assert "innerHTML" not in text
+        assert 'fetch("/' not in text
+
+
+def test_documentation_that_loads_from_elsewhere_is_not_served(campaign: Campaign) -> None:
+    ann = client(campaign)
+    assert ann.get("/docs").status_code == ann.get("/redoc").status_code == 404
+    assert ann.get("/openapi.json").json()["openapi"].startswith("3.")
+
+
+def test_files_beside_the_pages_are_not_served(campaign: Campaign) -> None:
+    ann = client(campaign)
+    for path in ("/static/../app.py", "/static/%2e%2e/app.py", "/static/..%2fapp.py", "/bokeh/../../core/serve.py"):
+        assert ann.get(path).status_code == 404
+
+
+def test_a_body_that_is_too_large_is_refused(campaign: Campaign) -> None:
+    ann = client(campaign)
+    kind = {"content-type": "application/json"}
+    assert ann.post("/api/answers", content=b" " * (BODY_BYTES + 1), headers=kind).status_code == 413
+
+    def endless() -> Iterator[bytes]:
+        for _ in range(BODY_BYTES // 1000 + 2):
+            yield b" " * 1000
+
+    assert ann.post("/api/answers", content=endless(), headers=kind).status_code == 413
+    many = [said(1) for _ in range(101)]
+    assert ann.post("/api/answers", json={"answers": many}).status_code == 422
+    assert ann.post("/api/answers", json={"lease": 51}).status_code == 422
+    assert ann.post("/api/answers", json={"answers": [said(1, 0, skip_reason="x" * 201)]}).status_code == 422
+    assert ann.post("/api/answers", json={"lease": 1, "extra": 1}).status_code == 422
+
+
+def test_rates_are_limited(campaign: Campaign) -> None:
+    rates = Rates(per_second=2, burst=3)
+    assert [rates.excess("a", 0.0) for _ in range(4)] == [None, None, None, 0.5]
+    assert rates.excess("b", 0.0) is None
+    assert rates.excess("a", 0.25) == 0.25
+    assert rates.excess("a", 0.5) is None
+    assert [rates.excess("a", 99.0) for _ in range(4)] == [None, None, None, 0.5]
+    Annotators(campaign).add("ann")
+    guesser = client(campaign)
+    answers = [guesser.post("/enter", json={"token": f"guess {at}"}).status_code for at in range(25)]
+    assert answers[:20] == [401] * 20
+    assert set(answers[20:]) == {429}
+
+
+def test_a_flood_of_requests_is_told_to_wait(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dal.web.app.REQUESTS", (1.0, 20))
+    app = create_app(campaign, Options("ann"))
+    ann = TestClient(app, base_url="http://127.0.0.1:8000")
+    codes = [ann.get("/static/dom.js").status_code for _ in range(24)]
+    assert codes[:20] == [200] * 20
+    assert codes[-1] == 429
+
+
+def test_there_are_no_websockets(campaign: Campaign) -> None:
+    with pytest.raises(WebSocketDisconnect) as ended, client(campaign).websocket_connect("/api/state"):
+        pass
+    assert ended.value.code == 1008
+
+
+@contextmanager
+def running(campaign: Campaign, **listening: object) -> Iterator[str]:
+    """A real server on a free port, in a thread."""
+    server = make_server(campaign, Listening(port=0, **listening), Options(user="ann"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server.url
+    finally:
+        server.end()
+        thread.join()
+        server.__exit__()
+
+
+def test_headers_of_a_proxy_are_believed_only_when_told_so(campaign: Campaign) -> None:
+    token = Annotators(campaign).add("ann")
+    forwarded = SAME | {"x-forwarded-proto": "https", "x-forwarded-for": "192.0.2.9"}
+    for trusted, secure in ((None, False), ("127.0.0.1", True), ("192.0.2.1", False)):
+        with running(campaign, trusted_proxy=trusted) as url:
+            answer = httpx.post(f"{url}enter", json={"token": token}, headers=forwarded)
+            assert answer.status_code == 200
+            assert ("; Secure" in answer.headers["set-cookie"]) == secure
+            assert "server" not in answer.headers
+
+
+def test_tls_files_are_taken(campaign: Campaign, tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        missing_service("openssl")
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    wanted = ["-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x", "-addext"]
+    command = ["openssl", "req", *wanted, "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(command, check=True, capture_output=True)
+    with running(campaign, tls_certificate=certificate, tls_key=key) as url:
+        assert url.startswith("https://")
+        verified = ssl.create_default_context(cafile=certificate)
+        assert httpx.get(f"{url}api/state", verify=verified).json()["phase"] == "open"
+
+
+# -- the campaign ------------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_adds_up(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
+    ann = as_person(campaign, "ann", "manager")
+    rows = [each["row"] for each in took(ann)]
+    gave(ann, *(said(row, 0, lead_time=0.1 * at) for at, row in enumerate(rows[:5])), said(rows[5], None))
+    bob = as_person(campaign, "bob")
+    Queue(campaign)
+    told = ann.get("/api/campaign").json()
+    assert [(each["name"], each["labels"]) for each in told["classes"]] == [("ham", 5), ("spam", 0)]
+    [person] = told["people"]
+    assert (person["name"], person["answers"], person["skipped"]) == ("ann", 6, 1)
+    assert person["median_seconds"] == pytest.approx(0.2)
+    assert (told["labels"], told["asked"], told["budget"], told["n_rows"]) == (5, BATCH, 24, N)
+    assert told["per_hour"] == 6 * 4
+    assert bob.get("/api/state").json()["me"]["name"] == "bob"
+
+
+def test_every_figure_that_is_promised_is_drawn(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
+    ann = client(campaign)
+    for _ in range(2):
+        batch = campaign.batch(campaign.rounds()[-1].number)
+        rows = np.array([each.row for each in batch])
+        for name in ("ann", "bob"):
+            answer_batch(campaign, rows, [each.record_id for each in batch], truth[1][rows], annotator=name)
+        next_batch(campaign)
+    told = ann.get("/api/campaign").json()
+    wanted = {"accuracy", "balance", "stopping", "people", "agreement", "pace", "pauses", "scores"}
+    assert set(told["figures"]) == wanted
+    map_of(truth[0], campaign.directory / "map.npz", 0)
+    told = ann.get("/api/campaign").json()
+    assert set(told["figures"]) == wanted | {"map"}
+    for name in told["figures"]:
+        for theme in ("light", "dark"):
+            drawn = ann.get(f"/api/figures/{name}?theme={theme}").json()["figures"]
+            assert drawn
+            assert all(each["doc"]["roots"] for each in drawn)
+    assert ann.get("/api/figures/nothing").status_code == 422
+
+
+def test_exports_hold_every_answer_that_counts(campaign: Campaign) -> None:
+    ann = client(campaign)
+    records = took(ann)
+    odd, even = (next(r for r in records if r["row"] % 2 == parity) for parity in (1, 0))
+    gave(ann, said(odd["row"], 0), said(even["row"], None, skip_reason="=cmd"), said(odd["row"], 1))
+    lines = [json.loads(line) for line in ann.get("/export.jsonl").text.splitlines()]
+    told = {(each["record_id"], each["status"], each["label"], each["annotator"], each["round"]) for each in lines}
+    assert told == {
+        (odd["record_id"], "submitted", "spam", "ann", 1),
+        (even["record_id"], "skipped", None, "ann", 1),
+    }
+    answer = ann.get("/export.csv")
+    assert "attachment" in answer.headers["content-disposition"]
+    table = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [each["record_id"] for each in table] == [each["record_id"] for each in lines]
+    assert {each["skip_reason"] for each in table} == {"", "'=cmd"}
+
+
+def test_agreement_is_that_of_a_plain_count() -> None:
+    rng = np.random.default_rng(1)
+    said_by = {
+        (int(r), f"p{a}"): int(rng.integers(-1, 3)) for r in rng.integers(50, 80, 60) for a in rng.integers(0, 4, 3)
+    }
+    rows, names = zip(*said_by, strict=True)
+    people, shares, together = agreements(np.array(rows), list(names), np.array(list(said_by.values())))
+    for i, one in enumerate(people):
+        for j, other in enumerate(people):
+            both = [
+                said_by[row, one] == said_by[row, other]
+                for row in set(rows)
+                if said_by.get((row, one), -1) >= 0
+                and said_by.get((row, other), -1) >= 0
+                and sum(said_by.get((row, each), -1) >= 0 for each in ("p0", "p1", "p2", "p3")) > 1
+            ]
+            assert together[i, j] == len(both)
+            assert np.isnan(shares[i, j]) if not both else shares[i, j] == pytest.approx(np.mean(both))
+
+
+def test_time_left_is_told_when_there_is_a_pace() -> None:
+    assert time_left(50, 19, timedelta(minutes=15)) == (None, None)
+    assert time_left(0, 100, timedelta(minutes=15)) == (None, None)
+    low, high = time_left(50, 400, timedelta(minutes=15))
+    assert low is not None
+    assert high is not None
+    assert low < 50 * 900 / 400 < high
+
+
+def test_a_campaign_that_cannot_be_written_says_so(campaign: Campaign) -> None:
+    ann = client(campaign)
+    took(ann)
+    (campaign.directory / "campaign.db").write_bytes(b"not a database" * 1000)
+    answer = ann.post("/api/answers", json={"lease": 1})
+    assert answer.status_code == 409
+    assert "restore it from a copy" in answer.json()["detail"]
+    with pytest.raises(CampaignError):
+        Campaign.open(campaign.directory)
+
+
+def test_times_are_told_with_their_zone(campaign: Campaign) -> None:
+    ann = client(campaign)
+    state = ann.get("/api/state").json()
+    assert datetime.fromisoformat(state["since"]) <= datetime.now(UTC)
+    row = took(ann)[0]["row"]
+    assert ann.post("/api/answers", json={"answers": [said(row, 0, shown_at="2026-01-02T03:04:05")]}).status_code == 422
+
+
+def test_the_wheel_holds_the_pages(tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=root, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if "/static/" in name}
+    assert packed == {path.relative_to(root).as_posix() for path in (root / "dal/web/static").iterdir()}
+    assert {"dal/web/static/label.html", "dal/web/static/label.js", "dal/web/static/style.css"} <= packed
