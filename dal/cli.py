@@ -31,6 +31,7 @@ from dal.exchange import (
     write_labels,
 )
 from dal.figures import Table
+from dal.learner import imported
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.pool.encodings import ENCODINGS
@@ -97,6 +98,9 @@ def pool() -> None:
     type=click.Choice(ENCODINGS),
     help="How to store the features; narrow types are read faster and are less exact. Default: float32, or uint8 kept.",
 )
+@click.option("--text", help="Column of texts to make the features from; it is shown as well.")
+@click.option("--vectoriser", help="What does so: module:object, a transformer of scikit-learn, fitted or not.")
+@click.option("--size", help="Resize pictures to HEIGHTxWIDTH, such as 32x32. Default: they must have one size.")
 @click.option("--overwrite", is_flag=True, help="Replace the pool that is there.")
 def build(
     source: Path,
@@ -105,9 +109,12 @@ def build(
     features: str | None,
     display: str,
     dtype: str | None,
+    text: str | None,
+    vectoriser: str | None,
+    size: str | None,
     overwrite: bool,
 ) -> None:
-    """Build POOL from SOURCE: an .npy, .parquet or .csv file.
+    """Build POOL from SOURCE: an .npy, .parquet or .csv file, or a folder of pictures.
 
     Memory does not grow with the source. Interrupted and run again, it goes on.
     """
@@ -118,11 +125,21 @@ def build(
             ids=ids,
             features=_split(features) if features else None,
             display=_split(display),
+            text=text,
+            vectoriser=None if vectoriser is None else imported(vectoriser, "vectoriser"),
+            size=None if size is None else _size(size),
             dtype=dtype,
             overwrite=overwrite,
             progress=lambda done, total: show(done, total, "rows"),
         )
     _describe(built)
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, x, width = text.partition("x")
+    if not (x and height.isdecimal() and width.isdecimal()):
+        raise click.BadParameter(f"HEIGHTxWIDTH was expected, such as 32x32; got {text!r}", param_hint="--size")
+    return int(height), int(width)
 
 
 @pool.command("info")

@@ -118,7 +118,7 @@ class Learner:
         GaussianNB()
         """
         preset = _PRESETS.get(name)
-        estimator = preset(random_state) if preset else _imported(name)
+        estimator = preset(random_state) if preset else imported(name)
         return cls(estimator, classes, trusted=trusted)
 
     def dumps(self) -> bytes:
@@ -461,14 +461,22 @@ def _unwrapped(estimator: BaseEstimator) -> BaseEstimator:
     return estimator
 
 
-def _imported(name: str) -> BaseEstimator:
+def imported(name: str, what: str = "learner") -> BaseEstimator:
+    """Import an estimator that is named as module:object, or is given by what is named so.
+
+    Raises
+    ------
+    LearnerError
+        There is no such module or object.
+    """
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise LearnerError(f"there is no learner {name!r}; there are {', '.join(_PRESETS)}, or module:object")
+        presets = f"{', '.join(_PRESETS)}, or " if what == "learner" else ""
+        raise LearnerError(f"there is no {what} {name!r}; there are {presets}module:object")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise LearnerError(f"expected a learner at {name!r}, but {error}") from error
+        raise LearnerError(f"expected a {what} at {name!r}, but {error}") from error
     is_factory = isinstance(found, type) or not hasattr(found, "fit")
     if not is_factory:
         return found

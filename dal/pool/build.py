@@ -26,8 +26,10 @@ from dal.errors import PoolError, SourceError
 from dal.pool.chunks import read_rows
 from dal.pool.encodings import ENCODINGS, Floats32, encoder, scale_of
 from dal.pool.ids import sorted_entries
-from dal.pool.sources import Block, Source, Values, checked, open_source
+from dal.pool.pictures import Pictures, size_of
+from dal.pool.sources import Block, Source, Values, checked, open_source, open_texts
 from dal.pool.store import ATTRIBUTE, VERSION, Pool, description, resolved
+from dal.pool.texts import Texts
 
 CHUNK_BYTES = 16 * 2**20
 MAX_FILES = 4096
@@ -46,6 +48,9 @@ def build_pool(
     ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
     features: Sequence[str] | None = None,
     display: Mapping[str, Values] | Sequence[str] = (),
+    text: str | None = None,
+    vectoriser: object = None,
+    size: tuple[int, int] | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -59,8 +64,8 @@ def build_pool(
     Parameters
     ----------
     source
-        An array (N, d) or (N, h, w, c); the path of a ``.npy``, ``.parquet`` or ``.csv`` file; or an iterable of
-        `Block`, which cannot be resumed.
+        An array (N, d) or (N, h, w, c); the path of a ``.npy``, ``.parquet`` or ``.csv`` file, or of a folder of
+        pictures, whose record ids are the paths below it; or an iterable of `Block`, which cannot be resumed.
     path
         Where the pool goes: a path, or the URL of a store.
     ids
@@ -71,6 +76,12 @@ def build_pool(
     display
         Fields to show to annotators: a dict of name to values for arrays, names of columns for tables. In CSV files
         they keep their text.
+    text, vectoriser
+        For tables, a column of texts and what makes features of it: a transformer of scikit-learn, dense or with few
+        columns, such as TF-IDF and a truncated SVD. One that is not fitted is copied and fitted on 50,000 of the texts,
+        the same ones every time. The text is shown to annotators.
+    size
+        For pictures, height and width that all are resized to. Default: they must have one size.
     dtype
         How features are stored, each rounded to float32 first. ``"float32"``; ``"float16"`` and ``"bfloat16"``, rounded
         to nearest even, where what is beyond their range becomes infinite; ``"int8"``, 127 steps to each side of zero
@@ -105,7 +116,7 @@ def build_pool(
     [2, -1]
     >>> folder.cleanup()
     """
-    opened = open_source(source, ids, features, display)
+    opened = _source(source, ids, features, display, text, vectoriser, size)
     _refuse_dtype(dtype, opened)
     identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
     where = resolved(path)
@@ -129,6 +140,32 @@ def build_pool(
             build.write_index()
             build.complete()
     return Pool.open(where)
+
+
+def _source(
+    source: object,
+    ids: Values | str | None,
+    features: Sequence[str] | None,
+    display: Mapping[str, Values] | Sequence[str],
+    text: str | None,
+    vectoriser: object,
+    size: tuple[int, int] | None,
+) -> Source:
+    """Recognise what a pool is to be built from, and refuse options of another kind of source."""
+    folder = isinstance(source, str | Path) and Path(source).is_dir()
+    if size is not None and not folder:
+        raise SourceError("size is for a folder of pictures")
+    if (text is None) != (vectoriser is None):
+        raise SourceError("text and vectoriser belong together (--text, --vectoriser): a column, and what reads it")
+    if text is not None:
+        if not isinstance(source, str | Path) or features is not None or not (ids is None or isinstance(ids, str)):
+            raise SourceError("text is a column of a .parquet or .csv file, and takes the place of features")
+        return Texts(open_texts(Path(source), ids, text, list(display)), text, vectoriser)
+    if not folder:
+        return open_source(source, ids, features, display)
+    if ids is not None or features is not None or len(display):
+        raise SourceError("pictures have their paths for ids and no columns: pass neither ids, features nor display")
+    return Pictures(Path(str(source)), size_of(size))
 
 
 @contextlib.contextmanager

@@ -109,6 +109,34 @@ def _file_source(
     return table
 
 
+def open_texts(path: Path, ids: str | None, column: str, display: Sequence[str]) -> Source:
+    """Open a table for a column of texts, which its blocks have as a field; they have no features.
+
+    Raises
+    ------
+    SourceError
+        It cannot be used; the message says why.
+    """
+    if path.suffix not in (".parquet", ".csv") or not path.is_file():
+        raise SourceError(f"{path}: texts are a column of a .parquet or .csv file")
+    if not (ids is None or isinstance(ids, str)) or isinstance(display, Mapping | str):
+        raise SourceError(f"{path} is a table: ids is the name of a column, display a list of names of columns")
+    try:
+        table = _Parquet(path) if path.suffix == ".parquet" else _Csv(path)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise SourceError(f"{path} cannot be read: {error}") from error
+    shown = tuple(dict.fromkeys([column, *display]))
+    _refuse_names(table.schema.names, [*([ids] if ids else []), *shown])
+    kind = table.schema.field(column).type
+    value = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if path.suffix == ".parquet" and not _is_text(value):  # all of a CSV file is text
+        raise SourceError(f"the column {column!r} holds {kind}; a vectoriser takes texts")
+    if ids and not _is_key(table.schema.field(ids).type):
+        raise SourceError(f"the column {ids!r} holds {table.schema.field(ids).type}; ids are text or integers")
+    table.columns = _Columns(ids, (), shown, nested=False)
+    return table
+
+
 def _mapped(path: Path) -> npt.NDArray[Any]:
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,0 +1,130 @@
+"""Texts of a table as a source of a pool, through a vectoriser of scikit-learn."""
+
+import heapq
+import itertools
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits
+
+from dal.errors import SourceError
+from dal.pool.sources import BLOCK_BYTES, Block, Identity, Source
+from dal.selection import row_hash
+
+FITTED_ON = 50_000
+"""Texts that a vectoriser is fitted on, where it is not fitted yet: drawn from the whole table, the same every time."""
+MAX_FEATURES = 2**14
+"""Dense columns beyond this make records that no scan is quick with; a vocabulary is a hundred thousand wide."""
+
+
+class Texts:
+    """The rows of a table, a column of texts turned into features; the text stays a display field.
+
+    Parameters
+    ----------
+    table : Source
+        Gives blocks without features, whose fields hold the texts.
+    column : str
+    vectoriser : object
+        Has `transform`, from texts to numbers. One that is not fitted is copied, and fitted on a sample of the table:
+        with seed 0 where it has none, on one thread, so that a build that goes on gets the same features.
+    """
+
+    def __init__(self, table: Source, column: str, vectoriser: Any) -> None:  # noqa: ANN401 - an estimator
+        if isinstance(vectoriser, type) or not callable(getattr(vectoriser, "transform", None)):
+            raise SourceError(
+                f"a vectoriser has transform, from texts to numbers; got {vectoriser!r}. One of scikit-learn is "
+                "make_pipeline(TfidfVectorizer(), TruncatedSVD(100))"
+            )
+        self._table, self._column, self._given = table, column, vectoriser
+        self._fitted: Any = vectoriser if _is_fitted(vectoriser) else None
+        self.n_rows: int | None = table.n_rows
+
+    @property
+    def identity(self) -> Identity | None:
+        """The table, and the vectoriser as it was given."""
+        try:
+            digest = joblib.hash(self._given)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise SourceError(
+                f"the vectoriser cannot be told from another one, since it cannot be pickled: {error}. Use named "
+                "functions of a module instead of lambdas"
+            ) from error
+        return {**(self._table.identity or {}), "text": self._column, "vectoriser": digest}
+
+    def blocks(self, start: int) -> Iterator[Block]:
+        """Vectorise the texts from row `start` on."""
+        if self._fitted is None:
+            self._fitted = self._fit()
+        row, step = start, 0
+        for block in self._table.blocks(start):
+            texts = np.asarray(block.fields[self._column]).tolist()
+            # Blocks of a table are cut for what is in the table, and features may be much wider.
+            step = step or max(1, BLOCK_BYTES // (4 * self._features(texts[:1], row).shape[1]))
+            for at in range(0, len(texts), step):
+                part = slice(at, at + step)
+                ids = None if block.ids is None else block.ids[part]
+                fields = {name: values[part] for name, values in block.fields.items()}
+                yield Block(self._features(texts[part], row + at), ids, fields)
+            row += len(texts)
+
+    def _fit(self) -> Any:  # noqa: ANN401 - an estimator
+        sample: list[tuple[int, int, str]] = []
+        row = 0
+        for block in self._table.blocks(0):
+            texts = np.asarray(block.fields[self._column]).tolist()
+            hashes = row_hash(np.arange(row, row + len(texts)), 0, 0).tolist()
+            drawn = zip(hashes, range(row, row + len(texts)), texts, strict=True)
+            sample = heapq.nsmallest(FITTED_ON, itertools.chain(sample, drawn))
+            row += len(texts)
+        vectoriser = clone(self._given)
+        seeds = [name for name, value in vectoriser.get_params().items() if _is_seed(name) and value is None]
+        vectoriser.set_params(**dict.fromkeys(seeds, 0))
+        try:
+            with threadpool_limits(1):
+                return vectoriser.fit([text for _, _, text in sorted(sample, key=lambda each: each[1])])
+        except ValueError as error:
+            raise SourceError(
+                f"the vectoriser cannot be fitted on {len(sample):,} texts of {self._column!r}: {error}"
+            ) from error
+
+    def _features(self, texts: list[str], row: int) -> npt.NDArray[np.float32]:
+        told = f"the vectoriser, on the texts from row {row} on,"
+        try:
+            found = self._fitted.transform(texts)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise SourceError(f"{told} fails: {error}") from error
+        if getattr(found, "ndim", 0) != 2 or found.shape[0] != len(texts):
+            raise SourceError(f"{told} gives {getattr(found, 'shape', found)}; one row a text was expected")
+        if found.shape[1] > MAX_FEATURES:
+            raise SourceError(
+                f"{told} gives {found.shape[1]:,} columns, and records have at most {MAX_FEATURES:,} features: put a "
+                "TruncatedSVD behind it"
+            )
+        dense = found.toarray() if sparse.issparse(found) else np.asarray(found)
+        if dense.dtype.kind not in "fiub":
+            raise SourceError(f"{told} gives {dense.dtype}, and numbers were expected")
+        with np.errstate(over="ignore"):
+            return dense.astype(np.float32)
+
+
+def _is_seed(name: str) -> bool:
+    return name == "random_state" or name.endswith("__random_state")
+
+
+def _is_fitted(vectoriser: Any) -> bool:  # noqa: ANN401 - an estimator
+    try:
+        check_is_fitted(vectoriser)
+    except NotFittedError:
+        return False
+    except TypeError:  # not of scikit-learn: it has `transform`, and is taken as it is
+        return True
+    return True

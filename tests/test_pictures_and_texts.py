@@ -1,0 +1,320 @@
+"""Pools from folders of pictures and from texts."""
+
+import io
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
+from sklearn.pipeline import Pipeline, make_pipeline
+
+from dal.cli import main
+from dal.errors import PoolIncomplete, SourceError
+from dal.pool import Pool, build_pool, pictures, sources, texts
+
+RNG = np.random.default_rng(0)
+
+
+class Stopped(Exception):
+    pass
+
+
+def save(path: Path, pixels: np.ndarray, **how: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **how)
+    return path
+
+
+def noise(*shape: int) -> np.ndarray:
+    return RNG.integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of a few records."""
+    monkeypatch.setattr(pictures, "BLOCK_BYTES", 5 * 4 * 3 * 7)
+    monkeypatch.setattr(sources, "MAX_BLOCK_ROWS", 11)
+    monkeypatch.setattr(sources, "CSV_BLOCK_BYTES", 800)
+    monkeypatch.setattr("dal.pool.build.CHUNK_BYTES", 5 * 4 * 3 * 4)
+    monkeypatch.setattr("dal.pool.build.FIELD_ROWS", 4)
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Pictures in folders, named so that the order of paths is not the order of making, and things that are none."""
+    made = {f"{'cats' if at % 3 else 'dogs/old'}/ø {at * 7 % 40:02d}.PNG": noise(5, 4, 3) for at in range(40)}
+    for name, pixels in made.items():
+        save(tmp_path / "in" / name, pixels, format="PNG")
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    save(tmp_path / "in" / ".thumbnails" / "x.png", noise(2, 2, 3))
+    save(tmp_path / "in" / ".hidden.png", noise(2, 2, 3))
+    return tmp_path / "in", made
+
+
+def test_a_folder_becomes_a_pool_with_paths_for_ids(
+    folder: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, small: None
+) -> None:
+    pool = build_pool(folder[0], tmp_path / "pool.zarr")
+    names = sorted(folder[1])
+    assert (pool.n_rows, pool.record_shape, pool.encoding) == (40, (5, 4, 3), "uint8")
+    assert pool.record_ids(range(40)) == names
+    assert pool.rows_of([names[33], "notes.txt"]).tolist() == [33, -1]
+    expected = np.stack([folder[1][name] for name in names]).reshape(40, -1)
+    np.testing.assert_array_equal(pool.read(0, 40), expected)
+
+
+def test_an_interrupted_build_goes_on_and_another_folder_is_refused(
+    folder: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, small: None
+) -> None:
+    def stop(done: int, _: int | None) -> None:
+        if done >= 20:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build_pool(folder[0], tmp_path / "pool.zarr", progress=stop)
+    with pytest.raises(PoolIncomplete):
+        Pool.open(tmp_path / "pool.zarr")
+    done: list[int] = []
+    pool = build_pool(folder[0], tmp_path / "pool.zarr", progress=lambda rows, _: done.append(rows))
+    assert done[0] > 15, "it went on"
+    expected = np.stack([folder[1][name] for name in sorted(folder[1])]).reshape(40, -1)
+    np.testing.assert_array_equal(pool.read(0, 40), expected)
+    with pytest.raises(Stopped):
+        build_pool(folder[0], tmp_path / "other.zarr", progress=stop)
+    save(folder[0] / "cats" / "zz.png", noise(5, 4, 3))
+    with pytest.raises(SourceError, match="an interrupted build of another source"):
+        build_pool(folder[0], tmp_path / "other.zarr")
+
+
+def test_pictures_of_several_sizes_are_resized_as_told(tmp_path: Path) -> None:
+    wide, high = save(tmp_path / "in" / "a.png", noise(8, 20, 3)), save(tmp_path / "in" / "b.png", noise(30, 10, 3))
+    with pytest.raises(SourceError, match=r"b\.png is 30 x 10, and a\.png is 8 x 20 .*--size"):
+        build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(6, 5), overwrite=True)
+    assert pool.record_shape == (6, 5, 3)
+    for row, path in enumerate((wide, high)):
+        expected = np.asarray(Image.open(path).resize((5, 6), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(pool.read(row, row + 1), expected.reshape(1, -1))
+    shown = CliRunner().invoke(
+        main, ["pool", "build", str(tmp_path / "in"), str(tmp_path / "x.zarr"), "--size", "6x5"], catch_exceptions=False
+    )
+    assert "2 records of 6 x 5 x 3 uint8" in shown.output
+    np.testing.assert_array_equal(Pool.open(tmp_path / "x.zarr").read(0, 2), pool.read(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("L", 1), ("1", 1), ("LA", 1), ("P", 3), ("RGBA", 3), ("CMYK", 3), ("RGB", 3)]
+)
+def test_kinds_of_pixels(mode: str, channels: int, tmp_path: Path) -> None:
+    colour = Image.fromarray(noise(5, 4, 3))
+    picture = colour.convert(mode)
+    (tmp_path / "in").mkdir()
+    picture.save(tmp_path / "in" / "a.tif")
+    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    assert pool.record_shape == (5, 4, channels)
+    expected = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+    np.testing.assert_array_equal(pool.read(0, 1), expected.reshape(1, -1))
+
+
+def test_grey_among_colour_is_taken_and_colour_among_grey_refused(tmp_path: Path) -> None:
+    grey = noise(5, 4)
+    save(tmp_path / "in" / "a.png", noise(5, 4, 3))
+    save(tmp_path / "in" / "b.png", grey)
+    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    np.testing.assert_array_equal(pool.read(1, 2), np.repeat(grey, 3).reshape(1, -1))
+    save(tmp_path / "in" / "0.png", grey)
+    with pytest.raises(SourceError, match=r"a\.png is in colour, and 0\.png is grey"):
+        build_pool(tmp_path / "in", tmp_path / "other.zarr")
+
+
+def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    pixels = noise(5, 4, 3)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    save(tmp_path / "in" / "a.png", pixels, exif=exif)
+    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    assert pool.record_shape == (4, 5, 3)
+    np.testing.assert_array_equal(pool.read(0, 1), np.rot90(pixels, -1).reshape(1, -1))
+
+
+@pytest.mark.parametrize("broken", ["cut", "text", "empty", "16 bits"])
+def test_a_broken_picture_is_refused_by_its_name(broken: str, tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", noise(50, 40, 3))
+    path = save(tmp_path / "in" / "b" / "bad.png", noise(50, 40, 3))
+    if broken == "cut":
+        path.write_bytes(path.read_bytes()[:-3000])
+    elif broken == "16 bits":
+        Image.fromarray(np.full((50, 40), 40_000, np.uint16)).save(path)
+    else:
+        path.write_text("hello" if broken == "text" else "")
+    with pytest.raises(SourceError, match=r"b/bad\.png (cannot be read as a picture|has pixels of kind 'I;16')"):
+        build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+
+
+def test_options_that_are_not_for_pictures_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", noise(5, 4, 3))
+    with pytest.raises(SourceError, match="pictures have their paths for ids"):
+        build_pool(tmp_path / "in", tmp_path / "pool.zarr", ids="path")
+    with pytest.raises(SourceError, match="size is for a folder"):
+        build_pool(np.zeros((3, 2)), tmp_path / "pool.zarr", size=(2, 2))
+    with pytest.raises(SourceError, match=r"size is \(height, width\)"):
+        build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(0, 2))
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SourceError, match="holds no pictures"):
+        build_pool(tmp_path / "none", tmp_path / "pool.zarr")
+    assert not (tmp_path / "pool.zarr").exists()
+
+
+def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "BLOCK_BYTES", 2**18)
+    monkeypatch.setattr("dal.pool.build.CHUNK_BYTES", 2**18)
+    file = io.BytesIO()
+    Image.fromarray(noise(64, 64, 3)).save(file, "BMP")
+    (tmp_path / "in").mkdir()
+    for at in range(400):  # 4.9 MB
+        (tmp_path / "in" / f"{at}.bmp").write_bytes(file.getvalue())
+    tracemalloc.start()
+    build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2.5e6
+
+
+# -- texts -------------------------------------------------------------------------------------------------------------
+
+WORDS = ["ham", "spam", "eggs", "lovely", "wonderful", "plan", "meeting", "win", "now", "money"]
+MANY = [" ".join(RNG.choice(WORDS, 6)) for _ in range(150)]
+
+
+def pipeline() -> Pipeline:
+    return make_pipeline(TfidfVectorizer(), TruncatedSVD(4))
+
+
+def table(path: Path, rows: Sequence[str] = MANY) -> Path:
+    frame = pd.DataFrame({"key": [f"{at:03d}" for at in range(len(rows))], "subject": rows, "sent": range(len(rows))})
+    if path.suffix == ".csv":
+        frame.to_csv(path, index=False)
+    else:
+        frame.to_parquet(path, row_group_size=40)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_texts_become_features_and_stay_to_be_shown(ending: str, tmp_path: Path, small: None) -> None:
+    source = table(tmp_path / f"mails{ending}")
+    fitted = make_pipeline(TfidfVectorizer(), TruncatedSVD(4, random_state=0)).fit(MANY)
+    given = pipeline()
+    how = {"ids": "key", "text": "subject", "display": ["sent"]}
+    pool = build_pool(source, tmp_path / "pool.zarr", vectoriser=given, **how)
+    assert not hasattr(given[0], "vocabulary_"), "what was passed in stays as it was"
+    assert (pool.record_shape, pool.dtype, pool.fields) == ((4,), np.float32, ("subject", "sent"))
+    np.testing.assert_allclose(pool.read(7, 150), fitted.transform(MANY)[7:], atol=1e-6)
+    assert pool.record_ids([42, 7]) == ["042", "007"]
+    assert pool.display([42, 7])["subject"] == [MANY[42], MANY[7]]
+    again = build_pool(source, tmp_path / "again.zarr", vectoriser=pipeline(), **how)
+    np.testing.assert_array_equal(again.read(0, 150), pool.read(0, 150))
+    kept = build_pool(source, tmp_path / "fitted.zarr", vectoriser=fitted, **how)
+    np.testing.assert_allclose(kept.read(0, 150), fitted.transform(MANY), atol=1e-6)
+
+
+def test_a_vectoriser_is_fitted_on_a_sample_of_the_whole_table(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "FITTED_ON", 20)
+    seen: list[list[str]] = []
+
+    class Length(TfidfVectorizer):
+        def fit(self, raw_documents: list[str], y: object = None) -> "Length":
+            seen.append(list(raw_documents))
+            return super().fit(raw_documents, y)
+
+    monkeypatch.setattr(texts.joblib, "hash", lambda _: "a class of a test cannot be pickled")
+    rows = [f"word{at} same" for at in range(150)]
+    source = table(tmp_path / "x.csv", rows)
+    for name in ("a", "b"):
+        build_pool(source, tmp_path / f"{name}.zarr", text="subject", vectoriser=Length())
+    assert seen[0] == seen[1]
+    positions = [rows.index(text) for text in seen[0]]
+    assert len(set(positions)) == 20
+    assert positions == sorted(positions)
+    assert positions[-1] > 100, "not the first ones"
+
+
+def test_an_interrupted_build_of_texts_gives_the_same_pool(tmp_path: Path, small: None) -> None:
+    source = table(tmp_path / "x.parquet")
+    whole = build_pool(source, tmp_path / "whole.zarr", text="subject", vectoriser=pipeline())
+
+    def stop(done: int, _: int | None) -> None:
+        if done >= 70:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline(), progress=stop)
+    other = make_pipeline(TfidfVectorizer(), TruncatedSVD(4, n_iter=9))
+    with pytest.raises(SourceError, match="an interrupted build of another source"):
+        build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=other)
+    pool = build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline())
+    np.testing.assert_array_equal(pool.read(0, 150), whole.read(0, 150))
+
+
+def test_narrow_sparse_features_are_made_dense_and_wide_ones_refused(tmp_path: Path) -> None:
+    source = table(tmp_path / "x.csv")
+    hashing = HashingVectorizer(n_features=64)
+    pool = build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=hashing)
+    np.testing.assert_allclose(pool.read(0, 150), hashing.transform(MANY).toarray(), atol=1e-6)
+    with pytest.raises(SourceError, match="1,048,576 columns, and records have at most 16,384"):
+        build_pool(source, tmp_path / "wide.zarr", text="subject", vectoriser=HashingVectorizer())
+
+
+class Odd:
+    def __init__(self, given: object) -> None:
+        self.given = given
+
+    def transform(self, _: list[str]) -> object:
+        return self.given
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"text": "subject"}, "belong together"),
+        ({"vectoriser": Odd(None)}, "belong together"),
+        ({"text": "subject", "vectoriser": TfidfVectorizer}, "a vectoriser has transform"),
+        ({"text": "subject", "vectoriser": 7}, "a vectoriser has transform"),
+        ({"text": "body", "vectoriser": Odd(None)}, r"there are no columns \['body'\]"),
+        ({"text": "sent", "vectoriser": Odd(None)}, "'sent' holds int64; a vectoriser takes texts"),
+        ({"text": "subject", "vectoriser": Odd(None), "features": ["sent"]}, "takes the place of features"),
+        ({"text": "subject", "vectoriser": Odd(np.zeros(3))}, "one row a text was expected"),
+        ({"text": "subject", "vectoriser": Odd(np.zeros((1, 2), "U3"))}, "numbers were expected"),
+        ({"text": "subject", "vectoriser": Odd(lambda: 0)}, "cannot be pickled"),
+        ({"text": "subject", "vectoriser": TfidfVectorizer(min_df=1000)}, "cannot be fitted on 150 texts"),
+    ],
+)
+def test_what_cannot_be_vectorised_is_said(how: dict[str, object], message: str, tmp_path: Path) -> None:
+    source = table(tmp_path / "x.parquet")
+    with pytest.raises(SourceError, match=message):
+        build_pool(source, tmp_path / "pool.zarr", **how)
+    assert not (tmp_path / "pool.zarr").exists()
+
+
+def test_the_command_line_names_a_vectoriser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = table(tmp_path / "x.csv")
+    (tmp_path / "vectorisers_of_a_test.py").write_text(
+        "from sklearn.feature_extraction.text import HashingVectorizer\nhashing = HashingVectorizer(n_features=32)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    arguments = [str(source), str(tmp_path / "pool.zarr"), "--ids", "key", "--text", "subject", "--vectoriser"]
+    shown = CliRunner().invoke(main, ["pool", "build", *arguments, "vectorisers_of_a_test:hashing"])
+    assert "150 records of 32 float32" in shown.output, shown.output
+    assert "display fields: subject" in shown.output
+    shown = CliRunner().invoke(main, ["pool", "build", *arguments, "vectorisers_of_a_test:nothing"])
+    assert "expected a vectoriser at 'vectorisers_of_a_test:nothing'" in shown.output
