@@ -167,7 +167,7 @@ def create_campaign(
         gold=gold,
     )
     settings.check()
-    Strategy.named(strategy, explore)
+    score = Strategy.named(strategy, explore).score
     for text in stop:
         parse(text)
     if batch > pool.n_rows:
@@ -176,7 +176,7 @@ def create_campaign(
         named = Learner.named(learner, settings.classes, random_state=seed, trusted=settings.trusted)
     else:
         named = Learner(learner, settings.classes, trusted=settings.trusted)
-    named.check(pool.n_features)
+    named.check(pool.n_features, score)
     saved = named.dumps() if name == SAVED_LEARNER else None
     return Campaign.create(directory, settings, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows, learner=saved)
 
@@ -415,7 +415,8 @@ class _Coordinator:
         X = self._features(rows)
         valid = np.isfinite(X).all(axis=1)
         with self._withdrawing(current):
-            model = learner_of(self.campaign).fit(X[valid], codes[valid])
+            committee = Strategy.named(current.strategy).committee
+            model = learner_of(self.campaign).fit(X[valid], codes[valid], committee=committee)
             model.predict_proba(X[valid][:1000])
         notes = {"warnings": list(model.warnings), "invalid_labeled": int((~valid).sum())}
         self.campaign.save_model(current, model.dumps(), trained_on=len(rows), notes=notes)

@@ -2,16 +2,23 @@
 
 import importlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import skops.io
+from scipy.special import expit
 from sklearn.base import BaseEstimator, clone, is_regressor
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    BaggingClassifier,
+    ExtraTreesClassifier,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    VotingClassifier,
+)
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -19,14 +26,16 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from dal.errors import LabelError, LearnerError
+from dal.scores import OF_COMMITTEE, OF_GRADIENTS
 
 if TYPE_CHECKING:
     from distributed import Client
 
 Floats = npt.NDArray[np.floating[Any]]
 
-# Compiled parts of scikit-learn's own estimators, which skops does not list as safe by itself.
+# Parts of scikit-learn's own estimators that skops does not list as safe by itself.
 _TRUSTED = (
+    "sklearn.utils._bunch.Bunch",
     "sklearn.tree._tree.Tree",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
@@ -68,6 +77,17 @@ _PRESETS: Mapping[str, Callable[[int], BaseEstimator]] = {
 }
 
 
+_ENSEMBLES = (RandomForestClassifier, ExtraTreesClassifier, VotingClassifier, BaggingClassifier)
+
+_ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
+    "identity": lambda values: values,
+    "logistic": expit,
+    "tanh": np.tanh,
+    "relu": lambda values: np.maximum(values, 0),
+}
+
+BOOTSTRAPS = 10
+"""Members of a committee that is made of a single learner."""
 FOLDED_MEANS = 4.0
 """A feature's mean, in its deviations, up to which a scaler is put into the coefficients."""
 
@@ -136,35 +156,44 @@ class Learner:
         """Load what `dumps` saved, without running code of types that are not trusted."""
         return cls(_load(data, trusted)["estimator"], classes, trusted=trusted)
 
-    def check(self, n_features: int) -> None:
+    def check(self, n_features: int, score: str = "margin") -> None:
         """Try the learner on made-up records, so that it is refused before the first round and not after it.
 
         Parameters
         ----------
         n_features
             Width of the pool's records.
+        score
+            What records will be scored by; some scores need more than probabilities.
 
         Raises
         ------
         LabelError
             With fewer than two classes, or a name that repeats.
         LearnerError
-            If the estimator is no classifier, cannot be cloned or fitted, gives no probabilities, or does not come back
-            from a file as it was.
+            If the estimator is no classifier, cannot be cloned or fitted, gives no probabilities or not what the score
+            needs, or does not come back from a file as it was.
         """
         _check_classes(self.classes)
         _check_kind(self.estimator)
         try:
-            self._try_on(40, n_features)
+            self._try_on(40, n_features, score)
             return
         except LearnerError:
             pass  # some need more records, as a PCA of 64 components does
         try:
-            self._try_on(640, n_features)
+            self._try_on(640, n_features, score)
         except LearnerError as error:
             raise LearnerError(f"tried on made-up records of {n_features} features: {error}") from error
 
-    def fit(self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> "Model":
+    def fit(
+        self,
+        X: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        sample_weight: npt.ArrayLike | None = None,
+        *,
+        committee: bool = False,
+    ) -> "Model":
         """Fit a clone of the estimator on one thread.
 
         The model is given as it comes back from its file. Saving may change the layout of an array in memory, and with
@@ -178,13 +207,33 @@ class Learner:
             Class codes, (n,): positions in `classes`. Not all of them need to be there.
         sample_weight
             Weights of the records, (n,).
+        committee
+            Whether the model will be asked for a committee. Where the estimator is none by itself, ten clones are
+            fitted beside it, each on a bootstrap of every class's records.
 
         Raises
         ------
         LearnerError
             If fewer than two classes are among the labels, or the estimator refuses the data, or cannot be saved.
         """
-        return Model.loads(self._fitted(X, labels, sample_weight).dumps(), trusted=self.trusted)
+        model = self._fitted(X, labels, sample_weight)
+        if committee and not _is_committee(model.estimator):
+            model = replace(model, bootstraps=self._bootstraps(X, labels, sample_weight))
+        return Model.loads(model.dumps(), trusted=self.trusted)
+
+    def _bootstraps(
+        self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None
+    ) -> tuple[BaseEstimator, ...]:
+        """Fit clones on bootstraps, resampled within each class: no member may miss a rare one."""
+        records, codes = np.asarray(X, dtype=np.float32), np.asarray(labels)
+        rng = np.random.default_rng(0)
+        members = []
+        for _ in range(BOOTSTRAPS):
+            parts = [np.flatnonzero(codes == code) for code in np.unique(codes)]
+            drawn = np.concatenate([part[rng.integers(0, len(part), len(part))] for part in parts])
+            weights = None if sample_weight is None else np.asarray(sample_weight)[drawn]
+            members.append(self._fitted(records[drawn], codes[drawn], weights).estimator)
+        return tuple(members)
 
     def _fitted(self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> "Model":
         records = np.ascontiguousarray(X, dtype=np.float32)
@@ -248,11 +297,16 @@ class Learner:
         estimator = _cloned(self.estimator).set_params(**search.cv_results_["params"][best])
         return type(self)(estimator, self.classes, trusted=self.trusted)
 
-    def _try_on(self, n: int, n_features: int) -> None:
+    def _try_on(self, n: int, n_features: int, score: str) -> None:
         X, codes = _made_up_records(n, n_features, len(self.classes))
         model = self._fitted(X, codes)
         predicted = model.predict_proba(X)
         _check_probabilities(predicted, model.kind)
+        if score == OF_GRADIENTS:
+            model.layer_inputs(X)
+        if score in OF_COMMITTEE and _is_committee(model.estimator):
+            for member in model.committee(X):
+                _check_probabilities(member, model.kind)
         loaded = Model.loads(model.dumps(), trusted=self.trusted)
         # not bit by bit: see `fit`
         if not np.allclose(loaded.predict_proba(X), predicted, rtol=0, atol=1e-4):
@@ -318,6 +372,11 @@ class Model:
         What the estimator warned of while it was fitted, such as a fit that did not converge.
     trusted
         Types that a process which loads the saved model must trust beside those of scikit-learn.
+    bootstraps
+        Clones of the estimator fitted on bootstraps, where a committee was wanted and the estimator is none.
+    codes
+        Codes of the classes that the fit has seen; by default the estimator's `classes_`. A member of an ensemble knows
+        them by numbers of its own.
     """
 
     estimator: BaseEstimator
@@ -325,6 +384,8 @@ class Model:
     n_features: int
     warnings: tuple[str, ...] = ()
     trusted: tuple[str, ...] = ()
+    bootstraps: tuple[BaseEstimator, ...] = ()
+    codes: tuple[int, ...] | None = None
 
     @property
     def kind(self) -> str:
@@ -334,7 +395,7 @@ class Model:
     @cached_property
     def seen(self) -> npt.NDArray[np.int64]:
         """Codes of the classes that the fit has seen, in the order of the estimator's columns."""
-        return np.asarray(self.estimator.classes_, dtype=np.int64)
+        return np.asarray(self.estimator.classes_ if self.codes is None else self.codes, dtype=np.int64)
 
     @property
     def tile_rows(self) -> int | None:
@@ -374,12 +435,74 @@ class Model:
             If what the estimator returns has another shape or nothing finite. A row of it that is not finite, as of a
             record so far from all others that the estimator overflows, is given as it is.
         """
-        probabilities = self._seen_probabilities(X)
+        return self._aligned(self._seen_probabilities(X))
+
+    def _aligned(self, probabilities: Floats) -> Floats:
         if np.array_equal(self.seen, np.arange(len(self.classes))):
             return probabilities
-        aligned = np.zeros((len(X), len(self.classes)), dtype=probabilities.dtype)
+        aligned = np.zeros((len(probabilities), len(self.classes)), dtype=probabilities.dtype)
         aligned[:, self.seen] = probabilities
         return aligned
+
+    def committee(self, X: npt.NDArray[np.float32]) -> Iterator[Floats]:
+        """Probabilities (n, C) of one member of the committee after another; never of all at once.
+
+        The members are the trees of a forest, the estimators of a ``VotingClassifier`` or ``BaggingClassifier``, what
+        an estimator's own method ``committee_proba(X)`` yields, such as passes with different dropout masks (the same
+        masks for all records), or else the bootstraps of the fit.
+
+        Raises
+        ------
+        LearnerError
+            If there is no committee.
+        """
+        last = _last_step(self.estimator)
+        ensemble = _is_committee(self.estimator)
+        if not ensemble and not self.bootstraps:
+            raise LearnerError(f"this {self.kind} has no committee: fit it with committee=True")
+        # Bootstraps are whole pipelines; members of a pipeline's last step take what its first steps give.
+        records = _before_last(self.estimator, X) if ensemble else X
+        if hasattr(last, "committee_proba"):
+            for probabilities in last.committee_proba(records):
+                yield self._aligned(self._checked(probabilities, len(X), len(self.seen), "committee_proba"))
+            return
+        for model, columns in self._members:
+            yield model.predict_proba(records if columns is None else records[:, columns])
+
+    @cached_property
+    def _members(self) -> "list[tuple[Model, npt.NDArray[np.integer[Any]] | None]]":
+        last = _last_step(self.estimator)
+        if not isinstance(last, _ENSEMBLES):
+            return [(replace(self, estimator=each, bootstraps=()), None) for each in self.bootstraps]
+        chosen = getattr(last, "estimators_features_", [None] * len(last.estimators_))
+        # Ensembles number the classes they have seen from 0, whatever their codes.
+        codes = [self.seen[np.asarray(each.classes_, dtype=np.int64)] for each in last.estimators_]
+        return [
+            (replace(self, estimator=each, codes=tuple(own.tolist()), bootstraps=()), columns)
+            for each, own, columns in zip(last.estimators_, codes, chosen, strict=True)
+        ]
+
+    def layer_inputs(self, X: npt.NDArray[np.float32]) -> Floats:
+        """Give what goes into the last, linear softmax layer (n, h): of a logistic regression, or of a network.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator has no such layer.
+        """
+        last = _last_step(self.estimator)
+        records = _before_last(self.estimator, X)
+        if isinstance(last, LogisticRegression):
+            return records
+        if not isinstance(last, MLPClassifier):
+            raise LearnerError(
+                f"expected gradient lengths are those of a linear softmax layer, which {self.kind} has not: use"
+                " LogisticRegression or MLPClassifier, or another score"
+            )
+        activate = _ACTIVATIONS[last.activation]
+        for weights, intercepts in zip(last.coefs_[:-1], last.intercepts_[:-1], strict=True):
+            records = activate(records @ weights + intercepts)
+        return records
 
     def dumps(self) -> bytes:
         """Save as a skops archive.
@@ -400,6 +523,8 @@ class Model:
             "classes": list(self.classes),
             "n_features": self.n_features,
             "warnings": list(self.warnings),
+            # An archive each: saving takes the square of the number of parts, which boosting has thousands of.
+            "bootstraps": [_archived({"format": _FORMAT, "estimator": each}, self.kind) for each in self.bootstraps],
         }
         return _archived(content, self.kind)
 
@@ -419,6 +544,7 @@ class Model:
             int(content["n_features"]),
             tuple(content["warnings"]),
             tuple(trusted),
+            tuple(_load(each, trusted)["estimator"] for each in content.get("bootstraps", ())),
         )
         model.__dict__["_archive"] = data
         return model
@@ -568,6 +694,18 @@ def _ends(name: str, parameter: str) -> bool:
 
 def _last_step(estimator: BaseEstimator) -> BaseEstimator:
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
+
+
+def _before_last(estimator: BaseEstimator, X: npt.NDArray[np.float32]) -> Floats:
+    """Give the records as the last step of a pipeline gets them."""
+    if not isinstance(estimator, Pipeline) or len(estimator.steps) == 1:
+        return X
+    return np.asarray(estimator[:-1].transform(X))
+
+
+def _is_committee(estimator: BaseEstimator) -> bool:
+    last = _last_step(estimator)
+    return isinstance(last, _ENSEMBLES) or hasattr(last, "committee_proba")
 
 
 def _kind(estimator: BaseEstimator) -> str:

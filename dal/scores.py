@@ -2,10 +2,12 @@
 
 Every score is a float per record, **higher = ask first**, in [0, 1], and never NaN. The functions take probabilities
 class-major, ``(n_classes, n_records)``: each step then runs over contiguous memory, which is what makes a score cheap
-beside the learner itself. :func:`of_probabilities` and :func:`of_decisions` are the two doors, and give the predicted
-class and its confidence along with the score, because all three come from the same two largest entries.
+beside the learner itself. There are four doors, by what is known of the records: :func:`of_probabilities`,
+:func:`of_decisions`, :func:`of_committee` and :func:`of_gradients`. Each gives the predicted class and its confidence
+along with the score: all three come from the same numbers.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -84,15 +86,27 @@ def _score(name: str, p: Floats, top: TopTwo) -> Floats:
         case "ratio":
             score = top.second / top.first
         case "entropy":
-            # 0 ln 0 is 0; the smallest normal number keeps the logarithm finite without moving any other value.
-            logarithm = np.log(np.maximum(p, np.finfo(p.dtype).tiny))
-            score = -np.einsum("cn,cn->n", p, logarithm) / np.log(n_classes)
+            score = _entropy(p) / np.log(n_classes)
         case _:
-            raise SettingsError(f"The score {name!r} is not computed from probabilities.")
+            raise SettingsError(f"The score {name!r} is not computed from the probabilities of one model.")
     return score
 
 
-NAMES: tuple[str, ...] = ("random", "least_confident", "margin", "ratio", "entropy")
+def _entropy(p: Floats) -> Floats:
+    """Shannon entropy of each column, in nats."""
+    # 0 ln 0 is 0; the smallest normal number keeps the logarithm finite without moving any other value.
+    logarithm = np.log(np.maximum(p, np.finfo(p.dtype).tiny))
+    entropy: Floats = -np.einsum("cn,cn->n", p, logarithm)
+    return entropy
+
+
+OF_ONE_MODEL: tuple[str, ...] = ("least_confident", "margin", "ratio", "entropy")
+"""Scores from the probabilities, or decision values, of one model."""
+OF_COMMITTEE: tuple[str, ...] = ("vote_entropy", "bald")
+"""Scores from the probabilities of each member of a committee."""
+OF_GRADIENTS = "expected_gradient_length"
+"""The score from the probabilities and inputs of a linear softmax layer."""
+NAMES: tuple[str, ...] = ("random", *OF_ONE_MODEL, *OF_COMMITTEE, OF_GRADIENTS)
 """Every score by name. ``random`` looks at no prediction: its value is a hash of the row."""
 
 
@@ -192,3 +206,87 @@ def of_decisions(name: str, decisions: Floats, n_classes: int) -> Scored:
     else:
         raise SettingsError(f"The score {name!r} is not computed from decision values.")
     return Scored(score, position, confidence)
+
+
+def of_committee(name: str, members: Iterable[Floats]) -> Scored:
+    r"""Score records from the class probabilities of a committee, one member after another.
+
+    Two sums are kept and no member's probabilities: memory is O(n_records n_classes) for any number of members.
+
+    Parameters
+    ----------
+    name : str
+        With :math:`p^{(j)}` the probabilities of member j of m, :math:`\bar p` their mean, and :math:`V_c` the members
+        whose most probable class is c (the first among equals):
+
+        * ``vote_entropy``: :math:`-\sum_c (V_c/m) \ln(V_c/m) / \ln C` (query by committee; Dagan and Engelson, 1995);
+        * ``bald``: :math:`(H(\bar p) - \frac{1}{m}\sum_j H(p^{(j)})) / \ln C`, H being the entropy: what the label
+          would tell of which member is right (Houlsby et al., 2011), and the same as the mean Kullback-Leibler
+          divergence of the members from their consensus (McCallum and Nigam, 1998).
+    members : iterable of ndarray of shape (n_records, n_classes)
+        At least one; rows sum to one.
+
+    Returns
+    -------
+    Scored
+        Predicted class and confidence are those of the mean.
+
+    Examples
+    --------
+    >>> sure, other = np.array([[1.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> of_committee("bald", [sure, other]).score.tolist()
+    [0.0, 1.0]
+    """
+    if name not in OF_COMMITTEE:
+        raise SettingsError(f"The score {name!r} is not computed from a committee.")
+    sums: tuple[Floats, Floats] | None = None
+    count = 0
+    for member in members:
+        count += 1
+        p = np.ascontiguousarray(member.T, dtype=np.float64)
+        said = _votes(p) if name == "vote_entropy" else _entropy(p)
+        sums = (p, said) if sums is None else (sums[0] + p, sums[1] + said)
+    if sums is None:
+        raise ValueError("a committee has at least one member")
+    mean, said = sums[0] / count, sums[1] / count
+    # Rounding may put a disagreement of nothing below zero.
+    disagreement = _entropy(said) if name == "vote_entropy" else np.maximum(_entropy(mean) - said, 0.0)
+    top = top_two(mean)
+    return Scored(disagreement / np.log(len(mean)), top.position, top.first)
+
+
+def _votes(p: Floats) -> Floats:
+    votes = np.zeros_like(p)
+    votes[top_two(p).position, np.arange(p.shape[1])] = 1.0
+    return votes
+
+
+def of_gradients(probabilities: Floats, inputs: Floats) -> Scored:
+    r"""Score records by how much their label is expected to move a linear softmax layer.
+
+    The gradient of the log loss in the layer's weights and intercepts, were c the label, is
+    :math:`(p - e_c) \otimes (h, 1)`, so its expected length (EGL; Settles et al., 2008) is
+
+    .. math:: g = \sqrt{\lVert h \rVert^2 + 1} \; \sum_c p_c \lVert p - e_c \rVert,
+              \quad \lVert p - e_c \rVert^2 = \lVert p \rVert^2 - 2 p_c + 1
+
+    in closed form. It has no upper bound; the score is g / (1 + g), which orders the records alike.
+
+    Parameters
+    ----------
+    probabilities : ndarray of shape (n_records, n_classes)
+    inputs : ndarray of shape (n_records, n_inputs)
+        What goes into the layer, h.
+
+    Examples
+    --------
+    >>> of_gradients(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([[0.0], [3.0]])).score.round(6).tolist()
+    [0.414214, 0.0]
+    """
+    p = np.ascontiguousarray(probabilities.T, dtype=np.float64)
+    h = np.asarray(inputs, dtype=np.float64)
+    # At p = e_c rounding may leave less than nothing.
+    distance = np.sqrt(np.maximum(np.einsum("cn,cn->n", p, p) - 2.0 * p + 1.0, 0.0))
+    length = np.sqrt(np.einsum("nd,nd->n", h, h) + 1.0) * np.einsum("cn,cn->n", p, distance)
+    top = top_two(p)
+    return Scored(length / (1.0 + length), top.position, top.first)

@@ -275,6 +275,11 @@ class Strategy:
         raise SettingsError(f"Expected a strategy out of {', '.join(STRATEGIES)}, got {name!r}.")
 
     @property
+    def committee(self) -> bool:
+        """Whether the score asks a committee."""
+        return self.score in scores.OF_COMMITTEE
+
+    @property
     def traits(self) -> Traits:
         """What the selector needs."""
         return TRAITS[self.selector]

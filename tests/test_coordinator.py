@@ -125,7 +125,7 @@ def test_same_seed_same_batches_and_another_seed_others(truth: tuple[Pool, np.nd
     assert batches("c", 8) != first
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin", "random", "coverage", "power", "badge"])
+@pytest.mark.parametrize("strategy", ["default", "margin", "random", "coverage", "badge", "bald"])
 def test_a_cluster_gives_the_same_batches_as_this_process(
     strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client
 ) -> None:
@@ -243,6 +243,7 @@ def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.
         ({"learner": "logistics"}, LearnerError, "logistic"),
         ({"learner": SVR()}, LearnerError, "classifier"),
         ({"explore": 1.5}, SettingsError, "explore"),
+        ({"learner": "forest", "strategy": "expected_gradient_length"}, LearnerError, "linear softmax layer"),
     ],
 )
 def test_bad_settings_leave_no_campaign(

@@ -451,6 +451,142 @@ def test_names_that_lead_nowhere_are_refused(name: str, said: str) -> None:
 
 
 @pytest.mark.slow
+# -- committees ----------------------------------------------------------------------
+
+
+def of_three_classes() -> tuple[np.ndarray, np.ndarray]:
+    """Records of all classes but the second."""
+    X, codes = records(90)
+    codes = np.array([0, 2, 3])[codes % 3]
+    return X + np.eye(4, 5, dtype=np.float32)[codes], codes
+
+
+ENSEMBLES = [
+    RandomForestClassifier(7, max_depth=3, random_state=0),
+    ExtraTreesClassifier(5, max_depth=3, random_state=0),
+    make_pipeline(StandardScaler(), PCA(3), RandomForestClassifier(4, max_depth=3, random_state=0)),
+    BaggingClassifier(LogisticRegression(max_iter=500), 5, random_state=0),
+    BaggingClassifier(GaussianNB(), 6, max_features=0.6, random_state=0),
+    VotingClassifier(
+        [("nb", GaussianNB()), ("lr", make_pipeline(StandardScaler(), LogisticRegression()))], voting="soft"
+    ),
+]
+
+
+@pytest.mark.parametrize("estimator", ENSEMBLES, ids=str)
+def test_the_members_of_an_ensemble_are_its_committee(estimator: BaseEstimator) -> None:
+    X, codes = of_three_classes()
+    model = Learner(estimator, CLASSES).fit(X, codes, committee=True)
+    assert model.bootstraps == ()
+    members = list(model.committee(X))
+    last = model.estimator[-1] if isinstance(model.estimator, Pipeline) else model.estimator
+    assert len(members) == len(last.estimators_)
+    assert len({member.tobytes() for member in members}) > 1
+    assert all((member[:, 1] == 0).all() for member in members)
+    # Each of these estimators predicts the mean of its members.
+    np.testing.assert_allclose(np.mean(members, axis=0), model.predict_proba(X), atol=1e-6)
+
+
+def test_a_bagging_member_that_missed_a_class_gives_it_no_probability() -> None:
+    X, codes = of_three_classes()
+    codes[codes == 3] = 2
+    codes[5] = 3  # a third of the bootstraps miss the single record
+    model = Learner(BaggingClassifier(KNeighborsClassifier(3, algorithm="brute"), 8, random_state=0), CLASSES).fit(
+        X, codes
+    )
+    members = list(model.committee(X))
+    own = [len(each.classes_) for each in model.estimator.estimators_]
+    assert set(own) == {2, 3}
+    for member, seen in zip(members, own, strict=True):
+        assert (member[:, 3] == 0).all() == (seen == 2)
+        np.testing.assert_allclose(member.sum(axis=1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("kind", ["logistic", GaussianNB(), LinearSVC(), SVC()], ids=str)
+def test_a_single_learner_is_joined_by_bootstraps_of_every_class(kind: object, n_classes: int) -> None:
+    X, codes = records(80, n_classes)
+    codes[3] = 1  # and one that is rare
+    learner = learner_of(kind, CLASSES[:n_classes])
+    model = learner.fit(X, codes, committee=True)
+    alone = learner.fit(X, codes)
+    assert len(model.bootstraps) == 10
+    np.testing.assert_array_equal(model.predict_proba(X), alone.predict_proba(X))
+    members = list(model.committee(X))
+    assert len({member.tobytes() for member in members}) > 5
+    for member, estimator in zip(members, model.bootstraps, strict=True):
+        assert member.shape == (80, n_classes)
+        np.testing.assert_allclose(member.sum(axis=1), 1, rtol=1e-5)
+        assert (member.argmax(axis=1) == estimator.predict(X)).mean() > 0.95
+        assert estimator.classes_.tolist() == list(range(n_classes))
+    again = list(Model.loads(model.dumps()).committee(X))
+    assert [member.tobytes() for member in again] == [member.tobytes() for member in members]
+    refitted = list(learner.fit(X, codes, committee=True).committee(X))
+    np.testing.assert_array_equal(refitted, members)
+
+
+def test_bootstraps_resample_records_with_their_weights() -> None:
+    X, codes = records(60)
+    weights = np.where(np.arange(60) < 30, 1.0, 0.0)
+    X[30:] = 1e3  # these have no weight, and would move any model
+    model = Learner(GaussianNB(), CLASSES).fit(X, codes, weights, committee=True)
+    assert all(np.abs(each.theta_).max() < 10 for each in model.bootstraps)
+
+
+class Dropout(Constant):
+    """Gives samples of its own, one after the other."""
+
+    def committee_proba(self, X):  # noqa: ANN001, ANN201
+        for sample in range(3):
+            p = np.zeros((len(X), len(self.classes_)))
+            p[:, sample % p.shape[1]] = 1
+            yield p
+
+
+def test_samples_that_an_estimator_offers_are_its_committee() -> None:
+    X, codes = of_three_classes()
+    name = f"{Dropout.__module__}.Dropout"
+    model = Learner(Dropout(), CLASSES, trusted=[name]).fit(X, codes, committee=True)
+    assert [member.argmax(axis=1)[7] for member in model.committee(X)] == [0, 2, 3]
+    Learner(Dropout(), CLASSES, trusted=[name]).check(5, "bald")
+
+
+def test_a_model_without_a_committee_says_how_to_get_one() -> None:
+    X, codes = records()
+    with pytest.raises(LearnerError, match="LogisticRegression has no committee: fit it with committee=True"):
+        next(Learner.named("logistic", CLASSES).fit(X, codes).committee(X))
+
+
+# -- the last layer ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
+def test_a_networks_last_layer_gives_its_probabilities(activation: str) -> None:
+    X, codes = records()
+    network = MLPClassifier((6, 4), activation=activation, max_iter=300, random_state=0)
+    model = Learner(make_pipeline(StandardScaler(), network), CLASSES).fit(X, codes)
+    h, last = model.layer_inputs(X), model.estimator[-1]
+    z = h @ last.coefs_[-1] + last.intercepts_[-1]
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    np.testing.assert_allclose(p / p.sum(axis=1, keepdims=True), model.predict_proba(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", [LogisticRegression(), make_pipeline(StandardScaler(), LogisticRegression())])
+def test_a_logistic_regressions_inputs_give_its_decisions(estimator: BaseEstimator) -> None:
+    X, codes = records()
+    model = Learner(estimator, CLASSES).fit(X, codes)
+    last = model.estimator[-1] if isinstance(model.estimator, Pipeline) else model.estimator
+    values = model.layer_inputs(X) @ last.coef_.T + last.intercept_
+    np.testing.assert_allclose(values, model.estimator.decision_function(X), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["forest", GaussianNB(), LinearSVC()], ids=str)
+def test_gradients_are_refused_before_the_first_round_where_there_is_no_softmax_layer(kind: object) -> None:
+    with pytest.raises(LearnerError, match="expected gradient lengths are those of a linear softmax layer"):
+        learner_of(kind).check(5, "expected_gradient_length")
+    learner_of(kind).check(5, "bald")
+
+
 def test_tuned_finds_on_a_cluster_what_scikit_learn_finds_here() -> None:
     from sklearn.model_selection import GridSearchCV
 

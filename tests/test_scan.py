@@ -68,7 +68,8 @@ def models(records: np.ndarray) -> dict[str, Model]:
         "svc": "sklearn.svm:LinearSVC",
         "plain": "sklearn.linear_model:LogisticRegression",
     }
-    return {key: Learner.named(name, CLASSES, random_state=0).fit(X, y) for key, name in names.items()}
+    made = {key: Learner.named(name, CLASSES, random_state=0).fit(X, y) for key, name in names.items()}
+    return {**made, "bootstraps": Learner.named(names["plain"], CLASSES).fit(X, y, committee=True)}
 
 
 def full_sort(
@@ -139,6 +140,9 @@ CASES = [
     ("svc", Strategy.named("least_confident")),
     ("logistic", Strategy.named("power")),
     ("plain", Strategy.named("badge")),
+    ("forest", Strategy.named("bald")),
+    ("bootstraps", Strategy(score="vote_entropy")),
+    ("plain", Strategy.named("expected_gradient_length")),
     (None, Strategy().cold()),
     (None, Strategy.named("random")),
 ]

@@ -29,6 +29,7 @@ from dal.scan.kernel import Cells, Order, SpanResult, score_span
 from dal.scan.merge import Thresholds
 from dal.scan.plan import Interval
 from dal.scan.run import Progress, Run, Scan
+from dal.scores import OF_COMMITTEE
 from dal.selection import Capacity
 
 Rows = npt.NDArray[np.int64]
@@ -253,7 +254,8 @@ def predicted(run: Run) -> plan.WorkerBytes:
         n_features=run.pool.n_features,
         itemsize=run.pool.dtype.itemsize,
         chunk_rows=run.pool.chunk_rows,
-        n_classes=len(run.model.classes) if run.model else 0,
+        # A committee's sums stand beside the probabilities of the member at work.
+        n_classes=len(run.model.classes) * (2 if run.order.score in OF_COMMITTEE else 1) if run.model else 0,
         n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
         kept_bytes=plan.candidate_bytes(run.order.capacity, width),
         candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),

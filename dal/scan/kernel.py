@@ -15,7 +15,16 @@ from dal.learner import Model
 from dal.pool import Pool
 from dal.scan.merge import Best, Thresholds
 from dal.scan.plan import Interval
-from dal.scores import Scored, of_decisions, of_probabilities
+from dal.scores import (
+    OF_COMMITTEE,
+    OF_GRADIENTS,
+    OF_ONE_MODEL,
+    Scored,
+    of_committee,
+    of_decisions,
+    of_gradients,
+    of_probabilities,
+)
 from dal.selection import Candidates, Capacity, Codebook, power_masses, uniform
 
 Floats32 = npt.NDArray[np.float32]
@@ -239,7 +248,7 @@ class _Span:
         self.cells = cells
         # Every decision value of a linear model is not finite where a feature is not, so nothing need be looked for; a
         # transformation before it may hide that, or refuse it.
-        linear = self.model.linear if self.model is not None else None
+        linear = self.model.linear if self.model is not None and order.score in OF_ONE_MODEL else None
         self.shows_invalid = linear is not None and linear.steps is None
         self.assigns = cells is None or cells.write
         self.cell_of_row = self._cells_of_span() if order.capacity.cells else None
@@ -372,9 +381,14 @@ def score_block(name: str, model: Model, X: Floats32) -> Scored:
     Scored
         ``predicted`` holds positions in ``model.seen``.
     """
-    if model.linear is None:
-        # Columns of unseen classes are zero and never the first; all classes count, for the score's normalisation.
+    if name in OF_ONE_MODEL and model.linear is not None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            return of_decisions(name, model.linear.decisions(X), len(model.classes))
+    # Columns of unseen classes are zero and never the first; all classes count, for the score's normalisation.
+    if name in OF_COMMITTEE:
+        scored = of_committee(name, model.committee(X))
+    elif name == OF_GRADIENTS:
+        scored = of_gradients(model.predict_proba(X), model.layer_inputs(X))
+    else:
         scored = of_probabilities(name, model.predict_proba(X))
-        return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
-    with np.errstate(over="ignore", invalid="ignore"):
-        return of_decisions(name, model.linear.decisions(X), len(model.classes))
+    return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
