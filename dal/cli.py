@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.table import Table as RichTable
 
 from dal import demo as demonstration
+from dal import explorer
 from dal.campaign import Annotators, Campaign, Settings
 from dal.campaign.control import Act, Control
 from dal.client import connect, local_cluster
@@ -39,6 +40,7 @@ from dal.progress import shown
 from dal.rounds import Stop, Wait
 from dal.scan import Progress
 from dal.selection import STRATEGIES
+from dal.simulation import Replay
 from dal.web import Listening, Options, make_server
 from dal.web.overview import MAP
 
@@ -546,6 +548,88 @@ def stop(directory: Path) -> None:
 def _tell(directory: Path, act: Act, said: str) -> None:
     Control(Campaign.open(directory)).tell(act, _user())
     console.print(said)
+
+
+# -- the explorer ------------------------------------------------------------------------------------------------------
+
+
+@main.command("compare")
+@click.argument("pool_path", metavar="POOL")
+@click.option("--answers", required=True, type=click.Path(path_type=Path), help="An .npy file: the class of each row.")
+@click.option("--strategies", default="random,margin,default", show_default=True, help=f"Of {', '.join(STRATEGIES)}.")
+@click.option("--seeds", default=5, show_default=True, help="Replays of each strategy.")
+@click.option("--test", type=click.Path(path_type=Path), help="An .npz file with X and y. Default: drawn from POOL.")
+@click.option("--batch", default=20, show_default=True, help="Records asked in a round.")
+@click.option("--rounds", default=12, show_default=True, help="Batches to ask.")
+@click.option("--learner", default="logistic", show_default=True, help="As in dal init.")
+@click.option("--scheduler", help="Address of a Dask scheduler. Default: a local cluster of this machine's cores.")
+@click.option("--output", default="explorer.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
+def compare_(
+    pool_path: str,
+    answers: Path,
+    strategies: str,
+    seeds: int,
+    test: Path | None,
+    batch: int,
+    rounds: int,
+    learner: str,
+    scheduler: str | None,
+    output: Path,
+) -> None:
+    """Replay strategies on POOL against known answers, and write a page that shows them side by side.
+
+    Each finished replay is kept beside the page, in a folder that ends in .run: interrupted and run again, it goes on;
+    with more seeds or strategies, it plays those.
+    """
+    opened = Pool.open(pool_path)
+    named = tuple(dict.fromkeys(_split(strategies)))
+    plan = explorer.Plan(
+        opened, explorer.Known.read(answers, opened.n_rows), named, seeds, learner, batch, rounds, test
+    )
+    plan.check()
+    folder = explorer.RunFolder(output.with_suffix(".run"), plan.settings())
+    done, total = 0, seeds * len(named)
+    with _cluster(scheduler, start=True) as client:
+        with shown("map", console) as show:
+            pool_map = map_of(
+                opened,
+                folder.path / "map.npz",
+                0,
+                client=client,
+                progress=lambda counted, all_: show(counted, all_, "rows"),
+            )
+        with shown("replays", console) as show:
+
+            def told(replay: Replay) -> None:
+                nonlocal done
+                done += 1
+                show(done, total, f"{replay.strategy}, seed {replay.seed}: accuracy {replay.accuracy[-1]:.3f}")
+
+            run = explorer.play(plan, folder, pool_map, client=client, on_replay=told)
+    explorer.write_explorer(output, explorer.view_of_run(run, opened))
+    console.print(_as_rich(explorer.table(run.comparison)))
+    console.print(f"Open {output} in a browser.")
+
+
+@main.command("report")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", default="report.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path)
+)
+@click.option("--scheduler", help="Address of a Dask scheduler to count the map on. Default: this process.")
+def report(directory: Path, output: Path, scheduler: str | None) -> None:
+    """Write the campaign in DIRECTORY, finished or running, as one page: what was chosen, learned and measured."""
+    campaign = Campaign.open(directory)
+    with _cluster(scheduler, start=False) as client, shown("map", console) as show:
+        pool_map = map_of(
+            pool_of(campaign),
+            campaign.directory / MAP,
+            campaign.settings.seed,
+            client=client,
+            progress=lambda done, total: show(done, total, "rows"),
+        )
+    explorer.write_explorer(output, explorer.view_of_campaign(campaign, pool_map))
+    console.print(f"Open {output} in a browser.")
 
 
 # -- the demonstration -------------------------------------------------------------------------------------------------

@@ -188,6 +188,7 @@ def next_batch(
     progress: Callable[[Progress], None] | None = None,
     close: bool = False,
     coverage: bool = False,
+    reserved: Rows | Sequence[int] = (),
 ) -> Batch | Stopped:
     """Do everything up to the next batch: close the round that is answered, train, scan, select, open.
 
@@ -205,6 +206,9 @@ def next_batch(
         Close an open batch with the answers it has. Records that nobody answered are not asked again.
     coverage : bool, default=False
         Choose the new batch by coverage of the pool, as in a cold start, even though there are labels.
+    reserved : array of int64, default=()
+        Rows that are never asked, such as those of a test set. The campaign does not remember them: they are passed
+        with every call, the same ones.
 
     Returns
     -------
@@ -218,7 +222,8 @@ def next_batch(
         If another process is at work on this campaign.
     """
     with campaign.lock():
-        return _Coordinator(campaign, client, progress, coverage=coverage).run(close=close)
+        coordinator = _Coordinator(campaign, client, progress, coverage=coverage, reserved=reserved)
+        return coordinator.run(close=close)
 
 
 def next_step(campaign: Campaign) -> rounds.Action:
@@ -303,12 +308,14 @@ class _Coordinator:
         progress: Callable[[Progress], None] | None,
         *,
         coverage: bool,
+        reserved: Rows | Sequence[int] = (),
     ) -> None:
         self.campaign = campaign
         self.settings = campaign.settings
         self.client = client
         self.progress = progress
         self.coverage = coverage
+        self.reserved = np.unique(np.asarray(reserved, dtype=np.int64))
         self.criteria = [parse(text) for text in self.settings.stop]
 
     @cached_property
@@ -376,7 +383,11 @@ class _Coordinator:
         if not past or past[-1].status != "closed":
             return False
         # By the rows that the round froze: telling where a campaign stands takes no look at its pool.
-        return not self.campaign.batch(past[-1].number) or len(self.campaign.excluded_rows()) >= past[-1].n_rows
+        return not self.campaign.batch(past[-1].number) or len(self._closed_rows()) >= past[-1].n_rows
+
+    def _closed_rows(self, current: Round | None = None) -> Rows:
+        """Give the rows that are not to be asked, ascending; of a round, as they were when it was frozen."""
+        return np.union1d(self.campaign.excluded_rows(current), self.reserved)
 
     def _current(self) -> Round:
         current = self.campaign.current_round
@@ -397,7 +408,7 @@ class _Coordinator:
                 " (any record of the pool can be imported, asked or not), or choose another batch by coverage:"
                 " dal next --coverage."
             )
-        left = pool.n_rows - len(self.campaign.excluded_rows())
+        left = pool.n_rows - len(self._closed_rows())
         if left < settings.batch:
             _log.warning("Only %d records were never asked: the batch is that short.", left)
         budget = min((c.n - len(codes) for c in self.criteria if isinstance(c, MaxLabels)), default=settings.batch)
@@ -488,7 +499,7 @@ class _Coordinator:
                 model,
                 strategy,
                 current.k,
-                self.campaign.excluded_rows(current),
+                self._closed_rows(current),
                 seed=current.seed,
                 round=current.number,
                 codebook=self._codebook() if strategy.traits.features else None,
@@ -509,7 +520,7 @@ class _Coordinator:
         excluded = self.campaign.excluded_rows()
         with np.load(io.BytesIO(self.campaign.load_scan(current))) as arrays:
             candidates = candidates_from(arrays)
-        drawn = self._drawn(current, excluded) if len(candidates) else _Drawn.none(self.pool.n_features)
+        drawn = self._drawn(current, self._closed_rows()) if len(candidates) else _Drawn.none(self.pool.n_features)
         chosen = self._chosen(current, strategy, candidates, excluded, drawn)
         self._keep_features(current, chosen, drawn)
         answers = dict(zip(chosen.rows.tolist(), zip(chosen.scores, chosen.predicted, strict=True), strict=True))

@@ -3,16 +3,18 @@
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client
+from distributed import Client, as_completed
+from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, Campaign
-from dal.coordinator import Stopped, create_campaign, learner_of, next_batch
+from dal.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
 from dal.errors import SettingsError
 from dal.learner import Model
 from dal.pool import Pool
@@ -22,6 +24,9 @@ from dal.selection import Strategy
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int64]
 Oracle = Callable[[Rows], Codes]
+
+NO_CLASS = 255
+"""In a view: no learner yet, or a class beyond the 255 that a byte can name."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,13 @@ class Replay:
         Of a learner fitted on just these labels, on the test set.
     batches : tuple of ndarray
         Rows asked in each round.
+    scores : tuple of ndarray of float32
+        How much each of them was worth asking; NaN where the strategy gives no score.
+    predicted : tuple of ndarray of int64
+        What the model that chose them took each for; -1 where there was no model.
+    views : tuple of ndarray of shape (n, 2), uint8
+        What the learner of each point of the curve thinks of the records that were watched: the class (255 where there
+        is no learner yet), and its probability in 255ths.
     """
 
     strategy: str
@@ -66,6 +78,9 @@ class Replay:
     labels: tuple[int, ...]
     accuracy: tuple[float, ...]
     batches: tuple[Rows, ...]
+    scores: tuple[npt.NDArray[np.float32], ...] = ()
+    predicted: tuple[Codes, ...] = ()
+    views: tuple[npt.NDArray[np.uint8], ...] = ()
 
     @property
     def area(self) -> float:
@@ -93,6 +108,30 @@ class Replay:
 
 
 @dataclass(frozen=True)
+class Needed:
+    """What an accuracy costs.
+
+    Attributes
+    ----------
+    labels : float or None
+        Mean over the seeds; None where one of them never got there.
+    reached, seeds : int
+        In how many of the seeds the accuracy was reached.
+    difference : float or None
+        Mean difference to the other strategy, paired by seed; negative is fewer. None where one of the two never got
+        there in some seed.
+    half_width : float or None
+        Of the 95 % interval of the difference; None where there are fewer than two pairs.
+    """
+
+    labels: float | None
+    reached: int
+    seeds: int
+    difference: float | None
+    half_width: float | None
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Replays of several strategies on one pool, several seeds each."""
 
@@ -107,6 +146,49 @@ class Comparison:
         """The strategies, in the order in which they were given."""
         return list(dict.fromkeys(replay.strategy for replay in self.replays))
 
+    def band(self, strategy: str) -> tuple[Replay, tuple[float, ...], tuple[float, ...]]:
+        """Give the mean curve of a strategy, and the ends of its 95 % interval (Student's t over the seeds).
+
+        The ends are those of the mean, inside [0, 1]; of a single seed they are the curve itself: it says nothing of
+        how another would have gone.
+        """
+        mean = self.mean(strategy)
+        curves = np.array([replay.accuracy[: len(mean.labels)] for replay in self.of(strategy)])
+        half = _half_width(curves)
+        low, high = np.clip(np.array(mean.accuracy) - half, 0, 1), np.clip(np.array(mean.accuracy) + half, 0, 1)
+        return mean, tuple(low.tolist()), tuple(high.tolist())
+
+    def reached_by_all(self, strategy: str) -> float:
+        """Give the best accuracy that a strategy reached in every seed."""
+        return min(max(replay.accuracy) for replay in self.of(strategy))
+
+    def needed(self, strategy: str, accuracy: float, against: str | None = None) -> "Needed":
+        """Say how many labels a strategy needs to reach an accuracy, and how many fewer or more than another one.
+
+        Parameters
+        ----------
+        strategy : str
+        accuracy : float
+        against : str, optional
+            The strategy to compare with, seed by seed.
+        """
+        reached = {replay.seed: replay.labels_to_reach(accuracy) for replay in self.of(strategy)}
+        others = {r.seed: r.labels_to_reach(accuracy) for r in self.of(against)} if against is not None else {}
+        known = [labels for labels in reached.values() if labels is not None]
+        pairs = [(labels, others[seed]) for seed, labels in reached.items() if seed in others]
+        differences = [one - other for one, other in pairs if one is not None and other is not None]
+        # Seeds in which one of the two never got there are the ones in which they differ most: an interval over the
+        # others would be a lie.
+        complete = bool(pairs) and len(differences) == len(pairs)
+        half = _half_width(np.array(differences)[:, None])[0] if complete and len(differences) > 1 else None
+        return Needed(
+            labels=float(np.mean(known)) if len(known) == len(reached) and known else None,
+            reached=len(known),
+            seeds=len(reached),
+            difference=float(np.mean(differences)) if complete else None,
+            half_width=None if half is None else float(half),
+        )
+
     def labels_to_reach(self, strategy: str, accuracy: float) -> float | None:
         """Labels at which the mean curve of a strategy first reaches an accuracy."""
         return self.mean(strategy).labels_to_reach(accuracy)
@@ -118,6 +200,15 @@ class Comparison:
         labels = np.mean([replay.labels[:points] for replay in replays], axis=0).round().astype(int)
         accuracy = np.mean([replay.accuracy[:points] for replay in replays], axis=0)
         return Replay(strategy, -1, tuple(labels.tolist()), tuple(accuracy.tolist()), ())
+
+
+def _half_width(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Half-width of the 95 % interval of the mean over the first axis; zero where there is one value."""
+    n = len(values)
+    if n < 2:
+        return np.zeros(values.shape[1:])
+    width: npt.NDArray[np.float64] = student_t.ppf(0.975, n - 1) * values.std(axis=0, ddof=1) / np.sqrt(n)
+    return width
 
 
 def simulate(
@@ -132,6 +223,8 @@ def simulate(
     rounds: int = 10,
     seed: int = 0,
     explore: float = 0.0,
+    reserved: npt.ArrayLike = (),
+    watched: npt.NDArray[np.float32] | None = None,
     client: Client | None = None,
     directory: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -146,7 +239,7 @@ def simulate(
     pool : Pool
     oracle : array of class codes by row, or callable from rows to class codes
     test : TestSet
-        Records that are not in the pool.
+        Records that are not in the pool, or are reserved.
     classes : sequence of str
     strategy, learner, batch, seed
         As in :func:`dal.create_campaign`.
@@ -154,6 +247,10 @@ def simulate(
         Batches to ask; fewer where the pool is exhausted.
     explore : float, default=0.0
         Zero, unlike in a real campaign: strategies are compared, not measured.
+    reserved : array of int64, default=()
+        Rows of the pool that are never asked, such as those that the test set was drawn from.
+    watched : ndarray of shape (n, d), float32, optional
+        Records whose prediction is kept after every round; see :attr:`Replay.views`.
     client : distributed.Client, optional
     directory : path, optional
         Where the campaign is kept; without it, in a temporary place.
@@ -181,11 +278,13 @@ def simulate(
             coverage = (
                 Strategy.named(strategy).score != "random" and len(np.unique(campaign.latest_answers().labels)) == 1
             )
-            given = next_batch(campaign, client=client, progress=progress, coverage=coverage)
+            given = next_batch(
+                campaign, client=client, progress=progress, coverage=coverage, reserved=np.asarray(reserved, np.int64)
+            )
             if isinstance(given, Stopped):
                 break
             answer_batch(campaign, given.rows, given.record_ids, ask(given.rows))
-            replay = _measured(replay, campaign, pool, test, given.rows)
+            replay = _measured(replay, campaign, pool, test, given, watched)
             if on_round is not None:
                 on_round(replay)
     return replay
@@ -202,26 +301,37 @@ def compare(
     learner: str | BaseEstimator = "logistic",
     batch: int = 50,
     rounds: int = 10,
+    reserved: npt.ArrayLike = (),
+    watched: npt.NDArray[np.float32] | None = None,
     client: Client | None = None,
     on_round: Callable[[Replay], None] | None = None,
+    known: Sequence[Replay] = (),
+    on_replay: Callable[[Replay], None] | None = None,
 ) -> Comparison:
     """Play the same campaign with several strategies, paired by seed.
 
     Parameters
     ----------
-    pool, oracle, test, classes, learner, batch, rounds, client, on_round
+    pool, oracle, test, classes, learner, batch, rounds, reserved, watched, client, on_round
         As in :func:`simulate`.
     strategies : sequence of str
     seeds : sequence of int, default=(0,)
         One seed shows how a strategy works; to tell two apart takes ten or more.
+    known : sequence of Replay, default=()
+        Replays that were played before, and are not played again.
+    on_replay : callable, optional
+        Given each replay that was played, as soon as it ends.
 
     Returns
     -------
     Comparison
     """
-    return Comparison(
-        tuple(
-            simulate(
+    played = {(replay.strategy, replay.seed): replay for replay in known}
+    for seed in seeds:
+        for strategy in strategies:
+            if (strategy, seed) in played:
+                continue
+            played[strategy, seed] = simulate(
                 pool,
                 oracle,
                 test,
@@ -231,12 +341,68 @@ def compare(
                 batch=batch,
                 rounds=rounds,
                 seed=seed,
+                reserved=reserved,
+                watched=watched,
                 client=client,
                 on_round=on_round,
             )
-            for seed in seeds
-            for strategy in strategies
-        )
+            if on_replay is not None:
+                on_replay(played[strategy, seed])
+    return Comparison(tuple(played[strategy, seed] for seed in seeds for strategy in strategies))
+
+
+def compare_side_by_side(
+    pool: Pool,
+    codes: Codes,
+    test: TestSet,
+    classes: Sequence[str],
+    strategies: Sequence[str],
+    *,
+    client: Client,
+    seeds: Sequence[int] = (0,),
+    known: Sequence[Replay] = (),
+    on_replay: Callable[[Replay], None] | None = None,
+    **settings: Any,  # noqa: ANN401 - those of simulate
+) -> Comparison:
+    """Play whole replays on the workers of a cluster, many at a time: for pools that one worker scans in seconds.
+
+    The replays are those of :func:`compare`, bit by bit, because a scan gives the same candidates wherever it runs.
+
+    Parameters
+    ----------
+    pool : Pool
+        Workers must be able to read it.
+    codes : ndarray of shape (n_rows,), int64
+    test, classes, strategies, seeds, known, on_replay
+        As in :func:`compare`.
+    client : distributed.Client
+    **settings
+        ``learner``, ``batch``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
+    """
+    played = {(replay.strategy, replay.seed): replay for replay in known}
+    # Sent once, and not with every replay.
+    shared = client.scatter({"codes": codes, "test": test, **settings}, hash=False)
+    tasks = {
+        client.submit(_replayed, pool, tuple(classes), strategy, seed, shared, pure=False, retries=2): (strategy, seed)
+        for seed in seeds
+        for strategy in strategies
+        if (strategy, seed) not in played
+    }
+    try:
+        with client.as_current():
+            for task, replay in as_completed(tasks, with_results=True):
+                played[tasks[task]] = replay
+                if on_replay is not None:
+                    on_replay(replay)
+    finally:
+        client.cancel(list(tasks))
+    return Comparison(tuple(played[strategy, seed] for seed in seeds for strategy in strategies))
+
+
+def _replayed(pool: Pool, classes: tuple[str, ...], strategy: str, seed: int, shared: dict[str, Any]) -> Replay:
+    settings = dict(shared)
+    return simulate(
+        pool, settings.pop("codes"), settings.pop("test"), classes, strategy=strategy, seed=seed, **settings
     )
 
 
@@ -273,18 +439,43 @@ def _from_array(codes: npt.NDArray[np.integer], pool: Pool) -> Oracle:
     return lambda rows: codes[rows].astype(np.int64)
 
 
-def _measured(replay: Replay, campaign: Campaign, pool: Pool, test: TestSet, rows: Rows) -> Replay:
+def _measured(
+    replay: Replay,
+    campaign: Campaign,
+    pool: Pool,
+    test: TestSet,
+    given: Batch,
+    watched: npt.NDArray[np.float32] | None,
+) -> Replay:
     answers = campaign.latest_answers()
     seen = np.unique(answers.labels)
     # One class cannot be learned: what is known then is to always predict it.
-    accuracy = float((test.y == seen[0]).mean())
+    accuracy, model = float((test.y == seen[0]).mean()), None
     if len(seen) > 1:
         model = learner_of(campaign).fit(pool.take(answers.rows), answers.labels)
         accuracy = test.accuracy(model)
-    return Replay(
-        replay.strategy,
-        replay.seed,
-        (*replay.labels, len(answers.rows)),
-        (*replay.accuracy, accuracy),
-        (*replay.batches, rows),
+    asked = campaign.batch(given.number)
+    scores = np.array([np.nan if each.score is None else each.score for each in asked], dtype=np.float32)
+    predicted = np.array([-1 if each.predicted is None else each.predicted for each in asked], dtype=np.int64)
+    return replace(
+        replay,
+        labels=(*replay.labels, len(answers.rows)),
+        accuracy=(*replay.accuracy, accuracy),
+        batches=(*replay.batches, given.rows),
+        scores=(*replay.scores, scores),
+        predicted=(*replay.predicted, predicted),
+        views=replay.views if watched is None else (*replay.views, view_of(model, watched)),
     )
+
+
+def view_of(model: Model | None, watched: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Give what a model thinks of some records: class and probability in a byte each, as in :attr:`Replay.views`."""
+    view = np.full((len(watched), 2), NO_CLASS, dtype=np.uint8)
+    if model is None:
+        view[:, 1] = 0
+        return view
+    probabilities = model.predict_proba(watched)
+    code = probabilities.argmax(axis=1)
+    view[:, 0] = np.minimum(code, NO_CLASS)
+    view[:, 1] = np.round(255 * probabilities.max(axis=1))
+    return view

@@ -1,8 +1,10 @@
 import os
+import shutil
 from collections.abc import Iterator
 
 import pytest
 from distributed import Client
+from playwright.sync_api import Browser, sync_playwright
 
 from dal.client import local_cluster
 
@@ -22,3 +24,20 @@ def cluster() -> Iterator[Client]:
     """Two real worker processes, shared by the tests that do not harm them."""
     with local_cluster(2) as client:
         yield client
+
+
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A real browser of the system's packages, to which no host has a name but this machine."""
+    path = next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if path is None:
+        missing_service("Chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+        )
+        yield started
+        started.close()

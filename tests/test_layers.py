@@ -20,6 +20,7 @@ LEVELS = [
     {"figures"},
     {"coordinator", "exchange"},
     {"simulation"},
+    {"explorer"},
     {"demo", "web"},
     {"cli"},
 ]

@@ -1,0 +1,47 @@
+"""The explorer as one HTML file that fetches nothing and may do nothing but draw."""
+
+import base64
+import hashlib
+import html
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from dal.figures.page import as_script_json
+
+
+def write_explorer(path: str | Path, view: dict[str, Any]) -> None:
+    """Write the explorer.
+
+    Parameters
+    ----------
+    path : path
+        Of the HTML file.
+    view : dict
+        As :func:`dal.explorer.view_of_run` gives it.
+    """
+    Path(path).write_text(explorer_html(view), encoding="utf-8")
+
+
+def explorer_html(view: dict[str, Any]) -> str:
+    """Give the page. Its policy lets it run its own script and style, nothing else: no request, no frame, no form."""
+    here = files("dal.explorer")
+    style, script, page = (here.joinpath(f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
+    policy = (
+        f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; img-src data: blob:;"
+        " base-uri 'none'; form-action 'none'"
+    )
+    parts = {
+        "POLICY": html.escape(policy),
+        "TITLE": html.escape(str(view["title"])),
+        "STYLE": style,
+        "DATA": as_script_json(view),
+        "SCRIPT": script,
+    }
+    # In one pass: a record may well hold the text of a placeholder.
+    return re.sub("@@([A-Z]+)@@", lambda found: parts[found[1]], page)
+
+
+def _digest(text: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

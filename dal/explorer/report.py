@@ -1,0 +1,109 @@
+"""A campaign, finished or running, as the explorer shows it: one replay, and what was settled and measured."""
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import numpy as np
+
+from dal.agreement import majority
+from dal.campaign import Campaign
+from dal.coordinator import pool_of, status
+from dal.explorer.run import run_of_campaign
+from dal.explorer.view import view_of_run
+from dal.map import PoolMap
+from dal.ruler import class_shares, wilson
+
+
+def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, Any]:
+    """Give what the report of a campaign shows.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With at least one batch.
+    pool_map : PoolMap or None
+        The map of its pool.
+
+    Returns
+    -------
+    dict
+        As :func:`dal.explorer.view_of_run`, with tables of the campaign.
+    """
+    run = run_of_campaign(campaign, pool_map)
+    view = view_of_run(run, pool_of(campaign))
+    return {**view, "shares": _shares(campaign), "tables": _tables(campaign), "lead": _lead(campaign)}
+
+
+def _lead(campaign: Campaign) -> str:
+    now = status(campaign)
+    state = f"live: round {now.round} is {now.status}, {now.pending:,} waiting" if now.status != "closed" else "closed"
+    return f"{campaign.n_rows:,} records · {now.labels:,} labelled of {now.asked:,} asked · {state}"
+
+
+def _shares(campaign: Campaign) -> list[float] | None:
+    """Estimate the classes' shares of the pool from the explore answers, which nobody chose."""
+    explored = [asked.row for each in campaign.rounds() for asked in campaign.batch(each.number) if asked.explore]
+    answers = campaign.latest_answers()
+    rows, codes = majority(answers.rows, answers.labels, seed=campaign.settings.seed)
+    counts = np.bincount(codes[np.isin(rows, explored)], minlength=len(campaign.settings.classes))
+    shares = [estimate.value for estimate in class_shares(counts.tolist())]
+    return [share for share in shares if share is not None] or None
+
+
+def _tables(campaign: Campaign) -> list[dict[str, Any]]:
+    now = status(campaign)
+    settings = campaign.settings
+    tables = [
+        {
+            "title": "Stopping criteria",
+            "header": ["criterion", "now", "why"],
+            "rows": [[each.criterion, "STOP" if each.stop else "go on", each.reason] for each in now.verdicts],
+        },
+        {
+            "title": "Rounds",
+            "header": ["round", "strategy", "asked", "trained on", "accuracy"],
+            "rows": _rounds(campaign),
+        },
+        {"title": "Annotators", "header": ["annotator", "records", "skipped"], "rows": _annotators(campaign)},
+        {
+            "title": "Settings",
+            "header": ["setting", "value"],
+            "rows": [
+                ["pool", settings.pool],
+                ["learner", settings.learner],
+                ["strategy", settings.strategy],
+                ["batch", f"{settings.batch:,}"],
+                ["explore share", f"{settings.explore:.0%}"],
+                ["seed", str(settings.seed)],
+                ["classes", ", ".join(settings.classes)],
+                ["began", campaign.created_at.isoformat(" ", "minutes")],
+            ],
+        },
+        {"title": "Warnings", "header": ["the learner warned"], "rows": [[note] for note in now.notes]},
+    ]
+    return [table for table in tables if table["rows"]]
+
+
+def _rounds(campaign: Campaign) -> list[list[str]]:
+    ruled = {record.number: record for record in campaign.history()}
+    rows = []
+    for each in campaign.rounds():
+        record = ruled.get(each.number)
+        said = "open" if record is None else "no explore answer"
+        if record is not None and record.explore_asked:
+            low, high = wilson(record.explore_correct, record.explore_asked)
+            share = record.explore_correct / record.explore_asked
+            said = f"{share:.2f} ({low:.2f} to {high:.2f}) on {record.explore_asked}"
+        asked = len(campaign.batch(each.number))
+        rows.append([str(each.number), each.strategy, f"{asked:,}", f"{each.labels:,}", said])
+    return rows
+
+
+def _annotators(campaign: Campaign) -> list[list[str]]:
+    answers = campaign.latest_answers()
+    skipped: Counter[str] = Counter()
+    given: dict[str, int] = defaultdict(int)
+    for annotator, label in zip(answers.annotators, answers.labels.tolist(), strict=True):
+        given[annotator] += 1
+        skipped[annotator] += label < 0
+    return [[name, f"{count:,}", f"{skipped[name] / count:.0%}"] for name, count in sorted(given.items())]

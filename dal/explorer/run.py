@@ -1,0 +1,303 @@
+"""What the explorer replays, and the folder that keeps it: ``run.json`` and arrays.
+
+A run folder holds
+
+``run.json``
+    ``format`` ("dal-run"), ``version`` (1), ``title``, ``classes``, ``shares`` (of the classes in the pool, or null),
+    ``notes``, ``measured`` (what accuracy is measured on), ``settings`` (what defines the replays; a folder made with
+    others is refused), and ``replays``: the strategy and seed of each, in order; empty until all are there.
+``map.npz``
+    The map of the pool, see :class:`dal.map.PoolMap`; it may be missing.
+``replays/<strategy>-<seed>.npz``
+    One replay: ``labels`` (int64) and ``accuracy`` (float64), a value for each round; ``rows`` (int64), ``scores``
+    (float32, NaN where there is none) and ``predicted`` (int64, -1 where there is none), round after round, cut by
+    ``sizes`` (int64); ``views`` (uint8, rounds x watched x 2), see :class:`dal.Replay`: empty if nothing was watched.
+``answers.npz``
+    ``rows`` (int64, ascending) and ``codes`` (int64): the class of every record that was asked or stands on the map.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.agreement import majority
+from dal.campaign import Campaign
+from dal.campaign.disk import replacing
+from dal.coordinator import pool_of
+from dal.errors import CampaignMismatch, SettingsError
+from dal.learner import Model
+from dal.map import PoolMap
+from dal.pool import Pool
+from dal.ruler import wilson
+from dal.simulation import Comparison, Replay, view_of
+
+FORMAT, VERSION = "dal-run", 1
+GRID = 72
+"""Places along each axis at which the classes of a pool of two features are watched."""
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Replays on one pool, with what is needed to draw them.
+
+    Attributes
+    ----------
+    title : str
+    classes : tuple of str
+    replays : tuple of Replay
+    rows, codes : ndarray of int64
+        Known classes: of every record that was asked or stands on the map, as far as they are known. Rows ascend.
+    pool_map : PoolMap or None
+    shares : tuple of float or None
+        Share of each class in the pool, where it is known.
+    notes : tuple of str
+        What the reader should know, such as where the test records came from.
+    measured : str
+        What accuracy is measured on.
+    intervals : tuple of (low, high)
+        Of each point of the curve, where one replay has its own; without them, intervals are over the seeds.
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    replays: tuple[Replay, ...]
+    rows: Rows
+    codes: Rows
+    pool_map: PoolMap | None
+    shares: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
+    measured: str = "test records"
+    intervals: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def comparison(self) -> Comparison:
+        """The replays, to be compared."""
+        return Comparison(self.replays)
+
+    def codes_of(self, rows: Rows) -> Rows:
+        """Give the class of each row; -1 where it is not known."""
+        if not len(self.rows):
+            return np.full(len(rows), -1, dtype=np.int64)
+        position = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
+        return np.where(self.rows[position] == rows, self.codes[position], -1)
+
+
+def watched_by(pool: Pool, pool_map: PoolMap) -> npt.NDArray[np.float32]:
+    """Give the records whose prediction is drawn: the map's sample, or a grid where the map is the features."""
+    if pool.n_features != 2:
+        return pool.take(pool_map.sample)
+    left, right, bottom, top = pool_map.extent
+    x = left + (np.arange(GRID) + 0.5) / GRID * (right - left)
+    y = bottom + (np.arange(GRID) + 0.5) / GRID * (top - bottom)
+    return np.stack([np.tile(x, GRID), np.repeat(y, GRID)], axis=1).astype(np.float32)
+
+
+class RunFolder:
+    """A run on disk: replays are added as they end, so that what was interrupted goes on.
+
+    Parameters
+    ----------
+    path : path
+        Empty, not there yet, or a run folder with the same settings.
+    settings : mapping
+        What defines the replays, as JSON can hold it.
+
+    Raises
+    ------
+    SettingsError
+        If the folder holds a run with other settings, or something else.
+    CampaignMismatch
+        If a newer dal wrote it.
+    """
+
+    def __init__(self, path: str | Path, settings: Mapping[str, object]) -> None:
+        self.path = Path(path)
+        self.settings = json.loads(json.dumps(settings))
+        there = _described(self.path)
+        if there is None and self.path.exists() and any(self.path.iterdir()):
+            raise SettingsError(f"{self.path} holds something else than a run: name another folder.")
+        if there is not None and there["settings"] != self.settings:
+            differing = [name for name in self.settings if there["settings"].get(name) != self.settings[name]]
+            raise SettingsError(
+                f"{self.path} holds replays with another {', '.join(differing) or 'setting'}: name another folder, or"
+                " delete it."
+            )
+        (self.path / "replays").mkdir(parents=True, exist_ok=True)
+        self._write({"title": "", "classes": [], "notes": [], "replays": []} if there is None else there)
+
+    def _write(self, description: Mapping[str, Any]) -> None:
+        told = {**description, "format": FORMAT, "version": VERSION, "settings": self.settings}
+        with replacing(self.path / "run.json") as file:
+            file.write(json.dumps(told, indent=1, ensure_ascii=False).encode())
+
+    def replays(self) -> list[Replay]:
+        """Read the replays that are finished."""
+        return [_read_replay(path) for path in sorted((self.path / "replays").glob("*.npz"))]
+
+    def add(self, played: Replay) -> None:
+        """Keep a finished replay."""
+        sizes = np.array([len(rows) for rows in played.batches], dtype=np.int64)
+        with replacing(self.path / "replays" / f"{played.strategy}-{played.seed}.npz") as file:
+            np.savez_compressed(
+                file,
+                strategy=np.array(played.strategy),
+                seed=np.array(played.seed),
+                labels=np.array(played.labels, dtype=np.int64),
+                accuracy=np.array(played.accuracy),
+                sizes=sizes,
+                rows=_joined(played.batches, np.int64),
+                scores=_joined(played.scores, np.float32),
+                predicted=_joined(played.predicted, np.int64),
+                views=np.array(played.views, dtype=np.uint8),
+            )
+
+    def finish(self, run: Run) -> None:
+        """Write what the replays have in common, when all are there."""
+        if run.pool_map is not None:
+            run.pool_map.save(self.path / "map.npz")
+        with replacing(self.path / "answers.npz") as file:
+            np.savez_compressed(file, rows=run.rows, codes=run.codes)
+        self._write(
+            {
+                "title": run.title,
+                "classes": list(run.classes),
+                "notes": list(run.notes),
+                "measured": run.measured,
+                "shares": run.shares,
+                "replays": [[played.strategy, played.seed] for played in run.replays],
+            }
+        )
+
+    @staticmethod
+    def read(path: str | Path) -> Run:
+        """Read a finished run.
+
+        Raises
+        ------
+        SettingsError
+            If there is none, or it was interrupted.
+        CampaignMismatch
+            If a newer dal wrote it.
+        """
+        path = Path(path)
+        there = _described(path)
+        if there is None:
+            raise SettingsError(f"Expected a run folder, there is no run.json in {path}.")
+        if not there["replays"]:
+            raise SettingsError(f"The run in {path} was interrupted: run the same command again, it goes on.")
+        with np.load(path / "answers.npz", allow_pickle=False) as stored:
+            rows, codes = stored["rows"], stored["codes"]
+        return Run(
+            title=there["title"],
+            classes=tuple(there["classes"]),
+            replays=tuple(_read_replay(path / "replays" / f"{name}-{seed}.npz") for name, seed in there["replays"]),
+            rows=rows,
+            codes=codes,
+            pool_map=PoolMap.load(path / "map.npz"),
+            shares=None if there.get("shares") is None else tuple(there["shares"]),
+            notes=tuple(there["notes"]),
+            measured=there["measured"],
+        )
+
+
+def _described(path: Path) -> dict[str, Any] | None:
+    try:
+        told = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise SettingsError(f"{path / 'run.json'} is no run: {error}. Name another folder, or delete it.") from error
+    if not isinstance(told, dict) or told.get("format") != FORMAT:
+        raise SettingsError(f"{path / 'run.json'} is no run of dal: name another folder.")
+    if told["version"] > VERSION:
+        raise CampaignMismatch(
+            f"{path} was written in version {told['version']} of the run format; this dal reads up to {VERSION}: use a"
+            " newer dal."
+        )
+    return told
+
+
+def _joined(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype), *parts]).astype(dtype)
+
+
+def _read_replay(path: Path) -> Replay:
+    with np.load(path, allow_pickle=False) as stored:
+        ends = np.cumsum(stored["sizes"])[:-1]
+        return Replay(
+            strategy=str(stored["strategy"]),
+            seed=int(stored["seed"]),
+            labels=tuple(stored["labels"].tolist()),
+            accuracy=tuple(stored["accuracy"].tolist()),
+            batches=tuple(np.split(stored["rows"], ends)),
+            scores=tuple(np.split(stored["scores"], ends)),
+            predicted=tuple(np.split(stored["predicted"], ends)),
+            views=tuple(stored["views"]),
+        )
+
+
+def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
+    """Give a campaign, finished or running, as a run of one replay.
+
+    Its accuracy is that of the explore share, of each round alone; NaN in rounds that have none.
+
+    Parameters
+    ----------
+    campaign : Campaign
+        With at least one batch.
+    pool_map : PoolMap or None
+        Without it there is no map, and what the models thought is not drawn.
+
+    Raises
+    ------
+    SettingsError
+        If no batch was chosen yet.
+    """
+    rounds = [each for each in campaign.rounds() if each.status in ("open", "closed")]
+    if not rounds:
+        raise SettingsError(f"{campaign.directory} has no batch yet, so there is nothing to show: dal next it first.")
+    settings = campaign.settings
+    answers = campaign.latest_answers()
+    rows, codes = majority(answers.rows, answers.labels, seed=settings.seed)
+    ruled = {record.number: record for record in campaign.history()}
+    watched = None if pool_map is None else watched_by(pool_of(campaign), pool_map)
+    played = Replay(settings.strategy, settings.seed, (), (), ())
+    views, intervals = [], []
+    for each in rounds:
+        asked = campaign.batch(each.number)
+        batch = np.array([record.row for record in asked], dtype=np.int64)
+        record = ruled.get(each.number)
+        correct, explored = (record.explore_correct, record.explore_asked) if record else (0, 0)
+        intervals.append(wilson(correct, explored))
+        known = np.isin(rows, np.concatenate([*played.batches, batch])).sum()
+        played = replace(
+            played,
+            labels=(*played.labels, int(known)),
+            accuracy=(*played.accuracy, correct / explored if explored else float("nan")),
+            batches=(*played.batches, batch),
+            scores=(*played.scores, np.array([np.nan if r.score is None else r.score for r in asked], np.float32)),
+            predicted=(*played.predicted, np.array([-1 if r.predicted is None else r.predicted for r in asked])),
+        )
+        if watched is not None:
+            data = None if each.model is None else campaign.load_model(each.model)
+            views.append(view_of(None if data is None else Model.loads(data, settings.trusted), watched))
+    # A view belongs to the point of the curve whose labels its model has learned: that of the round before.
+    played = replace(played, views=tuple(views[1:]) + ((views[-1],) if views else ()))
+    return Run(
+        title=f"Campaign {campaign.directory.name}",
+        classes=settings.classes,
+        replays=(played,),
+        rows=rows,
+        codes=codes,
+        pool_map=pool_map,
+        notes=("The map shows, at each round, what the model that chose the batch thought.",),
+        measured="explore answers",
+        intervals=tuple(intervals),
+    )
