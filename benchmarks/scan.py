@@ -5,8 +5,8 @@ All find the 10,000 rows of smallest margin in one pool, with one fitted estimat
 dal
     ``dal.scan.scan`` on a local cluster.
 hand
-    The same reader, scoring and accumulator in plain processes that share the pool evenly: what Dask costs, and what
-    dal counts on the way (invalid rows, histogram of scores, classes), which this loop does not.
+    The same function that dal's workers run (reader, scoring, check for invalid rows, counting, accumulator), once a
+    process, on an even share of the pool: the difference is what Dask and the coordinator cost.
 plain
     What one writes with Zarr and scikit-learn: ``array[a:b]``, ``predict_proba``, ``argpartition``.
 dask_ml
@@ -50,12 +50,13 @@ from sklearn.base import BaseEstimator
 from sklearn.ensemble import RandomForestClassifier
 
 from benchmarks import machine, synthetic
+from benchmarks.synthetic import NO_ROWS
 from dal.client import SETTINGS, local_cluster
 from dal.learner import Model
 from dal.pool import Pool
 from dal.scan import plan, scan
-from dal.scan.kernel import score_block
-from dal.scan.merge import Best
+from dal.scan.kernel import Order, score_span
+from dal.scan.merge import Best, no_thresholds
 from dal.selection import Candidates, Capacity, Strategy
 
 CANDIDATES = 10_000
@@ -118,21 +119,10 @@ def _in_memory(path: str) -> npt.NDArray[np.float32]:
 
 
 def hand_part(job: Job, start: int, stop: int) -> Candidates | None:
-    """Find the best of a part of the pool with dal's own pieces."""
-    reader, model = job.pool().reader(), job.model()
-    best = Best(Capacity(job.candidates, 0, 0), seed=0, round=0)
-    for first in range(start, stop, job.tile):
-        X = reader.read(first, min(first + job.tile, stop))
-        count = len(X)
-        if count < job.tile:
-            X = np.concatenate([X, np.zeros((job.tile - count, X.shape[1]), dtype=np.float32)])
-        scored = score_block("margin", model, X)
-        score = scored.score[:count].astype(np.float64)
-        kept = best.thresholds.admit(score, None)
-        nothing = np.empty((len(kept), 0), dtype=np.float32)
-        unstratified = np.full(len(kept), -1, dtype=np.int64)
-        best.add(Candidates(first + kept, score[kept], unstratified, model.seen[scored.predicted[kept]], nothing))
-    return best.result()
+    """Find the best of a part of the pool as a worker does, in one span."""
+    order = Order("margin", Capacity(job.candidates, 0, 0), job.tile, seed=0, round=0, codebook=None, carry=False)
+    told = no_thresholds(order.capacity)
+    return score_span(job.pool(), job.model(), order, plan.Interval(start, stop), NO_ROWS, told).candidates
 
 
 def plain_part(job: Job, start: int, stop: int) -> Found:

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec
 
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
-from dal.pool import Pool, build_pool
+from dal.pool import Pool, build_pool, chunks
 from dal.pool import build as building
 from dal.pool import ids as indexing
 from dal.pool import store as reading
+from dal.pool.store import Reader
 
 N, D = 237, 5
 
@@ -112,6 +113,26 @@ def test_reader_equals_slices(layout: dict[str, Any], tile: int, tmp_path: Path,
         np.testing.assert_array_equal(reader.read(start, stop), records()[start:stop])
     np.testing.assert_array_equal(pool.read(5, N), records()[5:])
     np.testing.assert_array_equal(pool.take([200, 4, 4, N - 1]), records()[[200, 4, 4, N - 1]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_blocks_are_shown_in_order_and_whole(
+    layout: dict[str, Any], dtype: str, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "PIECE_BYTES", 48)  # two records and some of the next
+    truth = (records() * 100).astype(dtype)
+    reader = Pool.open(foreign(tmp_path / "array", truth, **layout)).reader()
+    for start, stop, height in [(3, 40, 4), (40, 41, 4), (41, 90, 7), (90, N, 64), (0, 16, 16), (16, 16, 4)]:
+        seen: list[tuple[int, np.ndarray]] = []
+        tile = reader.read_in_blocks(start, stop, height, lambda at, block, seen=seen: seen.append((at, block.copy())))
+        assert [at for at, _ in seen] == list(range(0, stop - start, height))
+        for at, block in seen:
+            np.testing.assert_array_equal(block, truth[start + at : min(start + at + height, stop)])
+        np.testing.assert_array_equal(tile, truth[start:stop])
+        assert tile.dtype == np.float32
+        assert not tile.flags.writeable
+    reader.finish()
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -329,6 +350,28 @@ def test_damage_is_named(
     with pytest.raises(ChunkError, match=rows):
         pool.take([3, 90, 63])
     np.testing.assert_array_equal(reader.read(130, 200), records()[130:200])
+
+
+def test_damage_behind_the_blocks_shown_is_found_at_the_latest_when_finished(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "PIECE_BYTES", 4 * D)
+    flip_at_the_end(Path(pool.path) / "features/c/3/0")  # rows 48 to 63, the second half of a read unit
+    asked: list[Callable[[Reader], object]] = [
+        Reader.finish,
+        lambda reader: reader.read_in_blocks(64, 70, 2, lambda *_: None),
+        lambda reader: reader.read(0, 3),
+    ]
+    for ask in asked:
+        reader = pool.reader()
+        seen: list[int] = []
+        reader.read_in_blocks(50, 54, 2, lambda at, block, seen=seen: seen.append(at + len(block)))
+        assert seen == [2, 4]
+        with pytest.raises(ChunkError, match=r"c/3/0 \(rows 48 to 63\) cannot be read"):
+            ask(reader)
+        with pytest.raises(ChunkError):  # nor is what was read of it taken for good afterwards
+            reader.read(50, 54)
+        np.testing.assert_array_equal(reader.read(5, 9), records()[5:9])
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["chunks", "shards"])

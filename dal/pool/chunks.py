@@ -158,8 +158,13 @@ class ChunkFiles:
             return None
         return cls(array, Path(store.root) / array.path, checksum="crc32c" in codecs, fill=fill)
 
-    def read_into(self, chunk: int, target: npt.NDArray[np.uint8]) -> None:
-        """Fill `target`, as long as a whole chunk, with the bytes of one chunk.
+    def reading(self, chunk: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
+        """Fill `target`, as long as a whole chunk, with the bytes of one chunk, piece by piece.
+
+        Yields
+        ------
+        int
+            How many bytes are there. Nothing vouches for them before the last one is: the checksum stands at the end.
 
         Raises
         ------
@@ -171,21 +176,22 @@ class ChunkFiles:
         rows = slice(number * self._file_rows, min((number + 1) * self._file_rows, self._array.shape[0]))
         try:
             with (self._directory / key).open("rb") as file:
-                self._read(file, inner, target)
+                yield from self._pieces(file, inner, target)
         except FileNotFoundError as error:
             if not self._fill:
                 raise ChunkError(f"{_named(self._array, key, rows)} is missing; {REMEDY}") from error
             target.view(self._array.dtype)[:] = self._array.fill_value
         except (_Damage, OSError) as error:
             raise ChunkError(f"{_named(self._array, key, rows)} cannot be read: {error}; {REMEDY}") from error
+        yield len(target)
 
-    def _read(self, file: BufferedReader, inner: int, target: npt.NDArray[np.uint8]) -> None:
+    def _pieces(self, file: BufferedReader, inner: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
         if not self._array.shards:
-            self._copy(file, target)
+            yield from self._copied(file, target)
             if file.read(1):
                 raise _Damage(f"it is longer than {len(target) + self._tail_bytes} bytes")
         elif self._found(file, inner):
-            self._copy(file, target)
+            yield from self._copied(file, target)
         else:
             target.view(self._array.dtype)[:] = self._array.fill_value
 
@@ -205,7 +211,7 @@ class ChunkFiles:
         file.seek(offset)
         return True
 
-    def _copy(self, file: BufferedReader, target: npt.NDArray[np.uint8]) -> None:
+    def _copied(self, file: BufferedReader, target: npt.NDArray[np.uint8]) -> Iterator[int]:
         readonly = target.view()
         readonly.flags.writeable = False  # the checksum takes nothing else
         crc = 0
@@ -216,6 +222,8 @@ class ChunkFiles:
                 raise _Damage(f"it ends after {first + got} of {len(target)} bytes")
             if self._tail_bytes:
                 crc = google_crc32c.extend(crc, readonly[piece])
+            if piece.stop < len(target):
+                yield piece.stop
         if self._tail_bytes and file.read(CHECKSUM_BYTES) != crc.to_bytes(CHECKSUM_BYTES, "little"):
             raise _Damage("it does not match its checksum")
 

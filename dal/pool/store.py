@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,8 @@ UNIT_BYTES = 8 * 2**20
 # What a build writes there.
 Description = dict[str, Any]
 Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
+Visit = Callable[[int, npt.NDArray[np.float32]], None]
+"""Takes the position of a block's first record in its tile, and the block."""
 
 
 def resolved(path: str | Path) -> str:
@@ -236,6 +238,8 @@ class Reader:
         self._decode = pool._decoder()
         self._bytes = np.empty(0, dtype=np.uint8)
         self._number = -1
+        self._arriving: Iterator[int] = iter(())
+        self._ready = self._stored = 0
         self._held: npt.NDArray[Any] = np.empty((0, pool.n_features), dtype=pool.dtype)
         self._tile = np.empty((0, pool.n_features), dtype=np.float32)
 
@@ -247,26 +251,62 @@ class Reader:
         ChunkError
             A chunk is missing or damaged.
         """
+        records = self.read_in_blocks(start, stop, max(stop - start, 1), lambda *_: None)
+        self.finish()
+        return records
+
+    def read_in_blocks(self, start: int, stop: int, height: int, visit: Visit) -> npt.NDArray[np.float32]:
+        """Read as `read` does, and show each block of `height` records as soon as it is there, in the core's cache.
+
+        A chunk's checksum stands at its end: what is shown or returned is vouched for when a later chunk was asked for,
+        or by `finish`.
+        """
         self._pool._refuse_range(start, stop)
         number = start // self._unit_rows
-        if self._held.dtype == np.float32 and start < stop <= (number + 1) * self._unit_rows:
-            first = number * self._unit_rows
-            return self.unit(number)[start - first : stop - first]
-        if len(self._tile) < stop - start:
-            self._tile = np.empty((stop - start, self._pool.n_features), dtype=np.float32)
-        tile = self._tile[: stop - start]
-        self.read_into(start, tile)
-        tile.flags.writeable = False
-        return tile
+        base = number * self._unit_rows
+        within = self._held.dtype == np.float32 and start < stop <= base + self._unit_rows
+        records = self._held[:0] if within else self._room(stop - start)
+        for first in range(start, stop, height):
+            last = min(first + height, stop)
+            if within:
+                records = self._upto(number, last - base)[start - base : stop - base]
+            else:
+                self._fill(first, records[first - start : last - start])
+            block = records[first - start : last - start]
+            block.flags.writeable = False
+            visit(first - start, block)
+        records = records.view()
+        records.flags.writeable = False
+        return records
+
+    def finish(self) -> None:
+        """Read the unit held to its end, where its checksum is.
+
+        Raises
+        ------
+        ChunkError
+            What was read of it is damaged.
+        """
+        if self._number >= 0:
+            self._upto(self._number, self._stored)
 
     def read_into(self, start: int, target: npt.NDArray[np.float32]) -> None:
         """Fill `target` with the records from `start` on."""
+        self._fill(start, target)
+        self.finish()
+
+    def _room(self, rows: int) -> npt.NDArray[np.float32]:
+        if len(self._tile) < rows:
+            self._tile = np.empty((rows, self._pool.n_features), dtype=np.float32)
+        return self._tile[:rows]
+
+    def _fill(self, start: int, target: npt.NDArray[np.float32]) -> None:
         done = 0
         while done < len(target):
             number, offset = divmod(start + done, self._unit_rows)
-            records = self.unit(number)[offset : offset + len(target) - done]
-            self._decode(records, target[done : done + len(records)])
-            done += len(records)
+            count = min(len(target) - done, self._unit_rows - offset)
+            self._decode(self._upto(number, offset + count)[offset : offset + count], target[done : done + count])
+            done += count
 
     def picked(self, number: int, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return some records of one read unit as a new array."""
@@ -279,28 +319,50 @@ class Reader:
 
     def unit(self, number: int) -> npt.NDArray[Any]:
         """Return the records of one read unit, in the stored type; read-only, good until another unit is asked for."""
-        if number != self._number:
-            self._number = -1  # a read that fails leaves the buffer half overwritten
-            start = number * self._unit_rows
-            self._held = self._load(start, min(start + self._unit_rows, self._pool.n_rows))
-            self._held.flags.writeable = False
-            self._number = number
+        self._upto(number, 0)
+        self.finish()
         return self._held
 
-    def _load(self, start: int, stop: int) -> npt.NDArray[Any]:
-        pool = self._pool
+    def _upto(self, number: int, rows: int) -> npt.NDArray[Any]:
+        """Return the records of one read unit, of which at least the first `rows` are there."""
+        if number != self._number:
+            self.finish()
+            self._begin(number)
+        try:
+            while self._ready < rows:
+                self._ready = next(self._arriving)
+        except BaseException:
+            self._number = -1  # the buffer is half overwritten
+            raise
+        return self._held
+
+    def _begin(self, number: int) -> None:
+        self._number = -1
+        pool, start = self._pool, number * self._unit_rows
+        stop = min(start + self._unit_rows, pool.n_rows)
         if self._files is None:
             self._held = self._held[:0].copy()  # given back first, so that the next unit can take its memory
-            return read_rows(pool._features, start, stop, fill=pool._fill).reshape(stop - start, -1)
-        chunks = range(start // pool.chunk_rows, -(-stop // pool.chunk_rows))
-        chunk_bytes = pool.chunk_rows * pool.n_features * pool.dtype.itemsize
-        if len(self._bytes) < len(chunks) * chunk_bytes:
-            self._bytes = np.empty(len(chunks) * chunk_bytes, dtype=np.uint8)
+            self._held = read_rows(pool._features, start, stop, fill=pool._fill).reshape(stop - start, -1)
+            self._ready = self._stored = stop - start
+        else:
+            chunks = range(start // pool.chunk_rows, -(-stop // pool.chunk_rows))
+            record_bytes = pool.n_features * pool.dtype.itemsize
+            if len(self._bytes) < len(chunks) * pool.chunk_rows * record_bytes:
+                self._bytes = np.empty(len(chunks) * pool.chunk_rows * record_bytes, dtype=np.uint8)
+            # The last chunk is stored at its full height: what lies beyond the last row is padding.
+            self._ready, self._stored = 0, len(chunks) * pool.chunk_rows
+            held = self._bytes[: self._stored * record_bytes].view(pool.dtype).reshape(-1, pool.n_features)
+            self._held = held[: stop - start]
+            self._arriving = self._rows_read(self._files, chunks, pool.chunk_rows * record_bytes)
+        self._held.flags.writeable = False
+        self._number = number
+
+    def _rows_read(self, files: ChunkFiles, chunks: range, chunk_bytes: int) -> Iterator[int]:
+        """Fill the buffer with chunks; yields how many rows are there."""
         for position, chunk in enumerate(chunks):
-            self._files.read_into(chunk, self._bytes[position * chunk_bytes : (position + 1) * chunk_bytes])
-        # The last chunk is stored at its full height: what lies beyond the last row is padding.
-        records = self._bytes[: len(chunks) * chunk_bytes].view(pool.dtype).reshape(-1, pool.n_features)
-        return records[: stop - start]
+            before = position * chunk_bytes
+            for count in files.reading(chunk, self._bytes[before : before + chunk_bytes]):
+                yield (before + count) * self._pool.chunk_rows // chunk_bytes
 
 
 def _opened(where: str) -> "zarr.Array[Any] | zarr.Group":

@@ -1,5 +1,6 @@
 """What runs on a worker: read a span tile by tile, score it, keep the best. Also the in-process specification."""
 
+import sys
 import threading
 import time
 from dataclasses import dataclass, fields, replace
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from dal.errors import LearnerError
 from dal.learner import Model
@@ -39,7 +40,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 3
+KERNEL_VERSION = 4
 """Raised when the same order would keep other rows than before: it enters the journal's digest."""
 
 
@@ -159,11 +160,15 @@ class _OneBlasThread:
         self._lock = threading.Lock()
         self._inside = 0
         self._limits: Any = None
+        self._modules = 0
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._limits = threadpool_limits(limits=1)
+                if self._modules != len(sys.modules):
+                    # Finding the libraries takes milliseconds, as much as a few tiles; only an import brings new ones.
+                    self._modules, self._libraries = len(sys.modules), ThreadpoolController()
+                self._limits = self._libraries.limit(limits=1)
             self._inside += 1
 
     def __exit__(self, *exception: object) -> None:
@@ -221,7 +226,7 @@ def score_span(
                 span.score_tile(start, stop)
             except LearnerError as error:
                 raise LearnerError(f"Rows {start:,} to {stop - 1:,} of {pool.path}: {error}") from error
-        return span.result(time.perf_counter() - started)
+        return span.result(started)
 
 
 class _Span:
@@ -264,10 +269,15 @@ class _Span:
         return cells
 
     def score_tile(self, start: int, stop: int) -> None:
-        X, count = self._padded(self.reader.read(start, stop)), stop - start
-        invalid = np.empty(0, np.int64) if self.shows_invalid else invalid_rows(X)
-        X = _without(X, invalid)
-        scored = self._scored(X, start, count)
+        count = stop - start
+        if self.shows_invalid and count == self.order.tile:
+            invalid = np.empty(0, np.int64)
+            X, scored = self._scored_while_read(start, stop)
+        else:
+            X = self._padded(self.reader.read(start, stop))
+            invalid = np.empty(0, np.int64) if self.shows_invalid else invalid_rows(X)
+            X = _without(X, invalid)
+            scored = self._scored(X, start, count)
         score = scored.score[:count].astype(np.float64)
         valid = np.isfinite(score) & np.isfinite(scored.confidence[:count])
         valid[invalid] = False
@@ -286,6 +296,22 @@ class _Span:
         padded = np.zeros((self.order.tile, X.shape[1]), dtype=np.float32)
         padded[: len(X)] = X
         return padded
+
+    def _scored_while_read(self, start: int, stop: int) -> tuple[Floats32, Scored]:
+        """Multiply each block as it comes from storage: then it is in the core's cache, later it would be in memory."""
+        assert self.model is not None  # with a linear part
+        assert self.model.linear is not None
+        linear = self.model.linear
+        decisions = np.empty((len(linear.coef), stop - start), dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            X = self.reader.read_in_blocks(
+                start,
+                stop,
+                linear.block_rows,
+                lambda position, block: linear.decide(block, decisions[:, position : position + len(block)]),
+            )
+            scored = of_decisions(self.order.score, decisions, len(self.model.classes))
+        return X, scored._replace(predicted=self.model.seen[scored.predicted])
 
     def _scored(self, X: Floats32, start: int, count: int) -> Scored:
         if self.model is None:
@@ -344,10 +370,12 @@ class _Span:
             tile[:] = self.order.codebook.assign(X)[:count]
         return tile
 
-    def result(self, seconds: float) -> SpanResult:
+    def result(self, started: float) -> SpanResult:
+        self.reader.finish()
         if self.cells is not None and self.cells.write and self.cell_of_row is not None:
             zarr.open_array(self.cells.path, mode="r+")[self.interval.start : self.interval.stop] = self.cell_of_row
-        return SpanResult(self.interval, self.best.result(), self.tally, seconds)
+        best = self.best.result()
+        return SpanResult(self.interval, best, self.tally, time.perf_counter() - started)
 
 
 def _without(X: Floats32, invalid: Rows) -> Floats32:
