@@ -457,12 +457,12 @@ class _Coordinator:
         path = self.campaign.directory / "codebook.npz"
         stored = _loaded(path)
         if stored is not None:
-            return Codebook(stored["mean"], stored["scale"], stored["centers"])
+            return Codebook(stored["mean"], stored["scale"], stored["axes"], stored["centers"])
         strategy = Strategy.named(self.settings.strategy, self.settings.explore)
         cells = strategy.n_cells(self.settings.batch, self.pool.n_rows)
         codebook = sample_codebook(self.pool, cells, self.settings.seed)
         with replacing(path) as file:
-            np.savez(file, mean=codebook.mean, scale=codebook.scale, centers=codebook.centers)
+            np.savez(file, mean=codebook.mean, scale=codebook.scale, axes=codebook.axes, centers=codebook.centers)
         return codebook
 
     def _cells(self) -> Cells:

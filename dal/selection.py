@@ -32,6 +32,10 @@ STRATIFIED_FROM = 20
 ROWS_PER_CELL = 16
 """At least this many candidates for each cell."""
 MOST_CELLS = 256
+CELL_AXES = 16
+"""Axes in which cells are told apart. In all of 128 features the nearest of 256 centers takes several times as long as
+reading and scoring by a linear model, in 16 about as long."""
+_BLOCK_ROWS = 512
 MOST_DEVIATIONS = np.float32(1e4)
 
 
@@ -411,12 +415,15 @@ class Codebook:
     ----------
     mean, scale : ndarray of shape (d,), float32
         Of the sample it was fitted on.
-    centers : ndarray of shape (n_cells, d), float32
-        In the embedded space.
+    axes : ndarray of shape (d, r), float32
+        The leading principal axes of the embedded sample, at most 16: cells are told apart in these alone.
+    centers : ndarray of shape (n_cells, r), float32
+        In the space of the axes.
     """
 
     mean: Floats32
     scale: Floats32
+    axes: Floats32
     centers: Floats32
 
     @classmethod
@@ -438,15 +445,18 @@ class Codebook:
         scale = sample.std(axis=0, dtype=np.float64)
         # A column that is constant but for rounding would be blown up to look like any other.
         scale[~(scale > 1e-6 * np.abs(mean))] = 1.0
-        space = cls(mean.astype(np.float32), scale.astype(np.float32), np.empty((0, sample.shape[1]), np.float32))
-        embedded = space.embed(sample)
-        distinct = np.unique(embedded, axis=0)
-        count = min(n_cells, len(distinct))
-        if count < 1:
+        nothing = np.empty((0, 0), np.float32)
+        space = cls(mean.astype(np.float32), scale.astype(np.float32), nothing, nothing)
+        if n_cells < 1:
             return space
         with threadpool_limits(limits=1):
-            means = KMeans(count, n_init=1, max_iter=20, random_state=seed % 2**32).fit(embedded)
-        return replace(space, centers=means.cluster_centers_.astype(np.float32))
+            embedded = space.embed(sample)
+            axes = _principal_axes(embedded)
+            # Equal records first: in a product, they may come to differ in their last bits.
+            distinct = np.unique(np.unique(embedded, axis=0) @ axes, axis=0)
+            means = KMeans(min(n_cells, len(distinct)), n_init=1, max_iter=20, random_state=seed % 2**32)
+            means.fit(embedded @ axes)
+        return replace(space, axes=axes, centers=means.cluster_centers_.astype(np.float32))
 
     def embed(self, X: Floats32) -> Floats32:
         """Standardise and divide by the square root of d, so that distances do not grow with the dimension.
@@ -460,20 +470,34 @@ class Codebook:
         return embedded
 
     def assign(self, X: Floats32) -> npt.NDArray[np.uint16]:
-        """Give each record the cell whose center is nearest; the first of equals.
+        """Give each record the cell whose center is nearest along the axes; the first of equals.
 
-        ``X`` is in feature space, (n, d), and finite.
+        ``X`` is in feature space, (n, d), and finite. It is taken in blocks that stay in the core's cache.
         """
-        centers = self.centers
-        distances = (0.5 * (centers * centers).sum(axis=1)) - self.embed(X) @ centers.T
-        return distances.argmin(axis=1).astype(np.uint16)
+        projection = self.axes / (self.scale * np.float32(np.sqrt(X.shape[1])))[:, None]
+        halves = 0.5 * (self.centers * self.centers).sum(axis=1)
+        cells = np.empty(len(X), dtype=np.uint16)
+        # What overflows far from everything else is put into some cell, and always into the same one.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for start in range(0, len(X), _BLOCK_ROWS):
+                block = X[start : start + _BLOCK_ROWS]
+                distances = halves - (block - self.mean) @ projection @ self.centers.T
+                cells[start : start + len(block)] = distances.argmin(axis=1)
+        return cells
 
     def digest(self) -> str:
         """Name the codebook by its content."""
         sha = hashlib.sha256()
-        for part in (self.mean, self.scale, self.centers):
+        for part in (self.mean, self.scale, self.axes, self.centers):
             sha.update(np.ascontiguousarray(part).tobytes())
         return sha.hexdigest()
+
+
+def _principal_axes(embedded: Floats32) -> Floats32:
+    """Find the leading principal axes, (d, r), of at most 16; the eigenvectors of the covariance (Pearson, 1901)."""
+    centered = embedded.astype(np.float64) - embedded.mean(axis=0, dtype=np.float64)
+    vectors = np.linalg.eigh(centered.T @ centered)[1][:, ::-1][:, :CELL_AXES]
+    return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
 def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:

@@ -626,11 +626,30 @@ def test_cells_are_the_nearest_centers_and_the_same_for_any_block() -> None:
     codebook = Codebook.fit(X[:2000], 12, seed=3)
     assert codebook.scale[4] == 1.0  # a constant feature is not divided by zero
     valid = X[2000:]
-    embedded = (valid - codebook.mean) / codebook.scale / np.sqrt(5)
+    embedded = (valid - codebook.mean) / codebook.scale / np.sqrt(5) @ codebook.axes
     nearest = ((embedded[:, None] - codebook.centers[None]) ** 2).sum(axis=2).argmin(axis=1)
     np.testing.assert_array_equal(codebook.assign(valid), nearest)
     assert Codebook.fit(X[:2000], 12, seed=3).digest() == codebook.digest()
     assert Codebook.fit(X[:2000], 12, seed=4).digest() != codebook.digest()
+
+
+def test_cells_of_wide_records_lie_along_the_axes_on_which_records_differ_most() -> None:
+    rng = np.random.default_rng(1)
+    X = rng.standard_normal((4000, 6)) @ rng.standard_normal((6, 40)) * 3 + rng.standard_normal((4000, 40)) + 7
+    X = X.astype(np.float32)
+    codebook = Codebook.fit(X[1000:3000], 20, seed=3)
+    embedded = ((X - codebook.mean) / codebook.scale / np.sqrt(40)).astype(np.float64)
+    assert codebook.axes.shape == (40, 16)
+    np.testing.assert_allclose(codebook.axes.T @ codebook.axes, np.eye(16), atol=1e-5)
+    spread = (embedded[1000:3000] @ codebook.axes).var(axis=0)
+    expected = np.sort(np.linalg.eigvalsh(np.cov(embedded[1000:3000].T, bias=True)))[::-1][:16]
+    np.testing.assert_allclose(spread, expected, rtol=1e-4)
+    projected = embedded[3:] @ codebook.axes
+    distances = ((projected[:, None] - codebook.centers[None]) ** 2).sum(axis=2)
+    cells = codebook.assign(X[3:])
+    chosen = distances[np.arange(len(cells)), cells]
+    np.testing.assert_allclose(chosen, distances.min(axis=1), atol=1e-6)
+    assert len(np.unique(cells)) == 20
 
 
 def test_huge_values_are_embedded_as_finite_ones() -> None:
