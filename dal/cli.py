@@ -175,6 +175,7 @@ def _describe(opened: Pool) -> None:
 @click.option("--trust", multiple=True, help="A type, by full name, that a saved learner may hold.")
 @click.option("--overlap", default=1, show_default=True, help="Annotators who are to answer each record.")
 @click.option("--gold", default=0.0, show_default=True, help="Share of served records whose label is known.")
+@click.option("--database", default="", help="URL of a PostgreSQL database. Default: a file in DIRECTORY.")
 def init(
     directory: Path,
     pool_path: str,
@@ -188,6 +189,7 @@ def init(
     trust: tuple[str, ...],
     overlap: int,
     gold: float,
+    database: str,
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
     campaign = create_campaign(
@@ -203,6 +205,7 @@ def init(
         trusted=trust,
         overlap=overlap,
         gold=gold,
+        database=database,
     )
     console.print(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
 

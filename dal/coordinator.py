@@ -111,6 +111,7 @@ def create_campaign(
     trusted: Sequence[str] = (),
     overlap: int = 1,
     gold: float = 0.0,
+    database: str = "",
 ) -> Campaign:
     """Make a campaign; everything that can be refused is refused now, before anything is written.
 
@@ -139,6 +140,8 @@ def create_campaign(
         Annotators who are to answer each record.
     gold : float, default=0
         Share of the records served to an annotator whose label is known (`Campaign.add_gold`).
+    database : str, default=""
+        URL of a PostgreSQL database. Without one, the campaign is kept in an SQLite file in its directory.
 
     Returns
     -------
@@ -165,6 +168,7 @@ def create_campaign(
         trusted=tuple(trusted),
         overlap=overlap,
         gold=gold,
+        database=database,
     )
     settings.check()
     score = Strategy.named(strategy, explore).score

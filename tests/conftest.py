@@ -1,12 +1,14 @@
 import os
 import shutil
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 from distributed import Client
 from playwright.sync_api import Browser, sync_playwright
 
 from dal.client import local_cluster
+from tests import databases
 
 SERVICES_REQUIRED = os.environ.get("DAL_TEST_SERVICES") == "required"
 """Set by .ci/run: a test that would be skipped for want of a service fails instead."""
@@ -41,3 +43,21 @@ def browser() -> Iterator[Browser]:
         )
         yield started
         started.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A PostgreSQL server for the whole session; the directory of its socket."""
+    if databases.programs() is None:
+        missing_service("PostgreSQL")
+    with databases.running() as home:
+        yield home
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test over SQLite and over PostgreSQL."""
+    if request.param == "postgresql":
+        home = request.getfixturevalue("postgres")
+        monkeypatch.setattr(databases, "fresh", partial(databases.fresh_schema, home))
+    return str(request.param)

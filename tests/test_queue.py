@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from sqlalchemy import select
 from dal.campaign import Account, Annotators, Campaign, Given, Leased, Queue, Settings
 from dal.campaign.schema import annotators as accounts
 from dal.errors import CampaignError, InputError, LabelError
+from tests import databases
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
 ROWS = [907, 23, 511, 40, 300, 88]
@@ -34,7 +38,7 @@ class Clock:
 def made(
     directory: Path, *, overlap: int = 1, gold: float = 0.0, rows: Sequence[int] = ROWS, reserve: int = 0
 ) -> Campaign:
-    chosen = Settings(**{**vars(CHOSEN), "overlap": overlap, "gold": gold})
+    chosen = replace(CHOSEN, overlap=overlap, gold=gold, database=databases.fresh())
     campaign = Campaign.create(directory, chosen, pool_fingerprint="f00d", n_rows=1000)
     opened(campaign, rows, reserve)
     return campaign
@@ -174,7 +178,9 @@ def test_a_small_correction_of_the_clock_ends_no_lease(queue: Queue, clock: Cloc
 
 
 def test_before_the_first_batch_there_is_nothing(tmp_path: Path) -> None:
-    campaign = Campaign.create(tmp_path / "c", CHOSEN, pool_fingerprint="f00d", n_rows=1000)
+    campaign = Campaign.create(
+        tmp_path / "c", replace(CHOSEN, database=databases.fresh()), pool_fingerprint="f00d", n_rows=1000
+    )
     queue = Queue(campaign)
     assert queue.lease("ann", 5) == []
     assert vars(queue.progress("ann")) == dict.fromkeys(("answered", "batch", "held", "left", "mine", "reserve"), 0) | {
@@ -342,12 +348,12 @@ def test_gold_records_are_mixed_in_and_never_learned_from(tmp_path: Path) -> Non
     assert campaign.pending(1) == 200
     assert queue.progress("ann").mine == 0
     assert set(known) <= set(campaign.excluded_rows().tolist())
-    rest = [row for _ in range(30) for row in self_served(queue, "ann")]
+    rest = [row for _ in range(5) for row in self_served(queue, "ann", 30)]
     assert max(Counter(gold + [row for row in rest if row in known]).values()) == 1, "nobody gets one twice"
 
 
-def self_served(queue: Queue, annotator: str) -> list[int]:
-    rows = rows_of(queue.lease(annotator, 5))
+def self_served(queue: Queue, annotator: str, n: int = 5) -> list[int]:
+    rows = rows_of(queue.lease(annotator, n))
     queue.answer(annotator, [says(f"{annotator}{row}", row) for row in rows])
     return rows
 

@@ -1,33 +1,56 @@
-"""How the campaign's SQLite database is reached, and what its errors mean."""
+"""How the campaign's database is reached, SQLite or PostgreSQL, and what its errors mean."""
 
+import os
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, func, make_url, select, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
-from dal.errors import CampaignError
+from dal.campaign.disk import network_filesystem
+from dal.errors import CampaignError, CampaignLocked, SettingsError
 
 BUSY_SECONDS = 30.0
 """How long a write waits for another process's; a single one takes milliseconds, a large import some seconds."""
 
 _IN_USE = "Another process has been writing for too long: wait for it or end it, then run again"
 _NO_ACCESS = "Get write access to the file and its directory, which even reading takes"
+_FULL = "The disk is full: free space and run again; nothing was changed"
+_DAMAGED = "The file is damaged, or something else: restore it from a copy"
+_DISK = "The disk failed to read or write: look at it, then run again"
+_GONE = (
+    "Is the server running, and are address, database, user and password right (libpq reads ~/.pgpass and PGPASSWORD, "
+    "too)? Then run again; nothing is half done"
+)
+# By the beginning of SQLite's name of the error, or of PostgreSQL's SQLSTATE; the first one that fits.
 _REMEDIES = {
     "SQLITE_BUSY": _IN_USE,
     "SQLITE_LOCKED": _IN_USE,
-    "SQLITE_FULL": "The disk is full: free space and run again; nothing was changed",
+    "SQLITE_FULL": _FULL,
     "SQLITE_READONLY": _NO_ACCESS,
     "SQLITE_CANTOPEN": _NO_ACCESS,
     "SQLITE_PERM": _NO_ACCESS,
     "SQLITE_AUTH": _NO_ACCESS,
     "SQLITE_CORRUPT": "The file is damaged: restore it from a copy",
-    "SQLITE_NOTADB": "The file is damaged, or something else: restore it from a copy",
-    "SQLITE_ERROR": "The file is damaged, or something else: restore it from a copy",
-    "SQLITE_IOERR": "The disk failed to read or write: look at it, then run again",
+    "SQLITE_NOTADB": _DAMAGED,
+    "SQLITE_ERROR": _DAMAGED,
+    "SQLITE_IOERR": _DISK,
+    "55P03": _IN_USE,
+    "53100": _FULL,
+    "53": "The server lacks something, such as memory or connections: see to it, then run again",
+    "25006": "The server or the database is read-only: use the one that can be written to",
+    "42501": "Ask for the right to create tables in this database and to write to them",
+    "3F000": "The schema is not there: create it, or correct the search_path",
+    "58": _DISK,
+    "XX": "The database is damaged: restore it from a copy",
+    "08": _GONE,
+    "57P": _GONE,
+    "server": _GONE,
 }
 
 
@@ -35,23 +58,32 @@ class Database:
     """One transaction after another, each over a connection of its own, with errors that say what to do.
 
     Safe to use from several threads and after a fork, because nothing is kept between two transactions.
+
+    Attributes
+    ----------
+    engine : Engine
+    place : str
+        The file, or the URL without its password, for messages.
     """
 
-    def __init__(self, engine: Engine, path: Path) -> None:
+    def __init__(self, engine: Engine, place: str) -> None:
         self.engine = engine
-        self.path = path
+        self.place = place
 
     @contextmanager
     def connected(self) -> Iterator[Connection]:
         """Give a connection whose transactions the caller begins and ends."""
-        with explained(self.path), self.engine.connect() as connection:
+        with explained(self.place), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Give a transaction that sees the database as it was when it began."""
-        with explained(self.path), self.engine.begin() as connection:
-            yield connection
+        with self.connected() as connection:
+            if self.is_server:
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -59,13 +91,54 @@ class Database:
         with self.connected() as connection, immediate(connection):
             yield connection
 
-    def now(self, connection: Connection) -> datetime:  # noqa: ARG002 - a server would be asked over it
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the coordinator's lock of a campaign on a server, over a connection of its own that it ends with.
+
+        Raises
+        ------
+        CampaignLocked
+            If somebody holds it; the message says who.
+        """
+        with self.connected() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            if not connection.scalar(select(func.pg_try_advisory_lock(*_COORDINATOR))):
+                raise CampaignLocked(
+                    f"{self.place} is in use by {_holder(connection)}: wait for it, or end it. A coordinator whose "
+                    "machine was lost is forgotten within two minutes"
+                )
+            yield
+
+    def now(self, connection: Connection) -> datetime:
         """Give the database's time, in UTC; SQLite has no clock but this machine's."""
-        return datetime.now(UTC)
+        if not self.is_server:
+            return datetime.now(UTC)
+        told: datetime = connection.scalars(select(func.clock_timestamp())).one()
+        return told.astimezone(UTC)
+
+    @property
+    def is_server(self) -> bool:
+        """Whether it is reached by URL."""
+        return self.engine.dialect.name == "postgresql"
 
 
-def open_engine(path: Path, mode: str = "rw") -> Engine:
-    """Connect anew for every transaction: nothing to close, nothing shared between threads or after a fork."""
+# -- SQLite ------------------------------------------------------------------------------------------------------------
+
+
+def open_file(path: Path, mode: str = "rw") -> Database:
+    """Reach an SQLite file; the mode ``rwc`` makes one.
+
+    Raises
+    ------
+    CampaignError
+        If it lies on a network file system: SQLite's journal needs memory that all who write share, and its locks are
+        not kept there; the file would be damaged sooner or later.
+    """
+    if (kind := network_filesystem(path.parent)) is not None:
+        raise CampaignError(
+            f"{path} is on a network file system ({kind}), where SQLite damages its files: move the campaign to a disk "
+            "of this machine, or keep it in PostgreSQL (the setting `database`)"
+        )
     # In WAL mode the default of `synchronous`, NORMAL, may lose the last commits in a power cut.
     pragmas = ["synchronous = FULL", "foreign_keys = ON"]
     if mode == "rwc":
@@ -89,10 +162,84 @@ def open_engine(path: Path, mode: str = "rw") -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        immediate = connection.get_execution_options().get("immediate", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")
+        writes = connection.get_execution_options().get("immediate", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    return engine
+    return Database(engine, str(path))
+
+
+# -- PostgreSQL --------------------------------------------------------------------------------------------------------
+
+# Advisory locks belong to a database, and a database may hold a campaign in each schema.
+_WRITER = (func.hashtext(func.concat("dal ", func.current_schema())), 1)
+_COORDINATOR = (func.hashtext(func.concat("dal ", func.current_schema())), 2)
+
+
+def checked_url(url: str) -> URL:
+    """Read a database's URL.
+
+    Raises
+    ------
+    SettingsError
+        If it is none of PostgreSQL.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise SettingsError("database: a URL such as postgresql://user@host/name was expected; this is none") from error
+    if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
+        raise SettingsError(
+            f"database: a URL such as postgresql://user@host/name was expected, one of {parsed.drivername} came; "
+            "without the setting, the campaign is kept in an SQLite file in its directory"
+        )
+    return parsed.set(drivername="postgresql+psycopg")
+
+
+def open_server(url: str) -> Database:
+    """Reach a PostgreSQL database; its tables lie in the first schema of the connection's search path.
+
+    Raises
+    ------
+    CampaignError
+        If the driver is not installed.
+    """
+    parsed = checked_url(url)
+    given = parsed.query.get("options", "")
+    options = [
+        *((given,) if isinstance(given, str) else given),
+        f"-c lock_timeout={round(BUSY_SECONDS * 1000)}",
+        # A machine that was switched off says no goodbye: its locks go when the server has asked in vain.
+        "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=5",
+    ]
+    told = {"options": " ".join(options), "application_name": f"dal {socket.gethostname()} process {os.getpid()}"}
+    try:
+        engine = create_engine(parsed.difference_update_query(["options"]), connect_args=told, poolclass=NullPool)
+    except ModuleNotFoundError as error:
+        raise CampaignError(
+            "PostgreSQL is reached by psycopg, which is missing: pip install 'dal[postgres]'"
+        ) from error
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # One writer at a time, as in SQLite: the rules of a campaign span tables, and its writes are short. The lock
+        # comes first, so that every later statement sees what the writer before has committed.
+        if connection.get_execution_options().get("immediate", False):
+            connection.execute(select(func.pg_advisory_xact_lock(*_WRITER)))
+
+    return Database(engine, parsed.render_as_string(hide_password=True))
+
+
+def _holder(connection: Connection) -> str:
+    query = text(
+        "SELECT application_name FROM pg_locks JOIN pg_stat_activity USING (pid) "
+        "WHERE locktype = 'advisory' AND granted AND objid = 2 AND objsubid = 2 "
+        "AND classid = CAST(hashtext(concat('dal ', current_schema())) AS oid) "
+        "AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return connection.scalar(query) or "another coordinator"
+
+
+# -- both --------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -103,13 +250,20 @@ def immediate(connection: Connection) -> Iterator[None]:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the database's errors into one that names the file and says what to do; our own mistakes pass."""
+def explained(place: str) -> Iterator[None]:
+    """Turn the database's errors into one that names the place and says what to do; our own mistakes pass."""
     try:
         yield
     except DBAPIError as error:
-        code: str = getattr(error.orig, "sqlite_errorname", "")
+        code = _code(error.orig)
         remedy = next((text for name, text in _REMEDIES.items() if code.startswith(name)), None)
         if remedy is None:
             raise
-        raise CampaignError(f"{path}: {error.orig}. {remedy}") from error
+        raise CampaignError(f"{place}: {str(error.orig).strip()}. {remedy}") from error
+
+
+def _code(error: Any) -> str:  # noqa: ANN401 - of whatever driver
+    """Give the name of SQLite's error or PostgreSQL's SQLSTATE; a server that is not reached has neither."""
+    if (name := getattr(error, "sqlite_errorname", None)) is not None:
+        return str(name)
+    return str(getattr(error, "sqlstate", None) or "server")

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, and the lock that dies with its process."""
+"""Files that are either whole or not there, the lock that dies with its process, and what kind of disk it is."""
 
 import fcntl
 import os
@@ -8,6 +8,33 @@ from pathlib import Path
 from typing import BinaryIO
 
 from dal.errors import CampaignError, CampaignLocked, DalError
+
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORKED = frozenset(
+    {
+        *("9p", "afs", "beegfs", "ceph", "cifs", "coda", "glusterfs", "gpfs", "lustre", "ncpfs", "nfs", "nfs4"),
+        *("ocfs2", "orangefs", "smb3", "smbfs"),
+        *("fuse.ceph", "fuse.gcsfuse", "fuse.glusterfs", "fuse.rclone", "fuse.s3fs", "fuse.sshfs"),
+    }
+)
+"""File systems, by Linux's names, that other machines may write to at the same time."""
+
+
+def network_filesystem(path: Path) -> str | None:
+    """Say which network file system a path lies on; None for a local disk, and where the system does not tell."""
+    try:
+        lines = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    place = path.resolve()
+    found: tuple[Path, str] | None = None
+    for line in lines:
+        before, after = line.split(" - ", 1)
+        point = Path(before.split()[4].encode().decode("unicode_escape"))
+        # The last of several at one place is the one on top.
+        if place.is_relative_to(point) and (found is None or point.is_relative_to(found[0])):
+            found = point, after.split()[0]
+    return found[1] if found is not None and found[1] in NETWORKED else None
 
 
 @contextmanager

@@ -184,8 +184,7 @@ class Queue:
             serving = _serving(connection)
             held, free = self._servable(connection, annotator, serving, now)
             held_gold, free_gold = self._servable_gold(connection, annotator, now)
-            hashes = self._hashes(annotator, _ORDER)
-            mine = sorted(held + held_gold, key=hashes)[:n]
+            mine = self._ordered(annotator, held + held_gold, _ORDER)[:n]
             served = self._served(connection, annotator, now)
             new = self._mixed(annotator, free, free_gold, served, n - len(mine))
             self._hold(connection, annotator, mine + new, now)
@@ -320,8 +319,7 @@ class Queue:
                 or_(served, slots.c.held), self._is_free(slots)
             )
         ).all()
-        hashes = self._hashes(annotator, _ORDER)
-        batch = sorted((each.row for each in found if not each.reserve and not each.held), key=hashes)
+        batch = self._ordered(annotator, [each.row for each in found if not each.reserve and not each.held], _ORDER)
         reserve = sorted((each.rank, each.row) for each in found if each.reserve and not each.held)
         return [each.row for each in found if each.held], batch + [row for _, row in reserve]
 
@@ -330,7 +328,7 @@ class Queue:
         answered = own.with_only_columns(answers.c.id).correlate(gold).exists()
         held = exists().where(leases.c.row == gold.c.row, leases.c.annotator == annotator, _live(now))
         found = connection.execute(select(gold.c.row, held.label("held")).where(~answered)).all()
-        free = sorted((each.row for each in found if not each.held), key=self._hashes(annotator, _GOLD_ORDER))
+        free = self._ordered(annotator, [each.row for each in found if not each.held], _GOLD_ORDER)
         return [each.row for each in found if each.held], free
 
     def _served(self, connection: Connection, annotator: str, now: datetime) -> int:
@@ -378,7 +376,8 @@ class Queue:
                 place = (record.round, record.rank, until, suggestion, record.reserve)
             else:
                 record = known[row]
-                place = (serving.number, self._hashes(annotator, _GOLD_ORDER)(row) % size, until, None, False)
+                rank = int(row_hash(np.array([row]), self._seed(annotator), _GOLD_ORDER)[0]) % size
+                place = (serving.number, rank, until, None, False)
             served.append(Leased(row, record.record_id, *place))
         return served
 
@@ -458,9 +457,13 @@ class Queue:
     def _seed(self, annotator: str) -> int:
         return int.from_bytes(hashlib.sha256(annotator.encode()).digest()[:8]) ^ self._settings.seed
 
-    def _hashes(self, annotator: str, purpose: int) -> Callable[[int], int]:
-        seed = self._seed(annotator)
-        return lambda row: int(row_hash(np.array([row]), seed, purpose)[0])
+    def _ordered(self, annotator: str, rows: list[int], purpose: int) -> list[int]:
+        """Bring rows into an order of the annotator's own."""
+        known = np.array(rows, dtype=np.int64)
+        # Rows that the database gives in another order must not come out in another one.
+        known.sort()
+        order: list[int] = known[np.argsort(row_hash(known, self._seed(annotator), purpose), kind="stable")].tolist()
+        return order
 
 
 _NO_EVENT_ID = "an event id was expected"

@@ -31,6 +31,9 @@ SKIPPED = -1
 RETRACTED = -2
 """Stands for a label where an annotator took the answer back; as a label it is never given out."""
 
+# By code points, as SQLite and Python order texts, whatever the server's language.
+_Name = Text().with_variant(Text(collation="C"), "postgresql")
+
 metadata = MetaData()
 
 campaign = Table(
@@ -98,7 +101,7 @@ answers = Table(
     Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     Column("row", BigInteger, nullable=False),
     Column("record_id", Text, nullable=False),
-    Column("annotator", Text, nullable=False),
+    Column("annotator", _Name, nullable=False),
     Column("status", Text, nullable=False),
     Column("label", Integer),
     Column("round", Integer, ForeignKey("rounds.number")),
@@ -127,7 +130,7 @@ leases = Table(
     "leases",
     metadata,
     Column("row", BigInteger, primary_key=True, autoincrement=False),
-    Column("annotator", Text, primary_key=True),
+    Column("annotator", _Name, primary_key=True),
     # Seconds since 1970 by the database's clock.
     Column("expires_at", Double, nullable=False),
     Index("leases_by_annotator", "annotator"),
@@ -150,7 +153,7 @@ annotators = Table(
     metadata,
     # SHA-256 of the token: who reads the database cannot log in with it.
     Column("token_hash", Text, primary_key=True),
-    Column("name", Text, nullable=False),
+    Column("name", _Name, nullable=False),
     Column("role", Text, nullable=False),
     Column("created_at", Text, nullable=False),
     Column("revoked_at", Text),
@@ -174,7 +177,7 @@ imports = Table(
     Column("id", Integer, primary_key=True),
     Column("digest", Text, nullable=False, index=True),
     # Two people who agree on a whole batch hand in the same bytes: whose they are belongs to what they are.
-    Column("annotator", Text, nullable=False),
+    Column("annotator", _Name, nullable=False),
     Column("source", Text, nullable=False),
     Column("imported_at", Text, nullable=False),
     Column("new", BigInteger, nullable=False),
@@ -204,7 +207,7 @@ staged = Table(
     Column("line", Integer),
     Column("row", BigInteger, nullable=False),
     Column("record_id", Text, nullable=False),
-    Column("annotator", Text, nullable=False),
+    Column("annotator", _Name, nullable=False),
     Column("value", Integer, nullable=False),
     Column("answered_at", Text, nullable=False),
     Column("received_at", Text, nullable=False),

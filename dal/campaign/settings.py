@@ -36,6 +36,8 @@ class Settings:
         Annotators who are to answer each record.
     gold : float
         Share of what is served to an annotator that are gold records, from 0 to 1.
+    database : str
+        URL of a PostgreSQL database; empty for an SQLite file in the campaign's directory.
 
     Examples
     --------
@@ -55,6 +57,7 @@ class Settings:
     trusted: tuple[str, ...] = ()
     overlap: int = 1
     gold: float = 0.0
+    database: str = ""
 
     def check(self) -> None:
         """Refuse settings that no campaign can have.
@@ -73,6 +76,8 @@ class Settings:
         _check_integer("batch", self.batch, least=1)
         _check_integer("seed", self.seed, least=0)
         _check_integer("overlap", self.overlap, least=1)
+        if self.database != "":
+            _check_text("database", self.database)
         _check_share("explore", self.explore)
         _check_share("gold", self.gold)
 

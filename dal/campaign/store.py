@@ -1,9 +1,7 @@
-"""A campaign's directory: one SQL database, the settings, and the files that are committed by their digest."""
+"""A campaign: rounds and answers in one SQL database, and the files that are committed by their digest."""
 
 import hashlib
 import json
-import secrets
-import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -29,17 +27,16 @@ from sqlalchemy import (
 
 from dal.agreement import majority
 from dal.campaign import answers as ledger
-from dal.campaign import migrations, schema
-from dal.campaign.database import Database, immediate, open_engine
-from dal.campaign.disk import exclusive, replacing, sync_directory
+from dal.campaign import schema
+from dal.campaign.database import Database, immediate
+from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
+from dal.campaign.disk import replacing
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
-from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, InputError, LabelError, SettingsError
+from dal.errors import CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
 from dal.ruler import RoundRecord
 
-DATABASE, TOML, LOCK, LEARNER = "campaign.db", "campaign.toml", "campaign.lock", "learner.skops"
 _READ_AT_ONCE = 4096
-FOLDERS = ("models", "rounds", "journal")
 
 
 class Campaign:
@@ -89,14 +86,15 @@ class Campaign:
     ) -> Self:
         """Make a campaign in a directory that is empty or does not exist.
 
-        The database appears last, by a rename: what was interrupted before is no campaign, and is made anew.
+        The database appears last: what was interrupted before is no campaign, and is made anew.
 
         Raises
         ------
         SettingsError
             If the settings are no settings.
         CampaignError
-            If the directory holds anything else, a campaign included, or cannot be written.
+            If the directory, or the database on a server, holds anything else, a campaign included, or cannot be
+            written.
         CampaignLocked
             If another process is making a campaign there.
         """
@@ -104,15 +102,7 @@ class Campaign:
         if n_rows < 1:
             raise SettingsError(f"a pool with at least one row was expected, {n_rows} rows came")
         directory = Path(directory).absolute()
-        with _writable(directory):
-            directory.mkdir(parents=True, exist_ok=True)
-            _refuse_foreign(directory)
-            with exclusive(directory / LOCK):
-                _refuse_foreign(directory)
-                if learner is not None:
-                    with replacing(directory / LEARNER) as file:
-                        file.write(learner)
-                _lay_out(directory, settings, pool_fingerprint, n_rows)
+        lay_out(directory, settings, pool_fingerprint=pool_fingerprint, n_rows=n_rows, learner=learner)
         return cls.open(directory)
 
     @classmethod
@@ -131,31 +121,20 @@ class Campaign:
             If campaign.toml was edited into something unusable.
         """
         directory = Path(directory).absolute()
-        path = directory / DATABASE
-        if not path.is_file():
-            raise CampaignNotFound(
-                f"{directory} holds no campaign: there is no {DATABASE}. Check the path, or make a campaign there first"
-            )
-        database = Database(open_engine(path), path)
-        with database.reading() as connection:
-            version = _version(connection, path)
-        if version < schema.VERSION:
-            _migrate(database, directory / LOCK)
-        with database.reading() as connection:
-            row = connection.execute(select(schema.campaign)).one()
-        return cls(directory, _read_settings(directory / TOML, row), row, database)
+        return cls(directory, *open_directory(directory))
 
     def lock(self) -> AbstractContextManager[None]:
         """Be the one coordinator of this campaign, as long as the context lasts.
 
-        The lock is the system's own (`flock`): it ends with its process, and no stale one is ever left.
+        The lock is the system's own (`flock`), or an advisory one of the database server: it ends with its process,
+        and no stale one is ever left.
 
         Raises
         ------
         CampaignLocked
             On entering, if someone holds it; the message names the process.
         """
-        return exclusive(self.directory / LOCK)
+        return coordinator_lock(self.directory, self.database)
 
     # -- rounds ------------------------------------------------------------------------------------------------------
 
@@ -663,117 +642,7 @@ class Campaign:
         return self.directory / "rounds" / f"{number:04d}-candidates.npz"
 
 
-# -- the directory ---------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _writable(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise CampaignError(
-            f"no campaign can be made in {directory}: {error.strerror}. Choose another place"
-        ) from error
-
-
-def _refuse_foreign(directory: Path) -> None:
-    """Refuse a directory with anything in it but what an interrupted `create` may have left."""
-    names = {entry.name for entry in directory.iterdir()}
-    if DATABASE in names:
-        raise CampaignError(f"{directory} holds a campaign already: open it, or choose another directory")
-    own = {
-        TOML,
-        f"{TOML}.part",
-        LEARNER,
-        f"{LEARNER}.part",
-        LOCK,
-        f"{DATABASE}.part",
-        f"{DATABASE}.part-wal",
-        f"{DATABASE}.part-shm",
-        *FOLDERS,
-    }
-    filled = {name for name in names & set(FOLDERS) if any((directory / name).iterdir())}
-    if foreign := sorted(names - own | filled):
-        raise CampaignError(
-            f"an empty directory was expected; {directory} holds {', '.join(foreign[:5])}. Choose another directory"
-        )
-
-
-def _lay_out(directory: Path, settings: Settings, pool_fingerprint: str, n_rows: int) -> None:
-    identity = secrets.token_hex(8)
-    for folder in FOLDERS:
-        (directory / folder).mkdir(exist_ok=True)
-    with replacing(directory / TOML) as file:
-        file.write(_toml(identity, settings).encode())
-    part = directory / f"{DATABASE}.part"
-    for leftover in (part, Path(f"{part}-wal"), Path(f"{part}-shm")):
-        leftover.unlink(missing_ok=True)
-    database = Database(open_engine(part, mode="rwc"), part)
-    with database.reading() as connection:
-        schema.metadata.create_all(connection)
-        connection.execute(
-            insert(schema.campaign).values(
-                schema_version=schema.VERSION,
-                id=identity,
-                created_at=database.now(connection).isoformat(),
-                pool_fingerprint=pool_fingerprint,
-                n_rows=n_rows,
-                classes=json.dumps(settings.classes),
-            )
-        )
-    part.replace(directory / DATABASE)
-    sync_directory(directory)
-
-
-def _toml(identity: str, settings: Settings) -> str:
-    return (
-        "# What was chosen for this campaign. Edit it between rounds; `id` and `classes` are fixed for ever.\n"
-        f'id = "{identity}"\n\n{settings.to_toml()}'
-    )
-
-
-def _read_settings(path: Path, row: Row[Any]) -> Settings:
-    try:
-        text = path.read_text(encoding="utf-8")
-        identity = tomllib.loads(text).get("id")
-    except OSError as error:
-        raise CampaignError(f"{path} cannot be read: {error.strerror}. Restore it from a copy") from error
-    except ValueError as error:
-        raise SettingsError(f"{path} is no valid TOML: {error}") from error
-    if identity != row.id:
-        raise CampaignMismatch(
-            f"{path} is of campaign {identity}, and the database beside it of {row.id}: put back the right one"
-        )
-    try:
-        settings = Settings.from_toml(text)
-    except SettingsError as error:
-        raise SettingsError(f"{path}: {error}") from error
-    if list(settings.classes) != (fixed := json.loads(row.classes)):
-        raise CampaignMismatch(
-            f"{path} lists the classes {list(settings.classes)}, and the answers were given for {fixed}: put these back"
-        )
-    return settings
-
-
-def _version(connection: Connection, path: Path) -> int:
-    version: int | None = connection.scalar(select(schema.campaign.c.schema_version))
-    if version is None:
-        raise CampaignError(f"{path} holds no campaign: restore it from a copy")
-    if version > schema.VERSION:
-        raise CampaignMismatch(
-            f"{path} has schema version {version}, and this dal knows up to {schema.VERSION}: install a newer dal"
-        )
-    if version < schema.VERSION and version not in migrations.STEPS:
-        raise CampaignMismatch(
-            f"{path} has schema version {version}, and this dal reads {schema.VERSION}: finish it with an older dal"
-        )
-    return version
-
-
-def _migrate(database: Database, lock: Path) -> None:
-    """Bring an older campaign up to date, in one transaction, while no coordinator of the older version is at work."""
-    with exclusive(lock), database.writing() as connection:
-        migrations.migrate(connection, _version(connection, database.path))
+# -- files ------------------------------------------------------------------------------------------------------------
 
 
 def _read_checked(path: Path, digest: str) -> bytes:

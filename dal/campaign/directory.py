@@ -1,0 +1,228 @@
+"""A campaign's directory: how it is laid out, told from others, and opened, wherever its database lies."""
+
+import json
+import secrets
+import tomllib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, inspect, select
+
+from dal.campaign import migrations, schema
+from dal.campaign.database import Database, open_file, open_server
+from dal.campaign.disk import exclusive, replacing, sync_directory
+from dal.campaign.settings import Settings
+from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, SettingsError
+
+DATABASE, TOML, LOCK, LEARNER = "campaign.db", "campaign.toml", "campaign.lock", "learner.skops"
+FOLDERS = ("models", "rounds", "journal")
+
+
+def lay_out(directory: Path, settings: Settings, *, pool_fingerprint: str, n_rows: int, learner: bytes | None) -> None:
+    """Make a campaign in a directory; its database comes last, and without one there is no campaign.
+
+    Raises
+    ------
+    CampaignError
+        If the directory or the database on a server holds anything else, or cannot be written.
+    CampaignLocked
+        If another process is making a campaign there.
+    """
+    with _writable(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(directory)
+        with exclusive(directory / LOCK):
+            _refuse_foreign(directory)
+            _fill(directory, settings, learner, {"pool_fingerprint": pool_fingerprint, "n_rows": n_rows})
+
+
+def open_directory(directory: Path) -> tuple[Settings, Row[Any], Database]:
+    """Open the campaign in a directory: what was chosen, its line in the database, and the database.
+
+    One that an older version made is brought up to date, while no coordinator of that version is at work.
+    """
+    database = _database_of(directory)
+    with database.reading() as connection:
+        version = _version(connection, database.place)
+    if version < schema.VERSION:
+        with coordinator_lock(directory, database), database.writing() as connection:
+            migrations.migrate(connection, _version(connection, database.place))
+    with database.reading() as connection:
+        row = connection.execute(select(schema.campaign)).one()
+    return _read_settings(directory / TOML, row), row, database
+
+
+def coordinator_lock(directory: Path, database: Database) -> AbstractContextManager[None]:
+    """Give the lock that one coordinator holds: where the database is, because that is what all of them share."""
+    return database.lock() if database.is_server else exclusive(directory / LOCK)
+
+
+# -- making ------------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _writable(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CampaignError(
+            f"no campaign can be made in {directory}: {error.strerror}. Choose another place"
+        ) from error
+
+
+def _refuse_foreign(directory: Path) -> None:
+    """Refuse a directory with anything in it but what an interrupted `lay_out` may have left."""
+    names = {entry.name for entry in directory.iterdir()}
+    if DATABASE in names or _made_on_server(directory):
+        raise CampaignError(f"{directory} holds a campaign already: open it, or choose another directory")
+    own = {
+        TOML,
+        f"{TOML}.part",
+        LEARNER,
+        f"{LEARNER}.part",
+        LOCK,
+        f"{DATABASE}.part",
+        f"{DATABASE}.part-wal",
+        f"{DATABASE}.part-shm",
+        *FOLDERS,
+    }
+    filled = {name for name in names & set(FOLDERS) if any((directory / name).iterdir())}
+    if foreign := sorted(names - own | filled):
+        raise CampaignError(
+            f"an empty directory was expected; {directory} holds {', '.join(foreign[:5])}. Choose another directory"
+        )
+
+
+def _made_on_server(directory: Path) -> bool:
+    """Say whether the database that a campaign.toml names was made, too: it is the last thing that is."""
+    url = _url_in(directory / TOML)
+    if not url:
+        return False
+    with open_server(url).reading() as connection:
+        return _is_made(connection)
+
+
+def _fill(directory: Path, settings: Settings, learner: bytes | None, made_for: dict[str, Any]) -> None:
+    identity = secrets.token_hex(8)
+    for folder in FOLDERS:
+        (directory / folder).mkdir(exist_ok=True)
+    if learner is not None:
+        with replacing(directory / LEARNER) as file:
+            file.write(learner)
+    row = {"schema_version": schema.VERSION, "id": identity, "classes": json.dumps(settings.classes), **made_for}
+    toml = _toml(identity, settings).encode()
+    if settings.database:
+        database = open_server(settings.database)
+        with database.writing() as connection:
+            # Before campaign.toml is replaced: a second campaign must not take the first one's database.
+            if _is_made(connection):
+                raise CampaignError(f"{database.place} holds a campaign already: name another database, or schema")
+            with replacing(directory / TOML) as file:
+                file.write(toml)
+            _make_tables(database, connection, row)
+        return
+    part = directory / f"{DATABASE}.part"
+    database = open_file(part, mode="rwc")
+    with replacing(directory / TOML) as file:
+        file.write(toml)
+    for leftover in (part, Path(f"{part}-wal"), Path(f"{part}-shm")):
+        leftover.unlink(missing_ok=True)
+    with database.reading() as connection:
+        _make_tables(database, connection, row)
+    part.replace(directory / DATABASE)
+    sync_directory(directory)
+
+
+def _make_tables(database: Database, connection: Connection, row: dict[str, Any]) -> None:
+    schema.metadata.create_all(connection, checkfirst=False)
+    connection.execute(insert(schema.campaign).values(created_at=database.now(connection).isoformat(), **row))
+
+
+def _toml(identity: str, settings: Settings) -> str:
+    return (
+        "# What was chosen for this campaign. Edit it between rounds; `id` and `classes` are fixed for ever.\n"
+        f'id = "{identity}"\n\n{settings.to_toml()}'
+    )
+
+
+# -- opening -----------------------------------------------------------------------------------------------------------
+
+
+def _database_of(directory: Path) -> Database:
+    if url := _url_in(directory / TOML):
+        return open_server(url)
+    path = directory / DATABASE
+    if not path.is_file():
+        if (directory / TOML).exists():
+            _settings_from(
+                _toml_in(directory / TOML)[1], directory / TOML
+            )  # where the database is may be what cannot be read
+        raise CampaignNotFound(
+            f"{directory} holds no campaign: there is no {DATABASE}. Check the path, or make a campaign there first"
+        )
+    return open_file(path)
+
+
+def _url_in(toml: Path) -> str:
+    """Find where the database is; what else is wrong with the settings is said when they are read."""
+    try:
+        table = tomllib.loads(toml.read_text(encoding="utf-8")).get("settings")
+    except (OSError, ValueError):
+        return ""
+    url = table.get("database") if isinstance(table, dict) else None
+    return url if isinstance(url, str) else ""
+
+
+def _is_made(connection: Connection) -> bool:
+    return inspect(connection).has_table(schema.campaign.name)
+
+
+def _version(connection: Connection, place: str) -> int:
+    version: int | None = None
+    if _is_made(connection):
+        version = connection.scalar(select(schema.campaign.c.schema_version))
+    if version is None:
+        raise CampaignError(f"{place} holds no campaign: restore it from a copy")
+    if version > schema.VERSION:
+        raise CampaignMismatch(
+            f"{place} has schema version {version}, and this dal knows up to {schema.VERSION}: install a newer dal"
+        )
+    if version < schema.VERSION and version not in migrations.STEPS:
+        raise CampaignMismatch(
+            f"{place} has schema version {version}, and this dal reads {schema.VERSION}: finish it with an older dal"
+        )
+    return version
+
+
+def _read_settings(path: Path, row: Row[Any]) -> Settings:
+    identity, text = _toml_in(path)
+    if identity != row.id:
+        raise CampaignMismatch(
+            f"{path} is of campaign {identity}, and its database of {row.id}: put back the right one"
+        )
+    settings = _settings_from(text, path)
+    if list(settings.classes) != (fixed := json.loads(row.classes)):
+        raise CampaignMismatch(
+            f"{path} lists the classes {list(settings.classes)}, and the answers were given for {fixed}: put these back"
+        )
+    return settings
+
+
+def _toml_in(path: Path) -> tuple[object, str]:
+    """Read campaign.toml: the campaign's id, and the text."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text).get("id"), text
+    except OSError as error:
+        raise CampaignError(f"{path} cannot be read: {error.strerror}. Restore it from a copy") from error
+    except ValueError as error:
+        raise SettingsError(f"{path} is no valid TOML: {error}") from error
+
+
+def _settings_from(text: str, path: Path) -> Settings:
+    try:
+        return Settings.from_toml(text)
+    except SettingsError as error:
+        raise SettingsError(f"{path}: {error}") from error
