@@ -1,12 +1,78 @@
-"""What the answers of several annotators come to."""
+"""What the answers of several annotators come to, and how far they agree.
+
+Everywhere here an answer is a row, an annotator and a class code, one answer an annotator and row; a negative code is a
+skipped one, which is no opinion and counts for nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from dal.errors import LabelError
 from dal.selection import row_hash
 
 Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+Vote = Literal["majority", "dawid_skene"]
+
+MOST_STEPS = 1000
+"""Of the expectation maximisation; it ends sooner, as soon as a step moves no posterior by a millionth."""
+
+LEAST_WEIGHT = 0.01
+"""Classes that a record belongs to with less probability are left out of the training."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the answers come to.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (m,)
+        The rows that anyone labelled, ascending, each once.
+    codes : ndarray of int64, shape (m,)
+        Their class codes.
+    proba : ndarray of float64, shape (m, C), or None
+        The probability of each class, where the vote gives one; `codes` are the most probable ones.
+    """
+
+    rows: Integers
+    codes: Integers
+    proba: Floats | None = None
+
+    def weighted(self) -> tuple[Integers, Integers, Floats | None]:
+        """Give what to train on: positions in `rows`, class codes, weights.
+
+        A record of doubtful class is there once for each class that it may be of, weighted by its probability: the
+        loss of the learner is then the expected one. The weights of a record add up to 1.
+
+        Examples
+        --------
+        >>> doubtful = Labels(np.array([7, 9]), np.array([0, 1]), np.array([[0.75, 0.25], [0.0, 1.0]]))
+        >>> [column.tolist() for column in doubtful.weighted()]
+        [[0, 0, 1], [0, 1, 1], [0.75, 0.25, 1.0]]
+        """
+        if self.proba is None:
+            return np.arange(len(self.rows)), self.codes, None
+        weights = np.where(self.proba >= LEAST_WEIGHT, self.proba, 0.0)
+        weights /= weights.sum(axis=1, keepdims=True)
+        positions, codes = np.nonzero(weights)
+        return positions, codes, weights[positions, codes]
+
+
+def label(
+    rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike, *, vote: Vote, n_classes: int, seed: int
+) -> Labels:
+    """Give each record its label, by majority or by Dawid and Skene's model of the annotators."""
+    if vote == "dawid_skene":
+        return dawid_skene(rows, annotators, labels, n_classes=n_classes, seed=seed).labels
+    return Labels(*majority(rows, labels, seed=seed))
 
 
 def majority(rows: npt.ArrayLike, labels: npt.ArrayLike, *, seed: int) -> tuple[Integers, Integers]:
@@ -74,3 +140,289 @@ def _starts(*columns: Integers) -> Integers:
 
 def _lengths(starts: Integers, total: int) -> Integers:
     return np.diff(starts, append=total).astype(np.int64)
+
+
+# -- annotators that err -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DawidSkene:
+    """What the model of Dawid and Skene found.
+
+    Attributes
+    ----------
+    labels : Labels
+        With the posterior of each record.
+    annotators : list of str
+        Those who labelled anything, sorted.
+    confusion : ndarray of float64, shape (annotators, C, C)
+        ``confusion[a, c, l]``: how often annotator a answers l where the truth is c.
+    steps : int
+        Of the expectation maximisation.
+    """
+
+    labels: Labels
+    annotators: list[str]
+    confusion: Floats
+    steps: int
+
+
+def dawid_skene(
+    rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike, *, n_classes: int, seed: int
+) -> DawidSkene:
+    """Estimate what each record is and how each annotator errs, together, by expectation maximisation.
+
+    Each annotator has a confusion matrix; a record's class has the posterior ``T_ic ~ pi_c prod_a theta^a_{c,l}`` over
+    its answers l. Dawid and Skene, Applied Statistics 28 (1979) 20. A prior of 2 answers on the diagonal and of 1
+    shared by the other classes keeps an annotator of few answers near the others.
+
+    Only records with two answers or more say anything of who errs, so only these are fitted. A record with a single
+    answer then gets its posterior from its annotator's matrix with all classes alike: with the class shares of the
+    others as well, a common class would swallow the few answers of a rare one, which are what a campaign looks for.
+
+    Parameters
+    ----------
+    rows, labels : array of int, shape (n,)
+    annotators : sequence of str, length n
+    n_classes : int
+    seed : int
+        Decides ties.
+
+    Returns
+    -------
+    DawidSkene
+
+    Examples
+    --------
+    >>> rows, who = [1, 1, 1, 2, 2, 2, 3, 3, 3], ["ann", "bob", "cat"] * 3
+    >>> found = dawid_skene(rows, who, [0, 0, 1, 1, 1, 1, 0, 0, 0], n_classes=2, seed=0)
+    >>> found.labels.codes.tolist()
+    [0, 1, 0]
+    """
+    row, who, code = _opinions(rows, annotators, labels)
+    known, record = np.unique(row, return_inverse=True)
+    names, annotator = np.unique(who, return_inverse=True)
+    size = len(names) * n_classes
+    # One line a record, one column a pair of annotator and answer: both steps are products with this matrix.
+    given = sparse.csr_array((np.ones(len(code)), (record, annotator * n_classes + code)), shape=(len(known), size))
+    answers_of = np.bincount(record, minlength=len(known))
+    several = answers_of > 1
+    fitted = given[several]
+    votes = _vote_shares(record, code, len(known), n_classes)
+    posterior, change, steps = votes[several], np.inf, 0
+    log_theta = _log_confusion(fitted, posterior, len(names), n_classes)
+    while change > 1e-6 and steps < MOST_STEPS:
+        shares = posterior.sum(axis=0) + 1 / n_classes
+        before, posterior = posterior, _normalised(fitted @ log_theta + np.log(shares / shares.sum()))
+        log_theta = _log_confusion(fitted, posterior, len(names), n_classes)
+        change, steps = float(np.abs(posterior - before).max(initial=0)), steps + 1
+    proba = np.empty((len(known), n_classes))
+    proba[several] = posterior
+    proba[~several] = _normalised(given[~several] @ log_theta)
+    confusion = np.exp(log_theta).reshape(len(names), n_classes, n_classes).transpose(0, 2, 1)
+    codes = _most_probable(known, proba, seed)
+    return DawidSkene(Labels(known, codes, proba), names.tolist(), confusion, steps)
+
+
+def _opinions(
+    rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike
+) -> tuple[Integers, npt.NDArray[np.str_], Integers]:
+    """Check the columns, and leave the skipped answers out."""
+    row, code, who = np.asarray(rows, np.int64), np.asarray(labels, np.int64), np.asarray(annotators, np.str_)
+    if row.ndim != 1 or not row.shape == code.shape == who.shape:
+        raise LabelError(
+            f"a row, an annotator and a label each were expected, {row.shape} rows, {who.shape} annotators and "
+            f"{code.shape} labels came"
+        )
+    opinion = code >= 0
+    return row[opinion], who[opinion], code[opinion]
+
+
+def _vote_shares(record: Integers, code: Integers, n_records: int, n_classes: int) -> Floats:
+    counts = np.bincount(record * n_classes + code, minlength=n_records * n_classes).reshape(n_records, n_classes)
+    shares: Floats = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    return shares
+
+
+def _log_confusion(given: sparse.csr_array, posterior: Floats, n_annotators: int, n_classes: int) -> Floats:
+    """Estimate, per annotator and answer, the logarithm of its probability under each true class."""
+    prior = np.full((n_classes, n_classes), 1 / (n_classes - 1))
+    np.fill_diagonal(prior, 2)
+    counts = (given.T @ posterior).reshape(n_annotators, n_classes, n_classes) + prior
+    log_theta: Floats = np.log(counts / counts.sum(axis=1, keepdims=True)).reshape(-1, n_classes)
+    return log_theta
+
+
+def _normalised(joint: Floats) -> Floats:
+    """Turn logarithms of joint probabilities into posteriors."""
+    likelihood = np.exp(joint - joint.max(axis=1, keepdims=True, initial=-np.inf))
+    posteriors: Floats = likelihood / likelihood.sum(axis=1, keepdims=True)
+    return posteriors
+
+
+def _most_probable(rows: Integers, proba: Floats, seed: int) -> Integers:
+    """Choose the most probable class; a tie is decided by a hash of the row, as in `majority`."""
+    best = proba >= proba.max(axis=1, keepdims=True, initial=0.0) - 1e-9
+    place = (row_hash(rows, seed, 0) % np.maximum(best.sum(axis=1), 1).astype(np.uint64)).astype(np.int64)
+    return np.argmax(np.cumsum(best, axis=1) > place[:, None], axis=1).astype(np.int64)
+
+
+# -- agreement ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pair:
+    """How far two annotators agree on the records that both labelled.
+
+    Attributes
+    ----------
+    first, second : str
+    n : int
+        Records that both labelled.
+    agreement : float
+        Share of them with one label.
+    kappa : float or None
+        Cohen's kappa; None where both gave one and the same class throughout, which leaves nothing to agree on.
+    """
+
+    first: str
+    second: str
+    n: int
+    agreement: float
+    kappa: float | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far the annotators agree.
+
+    Attributes
+    ----------
+    records : int
+        Records that two annotators or more labelled; nothing else says anything of agreement.
+    percent : float or None
+        Share of the pairs of answers to one record that are of one class.
+    alpha, low, high : float or None
+        Krippendorff's alpha for nominal data, and its 95 % interval over the records; 1 is perfect, 0 is chance. None
+        where there are no records, or only one class.
+    pairs : tuple of Pair
+        Of annotators who labelled a record in common, those who agree least first.
+    text : str
+        The same in words.
+    """
+
+    records: int
+    percent: float | None
+    alpha: float | None
+    low: float | None
+    high: float | None
+    pairs: tuple[Pair, ...]
+    text: str
+
+
+def agreement(
+    rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike, *, seed: int, repeats: int = 1000
+) -> Agreement:
+    """Measure how far annotators agree, whoever labelled what.
+
+    Krippendorff's alpha is ``1 - (n - 1) sum_{c != k} o_ck / sum_{c != k} n_c n_k`` with the coincidences
+    ``o_ck = sum_i n_ic (n_ik - [c = k]) / (m_i - 1)`` of the records i that have ``m_i`` > 1 labels (Krippendorff,
+    Content Analysis, 2004, chapter 11). Its interval is the percentile one of a bootstrap over records.
+
+    Examples
+    --------
+    >>> found = agreement([1, 1, 2, 2, 3, 3], ["ann", "bob"] * 3, [0, 0, 1, 1, 0, 1], seed=0)
+    >>> found.records, round(found.percent, 3), round(found.alpha, 3)
+    (3, 0.667, 0.444)
+    """
+    row, who, code = _opinions(rows, annotators, labels)
+    known, record = np.unique(row, return_inverse=True)
+    classes, of = np.unique(code, return_inverse=True)
+    counts = np.zeros((len(known), len(classes)), dtype=np.int64)
+    np.add.at(counts, (record, of), 1)
+    counts = counts[counts.sum(axis=1) > 1]
+    if not len(counts):
+        text = "no record has two answers: set an overlap of 2 or more, or have some answered again"
+        return Agreement(0, None, None, None, None, (), text)
+    patterns, times = np.unique(counts, axis=0, return_counts=True)
+    answers = patterns.sum(axis=1)
+    alike = (patterns * (patterns - 1)).sum(axis=1)
+    percent = float((times * alike).sum()) / float((times * answers * (answers - 1)).sum())
+    # Records of one pattern are alike, so drawing records again is drawing how often each pattern comes.
+    drawn = np.random.default_rng([seed, len(counts)]).multinomial(len(counts), times / times.sum(), size=repeats)
+    (alpha,) = _alphas(patterns, times[None])
+    pairs = tuple(sorted(_pairs(record, who, code), key=lambda pair: (_least(pair), pair.first, pair.second)))
+    said = f"{percent:.0%} of the answers to {len(counts):,} records with several are alike"
+    if np.isnan(alpha):
+        return Agreement(len(counts), percent, None, None, None, pairs, f"{said}; all of one class, so alpha is none")
+    spread = _alphas(patterns, drawn)
+    low, high = np.quantile(np.where(np.isnan(spread), 1.0, spread), [0.025, 0.975]).tolist()
+    text = f"{said}; Krippendorff's alpha {alpha:.2f} ({low:.2f} to {high:.2f})"
+    return Agreement(len(counts), percent, float(alpha), low, high, pairs, text)
+
+
+def _alphas(patterns: Integers, times: Integers) -> Floats:
+    """Compute alpha where each pattern of answers comes so many times, (repeats, patterns); NaN for one class."""
+    answers = patterns.sum(axis=1)
+    unlike = (answers**2 - (patterns**2).sum(axis=1)) / (answers - 1)
+    per_class = (times @ patterns).astype(np.float64)
+    total = per_class.sum(axis=1)
+    expected = total**2 - (per_class**2).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        alphas: Floats = 1 - (total - 1) * (times @ unlike) / expected
+    return alphas
+
+
+def _pairs(record: Integers, who: npt.NDArray[np.str_], code: Integers) -> list[Pair]:
+    names, annotator = np.unique(who, return_inverse=True)
+    said = {name: (record[annotator == at], code[annotator == at]) for at, name in enumerate(names.tolist())}
+    found = []
+    for first, second in combinations(said, 2):
+        _, mine, theirs = np.intersect1d(said[first][0], said[second][0], assume_unique=True, return_indices=True)
+        if len(mine):
+            found.append(_pair(first, second, said[first][1][mine], said[second][1][theirs]))
+    return found
+
+
+def _pair(first: str, second: str, a: Integers, b: Integers) -> Pair:
+    observed = float((a == b).mean())
+    size = int(np.maximum(a, b).max()) + 1
+    expected = float(np.bincount(a, minlength=size) @ np.bincount(b, minlength=size)) / len(a) ** 2
+    kappa = None if expected == 1 else (observed - expected) / (1 - expected)
+    return Pair(first, second, len(a), observed, kappa)
+
+
+def _least(pair: Pair) -> float:
+    return 1.0 if pair.kappa is None else pair.kappa
+
+
+# -- a second answer ---------------------------------------------------------------------------------------------------
+
+
+def relabelling(proba: Floats, scores: npt.ArrayLike) -> tuple[Integers, Floats]:
+    """Order labelled records by what another answer is worth: how doubtful the label is, times how much it matters.
+
+    Parameters
+    ----------
+    proba : ndarray of float, shape (m, C)
+        Posteriors of :func:`dawid_skene`.
+    scores : array of float, shape (m,)
+        What each record was worth asking, from 0 to 1; NaN where nobody knows, which counts as 1.
+
+    Returns
+    -------
+    positions : ndarray of int64, shape (m,)
+        The most worthwhile record first.
+    worth : ndarray of float64, shape (m,)
+        Of each record, in the order of `proba`: the entropy of its posterior, as a share of the largest, times its
+        score.
+
+    Examples
+    --------
+    >>> relabelling(np.array([[1.0, 0.0], [0.5, 0.5], [0.9, 0.1]]), [1.0, 0.2, 1.0])[0].tolist()
+    [2, 1, 0]
+    """
+    matters = np.nan_to_num(np.asarray(scores, np.float64), nan=1.0)
+    logs = np.log(proba, out=np.zeros_like(proba), where=proba > 0)
+    worth: Floats = -(proba * logs).sum(axis=1) / np.log(proba.shape[1]) * matters
+    return np.argsort(-worth, kind="stable").astype(np.int64), worth

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import click
 from distributed import Client
@@ -16,10 +16,11 @@ from rich.table import Table as RichTable
 
 from dal import demo as demonstration
 from dal import explorer
+from dal.agreement import Vote
 from dal.campaign import Annotators, Campaign, Settings
 from dal.campaign.control import Act, Control
 from dal.client import connect, local_cluster
-from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
+from dal.coordinator import Batch, Stopped, create_campaign, doubtful, next_batch, next_step, pool_of, status
 from dal.errors import DalError
 from dal.exchange import (
     FORMATS,
@@ -45,6 +46,7 @@ from dal.web import Listening, Options, make_server
 from dal.web.overview import MAP
 
 _LISTED_LINES = 20
+_LISTED_PAIRS = 5
 
 console = Console(highlight=False, soft_wrap=True, markup=False)
 
@@ -175,6 +177,13 @@ def _describe(opened: Pool) -> None:
 @click.option("--trust", multiple=True, help="A type, by full name, that a saved learner may hold.")
 @click.option("--overlap", default=1, show_default=True, help="Annotators who are to answer each record.")
 @click.option("--gold", default=0.0, show_default=True, help="Share of served records whose label is known.")
+@click.option(
+    "--vote",
+    type=click.Choice(get_args(Vote)),
+    default="majority",
+    show_default=True,
+    help="How several answers become a label.",
+)
 @click.option("--database", default="", help="URL of a PostgreSQL database. Default: a file in DIRECTORY.")
 def init(
     directory: Path,
@@ -189,6 +198,7 @@ def init(
     trust: tuple[str, ...],
     overlap: int,
     gold: float,
+    vote: Vote,
     database: str,
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
@@ -205,6 +215,7 @@ def init(
         trusted=trust,
         overlap=overlap,
         gold=gold,
+        vote=vote,
         database=database,
     )
     console.print(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
@@ -296,6 +307,12 @@ def status_(directory: Path) -> None:
     console.print(f"{state}; {now.asked:,} records asked, {now.labels:,} labelled, {now.pending:,} waiting")
     console.print("labels: " + ", ".join(f"{name} {count:,}" for name, count in now.per_class.items()))
     console.print(f"accuracy: {now.accuracy.text}")
+    console.print(f"agreement: {now.agreement.text}")
+    for pair in now.agreement.pairs[:_LISTED_PAIRS]:
+        kappa = "" if pair.kappa is None else f", Cohen's kappa {pair.kappa:.2f}"
+        console.print(f"  {pair.first} and {pair.second}: alike in {pair.agreement:.0%} of {pair.n:,}{kappa}")
+    for name, (right, of) in sorted(now.gold.items()):
+        console.print(f"gold records: {name} has {right:,} of {of:,} right")
     for each in now.verdicts:
         console.print(f"{'STOP' if each.stop else 'go on'}: {each.criterion}: {each.reason}")
     for note in now.notes:
@@ -440,6 +457,20 @@ def pull(directory: Path, url: str, token: str, project: str | None, take_confli
 def _project_title(campaign: Campaign) -> str:
     """Name a project so that no two campaigns share it; Label Studio takes 50 characters."""
     return f"{campaign.directory.name[:40]} {campaign.id[:8]}"
+
+
+@label.command("relabel")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--records", "n", default=20, show_default=True, type=click.IntRange(1), help="List so many.")
+def relabel(directory: Path, n: int) -> None:
+    """List the records for which another answer is worth most: doubtful ones that matter."""
+    campaign = Campaign.open(directory)
+    proposed = doubtful(campaign, n)
+    if not proposed:
+        console.print("No label is in doubt.")
+    for each in proposed:
+        said = ", ".join(f"{who}: {what}" for who, what in sorted(each.answers.items()))
+        console.print(f"{each.record_id}: {each.label} with probability {each.probability:.2f} ({said})")
 
 
 # -- people ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from distributed import Client
 from sklearn.base import BaseEstimator
 
 from dal import rounds
-from dal.agreement import majority
+from dal.agreement import Agreement, Labels, Vote, agreement, dawid_skene, relabelling
 from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
@@ -84,7 +84,7 @@ class Stopped:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a campaign stands, for people to read."""
+    """Where a campaign stands, for people to read; `gold` counts, per annotator, right answers and all."""
 
     round: int
     status: str
@@ -93,8 +93,36 @@ class Status:
     pending: int
     per_class: dict[str, int]
     accuracy: Estimate
+    agreement: Agreement
+    gold: dict[str, tuple[int, int]]
     verdicts: tuple[Verdict, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Doubtful:
+    """A labelled record for which another answer is worth its price.
+
+    Attributes
+    ----------
+    row, record_id
+        The record.
+    label : str
+        Its most probable class.
+    probability : float
+        Of that class.
+    worth : float
+        From 0 to 1: the entropy of its posterior times its score.
+    answers : dict of str to str
+        What each annotator said.
+    """
+
+    row: int
+    record_id: str
+    label: str
+    probability: float
+    worth: float
+    answers: dict[str, str]
 
 
 def create_campaign(
@@ -111,6 +139,7 @@ def create_campaign(
     trusted: Sequence[str] = (),
     overlap: int = 1,
     gold: float = 0.0,
+    vote: Vote = "majority",
     database: str = "",
 ) -> Campaign:
     """Make a campaign; everything that can be refused is refused now, before anything is written.
@@ -140,6 +169,9 @@ def create_campaign(
         Annotators who are to answer each record.
     gold : float, default=0
         Share of the records served to an annotator whose label is known (`Campaign.add_gold`).
+    vote : {"majority", "dawid_skene"}, default="majority"
+        How the answers of several annotators become one label. The second one weighs annotators by how they err, and
+        records by how sure their label is; it takes a learner that weights can be given to.
     database : str, default=""
         URL of a PostgreSQL database. Without one, the campaign is kept in an SQLite file in its directory.
 
@@ -168,6 +200,7 @@ def create_campaign(
         trusted=tuple(trusted),
         overlap=overlap,
         gold=gold,
+        vote=vote,
         database=database,
     )
     settings.check()
@@ -181,6 +214,7 @@ def create_campaign(
     else:
         named = Learner(learner, settings.classes, trusted=settings.trusted)
     named.check(pool.n_features, score)
+    _check_weights(named, settings)
     saved = named.dumps() if name == SAVED_LEARNER else None
     return Campaign.create(directory, settings, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows, learner=saved)
 
@@ -239,7 +273,8 @@ def status(campaign: Campaign) -> Status:
     """Tell where a campaign stands. Changes nothing and needs no lock."""
     coordinator = _Coordinator(campaign, None, None, coverage=False)
     state = coordinator.state()
-    _, codes = coordinator.labels(None)
+    codes = coordinator.labels(None).codes
+    answers = campaign.latest_answers()
     counts = np.bincount(codes, minlength=len(campaign.settings.classes))
     fits = [each.notes for each in campaign.rounds() if each.notes]
     notes = tuple(str(note) for note in fits[-1].get("warnings", ())) if fits else ()
@@ -251,9 +286,53 @@ def status(campaign: Campaign) -> Status:
         pending=state.pending,
         per_class=dict(zip(campaign.settings.classes, counts.tolist(), strict=True)),
         accuracy=accuracy(campaign.history(), rounds=5),
+        agreement=agreement(answers.rows, answers.annotators, answers.labels, seed=campaign.settings.seed),
+        gold=_gold_results(campaign),
         verdicts=state.verdicts,
         notes=notes,
     )
+
+
+def _gold_results(campaign: Campaign) -> dict[str, tuple[int, int]]:
+    known, answers = campaign.gold(), campaign.gold_answers()
+    results: dict[str, tuple[int, int]] = {}
+    for row, annotator, code in zip(answers.rows.tolist(), answers.annotators, answers.labels.tolist(), strict=True):
+        right, of = results.get(annotator, (0, 0))
+        results[annotator] = right + (code == known[row]), of + 1
+    return results
+
+
+def doubtful(campaign: Campaign, n: int) -> list[Doubtful]:
+    """Propose labelled records for another answer, by how doubtful the label is times what the record was worth.
+
+    The doubt is the entropy of the posterior that Dawid and Skene's model gives, whichever way the campaign votes.
+    """
+    settings = campaign.settings
+    answers = campaign.latest_answers()
+    columns = answers.rows, answers.annotators, answers.labels
+    found = dawid_skene(*columns, n_classes=len(settings.classes), seed=settings.seed).labels
+    assert found.proba is not None
+    # Without a model, scores are drawn at random, and say nothing of what a record is worth.
+    judged = [each for each in campaign.rounds() if each.model and Strategy.named(each.strategy).score != "random"]
+    scores = {asked.row: asked.score for each in judged for asked in campaign.batch(each.number)}
+    worth_asking = [np.nan if (score := scores.get(row)) is None else score for row in found.rows.tolist()]
+    order, worth = relabelling(found.proba, np.clip(worth_asking, 0, 1))
+    chosen = order[worth[order] > 0][:n]
+    said: dict[int, dict[str, str]] = {row: {} for row in found.rows[chosen].tolist()}
+    for row, annotator, code in zip(answers.rows.tolist(), answers.annotators, answers.labels.tolist(), strict=True):
+        if row in said:
+            said[row][annotator] = "skipped" if code < 0 else settings.classes[code]
+    return [
+        Doubtful(row, record_id, settings.classes[code], float(proba[code]), float(value), said[row])
+        for row, record_id, code, proba, value in zip(
+            found.rows[chosen].tolist(),
+            pool_of(campaign).record_ids(found.rows[chosen]),
+            found.codes[chosen].tolist(),
+            found.proba[chosen],
+            worth[chosen],
+            strict=True,
+        )
+    ]
 
 
 def pool_of(campaign: Campaign) -> Pool:
@@ -290,6 +369,14 @@ def learner_of(campaign: Campaign) -> Learner:
     if settings.learner != SAVED_LEARNER:
         return Learner.named(settings.learner, settings.classes, random_state=settings.seed, trusted=settings.trusted)
     return Learner.loads(campaign.load_learner(), settings.classes, trusted=settings.trusted)
+
+
+def _check_weights(learner: Learner, settings: Settings) -> None:
+    if settings.vote == "dawid_skene" and not learner.takes_weights:
+        raise LearnerError(
+            "The vote dawid_skene weights records by how sure their label is, and this learner's fit takes no"
+            " sample_weight. Choose another learner, or the vote majority."
+        )
 
 
 @dataclass(frozen=True)
@@ -360,13 +447,12 @@ class _Coordinator:
         trainable = last.strategy != COVERAGE and self._classes_seen(last.last_answer) > 1
         return rounds.State(last.number, last.status, trainable=trainable, pending=pending, verdicts=verdicts)
 
-    def labels(self, upto: int | None) -> tuple[Rows, npt.NDArray[np.int64]]:
+    def labels(self, upto: int | None) -> Labels:
         """Give the label of every labelled record, from the answers up to an id."""
-        answers = self.campaign.latest_answers(upto)
-        return majority(answers.rows, answers.labels, seed=self.settings.seed)
+        return self.campaign.labels(upto)
 
     def _classes_seen(self, upto: int | None) -> int:
-        return len(np.unique(self.labels(upto)[1]))
+        return len(np.unique(self.labels(upto).codes))
 
     def _verdicts(self, past: list[Round]) -> tuple[Verdict, ...]:
         if self._exhausted(past):
@@ -379,7 +465,7 @@ class _Coordinator:
             return ()
         history = self.campaign.history()
         hours = (datetime.now(UTC) - self.campaign.created_at).total_seconds() / 3600
-        known = len(self.labels(None)[0])
+        known = len(self.labels(None).rows)
         return tuple(criterion.judge(history, known, hours) for criterion in self.criteria)
 
     def _exhausted(self, past: list[Round]) -> bool:
@@ -404,7 +490,8 @@ class _Coordinator:
         strategy = COVERAGE if self.coverage else settings.strategy
         # Refused now: people may edit campaign.toml, and what a round has frozen stays.
         Strategy.named(strategy, settings.explore)
-        _, codes = self.labels(None)
+        _check_weights(learner_of(self.campaign), settings)
+        codes = self.labels(None).codes
         if len(codes) and len(np.unique(codes)) < 2 and Strategy.named(strategy).score != "random":
             only = settings.classes[int(codes[0])]
             raise LearnerError(
@@ -426,12 +513,18 @@ class _Coordinator:
         )
 
     def _fit(self, current: Round) -> None:
-        rows, codes = self.labels(current.last_answer)
-        X = self._features(rows)
+        labels = self.labels(current.last_answer)
+        rows, X = labels.rows, self._features(labels.rows)
         valid = np.isfinite(X).all(axis=1)
+        positions, codes, weights = labels.weighted()
+        sound = valid[positions]
         with self._withdrawing(current):
-            committee = Strategy.named(current.strategy).committee
-            model = learner_of(self.campaign).fit(X[valid], codes[valid], committee=committee)
+            model = learner_of(self.campaign).fit(
+                X[positions[sound]],
+                codes[sound],
+                None if weights is None else weights[sound],
+                committee=Strategy.named(current.strategy).committee,
+            )
             model.predict_proba(X[valid][:1000])
         notes = {"warnings": list(model.warnings), "invalid_labeled": int((~valid).sum())}
         self.campaign.save_model(current, model.dumps(), trained_on=len(rows), notes=notes)

@@ -23,6 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.validation import has_fit_parameter
 from threadpoolctl import threadpool_limits
 
 from dal.errors import LabelError, LearnerError
@@ -188,6 +189,14 @@ class Learner:
             self._try_on(640, n_features, score)
         except LearnerError as error:
             raise LearnerError(f"tried on made-up records of {n_features} features: {error}") from error
+
+    @property
+    def takes_weights(self) -> bool:
+        """Whether a weight can be given to each record."""
+        estimator = self.estimator
+        while isinstance(estimator, Pipeline):
+            estimator = estimator.steps[-1][1]
+        return bool(has_fit_parameter(estimator, "sample_weight"))
 
     def fit(
         self,

@@ -15,8 +15,9 @@ import pytest
 from click.testing import CliRunner, Result
 from distributed import Client
 
-from dal.campaign import Annotators, Campaign
+from dal.campaign import Annotators, Answer, Campaign
 from dal.cli import main
+from dal.coordinator import next_batch
 from dal.pool import Pool
 
 N = 3_000
@@ -74,6 +75,22 @@ def test_people_are_let_in_and_out(pool: Path, tmp_path: Path) -> None:
     refused = dal("annotator", "revoke", campaign, "ann")
     assert refused.exit_code == 1
     assert "no token" in refused.output
+
+
+def test_two_people_who_disagree_are_told(pool: Path, tmp_path: Path) -> None:
+    ok("init", tmp_path / "c", pool, "--classes", "ham,spam", "--overlap", 2, "--batch", 10, "--vote", "dawid_skene")
+    campaign = Campaign.open(tmp_path / "c")
+    assert "No label is in doubt." in ok("label", "relabel", campaign.directory)
+    batch = next_batch(campaign)
+    for who, codes in (("ann", [0] * 5 + [1] * 5), ("bob", [0] * 4 + [1] * 6)):
+        answers = zip(batch.rows.tolist(), batch.record_ids, codes, strict=True)
+        campaign.add_answers((Answer(row, key, who, "submitted", code) for row, key, code in answers), source="test")
+    shown = ok("status", campaign.directory)
+    assert "agreement: 90% of the answers to 10 records with several are alike; Krippendorff's alpha 0.81" in shown
+    assert "ann and bob: alike in 90% of 10, Cohen's kappa 0.80" in shown
+    (first, *_) = ok("label", "relabel", campaign.directory, "--records", 1).splitlines()
+    assert first.startswith(f"{batch.record_ids[4]}: ")
+    assert first.endswith("(ann: ham, bob: spam)")
 
 
 def fill(path: Path, truth: dict[str, str]) -> None:

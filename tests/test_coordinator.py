@@ -15,10 +15,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVR
 
-from dal.campaign import Answer, Campaign
-from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, status
+from dal.agreement import dawid_skene
+from dal.campaign import Answer, Campaign, Given, Queue
+from dal.coordinator import Batch, Stopped, create_campaign, doubtful, next_batch, next_step, pool_of, status
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
-from dal.learner import Model
+from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
 from dal.rounds import Fit, Open, Select, Stop, Wait
 from dal.rounds import Scan as ScanAction
@@ -230,6 +231,81 @@ def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.
     assert campaign.round(2).trained_on == 20
 
 
+# -- several annotators ------------------------------------------------------------------------------------------------
+
+
+def said(campaign: Campaign, batch: Batch, codes: np.ndarray, annotator: str) -> None:
+    """Have one annotator answer a whole batch."""
+    campaign.add_answers(
+        (
+            Answer(int(row), record_id, annotator, "submitted", int(code))
+            for row, record_id, code in zip(batch.rows, batch.record_ids, codes, strict=True)
+        ),
+        source="test",
+    )
+
+
+def test_annotators_who_err_are_weighed(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c", overlap=3, vote="dawid_skene", gold=0.1)
+    first = asked(campaign)
+    codes = truth[1][first.rows]
+    wrong = (codes + 1) % 3
+    said(campaign, first, codes, "ann")
+    assert asked(campaign).pending == 30
+    said(campaign, first, np.where(np.arange(30) % 6 != 1, codes, wrong), "bob")
+    said(campaign, first, np.where(np.arange(30) % 2, codes, wrong), "dice")
+    asked(campaign)
+    latest = campaign.latest_answers(campaign.round(2).last_answer)
+    found = dawid_skene(latest.rows, latest.annotators, latest.labels, n_classes=3, seed=7).labels
+    assert found.codes.tolist() == truth[1][found.rows].tolist()
+    positions, targets, weights = found.weighted()
+    assert len(positions) > 30
+    expected = Learner.named("logistic", CLASSES, random_state=7).fit(
+        truth[0].take(found.rows)[positions], targets, weights
+    )
+    X = truth[0].take(np.arange(500, 600))
+    model = Model.loads(campaign.load_model(campaign.round(2).model))
+    assert model.predict_proba(X).tolist() == expected.predict_proba(X).tolist()
+    assert campaign.round(2).trained_on == 30
+
+    now = status(campaign)
+    assert now.agreement.records == 30
+    assert (now.agreement.pairs[-1].first, now.agreement.pairs[-1].second) == ("ann", "bob")
+    assert now.agreement.pairs[-1].agreement == pytest.approx(25 / 30)
+    proposed = doubtful(campaign, 5)
+    assert len(proposed) == 5
+    assert [each.worth for each in proposed] == sorted((each.worth for each in proposed), reverse=True)
+    assert len(set(proposed[0].answers.values())) > 1
+    for each in proposed:
+        assert each.record_id == f"record {each.row}"
+        assert each.answers["ann"] == CLASSES[truth[1][each.row]]
+
+    campaign.add_gold([(row, f"record {row}", int(truth[1][row])) for row in (5000, 5001, 5002)])
+    queue = Queue(campaign)
+    while (served := queue.lease("eve", 5)) and not status(campaign).gold:
+        given = [Given(f"e{each.row}", each.row, "submitted", int(truth[1][each.row])) for each in served]
+        queue.answer("eve", given)
+    ((name, (right, of)),) = status(campaign).gold.items()
+    assert name == "eve"
+    assert right == of > 0
+
+
+def test_a_learner_that_takes_no_weights_cannot_have_a_weighing_vote(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    trusted = ["sklearn.metrics._dist_metrics.EuclideanDistance64", "sklearn.neighbors._kd_tree.KDTree"]
+    options = {"learner": KNeighborsClassifier(3), "trusted": trusted}
+    with pytest.raises(LearnerError, match=r"sample_weight.*majority"):
+        made(truth, tmp_path / "c", vote="dawid_skene", **options)
+    assert not (tmp_path / "c").exists()
+    made(truth, tmp_path / "c", **options)
+    toml = tmp_path / "c" / "campaign.toml"
+    toml.write_text(toml.read_text().replace('vote = "majority"', 'vote = "dawid_skene"'))
+    with pytest.raises(LearnerError, match="sample_weight"):
+        next_batch(Campaign.open(tmp_path / "c"))
+    assert Campaign.open(tmp_path / "c").rounds() == []
+
+
 # -- refused before anything is written -------------------------------------------------------------------------------
 
 
@@ -244,6 +320,9 @@ def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.
         ({"learner": SVR()}, LearnerError, "classifier"),
         ({"explore": 1.5}, SettingsError, "explore"),
         ({"learner": "forest", "strategy": "expected_gradient_length"}, LearnerError, "linear softmax layer"),
+        ({"overlap": 0}, SettingsError, "overlap"),
+        ({"gold": 1.0}, SettingsError, "gold"),
+        ({"vote": "loudest"}, SettingsError, "majority or dawid_skene"),
     ],
 )
 def test_bad_settings_leave_no_campaign(

@@ -137,10 +137,13 @@ def keep_out_conflicts(connection: Connection, file: AnswerFile) -> tuple[tuple[
     return listed, total
 
 
-def latest(connection: Connection, upto: int | None = None, asked_in: int | None = None) -> Answers:
+def latest(
+    connection: Connection, upto: int | None = None, asked_in: int | None = None, *, to_gold: bool = False
+) -> Answers:
     """Read the latest answer of each annotator to each record, of those up to an id and to one batch's records.
 
-    An answer that was taken back is none, and answers to gold records judge annotators: nobody learns from them.
+    An answer that was taken back is none. Answers to gold records judge annotators, and nobody learns from them: they
+    are read by themselves, or not at all.
     """
     last = select(func.max(answers.c.id).label("id")).group_by(answers.c.row, answers.c.annotator)
     if upto is not None:
@@ -148,10 +151,11 @@ def latest(connection: Connection, upto: int | None = None, asked_in: int | None
     if asked_in is not None:
         last = last.join(asked, asked.c.row == answers.c.row).where(asked.c.round == asked_in)
     ids = last.subquery()
+    is_gold = answers.c.row.in_(select(gold.c.row))
     query = (
         select(answers.c.row, answers.c.annotator, func.coalesce(answers.c.label, SKIPPED), answers.c.id)
         .join(ids, answers.c.id == ids.c.id)
-        .where(answers.c.status != "retracted", answers.c.row.not_in(select(gold.c.row)))
+        .where(answers.c.status != "retracted", is_gold if to_gold else ~is_gold)
     )
     found = connection.execute(query.order_by(answers.c.row, answers.c.annotator)).all()
     rows, annotators, labels, numbers = zip(*found, strict=True) if found else ((), (), (), ())

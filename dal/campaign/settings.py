@@ -3,8 +3,9 @@
 import json
 import tomllib
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, get_args
 
+from dal.agreement import Vote
 from dal.errors import SettingsError
 
 
@@ -36,6 +37,8 @@ class Settings:
         Annotators who are to answer each record.
     gold : float
         Share of what is served to an annotator that are gold records, from 0 to 1.
+    vote : {"majority", "dawid_skene"}
+        How the answers of several annotators become one label.
     database : str
         URL of a PostgreSQL database; empty for an SQLite file in the campaign's directory.
 
@@ -57,6 +60,7 @@ class Settings:
     trusted: tuple[str, ...] = ()
     overlap: int = 1
     gold: float = 0.0
+    vote: Vote = "majority"
     database: str = ""
 
     def check(self) -> None:
@@ -76,6 +80,8 @@ class Settings:
         _check_integer("batch", self.batch, least=1)
         _check_integer("seed", self.seed, least=0)
         _check_integer("overlap", self.overlap, least=1)
+        if self.vote not in (votes := get_args(Vote)):
+            raise SettingsError(f"vote: {' or '.join(votes)} was expected, {self.vote!r} came")
         if self.database != "":
             _check_text("database", self.database)
         _check_share("explore", self.explore)

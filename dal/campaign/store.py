@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from dal.agreement import majority
+from dal.agreement import Labels, label
 from dal.campaign import answers as ledger
 from dal.campaign import schema
 from dal.campaign.database import Database, immediate
@@ -413,12 +413,12 @@ class Campaign:
         )
         drawn = {row: (number, code) for row, number, code in connection.execute(query)}
         known = ledger.latest(connection)
-        mine = np.isin(known.rows, np.fromiter(drawn, np.int64, len(drawn)))
-        labelled = majority(known.rows[mine], known.labels[mine], seed=self.settings.seed)
+        labelled = self._voted(known)
         ruled: dict[int, list[bool]] = defaultdict(list)
-        for row, label in zip(*(column.tolist() for column in labelled), strict=True):
-            number, code = drawn[row]
-            ruled[number].append(code == label)
+        for row, given in zip(labelled.rows.tolist(), labelled.codes.tolist(), strict=True):
+            if row in drawn:
+                number, code = drawn[row]
+                ruled[number].append(code == given)
         return ruled
 
     # -- answers -----------------------------------------------------------------------------------------------------
@@ -521,6 +521,11 @@ class Campaign:
         with self.database.reading() as connection:
             return _gold(connection)
 
+    def gold_answers(self) -> Answers:
+        """Read the latest answer of each annotator to each gold record."""
+        with self.database.reading() as connection:
+            return ledger.latest(connection, to_gold=True)
+
     def import_seen(self, digest: str, annotator: str = "") -> ImportCounts | None:
         """Give what the last import of this digest came to, None if there was none."""
         with self.database.reading() as connection:
@@ -574,6 +579,15 @@ class Campaign:
             for row, given in groupby(events, key=lambda event: event.row):
                 if row in known:
                     yield list(given), askings.get(row)
+
+    def labels(self, upto: int | None = None) -> Labels:
+        """Give every labelled record its label, by the vote that the settings name, from the answers up to an id."""
+        return self._voted(self.latest_answers(upto))
+
+    def _voted(self, given: Answers) -> Labels:
+        columns = given.rows, given.annotators, given.labels
+        vote, seed = self.settings.vote, self.settings.seed
+        return label(*columns, vote=vote, n_classes=len(self.settings.classes), seed=seed)
 
     def last_answer(self) -> int:
         """Give the id of the last answer, 0 where there is none."""

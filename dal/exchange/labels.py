@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from dal.agreement import majority
 from dal.campaign import Asked, Campaign, Event, Round
 from dal.campaign.disk import replacing
 from dal.exchange.files import Records
@@ -81,9 +80,8 @@ def write_labels(campaign: Campaign, pool: Records, path: str | Path) -> int:
         If the file cannot be written.
     """
     upto = campaign.last_answer()
-    latest = campaign.latest_answers(upto)
-    rows, codes = majority(latest.rows, latest.labels, seed=campaign.settings.seed)
-    labels = dict(zip(rows.tolist(), codes.tolist(), strict=True))
+    known = campaign.labels(upto)
+    labels = dict(zip(known.rows.tolist(), known.codes.tolist(), strict=True))
     rounds = {each.number: each for each in campaign.rounds()}
     records = campaign.answers_by_record(upto)
     about = {"dal": json.dumps({"campaign": campaign.id, "classes": campaign.settings.classes, "last_answer": upto})}
