@@ -19,8 +19,14 @@ workers; the pool's files are read once more before each pass, so that all find 
 that does not count, the contenders take turns, in another order each time. The hand and plain loops share the pool
 evenly beforehand: on a machine that does other work as well, they wait for the slower half, and dal does not.
 
+dal_first, dal_cells
+    The default strategy, for a batch of a tenth as many records: it keeps the same 10,000 and those of 256 cells, with
+    their features. The first scan of a campaign computes the cell of every row and writes it; later ones read it. Both
+    are left out where the pool is too small for cells.
+
 With ``--dtype`` the pool is a narrow one of the same records, and only dal and hand, which decode it, take part; the
-result says which share of the candidates a float32 pool gives as well.
+result says which share of the candidates a float32 pool gives as well. With ``--layout`` it is a plain Zarr array of
+another layout, for dal, hand and plain. ``start_seconds`` is the median time of a scan of a single chunk.
 """
 
 import itertools
@@ -54,15 +60,19 @@ from benchmarks.synthetic import NO_ROWS
 from dal.client import SETTINGS, local_cluster
 from dal.learner import Model
 from dal.pool import Pool
-from dal.scan import plan, scan
+from dal.scan import Cells, plan, sample_codebook, scan
 from dal.scan.kernel import Order, score_span
 from dal.scan.merge import Best, no_thresholds
-from dal.selection import Candidates, Capacity, Strategy
+from dal.selection import Candidates, Capacity, Codebook, Strategy, best_by_key
 
 CANDIDATES = 10_000
 NUMPY_BLOCK_ROWS = 16_384
 AGREEMENT = 0.999
 DECODING = ("dal", "hand")
+OPENING = ("dal", "hand", "plain")
+CELLS = ("dal_first", "dal_cells")
+SHORTLIST = 10
+STARTS = 7
 TIE = 1e-6
 
 Rows = npt.NDArray[np.int64]
@@ -88,6 +98,7 @@ class Job:
     n_rows: int
     tile: int
     candidates: int
+    cells_path: str = ""
 
     def pool(self) -> Pool:
         return _opened(self.pool_path)
@@ -127,7 +138,7 @@ def hand_part(job: Job, start: int, stop: int) -> Candidates | None:
 
 def plain_part(job: Job, start: int, stop: int) -> Found:
     """Find the best of a part of the pool with Zarr and scikit-learn, a whole chunk at a time."""
-    array, estimator = zarr.open_group(job.pool_path, mode="r")["features"], job.model().estimator
+    array, estimator = _features(job), job.model().estimator
     height = array.chunks[0]
     scores = [
         margin_score(estimator.predict_proba(array[first : min(first + height, stop)]))
@@ -173,6 +184,26 @@ def dal_pass(job: Job, client: Client) -> Found:
     return Found(found.rows, found.scores)
 
 
+def dal_cells_pass(job: Job, client: Client, codebook: Codebook, *, write: bool) -> Found:
+    """Scan with dal's default strategy, and give as many of the best by score as the others do."""
+    cells, k = Cells(job.cells_path, write), job.candidates // SHORTLIST
+    strategy = Strategy(shortlist=SHORTLIST)
+    found = scan(job.pool(), job.model(), strategy, k, codebook=codebook, cells=cells, client=client).candidates
+    best = np.sort(best_by_key(found.scores, found.rows, job.candidates, 0, 0))
+    return Found(found.rows[best], found.scores[best])
+
+
+def start_seconds(directory: Path, model: Model, client: Client) -> float:
+    """Give the median time of a scan of a pool of one chunk: what a pass takes however few rows there are."""
+    pool = synthetic.pool_of(directory, synthetic.FITTED_ROWS, model.n_features)
+    times = []
+    for _ in range(STARTS):
+        started_at = time.perf_counter()
+        scan(pool, model, Strategy.named("margin"), 100, client=client)
+        times.append(time.perf_counter() - started_at)
+    return statistics.median(times)
+
+
 def hand_pass(job: Job, processes: list[ProcessPoolExecutor]) -> Found:
     """Have each process do its part, and merge."""
     best = Best(Capacity(job.candidates, 0, 0), seed=0, round=0)
@@ -213,7 +244,7 @@ def dask_ml_pass(job: Job, client: Client, block_rows: int) -> Found:
     # Told what comes out, so that it need not try the estimator each time.
     meta = np.empty((0, len(synthetic.CLASSES)), dtype=estimator.predict_proba(np.zeros((1, _dim(job)), "f4")).dtype)
     wrapped = ParallelPostFit(estimator, predict_proba_meta=meta)
-    array = zarr.open_group(job.pool_path, mode="r")["features"]
+    array = _features(job)
     X = da.from_array(array, chunks=(block_rows, _dim(job)), name=False)
     scores = wrapped.predict_proba(X).map_blocks(margin_score, drop_axis=1, dtype=meta.dtype)
     rows = da.argtopk(scores, job.candidates)
@@ -221,26 +252,37 @@ def dask_ml_pass(job: Job, client: Client, block_rows: int) -> Found:
     return Found(rows, np.full(len(rows), np.nan))
 
 
+def _features(job: Job) -> "zarr.Array":
+    node = zarr.open(job.pool_path, mode="r")
+    return node["features"] if isinstance(node, zarr.Group) else node
+
+
 def _dim(job: Job) -> int:
     return job.pool().n_features
 
 
 @contextmanager
-def started(job: Job, count: int) -> Iterator[dict[str, Contender]]:
-    """Start every contender's processes, and end them afterwards."""
+def started(job: Job, count: int) -> Iterator[tuple[Client, dict[str, Contender]]]:
+    """Start every contender's processes, and end them afterwards; give dal's cluster as well."""
     settings = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
     with ExitStack() as stack:
         processes = [stack.enter_context(_process(settings)) for _ in range(count)]
         threads = {name: count for name in settings if name.endswith("_NUM_THREADS")}
         in_memory = stack.enter_context(_process({**settings, **threads}))
         client = stack.enter_context(local_cluster(count))
-        yield {
+        contenders = {
             "dal": lambda: dal_pass(job, client),
             "hand": lambda: hand_pass(job, processes),
             "plain": lambda: plain_pass(job, processes),
             "dask_ml": lambda: dask_ml_pass(job, client, dask_ml_block_rows(job.n_rows, count)),
             "numpy": lambda: in_memory.submit(numpy_pass, job, count).result(),
         }
+        wanted = Strategy(shortlist=SHORTLIST).n_cells(job.candidates // SHORTLIST, job.n_rows)
+        if wanted:
+            codebook = sample_codebook(job.pool(), wanted, seed=0)
+            contenders["dal_first"] = lambda: dal_cells_pass(job, client, codebook, write=True)
+            contenders["dal_cells"] = lambda: dal_cells_pass(job, client, codebook, write=False)
+        yield client, contenders
 
 
 @contextmanager
@@ -319,6 +361,7 @@ def report(rows: int, seconds: dict[str, list[float]]) -> dict[str, object]:
         "seconds": seconds,
         "rows_per_second": rates,
         "ratio": {name: rates["dal"] / rate for name, rate in rates.items() if name != "dal"},
+        "of_hand": {name: rates[name] / rates["hand"] for name in ("dal", *CELLS) if name in rates},
     }
 
 
@@ -347,28 +390,41 @@ def agreement_with_float32(exact: Pool, model: Model, found: Found) -> float:
 
 
 def run(
-    directory: Path, rows: int, dim: int, learner: str, repeats: int, processes: int, dtype: str = "float32"
+    directory: Path,
+    rows: int,
+    dim: int,
+    learner: str,
+    repeats: int,
+    processes: int,
+    dtype: str = "float32",
+    layout: str = "dal",
 ) -> dict[str, object]:
     """Measure everything once, on the pool of this size in `directory`."""
     exact = synthetic.pool_of(directory, rows, dim)
     model = synthetic.model_of(exact, learner)
     pool = exact if dtype == "float32" else synthetic.narrowed(exact, dtype)
+    taking_part = None if pool is exact else DECODING
+    if layout != "dal":
+        pool, taking_part = synthetic.laid_out(exact, layout), OPENING
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         saved = Path(folder) / "model.skops"
         saved.write_bytes(model.dumps())
         tile = plan.tile_rows(dim, model.tile_rows)
-        job = Job(pool.path, str(saved), rows, tile, min(CANDIDATES, rows))
+        job = Job(pool.path, str(saved), rows, tile, min(CANDIDATES, rows), str(Path(folder) / "cells.zarr"))
         load_before = machine.load()
-        with started(job, processes) as every:
-            contenders = {name: every[name] for name in every if pool is exact or name in DECODING}
+        with started(job, processes) as (client, every):
+            contenders = {name: every[name] for name in every if taking_part is None or name in taking_part}
             found = {name: contender() for name, contender in contenders.items()}
             shares = agreement(found, job)
             seconds = measure(contenders, repeats, Path(pool.path))
+            start = start_seconds(directory, model, client)
     return {
         "rows": rows,
         "dim": dim,
         "dtype": dtype,
-        "agreement_with_float32": 1.0 if pool is exact else agreement_with_float32(exact, model, found["dal"]),
+        "layout": layout,
+        "start_seconds": start,
+        "agreement_with_float32": 1.0 if dtype == "float32" else agreement_with_float32(exact, model, found["dal"]),
         "learner": learner,
         "estimator": repr(model.estimator),
         "repeats": repeats,
@@ -402,6 +458,13 @@ def run(
     help="How the pool stores the records; but for float32, dal and hand alone.",
 )
 @click.option(
+    "--layout",
+    type=click.Choice(["dal", *synthetic.LAYOUTS]),
+    default="dal",
+    show_default=True,
+    help="How the pool is laid out, see benchmarks/synthetic.py; but for dal, dal, hand and plain alone, and float32.",
+)
+@click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here, too."
 )
 @click.option(
@@ -416,22 +479,27 @@ def command(
     processes: int,
     learner: str,
     dtype: str,
+    layout: str,
     json_path: Path | None,
     directory: Path | None,
 ) -> None:
     """Rows scored per second: dal, and four ways to do without it."""
     _refuse_too_much(rows, dim)
+    if layout != "dal" and dtype != "float32":
+        raise click.ClickException("A --layout other than dal holds float32: drop --dtype, or --layout.")
     with ExitStack() as stack:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
-        result = run(directory, rows, dim, learner, repeats, processes, dtype)
+        result = run(directory, rows, dim, learner, repeats, processes, dtype, layout)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console = Console()
     console.print(table(result))
     if dtype != "float32":
         console.print(f"{dtype}: {result['agreement_with_float32']:.2%} of the candidates of a float32 pool")
+    told = ", ".join(f"{name} {share:.2f}" for name, share in result["of_hand"].items())
+    console.print(f"of the hand loop: {told}; a scan of one chunk takes {result['start_seconds']:.3f} s")
     cores, cpu = result["machine"]["cores"], result["machine"]["cpu"]
     console.print(
         f"{cores} cores, {cpu}; load {result['load']['before']:.1f} before, {result['load']['after']:.1f} after"

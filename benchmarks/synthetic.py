@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import zarr
 from rich.progress import track
 from sklearn.base import BaseEstimator
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
+from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dal.errors import PoolIncomplete, PoolNotFound
 from dal.learner import Learner, Model
@@ -30,6 +32,12 @@ LEARNERS: dict[str, BaseEstimator] = {
     "hgb": HistGradientBoostingClassifier(max_iter=30, early_stopping=False, random_state=0),
     "mlp": MLPClassifier((64,), max_iter=500, random_state=0),
 }
+
+
+CHUNK_BYTES = 16 * 2**20
+LAYOUTS = ("sharded", "compressed", "foreign")
+"""Of plain arrays that dal did not write. ``sharded``: chunks of 16 MiB with their checksums, eight to a file;
+``compressed``: such chunks by lz4 and bitshuffle; ``foreign``: chunks of 10,000 rows, which cut across tiles."""
 
 
 def labels(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -66,6 +74,25 @@ def narrowed(pool: Pool, dtype: str) -> Pool:
         return Pool.open(path)
     except (PoolNotFound, PoolIncomplete):
         return build_pool(pool.read(0, pool.n_rows), path, dtype=dtype, overwrite=True)
+
+
+def laid_out(pool: Pool, layout: str) -> Pool:
+    """Write the same records as a plain Zarr array of this layout, or open it if it is already there."""
+    path = Path(pool.path).with_suffix(f".{layout}.zarr")
+    height = 10_000 if layout == "foreign" else CHUNK_BYTES // (4 * pool.n_features)
+    options = {
+        "sharded": {"shards": (8 * height, pool.n_features), "compressors": [Crc32cCodec()]},
+        "compressed": {"compressors": [BloscCodec(cname="lz4", shuffle="bitshuffle")]},
+        "foreign": {"compressors": None},
+    }[layout]
+    written = path.with_suffix(".part")
+    if not path.exists():
+        shape, chunks = (pool.n_rows, pool.n_features), (height, pool.n_features)
+        array = zarr.create_array(written, shape=shape, chunks=chunks, dtype="float32", overwrite=True, **options)
+        for start in track(range(0, pool.n_rows, 8 * height), f"writing it {layout}", transient=True):
+            array[start : start + 8 * height] = pool.read(start, min(start + 8 * height, pool.n_rows))
+        written.rename(path)
+    return Pool.open(path)
 
 
 def model_of(pool: Pool, learner: str) -> Model:

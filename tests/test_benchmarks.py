@@ -34,6 +34,8 @@ def test_scan_measures_all_contenders_in_one_run(tmp_path: Path) -> None:
     assert all(len(times) == 1 and times[0] > 0 for times in result["seconds"].values())
     assert result["ratio"]["numpy"] == pytest.approx(result["seconds"]["numpy"][0] / result["seconds"]["dal"][0])
     assert min(result["agreement"].values()) >= 0.999
+    assert result["of_hand"] == {"dal": result["ratio"]["hand"]}
+    assert 0 < result["start_seconds"] < 60
     assert {"cores", "cpu", "python", "packages"} <= set(result["machine"])
 
 
@@ -50,6 +52,21 @@ def test_a_narrow_pool_is_scanned_by_those_that_decode_it(tmp_path: Path) -> Non
         best.append(set(np.argsort(ascending[:, -1] - ascending[:, -2])[:10_000].tolist()))
     assert result["agreement_with_float32"] == pytest.approx(len(best[0] & best[1]) / 10_000, abs=2e-4)
     assert 0.9 < result["agreement_with_float32"] < 1
+
+
+@pytest.mark.parametrize("layout", synthetic.LAYOUTS)
+def test_a_pool_is_written_in_other_layouts(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "CHUNK_BYTES", 1024 * 4 * 8)
+    exact = synthetic.pool_of(tmp_path, 12_345, 8)
+    pool = synthetic.laid_out(exact, layout)
+    assert (pool.chunk_rows, pool.write_rows) == {
+        "sharded": (1024, 8192),
+        "compressed": (1024, 1024),
+        "foreign": (10_000, 10_000),
+    }[layout]
+    np.testing.assert_array_equal(pool.read(5, 12_345), exact.read(5, 12_345))
+    told = json.loads((Path(pool.path) / "zarr.json").read_text())
+    assert ("lz4" in str(told), "crc32c" in str(told)) == (layout == "compressed", layout == "sharded")
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +134,7 @@ def test_contenders_take_turns_in_another_order_each_time(tmp_path: Path) -> Non
 def test_report_compares_medians() -> None:
     told = report(100, {"dal": [2.0, 1.0, 9.0], "hand": [1.0, 5.0, 1.0]})
     assert told["rows_per_second"] == {"dal": 50.0, "hand": 100.0}
-    assert told["ratio"] == {"hand": 0.5}
+    assert (told["ratio"], told["of_hand"]) == ({"hand": 0.5}, {"dal": 0.5})
 
 
 @pytest.mark.slow
