@@ -297,14 +297,14 @@ class TestFacilityLocation(SelectorContract):
     def test_equals_plain_greedy_in_one_leaf(self, n_labeled: int) -> None:
         c = made_candidates(150, seed=3)
         labeled = made_candidates(n_labeled, seed=4).embeddings
-        sigma = median_to_nearest(labeled)
+        sigma = bandwidth_beside(labeled, c)
         picks = slow_facility_location(c, c.scores, 30, labeled, sigma)
         assert self.choose(c, 30, labeled) == c.rows[picks].tolist()
 
     def test_leaves_lose_at_most_one_percent_of_the_objective_of_flat_greedy(self) -> None:
         c = made_candidates(3 * LEAF_ROWS, seed=11, d=16)
         labeled = made_candidates(300, seed=12, d=16).embeddings
-        sigma = median_to_nearest(labeled)
+        sigma = bandwidth_beside(labeled, c)
         rows = self.choose(c, 300, labeled)
         picks = np.searchsorted(c.rows, rows)
         flat = slow_flat_greedy(c, 300, labeled, sigma)
@@ -451,7 +451,7 @@ class TestClusterMargin(SelectorContract):
 
     def test_takes_a_random_record_of_the_smallest_cell_first(self) -> None:
         c = replace(made_candidates(60), cells=np.repeat([4, 2, 9, 7], [30, 3, 20, 7]))
-        c = replace(c, embeddings=np.arange(240, dtype=np.float32).reshape(60, 4) ** 2)
+        c = replace(c, embeddings=np.arange(240, dtype=np.float32).reshape(60, 4))
         labeled = np.array([[-100.0] * 4, [-110.0] * 4, [-120.0] * 4], dtype=np.float32)
         left = {cell: np.flatnonzero(c.cells == cell).tolist() for cell in (2, 7, 9, 4)}
         for members in left.values():
@@ -555,7 +555,8 @@ def test_representatives_are_those_of_a_plain_loop(seed: int, n: int, n_labeled:
     c = replace(made_candidates(n, seed), embeddings=values[rng.integers(0, 12, (n, d))])
     labeled = rng.integers(0, 12, (n_labeled, d)).astype(np.float32)
     labeled = np.unique(labeled, axis=0)
-    radius = DUPLICATE_DISTANCE * (median_to_nearest(labeled) if len(labeled) > 1 else bandwidth_of_candidates(c))
+    sigma = bandwidth_beside(labeled, c) if len(labeled) > 1 else bandwidth_of_candidates(c)
+    radius = DUPLICATE_DISTANCE * sigma
 
     def near(a: np.ndarray, b: np.ndarray) -> bool:
         return float(np.sqrt(((a.astype(float) - b.astype(float)) ** 2).sum())) <= radius
@@ -572,6 +573,31 @@ def test_representatives_are_those_of_a_plain_loop(seed: int, n: int, n_labeled:
     expected = leaders(fresh or order)
     chosen = select(c, Strategy.named("badge"), n, labeled, 5, 2)
     assert sorted(chosen.tolist()) == sorted(c.rows[expected].tolist())
+
+
+def test_copies_that_differ_a_little_do_not_collapse_the_bandwidth() -> None:
+    """As in a log: most labels are of one event over and over, and the candidates of many."""
+    rng = np.random.default_rng(3)
+    labeled = (1e-4 * rng.standard_normal((40, 4))).astype(np.float32)
+    # 20 tight groups of 10 candidates: what differs is the group.
+    groups = 5 * rng.standard_normal((20, 4))
+    points = np.repeat(groups, 10, axis=0) + 0.01 * rng.standard_normal((200, 4))
+    c = replace(made_candidates(200), embeddings=points.astype(np.float32))
+    c = replace(c, scores=np.where(np.arange(200) < 40, 0.99, 0.9))  # four groups a little ahead in score
+    chosen = np.searchsorted(c.rows, select(c, Strategy(), 20, labeled, 5, 2))
+    assert bandwidth_beside(labeled, c) > 1000 * median_to_nearest(labeled)
+    assert len(np.unique(chosen // 10)) == 20
+
+
+def bandwidth_beside(labeled: np.ndarray, c: Candidates) -> float:
+    """The bandwidth with labels: of these, but never less than how the candidates crowd."""
+    positions = np.unique(c.embeddings, axis=0, return_index=True)[1]
+    if len(positions) <= 10:
+        return median_to_nearest(labeled)
+    points = c.embeddings[positions].astype(float)
+    sample = sorted(range(len(points)), key=lambda i: int(row_hash(c.rows[[positions[i]]], 5, 2)[0]))[:256]
+    tenth = [np.sort(np.sqrt(((points - points[i]) ** 2).sum(axis=1)))[10] for i in sample]
+    return max(median_to_nearest(labeled), float(np.median(tenth)))
 
 
 def bandwidth_of_candidates(c: Candidates) -> float:

@@ -17,6 +17,8 @@ Floats64 = npt.NDArray[np.float64]
 DUPLICATE_DISTANCE = 0.1
 """Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
 _BANDWIDTH_SAMPLE = 2000
+_CROWD, _CROWD_SAMPLE = 10, 256
+_CROWD_ENTRIES = 2**22
 _BLOCK_ROWS = 4096
 
 
@@ -64,18 +66,38 @@ class Problem:
         The median distance of a labeled record to its nearest other one, which shrinks as labels grow. Without labels,
         or where the pool itself is to be covered, twice that distance among candidates; among distinct ones only,
         because the distances within copies of one record would collapse it to zero. 1 where there is no distance.
+
+        Copies that differ a little, as in a log of events, collapse the distances of labeled records all the same, and
+        with them all diversity. So it is never less than the median distance of a candidate to its tenth neighbour:
+        a pick stands for ten candidates in the usual shortlist.
         """
         if self.adaptive and len(self.labeled) > 1:
-            points, factor, names = self.labeled, 1.0, np.arange(len(self.labeled))
+            width = max(self._median_to_nearest(self.labeled, np.arange(len(self.labeled))), self._crowding())
         else:
-            points, factor, names = self.embeddings[self.distinct], 2.0, self.rows[self.distinct]
+            width = 2.0 * self._median_to_nearest(self.embeddings[self.distinct], self.rows[self.distinct])
+        return width if width > 0 else 1.0
+
+    def _median_to_nearest(self, points: Floats32, names: Rows) -> float:
         if len(points) < 2:
-            return 1.0
+            return 0.0
         sample = points[np.argsort(row_hash(names, self.seed, self.round))[:_BANDWIDTH_SAMPLE]]
         squared = squared_distances(sample, sample)
         np.fill_diagonal(squared, np.inf)
-        nearest = float(np.median(np.sqrt(squared.min(axis=1))))
-        return factor * nearest if nearest > 0 else 1.0
+        return float(np.median(np.sqrt(squared.min(axis=1))))
+
+    def _crowding(self) -> float:
+        """Give the median distance of a distinct candidate to its tenth neighbour, 0 where there are no ten."""
+        if len(self.distinct) <= _CROWD:
+            return 0.0
+        points = self.embeddings[self.distinct]
+        sample = points[np.argsort(row_hash(self.rows[self.distinct], self.seed, self.round))[:_CROWD_SAMPLE]]
+        step = max(1, _CROWD_ENTRIES // len(points))
+        # The record itself is the nearest of all, so the tenth neighbour has nine and itself before it.
+        tenth = [
+            np.partition(squared_distances(sample[start : start + step], points), _CROWD, axis=1)[:, _CROWD]
+            for start in range(0, len(sample), step)
+        ]
+        return float(np.median(np.sqrt(np.concatenate(tenth))))
 
     @property
     def duplicate_distance(self) -> float:
