@@ -35,7 +35,7 @@ from dal.exchange import (
 from dal.figures import Table
 from dal.learner import imported
 from dal.map import map_of
-from dal.pool import Pool, build_pool
+from dal.pool import Pool, append_pool, build_pool
 from dal.pool.encodings import ENCODINGS
 from dal.progress import shown
 from dal.rounds import Stop, Wait
@@ -144,6 +144,44 @@ def _size(text: str) -> tuple[int, int]:
     if not (x and height.isdecimal() and width.isdecimal()):
         raise click.BadParameter(f"HEIGHTxWIDTH was expected, such as 32x32; got {text!r}", param_hint="--size")
     return int(height), int(width)
+
+
+@pool.command("append")
+@click.argument("source", type=click.Path(exists=True, path_type=Path))
+@click.argument("pool_path", metavar="POOL")
+@click.option("--ids", help="Column with the record ids; none may be in the pool already.")
+@click.option("--features", help="Feature columns, separated by commas. Default: all but ids and display columns.")
+@click.option("--display", default="", help="Columns to show to annotators, separated by commas.")
+@click.option("--text", help="Column of texts to make the features from.")
+@click.option("--vectoriser", help="What does so, as module:object: the one the pool was built with, fitted.")
+@click.option("--size", help="Resize pictures to HEIGHTxWIDTH, such as 32x32.")
+def append(
+    source: Path,
+    pool_path: str,
+    ids: str | None,
+    features: str | None,
+    display: str,
+    text: str | None,
+    vectoriser: str | None,
+    size: str | None,
+) -> None:
+    """Add the records of SOURCE at the end of POOL, which is built of such; campaigns on it go on.
+
+    Rows that are there stay where they are. Interrupted, it leaves POOL as it was: run it again.
+    """
+    with shown("appending", console) as show:
+        longer = append_pool(
+            source,
+            pool_path,
+            ids=ids,
+            features=_split(features) if features else None,
+            display=_split(display),
+            text=text,
+            vectoriser=None if vectoriser is None else imported(vectoriser, "vectoriser"),
+            size=None if size is None else _size(size),
+            progress=lambda done, total: show(done, total, "rows"),
+        )
+    _describe(longer)
 
 
 @pool.command("info")

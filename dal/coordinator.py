@@ -473,7 +473,8 @@ class _Coordinator:
         if not past or past[-1].status != "closed":
             return False
         # By the rows that the round froze: telling where a campaign stands takes no look at its pool.
-        return not self.campaign.batch(past[-1].number) or len(self._closed_rows()) >= past[-1].n_rows
+        spent = not self.campaign.batch(past[-1].number) or len(self._closed_rows()) >= past[-1].n_rows
+        return spent and self.pool.n_rows <= past[-1].n_rows
 
     def _closed_rows(self, current: Round | None = None) -> Rows:
         """Give the rows that are not to be asked, ascending; of a round, as they were when it was frozen."""
@@ -562,9 +563,10 @@ class _Coordinator:
             np.savez(file, mean=codebook.mean, scale=codebook.scale, axes=codebook.axes, centers=codebook.centers)
         return codebook
 
-    def _cells(self) -> Cells:
-        stored = self.campaign.directory / CELLS
-        complete = (self.campaign.directory / CELLS_COMPLETE).exists() and stored.exists()
+    def _cells(self, n_rows: int) -> Cells:
+        stored, marker = self.campaign.directory / CELLS, self.campaign.directory / CELLS_COMPLETE
+        # A pool that has grown since gets its cells anew.
+        complete = stored.exists() and marker.exists() and marker.read_text() == str(n_rows)
         return Cells(str(stored), write=not complete)
 
     def _features(self, rows: Rows) -> npt.NDArray[np.float32]:
@@ -592,7 +594,7 @@ class _Coordinator:
         journal = Journal(self.campaign.directory / "journal")
         with self._withdrawing(current):
             found = scan(
-                self.pool,
+                self.pool.head(current.n_rows),
                 model,
                 strategy,
                 current.k,
@@ -600,7 +602,7 @@ class _Coordinator:
                 seed=current.seed,
                 round=current.number,
                 codebook=self._codebook() if strategy.traits.features else None,
-                cells=self._cells(),
+                cells=self._cells(current.n_rows),
                 client=self.client,
                 journal=journal,
                 progress=self.progress,
@@ -608,7 +610,7 @@ class _Coordinator:
             )
         self.campaign.save_scan(current, _candidates_as_bytes(found.candidates), _summary_as_json(found.summary))
         if found.summary.wrote_cells:
-            (self.campaign.directory / CELLS_COMPLETE).touch()
+            (self.campaign.directory / CELLS_COMPLETE).write_text(str(current.n_rows))
         journal.clear()
 
     def _select(self, current: Round) -> None:

@@ -617,6 +617,16 @@ def test_a_batch_goes_out_and_comes_back_in_every_format(campaign: Campaign, tmp
     assert read_answers(path, campaign, POOL, "ann", file_format=file_format).seen
 
 
+def test_a_file_read_as_the_wrong_format_is_not_taken_for_known(campaign: Campaign, tmp_path: Path) -> None:
+    path = tmp_path / "batch.jsonl"
+    write_batch(campaign, POOL, 1, path, file_format="prodigy")
+    fill_in(path, "prodigy", {"r7": "cat", "r1": "dog"})
+    assert read_answers(path, campaign, POOL, "ann").new == 0
+    assert read_answers(path, campaign, POOL, "ann", file_format="prodigy").new == 2
+    assert read_answers(path, campaign, POOL, "ann", file_format="prodigy").seen
+    write_batch(campaign, POOL, 1, path, file_format="prodigy")
+
+
 @pytest.mark.parametrize("file_format", list(OTHERS))
 def test_an_answer_elsewhere_is_a_conflict_in_every_format(
     campaign: Campaign, tmp_path: Path, file_format: str

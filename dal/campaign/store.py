@@ -608,7 +608,8 @@ class Campaign:
     def file_known(self, digest: str) -> bool:
         """Say whether a file of this digest was exported or imported, so that nothing is lost with it."""
         found = or_(
-            exists().where(schema.exports.c.digest == digest), exists().where(schema.imports.c.digest == digest)
+            exists().where(schema.exports.c.digest == digest),
+            exists().where(schema.imports.c.digest.startswith(digest)),
         )
         with self.database.reading() as connection:
             return bool(connection.scalar(select(found)))

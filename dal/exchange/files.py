@@ -288,7 +288,9 @@ def read_answers(
     if not annotator.strip():
         raise LabelError("the name of an annotator was expected, for the lines that do not name one")
     written = format_of(path, file_format, campaign.settings.classes)
-    file = AnswerFile(path.name, digest_of(path), annotator.strip(), take_conflicts=conflicts == "take")
+    # Read as another format, a file is another one: whoever forgot to name it must be able to say it now.
+    digest = digest_of(path) if file_format is None else f"{digest_of(path)} {file_format}"
+    file = AnswerFile(path.name, digest, annotator.strip(), take_conflicts=conflicts == "take")
     reading = Reading(path, written, campaign.settings.classes, pool, file.annotator)
     return reading.report(campaign.import_answers(reading.answers(), file))
 

@@ -8,6 +8,7 @@ complete.
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import secrets
 import shutil
@@ -28,7 +29,7 @@ from dal.pool.encodings import ENCODINGS, Floats32, encoder, scale_of
 from dal.pool.ids import sorted_entries
 from dal.pool.pictures import Pictures, size_of
 from dal.pool.sources import Block, Source, Values, checked, open_source, open_texts
-from dal.pool.store import ATTRIBUTE, VERSION, Pool, description, resolved
+from dal.pool.store import ATTRIBUTE, INDEX, VERSION, Pool, description, resolved
 from dal.pool.texts import Texts
 
 CHUNK_BYTES = 16 * 2**20
@@ -140,6 +141,93 @@ def build_pool(
             build.write_index()
             build.complete()
     return Pool.open(where)
+
+
+def append_pool(
+    source: npt.NDArray[Any] | str | Path | Iterable[Block],
+    path: str | Path,
+    *,
+    ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
+    features: Sequence[str] | None = None,
+    display: Mapping[str, Values] | Sequence[str] = (),
+    text: str | None = None,
+    vectoriser: object = None,
+    size: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> Pool:
+    """Add records at the end of a pool; those that are there keep their rows.
+
+    Whoever has the pool open goes on seeing the records of then. What is added is seen all at once, when it is all
+    written and its ids are indexed; an append that is interrupted, or refused in the middle, leaves the pool as it was,
+    and is begun anew.
+
+    Parameters
+    ----------
+    source, ids, features, display, size
+        As for `build_pool`, and alike: the same shape, ids if the pool has ids, the same display fields.
+    path
+        A pool that dal built.
+    text, vectoriser
+        As for `build_pool`; the vectoriser is the one that the pool was built with, fitted.
+    progress
+        Called with the rows added and the rows to add (None where that is not known beforehand).
+
+    Returns
+    -------
+    Pool
+        The longer pool.
+
+    Raises
+    ------
+    SourceError
+        The source cannot be used, or an id is there already.
+    PoolError
+        There is no pool that can be appended to, or somebody else is appending to it.
+
+    Examples
+    --------
+    >>> import numpy, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> before = build_pool(numpy.eye(2), f"{folder.name}/pool.zarr", ids=["a", "b"])
+    >>> after = append_pool(numpy.ones((1, 2)), f"{folder.name}/pool.zarr", ids=["c"])
+    >>> after.n_rows, before.n_rows, after.rows_of(["c"]).tolist()
+    (3, 2, [2])
+    >>> folder.cleanup()
+    """
+    where = Pool.open(path).path
+    opened = _source(source, ids, features, display, text, vectoriser, size)
+    if isinstance(opened, Texts) and not opened.fitted:
+        raise SourceError(
+            "a vectoriser that is not fitted would make other features than the pool's: pass the fitted one"
+        )
+    group = zarr.open(where, mode="r+")
+    if not isinstance(group, zarr.Group):
+        raise PoolError(f"{where} is a plain Zarr array: only pools that dal built can be appended to")
+    with zarr.config.set({"array.write_empty_chunks": True}), _alone(where):
+        build = _Build(where, zarr.open_group(where, mode="r+"))
+        encoding = description(group)["encoding"]
+        blocks = checked(opened.blocks(0), 0, encoder(encoding, build.scale() if encoding == "int8" else None))
+        with build.full_disk_told():
+            build.append(build.alike(blocks), progress, opened.n_rows)
+    return Pool.open(where)
+
+
+@contextlib.contextmanager
+def _alone(where: str) -> Iterator[None]:
+    """Keep a second append to a local pool away; the system frees the lock when the process ends, however it ends."""
+    if "://" in where:
+        yield
+        return
+    with Path(where).with_name(f".{Path(where).name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise PoolError(f"somebody else is appending to {where}: wait for it to end") from error
+        yield
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return "text" if dtype.kind in "OTU" else dtype.name
 
 
 def _source(
@@ -326,7 +414,7 @@ def _create(
     record_shape: tuple[int, ...] = (),
 ) -> "zarr.Array[Any]":
     text = dtype.kind in "OT"
-    plain = name == "features" or name.startswith("ids_index/")
+    plain = name == "features" or name.startswith(INDEX)
     return group.create_array(
         name,
         shape=(n_rows or 0, *record_shape),
@@ -347,7 +435,9 @@ class _Column:
         self.unit = int((array.shards or array.chunks)[0])
         self.rows = rows
         self._buffer: npt.NDArray[Any] = np.empty((self.unit, *array.shape[1:]), dtype=array.dtype)
-        self._held = 0
+        self._held = rows % self.unit
+        if self._held:  # what is appended begins within a unit, which is written anew
+            self._buffer[: self._held] = read_rows(array, rows - self._held, rows)
 
     def append(self, values: npt.NDArray[Any]) -> None:
         while len(values):
@@ -377,35 +467,64 @@ class _Build:
         self.rows: int = self._state["n_rows"]
 
     def write(self, blocks: Iterator[Block], progress: Progress | None) -> None:
-        """Write all rows."""
+        """Write all rows, saving how far it is."""
+        # Units are powers of two, so every one divides the largest.
+        step = max(int((array.shards or array.chunks)[0]) for array in map(self._array, self._names()))
+        rows = self.rows
+        for rows in self._written(blocks):
+            self._save(rows // step * step)
+            if progress is not None:
+                progress(rows, self._state["source_rows"])
+        self._refuse_shorter(rows)
+        self._save(rows)
+
+    def append(self, blocks: Iterator[Block], progress: Progress | None, n_new: int | None) -> None:
+        """Write rows behind those that are there; they are seen once they are all there and their ids are indexed."""
+        for array in map(self._array, self._names()):
+            if array.shape[0] > self.rows:  # left by an append that was interrupted
+                array.resize((self.rows, *array.shape[1:]))
+        before = rows = self.rows
+        for rows in self._written(blocks):
+            if progress is not None:
+                progress(rows - before, n_new)
+        index = f"{INDEX}_{rows}"
+        self._index_written(index, rows)
+        old = self._state.get("index", INDEX)
+        self._state |= {"n_rows": rows, "source_rows": rows, "index": index}
+        self._group.attrs[ATTRIBUTE] = self._state
+        self.rows = rows
+        # The index before stays for whoever has the pool open; those before it go.
+        for name in [name for name in self._group.group_keys() if name.startswith(INDEX)]:
+            if name not in (index, old):
+                del self._group[name]
+
+    def _written(self, blocks: Iterator[Block]) -> Iterator[int]:
         features = self._column("features")
         ids = self._column("ids") if self._state["has_ids"] else None
         fields = {name: self._column(f"fields/{name}") for name in self._state["fields"]}
         columns = [features, *([ids] if ids else []), *fields.values()]
-        step = max(column.unit for column in columns)  # units are powers of two, so every one divides the largest
         for block in blocks:
             features.append(block.features)
             if ids is not None and block.ids is not None:
                 ids.append(np.asarray(block.ids))
             for name, column in fields.items():
                 column.append(np.asarray(block.fields[name]))
-            self._save(features.rows // step * step)
-            if progress is not None:
-                progress(features.rows, self._state["source_rows"])
+            yield features.rows
         for column in columns:
             column.flush()
-        self._refuse_shorter(features.rows)
-        self._save(features.rows)
 
     def write_index(self) -> None:
         """Write the sorted index of the ids, and refuse ids that repeat."""
+        self._index_written(INDEX, self.rows)
+
+    def _index_written(self, index: str, n_rows: int) -> None:
         if not self._state["has_ids"]:
             return
-        if "ids_index" in self._group:
-            del self._group["ids_index"]
-        layout = _Layout.of(INDEX_ROWS, self.rows)
+        if index in self._group:
+            del self._group[index]
+        layout = _Layout.of(INDEX_ROWS, n_rows)
         hashes, rows = (
-            _Column(_create(self._group, f"ids_index/{name}", np.dtype(kind), layout, self.rows))
+            _Column(_create(self._group, f"{index}/{name}", np.dtype(kind), layout, n_rows))
             for name, kind in (("hash", np.uint64), ("row", np.int64))
         )
         fence = []
@@ -419,7 +538,7 @@ class _Build:
         rows.flush()
         whole = np.concatenate(fence)
         layout = _Layout.of(INDEX_ROWS, len(whole))
-        _create(self._group, "ids_index/fence", np.dtype(np.uint64), layout, len(whole))[:] = whole
+        _create(self._group, f"{index}/fence", np.dtype(np.uint64), layout, len(whole))[:] = whole
 
     def scale(self) -> Floats32:
         """Return the scale of each feature by which the rows so far are stored."""
@@ -446,6 +565,28 @@ class _Build:
         array = self._group[name]
         assert isinstance(array, zarr.Array)
         return array
+
+    def _names(self) -> list[str]:
+        """Name the arrays that have a row for each record."""
+        ids = ["ids"] if self._state["has_ids"] else []
+        return ["features", *ids, *(f"fields/{name}" for name in self._state["fields"])]
+
+    def alike(self, blocks: Iterator[Block]) -> Iterator[Block]:
+        """Pass blocks on, and refuse the first one if the pool is not made of such."""
+        first = next(blocks, None)
+        if first is None:
+            raise SourceError("the source has no rows to append")
+        shape, expected = first.features.shape[1:], self._array("features").shape[1:]
+        if shape != expected:
+            raise SourceError(f"records of shape {expected} were expected, as in {self._where}; these have {shape}")
+        if (first.ids is not None) != self._state["has_ids"]:
+            which = "have ids, and these have none" if first.ids is None else "have none, and these have ids"
+            raise SourceError(f"the records of {self._where} {which}")
+        kinds = {name: _kind(np.asarray(values).dtype) for name, values in first.fields.items()}
+        stored = {name: _kind(self._array(f"fields/{name}").dtype) for name in self._state["fields"]}
+        if kinds != stored:
+            raise SourceError(f"the display fields {stored} were expected, as in {self._where}; these are {kinds}")
+        return itertools.chain([first], blocks)
 
     def _column(self, name: str) -> _Column:
         return _Column(self._array(name), self.rows)

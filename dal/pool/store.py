@@ -1,5 +1,6 @@
 """Opening a pool and reading it: records by row, record ids, display fields."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,8 @@ from dal.pool.encodings import ENCODINGS, Decode, decoder
 # Everything that dal says about a pool is under one key of the group's attributes.
 ATTRIBUTE = "dal"
 VERSION = 1
+INDEX = "ids_index"
+"""Name of the index of the ids, in a pool that was never appended to; else the description names it."""
 # A tile is at most this large, so a read unit of this size is decoded once however the tiles lie in it.
 UNIT_BYTES = 8 * 2**20
 
@@ -80,9 +83,11 @@ class Pool:
         self._fill = fill
         described = {} if group is None else description(group)
         self._has_ids = bool(described.get("has_ids"))
+        self._index = described.get("index", INDEX)
         self.fields: tuple[str, ...] = tuple(described.get("fields", ()))
         self.fingerprint: str = described.get("fingerprint") or _digest(features)
-        self.n_rows = int(features.shape[0])
+        # The arrays of a pool that is being appended to may be longer than what it has promised so far.
+        self.n_rows = int(described.get("n_rows", features.shape[0]))
         self.record_shape = tuple(int(length) for length in features.shape[1:])
         self.n_features = int(np.prod(self.record_shape))
         self.dtype: np.dtype[Any] = np.dtype(features.dtype)
@@ -124,6 +129,15 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"Pool({self.path!r}, {self.n_rows} rows of {self.record_shape} {self.encoding})"
+
+    def head(self, n_rows: int) -> "Pool":
+        """Return the pool as it was when it had `n_rows` records: rows are only ever added at the end."""
+        if not 1 <= n_rows <= self.n_rows:
+            raise InputError(f"the first {n_rows} records were asked of a pool that has {self.n_rows}")
+        shorter = copy.copy(self)
+        shorter.n_rows = n_rows
+        shorter.nbytes = n_rows * self.n_features * self.dtype.itemsize
+        return shorter
 
     def reader(self) -> "Reader":
         """Return a new reader; one for each task or thread."""
@@ -167,8 +181,9 @@ class Pool:
         if strange:
             raise InputError(f"record ids are str, got {type(strange[0]).__name__}: {strange[0]!r}")
         if self._has_ids:
-            index = self._array("ids_index/hash"), self._array("ids_index/row"), self._array("ids_index/fence")
-            return ids.find_rows(record_ids, self._array("ids"), index)
+            hashes, rows, fence = (self._array(f"{self._index}/{name}") for name in ("hash", "row", "fence"))
+            found = ids.find_rows(record_ids, self._array("ids"), (hashes, rows, fence))
+            return np.where(found < self.n_rows, found, -1)
         return np.array([self._row_named(record_id) for record_id in record_ids], dtype=np.int64)
 
     def display(self, rows: Rows) -> dict[str, list[object]]:
@@ -393,7 +408,7 @@ def _features_of(where: str, group: zarr.Group) -> "zarr.Array[Any]":
     features = group.get("features")
     if not isinstance(features, zarr.Array):
         raise PoolError(f"{where}: the array 'features' is missing; restore it, or build the pool again")
-    if features.shape[0] != described["n_rows"]:
+    if features.shape[0] < described["n_rows"]:
         raise PoolError(
             f"{where} says {described['n_rows']} rows, its features have {features.shape[0]}; build it again"
         )

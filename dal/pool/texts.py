@@ -49,6 +49,11 @@ class Texts:
         self.n_rows: int | None = table.n_rows
 
     @property
+    def fitted(self) -> bool:
+        """Whether the vectoriser came fitted."""
+        return self._fitted is not None
+
+    @property
     def identity(self) -> Identity | None:
         """The table, and the vectoriser as it was given."""
         try:

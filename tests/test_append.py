@@ -1,0 +1,242 @@
+"""Pools that grow: rows never move, an append is seen whole or not at all, campaigns go on across it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+import dal
+from dal.campaign import Campaign
+from dal.cli import main
+from dal.coordinator import _Coordinator
+from dal.errors import InputError, PoolError, SourceError
+from dal.pool import Block, Pool, append_pool, build_pool
+from dal.pool import build as building
+from dal.pool import ids as indexing
+
+D = 3
+RNG = np.random.default_rng(5)
+OLD, NEW = RNG.standard_normal((101, D)).astype(np.float32), RNG.standard_normal((57, D)).astype(np.float32) / 8
+BOTH = np.concatenate([OLD, NEW])
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layout in which a hundred rows make many chunks, and the last one is not full."""
+    monkeypatch.setattr(building, "CHUNK_BYTES", 16 * D * 4)
+    monkeypatch.setattr(building, "FIELD_ROWS", 8)
+    monkeypatch.setattr(building, "INDEX_ROWS", 16)
+    monkeypatch.setattr(indexing, "BUCKET_ENTRIES", 50)
+    monkeypatch.setattr("dal.pool.sources.BLOCK_BYTES", 23 * D * 4)
+
+
+def named(first: int, count: int) -> dict[str, object]:
+    rows = range(first, first + count)
+    return {
+        "ids": [f"id {row * 7919 % 1009}" for row in rows],
+        "display": {"text": [f"text {row}" for row in rows], "n": list(rows)},
+    }
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    build_pool(OLD, tmp_path / "pool.zarr", **named(0, 101))
+    return tmp_path / "pool.zarr"
+
+
+def same(pool: Pool, n_rows: int) -> None:
+    """Compare a pool with the records that were put in, one by one."""
+    assert pool.n_rows == n_rows
+    np.testing.assert_array_equal(pool.read(0, n_rows), BOTH[:n_rows])
+    rows = RNG.permutation(n_rows)
+    told = named(0, n_rows)
+    ids, display = told["ids"], told["display"]
+    assert isinstance(ids, list)
+    assert isinstance(display, dict)
+    np.testing.assert_array_equal(pool.take(rows), BOTH[rows])
+    assert pool.record_ids(rows) == [ids[row] for row in rows]
+    assert pool.display(rows) == {name: [values[row] for row in rows] for name, values in display.items()}
+    np.testing.assert_array_equal(pool.rows_of([ids[row] for row in rows]), rows)
+    assert pool.rows_of(["id", f"id {n_rows * 7919 % 1009}"]).tolist() == [-1, -1]
+
+
+def test_rows_are_added_at_the_end_and_none_moves(path: Path) -> None:
+    before = Pool.open(path)
+    done: list[tuple[int, int | None]] = []
+    after = append_pool(NEW[:40], path, progress=lambda *rows: done.append(rows), **named(101, 40))
+    assert after.fingerprint == before.fingerprint
+    assert done[-1] == (40, 40)
+    same(after, 141)
+    same(before, 101)  # whoever has it open sees what was there then
+    same(append_pool(NEW[40:], path, **named(141, 17)), 158)
+    same(after, 141)
+    same(Pool.open(path), 158)
+    same(Pool.open(path).head(101), 101)
+    with pytest.raises(InputError, match="first 159 records"):
+        Pool.open(path).head(159)
+    groups = [name for name in zarr.open_group(path).group_keys() if name.startswith("ids_index")]
+    assert sorted(groups) == ["ids_index_141", "ids_index_158"], "older indexes are taken away"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "uint8"])
+def test_narrow_pools_grow_in_their_own_type(dtype: str, tmp_path: Path) -> None:
+    rounded = np.rint(np.abs(BOTH) * 40) if dtype == "uint8" else BOTH
+    whole = build_pool(rounded, tmp_path / "whole.zarr", dtype=dtype)
+    build_pool(rounded[:101], tmp_path / "pool.zarr", dtype=dtype)
+    pool = append_pool(rounded[101:], tmp_path / "pool.zarr")
+    assert pool.encoding == dtype
+    np.testing.assert_array_equal(pool.read(0, 158), whole.read(0, 158))
+    if dtype == "int8":
+        with pytest.raises(SourceError, match="beyond the largest"):
+            append_pool(rounded[101:] * 1000, tmp_path / "pool.zarr")
+        np.testing.assert_array_equal(Pool.open(tmp_path / "pool.zarr").read(0, 158), whole.read(0, 158))
+
+
+def test_a_pool_in_shards_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(building, "MAX_FILES", 2)
+    monkeypatch.setattr(building, "SHARD_CHUNKS", 2)
+    pool = build_pool(OLD, tmp_path / "pool.zarr", **named(0, 101))
+    assert pool.write_rows > pool.chunk_rows
+    same(append_pool(NEW, tmp_path / "pool.zarr", **named(101, 57)), 158)
+
+
+@pytest.mark.parametrize("where", ["in the rows", "in the index", "before the commit"])
+def test_an_interrupted_append_leaves_the_pool_as_it_was(
+    where: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped
+
+    opened = Pool.open(path)
+    progress = stop if where == "in the rows" else None
+    with monkeypatch.context() as patch:
+        if where == "in the index":
+            patch.setattr(building, "sorted_entries", stop)
+        if where == "before the commit":
+            patch.setattr(zarr.core.attributes.Attributes, "__setitem__", stop)
+        with pytest.raises(Stopped):
+            append_pool(NEW, path, progress=progress, **named(101, 57))
+    same(opened, 101)
+    same(Pool.open(path), 101)
+    same(append_pool(NEW[:9], path, **named(101, 9)), 110)  # fewer than the time before
+
+
+def test_an_id_that_is_there_already_is_refused_by_name(path: Path) -> None:
+    how = named(101, 57) | {"ids": [f"new {row}" for row in range(56)] + ["id 0"]}
+    with pytest.raises(SourceError, match="'id 0' in rows 0, 157"):
+        append_pool(NEW, path, **how)
+    same(Pool.open(path), 101)
+    same(append_pool(NEW, path, **named(101, 57)), 158)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"source": NEW[:, :2]}, r"records of shape \(3,\) were expected, .* these have \(2,\)"),
+        ({"ids": None}, "have ids, and these have none"),
+        ({"display": {}}, "display fields .* were expected"),
+        ({"display": {"text": list(range(57)), "n": list(range(57))}}, "'text': 'text'.*these are {'text': 'int64'"),
+        ({"source": iter([]), "ids": None, "display": ()}, "no rows to append"),
+        ({"source": [Block(NEW)], "ids": None, "display": ()}, "have ids, and these have none"),
+    ],
+)
+def test_records_of_another_kind_are_refused(how: dict[str, object], message: str, path: Path) -> None:
+    arguments = {"source": NEW, **named(101, 57), **how}
+    with pytest.raises(SourceError, match=message):
+        append_pool(arguments.pop("source"), path, **arguments)
+    same(Pool.open(path), 101)
+
+
+def test_what_cannot_grow_is_refused(tmp_path: Path, path: Path) -> None:
+    zarr.create_array(tmp_path / "plain.zarr", data=OLD)
+    with pytest.raises(PoolError, match="only pools that dal built"):
+        append_pool(NEW, tmp_path / "plain.zarr")
+    with building._alone(str(path)), pytest.raises(PoolError, match="somebody else is appending"):
+        append_pool(NEW, path, **named(101, 57))
+    (tmp_path / "x.csv").write_text("text\nham\n")
+    with pytest.raises(SourceError, match="not fitted"):
+        append_pool(tmp_path / "x.csv", path, text="text", vectoriser=TfidfVectorizer())
+
+
+def test_the_command_line_appends(tmp_path: Path) -> None:
+    for name, rows in (("a.csv", range(40)), ("b.csv", range(40, 50))):
+        (tmp_path / name).write_text("key,x,y\n" + "".join(f"k{row},{row},{row / 2}\n" for row in rows))
+    pool = str(tmp_path / "pool.zarr")
+    assert CliRunner().invoke(main, ["pool", "build", str(tmp_path / "a.csv"), pool, "--ids", "key"]).exit_code == 0
+    shown = CliRunner().invoke(main, ["pool", "append", str(tmp_path / "b.csv"), pool, "--ids", "key"])
+    assert "50 records of 2 float32" in shown.output
+    assert Pool.open(pool).rows_of(["k3", "k49"]).tolist() == [3, 49]
+    again = CliRunner().invoke(main, ["pool", "append", str(tmp_path / "b.csv"), pool, "--ids", "key"])
+    assert again.exit_code == 1
+    assert "record ids must be unique" in again.output
+
+
+# -- campaigns ---------------------------------------------------------------------------------------------------------
+
+N = 3000
+
+
+def truth(X: np.ndarray) -> np.ndarray:
+    return (X.sum(axis=1) > 0).astype(int)
+
+
+def started(folder: Path, X: np.ndarray, strategy: str) -> Campaign:
+    """A campaign whose first batch is answered."""
+    pool = build_pool(X, folder / "pool.zarr")
+    campaign = dal.create_campaign(folder / "campaign", pool, ["no", "yes"], strategy=strategy, batch=10, seed=3)
+    answer(campaign, X)
+    return campaign
+
+
+def answer(campaign: Campaign, X: np.ndarray) -> list[int]:
+    batch = dal.next_batch(campaign)
+    assert isinstance(batch, dal.Batch)
+    dal.answer_batch(campaign, batch.rows, batch.record_ids, truth(X[batch.rows]))
+    return batch.rows.tolist()
+
+
+@pytest.mark.parametrize("strategy", ["default", "stratified", "margin"])
+def test_a_campaign_goes_on_and_a_round_keeps_its_rows(
+    strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(building, "CHUNK_BYTES", 2**14)
+    X = np.random.default_rng(1).standard_normal((2 * N, D)).astype(np.float32)
+    twin = started(tmp_path / "twin", X[:N], strategy)
+    expected = answer(twin, X)
+
+    campaign = started(tmp_path / "grown", X[:N], strategy)
+
+    def stop(*_: object, **__: object) -> None:
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Coordinator, "_scan", stop)
+        with pytest.raises(Stopped):
+            dal.next_batch(campaign)
+    frozen = campaign.current_round
+    assert frozen is not None
+    append_pool(X[N:], tmp_path / "grown" / "pool.zarr")
+    assert answer(campaign, X) == expected, "the round had frozen the pool as it was"
+    assert campaign.round(frozen.number).n_rows == N
+
+    later = [row for _ in range(3) for row in answer(campaign, X)]
+    assert campaign.rounds()[-1].n_rows == 2 * N
+    assert max(later) >= N
+    assert len(set(later)) == len(later)
+
+
+def test_a_campaign_whose_pool_was_spent_goes_on_with_new_records(tmp_path: Path) -> None:
+    X = np.random.default_rng(1).standard_normal((30, D)).astype(np.float32)
+    campaign = started(tmp_path, X[:20], "margin")
+    answer(campaign, X)
+    assert isinstance(dal.next_batch(campaign), dal.Stopped)
+    append_pool(X[20:], tmp_path / "pool.zarr")
+    assert sorted(answer(campaign, X)) == list(range(20, 30))
+    assert isinstance(dal.next_batch(campaign), dal.Stopped)
