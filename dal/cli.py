@@ -721,13 +721,15 @@ def demo(rows: int, rounds: int, batch: int, seed: int, directory: Path) -> None
     console.print(f"{made.pool.n_rows:,} records in {made.pool.path}, {_bytes(made.pool.nbytes)}")
     with local_cluster() as client:
         console.print(f"{len(client.nthreads())} worker processes; dashboard: {client.dashboard_link}")
+        with shown("map", console) as show:
+            pool_map = map_of(made.pool, None, seed, client=client, progress=lambda n, total: show(n, total, "rows"))
         with shown("rounds", console) as show:
-            comparison = demonstration.play(made, client, rounds, batch, seed, show)
+            comparison = demonstration.play(made, pool_map, client, rounds, batch, seed, show)
     console.print(_as_rich(demonstration.table(comparison)))
     page = directory / "report.html"
-    demonstration.write_report(page, made, comparison, seed)
+    demonstration.write_report(page, made, pool_map, comparison, seed)
     console.print(demonstration.verdict(comparison))
-    console.print(f"The page with the curves and the chosen digits: {page}")
+    console.print(f"The page that shows both strategies, round by round: {page}")
 
 
 def _as_rich(table: Table) -> RichTable:

@@ -9,7 +9,10 @@ import numpy.typing as npt
 from distributed import Client
 from sklearn.datasets import load_digits
 
-from dal.figures import Curve, Part, Table, learning_curves, record_images, write_page
+from dal.explorer import Run, view_of_run, write_explorer
+from dal.explorer.run import watched_by
+from dal.figures import Table
+from dal.map import PoolMap
 from dal.pool import Block, Pool, build_pool
 from dal.progress import Show
 from dal.simulation import Comparison, Replay, TestSet, compare, saved_labels
@@ -103,7 +106,9 @@ def _interpolated(
     return upper * (1 - down) + lower * down
 
 
-def play(demonstration: Demonstration, client: Client, rounds: int, batch: int, seed: int, show: Show) -> Comparison:
+def play(
+    demonstration: Demonstration, pool_map: PoolMap, client: Client, rounds: int, batch: int, seed: int, show: Show
+) -> Comparison:
     """Play the default strategy and random sampling on the pool, against its known answers."""
     done = 0
 
@@ -122,6 +127,7 @@ def play(demonstration: Demonstration, client: Client, rounds: int, batch: int, 
         seeds=(seed,),
         batch=batch,
         rounds=rounds,
+        watched=watched_by(demonstration.pool, pool_map),
         client=client,
         on_round=told,
     )
@@ -149,27 +155,29 @@ def verdict(comparison: Comparison) -> str:
     )
 
 
-def write_report(path: Path, demonstration: Demonstration, comparison: Comparison, seed: int) -> None:
-    """Write the page: the curves, the chosen digits, the figures behind them."""
+def write_report(
+    path: Path, demonstration: Demonstration, pool_map: PoolMap, comparison: Comparison, seed: int
+) -> None:
+    """Write the page: the two strategies side by side, round by round, in the explorer."""
     pool = demonstration.pool
-    means = [comparison.mean(strategy) for strategy in comparison.strategies]
-    curves = [Curve(mean.strategy, mean.labels, mean.accuracy) for mean in means]
-    random_final = comparison.mean("random").accuracy[-1]
-    parts: list[Part] = [
-        f"{pool.n_rows:,} records, {len(demonstration.test.y)} test records of other originals, seed {seed}, one run of"
-        " each strategy, no explore share.",
+    asked = [rows for replay in comparison.replays for rows in replay.batches]
+    rows = np.unique(np.concatenate([pool_map.sample, *asked]))
+    shares = np.bincount(demonstration.answers, minlength=len(CLASSES)) / pool.n_rows
+    notes = (
         verdict(comparison),
-        learning_curves(curves, target=random_final),
-        table(comparison),
-        "# What was asked",
-        "The digits of some batches, in the order of asking, each above its true number. The first batch is chosen"
-        " without a single label, to cover the pool; later ones where the learner is unsure, and spread out.",
-    ]
-    for strategy in comparison.strategies:
-        batches = comparison.of(strategy)[0].batches
-        for number in sorted({0, len(batches) // 2, len(batches) - 1}):
-            rows = batches[number][:30]
-            images = pool.take(rows).reshape(-1, SIDE, SIDE)
-            captions = [str(code) for code in demonstration.answers[rows].tolist()]
-            parts.append(record_images(images, captions, f"{strategy}, batch {number + 1}", columns=15))
-    write_page(path, "Active learning on handwritten digits", parts)
+        f"{len(demonstration.test.y):,} test records of other originals, seed {seed}, one run of each strategy, no"
+        " explore share.",
+        "The first batch of the default strategy is chosen without a single label, to cover the pool; later ones where"
+        " the learner is unsure, and spread out.",
+    )
+    run = Run(
+        title="Active learning on handwritten digits",
+        classes=CLASSES,
+        replays=comparison.replays,
+        rows=rows,
+        codes=demonstration.answers[rows],
+        pool_map=pool_map,
+        shares=tuple(shares.tolist()),
+        notes=notes,
+    )
+    write_explorer(path, view_of_run(run, pool))

@@ -168,6 +168,7 @@ def test_a_run_on_disk_is_the_run_that_was_played(folder: Path, tmp_path: Path) 
     assert [line[0] for line in table(run.comparison).rows] == ["random", "margin"]
 
 
+@pytest.mark.slow
 def test_replays_side_by_side_on_a_cluster_are_those_of_one_process(folder: Path, cluster: Client) -> None:
     pool, y = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
     with np.load(folder / "test.npz") as stored:
@@ -359,13 +360,13 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "c" / "map.npz").exists()
     view = explorer.view_of_campaign(campaign, map_of(pool, tmp_path / "c" / "map.npz", 0))
     (panel,) = view["panels"]
-    assert panel["labels"] == [20, 40, 40]
+    assert panel["labels"] == [0, 20, 40]
     assert panel["accuracy"][0] is None  # chosen without a model: nothing to be measured
     record = campaign.history()[1]
     assert panel["accuracy"][1] == pytest.approx(record.explore_correct / record.explore_asked, abs=1e-5)
     assert panel["accuracy"][2] is None
     assert len(panel["views"]) == 3
-    assert sum(view["shares"]) == pytest.approx(1)
+    assert view["shares"] is None  # ten explore answers a round: too few to draw
     tables = {each["title"]: each["rows"] for each in view["tables"]}
     assert tables["Annotators"] == [["ann", "40", "0%"]]
     assert [row[0] for row in tables["Rounds"]] == ["1", "2", "3"]

@@ -43,6 +43,11 @@ function rgbOf(color) {
   const value = parseInt(color.slice(1), 16);
   return [value >> 16, (value >> 8) & 255, value & 255];
 }
+// Whether black is read better on it than white: by relative luminance, as contrast is defined.
+function bright(rgb) {
+  const [r, g, b] = rgb.map((v) => (v / 255 <= 0.04045 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.179;
+}
 function css(name) { return getComputedStyle(document.body).getPropertyValue(name).trim(); }
 function percent(value, digits = 1) { return value === null || value === undefined ? "–" : (100 * value).toFixed(digits) + " %"; }
 function number(value) { return value.toLocaleString("en-US", { maximumFractionDigits: 0 }); }
@@ -304,11 +309,12 @@ function fillChosen(panel) {
 
 function buildPanels() {
   $("panels").style.setProperty("--columns", panels.length);
+  document.body.classList.toggle("single", panels.length === 1);
   panels.forEach((panel, index) => {
     panel.score = make("span", { class: "score" });
-    const head = make("h2", { tabindex: "0", role: "button", title: `large (${index + 1})` }, badge(panel.name), make("b", {}, panel.name), panel.score);
-    head.addEventListener("click", () => focusOn(index));
-    head.addEventListener("keydown", (event) => { if (event.key === "Enter") focusOn(index); });
+    const large = make("button", { title: `large, or all (${index + 1})` }, badge(panel.name), make("b", {}, panel.name), panel.score);
+    large.addEventListener("click", () => focusOn(index));
+    const head = make("h2", {}, large);
     panel.node = make("article", { class: "panel", "aria-label": panel.name }, head);
     if (map) {
       panel.canvas = make("canvas", { role: "img" });
@@ -493,10 +499,8 @@ function placeCursor() {
 
 function buildNeeded() {
   const body = document.querySelector("#needed .body");
-  if (!view.needed) {
-    body.append(make("p", { class: "hint" }, "Needs replays with at least two rounds, each measured."));
-    return;
-  }
+  $("needed").hidden = !view.needed;
+  if (!view.needed) return;
   const slide = make("input", { type: "range", min: 0, max: view.needed.targets.length - 1, value: state.target, "aria-label": "target accuracy" });
   const said = make("b", {});
   const table = make("table", {});
@@ -539,6 +543,7 @@ function fillBalance() {
       if (!share) return;
       const part = make("span", {}, share > 0.045 ? classes[code].name : "");
       part.style.width = 100 * share + "%"; part.style.background = classes[code].color;
+      part.style.color = bright(classes[code].rgb) ? "#000" : "#fff";
       strip.append(part);
     });
     grid.append(name, strip);
@@ -548,7 +553,7 @@ function fillBalance() {
     const all = counts.reduce((a, b) => a + b, 0) || 1;
     bar(make("span", { class: "name" }, badge(panel.name), panel.name), counts.map((n) => n / all), counts);
   }
-  if (view.shares) bar(make("span", { class: "name" }, "the pool"), view.shares, null);
+  if (view.shares) bar(make("span", { class: "name" }, view.estimated ? "the pool, estimated" : "the pool"), view.shares, null);
   body.replaceChildren(grid);
   $("balance").hidden = !panels.length;
 }
@@ -598,7 +603,7 @@ function update() {
   $("where").textContent = `round ${state.round + 1} of ${rounds}`;
   for (const panel of panels) {
     const at = Math.min(state.round, panel.labels.length - 1), accuracy = panel.accuracy[at];
-    panel.score.replaceChildren(percent(accuracy), " ", make("small", {}, `with ${number(panel.labels[at])} labels`));
+    panel.score.replaceChildren(percent(accuracy), " ", make("small", {}, said(panel, at)));
     if (map) {
       panel.canvas.setAttribute("aria-label", `${panel.name}, round ${state.round + 1}: ${percent(accuracy)} with ${number(panel.labels[at])} labels`);
       panel.cold.textContent = thought(panel, state.round) ? "" : "No labels yet: chosen without a model.";
@@ -611,6 +616,13 @@ function update() {
   if (!state.playing) {
     $("live").textContent = `Round ${state.round + 1}. ` + panels.map((p) => `${p.name} ${percent(p.accuracy[Math.min(state.round, p.accuracy.length - 1)])}`).join(", ");
   }
+}
+// A share of few answers is nothing without its interval.
+function said(panel, at) {
+  const labels = `with ${number(panel.labels[at])} labels`;
+  if (!view.estimated || panel.accuracy[at] === null) return labels;
+  const curve = view.strategies[0];
+  return `(${percent(curve.low[at], 0)} to ${percent(curve.high[at], 0)}) ${labels}`;
 }
 let timer = null;
 function play(on) {

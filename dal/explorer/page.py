@@ -3,12 +3,11 @@
 import base64
 import hashlib
 import html
+import json
 import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-
-from dal.figures.page import as_script_json
 
 
 def write_explorer(path: str | Path, view: dict[str, Any]) -> None:
@@ -45,3 +44,17 @@ def explorer_html(view: dict[str, Any]) -> str:
 
 def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def as_script_json(value: object) -> str:
+    r"""Write a value as JSON that may stand inside of a script element: no text in it can end the element.
+
+    Examples
+    --------
+    >>> as_script_json(["</script>"])
+    '["\\u003c/script\\u003e"]'
+    """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

@@ -13,6 +13,9 @@ from dal.explorer.view import view_of_run
 from dal.map import PoolMap
 from dal.ruler import class_shares, wilson
 
+FEWEST_FOR_SHARES = 30
+"""Explore answers below which no shares of the pool are drawn: bars have no room for intervals that wide."""
+
 
 def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, Any]:
     """Give what the report of a campaign shows.
@@ -31,7 +34,13 @@ def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, 
     """
     run = run_of_campaign(campaign, pool_map)
     view = view_of_run(run, pool_of(campaign))
-    return {**view, "shares": _shares(campaign), "tables": _tables(campaign), "lead": _lead(campaign)}
+    return {
+        **view,
+        "shares": _shares(campaign),
+        "estimated": True,
+        "tables": _tables(campaign),
+        "lead": _lead(campaign),
+    }
 
 
 def _lead(campaign: Campaign) -> str:
@@ -46,6 +55,8 @@ def _shares(campaign: Campaign) -> list[float] | None:
     answers = campaign.latest_answers()
     rows, codes = majority(answers.rows, answers.labels, seed=campaign.settings.seed)
     counts = np.bincount(codes[np.isin(rows, explored)], minlength=len(campaign.settings.classes))
+    if counts.sum() < FEWEST_FOR_SHARES:
+        return None
     shares = [estimate.value for estimate in class_shares(counts.tolist())]
     return [share for share in shares if share is not None] or None
 

@@ -246,7 +246,8 @@ def _read_replay(path: Path) -> Replay:
 def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
     """Give a campaign, finished or running, as a run of one replay.
 
-    Its accuracy is that of the explore share, of each round alone; NaN in rounds that have none.
+    Its accuracy is that of the explore share, of each round alone; NaN in rounds that have none. It is measured on the
+    model that chose the round's batch, so the labels of the curve are those that this model had learned from.
 
     Parameters
     ----------
@@ -276,10 +277,9 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
         record = ruled.get(each.number)
         correct, explored = (record.explore_correct, record.explore_asked) if record else (0, 0)
         intervals.append(wilson(correct, explored))
-        known = np.isin(rows, np.concatenate([*played.batches, batch])).sum()
         played = replace(
             played,
-            labels=(*played.labels, int(known)),
+            labels=(*played.labels, each.labels),
             accuracy=(*played.accuracy, correct / explored if explored else float("nan")),
             batches=(*played.batches, batch),
             scores=(*played.scores, np.array([np.nan if r.score is None else r.score for r in asked], np.float32)),
@@ -297,7 +297,9 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
         rows=rows,
         codes=codes,
         pool_map=pool_map,
-        notes=("The map shows, at each round, what the model that chose the batch thought.",),
+        notes=(
+            "Accuracy is that of the model that chose the batch, on those of its records that were drawn uniformly.",
+        ),
         measured="explore answers",
         intervals=tuple(intervals),
     )

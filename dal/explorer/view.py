@@ -58,6 +58,7 @@ def view_of_run(run: Run, pool: Pool | None) -> dict[str, Any]:
             {"name": name, "color": color_of(code), "marker": marker_of(code)} for code, name in enumerate(run.classes)
         ],
         "shares": run.shares,
+        "estimated": False,
         "map": _map(run),
         "records": _records(run, pool, rows),
         "strategies": [_strategy(common, name, run) for name in common.strategies],

@@ -1,4 +1,4 @@
-"""Bokeh figures of results, for pages, notebooks and reports alike, and the page that holds them in one file.
+"""Bokeh figures of results, for pages and notebooks alike.
 
 Every figure is a function from plain values to a Bokeh figure. Colours of paper and ink are left to a theme, given when
 the figure is shown: ``bokeh.embed.json_item(figure, theme=THEMES["dark"])``; those of classes and strategies are told
@@ -20,9 +20,9 @@ from dal.figures.campaign import (
     throughput,
 )
 from dal.figures.curves import Curve, accuracy_curve, learning_curves
-from dal.figures.page import Part, Table, write_page
 from dal.figures.records import record_images
 from dal.figures.style import COLORS, MARKERS, THEMES, color_of, marker_of
+from dal.figures.table import Table
 
 __all__ = [
     # learning curves
@@ -46,10 +46,7 @@ __all__ = [
     "Points",
     "batch_map",
     "record_images",
-    # pages
-    "Part",
     "Table",
-    "write_page",
     # looks
     "COLORS",
     "MARKERS",
