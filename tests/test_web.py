@@ -233,7 +233,7 @@ def test_the_state_follows_the_campaign(
         ("training", "frozen", 1, 0, 0),
         ("open", "open", 1, 0, BATCH),
         ("between", "open", 1, BATCH, 0),
-        ("stopped", "closed", 2, 0, 0),
+        ("stopped", "closed", 2, BATCH, 0),
     ]
     assert ann.get("/api/state").json()["usual_pause"] > 0
 

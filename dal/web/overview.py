@@ -22,6 +22,7 @@ from dal.campaign.control import Control
 from dal.coordinator import features_of, status
 from dal.errors import InputError
 from dal.map import PoolMap
+from dal.ruler import class_shares
 from dal.stopping import parse
 from dal.web.records import Records
 from dal.web.state import Standing
@@ -199,8 +200,28 @@ class Overviews:
         newest = self._campaign.latest_answers(asked_in=past[-1].number).labels if past else np.empty(0, np.int64)
         new = np.bincount(newest[newest >= 0], minlength=len(self._campaign.settings.classes)).tolist()
         counts = status(self._campaign).per_class
-        shares = [figures.Balance(name, labels, new[at]) for at, (name, labels) in enumerate(counts.items())]
+        pool = class_shares(self._explored())
+        shares = [
+            figures.Balance(
+                name,
+                labels,
+                new[at],
+                pool[at].value,
+                None if pool[at].value is None else pool[at].low,
+                None if pool[at].value is None else pool[at].high,
+            )
+            for at, (name, labels) in enumerate(counts.items())
+        ]
         return [figures.class_balance(shares)]
+
+    def _explored(self) -> list[int]:
+        """Count the labels of records that were drawn at random, by class: what the pool is estimated from."""
+        campaign = self._campaign
+        drawn = [a.row for each in campaign.rounds() for a in campaign.batch(each.number) if a.explore]
+        known = campaign.latest_answers()
+        here = np.isin(known.rows, drawn)
+        _, codes = majority(known.rows[here], known.labels[here], seed=campaign.settings.seed)
+        return np.bincount(codes, minlength=len(campaign.settings.classes)).tolist()
 
     def _stopping(self) -> list[Figure]:
         history = self._campaign.history()

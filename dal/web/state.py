@@ -84,7 +84,7 @@ class Standings:
         progress = self._queue.progress("-")  # nobody's: what the team has done
         pending = progress.batch - progress.answered if last is not None and last.status == "open" else 0
         phase, reasons = self._phase(last, pending)
-        size, answered = (progress.batch, progress.answered) if phase in ("open", "between", "paused") else (0, 0)
+        size, answered = (progress.batch, progress.answered) if phase not in ("waiting", "training") else (0, 0)
         return Standing(
             phase=phase,
             round=0 if last is None else last.number,

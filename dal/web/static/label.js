@@ -53,7 +53,7 @@ function training() {
   );
 }
 
-const thanks = () => (work.state.mine ? says(`${count(work.state.mine)} of this batch's answers are yours. Thank you.`) : null);
+const thanks = () => (work.state.mine ? says(`Of this batch you have answered ${count(work.state.mine)}. Thank you.`) : null);
 
 function waiting() {
   return notice("Nothing has been asked yet", says("The first batch has not been chosen. Whoever runs the campaign starts it with dal next or dal run."), says("This page goes on by itself."));
@@ -124,6 +124,8 @@ function drawTop() {
   const { state } = work;
   find("unsent").hidden = !(work.unsent && work.failure) ;
   find("unsent").textContent = `${count(work.unsent)} unsent`;
+  find("finish").hidden = !state || work.finished || state.phase !== "open";
+  find("team").hidden = !state?.size;
   if (!state) return;
   document.title = `Labelling: ${state.campaign.name}`;
   find("campaign").textContent = state.campaign.name;
@@ -135,7 +137,6 @@ function drawTop() {
   find("me").textContent = state.me.name;
   find("overview").hidden = state.me.role !== "manager";
   find("guide").hidden = !state.guidelines;
-  find("finish").hidden = work.finished || state.phase !== "open";
 }
 
 /** The time left for the batch at the pace of this person's last answers, once there are twenty to judge by. */
@@ -172,6 +173,10 @@ function heading(record) {
   if (record.refused) head.append(make("span", { class: "badge" }, `not accepted: ${record.refused}`));
   if (work.looking) head.append(make("span", { class: "badge calm" }, `you said ${nameOf(earlier)}; a class key changes it, → goes on`));
   else if (record.was) head.append(make("span", { class: "badge calm" }, `was ${nameOf(earlier)}`));
+  if (record.suggestion) {
+    const [code, sure] = record.suggestion;
+    head.append(make("span", { class: "badge" }, `the model's guess: ${work.state.classes[code]}${sure === null ? "" : `, ${Math.round(100 * sure)} %`}`));
+  }
   if (record.reserve) head.append(make("span", { class: "badge calm" }, "reserve"));
   return head;
 }

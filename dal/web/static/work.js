@@ -106,7 +106,7 @@ export class Work {
       lead_time: Math.max(0, now - this.shown.at - this.shown.hidden) / 1000,
       shown_at: new Date(this.shown.at).toISOString(),
       answered_at: new Date(now).toISOString(),
-      suggestion_shown: false,
+      suggestion_shown: Boolean(record.suggestion),
     };
     this.outbox.push(operation);
     this.#remember(operation, record);
@@ -257,7 +257,8 @@ export class Work {
     const answers = sending.map(([, { kind, record_id, ...given }]) => given);
     const before = new Set(sending.map(([, operation]) => operation.row));
     // The server counts what is in hand: those on screen and ahead, of which it knows, and new ones.
-    const wanted = this.finished || this.queue.length > AHEAD ? 0 : AHEAD + 1;
+    // Some at a time, because choosing one costs the server as much as choosing six.
+    const wanted = this.finished || this.queue.length > AHEAD ? 0 : AHEAD + 6;
     let got;
     try {
       got = await ask("api/answers", { answers, lease: wanted });
@@ -299,7 +300,10 @@ export class Work {
     const before = this.state;
     this.state = state;
     // A round that was closed early or a campaign that was paused takes the leases of its records with it.
-    if (before && (before.round !== state.round || before.phase !== state.phase)) this.renew();
+    if (before && (before.round !== state.round || before.phase !== state.phase)) {
+      this.remark = null;
+      this.renew();
+    }
     this.told();
   }
 
@@ -318,7 +322,8 @@ export class Work {
     if (!lost.length) return;
     const visible = lost.includes(this.queue[0]) && !this.looking;
     this.queue = this.queue.filter((record) => !lost.includes(record));
-    if (visible) this.remark = { kind: "calm", text: `Record ${lost[0].record_id} went to somebody else meanwhile; here is another one.` };
+    // Where a round was closed, nobody else has them: the page says so itself.
+    if (visible && this.state.phase === "open") this.remark = { kind: "calm", text: `Record ${lost[0].record_id} went to somebody else meanwhile; here is another one.` };
     this.told();
     this.sync();
   }

@@ -1,0 +1,702 @@
+"""The pages in a real browser: nothing typed is lost or credited to another record, whatever happens to the server."""
+
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, Route, sync_playwright
+from sklearn.datasets import load_digits
+
+from dal.campaign import Annotators, Campaign
+from dal.campaign.control import Control
+from dal.coordinator import Batch, create_campaign, next_batch
+from dal.pool import build_pool
+from tests.conftest import CHROMIUM, missing_service
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SHOTS = os.environ.get("DAL_SHOTS")
+"""A folder for pictures of every state, to be looked at."""
+
+EVIL = "<img src=x onerror=\"document.body.dataset.evil='yes'\"><b>bold</b>"
+WAIT = 60_000
+Opened = Callable[..., Page]
+Serve = Callable[[Campaign], "Served"]
+
+
+# -- what the tests stand on -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        missing_service("chromium")
+    with sync_playwright() as started:
+        # Every name but this machine's own address does not exist: a page that needs anything else stays blank.
+        rules = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
+        chromium = started.chromium.launch(executable_path=CHROMIUM, args=[rules, "--disable-dev-shm-usage"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[Opened]:
+    """Opens pages, each of a person of its own, and sees to it that none asks another host or logs an error."""
+    contexts, asked, errors = [], [], []
+
+    def open_page(**options: object) -> Page:
+        context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, **options})
+        contexts.append(context)
+        context.on("request", lambda request: asked.append(request.url))
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in asked), asked
+    assert errors == []
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
+    X, y = load_digits(return_X_y=True)
+    pixels = (X * 15.9).astype(np.uint8).reshape(-1, 8, 8, 1)
+    path = tmp_path_factory.mktemp("digits") / "pool.zarr"
+    texts = [EVIL if row % 2 else f"digit of person {row % 43}" for row in range(len(y))]
+    build_pool(pixels, path, ids=[f"digit-{row}" for row in range(len(y))], display={"note": texts})
+    return str(path), y
+
+
+def made(digits: tuple[str, np.ndarray], directory: Path, **options: object) -> Campaign:
+    return create_campaign(directory, digits[0], list("0123456789"), **{"batch": 60, "seed": 3, **options})
+
+
+class Served:
+    """`dal serve` as a process, which can be killed and started again at the same address."""
+
+    def __init__(self, campaign: Campaign) -> None:
+        self.campaign = campaign
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "dal.cli", "serve", str(self.campaign.directory), "--user", "ann"]
+        self.process = subprocess.Popen([*command, "--port", str(self.port)], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", line)
+        assert found, line
+        self.port = int(found.group(1))
+        self.url = f"http://127.0.0.1:{self.port}/"
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    started: list[Served] = []
+
+    def serving(campaign: Campaign) -> Served:
+        started.append(Served(campaign))
+        return started[-1]
+
+    yield serving
+    for each in started:
+        each.kill()
+
+
+def in_state(page: Page, *states: str) -> None:
+    page.wait_for_function("wanted => wanted.includes(document.body.dataset.state)", arg=list(states))
+
+
+def on_screen(page: Page) -> str:
+    text: str = page.locator("#record header .id").inner_text()
+    return text
+
+
+def watch(page: Page) -> None:
+    """Note, in the page and before its own code, which record is on screen at every key."""
+    page.evaluate(
+        """() => { window.pressed = []; document.addEventListener("keydown", (event) => window.pressed.push(
+            [document.querySelector("#record header .id")?.textContent ?? null, event.key]), true); }"""
+    )
+
+
+def answers(campaign: Campaign) -> dict[str, int]:
+    known = campaign.latest_answers()
+    return {f"digit-{row}": label for row, label in zip(known.rows.tolist(), known.labels.tolist(), strict=True)}
+
+
+def all_sent(page: Page) -> None:
+    page.wait_for_function("() => Object.keys(localStorage).every((key) => !key.includes('/outbox/'))")
+
+
+def right(page: Page, campaign: Campaign, n: int) -> None:
+    """Every key stands as the answer to the record that was on screen when it was pressed, and nothing else does."""
+    all_sent(page)
+    pressed = page.evaluate("window.pressed")
+    assert len(pressed) == n
+    expected = {record: (int(key) + 9) % 10 for record, key in pressed}
+    assert None not in expected
+    assert len(expected) == n
+    assert answers(campaign) == expected
+
+
+def shot(page: Page, name: str) -> None:
+    if SHOTS:
+        Path(SHOTS).mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=f"{SHOTS}/{name}.png")
+
+
+def burn(until: float) -> None:
+    while time.monotonic() < until:
+        sum(range(10_000))
+
+
+KEYS = np.random.default_rng(8).integers(0, 10, 200).tolist()
+
+
+# -- nothing is lost ---------------------------------------------------------------------------------------------------
+
+
+def test_forty_keys_while_the_machine_is_busy_are_forty_right_answers(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c")
+    next_batch(campaign)
+    page = opened()
+    page.goto(serve(campaign).url)
+    in_state(page, "record")
+    watch(page)
+    spawn = multiprocessing.get_context("spawn")
+    burning = [spawn.Process(target=burn, args=(time.monotonic() + 8,)) for _ in range(os.cpu_count() or 2)]
+    for each in burning:
+        each.start()
+    for key in KEYS[:40]:
+        page.keyboard.press(str(key))
+        page.wait_for_timeout(120)
+    for each in burning:
+        each.join()
+    right(page, campaign, 40)
+
+
+def test_a_server_killed_in_mid_typing_loses_nothing(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c")
+    next_batch(campaign)
+    server = serve(campaign)
+    page = opened()
+    page.goto(server.url)
+    in_state(page, "record")
+    watch(page)
+    for at, key in enumerate(KEYS[:16]):
+        if at == 8:
+            server.kill()  # whatever request is under way
+        page.keyboard.press(str(key))
+        page.wait_for_timeout(60)
+    page.locator("#unsent").wait_for()
+    assert "kept on this computer" in page.locator("#remark").inner_text()
+    shot(page, "offline")
+    server.start()
+    right(page, campaign, 16)
+    page.locator("#unsent").wait_for(state="hidden")
+    in_state(page, "record")
+    # Killed again, and the page is closed before the server is back.
+    server.kill()
+    last = on_screen(page)
+    page.keyboard.press("7")
+    page.wait_for_function("before => document.querySelector('#record header .id')?.textContent !== before", arg=last)
+    page.close(run_before_unload=False)
+    server.start()
+    again = page.context.new_page()
+    again.goto(server.url)
+    in_state(again, "record")
+    all_sent(again)
+    assert answers(campaign)[last] == 6
+    assert len(answers(campaign)) == 17
+
+
+class Prefix(BaseHTTPRequestHandler):
+    """A proxy that strips a path, and knows neither websockets nor anything else beyond plain requests."""
+
+    protocol_version = "HTTP/1.0"
+    upstream = 0
+    START = "/user/ann/proxy/"
+
+    def do_GET(self) -> None:
+        if not self.path.startswith(self.START) or "upgrade" in self.headers:
+            self.send_error(404)
+            return
+        behind = HTTPConnection("127.0.0.1", self.upstream)
+        body = self.rfile.read(int(self.headers.get("content-length", 0))) or None
+        hop = ("connection", "accept-encoding", "content-length", "transfer-encoding")
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in hop}
+        behind.request(self.command, "/" + self.path.removeprefix(self.START), body, headers)
+        answer = behind.getresponse()
+        content = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in (*hop, "date"):
+                self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET  # noqa: N815 - the base class's names
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def behind_a_proxy(port: int) -> Iterator[str]:
+    handler = type("Handler", (Prefix,), {"upstream": port})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as proxy:
+        threading.Thread(target=proxy.serve_forever).start()
+        yield f"http://127.0.0.1:{proxy.server_port}{Prefix.START}"
+        proxy.shutdown()
+
+
+def test_two_annotators_behind_a_proxy_never_get_the_same_record(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=24)
+    next_batch(campaign)
+    tokens = {name: Annotators(campaign).add(name) for name in ("ann", "bob")}
+    server = serve(campaign)
+    stranger = opened()
+    stranger.goto(server.url)
+    in_state(stranger, "token")
+    shot(stranger, "token")
+    with behind_a_proxy(server.port) as url:
+        pages = {name: opened() for name in tokens}
+        for name, page in pages.items():
+            page.goto(f"{url}enter#wrong")
+            page.get_by_text("This link does not work").wait_for()
+            shot(page, "link")
+            page.goto(f"{url}enter#{tokens[name]}")
+            page.reload()
+            page.wait_for_url(url)
+            in_state(page, "record")
+            [cookie] = page.context.cookies()
+            assert (cookie["httpOnly"], cookie["sameSite"], cookie["path"]) == (
+                True,
+                "Strict",
+                Prefix.START.rstrip("/"),
+            )
+            watch(page)
+        while any(page.evaluate("document.body.dataset.state") in ("record", "loading") for page in pages.values()):
+            for page in pages.values():
+                if page.evaluate("document.body.dataset.state") == "record":
+                    page.keyboard.press("1")
+                page.wait_for_timeout(30)
+        seen = {name: {record for record, _ in page.evaluate("window.pressed")} for name, page in pages.items()}
+        for page in pages.values():
+            all_sent(page)
+            assert not page.get_by_role("link", name="Campaign").is_visible()
+    assert all(seen.values())
+    assert not seen["ann"] & seen["bob"]
+    assert seen["ann"] | seen["bob"] == {each.record_id for each in campaign.batch(1)} == set(answers(campaign))
+
+
+def test_three_rounds_are_labelled_through_the_page(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "digits", batch=20, stop=["max_labels=60"])
+    server = serve(campaign)
+    page = opened()
+    page.goto(server.url)
+    in_state(page, "waiting")
+    shot(page, "waiting")
+    for number in (1, 2, 3):
+        assert isinstance(next_batch(campaign), Batch)
+        in_state(page, "record")
+        assert page.locator("#round").inner_text() == f"round {number}"
+        for _ in range(20):
+            in_state(page, "record")
+            row = int(on_screen(page).removeprefix("digit-"))
+            page.keyboard.press(str((int(digits[1][row]) + 1) % 10))
+        in_state(page, "between")
+        shot(page, "between")
+    next_batch(campaign)
+    in_state(page, "stopped")
+    assert "60 of 60 labels are known" in page.locator("#record").inner_text()
+    shot(page, "stopped")
+    assert answers(campaign) == {f"digit-{row}": digits[1][row] for row in campaign.asked_rows().tolist()}
+    # An answer of the last round is still there to be looked at.
+    page.keyboard.press("ArrowLeft")
+    in_state(page, "record")
+    assert "you said" in page.locator("#record header").inner_text()
+    page.goto(f"{server.url}campaign")
+    page.locator("[data-figure=accuracy] .bk-Figure").wait_for()
+    assert page.locator("#labels").inner_text() == "60"
+    shot(page, "campaign-stopped")
+
+
+# -- what people do ----------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_done_by_keyboard_alone(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=12)
+    (campaign.directory / "guidelines.md").write_text(f"Look twice. {EVIL}")
+    next_batch(campaign)
+    page = opened()
+    page.goto(serve(campaign).url)
+    in_state(page, "record")
+    keys = page.keyboard
+    first = on_screen(page)
+    keys.press("1")
+    second = on_screen(page)
+    keys.press("2")
+    keys.press("Space")
+    keys.press("Shift+Space")
+    page.locator("#reason-dialog").wait_for()
+    shot(page, "reasons")
+    keys.press("2")
+    keys.press("Space")  # the reason given last
+    assert page.locator("#previous .took").count() == 5
+    assert page.locator("#previous").inner_text().count("skipped (broken)") == 2
+    # Undo, of any depth, and back again by another answer.
+    for _ in range(5):
+        keys.press("u")
+    assert on_screen(page) == first
+    assert page.locator("#record header").inner_text().endswith("was 0")
+    assert "Took back 0" in page.locator("#say").inner_text()
+    shot(page, "undone")
+    keys.press("3")
+    # An earlier answer is looked at and changed; what was on screen comes back.
+    here = on_screen(page)
+    assert here == second
+    keys.press("ArrowLeft")
+    assert on_screen(page) == first
+    shot(page, "looking")
+    keys.press("9")
+    assert on_screen(page) == here
+    keys.press("/")
+    keys.type("7")
+    shot(page, "search")
+    keys.press("Enter")
+    all_sent(page)
+    assert {answers(campaign)[each] for each in (first, second)} == {8, 7}
+    # A held key answers once.
+    before = on_screen(page)
+    keys.down("5")
+    for _ in range(5):
+        keys.down("5")
+    keys.up("5")
+    all_sent(page)
+    assert answers(campaign)[before] == 4
+    assert len(answers(campaign)) == 3
+    keys.press("?")
+    page.locator("#help-dialog").wait_for()
+    shot(page, "help")
+    keys.press("4")  # not while a dialog is open
+    keys.press("Escape")
+    keys.press("g")
+    assert page.locator("#guide-text").inner_text() == f"Look twice. {EVIL}"
+    shot(page, "guidelines")
+    keys.press("Escape")
+    assert len(answers(campaign)) == 3
+    # By the tabulator key, too: Enter presses the button that has the focus.
+    page.locator("#classes button").nth(2).focus()
+    shown = on_screen(page)
+    keys.press("Enter")
+    all_sent(page)
+    assert answers(campaign)[shown] == 2
+    # A reload brings the same answers back, and undo goes on.
+    page.reload()
+    in_state(page, "record")
+    assert page.locator("#previous .took").count() == 4
+    keys.press("Backspace")
+    page.wait_for_function("wanted => document.querySelector('#record header .id')?.textContent === wanted", arg=shown)
+    assert page.locator("body[data-evil]").count() == 0
+
+
+def test_a_click_leaves_no_focus_that_space_would_press_again(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=12)
+    next_batch(campaign)
+    page = opened()
+    page.goto(serve(campaign).url)
+    in_state(page, "record")
+    first = on_screen(page)
+    page.get_by_role("button", name="4", exact=False).first.click()
+    second = on_screen(page)
+    page.keyboard.press("Space")
+    all_sent(page)
+    assert (answers(campaign)[first] >= 0, answers(campaign)[second]) == (True, -1)
+
+
+# -- every state -------------------------------------------------------------------------------------------------------
+
+
+def test_every_state_says_what_it_is(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=12)
+    next_batch(campaign)
+    tokens = {name: Annotators(campaign).add(name) for name in ("ann", "bob")}
+    server = serve(campaign)
+    ann, bob = opened(), opened()
+
+    def stage(page: Page) -> str:
+        text: str = page.locator("#record").inner_text()
+        return text
+
+    for name, page in (("ann", ann), ("bob", bob)):
+        page.goto(f"{server.url}enter#{tokens[name]}")
+        page.wait_for_url(server.url)
+    in_state(ann, "record", "others")
+    in_state(bob, "record", "others")
+    # One has all but one or none of the batch in hand; the other hands hers back and takes what is left.
+    first, other = (ann, bob) if ann.evaluate("document.body.dataset.state") == "record" else (bob, ann)
+    shot(first, "record")
+    other.evaluate("localStorage.clear()")
+    while other.evaluate("document.body.dataset.state") == "record":
+        other.keyboard.press("1")
+        other.wait_for_timeout(50)
+    in_state(other, "others")
+    assert "with others" in stage(other)
+    shot(other, "others")
+    # Handing back: the records go to the other one by themselves.
+    first.get_by_role("button", name="Stop for now").click()
+    in_state(first, "finished")
+    shot(first, "finished")
+    in_state(other, "record")
+    # Paused and on again.
+    Control(campaign).tell("pause", "boss")
+    in_state(other, "paused")
+    assert "Paused by boss" in stage(other)
+    shot(other, "paused")
+    Control(campaign).tell("resume", "boss")
+    in_state(other, "record")
+    # Closed while a record is on screen: it goes; an answer on its way is kept, late.
+    other.route("**/api/renew", lambda route: route.abort())
+    shown = on_screen(other)
+    Control(campaign).tell("close", "boss")
+    other.keyboard.press("2")
+    other.wait_for_function("() => document.querySelector('#remark')?.textContent.includes('came late')")
+    shot(other, "late")
+    all_sent(other)
+    assert answers(campaign)[shown] == 1
+    other.unroute("**/api/renew")
+    # In preparation.
+    pool, settings = campaign.rounds()[0], campaign.settings
+    campaign.freeze_round(
+        pool_fingerprint=pool.pool_fingerprint,
+        n_rows=pool.n_rows,
+        k=12,
+        explore=0.05,
+        seed=3,
+        strategy=settings.strategy,
+    )
+    in_state(other, "training")
+    assert "Round 2 is in preparation" in stage(other)
+    shot(other, "training")
+    next_batch(campaign)
+    in_state(other, "record")
+
+    # An answer that the server does not accept brings its record back.
+    def spoiled(route: Route) -> None:
+        sent = json.loads(route.request.post_data)
+        for each in sent["answers"]:
+            each["label"] = 99
+        route.continue_(post_data=json.dumps(sent))
+
+    shown = on_screen(other)
+    other.route("**/api/answers", spoiled)
+    other.keyboard.press("3")
+    other.get_by_text("not accepted").wait_for()
+    assert on_screen(other) == shown
+    shot(other, "refused")
+    other.unroute("**/api/answers")
+    # A lease that went to somebody else.
+    other.route("**/api/renew", lambda route: route.fulfill(json={"rows": []}))
+    other.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    other.get_by_text("went to somebody else").wait_for()
+    shot(other, "lost")
+    other.unroute("**/api/renew")
+    # An image that cannot be shown: Space skips it as broken.
+    in_state(other, "record")
+    broken = opened()
+    broken.route("**/media/**", lambda route: route.fulfill(status=503, json={"detail": "gone"}))
+    broken.context.add_cookies(other.context.cookies())
+    broken.goto(server.url)
+    in_state(broken, "broken")
+    assert "cannot be shown" in stage(broken)
+    shot(broken, "broken")
+    shown = on_screen(broken)
+    broken.keyboard.press("Space")
+    all_sent(broken)
+    [past] = [
+        each
+        for each in broken.evaluate("fetch('api/history').then((a) => a.json())")["answers"]
+        if each["record_id"] == shown
+    ]
+    assert (past["status"], past["skip_reason"]) == ("skipped", "broken")
+    # Too many requests, not allowed, and a server that is gone.
+    for status, state in ((403, "forbidden"), (401, "token")):
+        page = opened()
+        page.route(
+            "**/api/state", lambda route, status=status: route.fulfill(status=status, json={"detail": f"No: {status}"})
+        )
+        page.goto(server.url)
+        in_state(page, state)
+        assert f"No: {status}" in stage(page)
+        shot(page, state)
+    late = opened()
+    late.route("**/api/state", lambda route: route.abort())
+    late.goto(server.url)
+    in_state(late, "gone")
+    shot(late, "gone")
+    slow = opened()
+    slow.route("**/api/state", lambda _: None)  # never answered
+    slow.goto(server.url)
+    in_state(slow, "loading")
+    shot(slow, "loading")
+    assert slow.locator("#classes button").count() == 0
+    Annotators(campaign).revoke("bob")
+    Annotators(campaign).revoke("ann")
+    in_state(other, "token")
+
+
+# -- how it looks ------------------------------------------------------------------------------------------------------
+
+CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
+  const paper = (element) => {
+    for (let at = element; at; at = at.parentElement) {
+      const [r, g, b, a = 1] = parse(getComputedStyle(at).backgroundColor);
+      if (a > 0.99) return [r, g, b];
+    }
+    return matchMedia("(prefers-color-scheme: dark)").matches ? [0, 0, 0] : [255, 255, 255];
+  };
+  const light = (rgb) => {
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const bad = [];
+  for (const element of document.body.querySelectorAll("*")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !element.checkVisibility() || element.closest(":disabled, .figure, noscript, .hidden")) continue;
+    const [a, b] = [light(parse(getComputedStyle(element).color)), light(paper(element))].sort((x, y) => y - x);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < 4.5) bad.push([element.textContent.trim().slice(0, 40), ratio.toFixed(2)]);
+  }
+  return bad;
+}"""
+
+NAMED = """() => [...document.querySelectorAll("button, a, input")].filter((each) => each.checkVisibility())
+    .every((each) => (each.getAttribute("aria-label") ?? each.textContent).trim())"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 720), (390, 844)])
+def test_pages_can_be_read_in_any_light_and_on_any_screen(
+    scheme: str, size: tuple[int, int], digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "digits", batch=20)
+    (campaign.directory / "guidelines.md").write_text("Look twice.")
+    next_batch(campaign)
+    width, height = size
+    url = serve(campaign).url
+    page = opened(viewport={"width": width, "height": height}, color_scheme=scheme)
+    page.goto(url)
+    in_state(page, "record")
+    for key in ("1", "2", "Space", "4"):
+        page.keyboard.press(key)
+    page.locator("#record img").wait_for()
+    page.wait_for_function("() => document.querySelector('#record img').complete")
+    all_sent(page)
+    shot(page, f"label-{scheme}-{width}")
+    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for thing in ("#record img", "#classes button:last-child", "#skip", "#undo"):
+        box = page.locator(thing).bounding_box()
+        assert box is not None
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= width + 1
+        assert box["y"] + box["height"] <= height + 1, thing
+    # Everything that can be pressed has a name for those who do not see it.
+    assert page.evaluate(NAMED)
+    page.goto(f"{url}campaign")
+    page.locator("[data-figure=balance] .bk-Figure").wait_for()
+    page.wait_for_timeout(800)
+    shot(page, f"campaign-{scheme}-{width}")
+    assert page.evaluate(CONTRAST) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(NAMED)
+
+
+def test_bokeh_needs_what_the_chart_policy_allows_and_no_more(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=20)
+    next_batch(campaign)
+    url = serve(campaign).url
+    noted = "addEventListener('securitypolicyviolation', (e) => (window.broken ??= []).push(e.effectiveDirective))"
+
+    def broken(policy: Callable[[str], str]) -> set[str]:
+        page = opened()
+        page.add_init_script(noted)
+
+        def changed(route: Route) -> None:
+            answer = route.fetch()
+            headers = dict(answer.headers)
+            headers["content-security-policy"] = policy(headers["content-security-policy"])
+            route.fulfill(response=answer, headers=headers)
+
+        page.route("**/campaign", changed)
+        page.goto(f"{url}campaign")
+        page.locator("[data-figure=scores] .bk-Figure").wait_for()
+        page.wait_for_timeout(1000)
+        found: list[str] = page.evaluate("window.broken ?? []")
+        return set(found)
+
+    assert broken(lambda policy: policy) == set()
+    assert any(each.startswith("style-src") for each in broken(lambda policy: policy.replace(" 'unsafe-inline'", "")))
+    assert "img-src" in broken(lambda policy: policy.replace("img-src 'self' data: blob:", "img-src 'self'"))
+
+
+def test_a_manager_steers_on_the_campaign_page(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=20)
+    next_batch(campaign)
+    page = opened()
+    page.goto(f"{serve(campaign).url}campaign")
+    page.get_by_role("button", name="Stop the campaign").click()
+    shot(page, "sure")
+    page.get_by_role("button", name="Cancel").click()
+    assert Control(campaign).history() == []
+    page.get_by_role("button", name="Pause").click()
+    page.locator("#yes").click()
+    page.get_by_role("button", name="Go on").wait_for()
+    assert "paused" in page.locator("#phase").inner_text()
+    page.get_by_role("button", name="Go on").click()
+    page.locator("#yes").click()
+    page.get_by_role("button", name="Pause").wait_for()
+    assert [(each.act, each.person) for each in Control(campaign).history()] == [("pause", "ann"), ("resume", "ann")]
+    with page.expect_download() as downloaded:
+        page.get_by_role("link", name="CSV").click()
+    assert Path(downloaded.value.path()).read_text().startswith("record_id,row,round,annotator")
