@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import labels, memory, scale, scan
+from benchmarks import labels, memory, pages, scale, scan
 
 
 @click.group()
@@ -14,6 +14,7 @@ main.add_command(scan.command)
 main.add_command(memory.command)
 main.add_command(scale.command)
 main.add_command(labels.command)
+main.add_command(pages.command)
 
 # Worker processes are spawned: they import this module again.
 if __name__ == "__main__":

@@ -13,9 +13,6 @@ from tests import databases
 SERVICES_REQUIRED = os.environ.get("DAL_TEST_SERVICES") == "required"
 """Set by .ci/run: a test that would be skipped for want of a service fails instead."""
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-"""The system's browser; Playwright's own would be a download."""
-
 
 def missing_service(what: str) -> None:
     """Skip the running test for want of a service; on CI, fail it."""

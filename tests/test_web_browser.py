@@ -16,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, Route, sync_playwright
+from playwright.sync_api import Browser, Page, Route
 from sklearn.datasets import load_digits
 
 from dal.campaign import Annotators, Campaign
 from dal.campaign.control import Control
 from dal.coordinator import Batch, create_campaign, next_batch
 from dal.pool import build_pool
-from tests.conftest import CHROMIUM, missing_service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -37,18 +36,6 @@ Serve = Callable[[Campaign], "Served"]
 
 
 # -- what the tests stand on -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        missing_service("chromium")
-    with sync_playwright() as started:
-        # Every name but this machine's own address does not exist: a page that needs anything else stays blank.
-        rules = "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"
-        chromium = started.chromium.launch(executable_path=CHROMIUM, args=[rules, "--disable-dev-shm-usage"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -16,10 +16,11 @@ const PLAIN = {
  * A held key repeats; were repeats taken, one long press would answer every record in the queue.
  */
 export function meaning(event, classes) {
-  if (event.repeat || event.isComposing || event.altKey) return null;
+  // A dialog that a key has just closed has taken the key: the record behind it must not get it as well.
+  if (event.repeat || event.isComposing || event.altKey || event.defaultPrevented) return null;
   const target = event.target;
   if (target instanceof Element) {
-    if (target.closest("input, textarea, select, dialog[open]")) return null;
+    if (target.closest("input, textarea, select, dialog")) return null;
     // Where a button has the focus, Space and Enter press it, as everywhere.
     if ((event.key === " " || event.key === "Enter") && target.closest("button, a, summary")) return null;
   }
