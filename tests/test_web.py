@@ -405,7 +405,7 @@ def test_a_token_that_is_wrong_or_revoked_lets_nobody_in(campaign: Campaign, mon
 
 def test_managers_manage_and_annotators_do_not(campaign: Campaign) -> None:
     ann, boss = as_person(campaign, "ann"), as_person(campaign, "boss", "manager")
-    for path in ("/api/campaign", "/api/figures/scores", "/export.csv", "/export.jsonl"):
+    for path in ("/api/campaign", "/api/figures/balance", "/export.csv", "/export.jsonl"):
         assert ann.get(path).status_code == 403
         assert boss.get(path).status_code == 200
     assert ann.post("/api/actions", json={"act": "stop"}).status_code == 403

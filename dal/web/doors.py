@@ -28,7 +28,7 @@ _BASE = (
     "frame-ancestors 'none'; "
 )
 STRICT_POLICY = _BASE + "style-src 'self'"
-CHART_POLICY = _BASE.replace("img-src 'self'", "img-src 'self' data: blob:") + "style-src 'self' 'unsafe-inline'"
+CHART_POLICY = _BASE.replace("img-src 'self'", "img-src 'self' data:") + "style-src 'self' 'unsafe-inline'"
 """What BokehJS needs beyond the strict one: it writes its own <style> elements, and its tools' icons are data URLs."""
 
 _ALWAYS = {

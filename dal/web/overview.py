@@ -188,7 +188,8 @@ class Overviews:
             "pace": labels >= FEW,
             "pauses": any(each.opened_at for each in past),
             "map": (self._campaign.directory / MAP).exists() and bool(past),
-            "scores": any((each.summary or {}).get("histogram") for each in past),
+            # A cold start has no model, and its scores are the random ones that break ties.
+            "scores": any(each.model is not None and each.summary is not None for each in past),
         }
         return [name for name, there in known.items() if there]
 
@@ -267,10 +268,11 @@ class Overviews:
         return [figures.pauses(pauses(self._campaign.rounds())[-40:])]
 
     def _scores(self) -> list[Figure]:
-        histograms = [each.summary["histogram"] for each in self._campaign.rounds() if each.summary is not None]
-        if not histograms:
-            raise InputError("no scan has scored the pool yet")
-        return [figures.score_histogram(histograms[-1])]
+        summaries = [each.summary for each in self._campaign.rounds() if each.model is not None]
+        known = [summary for summary in summaries if summary is not None]
+        if not known:
+            raise InputError("no model has scored the pool yet")
+        return [figures.score_histogram(known[-1]["histogram"])]
 
     def _map(self) -> list[Figure]:
         campaign = self._campaign

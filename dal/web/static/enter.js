@@ -22,4 +22,6 @@ async function enter() {
   }
 }
 
+// The right link, opened in a tab that shows a wrong one, is the same page to the browser.
+addEventListener("hashchange", () => location.hash && enter());
 enter();
