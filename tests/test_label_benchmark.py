@@ -50,6 +50,14 @@ def test_labels_to_the_final_accuracy_resample_both_together() -> None:
     assert below.high is None
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_baseline_reaches_its_own_final_accuracy(seed: int) -> None:
+    curves = np.random.default_rng(seed).random((10, 9))
+    curves[:, -1] = 0.9 + 0.1 * curves[:, -1]
+    labels = np.arange(9) * 60.0
+    assert labels_to_final(labels, curves, curves, resamples=200) == pytest.approx((480, 480, 480))
+
+
 def test_paired_differences_by_hand() -> None:
     # Differences 0.1, 0.1, 0, 0.05: mean 0.0625, deviation sqrt(0.006875 / 3), t(0.975, 3) = 3.18245.
     found = paired(np.array([0.9, 0.8, 0.7, 0.8]), np.array([0.8, 0.7, 0.7, 0.75]))

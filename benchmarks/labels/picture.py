@@ -10,7 +10,7 @@ from dal.figures import COLORS
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 56, 190, 28, 40
-SHOWN = ("default", "default, as shipped", "margin", "badge", "cluster_margin", "rare", "coverage", "random")
+SHOWN = ("default", "default, as shipped", "margin", "badge", "cluster_margin", "coverage", "random")
 """More curves than these cannot be told apart; the tables have them all."""
 
 

@@ -102,17 +102,17 @@ class Stage:
         codebook, cells = self._spaces[n_cells]
         self._spaces[n_cells] = codebook, replace(cells, write=False)
 
-    def fit(self, rows: Rows) -> Model | None:
+    def fit(self, rows: Rows, *, committee: bool = False) -> Model | None:
         """Fit the learner on the labels of these rows; None where they are of one class."""
         rows = np.sort(rows)
         labels = self.world.y[rows]
         if len(np.unique(labels)) < 2:
             return None
-        name = hashlib.sha256(rows.tobytes()).digest()
+        name = hashlib.sha256(rows.tobytes()).digest() + bytes([committee])
         if name not in self._fits:
             # What is measured after a batch is what chooses the next one; and all strategies of a seed begin alike.
             self._fits = dict(list(self._fits.items())[:1])
-            self._fits[name] = self.learner.fit(self.world.X[rows], labels)
+            self._fits[name] = self.learner.fit(self.world.X[rows], labels, committee=committee)
         return self._fits[name]
 
 
@@ -190,7 +190,7 @@ class _Campaign:
         return self._learned(self._chosen(strategy, model, k, batch, excluded))
 
     def _prepared(self, excluded: Rows) -> tuple[Strategy, Model | None]:
-        model = self.stage.fit(excluded) if len(excluded) else None
+        model = self.stage.fit(excluded, committee=self.strategy.committee) if len(excluded) else None
         if model is None and len(excluded) and self.strategy.score != "random":
             # All labels are of one class: as in dal.simulate, people would ask for coverage.
             return Strategy.named("coverage", self.strategy.explore).cold(), None

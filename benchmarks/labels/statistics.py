@@ -80,13 +80,18 @@ def labels_to_final(
     >>> labels_to_final(labels, curves, np.array([[0.4, 0.5, 0.6], [0.4, 0.5, 0.6]]), resamples=100)
     Interval(value=15.0, low=15.0, high=15.0)
     """
-    value = labels_to_reach(labels, curves.mean(axis=0), float(baseline[:, -1].mean()))
+    value = _needed(labels, curves, baseline)
     drawn = np.random.default_rng(seed).integers(0, len(curves), (resamples, len(curves)))
-    needed = [labels_to_reach(labels, curves[each].mean(axis=0), float(baseline[each, -1].mean())) for each in drawn]
+    needed = [_needed(labels, curves[each], baseline[each]) for each in drawn]
     # "higher" and "lower" interpolate nothing, so that infinite values stay what they are.
     low = float(np.quantile(needed, 0.025, method="lower"))
     high = float(np.quantile(needed, 0.975, method="higher"))
     return Interval(_finite(value), _finite(low), _finite(high))
+
+
+def _needed(labels: Floats, curves: Floats, baseline: Floats) -> float:
+    # Both means by the same sum: in another order the last bit differs, and a baseline would miss its own final.
+    return labels_to_reach(labels, curves.mean(axis=0), float(baseline.mean(axis=0)[-1]))
 
 
 def mean_interval(values: Floats) -> Interval:

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 
 from benchmarks.labels.published import PUBLISHED
 
-SIGNS = {"better": "+", "same": "=", "worse": "-"}
-
 
 def tables(results: Sequence[Mapping]) -> list[str]:
     """Lay the sets out, one table each, the largest area first."""
@@ -84,7 +82,7 @@ def _difference(entry: Mapping, rival: str) -> str:
         return ""
     low, high = against["interval"]
     half = f" ± {(high - low) / 2:.4f}" if low is not None else ""
-    return f"{against['difference']:+.4f}{half} {SIGNS[against['verdict']]}"
+    return f"{against['difference']:+.4f}{half} {against['verdict']}"
 
 
 def _tally(entry: Mapping, rival: str) -> str:
