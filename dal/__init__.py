@@ -5,13 +5,14 @@ coordinator chooses a diverse batch, people label it, the learner is trained aga
 """
 
 from dal.campaign import Answer, Campaign
-from dal.coordinator import Batch, Stopped, create_campaign, next_batch, status
+from dal.coordinator import Batch, Stopped, create_campaign, next_batch, run_campaign
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
 from dal.scan import Scan, scan
 from dal.selection import Candidates, Strategy
 from dal.selectors import select
 from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
+from dal.standing import status
 
 __all__ = [
     # the pool and the learner
@@ -26,6 +27,7 @@ __all__ = [
     "Stopped",
     "create_campaign",
     "next_batch",
+    "run_campaign",
     "answer_batch",
     "status",
     # its parts

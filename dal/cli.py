@@ -20,7 +20,7 @@ from dal.agreement import Vote
 from dal.campaign import Annotators, Campaign, Settings
 from dal.campaign.control import Act, Control
 from dal.client import connect, local_cluster
-from dal.coordinator import Batch, Stopped, create_campaign, doubtful, next_batch, next_step, pool_of, status
+from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, run_campaign
 from dal.errors import DalError
 from dal.exchange import (
     FORMATS,
@@ -42,6 +42,7 @@ from dal.rounds import Stop, Wait
 from dal.scan import Progress
 from dal.selection import STRATEGIES
 from dal.simulation import Replay
+from dal.standing import Status, doubtful, saved, status
 from dal.web import Listening, Options, make_server
 from dal.web.overview import MAP
 
@@ -223,6 +224,10 @@ def _describe(opened: Pool) -> None:
     help="How several answers become a label.",
 )
 @click.option("--database", default="", help="URL of a PostgreSQL database. Default: a file in DIRECTORY.")
+@click.option("--close-at", default=1.0, show_default=True, help="Share of a batch whose answers are waited for.")
+@click.option("--reserve", default=0.0, show_default=True, help="Records beyond the batch, as a share, for the pause.")
+@click.option("--stop-set", type=int, help="Records held back to compare models on. Default: 1 %, 1,000 at most.")
+@click.option("--holdout", type=click.Path(exists=True, dir_okay=False), help="Labelled records apart, as .npz: X, y.")
 def init(
     directory: Path,
     pool_path: str,
@@ -238,6 +243,10 @@ def init(
     gold: float,
     vote: Vote,
     database: str,
+    close_at: float,
+    reserve: float,
+    stop_set: int | None,
+    holdout: str | None,
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
     campaign = create_campaign(
@@ -255,6 +264,10 @@ def init(
         gold=gold,
         vote=vote,
         database=database,
+        close_at=close_at,
+        reserve=reserve,
+        stop_set=stop_set,
+        holdout=holdout,
     )
     console.print(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
 
@@ -272,11 +285,36 @@ def next_(directory: Path, scheduler: str | None, close: bool, coverage: bool) -
     with _cluster(None if waits else scheduler, start=not waits) as client, shown("scan", console) as show:
         given = next_batch(campaign, client=client, progress=_rows_shown(show), close=close, coverage=coverage)
     if isinstance(given, Stopped):
-        console.print("Stopped: more labels are not worth their price.")
-        for each in given.verdicts:
-            console.print(f"  {each.criterion}: {each.reason}")
+        _tell_stopped(given)
         return
     _tell_batch(campaign, directory, given)
+
+
+@main.command("run")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--scheduler", help="Address of a Dask scheduler. Default: a local cluster of this machine's cores.")
+def run_(directory: Path, scheduler: str | None) -> None:
+    """Carry on round after round, as people answer, until a stopping criterion ends the campaign.
+
+    Answers come by imports or from the labelling page. With the settings close_at and reserve nobody waits for the next
+    batch. Ctrl-C ends it; run again, it goes on.
+    """
+    campaign = Campaign.open(directory)
+    with _cluster(scheduler, start=True) as client, shown("scan", console) as show:
+        ended = run_campaign(
+            campaign,
+            client=client,
+            progress=_rows_shown(show),
+            on_batch=lambda batch: console.print(f"Round {batch.number} is open: {len(batch.rows):,} records to label"),
+        )
+    if ended is not None:
+        _tell_stopped(ended)
+
+
+def _tell_stopped(stopped: Stopped) -> None:
+    console.print("Stopped: more labels are not worth their price.")
+    for each in stopped.verdicts:
+        console.print(f"  {each.criterion}: {each.reason}")
 
 
 def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
@@ -351,10 +389,22 @@ def status_(directory: Path) -> None:
         console.print(f"  {pair.first} and {pair.second}: alike in {pair.agreement:.0%} of {pair.n:,}{kappa}")
     for name, (right, of) in sorted(now.gold.items()):
         console.print(f"gold records: {name} has {right:,} of {of:,} right")
-    for each in now.verdicts:
-        console.print(f"{'STOP' if each.stop else 'go on'}: {each.criterion}: {each.reason}")
+    console.print(f"labels saved: {saved(campaign).text}")
+    for name, share in now.shares.items():
+        if share.value is not None:
+            console.print(f"share of {name} in the pool: {share.text}")
+    _tell_verdicts(now)
     for note in now.notes:
         console.print(f"the learner warned: {note}")
+
+
+def _tell_verdicts(now: Status) -> None:
+    for word, verdicts in (("go on", now.verdicts), ("advice", now.advice)):
+        for each in verdicts:
+            first = now.first_stops.get(each.criterion)
+            before = f" (it would have stopped after round {first})" if first is not None and not each.stop else ""
+            said = "STOP" if each.stop and word == "go on" else f"{word}, stop" if each.stop else word
+            console.print(f"{said}: {each.criterion}: {each.reason}{before}")
 
 
 def _describe_settings(settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,26 +10,29 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from threading import Event
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from distributed import Client
 from sklearn.base import BaseEstimator
+from sklearn.metrics import cohen_kappa_score
 
 from dal import rounds
-from dal.agreement import Agreement, Labels, Vote, agreement, dawid_skene, relabelling
+from dal.agreement import Labels, Vote
 from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
-from dal.errors import CampaignMismatch, LearnerError, SettingsError
+from dal.errors import AlreadyAsked, CampaignMismatch, LearnerError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
-from dal.ruler import Estimate, accuracy
+from dal.ruler import RoundRecord
 from dal.scan import Cells, Journal, Progress, Summary, sample_codebook, scan
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.kernel import score_block
+from dal.scores import of_probabilities
 from dal.selection import (
     Candidates,
     Codebook,
@@ -38,13 +42,16 @@ from dal.selection import (
     uniform_rows,
 )
 from dal.selectors import choose
-from dal.stopping import MaxLabels, Verdict, parse
+from dal.stopping import Criterion, MaxLabels, Verdict, advice, first_stop, parse
 
 Rows = npt.NDArray[np.int64]
 SAVED_LEARNER = "saved"
 """The learner's name in the settings where an estimator object was given; it lies in the campaign's directory."""
 
 COVERAGE = "coverage"
+STOP_SET = -1
+"""Stands for the round in the hashes that draw the stop set: no round has it."""
+_ATTEMPTS = 5
 CELLS, CELLS_COMPLETE = "cells.zarr", "cells.complete"
 
 _log = logging.getLogger(__name__)
@@ -82,49 +89,6 @@ class Stopped:
     verdicts: tuple[Verdict, ...]
 
 
-@dataclass(frozen=True)
-class Status:
-    """Where a campaign stands, for people to read; `gold` counts, per annotator, right answers and all."""
-
-    round: int
-    status: str
-    asked: int
-    labels: int
-    pending: int
-    per_class: dict[str, int]
-    accuracy: Estimate
-    agreement: Agreement
-    gold: dict[str, tuple[int, int]]
-    verdicts: tuple[Verdict, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Doubtful:
-    """A labelled record for which another answer is worth its price.
-
-    Attributes
-    ----------
-    row, record_id
-        The record.
-    label : str
-        Its most probable class.
-    probability : float
-        Of that class.
-    worth : float
-        From 0 to 1: the entropy of its posterior times its score.
-    answers : dict of str to str
-        What each annotator said.
-    """
-
-    row: int
-    record_id: str
-    label: str
-    probability: float
-    worth: float
-    answers: dict[str, str]
-
-
 def create_campaign(
     directory: str | Path,
     pool: Pool | str | Path,
@@ -141,6 +105,10 @@ def create_campaign(
     gold: float = 0.0,
     vote: Vote = "majority",
     database: str = "",
+    close_at: float = 1.0,
+    reserve: float = 0.0,
+    stop_set: int | None = None,
+    holdout: str | Path | None = None,
 ) -> Campaign:
     """Make a campaign; everything that can be refused is refused now, before anything is written.
 
@@ -174,6 +142,16 @@ def create_campaign(
         records by how sure their label is; it takes a learner that weights can be given to.
     database : str, default=""
         URL of a PostgreSQL database. Without one, the campaign is kept in an SQLite file in its directory.
+    close_at : float, default=1
+        Share of a batch whose answers are waited for; the others may come later, and count from the next round on.
+    reserve : float, default=0
+        Records chosen beyond the batch, as a share of it, to work on while the next batch is prepared.
+    stop_set : int, optional
+        Records that are held back from asking, so that criteria can compare successive models on them. By default one
+        in a hundred and at most 1,000, and none where that would be fewer than 100.
+    holdout : path, optional
+        An .npz file with ``X`` (n, d) and ``y`` (n,), names of classes or their codes: labelled records outside of the
+        pool. Accuracy is then measured on them.
 
     Returns
     -------
@@ -202,6 +180,10 @@ def create_campaign(
         gold=gold,
         vote=vote,
         database=database,
+        close_at=close_at,
+        reserve=reserve,
+        stop_set=_stop_set_of(pool.n_rows) if stop_set is None else stop_set,
+        holdout="" if holdout is None else str(Path(holdout).absolute()),
     )
     settings.check()
     score = Strategy.named(strategy, explore).score
@@ -209,6 +191,11 @@ def create_campaign(
         parse(text)
     if batch > pool.n_rows:
         raise SettingsError(f"Expected a batch of at most the pool's {pool.n_rows:,} records, got {batch:,}.")
+    if settings.stop_set > pool.n_rows // 2:
+        raise SettingsError(
+            f"Expected a stop set of at most half of the pool's {pool.n_rows:,} records, got {settings.stop_set:,}."
+        )
+    _read_holdout(settings, pool.n_features)
     if isinstance(learner, str):
         named = Learner.named(learner, settings.classes, random_state=seed, trusted=settings.trusted)
     else:
@@ -260,79 +247,66 @@ def next_batch(
         If another process is at work on this campaign.
     """
     with campaign.lock():
-        coordinator = _Coordinator(campaign, client, progress, coverage=coverage, reserved=reserved)
+        coordinator = Coordinator(campaign, client, progress, coverage=coverage, reserved=reserved)
         return coordinator.run(close=close)
+
+
+def run_campaign(
+    campaign: Campaign,
+    *,
+    client: Client | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    on_batch: Callable[[Batch], None] | None = None,
+    ended: Event | None = None,
+    patience: float = 1.0,
+) -> Stopped | None:
+    """Carry on round after round, as the answers come in, until a criterion ends the campaign.
+
+    People answer through the queue (`dal.campaign.Queue`), by imports, or both. A round is closed when the share
+    ``close_at`` of its batch is answered; while the next batch is prepared, the queue serves what is left of it, and
+    then its reserve.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    client : distributed.Client, optional
+        Where to scan; without one, in this process.
+    progress : callable, optional
+        Told of each scan's progress.
+    on_batch : callable, optional
+        Given each batch once it is open.
+    ended : threading.Event, optional
+        Set, it ends the waiting; the campaign goes on when it is run again.
+    patience : float, default=1
+        Seconds between two looks at the answers.
+
+    Returns
+    -------
+    Stopped or None
+        None where `ended` was set.
+
+    Raises
+    ------
+    CampaignLocked
+        If another process is at work on this campaign.
+    """
+    ended = ended or Event()
+    with campaign.lock():
+        coordinator = Coordinator(campaign, client, progress, coverage=False)
+        while not ended.is_set():
+            given = coordinator.run(close=False)
+            if isinstance(given, Stopped):
+                return given
+            if on_batch is not None:
+                on_batch(given)
+            while coordinator.waiting() and not ended.wait(patience):
+                pass
+    return None
 
 
 def next_step(campaign: Campaign) -> rounds.Action:
     """Say what :func:`next_batch` would do first. Changes nothing and needs no lock."""
-    return rounds.next_action(_Coordinator(campaign, None, None, coverage=False).state())
-
-
-def status(campaign: Campaign) -> Status:
-    """Tell where a campaign stands. Changes nothing and needs no lock."""
-    coordinator = _Coordinator(campaign, None, None, coverage=False)
-    state = coordinator.state()
-    codes = coordinator.labels(None).codes
-    answers = campaign.latest_answers()
-    counts = np.bincount(codes, minlength=len(campaign.settings.classes))
-    fits = [each.notes for each in campaign.rounds() if each.notes]
-    notes = tuple(str(note) for note in fits[-1].get("warnings", ())) if fits else ()
-    return Status(
-        round=state.number,
-        status=state.status,
-        asked=len(campaign.asked_rows()),
-        labels=len(codes),
-        pending=state.pending,
-        per_class=dict(zip(campaign.settings.classes, counts.tolist(), strict=True)),
-        accuracy=accuracy(campaign.history(), rounds=5),
-        agreement=agreement(answers.rows, answers.annotators, answers.labels, seed=campaign.settings.seed),
-        gold=_gold_results(campaign),
-        verdicts=state.verdicts,
-        notes=notes,
-    )
-
-
-def _gold_results(campaign: Campaign) -> dict[str, tuple[int, int]]:
-    known, answers = campaign.gold(), campaign.gold_answers()
-    results: dict[str, tuple[int, int]] = {}
-    for row, annotator, code in zip(answers.rows.tolist(), answers.annotators, answers.labels.tolist(), strict=True):
-        right, of = results.get(annotator, (0, 0))
-        results[annotator] = right + (code == known[row]), of + 1
-    return results
-
-
-def doubtful(campaign: Campaign, n: int) -> list[Doubtful]:
-    """Propose labelled records for another answer, by how doubtful the label is times what the record was worth.
-
-    The doubt is the entropy of the posterior that Dawid and Skene's model gives, whichever way the campaign votes.
-    """
-    settings = campaign.settings
-    answers = campaign.latest_answers()
-    columns = answers.rows, answers.annotators, answers.labels
-    found = dawid_skene(*columns, n_classes=len(settings.classes), seed=settings.seed).labels
-    assert found.proba is not None
-    # Without a model, scores are drawn at random, and say nothing of what a record is worth.
-    judged = [each for each in campaign.rounds() if each.model and Strategy.named(each.strategy).score != "random"]
-    scores = {asked.row: asked.score for each in judged for asked in campaign.batch(each.number)}
-    worth_asking = [np.nan if (score := scores.get(row)) is None else score for row in found.rows.tolist()]
-    order, worth = relabelling(found.proba, np.clip(worth_asking, 0, 1))
-    chosen = order[worth[order] > 0][:n]
-    said: dict[int, dict[str, str]] = {row: {} for row in found.rows[chosen].tolist()}
-    for row, annotator, code in zip(answers.rows.tolist(), answers.annotators, answers.labels.tolist(), strict=True):
-        if row in said:
-            said[row][annotator] = "skipped" if code < 0 else settings.classes[code]
-    return [
-        Doubtful(row, record_id, settings.classes[code], float(proba[code]), float(value), said[row])
-        for row, record_id, code, proba, value in zip(
-            found.rows[chosen].tolist(),
-            pool_of(campaign).record_ids(found.rows[chosen]),
-            found.codes[chosen].tolist(),
-            found.proba[chosen],
-            worth[chosen],
-            strict=True,
-        )
-    ]
+    return rounds.next_action(Coordinator(campaign, None, None, coverage=False).state())
 
 
 def pool_of(campaign: Campaign) -> Pool:
@@ -354,7 +328,7 @@ def pool_of(campaign: Campaign) -> Pool:
 
 def features_of(campaign: Campaign, rows: Rows) -> npt.NDArray[np.float32]:
     """Read features of rows, from the pool only where they were not kept when the record was asked."""
-    return _Coordinator(campaign, None, None, coverage=False)._features(rows)
+    return Coordinator(campaign, None, None, coverage=False).features(rows)
 
 
 def learner_of(campaign: Campaign) -> Learner:
@@ -379,6 +353,13 @@ def _check_weights(learner: Learner, settings: Settings) -> None:
         )
 
 
+class _Asked(NamedTuple):
+    """What is not to be asked again, with its features."""
+
+    rows: Rows
+    X: npt.NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class _Drawn:
     """The explore share of a batch, with its features."""
@@ -391,7 +372,9 @@ class _Drawn:
         return cls([], np.empty((0, width), dtype=np.float32))
 
 
-class _Coordinator:
+class Coordinator:
+    """Carries out a campaign's steps; reading where it stands needs no lock."""
+
     def __init__(
         self,
         campaign: Campaign,
@@ -411,9 +394,11 @@ class _Coordinator:
 
     @cached_property
     def pool(self) -> Pool:
+        """The campaign's pool, opened when it is first needed."""
         return pool_of(self.campaign)
 
     def run(self, *, close: bool) -> Batch | Stopped:
+        """Go on to the next batch, or to the end; the caller holds the campaign's lock."""
         fresh = False
         while True:
             state = self.state()
@@ -438,14 +423,28 @@ class _Coordinator:
                     return Stopped(verdicts)
 
     def state(self) -> rounds.State:
+        """Read where the campaign stands."""
         past = self.campaign.rounds()
         verdicts = self._verdicts(past)
         if not past:
             return rounds.State(0, "none", trainable=False, pending=0, verdicts=verdicts)
         last = past[-1]
-        pending = self.campaign.pending(last.number) if last.status == "open" else 0
+        pending, spare = self._awaited(last) if last.status == "open" else (0, 0)
         trainable = last.strategy != COVERAGE and self._classes_seen(last.last_answer) > 1
-        return rounds.State(last.number, last.status, trainable=trainable, pending=pending, verdicts=verdicts)
+        return rounds.State(last.number, last.status, trainable, pending, spare, verdicts)
+
+    def waiting(self) -> bool:
+        """Say whether the open batch still waits for answers, by a look that costs little."""
+        current = self.campaign.current_round
+        if current is None or current.status != "open":
+            return False
+        pending, spare = self._awaited(current)
+        return pending > spare
+
+    def _awaited(self, current: Round) -> tuple[int, int]:
+        size = self.campaign.batch_size(current.number)
+        # The rounding is of shares people write, such as 0.9 of 10, which in binary is a little more than 9.
+        return self.campaign.pending(current.number), size - math.ceil(round(self.settings.close_at * size, 9))
 
     def labels(self, upto: int | None) -> Labels:
         """Give the label of every labelled record, from the answers up to an id."""
@@ -461,24 +460,43 @@ class _Coordinator:
         if told is not None and told.act == "stop":
             reason = f"{told.person} stopped the campaign on {told.at:%Y-%m-%d at %H:%M} UTC; dal resume goes on"
             return (Verdict("stopped", True, None, 0, reason),)
-        if not self.criteria:
-            return ()
-        history = self.campaign.history()
+        return self.judged(self.criteria, self.campaign.history()) if self.criteria else ()
+
+    def judged(self, criteria: Sequence[Criterion], history: Sequence[RoundRecord]) -> tuple[Verdict, ...]:
+        """Ask each criterion what it says now."""
         hours = (datetime.now(UTC) - self.campaign.created_at).total_seconds() / 3600
         known = len(self.labels(None).rows)
-        return tuple(criterion.judge(history, known, hours) for criterion in self.criteria)
+        return tuple(criterion.judge(history, known, hours) for criterion in criteria)
+
+    def first_stops(self, history: Sequence[RoundRecord]) -> dict[str, int]:
+        """Say after which round each criterion would have ended the campaign first."""
+        stops = {}
+        for criterion in (*self.criteria, *advice(self.criteria)):
+            if (number := first_stop(criterion, history)) is not None:
+                stops[criterion.judge(history, 0, 0.0).criterion] = number
+        return stops
+
+    def explored_labels(self) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """Give the rows and labels of all explore answers: a random sample of what was not asked by choice."""
+        drawn = [
+            asked.row for each in self.campaign.rounds() for asked in self.campaign.batch(each.number) if asked.explore
+        ]
+        known = self.labels(None)
+        mine = np.isin(known.rows, np.array(drawn, dtype=np.int64))
+        return known.rows[mine], known.codes[mine]
+
+    def explored(self) -> list[int]:
+        """Count the explore answers of each class."""
+        return np.bincount(self.explored_labels()[1], minlength=len(self.settings.classes)).tolist()
 
     def _exhausted(self, past: list[Round]) -> bool:
         """Say whether nothing is left to ask: no row, or none that the last scan could find."""
         if not past or past[-1].status != "closed":
             return False
         # By the rows that the round froze: telling where a campaign stands takes no look at its pool.
-        spent = not self.campaign.batch(past[-1].number) or len(self._closed_rows()) >= past[-1].n_rows
-        return spent and self.pool.n_rows <= past[-1].n_rows
-
-    def _closed_rows(self, current: Round | None = None) -> Rows:
-        """Give the rows that are not to be asked, ascending; of a round, as they were when it was frozen."""
-        return np.union1d(self.campaign.excluded_rows(current), self.reserved)
+        last = past[-1]
+        spent = not self.campaign.batch_size(last.number) or len(self._never_asked(last.stop_set)) >= last.n_rows
+        return spent and self.pool.n_rows <= last.n_rows
 
     def _current(self) -> Round:
         current = self.campaign.current_round
@@ -500,22 +518,32 @@ class _Coordinator:
                 " (any record of the pool can be imported, asked or not), or choose another batch by coverage:"
                 " dal next --coverage."
             )
-        left = pool.n_rows - len(self._closed_rows())
+        left = pool.n_rows - len(self._never_asked(settings.stop_set))
         if left < settings.batch:
             _log.warning("Only %d records were never asked: the batch is that short.", left)
-        budget = min((c.n - len(codes) for c in self.criteria if isinstance(c, MaxLabels)), default=settings.batch)
         self.campaign.freeze_round(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,
-            k=min(settings.batch, left, budget),
+            k=min(settings.batch, left, self._budget(len(codes))),
             explore=settings.explore,
             seed=settings.seed,
             strategy=strategy,
+            stop_set=settings.stop_set,
         )
+
+    def _never_asked(self, stop_set: int, current: Round | None = None) -> Rows:
+        """Give the rows that are not to be asked: asked ones and their like, the stop set, and what is held out."""
+        excluded = self.campaign.excluded_rows(current)
+        return np.union1d(excluded, np.append(self._stop_rows(stop_set), self.reserved))
+
+    def _stop_rows(self, count: int) -> Rows:
+        # Of the pool as it was when the campaign began: rows that are appended change no choice.
+        draws = uniform_rows(self.campaign.n_rows, np.empty(0, np.int64), self.settings.seed, STOP_SET)
+        return np.sort(np.fromiter(islice(draws, count), np.int64))
 
     def _fit(self, current: Round) -> None:
         labels = self.labels(current.last_answer)
-        rows, X = labels.rows, self._features(labels.rows)
+        rows, X = labels.rows, self.features(labels.rows)
         valid = np.isfinite(X).all(axis=1)
         positions, codes, weights = labels.weighted()
         sound = valid[positions]
@@ -527,8 +555,41 @@ class _Coordinator:
                 committee=Strategy.named(current.strategy).committee,
             )
             model.predict_proba(X[valid][:1000])
-        notes = {"warnings": list(model.warnings), "invalid_labeled": int((~valid).sum())}
+        notes = {
+            "warnings": list(model.warnings),
+            "invalid_labeled": int((~valid).sum()),
+            "measured": self._measured(current, model),
+        }
         self.campaign.save_model(current, model.dumps(), trained_on=len(rows), notes=notes)
+
+    def _measured(self, current: Round, model: Model) -> dict[str, float]:
+        """Compare the model with the one before on the stop set, and try it on the user's holdout."""
+        measured: dict[str, float] = {}
+        if len(X := self._stop_set(current.stop_set)):
+            proba = model.predict_proba(X)
+            measured["uncertainty"] = float(of_probabilities("entropy", proba).score.mean())
+            if current.parent_model is not None:
+                before = Model.loads(self.campaign.load_model(current.parent_model), self.settings.trusted)
+                now, then = proba.argmax(axis=1), before.predict_proba(X).argmax(axis=1)
+                measured["changed"] = float((now != then).mean())
+                # Kappa of two models that agree on a single class is 0 / 0.
+                measured["kappa"] = 1.0 if (now == then).all() else float(cohen_kappa_score(now, then))
+        if (holdout := _read_holdout(self.settings, self.pool.n_features)) is not None:
+            X, codes = holdout
+            measured["holdout_correct"] = int((model.predict_proba(X).argmax(axis=1) == codes).sum())
+            measured["holdout_asked"] = len(codes)
+        return measured
+
+    def _stop_set(self, count: int) -> npt.NDArray[np.float32]:
+        """Read the stop set's features, kept in the campaign: in a large pool each record costs its chunk."""
+        rows, path = self._stop_rows(count), self.campaign.directory / "stop-set.npz"
+        kept = _loaded(path)
+        if kept is None or not np.array_equal(kept["rows"], rows):
+            kept = {"rows": rows, "features": self.pool.take(rows)}
+            with replacing(path) as file:
+                np.savez(file, allow_pickle=False, **kept)
+        X: npt.NDArray[np.float32] = kept["features"]
+        return X[np.isfinite(X).all(axis=1)]
 
     @contextmanager
     def _withdrawing(self, current: Round) -> Iterator[None]:
@@ -569,7 +630,7 @@ class _Coordinator:
         complete = stored.exists() and marker.exists() and marker.read_text() == str(n_rows)
         return Cells(str(stored), write=not complete)
 
-    def _features(self, rows: Rows) -> npt.NDArray[np.float32]:
+    def features(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Read features of rows; those of asked records were kept when they were asked.
 
         Scattered through a large pool, each of them would cost a whole chunk, every round again.
@@ -597,8 +658,8 @@ class _Coordinator:
                 self.pool.head(current.n_rows),
                 model,
                 strategy,
-                current.k,
-                self._closed_rows(current),
+                current.k + self._reserve(current),
+                self._never_asked(current.stop_set, current),
                 seed=current.seed,
                 round=current.number,
                 codebook=self._codebook() if strategy.traits.features else None,
@@ -613,18 +674,36 @@ class _Coordinator:
             (self.campaign.directory / CELLS_COMPLETE).write_text(str(current.n_rows))
         journal.clear()
 
+    def _reserve(self, current: Round) -> int:
+        """Say how many records to choose beyond the batch: none beyond the budget, in the last batch."""
+        wanted = math.ceil(self.settings.reserve * current.k)
+        return max(0, min(wanted, self._budget(current.labels) - current.k))
+
+    def _budget(self, labels: int) -> int:
+        budgets = [criterion.n - labels for criterion in self.criteria if isinstance(criterion, MaxLabels)]
+        return min(budgets, default=self.campaign.n_rows)
+
     def _select(self, current: Round) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return self._choose_and_open(current)
+            except AlreadyAsked:
+                # Somebody was served a record of the last reserve since the look at what is taken.
+                if attempt == _ATTEMPTS - 1:
+                    raise
+        return None
+
+    def _choose_and_open(self, current: Round) -> None:
         model = self._model(current)
         strategy = self._strategy(current, model)
         excluded = self.campaign.excluded_rows()
         with np.load(io.BytesIO(self.campaign.load_scan(current))) as arrays:
             candidates = candidates_from(arrays)
-        drawn = self._drawn(current, self._closed_rows()) if len(candidates) else _Drawn.none(self.pool.n_features)
-        chosen = self._chosen(current, strategy, candidates, excluded, drawn)
-        self._keep_features(current, chosen, drawn)
-        answers = dict(zip(chosen.rows.tolist(), zip(chosen.scores, chosen.predicted, strict=True), strict=True))
-        answers |= dict(zip(drawn.rows, self._judged(model, strategy, drawn.X), strict=True))
-        sure = self._confidence(model, chosen, drawn, {row: code for row, (_, code) in answers.items()})
+        drawn = _Drawn.none(self.pool.n_features)
+        if len(candidates):
+            drawn = self._drawn(current, self._never_asked(current.stop_set))
+        asked = _Asked(np.append(excluded, drawn.rows), np.concatenate([self.features(excluded), drawn.X]))
+        chosen = self._chosen(current, strategy, candidates, asked, current.k - len(drawn.rows))
         order = interleaved(chosen.rows.tolist(), drawn.rows)
         if len(order) < current.k:
             _log.warning(
@@ -633,6 +712,15 @@ class _Coordinator:
                 len(order),
                 current.k,
             )
+        # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
+        asked = _Asked(np.append(asked.rows, chosen.rows), np.concatenate([asked.X, chosen.embeddings]))
+        spare = self._chosen(current, strategy, candidates, asked, self._reserve(current))
+        chosen = candidates.take(np.searchsorted(candidates.rows, np.append(chosen.rows, spare.rows)))
+        self._keep_features(current, chosen, drawn)
+        answers = dict(zip(chosen.rows.tolist(), zip(chosen.scores, chosen.predicted, strict=True), strict=True))
+        answers |= dict(zip(drawn.rows, self._judged(model, strategy, drawn.X), strict=True))
+        sure = self._confidence(model, chosen, drawn, {row: code for row, (_, code) in answers.items()})
+        order += spare.rows.tolist()
         explored = set(drawn.rows)
         self.campaign.open_batch(
             current,
@@ -642,6 +730,7 @@ class _Coordinator:
             [int(answers[row][1]) if answers[row][1] >= 0 else None for row in order],
             [row in explored for row in order],
             confidence=[sure.get(row) for row in order],
+            reserve=len(spare),
         )
 
     def _drawn(self, current: Round, excluded: Rows) -> "_Drawn":
@@ -659,19 +748,17 @@ class _Coordinator:
         return drawn
 
     def _chosen(
-        self, current: Round, strategy: Strategy, candidates: Candidates, excluded: Rows, drawn: "_Drawn"
+        self, current: Round, strategy: Strategy, candidates: Candidates, asked: "_Asked", count: int
     ) -> Candidates:
-        taken = np.concatenate([excluded, np.array(drawn.rows, dtype=np.int64)])
-        looks = strategy.traits.features
-        codebook = self._codebook() if looks else None
+        codebook = self._codebook() if strategy.traits.features else None
         rows = choose(
             candidates,
             strategy,
-            current.k - len(drawn.rows),
+            count,
             capacity=strategy.capacity(current.k, current.n_rows, len(codebook.centers) if codebook else None),
             codebook=codebook,
-            asked=np.concatenate([self._features(excluded), drawn.X]) if looks else drawn.X,
-            excluded=taken,
+            asked=asked.X,
+            excluded=asked.rows,
             seed=current.seed,
             round=current.number,
         )
@@ -736,3 +823,36 @@ def _summary_as_json(summary: Summary) -> dict[str, object]:
     confidence = summary.tally.mean_confidence
     rest = {name: value for name, value in vars(summary).items() if name != "tally"}
     return {**tally, **rest, "mean_confidence": None if np.isnan(confidence) else confidence}
+
+
+def _stop_set_of(n_rows: int) -> int:
+    """Give the stop set's size where none was chosen: in a small pool each record is worth more as a label."""
+    size = min(n_rows // 100, 1000)
+    return size if size >= 100 else 0
+
+
+def _read_holdout(settings: Settings, n_features: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
+    """Read the labelled records that the user has set apart."""
+    if not settings.holdout:
+        return None
+    expected = f"Expected an .npz file with X (n, {n_features}) and y (n,) as holdout: {settings.holdout}"
+    try:
+        with np.load(settings.holdout, allow_pickle=False) as stored:
+            X, y = np.asarray(stored["X"], dtype=np.float32), np.asarray(stored["y"])
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise SettingsError(f"{expected} cannot be read so ({error}).") from error
+    if X.ndim < 2 or X[:1].size != n_features or y.shape != X.shape[:1]:
+        raise SettingsError(f"{expected} holds X {X.shape} and y {y.shape}.")
+    X = X.reshape(len(X), n_features)
+    if y.dtype.kind in "iu":
+        codes = y.astype(np.int64)
+        unknown = np.unique(codes[(codes < 0) | (codes >= len(settings.classes))]).tolist()
+    else:
+        position = {name: code for code, name in enumerate(settings.classes)}
+        codes = np.array([position.get(str(name), -1) for name in y.tolist()], dtype=np.int64)
+        unknown = sorted({str(name) for name in y.tolist()} - set(position))
+    if unknown:
+        raise SettingsError(f"The holdout's labels {unknown[:5]} are no classes of {', '.join(settings.classes)}.")
+    if not np.isfinite(X).all():
+        raise SettingsError("The holdout holds NaN or infinite features: no model can be tried on them.")
+    return X, codes

@@ -228,7 +228,7 @@ class Learner:
         LearnerError
             If fewer than two classes are among the labels, or the estimator refuses the data, or cannot be saved.
         """
-        model = self._fitted(X, labels, sample_weight)
+        model = self.try_fit(X, labels, sample_weight)
         if committee and not _is_committee(model.estimator):
             model = replace(model, bootstraps=self._bootstraps(X, labels, sample_weight))
         return Model.loads(model.dumps(), trusted=self.trusted)
@@ -244,10 +244,14 @@ class Learner:
             parts = [np.flatnonzero(codes == code) for code in np.unique(codes)]
             drawn = np.concatenate([part[rng.integers(0, len(part), len(part))] for part in parts])
             weights = None if sample_weight is None else np.asarray(sample_weight)[drawn]
-            members.append(self._fitted(records[drawn], codes[drawn], weights).estimator)
+            members.append(self.try_fit(records[drawn], codes[drawn], weights).estimator)
         return tuple(members)
 
-    def _fitted(self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> "Model":
+    def try_fit(self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> "Model":
+        """Fit as `fit` does, without the way through a file: for a model that is looked at once and thrown away.
+
+        Its predictions may differ in their last bits from those of a model that was saved.
+        """
         records = np.ascontiguousarray(X, dtype=np.float32)
         codes = _class_codes(labels, len(records), self.classes)
         estimator = _single_threaded(_cloned(self.estimator))
@@ -311,7 +315,7 @@ class Learner:
 
     def _try_on(self, n: int, n_features: int, score: str) -> None:
         X, codes = _made_up_records(n, n_features, len(self.classes))
-        model = self._fitted(X, codes)
+        model = self.try_fit(X, codes)
         predicted = model.predict_proba(X)
         _check_probabilities(predicted, model.kind)
         if score == OF_GRADIENTS:

@@ -30,6 +30,8 @@ class State:
         Whether the round learns from labels: not in a cold start, which has none and chooses by coverage.
     pending : int
         Records of the open batch that nobody has answered.
+    spare : int
+        So many of them need not be waited for.
     verdicts : tuple of Verdict
         What the stopping criteria say now.
     """
@@ -38,6 +40,7 @@ class State:
     status: Status
     trainable: bool
     pending: int
+    spare: int = 0
     verdicts: tuple[Verdict, ...] = ()
 
 
@@ -74,7 +77,7 @@ class Wait:
 
 @dataclass(frozen=True)
 class Close:
-    """Every record of the batch has been answered: close the round."""
+    """Enough of the batch has been answered: close the round."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def next_action(state: State) -> Action:
     Scan(cold=True)
     >>> next_action(State(number=1, status="open", trainable=False, pending=3))
     Wait(pending=3)
+    >>> next_action(State(number=1, status="open", trainable=False, pending=3, spare=3))
+    Close()
     """
     match state.status:
         case "none" | "closed":
@@ -110,4 +115,4 @@ def next_action(state: State) -> Action:
         case "scanned":
             return Select()
         case "open":
-            return Wait(state.pending) if state.pending else Close()
+            return Wait(state.pending) if state.pending > state.spare else Close()

@@ -205,7 +205,7 @@ def labels_saved(
     spent: int,
     *,
     seed: int = 0,
-    repeats: int = 60,
+    repeats: int = 40,
     confidence: float = 0.95,
 ) -> Estimate:
     r"""Estimate how many more labels random sampling would have taken to come where the campaign is.
@@ -272,7 +272,7 @@ def _unknown(n: int, what: str) -> Estimate:
 def _halved(fit_and_judge: FitAndJudge, n: int, seed: int, repeats: int) -> tuple[Floats, Floats]:
     """Measure the accuracy on one half of the answers, learned from nested parts of the other half."""
     half = n // 2
-    sizes = np.unique(np.geomspace(half / 8, half, 7).round().astype(np.int64))
+    sizes = np.unique(np.geomspace(half / 8, half, 5).round().astype(np.int64))
     curves = np.empty((repeats, len(sizes)))
     for repeat in range(repeats):
         order = np.random.default_rng([seed, repeat]).permutation(n)

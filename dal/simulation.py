@@ -269,7 +269,15 @@ def simulate(
     with ExitStack() as stack:
         place = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="dal-"))
         campaign = create_campaign(
-            place, pool, classes, learner=learner, strategy=strategy, batch=batch, seed=seed, explore=explore
+            place,
+            pool,
+            classes,
+            learner=learner,
+            strategy=strategy,
+            batch=batch,
+            seed=seed,
+            explore=explore,
+            stop_set=0,
         )
         replay = Replay(strategy, seed, (), (), ())
         for _ in range(rounds):

@@ -17,13 +17,14 @@ from sklearn.svm import SVR
 
 from dal.agreement import dawid_skene
 from dal.campaign import Answer, Campaign, Given, Queue
-from dal.coordinator import Batch, Stopped, create_campaign, doubtful, next_batch, next_step, pool_of, status
+from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
 from dal.rounds import Fit, Open, Select, Stop, Wait
 from dal.rounds import Scan as ScanAction
 from dal.simulation import answer_batch
+from dal.standing import doubtful, status
 
 CLASSES = ("red", "green", "blue")
 N, D = 6_000, 6

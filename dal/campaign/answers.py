@@ -46,6 +46,7 @@ from dal.campaign.schema import (
     exports,
     gold,
     imports,
+    leases,
     rounds,
     staged,
 )
@@ -163,10 +164,17 @@ def latest(
 
 
 def excluded_rows(connection: Connection, before_round: int | None, upto: int | None) -> npt.NDArray[np.int64]:
-    """Read the rows asked before a round, answered up to an id, or gold; ascending; without bounds, all of them."""
+    """Read the rows asked before a round, answered up to an id, or gold; ascending; without bounds, all of them.
+
+    A record of a reserve is asked once somebody answers it. Until then the next batch may have it, unless somebody
+    looks at it just now: that passes, so only a reading without bounds takes it into account.
+    """
     asked_rows, answered_rows, gold_rows = select(asked.c.row), select(answers.c.row), select(gold.c.row)
-    if before_round is not None:
-        asked_rows = asked_rows.where(asked.c.round < before_round)
+    if before_round is None:
+        looked_at = exists().where(leases.c.row == asked.c.row)
+        asked_rows = asked_rows.where(~asked.c.reserve | looked_at)
+    else:
+        asked_rows = asked_rows.where(~asked.c.reserve, asked.c.round < before_round)
         gold_rows = gold_rows.where(gold.c.since < before_round)
     if upto is not None:
         answered_rows = answered_rows.where(answers.c.id <= upto)

@@ -7,6 +7,9 @@ on. Version 1 knew SQLite only, so its step is in SQLite's words.
 from sqlalchemy import Connection
 
 _TO_2 = (
+    "ALTER TABLE rounds ADD COLUMN stop_set INTEGER DEFAULT 0 NOT NULL",
+    "ALTER TABLE rounds ADD COLUMN fitted_at TEXT",
+    "ALTER TABLE rounds ADD COLUMN scanned_at TEXT",
     "ALTER TABLE asked ADD COLUMN confidence FLOAT",
     "ALTER TABLE asked ADD COLUMN reserve BOOLEAN DEFAULT 0 NOT NULL",
     # SQLite cannot change a CHECK, so the table of answers is made anew.

@@ -280,8 +280,6 @@ class Queue:
                 ).select_from(slots)
             ).one()
         batch_size, answered, mine, left, held, reserve = counts
-        if not serving.open:  # what is unanswered now is no longer served
-            left = held = 0
         return Progress(serving.number, serving.open, batch_size, answered, mine, left, held, reserve)
 
     # -- serving -----------------------------------------------------------------------------------------------------
@@ -312,8 +310,6 @@ class Queue:
         """Find the rows that the annotator holds, and those that could be next, in the annotator's order."""
         slots = self._slots(annotator, now)
         served = slots.c.round == serving.number
-        if not serving.open:
-            served = and_(served, slots.c.reserve)
         found = connection.execute(
             select(slots.c.row, slots.c.rank, slots.c.reserve, slots.c.held).where(
                 or_(served, slots.c.held), self._is_free(slots)

@@ -20,6 +20,7 @@ from sqlalchemy import (
     Table,
     Text,
     false,
+    text,
 )
 
 VERSION = 3
@@ -71,6 +72,10 @@ rounds = Table(
     Column("notes", Text),
     Column("candidates", Text),
     Column("summary", Text),
+    # Rows held back from asking, for ever the same: criteria compare models on them.
+    Column("stop_set", Integer, nullable=False, server_default=text("0")),
+    Column("fitted_at", Text),
+    Column("scanned_at", Text),
     Column("opened_at", Text),
     Column("closed_at", Text),
     CheckConstraint("status in ('frozen', 'fitted', 'scanned', 'open', 'closed')"),
@@ -230,7 +235,7 @@ class Round:
     number : int
         From 1.
     status : {"frozen", "fitted", "scanned", "open", "closed"}
-    pool_fingerprint, n_rows, k, explore, seed, strategy
+    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set
         As passed to `Campaign.freeze_round`; `explore` is a share.
     last_answer : int
         Id of the last answer that belongs to the round; 0 where there was none. Later ones belong to the next round.
@@ -242,8 +247,8 @@ class Round:
         SHA-256 of their rows, ascending, as little-endian int64.
     parent_model : str or None
         Digest of the model before this round's.
-    frozen_at, opened_at, closed_at : str or None
-        UTC, ISO 8601.
+    frozen_at, fitted_at, scanned_at, opened_at, closed_at : str or None
+        When each step was committed; UTC, ISO 8601.
     model : str or None
         Digest of the round's model.
     trained_on : int or None
@@ -275,6 +280,9 @@ class Round:
     notes: dict[str, Any] | None
     candidates: str | None
     summary: dict[str, Any] | None
+    stop_set: int
+    fitted_at: str | None
+    scanned_at: str | None
     opened_at: str | None
     closed_at: str | None
 

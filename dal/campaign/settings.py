@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, get_args
 
@@ -41,6 +42,14 @@ class Settings:
         How the answers of several annotators become one label.
     database : str
         URL of a PostgreSQL database; empty for an SQLite file in the campaign's directory.
+    close_at : float
+        Share of a batch, above 0, whose answers are waited for before the next round begins.
+    reserve : float
+        Records chosen beyond the batch, as a share of it: people work on them while the next batch is prepared.
+    stop_set : int
+        Records held back from asking, on which successive models are compared.
+    holdout : str
+        Path of an .npz file with ``X`` and ``y``, labelled records outside of the pool; empty where there is none.
 
     Examples
     --------
@@ -62,6 +71,10 @@ class Settings:
     gold: float = 0.0
     vote: Vote = "majority"
     database: str = ""
+    close_at: float = 1.0
+    reserve: float = 0.0
+    stop_set: int = 0
+    holdout: str = ""
 
     def check(self) -> None:
         """Refuse settings that no campaign can have.
@@ -84,8 +97,13 @@ class Settings:
             raise SettingsError(f"vote: {' or '.join(votes)} was expected, {self.vote!r} came")
         if self.database != "":
             _check_text("database", self.database)
-        _check_share("explore", self.explore)
-        _check_share("gold", self.gold)
+        _check_number("explore", self.explore, _is_share, "a share of 0 or more and less than 1")
+        _check_number("gold", self.gold, _is_share, "a share of 0 or more and less than 1")
+        _check_integer("stop_set", self.stop_set, least=0)
+        _check_number("close_at", self.close_at, lambda share: 0 < share <= 1, "a share above 0 and at most 1")
+        _check_number("reserve", self.reserve, lambda share: 0 <= share <= 10, "a multiple of the batch from 0 to 10")
+        if not isinstance(self.holdout, str):
+            raise SettingsError(f"holdout: the path of a file was expected, {self.holdout!r} came")
 
     def to_toml(self) -> str:
         """Give the settings as the TOML table ``[settings]``."""
@@ -144,9 +162,13 @@ def _check_integer(name: str, value: object, least: int) -> None:
         raise SettingsError(f"{name}: an integer from {least} was expected, {value!r} came")
 
 
-def _check_share(name: str, value: object) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
-        raise SettingsError(f"{name}: a share of 0 or more and less than 1 was expected, {value!r} came")
+def _check_number(name: str, value: object, holds: Callable[[float], bool], expected: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not holds(value):
+        raise SettingsError(f"{name}: {expected} was expected, {value!r} came")
+
+
+def _is_share(value: float) -> bool:
+    return 0 <= value < 1
 
 
 def _toml(value: object) -> str:

@@ -33,7 +33,7 @@ from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_dire
 from dal.campaign.disk import replacing
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
-from dal.errors import CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
+from dal.errors import AlreadyAsked, CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
 from dal.ruler import RoundRecord
 
 _READ_AT_ONCE = 4096
@@ -139,7 +139,15 @@ class Campaign:
     # -- rounds ------------------------------------------------------------------------------------------------------
 
     def freeze_round(
-        self, *, pool_fingerprint: str, n_rows: int, k: int, explore: float, seed: int, strategy: str
+        self,
+        *,
+        pool_fingerprint: str,
+        n_rows: int,
+        k: int,
+        explore: float,
+        seed: int,
+        strategy: str,
+        stop_set: int = 0,
     ) -> Round:
         """Begin a round: fix, in one transaction, everything that it will be computed from.
 
@@ -153,6 +161,8 @@ class Campaign:
             Share of them to be drawn uniformly.
         seed : int
         strategy : str
+        stop_set : int, default=0
+            Rows held back from asking.
 
         Raises
         ------
@@ -168,8 +178,8 @@ class Campaign:
                 raise CampaignError(f"round {before.number} is {before.status}: close it before the next one begins")
             upto = ledger.last_id(connection)
             known = ledger.latest(connection, upto)
-            excluded = ledger.excluded_rows(connection, None, None)
             number = 1 if before is None else before.number + 1
+            excluded = ledger.excluded_rows(connection, number, upto)
             connection.execute(
                 insert(rounds).values(
                     number=number,
@@ -180,6 +190,7 @@ class Campaign:
                     explore=explore,
                     seed=seed,
                     strategy=strategy,
+                    stop_set=stop_set,
                     last_answer=upto,
                     labels=np.unique(known.rows[known.labels >= 0]).size,
                     excluded=excluded.size,
@@ -221,7 +232,12 @@ class Campaign:
         with replacing(self._model_path(digest)) as file:
             file.write(data)
         with self.database.writing() as connection:
-            values = {"model": digest, "trained_on": trained_on, "notes": _json(notes or {})}
+            values = {
+                "model": digest,
+                "trained_on": trained_on,
+                "notes": _json(notes or {}),
+                "fitted_at": self._now(connection),
+            }
             _advance(connection, round.number, ("frozen",), "fitted", values)
         return digest
 
@@ -243,7 +259,11 @@ class Campaign:
         with replacing(self._scan_path(round.number)) as file:
             file.write(candidates)
         with self.database.writing() as connection:
-            values = {"candidates": _digest(candidates), "summary": _json(summary)}
+            values = {
+                "candidates": _digest(candidates),
+                "summary": _json(summary),
+                "scanned_at": self._now(connection),
+            }
             _advance(connection, round.number, ("frozen", "fitted"), "scanned", values)
 
     def load_scan(self, round: Round) -> bytes:
@@ -291,8 +311,10 @@ class Campaign:
         ------
         InputError
             If the columns differ in length, a row repeats or is outside the pool, or a score is NaN.
+        AlreadyAsked
+            If a row has been asked before, or is gold.
         CampaignError
-            If a row has been asked before, or the round is not at this step.
+            If the round is not at this step.
         """
         absolute = np.asarray(rows, np.int64).tolist()
         sure = [None] * len(absolute) if confidence is None else list(confidence)
@@ -313,10 +335,11 @@ class Campaign:
                 connection.execute(insert(asked), batch)
 
     def close_round(self, round: Round) -> None:
-        """End a round; records of its batch that nobody has answered stay asked, and can still be answered."""
-        batch = select(asked.c.row).where(asked.c.round == round.number, ~asked.c.reserve)
+        """End a round; records of its batch that nobody has answered stay asked, and can still be answered.
+
+        Until the next batch is open the queue goes on to serve them: such answers count from the next round on.
+        """
         with self.database.writing() as connection:
-            connection.execute(delete(schema.leases).where(schema.leases.c.row.in_(batch)))
             _advance(connection, round.number, ("open",), "closed", {"closed_at": self._now(connection)})
 
     def withdraw_round(self, round: Round) -> None:
@@ -353,6 +376,12 @@ class Campaign:
         query = select(*columns).where(asked.c.round == number, ~asked.c.reserve).order_by(asked.c.rank)
         with self.database.reading() as connection:
             return [Asked(*row) for row in connection.execute(query)]
+
+    def batch_size(self, number: int) -> int:
+        """Count the records of a round's batch."""
+        query = select(func.count()).select_from(asked).where(asked.c.round == number, ~asked.c.reserve)
+        with self.database.reading() as connection:
+            return connection.scalar(query) or 0
 
     def pending(self, number: int) -> int:
         """Count the records of a round's batch that fewer annotators have answered than the settings' overlap.
@@ -391,7 +420,7 @@ class Campaign:
         with self.database.reading() as connection:
             closed = select(rounds).where(rounds.c.status == "closed").order_by(rounds.c.number)
             past = [_round(row) for row in connection.execute(closed)]
-            sizes = select(asked.c.round, func.count()).group_by(asked.c.round)
+            sizes = select(asked.c.round, func.count()).where(~asked.c.reserve).group_by(asked.c.round)
             batches: dict[int, int] = dict([tuple(row) for row in connection.execute(sizes)])
             ruled = self._ruled(connection)
         return [
@@ -401,7 +430,8 @@ class Campaign:
                 explore_correct=sum(ruled[each.number]),
                 explore_asked=len(ruled[each.number]),
                 hours=(datetime.fromisoformat(each.frozen_at) - self.created_at).total_seconds() / 3600,
-                never_asked=each.n_rows - each.excluded - batches.get(each.number, 0),
+                never_asked=each.n_rows - each.stop_set - each.excluded - batches.get(each.number, 0),
+                **(each.notes or {}).get("measured", {}),
             )
             for each in past
         ]
@@ -729,10 +759,10 @@ def _refuse_asked(connection: Connection, rows: list[int]) -> None:
     wanted = set(rows)
     for row, record_id, number in connection.execute(select(asked.c.row, asked.c.record_id, asked.c.round)):
         if row in wanted:
-            raise CampaignError(f"row {row} (record {record_id!r}) was asked in round {number}: nobody is asked twice")
+            raise AlreadyAsked(f"row {row} (record {record_id!r}) was asked in round {number}: nobody is asked twice")
     for row, record_id in connection.execute(select(schema.gold.c.row, schema.gold.c.record_id)):
         if row in wanted:
-            raise CampaignError(f"row {row} (record {record_id!r}) is a gold record, whose label is known")
+            raise AlreadyAsked(f"row {row} (record {record_id!r}) is a gold record, whose label is known")
 
 
 def _gold(connection: Connection) -> dict[int, int]:

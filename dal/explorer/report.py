@@ -7,11 +7,12 @@ import numpy as np
 
 from dal.agreement import majority
 from dal.campaign import Campaign
-from dal.coordinator import pool_of, status
+from dal.coordinator import pool_of
 from dal.explorer.run import run_of_campaign
 from dal.explorer.view import view_of_run
 from dal.map import PoolMap
 from dal.ruler import class_shares, wilson
+from dal.standing import status
 
 FEWEST_FOR_SHARES = 30
 """Explore answers below which no shares of the pool are drawn: bars have no room for intervals that wide."""

@@ -19,10 +19,11 @@ from dal.agreement import majority
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Control
-from dal.coordinator import features_of, status
+from dal.coordinator import features_of
 from dal.errors import InputError
 from dal.map import PoolMap
 from dal.ruler import class_shares
+from dal.standing import status
 from dal.stopping import parse
 from dal.web.records import Records
 from dal.web.state import Standing
