@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import labels, memory, pages, scale, scan
+from benchmarks import labels, memory, pages, scale, scan, selection
 
 
 @click.group()
@@ -15,6 +15,7 @@ main.add_command(memory.command)
 main.add_command(scale.command)
 main.add_command(labels.command)
 main.add_command(pages.command)
+main.add_command(selection.command)
 
 # Worker processes are spawned: they import this module again.
 if __name__ == "__main__":

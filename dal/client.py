@@ -3,19 +3,29 @@
 import asyncio
 import logging
 import os
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from typing import TypeVar
 
 import dask
 import dask.config
 import dask.system
-from distributed import Client, LocalCluster, Security
+from distributed import Client, Future, KilledWorker, LocalCluster, Security
 from distributed.comm.core import connect as connect_comm
 from distributed.deploy.cluster import Cluster
+from threadpoolctl import threadpool_limits
 
 from dal.errors import ClusterError, SettingsError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_IN_FLIGHT = 4
+"""Items a thread that are sent at a time."""
+_STALL_SECONDS = 600.0
 
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": 1,
@@ -126,6 +136,57 @@ def _knock(address: str, timeout: float) -> None:
             f"expected a scheduler's address such as tcp://10.0.0.5:8786, or tls:// with distributed.comm.tls "
             f"configured, got {address!r} ({error})"
         ) from error
+
+
+def map_on(client: Client, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Give ``function(item)`` for each item, in their order, each computed on one thread of a cluster's workers.
+
+    A few items a thread are in flight at a time, so that neither side ever holds all of them; a worker that dies has
+    its items done by others.
+
+    Parameters
+    ----------
+    client
+    function
+        Pure, and known to the workers by its module.
+    items
+        May be a generator; it is read as far as work is sent.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster is lost, or gives no result for ten minutes.
+    """
+    pending: deque[Future[Result]] = deque()
+    try:
+        window = max(_IN_FLIGHT * sum(client.nthreads().values()), _IN_FLIGHT)
+        for item in items:
+            pending.append(client.submit(_on_one_thread, function, item, pure=False))
+            if len(pending) >= window:
+                yield _result(pending.popleft())
+        while pending:
+            yield _result(pending.popleft())
+    except OSError as error:
+        raise ClusterError(f"the cluster is gone ({error}): bring it up and run again") from error
+    finally:
+        if pending and client.status == "running":
+            client.cancel(list(pending))
+
+
+def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
+    # The last bits of a matrix product depend on the number of threads.
+    with threadpool_limits(limits=1):
+        return function(item)
+
+
+def _result(future: "Future[Result]") -> Result:
+    try:
+        result: Result = future.result(timeout=_STALL_SECONDS)
+    except (TimeoutError, CancelledError, KilledWorker) as error:
+        raise ClusterError(
+            f"the cluster did not give a result ({type(error).__name__}: {error}): look at its workers and run again"
+        ) from error
+    return result
 
 
 @contextmanager

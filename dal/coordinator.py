@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -25,6 +25,7 @@ from dal.agreement import Labels, Vote
 from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
+from dal.client import map_on
 from dal.errors import AlreadyAsked, CampaignMismatch, LearnerError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
@@ -761,6 +762,7 @@ class Coordinator:
             excluded=asked.rows,
             seed=current.seed,
             round=current.number,
+            mapper=map if self.client is None else partial(map_on, self.client),
         )
         return candidates.take(np.searchsorted(candidates.rows, rows))
 

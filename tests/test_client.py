@@ -2,15 +2,20 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import dask
+import numpy as np
 import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from dal.client import SETTINGS, connect, local_cluster
+from dal.client import SETTINGS, connect, local_cluster, map_on
 from dal.errors import ClusterError, SettingsError
+from dal.selection import Candidates, Strategy
+from dal.selectors import select
 
 ROOT = Path(__file__).parents[1]
 WORKER_ENVIRONMENT = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
@@ -175,3 +180,59 @@ def test_a_cluster_leaves_without_noise_or_traces_and_respects_what_is_set(tmp_p
         [sys.executable, "-W", "error", script], env=os.environ | own, capture_output=True, text=True, timeout=60
     )
     assert (run.stdout, run.stderr, run.returncode) == ("done\n", "", 0)
+
+
+# -- work shared out ----------------------------------------------------------------------
+
+
+def squared(item: int) -> int:
+    return item * item
+
+
+def dies_once(marker: str) -> str:
+    if not Path(marker).exists():
+        Path(marker).touch()
+        os._exit(1)
+    return marker
+
+
+def refuses(item: int) -> int:
+    raise ValueError(f"no {item}")
+
+
+def test_results_come_in_order_and_only_a_few_items_are_taken_ahead(client: Client) -> None:
+    taken = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            taken.append(item)
+            yield item
+
+    results = map_on(client, squared, items())
+    assert [next(results) for _ in range(3)] == [0, 1, 4]
+    assert len(taken) < 20
+    assert list(results) == [item * item for item in range(3, 100)]
+    assert list(map_on(client, squared, [])) == []
+    with pytest.raises(ValueError, match="no 7"):
+        list(map_on(client, refuses, [7]))
+
+
+def test_what_a_dead_worker_had_is_done_by_others(tmp_path: Path) -> None:
+    with local_cluster(2) as client:
+        marker = str(tmp_path / "died")
+        assert list(map_on(client, dies_once, [marker])) == [marker]
+
+
+def test_a_large_batch_is_the_same_for_any_number_of_workers(client: Client) -> None:
+    rng = np.random.default_rng(0)
+    n = 12_000
+    nothing = np.zeros(n, np.int64)
+    points = rng.standard_normal((n, 6)).astype(np.float32)
+    candidates = Candidates(np.arange(n) + 77, rng.random(n), nothing, nothing, points)
+    labeled = rng.standard_normal((300, 6)).astype(np.float32)
+    alone = select(candidates, Strategy(), 1200, labeled, 3, 1).tolist()
+    assert len(set(alone)) == 1200
+    with local_cluster(1) as smaller:
+        for one in (client, smaller):
+            together = select(candidates, Strategy(), 1200, labeled, 3, 1, mapper=partial(map_on, one))
+            assert together.tolist() == alone

@@ -1,4 +1,5 @@
 import tracemalloc
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
 
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import kmeans_plusplus
+from sklearn.datasets import load_digits
 
 from dal.errors import SettingsError
 from dal.selection import (
@@ -26,7 +28,7 @@ from dal.selection import (
     uniform,
     uniform_rows,
 )
-from dal.selectors import DUPLICATE_DISTANCE, LEAF_ROWS, choose, select
+from dal.selectors import DUPLICATE_DISTANCE, LEAF_ROWS, choose, facility_location, select
 
 NO_LABELED = np.empty((0, 4), dtype=np.float32)
 
@@ -309,6 +311,44 @@ class TestFacilityLocation(SelectorContract):
         picks = np.searchsorted(c.rows, rows)
         flat = slow_flat_greedy(c, 300, labeled, sigma)
         assert objective(c, picks, labeled, sigma) >= 0.99 * objective(c, flat, labeled, sigma)
+
+    @pytest.mark.parametrize("k", [1, 37, 200, 590])
+    def test_the_merge_of_two_rounds_is_that_of_all_picks_of_all_leaves(
+        self, k: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Leaves of very different worth, so that some are asked twice; and gains that tie."""
+        monkeypatch.setattr(facility_location, "LEAF_ROWS", 40)
+        c = made_candidates(600, seed=5)
+        crowd = np.where(c.embeddings[:, 0] > 0.5, 1.0, 0.01)
+        c = replace(c, scores=np.round(c.scores * crowd, 2) + 0.01, embeddings=np.round(c.embeddings * 4) / 4)
+        calls: list[facility_location.Leaf] = []
+
+        def watched(solve: Callable, leaves: Iterable) -> list:
+            calls.extend(leaves := list(leaves))
+            return [solve(leaf) for leaf in leaves]
+
+        chosen = select(c, self.strategy, k, NO_LABELED, 5, 2, mapper=watched).tolist()
+        leaves = [leaf for leaf in calls if leaf.floor == 0.0]
+        assert 15 < len(leaves) < len(calls) or k > 500
+        order = slow_order(c.scores, c.rows, 5, 2)
+        position = {c.embeddings[i].tobytes(): rank for rank, i in reversed(list(enumerate(order)))}
+        merged = []
+        for leaf in leaves[: len({leaf.points.tobytes() for leaf in leaves})]:
+            everything = facility_location.solve_leaf(leaf._replace(most=10**9, floor=0.0))
+            assert not everything.truncated
+            names = [position[leaf.points[i].tobytes()] for i in everything.positions]
+            merged += list(zip((-everything.gains).tolist(), names, strict=True))
+        expected = [int(c.rows[order[rank]]) for _, rank in sorted(merged)[:k]]
+        assert chosen[: len(expected)] == expected
+
+    def test_lazy_greedy_gives_the_sequence_that_apricot_publishes(self) -> None:
+        """Facility location of scikit-learn's digits by squared correlation, from apricot's own tests."""
+        kernel = (np.corrcoef(load_digits().data) ** 2).astype(np.float32)
+        n = len(kernel)
+        greedy = facility_location.lazy_greedy(kernel, np.zeros(n, np.float32), np.ones(n, np.float32))
+        gains, positions = zip(*islice(greedy, 10), strict=True)
+        assert list(positions) == [424, 1647, 396, 339, 1030, 331, 983, 1075, 1482, 1539]
+        np.testing.assert_allclose(gains[:4], [736.794, 114.278, 65.415, 61.304], atol=2e-3)
 
     def test_near_duplicates_are_not_picked_even_across_leaves(self) -> None:
         base = made_candidates(900, seed=2, d=6)

@@ -9,7 +9,7 @@ from threadpoolctl import threadpool_limits
 from dal.selection import Candidates, Capacity, Codebook, Selector, Strategy, key_order, power_keys, shortlist
 from dal.selectors import methods
 from dal.selectors.facility_location import facility_location
-from dal.selectors.problem import Floats32, Positions, Problem, Rows
+from dal.selectors.problem import Floats32, Mapper, Positions, Problem, Rows
 
 _SELECTORS: Mapping[Selector, Callable[[Problem, int], Positions]] = {
     "top": methods.top,
@@ -35,6 +35,7 @@ def choose(
     excluded: Rows,
     seed: int,
     round: int,
+    mapper: Mapper = map,
 ) -> Rows:
     """Choose a batch from what a scan kept: shortlist, embed, select.
 
@@ -56,6 +57,8 @@ def choose(
     excluded : ndarray of int64
         Rows that may not be chosen: all that were asked before, and those drawn for the explore share.
     seed, round : int
+    mapper : callable, default=map
+        As in :func:`select`.
 
     Returns
     -------
@@ -73,10 +76,19 @@ def choose(
     candidates = replace(candidates, embeddings=codebook.embed(candidates.embeddings))
     # A label can be volunteered for a record that is never asked, because a feature is NaN.
     labeled = codebook.embed(asked[np.isfinite(asked).all(axis=1)])
-    return select(candidates, strategy, k, labeled, seed, round)
+    return select(candidates, strategy, k, labeled, seed, round, mapper=mapper)
 
 
-def select(candidates: Candidates, strategy: Strategy, k: int, labeled: Floats32, seed: int, round: int) -> Rows:
+def select(
+    candidates: Candidates,
+    strategy: Strategy,
+    k: int,
+    labeled: Floats32,
+    seed: int,
+    round: int,
+    *,
+    mapper: Mapper = map,
+) -> Rows:
     """Choose the batch among the candidates.
 
     Parameters
@@ -95,6 +107,8 @@ def select(candidates: Candidates, strategy: Strategy, k: int, labeled: Floats32
     labeled : ndarray of shape (n_labeled, d), float32
         Embeddings of the records already asked: what they cover is not worth asking again.
     seed, round : int
+    mapper : callable, default=map
+        Solves independent parts of a large batch, such as :func:`dal.client.map_on` on a cluster, which gives the same.
 
     Returns
     -------
@@ -127,6 +141,7 @@ def select(candidates: Candidates, strategy: Strategy, k: int, labeled: Floats32
         strategy.traits.weighs,
         seed,
         round,
+        mapper,
     )
     solve = _SELECTORS[strategy.selector]
     if not strategy.traits.features:

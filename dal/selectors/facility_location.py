@@ -1,16 +1,20 @@
 """Facility location: the batch that covers the candidates best, each by its weight."""
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from dal.selection import row_hash
-from dal.selectors.problem import DUPLICATE_DISTANCE, Floats32, Positions, Problem, squared_distances
+from dal.selectors.problem import DUPLICATE_DISTANCE, Floats32, Floats64, Positions, Problem, squared_distances
 
 LEAF_ROWS = 1024
 """Candidates of one dense kernel: 4 MB, and 0.99 of the objective of one flat greedy."""
+FIRST_SHARE = 2.0
+"""Picks that a leaf gives in the first round, in mean shares of a leaf; most leaves are asked no second time."""
+LEAVES_WORTH_SENDING = 8
+"""Fewer leaves are solved where they are, in less time than a cluster takes to answer."""
 
 
 def facility_location(problem: Problem, k: int) -> Positions:
@@ -26,7 +30,10 @@ def facility_location(problem: Problem, k: int) -> Positions:
     greedy reaches 1 - 1/e of the best (Nemhauser et al. 1978).
 
     Candidates are split into leaves of at most 1,024 by recursive bisection and solved leaf by leaf, which keeps the
-    cost linear in k; the picks are merged by their gains, the exact greedy of the decomposed objective.
+    cost linear in k; the picks are merged by their gains, the exact greedy of the decomposed objective. Leaves are
+    solved by ``problem.mapper``, on a cluster if it is one, in two rounds: the first gives each leaf's best picks and
+    with them a bound that the batch's gains reach; the second asks again those few leaves whose gains are still above
+    it. Only (gain, position) come back.
 
     Returns
     -------
@@ -36,50 +43,160 @@ def facility_location(problem: Problem, k: int) -> Positions:
     return _Leaves(problem).solve(k)
 
 
-class _Pick(NamedTuple):
-    gain: float
-    position: int
+class Leaf(NamedTuple):
+    """A part of the problem that is solved on its own.
+
+    Attributes
+    ----------
+    points : ndarray of shape (n, d), float32
+        In key order.
+    weights : ndarray of shape (n,), float32
+    labeled : ndarray of shape (n_labeled, d), float32
+        Those near enough to cover any of the points.
+    bandwidth : float
+    most : int
+        Picks wanted.
+    floor : float
+        Smaller gains are of no use.
+    """
+
+    points: Floats32
+    weights: Floats32
+    labeled: Floats32
+    bandwidth: float
+    most: int
+    floor: float
+
+
+class Picks(NamedTuple):
+    """Gains, never rising, and positions in the leaf; and whether there are more."""
+
+    gains: Floats64
+    positions: Positions
+    truncated: bool
+
+
+def solve_leaf(leaf: Leaf) -> Picks:
+    """Give the picks of one leaf, the largest gain first. Runs on a worker where there is a cluster."""
+    gains: list[float] = []
+    positions: list[int] = []
+    kernel = _kernel(leaf.points, leaf.points, leaf.bandwidth)
+    np.fill_diagonal(kernel, 1.0)
+    # Coverage of a record at the distance below which it counts as a near-duplicate.
+    limit = float(np.exp(-(DUPLICATE_DISTANCE**2)))
+    for gain, position in lazy_greedy(kernel, _coverage(leaf), leaf.weights, limit):
+        if len(gains) == leaf.most or gain < leaf.floor:
+            return Picks(np.array(gains, dtype=np.float64), np.array(positions, dtype=np.int64), gain >= leaf.floor)
+        gains.append(gain)
+        positions.append(position)
+    return Picks(np.array(gains, dtype=np.float64), np.array(positions, dtype=np.int64), truncated=False)
+
+
+def lazy_greedy(
+    kernel: Floats32, covered: Floats32, weights: Floats32, limit: float = np.inf
+) -> Iterator[tuple[float, int]]:
+    """Give gains and positions of facility location, one after the other (lazy greedy: Minoux, 1978).
+
+    A stale gain only overestimates, so the top of the heap is right as soon as it is fresh. The first position wins
+    among equals.
+
+    Parameters
+    ----------
+    kernel : ndarray of shape (n, n), float32
+        What each record covers of each other one.
+    covered : ndarray of shape (n,), float32
+        What is covered already; updated in place.
+    weights : ndarray of shape (n,), float32
+    limit : float
+        Records that are covered by more are not picked.
+    """
+    heap = [(-gain, position, 0) for position, gain in enumerate(_gains(kernel, covered, weights).tolist()) if gain > 0]
+    heapq.heapify(heap)
+    fresh, last = 0, np.inf
+    while heap:
+        negative, position, stamp = heap[0]
+        if covered[position] > limit:
+            heapq.heappop(heap)
+        elif stamp == fresh:
+            heapq.heappop(heap)
+            # Rounding may lift a gain by its last bit over the one before it; the merge relies on falling gains.
+            last = min(last, -negative)
+            yield last, position
+            np.maximum(covered, kernel[position], out=covered)
+            fresh += 1
+        else:
+            gain = float(np.maximum(kernel[position] - covered, 0) @ weights)
+            if gain > 0:
+                heapq.heapreplace(heap, (-gain, position, fresh))
+            else:
+                heapq.heappop(heap)
+
+
+def _coverage(leaf: Leaf) -> Floats32:
+    covered = np.zeros(len(leaf.points), dtype=np.float32)
+    for start in range(0, len(leaf.labeled), 4 * LEAF_ROWS):
+        kernel = _kernel(leaf.points, leaf.labeled[start : start + 4 * LEAF_ROWS], leaf.bandwidth)
+        np.maximum(covered, kernel.max(axis=1), out=covered)
+    return covered
+
+
+def _kernel(a: Floats32, b: Floats32, bandwidth: float) -> Floats32:
+    squared = squared_distances(a, b)
+    squared *= np.float32(-1.0 / bandwidth**2)
+    return np.exp(squared, out=squared)
+
+
+def _gains(kernel: Floats32, covered: Floats32, weights: Floats32) -> Floats32:
+    gains = np.empty(len(kernel), dtype=np.float32)
+    for start in range(0, len(kernel), 256):
+        gains[start : start + 256] = np.maximum(kernel[start : start + 256] - covered, 0) @ weights
+    return gains
 
 
 class _Leaves:
+    """The problem cut into leaves, and their picks merged."""
+
     def __init__(self, problem: Problem) -> None:
         self.problem = problem
         self.embeddings = problem.embeddings
-        self.weights = problem.weights
         self.bandwidth = problem.bandwidth
-        self.covered = np.zeros(len(problem), dtype=np.float32)
+        self.leaves = list(self._leaves())
+        self.mapper = problem.mapper if len(self.leaves) >= LEAVES_WORTH_SENDING else map
 
     def solve(self, k: int) -> Positions:
         """Give `k` positions in the order of choice, fewer where no more are distinct."""
-        leaves = list(self._leaves())
         wanted = k
         while True:
-            picks = self._picks(leaves, wanted)
-            chosen = self._without_near_duplicates([pick.position for pick in picks])
+            picks = self._best(wanted)
+            # Between leaves there may be near-duplicates.
+            chosen = picks[self.problem.leaders(picks)]
             if len(chosen) >= k or len(picks) < wanted:
                 break
             wanted *= 2
         if len(chosen) < k:
             chosen = self._filled(chosen)
-        return np.array(chosen[:k], dtype=np.int64)
+        return chosen[:k]
 
-    def _picks(self, leaves: list[tuple[Positions, Floats32]], count: int) -> list[_Pick]:
-        """Merge the picks of all leaves by gain: the best `count`.
+    def _best(self, count: int) -> Positions:
+        """Give the `count` picks of the largest gains, the first by key among equals."""
+        first = int(np.ceil(FIRST_SHARE * count / max(len(self.leaves), 1)))
+        everything = range(len(self.leaves))
+        found = dict(zip(everything, self._solved(everything, first, 0.0), strict=True))
+        gains = np.concatenate([picks.gains for picks in found.values()]) if found else np.empty(0)
+        floor = float(np.partition(gains, -count)[-count]) if len(gains) >= count else 0.0
+        again = [leaf for leaf, picks in found.items() if picks.truncated and picks.gains[-1] >= floor]
+        found |= zip(again, self._solved(again, count, floor), strict=True)
+        gains = np.concatenate([picks.gains for picks in found.values()]) if found else np.empty(0)
+        members = [self.leaves[leaf][0][picks.positions] for leaf, picks in found.items()]
+        positions = np.concatenate(members) if members else np.empty(0, dtype=np.int64)
+        return positions[np.lexsort((positions, -gains))[:count]]
 
-        Gains fall along a leaf, so a leaf is left as soon as its gain is below the worst of `count` kept so far; only
-        one kernel is in memory at a time.
-        """
-        kept: list[tuple[float, int]] = []  # a heap whose first entry is the worst: low gain, then late in key order
-        for members, labeled in leaves:
-            for pick in self._greedy(members, labeled):
-                entry = (pick.gain, -pick.position)
-                if len(kept) < count:
-                    heapq.heappush(kept, entry)
-                elif entry > kept[0]:
-                    heapq.heapreplace(kept, entry)
-                elif pick.gain < kept[0][0]:
-                    break
-        return [_Pick(gain, -negative) for gain, negative in sorted(kept, reverse=True)]
+    def _solved(self, which: Iterable[int], most: int, floor: float) -> Iterable[Picks]:
+        tasks = (
+            Leaf(self.embeddings[members], self.problem.weights[members], labeled, self.bandwidth, most, floor)
+            for members, labeled in (self.leaves[leaf] for leaf in which)
+        )
+        return self.mapper(solve_leaf, tasks)
 
     def _leaves(self) -> Iterator[tuple[Positions, Floats32]]:
         """Bisect the distinct candidates until at most LEAF_ROWS are left, and route the labeled ones along.
@@ -108,75 +225,14 @@ class _Leaves:
             stack.append((by_row[order[:half]], labeled[offset <= reach], 2 * node))
             stack.append((by_row[order[half:]], labeled[offset >= -reach], 2 * node + 1))
 
-    def _greedy(self, members: Positions, labeled: Floats32) -> Iterator[_Pick]:
-        """Give the picks of one leaf, the largest gain first (lazy greedy: Minoux, 1978).
-
-        A stale gain only overestimates, so the top of the heap is right as soon as it is fresh.
-        """
-        points, weights = self.embeddings[members], self.weights[members]
-        kernel = self._kernel(points, points)
-        np.fill_diagonal(kernel, 1.0)
-        covered = self._coverage(points, labeled)
-        self.covered[members] = covered
-        gains = _gains(kernel, covered, weights)
-        heap = [(-gain, position, 0) for position, gain in enumerate(gains.tolist()) if gain > 0]
-        heapq.heapify(heap)
-        limit, fresh, last = _duplicate_coverage(), 0, np.inf
-        while heap:
-            negative, position, stamp = heap[0]
-            if covered[position] > limit:
-                heapq.heappop(heap)
-            elif stamp == fresh:
-                heapq.heappop(heap)
-                # Rounding may lift a gain by its last bit over the one before it; the merge relies on falling gains.
-                last = min(last, -negative)
-                yield _Pick(last, int(members[position]))
-                np.maximum(covered, kernel[position], out=covered)
-                fresh += 1
-            else:
-                gain = float(np.maximum(kernel[position] - covered, 0) @ weights)
-                if gain > 0:
-                    heapq.heapreplace(heap, (-gain, position, fresh))
-                else:
-                    heapq.heappop(heap)
-
-    def _coverage(self, points: Floats32, labeled: Floats32) -> Floats32:
-        covered = np.zeros(len(points), dtype=np.float32)
-        for start in range(0, len(labeled), 4 * LEAF_ROWS):
-            kernel = self._kernel(points, labeled[start : start + 4 * LEAF_ROWS])
-            np.maximum(covered, kernel.max(axis=1), out=covered)
-        return covered
-
-    def _kernel(self, a: Floats32, b: Floats32) -> Floats32:
-        squared = squared_distances(a, b)
-        squared *= np.float32(-1.0 / self.bandwidth**2)
-        return np.exp(squared, out=squared)
-
-    def _without_near_duplicates(self, positions: list[int]) -> list[int]:
-        """Drop picks that are near-duplicates of an earlier pick, as there may be between leaves."""
-        picks = np.array(positions, dtype=np.int64)
-        chosen: list[int] = picks[self.problem.leaders(picks)].tolist()
-        return chosen
-
-    def _filled(self, chosen: list[int]) -> list[int]:
+    def _filled(self, chosen: Positions) -> Positions:
         """Add records that no longer gain anything, by key, as long as they are nobody's near-duplicates.
 
         Where every candidate is a near-duplicate of a labeled record, as in a pool of few distinct records, one of each
         kind is asked again rather than nothing: people disagree, and an empty batch would end the campaign.
         """
-        taken, distinct = set(chosen), self.problem.distinct
-        fresh = self.covered[distinct] <= _duplicate_coverage()
-        rest = distinct[fresh] if chosen or fresh.any() else distinct
-        return self._without_near_duplicates(chosen + [p for p in rest.tolist() if p not in taken])
-
-
-def _gains(kernel: Floats32, covered: Floats32, weights: Floats32) -> Floats32:
-    gains = np.empty(len(kernel), dtype=np.float32)
-    for start in range(0, len(kernel), 256):
-        gains[start : start + 256] = np.maximum(kernel[start : start + 256] - covered, 0) @ weights
-    return gains
-
-
-def _duplicate_coverage() -> float:
-    """Coverage of a record at the distance below which it counts as a near-duplicate."""
-    return float(np.exp(-(DUPLICATE_DISTANCE**2)))
+        distinct = self.problem.distinct
+        fresh = distinct[~self.problem.near_labeled(distinct)]
+        rest = fresh if len(chosen) or len(fresh) else distinct
+        both = np.concatenate([chosen, rest[~np.isin(rest, chosen)]])
+        return both[self.problem.leaders(both)]

@@ -1,7 +1,9 @@
 """What a selector is given, and what all of them share: distances, the bandwidth, near-duplicates."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +15,8 @@ Rows = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
+
+Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
 DUPLICATE_DISTANCE = 0.1
 """Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
@@ -39,6 +43,8 @@ class Problem:
     adaptive : bool
         Whether the bandwidth is that of the labeled records, where there are any, or that of the candidates.
     seed, round : int
+    mapper : callable
+        ``map``, or one that shares the work out; gives the results in order.
     """
 
     rows: Rows
@@ -50,6 +56,7 @@ class Problem:
     adaptive: bool
     seed: int
     round: int
+    mapper: Mapper = map
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -111,11 +118,12 @@ class Problem:
         None stands near a labeled record, unless all do, as in a pool of few distinct records: then one of each kind is
         asked again rather than nothing, because people disagree and an empty batch would end the campaign.
         """
-        fresh = self.distinct[~self._near_labeled(self.distinct)]
+        fresh = self.distinct[~self.near_labeled(self.distinct)]
         positions = fresh if len(fresh) else self.distinct
         return positions[self.leaders(positions)]
 
-    def _near_labeled(self, positions: Positions) -> npt.NDArray[np.bool_]:
+    def near_labeled(self, positions: Positions) -> npt.NDArray[np.bool_]:
+        """Mark those of these positions that are near-duplicates of a labeled record."""
         if not len(self.labeled) or not len(positions):
             return np.zeros(len(positions), dtype=bool)
         tree = cKDTree(self.labeled.astype(np.float64))

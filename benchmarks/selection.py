@@ -1,0 +1,173 @@
+"""What the default selector costs, how near it comes to exact greedy, and how it compares with apricot.
+
+Candidates are a mixture of 64 clusters, ten for each record of the batch, with uniform random weights and 300 labelled
+records. Time is CPU time of one process: the machine's other work lengthens the wait, and hardly this.
+"""
+
+import json
+import time
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import numpy.typing as npt
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+from dal.selection import Candidates, Strategy
+from dal.selectors import LEAF_ROWS, select
+from dal.selectors.facility_location import Leaf, solve_leaf
+
+SIZES = ((1_000, 32), (10_000, 32), (100_000, 32), (10_000, 128))
+"""Records of a batch, and width of a record."""
+FLAT_CANDIDATES, FLAT_BATCH = 6_000, 600
+N_LABELED = 300
+
+Floats = npt.NDArray[np.floating]
+
+
+class Cost(NamedTuple):
+    """CPU time of one choice, and the memory of one leaf."""
+
+    k: int
+    d: int
+    seconds: float
+    us_per_candidate: float
+    leaf_megabytes: float
+
+
+def made(n: int, d: int, seed: int = 0) -> Candidates:
+    """Make candidates in clusters of very different size."""
+    rng = np.random.default_rng(seed)
+    centers = rng.standard_normal((64, d))
+    of = rng.choice(64, n, p=rng.dirichlet(np.ones(64)))
+    points = (centers[of] + 0.7 * rng.standard_normal((n, d))) / np.sqrt(d)
+    nothing = np.full(n, -1, dtype=np.int64)
+    return Candidates(np.arange(n), rng.uniform(0.01, 1, n), nothing, nothing, points.astype(np.float32))
+
+
+def cost(k: int, d: int, repeats: int) -> Cost:
+    """Time a batch of `k` out of 10 k candidates; the median of a few."""
+    candidates, labeled = made(10 * k, d), made(N_LABELED, d, seed=1).embeddings
+    seconds = []
+    for repeat in range(repeats):
+        before = time.process_time()
+        rows = select(candidates, Strategy(), k, labeled, repeat, 0)
+        seconds.append(time.process_time() - before)
+        if len(rows) != k:
+            raise RuntimeError(f"expected {k} records, got {len(rows)}")
+    middle = float(np.median(seconds))
+    return Cost(k, d, middle, middle / (10 * k) * 1e6, leaf_megabytes(d, labeled))
+
+
+def leaf_megabytes(d: int, labeled: npt.NDArray[np.float32]) -> float:
+    """Measure the most memory that solving one full leaf takes."""
+    points = made(LEAF_ROWS, d).embeddings
+    leaf = Leaf(points, np.ones(LEAF_ROWS, np.float32), labeled, 1.0, LEAF_ROWS, 0.0)
+    tracemalloc.start()
+    solve_leaf(leaf)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak / 1e6
+
+
+def objective_ratio(d: int) -> float:
+    """Give the objective reached, over that of exact greedy on one kernel of all candidates, in double precision."""
+    candidates, labeled = made(FLAT_CANDIDATES, d), made(N_LABELED, d, seed=1).embeddings
+    sigma = median_to_nearest(labeled)
+    kernel = rbf(candidates.embeddings, candidates.embeddings, sigma)
+    covered = rbf(candidates.embeddings, labeled, sigma).max(axis=1)
+    rows = select(candidates, Strategy(), FLAT_BATCH, labeled, 0, 0)
+    flat = greedy(kernel, covered, candidates.scores, FLAT_BATCH)
+    values = [candidates.scores @ np.maximum(covered, kernel[picks].max(axis=0)) for picks in (rows, flat)]
+    return float(values[0] / values[1])
+
+
+def greedy(kernel: Floats, covered: Floats, weights: Floats, k: int) -> list[int]:
+    """Pick the largest gain `k` times; bounds by submodularity, re-evaluated until the largest is exact."""
+    covered = covered.copy()
+    gains = np.array([np.maximum(row - covered, 0) @ weights for row in kernel])
+    picks: list[int] = []
+    while len(picks) < k:
+        best = int(gains.argmax())
+        fresh = float(np.maximum(kernel[best] - covered, 0) @ weights)
+        if fresh < gains[best] - 1e-12:
+            gains[best] = fresh
+            continue
+        picks.append(best)
+        covered = np.maximum(covered, kernel[best])
+        gains[best] = -1.0
+    return picks
+
+
+def rbf(a: Floats, b: Floats, sigma: float) -> Floats:
+    """Give the kernel in double precision."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * a @ b.T
+    kernel: Floats = np.exp(-np.maximum(squared, 0) / sigma**2)
+    return kernel
+
+
+def median_to_nearest(points: Floats) -> float:
+    """Give the median distance of a point to its nearest other one."""
+    squared = -np.log(rbf(points, points, 1.0))
+    np.fill_diagonal(squared, np.inf)
+    return float(np.median(np.sqrt(squared.min(axis=1))))
+
+
+def against_apricot(n: int, d: int, k: int) -> dict[str, object]:
+    """Compare with apricot's facility location: unit weights, one leaf, no labelled records, the same kernel.
+
+    Its kernel is given: making it is part of our time alone. With unit weights two records that are each other's only
+    neighbours tie exactly, and rounding settles which is picked; the gains are the same.
+    """
+    from apricot import FacilityLocationSelection  # a dependency of the tests alone
+
+    points = made(n, d).embeddings
+    kernel = rbf(points, points, 1.0)
+    theirs = FacilityLocationSelection(k, metric="precomputed", optimizer="lazy", random_state=0)
+    theirs.fit(kernel)  # compiles
+    before = time.process_time()
+    theirs = FacilityLocationSelection(k, metric="precomputed", optimizer="lazy", random_state=0).fit(kernel)
+    their_seconds = time.process_time() - before
+    leaf = Leaf(points, np.ones(n, np.float32), np.empty((0, d), np.float32), 1.0, k, 0.0)
+    before = time.process_time()
+    ours = solve_leaf(leaf)
+    our_seconds = time.process_time() - before
+    return {
+        "n": n,
+        "d": d,
+        "k": k,
+        "same_picks": len(np.intersect1d(ours.positions, theirs.ranking)),
+        "largest_difference_of_gains": float(np.abs(ours.gains / theirs.gains - 1).max()),
+        "seconds": our_seconds,
+        "seconds_apricot": their_seconds,
+    }
+
+
+@click.command("selection")
+@click.option("--sizes", type=(int, int), multiple=True, default=SIZES, help="k and d; may be given several times.")
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--apricot/--no-apricot", default=True, show_default=True)
+@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here.")
+def command(sizes: Sequence[tuple[int, int]], repeats: int, *, apricot: bool, target: Path | None) -> None:
+    """Time the choice of a batch, and compare it with exact greedy and with apricot."""
+    ratios = {d: objective_ratio(d) for d in sorted({d for _, d in sizes})}
+    costs = [{**cost(k, d, repeats)._asdict(), "objective_ratio": ratios[d]} for k, d in sizes]
+    table = Table("k", "d", "CPU s", "CPU us / candidate", "MB / leaf", "objective / exact greedy")
+    for row in costs:
+        numbers = [f"{row['seconds']:.2f}", f"{row['us_per_candidate']:.1f}", f"{row['leaf_megabytes']:.1f}"]
+        table.add_row(f"{row['k']:,}", str(row["d"]), *numbers, f"{row['objective_ratio']:.4f}")
+    console = Console()
+    console.print(table)
+    conditions: dict[str, object] = {"machine": machine.facts(), "load": machine.load()}
+    if apricot:
+        conditions["apricot"] = against_apricot(1000, 32, 200)
+        console.print(conditions["apricot"])
+    if target is not None:
+        rows = [{**row, **conditions} for row in costs]
+        target.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
