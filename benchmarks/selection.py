@@ -20,6 +20,7 @@ from rich.table import Table
 from benchmarks import machine
 from dal.selection import Candidates, Strategy
 from dal.selectors import LEAF_ROWS, select
+from dal.selectors.batch import posed
 from dal.selectors.facility_location import Leaf, solve_leaf
 
 SIZES = ((1_000, 32), (10_000, 32), (100_000, 32), (10_000, 128))
@@ -78,7 +79,7 @@ def leaf_megabytes(d: int, labeled: npt.NDArray[np.float32]) -> float:
 def objective_ratio(d: int) -> float:
     """Give the objective reached, over that of exact greedy on one kernel of all candidates, in double precision."""
     candidates, labeled = made(FLAT_CANDIDATES, d), made(N_LABELED, d, seed=1).embeddings
-    sigma = median_to_nearest(labeled)
+    sigma = posed(candidates, Strategy(), labeled, 0, 0).bandwidth
     kernel = rbf(candidates.embeddings, candidates.embeddings, sigma)
     covered = rbf(candidates.embeddings, labeled, sigma).max(axis=1)
     rows = select(candidates, Strategy(), FLAT_BATCH, labeled, 0, 0)
@@ -110,13 +111,6 @@ def rbf(a: Floats, b: Floats, sigma: float) -> Floats:
     squared = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * a @ b.T
     kernel: Floats = np.exp(-np.maximum(squared, 0) / sigma**2)
     return kernel
-
-
-def median_to_nearest(points: Floats) -> float:
-    """Give the median distance of a point to its nearest other one."""
-    squared = -np.log(rbf(points, points, 1.0))
-    np.fill_diagonal(squared, np.inf)
-    return float(np.median(np.sqrt(squared.min(axis=1))))
 
 
 def against_apricot(n: int, d: int, k: int) -> dict[str, object]:

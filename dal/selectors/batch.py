@@ -120,31 +120,43 @@ def select(
     --------
     dal.selectors.facility_location.facility_location, dal.selectors.methods : the formulas and their sources.
     """
-    in_row_order = candidates.take(np.argsort(candidates.rows))
-    k = min(k, len(in_row_order))
+    k = min(k, len(candidates))
     if k <= 0:
         return np.empty(0, dtype=np.int64)
+    problem = posed(candidates, strategy, labeled, seed, round, mapper=mapper)
+    solve = _SELECTORS[strategy.selector]
+    if not strategy.traits.features:
+        return problem.rows[solve(problem, k)]
+    with threadpool_limits(limits=1):
+        return problem.rows[solve(problem, k)]
+
+
+def posed(
+    candidates: Candidates,
+    strategy: Strategy,
+    labeled: Floats32,
+    seed: int,
+    round: int,
+    *,
+    mapper: Mapper = map,
+) -> Problem:
+    """Put the candidates in the order of their keys, which no longer tells how they came."""
+    in_row_order = candidates.take(np.argsort(candidates.rows))
     ranked = in_row_order.scores
     if strategy.selector == "power":
         ranked = power_keys(ranked, in_row_order.rows, strategy.beta, seed, round)
     by_key = in_row_order.take(key_order(ranked, in_row_order.rows, seed, round))
     weights = np.maximum(by_key.scores, 0.0) if strategy.traits.weighs else np.ones(len(by_key))
     width = by_key.embeddings.shape[1]
-    distinct_labeled = np.unique(np.asarray(labeled, dtype=np.float32).reshape(len(labeled), width), axis=0)
-    problem = Problem(
+    return Problem(
         by_key.rows,
         weights.astype(np.float32),
         by_key.cells,
         np.ascontiguousarray(by_key.embeddings, dtype=np.float32),
         by_key.proba,
-        distinct_labeled,
+        np.unique(np.asarray(labeled, dtype=np.float32).reshape(len(labeled), width), axis=0),
         strategy.traits.weighs,
         seed,
         round,
         mapper,
     )
-    solve = _SELECTORS[strategy.selector]
-    if not strategy.traits.features:
-        return by_key.rows[solve(problem, k)]
-    with threadpool_limits(limits=1):
-        return by_key.rows[solve(problem, k)]
