@@ -80,7 +80,8 @@ def campaign(tmp_path: Path) -> Campaign:
 
 @pytest.fixture
 def queue(campaign: Campaign, clock: Clock) -> Queue:
-    return Queue(campaign, clock=clock)
+    campaign.database.clock = clock
+    return Queue(campaign)
 
 
 # -- serving -----------------------------------------------------------------------------------------------------------
@@ -326,6 +327,19 @@ def test_a_reserve_record_that_somebody_looks_at_stays(tmp_path: Path) -> None:
     assert rows_of(queue.lease("ann", 5)) == [ROWS[5], 1] or rows_of(queue.lease("ann", 5)) == [1, ROWS[5]]
     (outcome,) = queue.answer("ann", [says("late?", ROWS[5])])
     assert not outcome.late
+
+
+def test_a_wrong_clock_keeps_no_reserve_record_for_ever(tmp_path: Path, clock: Clock) -> None:
+    campaign = made(tmp_path / "c", reserve=1)
+    campaign.database.clock = clock
+    queue = Queue(campaign)
+    clock.move(days=300)
+    queue.answer("ann", [says(f"e{row}", row) for row in ROWS[:5]])
+    assert rows_of(queue.lease("ann", 5)) == ROWS[5:]
+    clock.move(days=-300)
+    campaign.close_round(campaign.round(1))
+    opened(campaign, [1])
+    assert ROWS[5] not in campaign.asked_rows().tolist()
 
 
 # -- gold --------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import os
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,11 +64,14 @@ class Database:
     engine : Engine
     place : str
         The file, or the URL without its password, for messages.
+    clock : callable or None
+        Gives the time in place of the database's own.
     """
 
     def __init__(self, engine: Engine, place: str) -> None:
         self.engine = engine
         self.place = place
+        self.clock: Callable[[], datetime] | None = None
 
     @contextmanager
     def connected(self) -> Iterator[Connection]:
@@ -111,6 +114,8 @@ class Database:
 
     def now(self, connection: Connection) -> datetime:
         """Give the database's time, in UTC; SQLite has no clock but this machine's."""
+        if self.clock is not None:
+            return self.clock()
         if not self.is_server:
             return datetime.now(UTC)
         told: datetime = connection.scalars(select(func.clock_timestamp())).one()

@@ -12,25 +12,21 @@ hash decides; nothing that is given out tells them from others.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from sqlalchemy import Connection, Row, Subquery, and_, delete, exists, func, insert, or_, select
 
 from dal.campaign import answers as ledger
+from dal.campaign.leases import LEASE, holds
 from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
 from dal.campaign.store import Campaign
 from dal.errors import LabelError
 from dal.selection import row_hash, uniform
-
-LEASE = timedelta(minutes=10)
-
-_SLACK = timedelta(minutes=1)
-"""Clocks are set back by less than this every day; a lease that ends later than it could was given by a wrong clock."""
 
 _ORDER, _GOLD_ORDER, _GOLD_PLACES = 1, 2, 3
 
@@ -166,17 +162,12 @@ class Queue:
     campaign : Campaign
     source : str, default="pages"
         Where answers say that they come from.
-    clock : callable, optional
-        Gives the time, with a time zone. By default the database does.
     """
 
-    def __init__(
-        self, campaign: Campaign, *, source: str = "pages", clock: Callable[[], datetime] | None = None
-    ) -> None:
+    def __init__(self, campaign: Campaign, *, source: str = "pages") -> None:
         self._database = campaign.database
         self._settings = campaign.settings
         self._source = source
-        self._clock = clock
 
     def lease(self, annotator: str, n: int) -> list[Leased]:
         """Serve up to `n` records: those that the annotator holds, with their leases renewed, then new ones."""
@@ -266,7 +257,7 @@ class Queue:
         """Count how far the batch is."""
         with self._database.reading() as connection:
             serving = _serving(connection)
-            slots = self._slots(annotator, self._now(connection), serving.number)
+            slots = self._slots(annotator, self._database.now(connection), serving.number)
             batch, free = ~slots.c.reserve, self._is_free(slots)
             complete = slots.c.given >= self._settings.overlap
             counts = connection.execute(
@@ -286,8 +277,8 @@ class Queue:
 
     def _slots(self, annotator: str, now: datetime, number: int | None = None) -> Subquery:
         """Stand beside each asked record who has answered it and who holds it."""
-        others = select(func.count()).where(leases.c.row == asked.c.row, leases.c.annotator != annotator, _live(now))
-        held = exists().where(leases.c.row == asked.c.row, leases.c.annotator == annotator, _live(now))
+        others = select(func.count()).where(leases.c.row == asked.c.row, leases.c.annotator != annotator, holds(now))
+        held = exists().where(leases.c.row == asked.c.row, leases.c.annotator == annotator, holds(now))
         own = ledger.standing(answers.c.row == asked.c.row, answers.c.annotator == annotator)
         query = select(
             asked.c.row,
@@ -322,7 +313,7 @@ class Queue:
     def _servable_gold(self, connection: Connection, annotator: str, now: datetime) -> tuple[list[int], list[int]]:
         own = ledger.standing(answers.c.row == gold.c.row, answers.c.annotator == annotator)
         answered = own.with_only_columns(answers.c.id).correlate(gold).exists()
-        held = exists().where(leases.c.row == gold.c.row, leases.c.annotator == annotator, _live(now))
+        held = exists().where(leases.c.row == gold.c.row, leases.c.annotator == annotator, holds(now))
         found = connection.execute(select(gold.c.row, held.label("held")).where(~answered)).all()
         free = self._ordered(annotator, [each.row for each in found if not each.held], _GOLD_ORDER)
         return [each.row for each in found if each.held], free
@@ -330,8 +321,8 @@ class Queue:
     def _served(self, connection: Connection, annotator: str, now: datetime) -> int:
         """Count what this annotator was served so far: it says where gold records come."""
         answered = select(func.count(answers.c.row.distinct())).where(answers.c.annotator == annotator)
-        holds = select(func.count()).select_from(leases).where(leases.c.annotator == annotator, _live(now))
-        return (connection.scalar(answered) or 0) + (connection.scalar(holds) or 0)
+        held = select(func.count()).select_from(leases).where(leases.c.annotator == annotator, holds(now))
+        return (connection.scalar(answered) or 0) + (connection.scalar(held) or 0)
 
     def _mixed(self, annotator: str, free: list[int], free_gold: list[int], served: int, n: int) -> list[int]:
         """Take the next `n` records, gold ones in between; none where there is no other record to hide them among."""
@@ -404,7 +395,7 @@ class Queue:
             return _refused(given.event_id, f"the answer {complaint}")
         mine = answers.c.row == given.row, answers.c.annotator == annotator
         before = connection.execute(ledger.standing(*mine)).one_or_none()
-        holding = select(func.count()).where(leases.c.row == given.row, leases.c.annotator == annotator, _live(now))
+        holding = select(func.count()).where(leases.c.row == given.row, leases.c.annotator == annotator, holds(now))
         late = not target.open or (before is None and not connection.scalar(holding))
         self._append(
             connection,
@@ -445,10 +436,7 @@ class Queue:
         if not annotator or annotator != annotator.strip():
             raise LabelError(f"an annotator's name without surrounding blanks was expected, {annotator!r} came")
         with self._database.writing() as connection:
-            yield connection, self._now(connection)
-
-    def _now(self, connection: Connection) -> datetime:
-        return self._database.now(connection) if self._clock is None else self._clock()
+            yield connection, self._database.now(connection)
 
     def _seed(self, annotator: str) -> int:
         return int.from_bytes(hashlib.sha256(annotator.encode()).digest()[:8]) ^ self._settings.seed
@@ -468,11 +456,6 @@ _TAKEN = "this event id belongs to something else"
 
 def _refused(event_id: str, reason: str) -> Outcome:
     return Outcome(event_id, "refused", reason=reason)
-
-
-def _live(now: datetime) -> Any:  # noqa: ANN401 - an SQL expression
-    """Say whether a lease holds; one that ends too late was given before the clock was set back, and never would."""
-    return and_(leases.c.expires_at > now.timestamp(), leases.c.expires_at <= (now + LEASE + _SLACK).timestamp())
 
 
 def _serving(connection: Connection) -> _Serving:

@@ -31,6 +31,7 @@ from dal.campaign import schema
 from dal.campaign.database import Database, immediate
 from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
 from dal.campaign.disk import replacing
+from dal.campaign.leases import holds
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import AlreadyAsked, CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
@@ -786,7 +787,7 @@ def _gold_complaint(
 def _release_reserve(connection: Connection, now: datetime) -> None:
     """Let the unused reserve of earlier rounds be chosen again: it was asked of nobody."""
     used = exists().where(schema.answers.c.row == asked.c.row)
-    seen = exists().where(schema.leases.c.row == asked.c.row, schema.leases.c.expires_at > now.timestamp())
+    seen = exists().where(schema.leases.c.row == asked.c.row, holds(now))
     connection.execute(delete(asked).where(asked.c.reserve, ~used, ~seen))
 
 
