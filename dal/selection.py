@@ -358,6 +358,11 @@ class Capacity(NamedTuple):
         """Give the numbers by which rows are kept: their scores, unless these are only the odds of a draw."""
         return score if self.beta is None else power_keys(score, rows, self.beta, seed, round)
 
+    @property
+    def rows(self) -> int:
+        """The most rows that are kept."""
+        return self.total + self.cells * self.per_cell
+
 
 @dataclass(frozen=True)
 class Candidates:

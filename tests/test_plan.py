@@ -3,6 +3,7 @@ from hypothesis import strategies as st
 
 from dal.scan import plan
 from dal.scan.plan import Interval
+from dal.selection import Capacity
 
 intervals = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)), max_size=6).map(
     lambda pairs: disjoint([Interval(10 * a, 10 * a + b) for a, b in pairs])
@@ -61,12 +62,45 @@ def test_a_tile_is_a_power_of_two_that_fits() -> None:
         assert tile == 1 or tile * n_features * 4 <= plan.MOST_TILE_BYTES
 
 
-@given(intervals, st.integers(1, 4), st.integers(1, 6), st.integers(0, 99))
+@given(
+    intervals, st.integers(1, 4), st.integers(1, 6), st.lists(st.integers(0, 30), min_size=1, max_size=9), st.integers()
+)
 @settings(max_examples=80, deadline=None)
-def test_tapering_loses_no_row_and_cuts_on_units(some: list[Interval], unit: int, factor: int, seed: int) -> None:
-    spans = plan.cut(some, unit * factor, seed)
-    tapered = plan.tapered(spans, min(2, len(spans)), unit)
-    assert sorted(rows_of(tapered)) == rows_of(some)
+def test_a_feed_loses_no_row_and_cuts_on_units(
+    some: list[Interval], unit: int, factor: int, most: list[int], seed: int
+) -> None:
+    feed = plan.Feed()
+    feed.extend(plan.cut(some, unit * factor, seed))
+    sent: list[Interval] = []
+    while feed:
+        assert feed.rows == len(rows_of(some)) - len(rows_of(sent))
+        wanted = most[len(sent) % len(most)]
+        span = feed.next(wanted, unit)
+        if len(sent) % 5 == 3 and span not in sent:
+            feed.again(span)
+            assert feed.next(plan.NO_LIMIT, unit) == span
+        sent.append(span)
+        assert 0 < span.stop - span.start < 1.25 * max(wanted, unit) + unit
+    assert feed.rows == 0
+    assert sorted(rows_of(sent)) == rows_of(some)
     edges = {edge for interval in some for edge in interval}
-    assert all(edge % unit == 0 or edge in edges for span in tapered for edge in span)
-    assert tapered[: max(len(spans) - 2, 0)] == spans[: max(len(spans) - 2, 0)]
+    assert all(edge % unit == 0 or edge in edges for span in sent for edge in span)
+
+
+def test_spans_grow_with_what_has_been_seen_and_shrink_to_the_end() -> None:
+    large = Capacity(100_000, 256, 391)
+    assert plan.growing_rows(0, 256, large) == 0
+    assert plan.growing_rows(10**8, 256, large) == 10 * plan.growing_rows(10**7, 256, large)
+    assert plan.growing_rows(0, 2, Capacity(10_000, 0, 0)) == plan.NO_LIMIT
+    left = [plan.shrinking_rows(rows, 4, 1e6) for rows in (10**8, 10**7, 10**6, 0)]
+    assert left == sorted(left, reverse=True)
+    assert left[-1] == 100_000
+
+
+@given(st.integers(0, 10**9), st.sampled_from([1, 256, 16_384]), st.integers(1, 300), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_soundings_are_whole_tiles_of_a_small_part_of_the_pool(n_rows: int, tile: int, threads: int, seed: int) -> None:
+    tiles = plan.soundings(n_rows, tile, threads, Capacity(100_000, 256, 391), seed)
+    assert sum(stop - start for start, stop in tiles) <= n_rows / plan.SOUNDED_SHARE
+    assert len(set(tiles)) == len(tiles) <= threads
+    assert all(start % tile == stop % tile == 0 and 0 <= start < stop <= n_rows for start, stop in tiles)

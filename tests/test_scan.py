@@ -21,6 +21,7 @@ from dal.scan import Cells, Journal, Progress, Scan, kernel, plan, sample_codebo
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
 from dal.scan.kernel import score_block
+from dal.scan.run import Run
 from dal.selection import Candidates, Codebook, Strategy, key_order, power_keys, uniform
 
 CLASSES = ("a", "b", "c", "d")
@@ -238,6 +239,40 @@ def test_one_and_three_workers_give_the_same(
     assert_same(together.candidates, alone.candidates)
 
 
+@pytest.mark.parametrize("cells_stored", [False, True])
+def test_soundings_and_growing_spans_change_nothing(
+    cells_stored: bool,
+    pools: dict[str, Pool],
+    models: dict[str, Model],
+    cluster: Client,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    alone = run(pools["built"], models["logistic"], Strategy(), codebook)
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 256)
+    monkeypatch.setattr(plan, "SOUNDED_SHARE", 9)
+    monkeypatch.setattr(plan, "ROWS_UP", 1)
+    monkeypatch.setattr(plan, "MOST_UP", 2)
+    expected = run(pools["odd"], models["logistic"], Strategy(), codebook)
+    sounded: list[object] = []
+    sound = Run.sound
+    monkeypatch.setattr(Run, "sound", lambda self, result: [sounded.append(result), sound(self, result)])
+    cells = Cells(str(tmp_path / "cells.zarr"), write=True) if cells_stored else None
+    together = run(pools["odd"], models["logistic"], Strategy(), codebook, client=cluster, cells=cells)
+    assert len(sounded) == 2
+    assert None not in sounded
+    assert together.summary.spans > 8
+    assert together.summary.tally.rows == N
+    assert_same(together.candidates, expected.candidates)
+    assert summary_of(together) == summary_of(expected)
+    assert together.candidates.rows.tolist() == alone.candidates.rows.tolist()
+    if cells_stored:
+        np.testing.assert_array_equal(
+            zarr.open_array(cells.path, mode="r")[expected.candidates.rows], expected.candidates.cells
+        )
+
+
 def test_features_that_are_too_many_to_travel_are_gathered(
     pools: dict[str, Pool], models: dict[str, Model], cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +325,32 @@ def test_a_span_comes_back_from_the_journal_as_it_was(
         assert result.candidates is not None
         assert_same(again.candidates, result.candidates)
         assert again.tally.histogram.tolist() == result.tally.histogram.tolist()
+
+
+@pytest.mark.parametrize("damage", ["cut", "zeros behind", "bit"])
+def test_what_a_power_cut_tore_is_scored_again(
+    damage: str, pools: dict[str, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 512)
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    journal = Journal(tmp_path / "journal")
+    expected = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal)
+    whole = journal.path.read_bytes()
+    torn = {"cut": whole[:-5], "zeros behind": whole + bytes(100), "bit": bytearray(whole)}[damage]
+    if damage == "bit":
+        torn[len(whole) // 2] ^= 4
+    journal.path.write_bytes(torn)
+    resumed = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal)
+    spans = expected.summary.spans
+    assert {"cut": spans - 1, "zeros behind": spans}.get(damage, resumed.summary.spans_resumed) == (
+        resumed.summary.spans_resumed
+    )
+    assert 0 < resumed.summary.spans_resumed < spans or damage == "zeros behind"
+    assert_same(resumed.candidates, expected.candidates)
+    # What was scored again stands where the torn part stood.
+    again = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal)
+    assert again.summary.spans_resumed == again.summary.spans == spans
+    assert_same(again.candidates, expected.candidates)
 
 
 def test_finished_spans_are_not_scored_again(

@@ -6,11 +6,12 @@ import queue
 import secrets
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import TimeoutError as WaitedTooLong
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -26,9 +27,8 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
 from dal.scan.kernel import Cells, Order, SpanResult, score_span
-from dal.scan.merge import Thresholds
 from dal.scan.plan import Interval
-from dal.scan.run import Progress, Run, Scan
+from dal.scan.run import Progress, Run, Scan, Task
 from dal.scores import OF_COMMITTEE
 from dal.selection import Capacity
 
@@ -40,9 +40,8 @@ ATTEMPTS = 3
 NO_WORKERS_SECONDS = 60.0
 PROBE_SECONDS = 60.0
 STALL_SECONDS = 600.0
-TAPERED_SECONDS = 1.0
-"""Shorter spans leave a tail that is shorter than what their quarters would cost."""
 _TICK_SECONDS = 1.0
+_TASK_NAME = "dal-score"
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +61,7 @@ def scan_on_cluster(
     """Score the pool on the workers of a cluster; see :func:`dal.scan.scan`."""
     hosts = _probe(client, pool, cells)
     usable = cells if hosts.cells_usable else None
-    in_flight = max(2 * sum(client.nthreads().values()), 1)
+    in_flight = plan.in_flight(sum(client.nthreads().values()))
     bytes_along = in_flight * plan.candidate_bytes(order.capacity, pool.n_features)
     along = replace(order, carry=order.carry and bytes_along <= MOST_BYTES_ALONG)
     run = Run(pool, model, along, excluded, usable, journal, progress)
@@ -104,12 +103,16 @@ class _Loaded:
         self._lock = threading.Lock()
         self._model: Model | None = None
 
-    def score(self, interval: Interval, excluded: Rows, thresholds: Thresholds) -> SpanResult:
+    def score(self, task: Task) -> SpanResult:
         with self._lock:
             if self._model is None:
                 self._model = self.job.model()
-        job = self.job
-        return score_span(job.pool, self._model, job.order, interval, excluded, thresholds, job.cells)
+        job, order, cells = self.job, self.job.order, self.job.cells
+        if task.sounded is not None:
+            order = replace(order, capacity=task.sounded, carry=False)
+            # The span that this tile is part of will write the cells, perhaps at the same time.
+            cells = None if cells is None or cells.write else cells
+        return score_span(job.pool, self._model, order, task.interval, task.excluded, task.thresholds, cells)
 
 
 _JOBS: dict[str, _Loaded] = {}
@@ -134,8 +137,8 @@ class _JobPlugin(WorkerPlugin):
         _JOBS.pop(self.token, None)
 
 
-def _score_task(token: str, interval: Interval, excluded: Rows, thresholds: Thresholds) -> SpanResult:
-    return _JOBS[token].score(interval, excluded, thresholds)
+def _score_task(token: str, task: Task) -> SpanResult:
+    return _JOBS[token].score(task)
 
 
 def _take_task(token: str, rows: Rows) -> npt.NDArray[np.float32]:
@@ -286,8 +289,9 @@ class _Cluster:
         self.client = client
         self.job = job
         self.token = secrets.token_hex(8)
+        self.task: Callable[[Task], SpanResult] = partial(_score_task, self.token)
         self.done: queue.SimpleQueue[Future[SpanResult]] = queue.SimpleQueue()
-        self.pending: dict[Future[SpanResult], Interval] = {}
+        self.pending: dict[Future[SpanResult], Task] = {}
 
     def __enter__(self) -> "_Cluster":
         failure: OSError | None = None
@@ -315,12 +319,14 @@ class _Cluster:
         """Count the threads of all workers now."""
         return sum(self.client.nthreads().values())
 
-    def submit(self, interval: Interval, excluded: Rows, thresholds: Thresholds) -> None:
-        future = self.client.submit(_score_task, self.token, interval, excluded, thresholds, pure=False)
-        self.pending[future] = interval
-        future.add_done_callback(self.done.put)
+    def submit(self, tasks: Sequence[Task]) -> None:
+        """Send tasks, together: one message, at a fraction of what each alone would cost."""
+        futures = self.client.map(self.task, tasks, key=_TASK_NAME, pure=False)
+        for future, task in zip(futures, tasks, strict=True):
+            self.pending[future] = task
+            future.add_done_callback(self.done.put)
 
-    def ended(self, longest_span: float) -> list[tuple[Interval, SpanResult | BaseException]]:
+    def ended(self, longest_span: float) -> list[tuple[Task, SpanResult | BaseException]]:
         """Wait for spans to end, and give what each came to."""
         futures = self._next_done(longest_span)
         if any(future.status in ("cancelled", "lost") for future in futures):
@@ -399,7 +405,7 @@ class _Cluster:
 
 
 class _Engine:
-    """Feeds a cluster with spans: short ones first, then as long as their pace allows; failed ones again."""
+    """Feeds a cluster with spans: short ones first, then as long as pace and thresholds allow; failed ones again."""
 
     def __init__(self, run: Run, cluster: _Cluster, *, skip_failed: bool) -> None:
         self.state = run
@@ -407,54 +413,75 @@ class _Engine:
         self.skip_failed = skip_failed
         self.threads = cluster.threads()
         self.counted_at = time.monotonic()
-        first, self.rest = plan.probes(run.left, run.unit, self.threads, run.order.seed)
-        self.todo = deque(first)
         self.attempts: Counter[Interval] = Counter()
         self.longest_span = 0.0
         self.rows_per_second: float | None = None
+        self.feed = plan.Feed()
+        self.rest = run.left
+        self.soundings = run.soundings(self.threads)
+        self.sounding = len(self.soundings)
+        if self.sounding:
+            self.sounded = plan.share_of(run.order.capacity, self.sounding)
+        else:
+            first, self.rest = plan.probes(run.left, run.unit, self.threads, run.order.seed)
+            self.feed.extend(first)
 
     def run(self) -> None:
         """Score everything that is left."""
-        while self.todo or self.rest or self.cluster.pending:
+        while self.feed or self.rest or self.cluster.pending:
             self._cut_rest()
-            while self.todo and len(self.cluster.pending) < self._window():
-                self.cluster.submit(*self.state.task(self.todo.popleft()))
+            tasks = self._next_tasks(self._window() - len(self.cluster.pending))
+            if tasks:
+                self.cluster.submit(tasks)
             if self.cluster.pending:
-                for interval, outcome in self.cluster.ended(self.longest_span):
-                    self._settle(interval, outcome)
+                for task, outcome in self.cluster.ended(self.longest_span):
+                    self._settle(task, outcome)
+
+    def _next_tasks(self, count: int) -> list[Task]:
+        tasks: list[Task] = []
+        while self.soundings and len(tasks) < count:
+            tasks.append(self.state.sounding(self.soundings.pop(), self.sounded))
+        # Thresholds out of half the soundings are as good as any; waiting for the last one would leave workers idle.
+        if self.feed and 2 * (self.sounding - self.state.soundings_done) <= self.sounding:
+            growing = self.state.growing_rows(self.threads)
+            while self.feed and len(tasks) < count:
+                most = min(growing, plan.shrinking_rows(self.feed.rows, self.threads, self.rows_per_second or 0.0))
+                tasks.append(self.state.task(self.feed.next(most, self.state.unit)))
+        return tasks
 
     def _cut_rest(self) -> None:
-        """Cut what follows the first, short spans, as soon as one of them has told the pace."""
-        told = self.rows_per_second is not None or not (self.todo or self.cluster.pending)
+        """Cut what follows the first, short tasks, as soon as one of them has told the pace."""
+        told = self.rows_per_second is not None or not (self.feed or self.soundings or self.cluster.pending)
         if self.rest and told:
             rows = self.state.span_rows(self.threads, self.rows_per_second)
-            spans = plan.cut(self.rest, rows, self.state.order.seed)
-            if self.rows_per_second is not None and rows > TAPERED_SECONDS * self.rows_per_second:
-                spans = plan.tapered(spans, min(self.threads, len(spans)), self.state.unit)
-            self.todo.extend(spans)
+            self.feed.extend(plan.cut(self.rest, rows, self.state.order.seed))
             self.rest = []
 
     def _window(self) -> int:
-        """Say how many spans to keep in flight: two a thread of the cluster as it is now, which may have grown."""
+        """Say how many tasks to keep in flight on the cluster as it is now, which may have grown."""
         if time.monotonic() - self.counted_at > _TICK_SECONDS:
             self.threads = max(self.cluster.threads(), 1)
             self.counted_at = time.monotonic()
-        return max(2 * self.threads, self.threads + 2)
+        return plan.in_flight(self.threads)
 
-    def _settle(self, interval: Interval, outcome: SpanResult | BaseException) -> None:
+    def _settle(self, task: Task, outcome: SpanResult | BaseException) -> None:
         if isinstance(outcome, SpanResult):
             self.longest_span = max(self.longest_span, outcome.seconds)
-            self.rows_per_second = (interval.stop - interval.start) / max(outcome.seconds, 1e-9)
+            self.rows_per_second = (task.interval.stop - task.interval.start) / max(outcome.seconds, 1e-9)
+        if task.sounded is not None:
+            # One that failed tells nothing; the span that its rows are part of will say why.
+            self.state.sound(outcome if isinstance(outcome, SpanResult) else None)
+        elif isinstance(outcome, SpanResult):
             self.state.finish(outcome)
         else:
-            self._failed(interval, outcome)
+            self._failed(task.interval, outcome)
 
     def _failed(self, interval: Interval, error: BaseException) -> None:
         self.attempts[interval] += 1
         # What dal itself refuses, a damaged chunk or a learner that returns NaN, will be refused again.
         if self.attempts[interval] < ATTEMPTS and not isinstance(error, DalError):
             self.state.failed += 1
-            self.todo.appendleft(interval)
+            self.feed.again(interval)
             return
         rows = f"Rows {interval.start:,} to {interval.stop - 1:,} of {self.state.pool.path}"
         if self.skip_failed:

@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -125,11 +125,19 @@ class Tally:
         return cls(0, 0, np.empty(0, np.int64), histogram, np.zeros(n_classes, np.int64), 0, 0, 0)
 
     def __add__(self, other: "Tally") -> "Tally":
-        invalid_rows = np.sort(np.concatenate([self.invalid_rows, other.invalid_rows]))[:LISTED_INVALID_ROWS]
-        sums = {
-            f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self) if f.name != "invalid_rows"
-        }
-        return Tally(**sums, invalid_rows=invalid_rows)
+        invalid_rows = self.invalid_rows
+        if len(other.invalid_rows):
+            invalid_rows = np.sort(np.concatenate([invalid_rows, other.invalid_rows]))[:LISTED_INVALID_ROWS]
+        return Tally(
+            self.rows + other.rows,
+            self.invalid + other.invalid,
+            invalid_rows,
+            self.histogram + other.histogram,
+            self.predicted + other.predicted,
+            self.confidence + other.confidence,
+            self.bytes_read + other.bytes_read,
+            self.mass + other.mass,
+        )
 
     @property
     def mean_confidence(self) -> float:

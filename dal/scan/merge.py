@@ -5,6 +5,7 @@ and the grouping in which rows arrive: that is all there is to the scan's exactn
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -63,30 +64,46 @@ class Best:
         self.round = round
         self.thresholds = no_thresholds(capacity)
         self._parts: list[Candidates] = []
-        self._held = self._left = 0
-        # Compressing costs a sort; at four times what it leaves, each row is sorted less than twice on average.
-        self._most = 4 * (capacity.total + capacity.cells * capacity.per_cell) + 1024
+        self._held = self._tightened_at = 0
+        # At four times what it leaves, a compression sorts each row less than twice on average.
+        self._most = 4 * capacity.rows + 1024
 
     def add(self, candidates: Candidates) -> None:
         """Take rows in; those that cannot be among the best are forgotten now or later."""
-        if len(candidates):
-            self._parts.append(candidates)
-            self._held += len(candidates)
-            if self._held > self._most:
-                self._compress()
-
-    def tighten(self) -> Thresholds:
-        """Raise the thresholds to what is held now, where that is worth a sort, and give them."""
-        if self._held >= self.capacity.total and self._held > 1.1 * self._left:
+        positions = self.thresholds.admit(candidates.scores, candidates.cells)
+        if not len(positions):
+            return
+        self._parts.append(candidates if len(positions) == len(candidates) else candidates.take(positions))
+        self._held += len(positions)
+        if self._held > self._most:
             self._compress()
+
+    def tighten(self, seen: int) -> Thresholds:
+        """Give the thresholds, raised to what is held now where that is worth a sort.
+
+        Parameters
+        ----------
+        seen : int
+            Rows among which those held are the best. Thresholds are worth as much as the rows they come from are many,
+            so they are raised whenever these have doubled.
+        """
+        if self._held >= self.capacity.total and seen >= 2 * self._tightened_at:
+            self._compress()
+            self._tightened_at = seen
         return self.thresholds
+
+    def raise_to(self, thresholds: Thresholds) -> None:
+        """Take thresholds over that rows counted elsewhere have reached; the rows themselves are yet to come."""
+        self.thresholds = self.thresholds.raised(thresholds)
 
     def result(self) -> Candidates | None:
         """Give the best rows, ascending by row; None if there are none."""
         if not self._parts:
             return None
-        self._compress()
-        return self._parts[0].take(np.argsort(self._parts[0].rows))
+        if self._held > self.capacity.total:
+            self._compress()
+        held = concatenate(self._parts)
+        return held.take(np.argsort(held.rows))
 
     def _compress(self) -> None:
         held = concatenate(self._parts)
@@ -96,40 +113,40 @@ class Best:
         keep = np.zeros(len(held), dtype=bool)
         keep[overall] = True
         if self.capacity.cells:
-            of_cells, floors = self._best_of_cells(held)
-            keep[of_cells] = True
+            floors = _floors(held.scores, held.cells, self.capacity)
+            self._keep_of_cells(held, floors, keep)
             raised = Thresholds(raised.overall, floors)
         self.thresholds = self.thresholds.raised(raised)
         kept = held.take(np.flatnonzero(keep))
         self._parts = [kept]
-        self._held = self._left = len(kept)
+        self._held = len(kept)
 
-    def _best_of_cells(self, held: Candidates) -> tuple[npt.NDArray[np.int64], Floats64]:
-        floors = self._floors(held)
-        reach = held.scores >= floors[held.cells]
-        counts = np.bincount(held.cells[reach], minlength=self.capacity.cells)
+    def _keep_of_cells(self, held: Candidates, floors: Floats64, keep: npt.NDArray[np.bool_]) -> None:
+        """Mark the best of each cell by key."""
+        positions = np.flatnonzero(held.scores >= floors[held.cells])
+        cells = held.cells[positions]
         # Keys are worth their sort in the few cells alone where rows tie with the floor.
-        crowded = (counts > self.capacity.per_cell)[held.cells]
-        return np.concatenate([np.flatnonzero(reach & ~crowded), self._settled(held, reach & crowded)]), floors
-
-    def _floors(self, held: Candidates) -> Floats64:
-        descending = np.argsort(-held.scores)
-        # Sixteen bits are sorted by counting, in a tenth of the time of sixty-four.
-        by_cell = descending[np.argsort(held.cells[descending].astype(np.uint16), kind="stable")]
-        starts = np.concatenate([[0], np.cumsum(np.bincount(held.cells, minlength=self.capacity.cells))])
-        floors = np.full(self.capacity.cells, LOWEST)
-        full = np.flatnonzero(np.diff(starts) >= self.capacity.per_cell)
-        floors[full] = held.scores[by_cell[starts[full] + self.capacity.per_cell - 1]]
-        return floors
-
-    def _settled(self, held: Candidates, among: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """Find the best of each cell by key, among these rows."""
-        positions = np.flatnonzero(among)
-        order = positions[key_order(held.scores[positions], held.rows[positions], self.seed, self.round)]
+        crowded = (np.bincount(cells, minlength=self.capacity.cells) > self.capacity.per_cell)[cells]
+        keep[positions[~crowded]] = True
+        tied = positions[crowded]
+        order = tied[key_order(held.scores[tied], held.rows[tied], self.seed, self.round)]
         by_cell = order[np.argsort(held.cells[order], kind="stable")]
         cells = held.cells[by_cell]
-        rank = np.arange(len(cells)) - np.searchsorted(cells, cells)
-        return by_cell[rank < self.capacity.per_cell]
+        keep[by_cell[np.arange(len(cells)) - np.searchsorted(cells, cells) < self.capacity.per_cell]] = True
+
+
+def _floors(scores: Floats64, cells: npt.NDArray[np.int64], capacity: Capacity) -> Floats64:
+    """Give the score of the last row that each cell keeps; the lowest of all where it has room."""
+    # Sixteen bits are sorted by counting, in a tenth of the time of sixty-four.
+    by_cell = scores[np.argsort(cells.astype(np.uint16), kind="stable")]
+    stops = np.cumsum(np.bincount(cells, minlength=capacity.cells)).tolist()
+    floors = np.full(capacity.cells, LOWEST)
+    for cell, (start, stop) in enumerate(pairwise([0, *stops])):
+        if stop - start >= capacity.per_cell:
+            of_cell, last = by_cell[start:stop], stop - start - capacity.per_cell
+            of_cell.partition(last)  # hundreds of short ones take a fraction of one long sort
+            floors[cell] = of_cell[last]
+    return floors
 
 
 def _floor(scores: Floats64, capacity: int) -> float:

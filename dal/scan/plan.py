@@ -1,5 +1,6 @@
 """How a pass over the pool is cut: tiles, units and spans. Pure arithmetic on rows."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,10 +11,19 @@ from dal.selection import Capacity, row_hash
 MOST_TILE_ROWS = 16_384
 MOST_TILE_BYTES = 8 * 2**20
 MOST_TASKS = 20_000
-MOST_SPAN_BYTES = 256 * 2**20
-"""Of features as they are stored; measured: shorter spans cost, longer ones leave a tail."""
+MOST_SPAN_BYTES = 2**30
+"""Of features as they are stored."""
 SPANS_PER_THREAD = 4
 SECONDS_PER_SPAN = 3.0
+TASKS_PER_SECOND = 50
+"""Of the whole cluster: a task costs Dask's scheduler 1 to 2 ms, whatever the cluster's size."""
+SHORTEST_SECONDS, MOST_LAST_TASKS_PER_SECOND = 0.1, 250
+"""The last spans are not cut shorter, nor so short that the scheduler could not follow."""
+NO_LIMIT = 2**62
+MOST_UP, ROWS_UP = 8, 250_000
+"""Candidates that all spans in flight may bring: so many times what is kept, or so many if that is more."""
+SOUNDED_SHARE, TILES_PER_SOUNDING = 100, 4
+"""At most one row in so many is scored twice, to know thresholds before the first span is sent."""
 
 
 class Interval(NamedTuple):
@@ -67,21 +77,111 @@ def unit_rows(tile: int, write_rows: int) -> int:
 def span_rows(n_rows: int, row_bytes: int, threads: int, unit: int, rows_per_second: float | None) -> int:
     """Give the rows of a span, the unit of work.
 
-    By, in this order: at most 2e4 tasks a pass; 256 MB; several spans a thread; about three seconds each at the pace
-    measured so far on one thread.
+    By, in this order: at most 2e4 tasks a pass; several spans a thread; about three seconds each at the pace measured
+    so far on one thread; 1 GiB, or as much as it takes to keep the tasks of a large cluster under 50 a second.
 
     Examples
     --------
-    >>> span_rows(10_000_000, 512, 2, 32_768, None)
-    524288
+    >>> span_rows(10_000_000, 512, 2, 32_768, None) // 32_768
+    38
     >>> span_rows(10_000_000, 512, 2, 32_768, rows_per_second=20_000)
     32768
+    >>> span_rows(10**10, 512, 256, 32_768, rows_per_second=1e6) // 32_768
+    91
     """
-    rows = min(MOST_SPAN_BYTES // row_bytes, -(-n_rows // (SPANS_PER_THREAD * threads)))
+    rows, several = MOST_SPAN_BYTES // row_bytes, -(-n_rows // (SPANS_PER_THREAD * threads))
     if rows_per_second is not None:
+        rows = max(rows, int(rows_per_second * threads / TASKS_PER_SECOND))
         rows = min(rows, int(rows_per_second * SECONDS_PER_SPAN))
-    rows = max(rows, -(-n_rows // MOST_TASKS), unit)
+    rows = max(min(rows, several), -(-n_rows // MOST_TASKS), unit)
     return rows // unit * unit
+
+
+def shrinking_rows(left: int, threads: int, rows_per_second: float) -> int:
+    """Give the most rows of a span that is sent when so many are left: half of a thread's share.
+
+    Workers end at different times; the shorter the last spans, the less the others wait for the last one
+    (Polychronopoulos and Kuck, Guided self-scheduling, 1987).
+
+    Examples
+    --------
+    >>> [shrinking_rows(left, 2, 3e6) for left in (10_000_000, 2_000_000, 1_000_000)]
+    [2500000, 500000, 300000]
+    """
+    shortest = max(SHORTEST_SECONDS, threads / MOST_LAST_TASKS_PER_SECOND)
+    return max(left // (2 * threads), int(rows_per_second * shortest))
+
+
+def in_flight(threads: int) -> int:
+    """Give the tasks to keep in flight: two a thread, so that none waits for the coordinator; fewer of large clusters.
+
+    There spans are long, and one that waits to begin knows the thresholds of when it was sent.
+
+    Examples
+    --------
+    >>> in_flight(1), in_flight(2), in_flight(32), in_flight(256)
+    (3, 4, 64, 320)
+    """
+    return threads + max(2, min(threads, 32 + threads // 8))
+
+
+def growing_rows(seen: int, threads: int, capacity: Capacity) -> int:
+    """Give the most rows of a span that is sent now, so that spans in flight do not drown the coordinator.
+
+    Of `n` rows that are told the thresholds which `seen` rows have set, about ``n * kept / seen`` pass them, and never
+    more than are kept.
+
+    Parameters
+    ----------
+    seen : int
+        Rows out of which the thresholds are.
+    threads : int
+    capacity : Capacity
+
+    Examples
+    --------
+    >>> growing_rows(10_000_000, 256, Capacity(100_000, 256, 391))
+    250000
+    >>> growing_rows(0, 2, Capacity(10_000, 256, 40)) == NO_LIMIT
+    True
+    """
+    most, spans = max(MOST_UP * capacity.rows, ROWS_UP), in_flight(threads)
+    return most * seen // (spans * capacity.rows) if spans * capacity.rows > most else NO_LIMIT
+
+
+def soundings(n_rows: int, tile: int, threads: int, capacity: Capacity, seed: int) -> list[Interval]:
+    """Choose rows that are scored for the thresholds alone, ahead of the first spans: all of these begin at once.
+
+    A few tiles a thread, as far as it costs little of the pass; none where first spans without thresholds bring little.
+
+    Examples
+    --------
+    >>> some = soundings(10**9, 16_384, 256, Capacity(100_000, 256, 391), seed=0)
+    >>> len(some), all(start % 32_768 == 0 and stop - start == 32_768 for start, stop in some)
+    (254, True)
+    >>> soundings(10**9, 16_384, 2, Capacity(10_000, 256, 40), seed=0)
+    []
+    """
+    tiles = n_rows // (SOUNDED_SHARE * tile)
+    if growing_rows(0, threads, capacity) == NO_LIMIT or not tiles:
+        return []
+    count = min(threads, tiles)
+    rows = tile * min(tiles // count, TILES_PER_SOUNDING)
+    numbers = row_hash(np.arange(count, dtype=np.int64), seed, 3) % np.uint64(n_rows // rows)
+    return [Interval(rows * number, rows * (number + 1)) for number in dict.fromkeys(numbers.tolist())]
+
+
+def share_of(capacity: Capacity, count: int) -> Capacity:
+    """Give what one of `count` samples has to bring so that all together tell what the best of their rows reach.
+
+    Twice its share, since samples differ. Fewer rows than there are only make a lower threshold, never a wrong one.
+
+    Examples
+    --------
+    >>> share_of(Capacity(100_000, 256, 391), 500)
+    Capacity(total=400, cells=256, per_cell=2)
+    """
+    return Capacity(-(-2 * capacity.total // count), capacity.cells, -(-2 * capacity.per_cell // count))
 
 
 class WorkerBytes(NamedTuple):
@@ -148,7 +248,7 @@ def worker_bytes(
 
 def candidate_bytes(capacity: Capacity, n_features: int) -> int:
     """Give the most bytes of what is kept: 32 a row, and its features where these travel along."""
-    return (capacity.total + capacity.cells * capacity.per_cell) * (32 + 4 * n_features)
+    return capacity.rows * (32 + 4 * n_features)
 
 
 def remaining(n_rows: int, done: Sequence[Interval]) -> list[Interval]:
@@ -185,24 +285,52 @@ def cut(intervals: Sequence[Interval], rows: int, seed: int) -> list[Interval]:
     return [spans[position] for position in np.argsort(row_hash(starts, seed, 0), kind="stable")]
 
 
-def tapered(spans: Sequence[Interval], last: int, unit: int) -> list[Interval]:
-    """Cut the last few spans into quarters of whole units.
-
-    Workers end at different times; the shorter the last spans, the less the others wait for the last one.
-
-    Examples
-    --------
-    >>> tapered([Interval(0, 8), Interval(8, 16)], 1, 2)[1:]
-    [Interval(start=8, stop=10), Interval(start=10, stop=12), Interval(start=12, stop=14), Interval(start=14, stop=16)]
-    """
-    head, tail = spans[: len(spans) - last], spans[len(spans) - last :]
-    rows = [-(-(span.stop - span.start) // (4 * unit)) * unit for span in tail]
-    return [*head, *(piece for span, height in zip(tail, rows, strict=True) for piece in _pieces(span, height))]
-
-
 def _pieces(interval: Interval, rows: int) -> Iterator[Interval]:
     for edge in range(interval.start // rows * rows, interval.stop, rows):
         yield Interval(max(edge, interval.start), min(edge + rows, interval.stop))
+
+
+class Feed:
+    """Spans in the order in which they are sent, each cut when it is sent.
+
+    A span that is cut leaves its rest at the end, so that short first spans are spread over the pool, and the rests are
+    short last ones.
+
+    Examples
+    --------
+    >>> feed = Feed()
+    >>> feed.extend([Interval(0, 8), Interval(8, 16)])
+    >>> [tuple(feed.next(most, unit=2)) for most in (4, 100, 100)], feed.rows
+    ([(0, 4), (8, 16), (4, 8)], 0)
+    """
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._spans: deque[Interval] = deque()
+
+    def __bool__(self) -> bool:
+        return bool(self._spans)
+
+    def extend(self, spans: Sequence[Interval]) -> None:
+        """Add spans at the end."""
+        self._spans.extend(spans)
+        self.rows += sum(stop - start for start, stop in spans)
+
+    def again(self, span: Interval) -> None:
+        """Put a span back, to be sent next."""
+        self._spans.appendleft(span)
+        self.rows += span.stop - span.start
+
+    def next(self, most: int, unit: int) -> Interval:
+        """Give the next span, of about so many rows or fewer, in whole units and at least one."""
+        span = self._spans.popleft()
+        edge = (span.start + max(most, unit)) // unit * unit
+        # A rest of less than a quarter is not worth a task.
+        if 4 * (span.stop - edge) > edge - span.start:
+            self._spans.append(Interval(edge, span.stop))
+            span = Interval(span.start, edge)
+        self.rows -= span.stop - span.start
+        return span
 
 
 def probes(intervals: Sequence[Interval], unit: int, count: int, seed: int) -> tuple[list[Interval], list[Interval]]:

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,9 +14,9 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
 from dal.scan.kernel import HISTOGRAM_BINS, KERNEL_VERSION, Cells, Order, SpanResult, Tally, score_span
-from dal.scan.merge import Best, Thresholds
+from dal.scan.merge import Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
-from dal.selection import Candidates
+from dal.selection import Candidates, Capacity
 
 Rows = npt.NDArray[np.int64]
 
@@ -118,6 +119,26 @@ class Scan:
         return [float(height) for height in counts / max(float(counts.max()), 1.0)]
 
 
+class Task(NamedTuple):
+    """What a worker needs to know of a piece of work, beside what it knows of the pass.
+
+    Attributes
+    ----------
+    interval : Interval
+    excluded : ndarray of int64
+        Rows of the interval that are not to be asked.
+    thresholds : Thresholds
+        What the merge had reached when the task was made.
+    sounded : Capacity or None
+        What a sounding is to bring: it is scored for the thresholds alone, and its rows again with their span.
+    """
+
+    interval: Interval
+    excluded: Rows
+    thresholds: Thresholds
+    sounded: Capacity | None
+
+
 class Run:
     """The state of one pass; the two engines feed :meth:`finish`."""
 
@@ -140,6 +161,8 @@ class Run:
         self.progress = progress
         self.started = time.perf_counter()
         self.best = Best(order.capacity, order.seed, order.round)
+        self._sounded = Best(order.capacity, order.seed, order.round)
+        self.soundings_done = self.sounded_rows = 0
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.spans = self.failed = self.bytes_up = 0
         self.skipped: list[Interval] = []
@@ -204,10 +227,39 @@ class Run:
         self.skipped.append(interval)
         self.notes.append(why)
 
-    def task(self, interval: Interval) -> tuple[Interval, Rows, Thresholds]:
-        """Say what a worker needs to know of a span, beside what it knows of the pass."""
+    def task(self, interval: Interval) -> Task:
+        """Make the task of a span."""
+        return Task(interval, self._excluded_of(interval), self.best.tighten(self.tally.rows), None)
+
+    def sounding(self, interval: Interval, share: Capacity) -> Task:
+        """Make the task of a tile that is scored for the thresholds alone."""
+        return Task(interval, self._excluded_of(interval), no_thresholds(share), share)
+
+    def _excluded_of(self, interval: Interval) -> Rows:
+        if not len(self.excluded):
+            return self.excluded
         low, high = np.searchsorted(self.excluded, interval)
-        return interval, self.excluded[low:high], self.best.tighten()
+        return self.excluded[low:high]
+
+    def soundings(self, threads: int) -> list[Interval]:
+        """Choose what is scored for the thresholds alone, where nothing has set any yet."""
+        if self.resumed:
+            return []
+        order = self.order
+        return plan.soundings(self.pool.n_rows, order.tile, threads, order.capacity, order.seed)
+
+    def sound(self, result: SpanResult | None) -> None:
+        """Take the best scores of a sounding in; None where it failed."""
+        self.soundings_done += 1
+        if result is not None and result.candidates is not None:
+            self._sounded.add(result.candidates)
+            self.sounded_rows += result.tally.rows
+            self.best.raise_to(self._sounded.tighten(self.sounded_rows))
+
+    def growing_rows(self, threads: int) -> int:
+        """Give the most rows of a span that is sent now, for the sake of what it may bring."""
+        seen = max(self.tally.rows, self.sounded_rows)
+        return plan.growing_rows(seen, threads, self.order.capacity)
 
     def span_rows(self, threads: int, rows_per_second: float | None) -> int:
         """Give the rows of a span for so many threads at this pace."""
@@ -216,8 +268,8 @@ class Run:
     def in_process(self) -> None:
         """Score what is left here, span after span: the specification of every other engine."""
         for span in plan.cut(self.left, self.span_rows(1, None), self.order.seed):
-            interval, excluded, thresholds = self.task(span)
-            self.finish(score_span(self.pool, self.model, self.order, interval, excluded, thresholds, self.cells))
+            task = self.task(span)
+            self.finish(score_span(self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells))
 
     def result(self) -> Scan:
         """Give the candidates and the summary, when nothing is left to do."""
