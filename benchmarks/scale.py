@@ -10,8 +10,8 @@ clock, too: threads that wait for it stand idle.
 
 ``overhead`` is the CPU time of the coordinator over the length of the pass. Counted is all that ``dal`` does there:
 cutting spans, making tasks, unpacking what workers send, merging it, raising thresholds, and the journal, really
-written, to a temporary folder. It is more than what delays the pass, because most of it is spent while every thread has work.
-It leaves out
+written, to a temporary folder. It is more than what delays the pass, because most of it is spent while every thread
+has work. It leaves out
 
 - what Dask takes in client and scheduler to carry a task out and its result back: ``dask_ms_per_task``, measured with
   2,000 tasks that only return candidates, sent and fetched by the engine's own code, on a local cluster whose scheduler
@@ -184,7 +184,7 @@ class Source:
 
     def _tally(self, rows: int) -> Tally:
         histogram = np.full(HISTOGRAM_BINS, rows // HISTOGRAM_BINS)
-        return Tally(rows, 0, synthetic.NO_ROWS, histogram, np.empty(0, dtype=np.int64), rows, 0)
+        return Tally(rows, 0, synthetic.NO_ROWS, histogram, np.empty(0, dtype=np.int64), rows, 0, 0)
 
 
 # -- measuring --------------------------------------------------------------------------------------------------------
