@@ -70,7 +70,8 @@ class Best:
 
     def add(self, candidates: Candidates) -> None:
         """Take rows in; those that cannot be among the best are forgotten now or later."""
-        positions = self.thresholds.admit(candidates.scores, candidates.cells)
+        ranked = self.capacity.ranked(candidates.scores, candidates.rows, self.seed, self.round)
+        positions = self.thresholds.admit(ranked, candidates.cells)
         if not len(positions):
             return
         self._parts.append(candidates if len(positions) == len(candidates) else candidates.take(positions))

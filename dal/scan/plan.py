@@ -179,9 +179,10 @@ def share_of(capacity: Capacity, count: int) -> Capacity:
     Examples
     --------
     >>> share_of(Capacity(100_000, 256, 391), 500)
-    Capacity(total=400, cells=256, per_cell=2)
+    Capacity(total=400, cells=256, per_cell=2, beta=None)
     """
-    return Capacity(-(-2 * capacity.total // count), capacity.cells, -(-2 * capacity.per_cell // count))
+    total, per_cell = -(-2 * capacity.total // count), -(-2 * capacity.per_cell // count)
+    return capacity._replace(total=total, per_cell=per_cell)
 
 
 class WorkerBytes(NamedTuple):
