@@ -345,14 +345,7 @@ def _cluster(scheduler: str | None, *, start: bool) -> Iterator[Client | None]:
 
 
 def _rows_shown(show: Callable[[int, int | None, str], None]) -> Callable[[Progress], None]:
-    def told(progress: Progress) -> None:
-        seconds = max(progress.seconds, 1e-9)
-        remark = f"rows, {progress.rows_done / seconds:,.0f}/s, {_bytes(progress.bytes_read / seconds)}/s"
-        if progress.failed:
-            remark += f", {progress.failed} spans tried again"
-        show(progress.rows_done, progress.rows_total, remark)
-
-    return told
+    return lambda progress: show(progress.rows_done, progress.rows_total, str(progress))
 
 
 @main.command("map")

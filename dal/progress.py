@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -54,12 +55,15 @@ def _bar(what: str, console: Console) -> Iterator[Show]:
 @contextmanager
 def _lines(what: str, console: Console) -> Iterator[Show]:
     last = ""
+    began: tuple[float, int] | None = None
     told = time.monotonic()
 
     def show(done: int, total: int | None, remark: str) -> None:
-        nonlocal last, told
+        nonlocal last, told, began
+        began = began or (time.monotonic(), done)
         share = f" ({done / total:.0%})" if total else ""
-        last = f"{what}: {done:,}{f' of {total:,}' if total else ''}{share} {remark}".rstrip()
+        left = f" {_time_left(began, done, total)}" if total else ""
+        last = f"{what}: {done:,}{f' of {total:,}' if total else ''}{share}{left} {remark}".rstrip()
         if time.monotonic() - told >= LINE_EVERY_SECONDS:
             told = time.monotonic()
             console.print(last, highlight=False)
@@ -67,3 +71,12 @@ def _lines(what: str, console: Console) -> Iterator[Show]:
     yield show
     if last:
         console.print(last, highlight=False)
+
+
+def _time_left(began: tuple[float, int], done: int, total: int) -> str:
+    """Say how long it will take at the pace since the first that was told."""
+    since, first = began
+    if done >= total or done <= first:
+        return ""
+    seconds = (time.monotonic() - since) * (total - done) / (done - first)
+    return f"{timedelta(seconds=round(seconds))} left,"

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import click
 import numpy as np
@@ -14,8 +16,10 @@ import pytest
 
 from benchmarks import memory, scale, synthetic
 from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
+from dal.scan import plan
 
 ROOT = Path(__file__).parents[1]
+CANDIDATE_BYTES = 32
 CONTENDERS = ["dal", "hand", "plain", "dask_ml", "numpy"]
 
 
@@ -151,4 +155,30 @@ def test_the_simulation_scores_every_row_once_and_counts_time_both_ways() -> Non
     assert told["rows"] == 20_000_000
     assert 2000 <= told["candidates"] <= 2000 + 8 * 250
     assert told["pass_seconds"] > told["ideal_seconds"] * 0.9
+    # What is sent is bounded by what all spans in flight may bring, and a share of it each time the rows seen double.
+    sent = told["bytes_up"] / CANDIDATE_BYTES
+    assert sent <= 4000 * (plan.in_flight(4) + math.log2(told["tasks"]))
     assert told["overhead"] == told["coordinator_seconds"] / told["pass_seconds"] > 0
+
+
+def test_ten_times_the_rows_send_hardly_more_to_the_coordinator() -> None:
+    small, large = (
+        scale.simulate(scale.VirtualPool(n_rows, 128), scale.Capacity(2000, 8, 250), 24, 1e4)
+        for n_rows in (20_000_000, 200_000_000)
+    )
+    assert large["tasks"] > 3 * small["tasks"]
+    assert large["bytes_up"] < 2 * small["bytes_up"]
+    kept = 4000 * CANDIDATE_BYTES
+    assert large["bytes_up"] <= kept * (plan.in_flight(24) + math.log2(large["tasks"]))
+
+
+def test_the_curve_is_drawn(tmp_path: Path) -> None:
+    results = [
+        {"rows": rows, "workers": workers, "overhead": 3e6 / rows * workers}
+        for rows in (10**8, 10**9)
+        for workers in (4, 16)
+    ]
+    drawn = ET.fromstring(scale.picture(results))
+    lines = drawn.findall("{*}polyline")
+    assert [len(line.attrib["points"].split()) for line in lines] == [2, 2]
+    assert {text.text for text in drawn.findall("{*}text")} >= {"4 threads", "16 threads", "1e8", "1e9", "goal .05"}

@@ -373,8 +373,14 @@ def test_finished_spans_are_not_scored_again(
     scored: list[int] = []
     with pytest.raises(Killed):
         run(pools["odd"], models["forest"], Strategy(), codebook, journal=journal, progress=killed_after_nine)
-    resumed = run(pools["odd"], models["forest"], Strategy(), codebook, journal=journal)
+    told: list[Progress] = []
+    resumed = run(pools["odd"], models["forest"], Strategy(), codebook, journal=journal, progress=told.append)
     assert resumed.summary.spans_resumed == 9
+    # The pace is that of the rows scored now.
+    assert told[0].rows_resumed == scored[-1]
+    assert told[-1].bytes_read == (N - scored[-1]) * D * 4
+    assert told[-1].rows_per_second == pytest.approx((N - scored[-1]) / told[-1].seconds)
+    assert f"best score {expected.candidates.scores.max():.4f}" in str(told[-1])
     assert resumed.summary.spans == expected.summary.spans
     assert_same(resumed.candidates, expected.candidates)
     assert summary_of(resumed) == summary_of(expected)

@@ -28,7 +28,10 @@ class Progress:
     Attributes
     ----------
     rows_done, rows_total : int
+    rows_resumed : int
+        Of those done, how many a journal brought in.
     bytes_read : int
+        In this process, without what was resumed.
     seconds : float
         Since the pass began, in this process.
     best : float or None
@@ -39,10 +42,25 @@ class Progress:
 
     rows_done: int
     rows_total: int
+    rows_resumed: int
     bytes_read: int
     seconds: float
     best: float | None
     failed: int
+
+    @property
+    def rows_per_second(self) -> float:
+        """The pace of this process."""
+        return (self.rows_done - self.rows_resumed) / max(self.seconds, 1e-9)
+
+    def __str__(self) -> str:
+        megabytes = self.bytes_read / 2**20 / max(self.seconds, 1e-9)
+        said = f"{self.rows_per_second:,.0f} rows/s, {megabytes:,.1f} MiB/s"
+        if self.best is not None:
+            said += f", best score {self.best:.4f}"
+        if self.failed:
+            said += f", {self.failed:,} spans tried again"
+        return said
 
 
 @dataclass(frozen=True)
@@ -173,7 +191,7 @@ class Run:
         self.row_bytes = pool.n_features * pool.dtype.itemsize
         self.digest = self._digest()
         done = self._resumed()
-        self.resumed = len(done)
+        self.resumed, self.resumed_tally = len(done), self.tally
         self.left = plan.remaining(pool.n_rows, done)
 
     def _digest(self) -> str:
@@ -218,9 +236,10 @@ class Run:
             self.journal.add(result)
         self._merge(result)
         if self.progress is not None:
+            rows, resumed = self.tally.rows, self.resumed_tally.rows
+            read = self.tally.bytes_read - self.resumed_tally.bytes_read
             seconds = time.perf_counter() - self.started
-            done = self.tally
-            self.progress(Progress(done.rows, self.pool.n_rows, done.bytes_read, seconds, self.top, self.failed))
+            self.progress(Progress(rows, self.pool.n_rows, resumed, read, seconds, self.top, self.failed))
 
     def skip(self, interval: Interval, why: str) -> None:
         """Leave a span out for good, and say why."""
