@@ -95,7 +95,8 @@ def _record(file: BinaryIO) -> bytes | None:
         return None
     length, checksum = _HEAD.unpack(head)
     data = file.read(length)
-    return data if len(data) == length and zlib.crc32(data) == checksum else None
+    # Zeros, as a power cut leaves them, would pass for a record of no bytes.
+    return data if length and len(data) == length and zlib.crc32(data) == checksum else None
 
 
 def encode(result: SpanResult) -> bytes:
