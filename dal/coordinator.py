@@ -659,7 +659,7 @@ class Coordinator:
                 self.pool.head(current.n_rows),
                 model,
                 strategy,
-                current.k + self._reserve(current),
+                self._wanted(current, strategy),
                 self._never_asked(current.stop_set, current),
                 seed=current.seed,
                 round=current.number,
@@ -679,6 +679,10 @@ class Coordinator:
         """Say how many records to choose beyond the batch: none beyond the budget, in the last batch."""
         wanted = math.ceil(self.settings.reserve * current.k)
         return max(0, min(wanted, self._budget(current.labels) - current.k))
+
+    def _wanted(self, current: Round, strategy: Strategy) -> int:
+        """Say for how many records candidates are kept: a shortlist is long enough for the reserve as well."""
+        return current.k + (self._reserve(current) if strategy.shortlist == 1 else 0)
 
     def _budget(self, labels: int) -> int:
         budgets = [criterion.n - labels for criterion in self.criteria if isinstance(criterion, MaxLabels)]
@@ -756,7 +760,9 @@ class Coordinator:
             candidates,
             strategy,
             count,
-            capacity=strategy.capacity(current.k, current.n_rows, len(codebook.centers) if codebook else None),
+            capacity=strategy.capacity(
+                self._wanted(current, strategy), current.n_rows, len(codebook.centers) if codebook else None
+            ),
             codebook=codebook,
             asked=asked.X,
             excluded=asked.rows,

@@ -105,8 +105,8 @@ def test_people_pairs_and_pauses() -> None:
     drawn = columns(figures.agreement_matrix(["a", "b", "c"], matrix, np.full((3, 3), 7)), Rect)
     assert drawn["said"] == ["-0.20", "-", "-0.20", "0.50", "-", "0.50"]
     assert drawn["alpha"] == [0.0, 0.0, 0.0, 0.5, 0.0, 0.5]
-    plot = figures.pauses([Pause(1, 0, 2, 3, 4, 50), Pause(2, 1, 2, 3, 4, 60)])
-    assert list(plot.renderers[4].data_source.data["wait"]) == [50, 60]
+    plot = figures.pauses([Pause(2, 50, 1, 2, 3), Pause(3, 60, 1, 2, 3)])
+    assert list(plot.renderers[3].data_source.data["idle"]) == [50, 60]
 
 
 def test_the_score_histogram_is_logarithmic_and_keeps_empty_bins() -> None:

@@ -84,14 +84,22 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Pause:
-    """Where the time of one round went, in seconds; `wait` is for people."""
+    """Where the time between two batches went, in seconds.
+
+    Attributes
+    ----------
+    round : int
+        The one whose batch came after it.
+    idle : float
+        From the closing of the round before until somebody's computer began.
+    train, score, select : float
+    """
 
     round: int
+    idle: float
     train: float
     score: float
     select: float
-    publish: float
-    wait: float
 
 
 def class_balance(classes: Sequence[Balance]) -> figure:
@@ -366,7 +374,7 @@ def throughput(hours: Sequence[float], labels_per_hour: Sequence[float]) -> figu
 
 
 def pauses(rounds: Sequence[Pause]) -> figure:
-    """Draw where the time of each round went: stacked seconds of training, scoring, selecting, publishing, waiting.
+    """Draw where the time before each batch went: stacked seconds of training, scoring, selecting, and idleness.
 
     Parameters
     ----------
@@ -376,7 +384,7 @@ def pauses(rounds: Sequence[Pause]) -> figure:
     -------
     bokeh.plotting.figure
     """
-    parts = ["train", "score", "select", "publish", "wait"]
+    parts = ["train", "score", "select", "idle"]
     columns: dict[str, Sequence[object]] = {"round": [str(each.round) for each in rounds]}
     columns |= {part: [getattr(each, part) for each in rounds] for part in parts}
     plot = plain_figure(
@@ -385,14 +393,14 @@ def pauses(rounds: Sequence[Pause]) -> figure:
         x_axis_label="round",
         y_axis_label="seconds",
     )
-    colors = [color_of(index) for index in range(4)] + [_POOL]
+    colors = [color_of(index) for index in range(3)] + [_POOL]
     bars = plot.vbar_stack(
         parts,
         x="round",
         width=0.7,
         source=ColumnDataSource(data=columns),
         color=colors,
-        hatch_pattern=[" ", "/", "x", ".", "-"],
+        hatch_pattern=[" ", "/", "x", "-"],
         hatch_color="#FFFFFF",
         hatch_alpha=0.5,
         legend_label=parts,

@@ -380,18 +380,19 @@ def paces(arrivals: list[datetime], start: datetime) -> tuple[list[float], list[
 
 
 def pauses(past: list[Round]) -> list[figures.Pause]:
-    """Split the time between a round's last answer and the next one's opening, as far as the database tells."""
+    """Split the time between two batches, of each round whose batch was opened; the first has none before it."""
     told = []
-    for before, each in pairwise([None, *past]):
-        if each is None or each.opened_at is None:
+    for before, each in pairwise(past):
+        if before.closed_at is None or each.opened_at is None:
             continue
-        frozen, opened = datetime.fromisoformat(each.frozen_at), datetime.fromisoformat(each.opened_at)
-        idle = 0.0
-        if before is not None and before.closed_at is not None:
-            idle = (frozen - datetime.fromisoformat(before.closed_at)).total_seconds()
-        scored = min(float((each.summary or {}).get("seconds", 0.0)), (opened - frozen).total_seconds())
-        rest = (opened - frozen).total_seconds() - scored
-        told.append(figures.Pause(each.number, train=rest, score=scored, select=0.0, publish=0.0, wait=max(0.0, idle)))
+        closed, frozen, opened = map(datetime.fromisoformat, (before.closed_at, each.frozen_at, each.opened_at))
+        # A cold start trains nothing; rounds of an older version do not tell when they were fitted and scanned.
+        fitted = datetime.fromisoformat(each.fitted_at) if each.fitted_at else frozen
+        scanned = datetime.fromisoformat(each.scanned_at) if each.scanned_at else fitted
+        parts = (frozen - closed, fitted - frozen, scanned - fitted, opened - scanned)
+        # A clock that was set back meanwhile makes no part negative.
+        idle, train, score, select = (max(0.0, part.total_seconds()) for part in parts)
+        told.append(figures.Pause(each.number, idle=idle, train=train, score=score, select=select))
     return told
 
 

@@ -1,0 +1,235 @@
+"""A campaign that runs on while people answer: nobody is asked twice, nothing is lost, and nobody need wait."""
+
+import subprocess
+import sys
+import threading
+import uuid
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dal.campaign import Campaign, Given, Queue
+from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, run_campaign
+from dal.errors import CampaignLocked
+from dal.pool import Pool, build_pool
+from dal.rounds import Close, Wait
+from dal.simulation import answer_batch
+from dal.web.overview import pauses
+
+CLASSES = ("red", "green", "blue")
+N, D = 4_000, 5
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
+    rng = np.random.default_rng(4)
+    codes = rng.integers(0, 3, N)
+    X = (1.2 * rng.standard_normal((3, D))[codes] + rng.standard_normal((N, D))).astype(np.float32)
+    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
+
+
+def made(truth: tuple[Pool, np.ndarray], directory: Path, **options: object) -> Campaign:
+    return create_campaign(directory, truth[0], CLASSES, **{"batch": 10, "seed": 7, **options})
+
+
+def says(queue: Queue, who: str, rows: list[int], codes: np.ndarray) -> list[str]:
+    sent = [Given(uuid.uuid4().hex, row, "submitted", int(codes[row])) for row in rows]
+    return [outcome.result for outcome in queue.answer(who, sent)]
+
+
+def answered(campaign: Campaign, truth: tuple[Pool, np.ndarray], batch: Batch, count: int | None = None) -> None:
+    rows = batch.rows[:count]
+    answer_batch(campaign, rows, batch.record_ids[:count], truth[1][rows])
+
+
+def test_what_is_left_and_the_reserve_are_served_while_the_next_batch_is_prepared(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    campaign = made(truth, tmp_path / "c", close_at=0.8, reserve=0.5)
+    queue = Queue(campaign)
+    batch = next_batch(campaign)
+    assert len(batch.rows) == 10
+    answered(campaign, truth, batch, 7)
+    assert next_step(campaign) == Wait(3)
+    answered(campaign, truth, batch, 8)
+    assert next_step(campaign) == Close()
+    campaign.close_round(campaign.round(1))
+
+    # Now the next round could be training: bob is served what is left of the batch, then the reserve in its order.
+    served = queue.lease("bob", 9)
+    assert sorted(each.row for each in served[:2]) == sorted(batch.rows[8:].tolist())
+    assert [each.reserve for each in served] == [False, False, True, True, True, True, True]
+    kept, held = [each.row for each in served[:4]], [each.row for each in served[4:6]]
+    assert says(queue, "bob", kept, truth[1]) == ["new"] * 4
+    queue.release("bob", [served[6].row])
+
+    second = next_batch(campaign)
+    assert second.number == 2
+    assert campaign.round(2).trained_on == 12, "8 of the batch, what was left of it, and two of the reserve"
+    assert not set(second.rows.tolist()) & {*batch.rows.tolist(), *kept, *held}
+    assert served[6].row not in campaign.excluded_rows(campaign.round(2)), "what nobody used goes back to the pool"
+    # Whoever still holds a record of the old reserve is not robbed of it, and the answer counts.
+    assert says(queue, "bob", held, truth[1]) == ["new", "new"]
+    assert set(held) <= set(campaign.latest_answers().rows.tolist())
+
+
+@pytest.mark.parametrize("strategy", ["margin", "default", "random"])
+def test_a_reserve_changes_nothing_about_the_batch(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, strategy: str
+) -> None:
+    def batches(name: str, reserve: float) -> list[list[int]]:
+        campaign = made(truth, tmp_path / name, strategy=strategy, reserve=reserve, explore=0.2)
+        given = []
+        for _ in range(3):
+            batch = next_batch(campaign)
+            given.append(batch.rows.tolist())
+            answered(campaign, truth, batch)
+        return given
+
+    assert batches("without", 0.0) == batches("with", 1.0)
+
+
+def test_a_record_that_is_looked_at_while_the_batch_is_chosen_is_not_asked_twice(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = made(truth, tmp_path / "c", strategy="margin", reserve=10.0, explore=0.0)
+    queue = Queue(campaign)
+    for _ in range(2):
+        answered(campaign, truth, next_batch(campaign))
+    spare = {each.row for each in queue.lease("ann", 200)}
+    queue.release("ann", sorted(spare))
+    assert len(spare) == 100
+    opened, tries = Campaign.open_batch, []
+
+    def looked_at_first(self: Campaign, round: object, rows: list[int], *rest: object, **more: object) -> None:
+        tries.append(set(rows))
+        if len(tries) == 1:  # just now eve is served the records that the reserve of round 2 has left
+            queue.lease("eve", 100)
+        opened(self, round, rows, *rest, **more)
+
+    monkeypatch.setattr(Campaign, "open_batch", looked_at_first)
+    third = next_batch(campaign)
+    assert tries[0] & spare, "else this test shows nothing"
+    assert len(tries) == 2
+    assert len(third.rows) == 10
+    assert not set(third.rows.tolist()) & spare
+
+
+def test_the_last_batch_has_no_reserve_beyond_the_budget(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c", reserve=1.0, stop=["max_labels=25"])
+    queue = Queue(campaign)
+    reserves = []
+    for _ in range(3):
+        batch = next_batch(campaign)
+        answered(campaign, truth, batch)
+        reserves.append(queue.progress("ann").reserve)
+    assert reserves == [10, 5, 0]
+    assert isinstance(next_batch(campaign), Stopped)
+
+
+def test_the_time_of_each_step_is_kept(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c")
+    for _ in range(2):
+        answered(campaign, truth, next_batch(campaign))
+    cold, learned = campaign.rounds()
+    assert cold.fitted_at is None
+    steps = [learned.frozen_at, learned.fitted_at, learned.scanned_at, learned.opened_at]
+    assert steps == sorted(steps)
+    assert len(set(steps)) == 4
+    moments = [datetime.fromisoformat(each) for each in (cold.closed_at, *steps)]
+    (pause,) = pauses(campaign.rounds())
+    spent = (pause.idle, pause.train, pause.score, pause.select)
+    assert spent == pytest.approx([(after - before).total_seconds() for before, after in pairwise(moments)])
+    assert pause.round == 2
+
+
+def test_waiting_ends_when_it_is_told_to_and_a_second_one_is_refused(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    campaign = made(truth, tmp_path / "c")
+    ended, open_now = threading.Event(), threading.Event()
+    results: list[object] = []
+    runner = threading.Thread(
+        target=lambda: results.append(
+            run_campaign(campaign, ended=ended, patience=60, on_batch=lambda _: open_now.set())
+        )
+    )
+    runner.start()
+    assert open_now.wait(60)
+    with pytest.raises(CampaignLocked):
+        run_campaign(Campaign.open(campaign.directory))
+    ended.set()
+    runner.join(60)
+    assert results == [None]
+    assert next_batch(campaign).fresh is False, "the batch is still open, and unchanged"
+
+
+class Person(threading.Thread):
+    """Somebody who answers what the queue gives, until there is nothing more to come."""
+
+    def __init__(self, campaign: Campaign, name: str, codes: np.ndarray, over: threading.Event) -> None:
+        super().__init__()
+        self.queue, self.who, self.codes, self.over = Queue(campaign), name, codes, over
+        self.rows: list[int] = []
+        self.reserves = 0
+
+    def run(self) -> None:
+        while not self.over.is_set():
+            served = self.queue.lease(self.who, 2)
+            if not served:
+                self.over.wait(0.02)
+                continue
+            assert says(self.queue, self.who, [served[0].row], self.codes) == ["new"]
+            self.rows.append(served[0].row)
+            self.reserves += served[0].reserve
+
+
+def test_a_team_works_through_a_campaign_that_runs_by_itself(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c", batch=20, close_at=0.8, reserve=1.0, stop=["max_rounds=4"])
+    over = threading.Event()
+    team = [Person(campaign, name, truth[1], over) for name in ("ann", "bob", "cat")]
+    for person in team:
+        person.start()
+    opened: list[int] = []
+    try:
+        stopped = run_campaign(campaign, on_batch=lambda batch: opened.append(batch.number), patience=0.02)
+    finally:
+        over.set()
+        for person in team:
+            person.join(60)
+    assert [verdict.criterion for verdict in stopped.verdicts] == ["max_rounds"]
+    assert opened == [1, 2, 3, 4]
+    rows = [row for person in team for row in person.rows]
+    assert len(set(rows)) == len(rows), "nobody is asked what somebody else has answered"
+    batches = [asked.row for number in opened for asked in campaign.batch(number)]
+    assert len(set(batches)) == len(batches) == 80
+    assert sum(person.reserves for person in team) > 0, "people went on while a batch was prepared"
+    assert set(campaign.latest_answers().rows.tolist()) == set(rows), "no answer is lost"
+    for number in opened:
+        answers = sum(asked.row in set(rows) for asked in campaign.batch(number))
+        assert answers >= 16
+
+
+@pytest.mark.slow
+def test_dal_run_goes_on_from_batch_to_batch_until_it_stops(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c", batch=15, stop=["max_rounds=2"])
+    running = subprocess.Popen(
+        [sys.executable, "-m", "dal.cli", "run", str(campaign.directory)], stdout=subprocess.PIPE, text=True
+    )
+    over = threading.Event()
+    person = Person(campaign, "ann", truth[1], over)
+    person.start()
+    try:
+        said, _ = running.communicate(timeout=90)
+    finally:
+        over.set()
+        person.join(60)
+        running.kill()
+    assert running.returncode == 0
+    assert "Round 1 is open: 15 records to label" in said
+    assert "Round 2 is open: 15 records to label" in said
+    assert "2 of 2 rounds are closed" in said
+    assert len(person.rows) == 30
