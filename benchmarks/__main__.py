@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import labels, memory, pages, scale, scan, selection
+from benchmarks import labels, memory, pages, scale, scan, selection, team
 
 
 @click.group()
@@ -16,6 +16,7 @@ main.add_command(scale.command)
 main.add_command(labels.command)
 main.add_command(pages.command)
 main.add_command(selection.command)
+main.add_command(team.command)
 
 # Worker processes are spawned: they import this module again.
 if __name__ == "__main__":
