@@ -221,8 +221,12 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
         yield client
 
 
-# Ctrl-C in a terminal reaches the workers too. They are ended by this process; interrupted, each prints a traceback.
-_IGNORE_INTERRUPTS = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"
+# Ctrl-C in a terminal reaches the workers too. They are ended by this process; interrupted, each prints a traceback. So
+# does a heartbeat that meets a worker in its closing, through Tornado's own logger.
+_QUIET_ENDING = (
+    "import logging, signal; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    "logging.getLogger('tornado.application').setLevel(logging.CRITICAL)"
+)
 
 
 def _loopback_cluster(workers: int) -> LocalCluster:
@@ -233,7 +237,7 @@ def _loopback_cluster(workers: int) -> LocalCluster:
         dashboard_address="127.0.0.1:0",
         worker_dashboard_address="127.0.0.1:0",  # by default each worker's pages are open to the network
         silence_logs=logging.CRITICAL,
-        preload=_IGNORE_INTERRUPTS,
+        preload=_QUIET_ENDING,
     )
 
 

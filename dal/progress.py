@@ -62,7 +62,7 @@ def _lines(what: str, console: Console) -> Iterator[Show]:
         nonlocal last, told, began
         began = began or (time.monotonic(), done)
         share = f" ({done / total:.0%})" if total else ""
-        left = f" {_time_left(began, done, total)}" if total else ""
+        left = _time_left(began, done, total) if total else ""
         last = f"{what}: {done:,}{f' of {total:,}' if total else ''}{share}{left} {remark}".rstrip()
         if time.monotonic() - told >= LINE_EVERY_SECONDS:
             told = time.monotonic()
@@ -79,4 +79,4 @@ def _time_left(began: tuple[float, int], done: int, total: int) -> str:
     if done >= total or done <= first:
         return ""
     seconds = (time.monotonic() - since) * (total - done) / (done - first)
-    return f"{timedelta(seconds=round(seconds))} left,"
+    return f" {timedelta(seconds=round(seconds))} left,"

@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 import dal
 from dal.campaign import Campaign
 from dal.cli import main
-from dal.coordinator import _Coordinator
+from dal.coordinator import Coordinator
 from dal.errors import InputError, PoolError, SourceError
 from dal.pool import Block, Pool, append_pool, build_pool
 from dal.pool import build as building
@@ -217,7 +217,7 @@ def test_a_campaign_goes_on_and_a_round_keeps_its_rows(
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Coordinator, "_scan", stop)
+        patch.setattr(Coordinator, "_scan", stop)
         with pytest.raises(Stopped):
             dal.next_batch(campaign)
     frozen = campaign.current_round

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -240,6 +241,7 @@ class Prefix(BaseHTTPRequestHandler):
         behind.request(self.command, "/" + self.path.removeprefix(self.START), body, headers)
         answer = behind.getresponse()
         content = answer.read()
+        behind.close()
         self.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in (*hop, "date"):
@@ -401,6 +403,7 @@ def test_everything_is_done_by_keyboard_alone(
     keys.press("4")  # not while a dialog is open
     keys.press("Escape")
     keys.press("g")
+    page.locator("#guide-dialog[open]").wait_for()
     assert page.locator("#guide-text").inner_text() == f"Look twice. {EVIL}"
     shot(page, "guidelines")
     keys.press("Escape")
@@ -434,6 +437,10 @@ def test_a_click_leaves_no_focus_that_space_would_press_again(
     page.keyboard.press("Space")
     all_sent(page)
     assert (answers(campaign)[first] >= 0, answers(campaign)[second]) == (True, -1)
+
+
+def refused(status: int, route: Route) -> None:
+    route.fulfill(status=status, json={"detail": f"No: {status}"})
 
 
 # -- every state -------------------------------------------------------------------------------------------------------
@@ -489,6 +496,12 @@ def test_every_state_says_what_it_is(
     all_sent(other)
     assert answers(campaign)[shown] == 1
     other.unroute("**/api/renew")
+    # What is left of a closed batch is served on; once it is answered, there is nothing until the next one.
+    in_state(other, "record")
+    while other.evaluate("document.body.dataset.state") == "record":
+        other.keyboard.press("1")
+        other.wait_for_timeout(50)
+    all_sent(other)
     # In preparation.
     pool, settings = campaign.rounds()[0], campaign.settings
     campaign.freeze_round(
@@ -519,6 +532,8 @@ def test_every_state_says_what_it_is(
     assert on_screen(other) == shown
     shot(other, "refused")
     other.unroute("**/api/answers")
+    other.keyboard.press("3")
+    all_sent(other)
     # A lease that went to somebody else.
     other.route("**/api/renew", lambda route: route.fulfill(json={"rows": []}))
     other.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
@@ -546,9 +561,8 @@ def test_every_state_says_what_it_is(
     # Too many requests, not allowed, and a server that is gone.
     for status, state in ((403, "forbidden"), (401, "token")):
         page = opened()
-        page.route(
-            "**/api/state", lambda route, status=status: route.fulfill(status=status, json={"detail": f"No: {status}"})
-        )
+        # A default in the lambda would be given the request: the handler takes it as its second argument.
+        page.route("**/api/state", partial(refused, status))
         page.goto(server.url)
         in_state(page, state)
         assert f"No: {status}" in stage(page)

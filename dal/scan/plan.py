@@ -234,12 +234,12 @@ def worker_bytes(
     --------
     >>> print(worker_bytes(tile=16_384, n_features=128, itemsize=4, chunk_rows=32_768, n_classes=10, n_cells=0,
     ...                    kept_bytes=5_440_000, candidate=544, model_bytes=10_000))
-    base 450, model 0, reading 48, scoring 38, keeping 60 MiB
+    base 500, model 0, reading 48, scoring 38, keeping 60 MiB
     """
     record = n_features * itemsize
     unit = max(chunk_rows * record, MOST_TILE_BYTES)
     return WorkerBytes(
-        base=450 * 2**20,
+        base=500 * 2**20,
         model=4 * model_bytes,
         reading=3 * unit,
         scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64),

@@ -20,7 +20,7 @@ export function meaning(event, classes) {
   if (event.repeat || event.isComposing || event.altKey || event.defaultPrevented) return null;
   const target = event.target;
   if (target instanceof Element) {
-    if (target.closest("input, textarea, select, dialog")) return null;
+    if (target.closest("input, textarea, select, dialog[open]")) return null;
     // Where a button has the focus, Space and Enter press it, as everywhere.
     if ((event.key === " " || event.key === "Enter") && target.closest("button, a, summary")) return null;
   }

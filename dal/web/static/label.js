@@ -254,11 +254,17 @@ async function undo() {
   if (entry) spoken(`Took back ${nameOf(entry)}.`);
 }
 
+/** Close a dialog. Until the next frame its button would keep the focus, and a quick Space would press it again. */
+function shut(dialog) {
+  dialog.close();
+  if (dialog.contains(document.activeElement)) document.activeElement.blur();
+}
+
 function askReason() {
   if (!work.current) return;
   find("reason-choices").replaceChildren(...REASONS.map((text, at) => make("button", {
     autofocus: text === reason, "data-digit": at + 1,
-    onclick: () => { find("reason-dialog").close(); if (!work.current?.error) reason = text; skip(text); },
+    onclick: () => { shut(find("reason-dialog")); if (!work.current?.error) reason = text; skip(text); },
   }, make("kbd", {}, String(at + 1)), text)));
   find("reason-dialog").showModal();
 }
@@ -274,7 +280,7 @@ function search() {
 function filter() {
   const part = find("search").value.trim().toLowerCase();
   const found = work.state.classes.map((name, code) => [name, code]).filter(([name]) => name.toLowerCase().includes(part)).slice(0, 8);
-  find("search-choices").replaceChildren(...found.map(([name, code]) => make("button", { onclick: () => { find("search-dialog").close(); choose(code); } }, name)));
+  find("search-choices").replaceChildren(...found.map(([name, code]) => make("button", { onclick: () => { shut(find("search-dialog")); choose(code); } }, name)));
 }
 
 async function guidelines() {
@@ -320,6 +326,9 @@ find("reason-dialog").addEventListener("keydown", (event) => {
   const button = [...find("reason-choices").children].find((each) => each.dataset.digit === event.key);
   if (button) { event.preventDefault(); button.click(); }
 });
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.addEventListener("cancel", (event) => { event.preventDefault(); shut(dialog); });
+}
 addEventListener("beforeunload", (event) => {
   if (work.unsent) event.preventDefault();
 });
