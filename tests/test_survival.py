@@ -151,7 +151,7 @@ def test_a_worker_that_cannot_hold_the_scan_is_refused_with_the_numbers(pools: d
             n_workers=1, threads_per_worker=16, processes=True, memory_limit="600MiB", dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
-        pytest.raises(ClusterError, match=r"has 600 MiB for 16 threads; this scan takes about .* MiB.*base 450"),
+        pytest.raises(ClusterError, match=r"has 600 MiB for 16 threads; this scan takes about .* MiB.*base 500"),
     ):
         run(pools["clean"], model(Steady()), client=client)
 
