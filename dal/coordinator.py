@@ -26,7 +26,7 @@ from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
 from dal.client import map_on
-from dal.errors import AlreadyAsked, CampaignMismatch, LearnerError, SettingsError
+from dal.errors import CampaignMismatch, LearnerError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
 from dal.ruler import RoundRecord
@@ -52,7 +52,6 @@ SAVED_LEARNER = "saved"
 COVERAGE = "coverage"
 STOP_SET = -1
 """Stands for the round in the hashes that draw the stop set: no round has it."""
-_ATTEMPTS = 5
 CELLS, CELLS_COMPLETE = "cells.zarr", "cells.complete"
 
 _log = logging.getLogger(__name__)
@@ -689,18 +688,10 @@ class Coordinator:
         return min(budgets, default=self.campaign.n_rows)
 
     def _select(self, current: Round) -> None:
-        for attempt in range(_ATTEMPTS):
-            try:
-                return self._choose_and_open(current)
-            except AlreadyAsked:
-                # Somebody was served a record of the last reserve since the look at what is taken.
-                if attempt == _ATTEMPTS - 1:
-                    raise
-        return None
-
-    def _choose_and_open(self, current: Round) -> None:
         model = self._model(current)
         strategy = self._strategy(current, model)
+        # From here on people have the records that they hold; the page holds ten of them.
+        self.campaign.withdraw_reserve()
         excluded = self.campaign.excluded_rows()
         with np.load(io.BytesIO(self.campaign.load_scan(current))) as arrays:
             candidates = candidates_from(arrays)

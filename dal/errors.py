@@ -15,8 +15,7 @@ The tree is grouped by what the reader of the message does about it::
     |-- CampaignError                look at the campaign's directory
     |   |-- CampaignNotFound (FileNotFoundError)
     |   |-- CampaignLocked           another coordinator is at work: wait for it, or end it
-    |   |-- CampaignMismatch         this is another campaign's directory, pool or version
-    |   `-- AlreadyAsked             a record of a batch was asked meanwhile: choose again
+    |   `-- CampaignMismatch         this is another campaign's directory, pool or version
     |-- ServerError                  look at the labelling tool's server, then run again
     `-- ScanError                    run again: finished spans are kept
         |-- ClusterError             no scheduler, no workers, no progress
@@ -80,10 +79,6 @@ class CampaignLocked(CampaignError):
 
 class CampaignMismatch(CampaignError):
     """The directory, the pool or the version belongs to another campaign."""
-
-
-class AlreadyAsked(CampaignError):
-    """A record that a batch was to ask has been asked meanwhile, or its label is known."""
 
 
 class ServerError(DalError):

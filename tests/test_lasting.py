@@ -308,7 +308,7 @@ def test_whatever_happens_for_long_nothing_is_lost(backend: str, empty: Callable
 # -- a coordinator that is killed at every commit of a round -----------------------------------------------------------
 
 CLASSES = ("red", "green", "blue")
-COMMITS = ("close", "freeze", "model", "scan", "batch")
+COMMITS = ("close", "freeze", "model", "scan", "reserve", "batch")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["dal"])
 

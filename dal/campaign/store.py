@@ -34,7 +34,7 @@ from dal.campaign.disk import replacing
 from dal.campaign.leases import holds
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
-from dal.errors import AlreadyAsked, CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
+from dal.errors import CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
 from dal.ruler import RoundRecord
 
 _READ_AT_ONCE = 4096
@@ -312,10 +312,8 @@ class Campaign:
         ------
         InputError
             If the columns differ in length, a row repeats or is outside the pool, or a score is NaN.
-        AlreadyAsked
-            If a row has been asked before, or is gold.
         CampaignError
-            If the round is not at this step.
+            If a row has been asked before or is gold, or the round is not at this step.
         """
         absolute = np.asarray(rows, np.int64).tolist()
         sure = [None] * len(absolute) if confidence is None else list(confidence)
@@ -334,6 +332,14 @@ class Campaign:
             )
             if batch:
                 connection.execute(insert(asked), batch)
+
+    def withdraw_reserve(self) -> None:
+        """Serve no more of the reserve: what nobody has answered or looks at goes back to the pool.
+
+        Done before a batch is chosen, it lets the batch have these records, and nobody be served one meanwhile.
+        """
+        with self.database.writing() as connection:
+            _release_reserve(connection, self.database.now(connection))
 
     def close_round(self, round: Round) -> None:
         """End a round; records of its batch that nobody has answered stay asked, and can still be answered.
@@ -760,10 +766,10 @@ def _refuse_asked(connection: Connection, rows: list[int]) -> None:
     wanted = set(rows)
     for row, record_id, number in connection.execute(select(asked.c.row, asked.c.record_id, asked.c.round)):
         if row in wanted:
-            raise AlreadyAsked(f"row {row} (record {record_id!r}) was asked in round {number}: nobody is asked twice")
+            raise CampaignError(f"row {row} (record {record_id!r}) was asked in round {number}: nobody is asked twice")
     for row, record_id in connection.execute(select(schema.gold.c.row, schema.gold.c.record_id)):
         if row in wanted:
-            raise AlreadyAsked(f"row {row} (record {record_id!r}) is a gold record, whose label is known")
+            raise CampaignError(f"row {row} (record {record_id!r}) is a gold record, whose label is known")
 
 
 def _gold(connection: Connection) -> dict[int, int]:
