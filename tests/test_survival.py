@@ -212,7 +212,12 @@ def test_rows_that_a_learner_refuses_are_named(pools: dict[str, Pool], cluster: 
             run(pools["poisoned"], model(Raises()), client=client)
 
 
-def test_a_span_that_always_fails_is_left_out_on_request(pools: dict[str, Pool], cluster: Client) -> None:
+@pytest.mark.parametrize("tiles", [1, 16])
+def test_rows_that_always_fail_are_left_out_on_request(
+    pools: dict[str, Pool], cluster: Client, tiles: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In longer spans as well, as a fast cluster is sent them: no more rows are left out for that.
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", tiles * TILE * 12)
     found = run(pools["poisoned"], model(Raises()), client=cluster, skip_failed=True)
     first = POISONED_ROW // TILE * TILE
     assert found.summary.skipped == ((first, first + TILE),)

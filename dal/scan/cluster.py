@@ -484,6 +484,11 @@ class _Engine:
             self.feed.again(interval)
             return
         rows = f"Rows {interval.start:,} to {interval.stop - 1:,} of {self.state.pool.path}"
+        if self.skip_failed and interval.stop - interval.start > self.state.unit:
+            # Spans are as long as the pace allows; what is left out must be the same on a fast cluster and a slow one.
+            self.state.failed += 1
+            self.feed.extend(plan.cut([interval], self.state.unit, self.state.order.seed))
+            return
         if self.skip_failed:
             self.state.skip(interval, f"{rows} were skipped: {type(error).__name__}: {error}")
             return

@@ -75,7 +75,8 @@ def scan(
     with_features : bool, default=False
         Bring the features of the candidates along even if the selector does not look at them.
     skip_failed : bool, default=False
-        On a cluster, leave out spans that fail every time, and say so in the summary, instead of ending in an error.
+        On a cluster, leave out rows that fail every time, and say so in the summary, instead of ending in an error: a
+        span that fails is scored again in its smallest units, of whole tiles and chunks, and only these are left out.
 
     Returns
     -------
