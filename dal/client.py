@@ -42,7 +42,8 @@ SETTINGS: Mapping[str, object] = {
         "deploy": {"lost-worker-timeout": "300s"},
         "scheduler": {"allowed-failures": 10, "no-workers-timeout": "10m", "worker-ttl": "10 minutes"},
         "comm": {"retry": {"count": 3}},
-        "worker": {"profile": {"enabled": False}},
+        "worker": {"profile": {"enabled": False}, "memory": {"monitor-interval": "1s"}},
+        "admin": {"tick": {"interval": "1s"}, "system-monitor": {"interval": "5s"}},
     }
 }
 """Dask configuration that dal needs. The reason of each value stands beside it in ``cluster/distributed.yaml``."""

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -102,6 +103,7 @@ class _Loaded:
         self.job = job
         self._lock = threading.Lock()
         self._model: Model | None = None
+        self._of_thread = threading.local()
 
     def score(self, task: Task) -> SpanResult:
         with self._lock:
@@ -112,7 +114,11 @@ class _Loaded:
             order = replace(order, capacity=task.sounded, carry=False)
             # The span that this tile is part of will write the cells, perhaps at the same time.
             cells = None if cells is None or cells.write else cells
-        return score_span(job.pool, self._model, order, task.interval, task.excluded, task.thresholds, cells)
+        # Taken away meanwhile: a span that fails leaves its reader in the middle of a chunk.
+        reader = self._of_thread.__dict__.pop("reader", None) or job.pool.reader()
+        found = score_span(job.pool, self._model, order, task.interval, task.excluded, task.thresholds, cells, reader)
+        self._of_thread.reader = reader
+        return found
 
 
 _JOBS: dict[str, _Loaded] = {}
@@ -161,6 +167,10 @@ class _Host:
     pool_trouble: str | None
     cells_trouble: str | None
     kernels: tuple[str, ...]
+
+
+_PROVEN: "WeakKeyDictionary[Client, dict[tuple[str, str, Cells | None], _Host]]" = WeakKeyDictionary()
+"""What workers have said, by address, pool and cells: the rounds of a campaign ask each of them once."""
 
 
 def _probe_task(pool: Pool, cells: Cells | None) -> _Host:
@@ -216,7 +226,13 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[s
             f"The cluster of {client} had no worker for {NO_WORKERS_SECONDS:.0f} s: start workers, and run again."
         ) from error
     workers = client.scheduler_info(n_workers=-1)["workers"]
-    one_per_host = {worker["host"]: address for address, worker in workers.items()}
+    proven = _PROVEN.setdefault(client, {})
+    known = {address: proven[address, pool.path, cells] for address in workers if (address, pool.path, cells) in proven}
+    one_per_host = {worker["host"]: address for address, worker in workers.items() if address not in known}
+    for address in known:
+        one_per_host.pop(workers[address]["host"], None)
+    if not one_per_host:
+        return known
     futures = {
         address: client.submit(
             _probe_task, pool, cells, workers=[address], allow_other_workers=False, pure=False, priority=10
@@ -238,7 +254,11 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[s
                 f"The worker at {address} cannot run dal ({type(answer).__name__}: {answer}): it needs the same"
                 " version of dal and its dependencies as this process."
             ) from answer
-    return {address: answer for address, answer in answers.items() if isinstance(answer, _Host)}
+    told = {address: answer for address, answer in answers.items() if isinstance(answer, _Host)}
+    # What was in the way may be mended before the next pass.
+    sound = {address: host for address, host in told.items() if host.pool_trouble is host.cells_trouble is None}
+    proven.update({(address, pool.path, cells): host for address, host in sound.items()})
+    return known | told
 
 
 def _answer(future: "Future[_Host]") -> _Host | BaseException:

@@ -13,7 +13,7 @@ from threadpoolctl import ThreadpoolController
 
 from dal.errors import LearnerError
 from dal.learner import Model
-from dal.pool import Pool
+from dal.pool import Pool, Reader
 from dal.scan.merge import Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scores import (
@@ -197,6 +197,7 @@ def score_span(
     excluded: Rows,
     thresholds: Thresholds,
     cells: Cells | None = None,
+    reader: Reader | None = None,
 ) -> SpanResult:
     """Score one span and keep its best rows.
 
@@ -214,6 +215,9 @@ def score_span(
         What the merge has reached so far; lower scores are dropped at once.
     cells : Cells, optional
         Where the cells of the rows are stored.
+    reader : Reader, optional
+        Of this pool, kept from one span to the next: the pages of new buffers cost 10 to 20 ms a span. Not to be used
+        again when a span has failed.
 
     Raises
     ------
@@ -227,7 +231,7 @@ def score_span(
     """
     started = time.perf_counter()
     with _one_blas_thread:
-        span = _Span(pool, model, order, interval, excluded, thresholds, cells)
+        span = _Span(pool, model, order, interval, excluded, thresholds, cells, reader or pool.reader())
         for start in range(interval.start, interval.stop, order.tile):
             stop = min(start + order.tile, interval.stop)
             try:
@@ -247,6 +251,7 @@ class _Span:
         excluded: Rows,
         thresholds: Thresholds,
         cells: Cells | None,
+        reader: Reader,
     ) -> None:
         self.pool = pool
         # A score that is a hash needs no model, even where there is one.
@@ -255,7 +260,7 @@ class _Span:
         self.interval = interval
         self.excluded = excluded
         self.told = thresholds
-        self.reader = pool.reader()
+        self.reader = reader
         self.best = Best(order.capacity, order.seed, order.round)
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.cells = cells

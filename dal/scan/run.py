@@ -286,9 +286,12 @@ class Run:
 
     def in_process(self) -> None:
         """Score what is left here, span after span: the specification of every other engine."""
+        reader = self.pool.reader()
         for span in plan.cut(self.left, self.span_rows(1, None), self.order.seed):
             task = self.task(span)
-            self.finish(score_span(self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells))
+            self.finish(
+                score_span(self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells, reader)
+            )
 
     def result(self) -> Scan:
         """Give the candidates and the summary, when nothing is left to do."""
