@@ -17,7 +17,7 @@ SPANS_PER_THREAD = 4
 SECONDS_PER_SPAN = 3.0
 TASKS_PER_SECOND = 50
 """Of the whole cluster: a task costs Dask's scheduler 1 to 2 ms, whatever the cluster's size."""
-SHORTEST_SECONDS, MOST_LAST_TASKS_PER_SECOND = 0.1, 250
+SHORTEST_SECONDS, MOST_LAST_TASKS_PER_SECOND = 0.05, 250
 """The last spans are not cut shorter, nor so short that the scheduler could not follow."""
 NO_LIMIT = 2**62
 MOST_UP, ROWS_UP = 8, 250_000
@@ -106,7 +106,7 @@ def shrinking_rows(left: int, threads: int, rows_per_second: float) -> int:
     Examples
     --------
     >>> [shrinking_rows(left, 2, 3e6) for left in (10_000_000, 2_000_000, 1_000_000)]
-    [2500000, 500000, 300000]
+    [2500000, 500000, 250000]
     """
     shortest = max(SHORTEST_SECONDS, threads / MOST_LAST_TASKS_PER_SECOND)
     return max(left // (2 * threads), int(rows_per_second * shortest))
