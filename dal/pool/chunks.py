@@ -62,6 +62,26 @@ def read_rows(array: "zarr.Array[Any]", start: int, stop: int, *, fill: bool = F
     return block
 
 
+def rows_or_fill(array: "zarr.Array[Any]", start: int, stop: int) -> npt.NDArray[Any]:
+    """Rows [start, stop) of a 1-D array, its fill value where a chunk is missing; by its files where they can be read.
+
+    Raises
+    ------
+    ChunkError
+        A chunk cannot be decoded.
+    """
+    files = ChunkFiles.of(array, fill=True)
+    if files is None:
+        return read_rows(array, start, stop, fill=True)
+    height = array.chunks[0]
+    first, last = start // height, -(-stop // height)
+    held: npt.NDArray[Any] = np.empty((last - first, height), dtype=array.dtype)
+    for row, chunk in zip(held, range(first, last), strict=True):
+        for _ in files.reading(chunk, row.view(np.uint8)):
+            pass
+    return held.reshape(-1)[start - first * height : stop - first * height]
+
+
 def take_rows(array: "zarr.Array[Any]", rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
     """Entries of a 1-D array in the order of `rows`, each chunk read once."""
     taken: npt.NDArray[Any] = np.empty(len(rows), dtype=array.dtype)

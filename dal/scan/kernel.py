@@ -14,6 +14,7 @@ from threadpoolctl import ThreadpoolController
 from dal.errors import LearnerError
 from dal.learner import Model
 from dal.pool import Pool, Reader
+from dal.pool.chunks import rows_or_fill
 from dal.scan.merge import Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scores import (
@@ -274,8 +275,7 @@ class _Span:
     def _cells_of_span(self) -> npt.NDArray[np.uint16]:
         if self.cells is None or self.cells.write:
             return np.empty(self.interval.stop - self.interval.start, dtype=np.uint16)
-        stored = zarr.open_array(self.cells.path, mode="r")
-        cells = np.asarray(stored[self.interval.start : self.interval.stop], dtype=np.uint16)
+        cells = rows_or_fill(zarr.open_array(self.cells.path, mode="r"), *self.interval)
         if (cells == NO_CELL).any():
             # A chunk that was lost, as in a power cut, reads as the fill value.
             self.assigns = True
