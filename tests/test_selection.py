@@ -304,13 +304,33 @@ class TestFacilityLocation(SelectorContract):
         assert self.choose(c, 30, labeled) == c.rows[picks].tolist()
 
     def test_leaves_lose_at_most_one_percent_of_the_objective_of_flat_greedy(self) -> None:
-        c = made_candidates(3 * LEAF_ROWS, seed=11, d=16)
+        c = made_candidates(2 * LEAF_ROWS + 100, seed=11, d=16)
         labeled = made_candidates(300, seed=12, d=16).embeddings
         sigma = bandwidth_beside(labeled, c)
         rows = self.choose(c, 300, labeled)
         picks = np.searchsorted(c.rows, rows)
         flat = slow_flat_greedy(c, 300, labeled, sigma)
         assert objective(c, picks, labeled, sigma) >= 0.99 * objective(c, flat, labeled, sigma)
+
+    @pytest.mark.parametrize(("n", "leaves"), [(40, 1), (41, 2), (120, 3), (201, 6), (290, 8)])
+    def test_leaves_are_as_few_and_as_equal_as_can_be(
+        self, n: int, leaves: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(facility_location, "LEAF_ROWS", 40)
+        solved: list[int] = []
+
+        def watched(solve: Callable, tasks: Iterable) -> list:
+            tasks = list(tasks)
+            solved.extend(len(leaf.points) for leaf in tasks)
+            return [solve(leaf) for leaf in tasks]
+
+        monkeypatch.setattr(facility_location, "LEAVES_WORTH_SENDING", 1)
+        # No gain is left after the first round, so no leaf is solved twice.
+        select(made_candidates(n, seed=2), self.strategy, n, NO_LABELED, 5, 2, mapper=watched)
+        assert len(solved) == leaves
+        assert sum(solved) == n
+        assert max(solved) <= 40
+        assert max(solved) - min(solved) <= leaves
 
     @pytest.mark.parametrize("k", [1, 37, 200, 590])
     def test_the_merge_of_two_rounds_is_that_of_all_picks_of_all_leaves(
@@ -329,7 +349,7 @@ class TestFacilityLocation(SelectorContract):
 
         chosen = select(c, self.strategy, k, NO_LABELED, 5, 2, mapper=watched).tolist()
         leaves = [leaf for leaf in calls if leaf.floor == 0.0]
-        assert 15 < len(leaves) < len(calls) or k > 500
+        assert 15 <= len(leaves) < len(calls) or k > 500
         order = slow_order(c.scores, c.rows, 5, 2)
         position = {c.embeddings[i].tobytes(): rank for rank, i in reversed(list(enumerate(order)))}
         merged = []

@@ -9,8 +9,9 @@ import numpy as np
 from dal.selection import row_hash
 from dal.selectors.problem import DUPLICATE_DISTANCE, Floats32, Floats64, Positions, Problem, squared_distances
 
-LEAF_ROWS = 1024
-"""Candidates of one dense kernel: 4 MB, and 0.99 of the objective of one flat greedy."""
+LEAF_ROWS = 2048
+"""Candidates of one dense kernel: 17 MB. Of the objective of one flat greedy on 6,000 candidates 0.992 to 0.996; leaves
+of 750 had 0.985 to 0.991 at two thirds of the time."""
 FIRST_SHARE = 2.0
 """Picks that a leaf gives in the first round, in mean shares of a leaf; most leaves are asked no second time."""
 LEAVES_WORTH_SENDING = 8
@@ -29,7 +30,7 @@ def facility_location(problem: Problem, k: int) -> Positions:
     uncertainty herding, Bae et al. 2025; with unit weights MaxHerding, Bae et al. 2024). F is monotone and submodular:
     greedy reaches 1 - 1/e of the best (Nemhauser et al. 1978).
 
-    Candidates are split into leaves of at most 1,024 by recursive bisection and solved leaf by leaf, which keeps the
+    Candidates are split into leaves of at most 2,048 by recursive bisection and solved leaf by leaf, which keeps the
     cost linear in k; the picks are merged by their gains, the exact greedy of the decomposed objective. Leaves are
     solved by ``problem.mapper``, on a cluster if it is one, in two rounds: the first gives each leaf's best picks and
     with them a bound that the batch's gains reach; the second asks again those few leaves whose gains are still above
@@ -134,8 +135,8 @@ def lazy_greedy(
 
 def _coverage(leaf: Leaf) -> Floats32:
     covered = np.zeros(len(leaf.points), dtype=np.float32)
-    for start in range(0, len(leaf.labeled), 4 * LEAF_ROWS):
-        kernel = _kernel(leaf.points, leaf.labeled[start : start + 4 * LEAF_ROWS], leaf.bandwidth)
+    for start in range(0, len(leaf.labeled), LEAF_ROWS):
+        kernel = _kernel(leaf.points, leaf.labeled[start : start + LEAF_ROWS], leaf.bandwidth)
         np.maximum(covered, kernel.max(axis=1), out=covered)
     return covered
 
@@ -199,7 +200,9 @@ class _Leaves:
         return self.mapper(solve_leaf, tasks)
 
     def _leaves(self) -> Iterator[tuple[Positions, Floats32]]:
-        """Bisect the distinct candidates until at most LEAF_ROWS are left, and route the labeled ones along.
+        """Split the distinct candidates in two until at most LEAF_ROWS are left, and route the labeled ones along.
+
+        Parts are as large as whole numbers of equal leaves: halves would leave the leaves up to half empty.
 
         The direction is the one from a hashed member to the member farthest from it; ties of the projection fall by
         row. A labeled record within two bandwidths of the cut goes both ways: beyond, its kernel is under 2 %.
@@ -207,7 +210,8 @@ class _Leaves:
         stack = [(self.problem.distinct, self.problem.labeled, 1)]
         while stack:
             members, labeled, node = stack.pop()
-            if len(members) <= LEAF_ROWS:
+            count = -(-len(members) // LEAF_ROWS)
+            if count <= 1:
                 yield np.sort(members), labeled
                 continue
             draw = int(row_hash(np.array([node]), self.problem.seed, 0)[0] % np.uint64(len(members)))
@@ -218,12 +222,12 @@ class _Leaves:
             norm = float(np.linalg.norm(direction)) or 1.0
             projection = (points @ direction).astype(np.float64) / norm
             order = np.lexsort((self.problem.rows[by_row], projection))
-            half = len(order) // 2
-            cut = projection[order[half]]
+            first = len(order) * (count // 2) // count
+            cut = projection[order[first]]
             offset = (labeled @ direction).astype(np.float64) / norm - cut
             reach = 2.0 * self.bandwidth
-            stack.append((by_row[order[:half]], labeled[offset <= reach], 2 * node))
-            stack.append((by_row[order[half:]], labeled[offset >= -reach], 2 * node + 1))
+            stack.append((by_row[order[:first]], labeled[offset <= reach], 2 * node))
+            stack.append((by_row[order[first:]], labeled[offset >= -reach], 2 * node + 1))
 
     def _filled(self, chosen: Positions) -> Positions:
         """Add records that no longer gain anything, by key, as long as they are nobody's near-duplicates.
