@@ -14,7 +14,7 @@ LEAF_ROWS = 2048
 of 750 had 0.985 to 0.991 at two thirds of the time."""
 FIRST_SHARE = 2.0
 """Picks that a leaf gives in the first round, in mean shares of a leaf; most leaves are asked no second time."""
-LEAVES_WORTH_SENDING = 8
+LEAVES_WORTH_SENDING = 4
 """Fewer leaves are solved where they are, in less time than a cluster takes to answer."""
 
 
