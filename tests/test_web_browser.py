@@ -223,6 +223,33 @@ def test_a_server_killed_in_mid_typing_loses_nothing(
     assert len(answers(campaign)) == 17
 
 
+def test_an_image_that_the_server_could_not_give_in_time_comes_when_it_is_back(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=12)
+    next_batch(campaign)
+    page = opened()
+    gone: list[Route] = []
+
+    def away(route: Route) -> None:
+        # As from a server that is down, from a proxy before it, and from one that asks for a moment.
+        gone.append(route)
+        if len(gone) % 3 == 0:
+            route.abort()
+        else:
+            route.fulfill(status=(429, 502)[len(gone) % 2], body="<h1>Bad gateway</h1>")
+
+    page.route("**/media/**", away)
+    page.goto(serve(campaign).url)
+    page.get_by_alt_text("The image comes as soon as the server can be reached.").wait_for()
+    in_state(page, "record")
+    shot(page, "image-waits")
+    page.unroute("**/media/**")
+    page.wait_for_function("() => document.querySelector('#record img').naturalWidth > 0")
+    assert page.locator("#record img").get_attribute("alt") == f"Record {on_screen(page)}"
+    in_state(page, "record")
+
+
 class Prefix(BaseHTTPRequestHandler):
     """A proxy that strips a path, and knows neither websockets nor anything else beyond plain requests."""
 

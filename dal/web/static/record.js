@@ -1,6 +1,7 @@
 import { make } from "./dom.js";
 
 const LONG = 60;
+const RETRY = 2000;
 const SMALL = 128; // an image of fewer pixels is enlarged by whole steps, each pixel a square
 
 /** Draws records; holds what was loaded ahead, and how large images are shown. */
@@ -24,15 +25,28 @@ export class Drawing {
   }
 
   #load(record) {
-    const image = make("img", { alt: `Record ${record.record_id}`, draggable: "false" });
-    image.addEventListener("error", () => {
-      record.error = "Its image cannot be shown.";
-      this.broken(record);
+    const alt = `Record ${record.record_id}`;
+    const image = make("img", { alt, draggable: "false" });
+    image.addEventListener("error", () => this.#failed(record, image));
+    image.addEventListener("load", () => {
+      image.alt = alt;
+      this.#size(image);
     });
-    image.addEventListener("load", () => this.#size(image));
     image.src = record.image;
     image.decode?.().catch(() => {}); // ahead of time; a failure is told by the error event
     return image;
+  }
+
+  /** Ask why an image did not come. While the server is gone it is asked for again; only its own word makes it broken. */
+  async #failed(record, image) {
+    const why = await refusal(record.image);
+    if (why === null) {
+      image.alt = "The image comes as soon as the server can be reached.";
+      setTimeout(() => { if (this.images.get(record.row) === image) image.src = record.image; }, RETRY);
+      return;
+    }
+    record.error = `Its image cannot be shown${why && `: ${why}`}.`;
+    this.broken(record);
   }
 
   bigger() {
@@ -80,6 +94,20 @@ export class Drawing {
     const fields = record.fields.map(({ name, value }) => `${name}: ${told(value)}`).join(". ");
     return `Record ${record.record_id}. ${record.image ? "An image. " : ""}${fields}`.slice(0, 600);
   }
+}
+
+/** Give the server's reason for not giving an image, "" for one that no browser can read, null if it may come yet. */
+async function refusal(url) {
+  let content;
+  try {
+    const response = await fetch(url, { cache: "reload" });
+    if (response.status === 401 || response.status === 429) return null;
+    if (!response.ok) return String((await response.json()).detail);
+    content = await response.blob();
+  } catch {
+    return null; // no connection, or a proxy's own page: not a word of the server's
+  }
+  return createImageBitmap(content).then(() => null, () => "");
 }
 
 function told(value) {
