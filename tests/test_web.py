@@ -27,7 +27,7 @@ from starlette.websockets import WebSocketDisconnect
 from dal.campaign import Annotators, Campaign, Queue
 from dal.campaign.control import Control
 from dal.cli import main
-from dal.coordinator import Stopped, create_campaign, next_batch
+from dal.coordinator import Batch, Stopped, create_campaign, next_batch
 from dal.errors import CampaignError, SettingsError
 from dal.map import map_of
 from dal.pool import Pool, build_pool
@@ -603,6 +603,22 @@ def test_the_overview_adds_up(campaign: Campaign, truth: tuple[Pool, np.ndarray]
     assert (told["labels"], told["asked"], told["budget"], told["n_rows"]) == (5, BATCH, 24, N)
     assert told["per_hour"] == 6 * 4
     assert bob.get("/api/state").json()["me"]["name"] == "bob"
+
+
+def test_the_stopping_figure_says_what_the_verdict_says(tmp_path: Path, truth: tuple[Pool, np.ndarray]) -> None:
+    campaign = create_campaign(tmp_path / "c", truth[0], ["ham", "spam"], batch=10, stop=["max_labels=20"])
+    for _ in range(2):
+        batch = next_batch(campaign)
+        assert isinstance(batch, Batch)
+        answer_batch(campaign, batch.rows, batch.record_ids, truth[1][batch.rows])
+    next_batch(campaign)
+    ann = client(campaign)
+    [verdict] = ann.get("/api/campaign").json()["verdicts"]
+    assert (verdict["stop"], verdict["value"]) == (True, 20)
+    drawn = json.dumps(ann.get("/api/figures/stopping").json())
+    assert "max_labels=20: STOP" in drawn
+    # Labels known when each round ended, not when it began.
+    assert '"value", [10.0, 20.0]' in drawn or '"value", [10, 20]' in drawn
 
 
 def test_every_figure_that_is_promised_is_drawn(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:

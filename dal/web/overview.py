@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from bokeh.plotting import figure as Figure  # noqa: N812 - a method below has t
 from pydantic import BaseModel
 
 from dal import figures
-from dal.agreement import majority
+from dal.agreement import Agreement, majority
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Control
@@ -147,8 +147,8 @@ class Overviews:
         campaign, settings = self._campaign, self._campaign.settings
         known = status(campaign)
         past = campaign.rounds()
-        work = self._activity.work()
-        names, shares, together = self._pairs()
+        work = list(known.people)
+        names = sorted({name for pair in known.agreement.pairs for name in (pair.first, pair.second)})
         lately = self._activity.lately(PACE)
         low, high = time_left(standing.pending, lately, PACE)
         return Overview(
@@ -164,7 +164,7 @@ class Overviews:
             accuracy=known.accuracy.text,
             classes=[ClassCount(name=name, labels=count) for name, count in known.per_class.items()],
             verdicts=[Verdict(**vars(each)) for each in known.verdicts],
-            people=[_person(each, names, shares, together) for each in work],
+            people=[_person(each, known.agreement) for each in work],
             per_hour=lately * 3600 / PACE.total_seconds(),
             left_low=low,
             left_high=high,
@@ -227,12 +227,14 @@ class Overviews:
 
     def _stopping(self) -> list[Figure]:
         history = self._campaign.history()
+        hours = (datetime.now(UTC) - self._campaign.created_at).total_seconds() / 3600
+        now = (len(self._campaign.labels(None).rows), hours)
         shown = []
         for text in self._campaign.settings.stop:
             criterion = parse(text)
-            told = [
-                criterion.judge(history[: at + 1], record.labels, record.hours) for at, record in enumerate(history)
-            ]
+            # As each round ended: what was known when the next one began, and for the newest one, now.
+            known = [(each.labels, each.hours) for each in history[1:]] + [now]
+            told = [criterion.judge(history[: at + 1], *then) for at, then in enumerate(known)]
             shown.append(
                 figures.Criterion(
                     text,
@@ -396,13 +398,8 @@ def pauses(past: list[Round]) -> list[figures.Pause]:
     return told
 
 
-def _person(work: Work, names: list[str], shares: npt.NDArray[np.float64], together: npt.NDArray[np.int64]) -> Person:
-    agreement, common = None, 0
-    if work.name in names:
-        me = names.index(work.name)
-        counts = np.delete(together[me], me)
-        common = int(counts.sum())
-        agreement = float(np.nansum(np.delete(shares[me], me) * counts) / common)
+def _person(work: Work, agreed: Agreement) -> Person:
+    agreement, common = agreed.with_others(work.name)
     return Person(
         name=work.name,
         answers=work.answers,
