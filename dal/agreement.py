@@ -319,6 +319,20 @@ class Agreement:
     pairs: tuple[Pair, ...]
     text: str
 
+    def with_others(self, annotator: str) -> tuple[float | None, int]:
+        """Give the share of one annotator's labels that are those of others, and over how many pairs of labels.
+
+        Examples
+        --------
+        >>> rows, names = [1, 1, 2, 2, 2], ["ann", "bob", "ann", "bob", "eve"]
+        >>> found = agreement(rows, names, [0, 0, 1, 0, 1], seed=0)
+        >>> found.with_others("bob"), found.with_others("joe")
+        ((0.3333333333333333, 3), (None, 0))
+        """
+        mine = [pair for pair in self.pairs if annotator in (pair.first, pair.second)]
+        n = sum(pair.n for pair in mine)
+        return (sum(pair.agreement * pair.n for pair in mine) / n if n else None), n
+
 
 def agreement(
     rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike, *, seed: int, repeats: int = 1000

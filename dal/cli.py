@@ -29,6 +29,7 @@ from dal.exchange import (
     pull_answers,
     push_batch,
     read_answers,
+    read_gold,
     write_batch,
     write_labels,
 )
@@ -374,8 +375,14 @@ def status_(directory: Path) -> None:
     _describe_settings(campaign.settings)
     state = "no round yet" if not now.round else f"round {now.round} is {now.status}"
     console.print(f"{state}; {now.asked:,} records asked, {now.labels:,} labelled, {now.pending:,} waiting")
-    console.print("labels: " + ", ".join(f"{name} {count:,}" for name, count in now.per_class.items()))
+    console.print("labels: " + ", ".join(f"{name}: {count:,}" for name, count in now.per_class.items()))
     console.print(f"accuracy: {now.accuracy.text}")
+    for each in now.people:
+        skipped = f", {each.skipped / each.answers:.0%} skipped"
+        pace = "" if each.median_seconds is None else f", {each.median_seconds:.1f} s each in the median"
+        equal, together = now.agreement.with_others(each.name)
+        alike = "" if equal is None else f"; alike with others in {equal:.0%} of {together:,}"
+        console.print(f"annotator {each.name}: {each.answers:,} answers{skipped}{pace}{alike}")
     console.print(f"agreement: {now.agreement.text}")
     for pair in now.agreement.pairs[:_LISTED_PAIRS]:
         kappa = "" if pair.kappa is None else f", Cohen's kappa {pair.kappa:.2f}"
@@ -426,7 +433,17 @@ def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: 
     opened = pool_of(campaign)
     conflicts: Literal["take", "keep out"] = "take" if take_conflicts else "keep out"
     who = annotator or _user()
-    _tell_import(read_answers(file, campaign, opened, who, conflicts=conflicts, file_format=file_format))
+    with shown("reading", console) as show:
+        report = read_answers(
+            file,
+            campaign,
+            opened,
+            who,
+            conflicts=conflicts,
+            file_format=file_format,
+            progress=lambda read: show(read, None, "answers"),
+        )
+    _tell_import(report)
 
 
 def _user() -> str:
@@ -453,7 +470,7 @@ def _tell_import(report: ImportReport) -> None:
         ("conflict", report.conflicts, report.kept_out),
     ):
         for line in lines[:_LISTED_LINES]:
-            console.print(f"  {line.place}: {line.record_id}: {what}: {line.reason}")
+            console.print("  " + ": ".join(filter(None, (line.place, line.record_id, what, line.reason))))
         if total > _LISTED_LINES:
             console.print(f"  and {total - _LISTED_LINES:,} more")
 
@@ -538,6 +555,21 @@ def pull(directory: Path, url: str, token: str, project: str | None, take_confli
 def _project_title(campaign: Campaign) -> str:
     """Name a project so that no two campaigns share it; Label Studio takes 50 characters."""
     return f"{campaign.directory.name[:40]} {campaign.id[:8]}"
+
+
+@label.command("gold")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+def gold_(directory: Path, file: Path, file_format: str | None) -> None:
+    """Mix the records in FILE, whose labels are known, into what people are served, to see whom to trust.
+
+    They are never asked, nor learned from. How often one is served says the setting gold, a share.
+    """
+    campaign = Campaign.open(directory)
+    console.print(f"{read_gold(file, campaign, pool_of(campaign), file_format=file_format):,} gold records are new.")
+    if not campaign.settings.gold:
+        console.print(f"None is served yet: set gold, such as gold = 0.05, in {directory / 'campaign.toml'}")
 
 
 @label.command("relabel")

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from dal.agreement import Agreement, agreement, dawid_skene, relabelling
 from dal.campaign import Campaign
+from dal.campaign.activity import Activity, Work
 from dal.coordinator import Coordinator, Rows, learner_of, pool_of
 from dal.ruler import Estimate, accuracy, class_shares, explore_counts, labels_saved
 from dal.selection import Strategy
@@ -29,6 +30,8 @@ class Status:
         By the user's holdout, else by the explore answers of the last five rounds.
     agreement : Agreement
         How far annotators agree.
+    people : tuple of Work
+        What each annotator has done, by name.
     gold : dict of str to tuple of int
         Of each annotator, right answers to gold records, and all.
     verdicts : tuple of Verdict
@@ -51,6 +54,7 @@ class Status:
     per_class: dict[str, int]
     accuracy: Estimate
     agreement: Agreement
+    people: tuple[Work, ...]
     gold: dict[str, tuple[int, int]]
     verdicts: tuple[Verdict, ...]
     advice: tuple[Verdict, ...]
@@ -78,6 +82,7 @@ def status(campaign: Campaign) -> Status:
         per_class=dict(zip(campaign.settings.classes, counts.tolist(), strict=True)),
         accuracy=accuracy(history, rounds=5),
         agreement=agreement(answers.rows, answers.annotators, answers.labels, seed=campaign.settings.seed),
+        people=tuple(Activity(campaign).work()),
         gold=_gold_results(campaign),
         verdicts=state.verdicts,
         advice=coordinator.judged(advice(coordinator.criteria), history),

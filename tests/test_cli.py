@@ -77,6 +77,29 @@ def test_people_are_let_in_and_out(pool: Path, tmp_path: Path) -> None:
     assert "no token" in refused.output
 
 
+def test_gold_records_come_from_a_file_all_or_none(pool: Path, tmp_path: Path) -> None:
+    campaign, file = tmp_path / "c", tmp_path / "gold.csv"
+    ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 10)
+    file.write_text("record_id,label\n000007,spam\n000009,\n000011,ham\n")
+    shown = ok("label", "gold", campaign, file)
+    assert "2 gold records are new" in shown
+    assert "None is served yet" in shown
+    assert Campaign.open(campaign).gold() == {7: 1, 11: 0}
+    assert "0 gold records are new" in ok("label", "gold", campaign, file)
+    for line, said in {
+        "000012,eggs": "line 3: 000012: 'eggs' is no class",
+        "x,ham": "line 3: x: the pool has no such record",
+        "000007,ham": "'000007'",
+    }.items():
+        file.write_text(f"record_id,label\n000013,ham\n{line}\n")
+        refused = dal("label", "gold", campaign, file)
+        assert refused.exit_code == 1
+        assert said in refused.output
+    file.write_text("record_id,label,status\n000013,,skipped\n")
+    assert "000013 is skipped here: a gold record needs its label" in dal("label", "gold", campaign, file).output
+    assert Campaign.open(campaign).gold() == {7: 1, 11: 0}
+
+
 def test_two_people_who_disagree_are_told(pool: Path, tmp_path: Path) -> None:
     ok("init", tmp_path / "c", pool, "--classes", "ham,spam", "--overlap", 2, "--batch", 10, "--vote", "dawid_skene")
     campaign = Campaign.open(tmp_path / "c")
@@ -88,6 +111,7 @@ def test_two_people_who_disagree_are_told(pool: Path, tmp_path: Path) -> None:
     shown = ok("status", campaign.directory)
     assert "agreement: 90% of the answers to 10 records with several are alike; Krippendorff's alpha 0.81" in shown
     assert "ann and bob: alike in 90% of 10, Cohen's kappa 0.80" in shown
+    assert "annotator ann: 10 answers, 0% skipped; alike with others in 90% of 10" in shown
     (first, *_) = ok("label", "relabel", campaign.directory, "--records", 1).splitlines()
     assert first.startswith(f"{batch.record_ids[4]}: ")
     assert first.endswith("(ann: ham, bob: spam)")

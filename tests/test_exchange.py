@@ -721,11 +721,13 @@ def test_a_large_file_needs_little_memory(tmp_path: Path) -> None:
         file.write(HEADER)
         file.writelines(f"{row},{CLASSES[row % 2]},,{'ann' * 20}\n" for row in range(n))
     tracemalloc.start()
-    report = read_answers(path, campaign, pool, "ann")
+    told: list[int] = []
+    report = read_answers(path, campaign, pool, "ann", progress=told.append)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert (report.new, report.volunteered) == (n, n)
     assert peak < 14e6, "the answers alone would be more"
+    assert told == list(range(4096, n, 4096))
     latest = campaign.latest_answers()
     np.testing.assert_array_equal(latest.rows, np.arange(n))
     np.testing.assert_array_equal(latest.labels, np.arange(n) % 2)

@@ -368,7 +368,7 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
     assert len(panel["views"]) == 3
     assert view["shares"] is None  # ten explore answers a round: too few to draw
     tables = {each["title"]: each["rows"] for each in view["tables"]}
-    assert tables["Annotators"] == [["ann", "40", "0%"]]
+    assert tables["Annotators"] == [["ann", "40", "0%", "", ""]]
     assert [row[0] for row in tables["Rounds"]] == ["1", "2", "3"]
     assert tables["Stopping criteria"][0][:2] == ["max_labels", "go on"]
     assert "live: round 3 is open, 20 waiting" in view["lead"]

@@ -1,6 +1,6 @@
 """Labels in and out: files of answers, labelling tools, the labelled set."""
 
-from dal.exchange.files import FORMATS, ImportReport, Records, read_answers, write_batch
+from dal.exchange.files import FORMATS, ImportReport, Records, read_answers, read_gold, write_batch
 from dal.exchange.formats import Rejected
 from dal.exchange.labels import write_labels
 from dal.exchange.server import Pushed, Server, pull_answers, push_batch
@@ -15,6 +15,7 @@ __all__ = [
     "pull_answers",
     "push_batch",
     "read_answers",
+    "read_gold",
     "write_batch",
     "write_labels",
 ]

@@ -7,7 +7,7 @@ import base64
 import difflib
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -256,6 +256,7 @@ def read_answers(
     *,
     conflicts: Literal["keep out", "take"] = "keep out",
     file_format: str | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> ImportReport:
     """Import a file of answers, in one transaction and in memory that does not grow with the file.
 
@@ -274,6 +275,8 @@ def read_answers(
         What becomes of lines whose annotator answered otherwise, elsewhere, since the batch was exported.
     file_format : str, optional
         One of `FORMATS`. Default: by the ending of `path`.
+    progress : callable, optional
+        Told of the answers read so far, every few thousand.
 
     Returns
     -------
@@ -292,7 +295,44 @@ def read_answers(
     digest = digest_of(path) if file_format is None else f"{digest_of(path)} {file_format}"
     file = AnswerFile(path.name, digest, annotator.strip(), take_conflicts=conflicts == "take")
     reading = Reading(path, written, campaign.settings.classes, pool, file.annotator)
-    return reading.report(campaign.import_answers(reading.answers(), file))
+    return reading.report(campaign.import_answers(reading.answers(progress), file))
+
+
+def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_format: str | None = None) -> int:
+    """Take the labelled lines of a file as gold records, all of them or none; lines without a label are left alone.
+
+    Parameters
+    ----------
+    path : str or Path
+    campaign : Campaign
+    pool : Records
+        The campaign's pool.
+    file_format : str, optional
+        One of `FORMATS`. Default: by the ending of `path`.
+
+    Returns
+    -------
+    int
+        Gold records that were not there before.
+
+    Raises
+    ------
+    LabelError
+        If the file cannot be read, or a line cannot be a gold record: an unknown record or class, a skipped one, one
+        that was asked or answered before.
+    """
+    path = Path(path)
+    written = format_of(path, file_format, campaign.settings.classes)
+    reading = Reading(path, written, campaign.settings.classes, pool, "gold")
+    known = []
+    for answer in reading.answers():
+        if answer.label is None:
+            raise LabelError(f"{answer.record_id} is skipped here: a gold record needs its label")
+        known.append((answer.row, answer.record_id, answer.label))
+    if reading.rejected:
+        first = reading.rejected[0]
+        raise LabelError(f"{first.place}: {first.record_id}: {first.reason}; no gold record was taken")
+    return campaign.add_gold(known)
 
 
 class Reading:
@@ -304,7 +344,7 @@ class Reading:
         self.fit = self.pending = self.rejections = 0
         self.rejected: list[Rejected] = []
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self, progress: Callable[[int], None] | None = None) -> Iterator[Answer]:
         """Give the answers of the lines that are fit."""
         lines = self._lines()
         while block := list(islice(lines, _AT_ONCE)):
@@ -313,6 +353,8 @@ class Reading:
                 if answer := self._answer(line, row):
                     self.fit += 1
                     yield answer
+            if progress is not None and len(block) == _AT_ONCE:
+                progress(self.fit)
 
     def report(self, imported: Imported) -> ImportReport:
         """Say what became of the lines, once the campaign has taken the answers."""

@@ -332,7 +332,7 @@ def _parsed(text: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise _Unfit("", "is not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise _Unfit("", f"is no JSON: {error.msg} at character {error.pos + 1}") from error
+        raise _Unfit("", f"is no JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise _Unfit("", "is JSON nested too deeply") from error
     if not isinstance(said, dict):

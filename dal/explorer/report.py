@@ -1,12 +1,12 @@
 """A campaign, finished or running, as the explorer shows it: one replay, and what was settled and measured."""
 
-from collections import Counter, defaultdict
 from typing import Any
 
 import numpy as np
 
-from dal.agreement import majority
+from dal.agreement import Agreement, majority
 from dal.campaign import Campaign
+from dal.campaign.activity import Work
 from dal.coordinator import pool_of
 from dal.explorer.run import run_of_campaign
 from dal.explorer.view import view_of_run
@@ -76,7 +76,11 @@ def _tables(campaign: Campaign) -> list[dict[str, Any]]:
             "header": ["round", "strategy", "asked", "trained on", "accuracy"],
             "rows": _rounds(campaign),
         },
-        {"title": "Annotators", "header": ["annotator", "records", "skipped"], "rows": _annotators(campaign)},
+        {
+            "title": "Annotators",
+            "header": ["annotator", "records", "skipped", "median seconds", "alike with others"],
+            "rows": [_annotator(each, now.agreement) for each in now.people],
+        },
         {
             "title": "Settings",
             "header": ["setting", "value"],
@@ -111,11 +115,12 @@ def _rounds(campaign: Campaign) -> list[list[str]]:
     return rows
 
 
-def _annotators(campaign: Campaign) -> list[list[str]]:
-    answers = campaign.latest_answers()
-    skipped: Counter[str] = Counter()
-    given: dict[str, int] = defaultdict(int)
-    for annotator, label in zip(answers.annotators, answers.labels.tolist(), strict=True):
-        given[annotator] += 1
-        skipped[annotator] += label < 0
-    return [[name, f"{count:,}", f"{skipped[name] / count:.0%}"] for name, count in sorted(given.items())]
+def _annotator(work: Work, agreed: Agreement) -> list[str]:
+    share, together = agreed.with_others(work.name)
+    return [
+        work.name,
+        f"{work.answers:,}",
+        f"{work.skipped / work.answers:.0%}",
+        "" if work.median_seconds is None else f"{work.median_seconds:.1f}",
+        "" if share is None else f"{share:.0%} of {together:,}",
+    ]
