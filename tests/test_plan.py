@@ -94,7 +94,7 @@ def test_spans_grow_with_what_has_been_seen_and_shrink_to_the_end() -> None:
     assert plan.growing_rows(0, 2, Capacity(10_000, 0, 0)) == plan.NO_LIMIT
     left = [plan.shrinking_rows(rows, 4, 1e6) for rows in (10**8, 10**7, 10**6, 0)]
     assert left == sorted(left, reverse=True)
-    assert left[-1] == 100_000
+    assert left[-1] == 1e6 * plan.SHORTEST_SECONDS
 
 
 @given(st.integers(0, 10**9), st.sampled_from([1, 256, 16_384]), st.integers(1, 300), st.integers(0, 99))

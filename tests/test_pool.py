@@ -21,6 +21,7 @@ from dal.pool import Pool, build_pool, chunks
 from dal.pool import build as building
 from dal.pool import ids as indexing
 from dal.pool import store as reading
+from dal.pool.chunks import rows_or_fill
 from dal.pool.store import Reader
 
 N, D = 237, 5
@@ -507,3 +508,28 @@ def test_a_pool_read_in_another_process(pool: Pool, tmp_path: Path) -> None:
         check=True,
     )
     assert bytes.fromhex(told.stdout.decode().strip()) == records()[11].tobytes()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{"chunks": (10,), "compressors": None}, {"chunks": (10,)}, {"chunks": (5,), "shards": (20,), "compressors": None}],
+)
+def test_entries_of_a_lost_chunk_are_the_fill_value(layout: dict[str, object], tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a", shape=(93,), dtype="uint16", fill_value=7, **layout)
+    array[:] = expected = np.arange(100, 193, dtype=np.uint16)
+    for start, stop in [(0, 93), (3, 41), (20, 30), (87, 93), (50, 50)]:
+        np.testing.assert_array_equal(rows_or_fill(array, start, stop), expected[start:stop])
+    (tmp_path / "a" / "c" / "1").unlink()
+    lost = slice(20, 40) if "shards" in layout else slice(10, 20)
+    expected[lost] = 7
+    np.testing.assert_array_equal(rows_or_fill(array, 3, 93), expected[3:])
+
+
+def test_entries_of_a_torn_chunk_are_refused(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a", shape=(30,), chunks=(10,), dtype="uint16", compressors=None)
+    array[:] = np.arange(30, dtype=np.uint16)
+    chunk = tmp_path / "a" / "c" / "1"
+    chunk.write_bytes(chunk.read_bytes()[:7])
+    with pytest.raises(ChunkError, match=r"chunk c/1 .*rows 10 to 19.*ends after 7 of 20 bytes"):
+        rows_or_fill(array, 3, 25)
+    np.testing.assert_array_equal(rows_or_fill(array, 20, 30), np.arange(20, 30))

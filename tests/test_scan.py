@@ -283,6 +283,66 @@ def test_features_that_are_too_many_to_travel_are_gathered(
     assert_same(gathered.candidates, expected.candidates)
 
 
+def test_spans_of_a_heavy_learner_are_cut_within_chunks(
+    pools: dict[str, Pool], models: dict[str, Model], cluster: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 256)
+    monkeypatch.setattr(plan, "SHORTEST_SECONDS", 0.0)
+    monkeypatch.setattr(plan, "MOST_LAST_TASKS_PER_SECOND", 10**9)
+    unit = plan.unit_rows(256, pools["odd"].write_rows)
+    assert unit == 1024
+    spans: list[plan.Interval] = []
+    finish = Run.finish
+    monkeypatch.setattr(Run, "finish", lambda self, result: [spans.append(result.interval), finish(self, result)])
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    expected = run(pools["odd"], models["forest"], Strategy(), codebook)
+    spans.clear()
+    found = run(pools["odd"], models["forest"], Strategy(), codebook, client=cluster)
+    assert any(start % unit for start, _ in spans)
+    assert all(start % 256 == 0 for start, _ in spans)
+    assert_same(found.candidates, expected.candidates)
+    assert summary_of(found) == summary_of(expected)
+    # Two spans that write cells must not meet in a chunk of them.
+    spans.clear()
+    cells = Cells(str(tmp_path / "cells.zarr"), write=True)
+    written = run(pools["odd"], models["forest"], Strategy(), codebook, client=cluster, cells=cells)
+    assert not any(start % unit for start, _ in spans)
+    assert_same(written.candidates, expected.candidates)
+
+
+def test_a_host_is_asked_once_until_something_is_in_the_way(
+    pools: dict[str, Pool], cluster: Client, tmp_path: Path, records: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    answer = cluster_engine._answer
+    monkeypatch.setattr(cluster_engine, "_answer", lambda future: asked.append(future) or answer(future))
+    pool = build_pool(records, tmp_path / "pool.zarr")
+    for _ in range(2):
+        scan(pool, None, Strategy.named("random"), 5, client=cluster)
+        assert len(asked) == 1
+    scan(build_pool(records, tmp_path / "other.zarr"), None, Strategy.named("random"), 5, client=cluster)
+    assert len(asked) == 2
+    away = build_pool(records, tmp_path / "away.zarr")
+    (tmp_path / "away.zarr" / "features").rename(tmp_path / "features")
+    for count in (3, 4):
+        with pytest.raises(ClusterError, match="cannot read the pool"):
+            scan(away, None, Strategy.named("random"), 5, client=cluster)
+        assert len(asked) == count
+
+
+def test_a_worker_keeps_the_last_model_alone(models: dict[str, Model], pools: dict[str, Pool]) -> None:
+    def job(name: str) -> cluster_engine.Job:
+        return cluster_engine.Job(pools["odd"], cluster_engine._packed(models[name]), name, None, None)
+
+    X = pools["odd"].read(100, 200)
+    first = job("forest").model()
+    np.testing.assert_array_equal(first.predict_proba(X), models["forest"].predict_proba(X))
+    assert job("forest").model() is first
+    np.testing.assert_array_equal(job("plain").model().predict_proba(X), models["plain"].predict_proba(X))
+    assert job("forest").model() is not first
+    assert cluster_engine.Job(pools["odd"], cluster_engine._packed(None), "", None, None).model() is None
+
+
 # -- cells ------------------------------------------------------------------------------------------------------------
 
 
