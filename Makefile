@@ -21,9 +21,7 @@ test: environment
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(if $(CI),,-m "not slow")
 
 bench: environment
-	mkdir -p benchmarks/results
-	$(BIN)/python -m benchmarks scan --rows 2000000 --json benchmarks/results/scan.json
-	$(BIN)/python -m benchmarks labels --sets digits,digits_duplicated --strategies default,margin --seeds 10 --json benchmarks/results/labels.json
+	$(BIN)/python -m benchmarks suite
 
 environment: $(VENV)/installed
 

@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import labels, memory, pages, scale, scan, selection, team
+from benchmarks import labels, memory, pages, scale, scan, selection, suite, team
 
 
 @click.group()
@@ -17,6 +17,7 @@ main.add_command(labels.command)
 main.add_command(pages.command)
 main.add_command(selection.command)
 main.add_command(team.command)
+main.add_command(suite.command)
 
 # Worker processes are spawned: they import this module again.
 if __name__ == "__main__":

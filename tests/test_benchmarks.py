@@ -14,7 +14,7 @@ import click
 import numpy as np
 import pytest
 
-from benchmarks import memory, scale, synthetic
+from benchmarks import memory, scale, suite, synthetic
 from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
 from dal.scan import plan
 
@@ -182,3 +182,14 @@ def test_the_curve_is_drawn(tmp_path: Path) -> None:
     lines = drawn.findall("{*}polyline")
     assert [len(line.attrib["points"].split()) for line in lines] == [2, 2]
     assert {text.text for text in drawn.findall("{*}text")} >= {"4 threads", "16 threads", "1e8", "1e9", "goal .05"}
+
+
+def test_the_suite_lays_out_what_each_measurement_found() -> None:
+    scanned = {"rows_per_second": {"dal": 2e6}, "ratio": {"hand": 0.97}, "start_seconds": 0.0241}
+    replayed = [
+        {"set": "digits", "strategy": "default", "labels_to_random_final": 130.4},
+        {"set": "digits", "strategy": "margin", "labels_to_random_final": None},
+    ]
+    found = [*suite.figures("scan", scanned), *suite.figures("labels", replayed)]
+    assert [figure.value for figure in found] == ["2.00 M", "0.97", "0.024 s", "130", "not reached"]
+    assert "| scan | pace, dal / hand | 0.97 |" in suite.markdown(found).splitlines()
