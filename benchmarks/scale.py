@@ -180,7 +180,7 @@ class Source:
         chosen = interval.start + random.choice(rows, total, replace=False, shuffle=False).astype(np.int64)
         scores = drawn ** self.power[cell]
         nothing = np.empty((total, 0), dtype=np.float32)
-        return Candidates(chosen, scores, cell, chosen % len(synthetic.CLASSES), nothing)
+        return Candidates(chosen, scores, cell, chosen % synthetic.CLASSES, nothing)
 
     def _tally(self, rows: int) -> Tally:
         histogram = np.full(HISTOGRAM_BINS, rows // HISTOGRAM_BINS)

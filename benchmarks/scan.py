@@ -242,7 +242,7 @@ def dask_ml_pass(job: Job, client: Client, block_rows: int) -> Found:
 
     estimator = job.model().estimator
     # Told what comes out, so that it need not try the estimator each time.
-    meta = np.empty((0, len(synthetic.CLASSES)), dtype=estimator.predict_proba(np.zeros((1, _dim(job)), "f4")).dtype)
+    meta = np.empty((0, len(job.model().seen)), dtype=estimator.predict_proba(np.zeros((1, _dim(job)), "f4")).dtype)
     wrapped = ParallelPostFit(estimator, predict_proba_meta=meta)
     array = _features(job)
     X = da.from_array(array, chunks=(block_rows, _dim(job)), name=False)
@@ -367,7 +367,8 @@ def report(rows: int, seconds: dict[str, list[float]]) -> dict[str, object]:
 
 def table(result: Mapping) -> Table:
     """Lay a result out for reading."""
-    title = f"{result['rows']:,} rows x {result['dim']}, {result['learner']}, {result['repeats']} repeats"
+    size = f"{result['rows']:,} rows x {result['dim']}, {result['classes']} classes"
+    title = f"{size}, {result['learner']}, {result['repeats']} repeats"
     drawn = Table(title=title, caption="dal / it: by medians, and the least and the most of one repeat")
     drawn.add_column("contender")
     for heading in ("median s", "M rows/s", "dal / it", "", "same rows as dal"):
@@ -398,10 +399,11 @@ def run(
     processes: int,
     dtype: str = "float32",
     layout: str = "dal",
+    classes: int = synthetic.CLASSES,
 ) -> dict[str, object]:
     """Measure everything once, on the pool of this size in `directory`."""
-    exact = synthetic.pool_of(directory, rows, dim)
-    model = synthetic.model_of(exact, learner)
+    exact = synthetic.pool_of(directory, rows, dim, classes)
+    model = synthetic.model_of(exact, learner, classes)
     pool = exact if dtype == "float32" else synthetic.narrowed(exact, dtype)
     taking_part = None if pool is exact else DECODING
     if layout != "dal":
@@ -421,6 +423,7 @@ def run(
     return {
         "rows": rows,
         "dim": dim,
+        "classes": classes,
         "dtype": dtype,
         "layout": layout,
         "start_seconds": start,
@@ -447,6 +450,7 @@ def run(
 @click.command("scan")
 @click.option("--rows", type=click.IntRange(min=synthetic.FITTED_ROWS), default=2_000_000, show_default=True)
 @click.option("--dim", type=click.IntRange(min=2), default=128, show_default=True)
+@click.option("--classes", type=click.IntRange(min=2), default=synthetic.CLASSES, show_default=True)
 @click.option("--repeats", type=click.IntRange(min=1), default=3, show_default=True)
 @click.option("--processes", type=click.IntRange(min=1), default=machine.CORES, help="Default: one a core.")
 @click.option("--learner", type=click.Choice(list(synthetic.LEARNERS)), default="logistic", show_default=True)
@@ -475,6 +479,7 @@ def run(
 def command(
     rows: int,
     dim: int,
+    classes: int,
     repeats: int,
     processes: int,
     learner: str,
@@ -491,7 +496,7 @@ def command(
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         directory.mkdir(parents=True, exist_ok=True)
-        result = run(directory, rows, dim, learner, repeats, processes, dtype, layout)
+        result = run(directory, rows, dim, learner, repeats, processes, dtype, layout, classes)
     if json_path is not None:
         json_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console = Console()

@@ -18,7 +18,7 @@ from dal.learner import Learner, Model
 from dal.pool import Block, Pool, build_pool
 from dal.selection import row_hash
 
-CLASSES = tuple(f"class {number}" for number in range(10))
+CLASSES = 10
 NO_ROWS = np.empty(0, dtype=np.int64)
 BLOCK_ROWS = 65_536
 FITTED_ROWS = 5_000
@@ -40,30 +40,36 @@ LAYOUTS = ("sharded", "compressed", "foreign")
 ``compressed``: such chunks by lz4 and bitshuffle; ``foreign``: chunks of 10,000 rows, which cut across tiles."""
 
 
-def labels(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+def names(classes: int = CLASSES) -> tuple[str, ...]:
+    """Give so many names of classes."""
+    return tuple(f"class {number}" for number in range(classes))
+
+
+def labels(rows: npt.NDArray[np.int64], classes: int = CLASSES) -> npt.NDArray[np.int64]:
     """Give the true class codes of rows."""
-    return (row_hash(rows, seed=1, round=0) % np.uint64(len(CLASSES))).astype(np.int64)
+    return (row_hash(rows, seed=1, round=0) % np.uint64(classes)).astype(np.int64)
 
 
-def blocks(n_rows: int, dim: int) -> Iterator[Block]:
+def blocks(n_rows: int, dim: int, classes: int = CLASSES) -> Iterator[Block]:
     """Draw records, each from the Gaussian of its class, one block at a time."""
-    means = np.random.default_rng(0).standard_normal((len(CLASSES), dim), dtype=np.float32)
+    means = np.random.default_rng(0).standard_normal((classes, dim), dtype=np.float32)
     means *= SEPARATION / np.sqrt(2 * dim)
     for start in range(0, n_rows, BLOCK_ROWS):
         rows = np.arange(start, min(start + BLOCK_ROWS, n_rows), dtype=np.int64)
         X = np.random.default_rng([1, start]).standard_normal((len(rows), dim), dtype=np.float32)
-        X += means[labels(rows)]
+        X += means[labels(rows, classes)]
         yield Block(X)
 
 
-def pool_of(directory: Path, n_rows: int, dim: int) -> Pool:
+def pool_of(directory: Path, n_rows: int, dim: int, classes: int = CLASSES) -> Pool:
     """Build the pool of this size, or open it if it is already there."""
-    path = directory / f"gaussians-{n_rows}x{dim}.zarr"
+    several = f"-{classes}-classes" if classes != CLASSES else ""
+    path = directory / f"gaussians-{n_rows}x{dim}{several}.zarr"
     try:
         return Pool.open(path)
     except (PoolNotFound, PoolIncomplete):
         total = -(-n_rows // BLOCK_ROWS)
-        source = track(blocks(n_rows, dim), "building the pool", total=total, transient=True)
+        source = track(blocks(n_rows, dim, classes), "building the pool", total=total, transient=True)
         return build_pool(source, path, overwrite=True)
 
 
@@ -95,7 +101,7 @@ def laid_out(pool: Pool, layout: str) -> Pool:
     return Pool.open(path)
 
 
-def model_of(pool: Pool, learner: str) -> Model:
+def model_of(pool: Pool, learner: str, classes: int = CLASSES) -> Model:
     """Fit a learner on rows of the pool, evenly spread."""
     rows = np.unique(np.linspace(0, pool.n_rows - 1, FITTED_ROWS).astype(np.int64))
-    return Learner(LEARNERS[learner], CLASSES).fit(pool.take(rows), labels(rows))
+    return Learner(LEARNERS[learner], names(classes)).fit(pool.take(rows), labels(rows, classes))
