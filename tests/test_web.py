@@ -611,6 +611,8 @@ def test_the_stopping_figure_says_what_the_verdict_says(tmp_path: Path, truth: t
         batch = next_batch(campaign)
         assert isinstance(batch, Batch)
         answer_batch(campaign, batch.rows, batch.record_ids, truth[1][batch.rows])
+        # Of one round there is no time between two.
+        assert ("pauses" in client(campaign).get("/api/campaign").json()["figures"]) == (batch.number > 1)
     next_batch(campaign)
     ann = client(campaign)
     [verdict] = ann.get("/api/campaign").json()["verdicts"]

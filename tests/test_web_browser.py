@@ -20,7 +20,7 @@ import pytest
 from playwright.sync_api import Browser, Page, Route
 from sklearn.datasets import load_digits
 
-from dal.campaign import Annotators, Campaign
+from dal.campaign import Annotators, Campaign, Queue
 from dal.campaign.control import Control
 from dal.coordinator import Batch, create_campaign, next_batch
 from dal.pool import build_pool
@@ -248,6 +248,22 @@ def test_an_image_that_the_server_could_not_give_in_time_comes_when_it_is_back(
     page.wait_for_function("() => document.querySelector('#record img').naturalWidth > 0")
     assert page.locator("#record img").get_attribute("alt") == f"Record {on_screen(page)}"
     in_state(page, "record")
+
+
+def test_a_batch_that_closes_early_is_not_said_to_be_answered_whole(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=10, close_at=0.9)
+    batch = next_batch(campaign)
+    assert isinstance(batch, Batch)
+    [held] = Queue(campaign).lease("bob", 1)
+    rest = batch.rows != held.row
+    answer_batch(campaign, batch.rows[rest], np.array(batch.record_ids)[rest].tolist(), digits[1][batch.rows[rest]])
+    campaign.close_round(campaign.round(1))
+    page = opened()
+    page.goto(serve(campaign).url)
+    in_state(page, "between")
+    assert "Enough of its records have an answer" in page.locator("#record").inner_text()
 
 
 class Prefix(BaseHTTPRequestHandler):

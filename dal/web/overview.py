@@ -187,7 +187,7 @@ class Overviews:
             "people": bool(work),
             "agreement": len(names) > 1,
             "pace": labels >= FEW,
-            "pauses": any(each.opened_at for each in past),
+            "pauses": bool(pauses(past)),
             "map": (self._campaign.directory / MAP).exists() and bool(past),
             # A cold start has no model, and its scores are the random ones that break ties.
             "scores": any(each.model is not None and each.summary is not None for each in past),
