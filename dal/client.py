@@ -217,7 +217,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
         _environment_kept(),
         dask.config.set(settings),
         _loopback_cluster(count) as cluster,
-        Client(cluster, set_as_default=False, direct_to_workers=True) as client,
+        Client(cluster, set_as_default=False) as client,
     ):
         yield client
 
