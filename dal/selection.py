@@ -397,6 +397,10 @@ class Candidates:
         parts = (self.rows, self.scores, self.cells, self.predicted, self.embeddings)
         return sum(part.nbytes for part in parts) + (self.proba.nbytes if self.proba is not None else 0)
 
+    def without_embeddings(self) -> "Candidates":
+        """Give the candidates with embeddings of no width."""
+        return replace(self, embeddings=np.empty((len(self), 0), dtype=np.float32))
+
     def take(self, positions: Positions) -> "Candidates":
         """Give the candidates at these positions, in this order."""
         return Candidates(

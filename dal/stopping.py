@@ -8,7 +8,7 @@ since the campaign began.
 # ruff: noqa: ARG002 - one signature for all criteria, so that the loop need not know them apart
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 
 from dal.errors import SettingsError
@@ -280,11 +280,19 @@ class All:
 Criterion = Simple | All
 
 
+def as_they_ended(criterion: Criterion, history: Sequence[RoundRecord]) -> Iterator[Verdict]:
+    """Judge each round with what was known when the next one began.
+
+    So nothing is said of the newest round: its labels may still come in, and the verdict of today is about them.
+    """
+    for closed, following in enumerate(history[1:], start=1):
+        yield criterion.judge(history[:closed], following.labels, following.hours)
+
+
 def first_stop(criterion: Criterion, history: Sequence[RoundRecord]) -> int | None:
     """Say after which round a criterion would have ended the campaign first; None if after none so far.
 
-    Judged is each round with what was known when the next one began. So nothing is said of the newest round: its
-    labels may still come in, and the verdict of today is about them.
+    See :func:`as_they_ended`.
 
     Examples
     --------
@@ -292,10 +300,8 @@ def first_stop(criterion: Criterion, history: Sequence[RoundRecord]) -> int | No
     >>> first_stop(MaxLabels(150), history), first_stop(MaxLabels(300), history), first_stop(MaxLabels(301), history)
     (2, 3, None)
     """
-    for closed, following in enumerate(history[1:], start=1):
-        if criterion.judge(history[:closed], following.labels, following.hours).stop:
-            return history[closed - 1].number
-    return None
+    verdicts = zip(history, as_they_ended(criterion, history), strict=False)
+    return next((record.number for record, verdict in verdicts if verdict.stop), None)
 
 
 def advice(criteria: Sequence[Criterion]) -> tuple[Simple, ...]:

@@ -1,7 +1,6 @@
 """The pass on a Dask cluster: every span scored once, whatever dies; every wait with an end."""
 
 import asyncio
-import hashlib
 import logging
 import queue
 import secrets
@@ -71,7 +70,7 @@ def scan_on_cluster(
     run = Run(pool, model, along, excluded, usable, journal, progress)
     run.notes += hosts.notes
     _refuse_too_small(client, run)
-    job = Job(pool, _packed(model), hashlib.sha256(run.model_bytes).hexdigest(), run.order, usable)
+    job = Job(pool, _packed(model), run.model_digest, run.order, usable)
     with _Cluster(client, job) as cluster:
         _Engine(run, cluster, skip_failed=skip_failed).run()
         found = run.result()
@@ -252,9 +251,8 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[s
     workers = client.scheduler_info(n_workers=-1)["workers"]
     proven = _PROVEN.setdefault(client, {})
     known = {address: proven[address, pool.path, cells] for address in workers if (address, pool.path, cells) in proven}
-    one_per_host = {worker["host"]: address for address, worker in workers.items() if address not in known}
-    for address in known:
-        one_per_host.pop(workers[address]["host"], None)
+    known_hosts = {workers[address]["host"] for address in known}
+    one_per_host = {worker["host"]: address for address, worker in workers.items() if worker["host"] not in known_hosts}
     if not one_per_host:
         return known
     futures = {

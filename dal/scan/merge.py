@@ -4,7 +4,7 @@
 and the grouping in which rows arrive: that is all there is to the scan's exactness.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -108,7 +108,7 @@ class Best:
 
     def _compress(self) -> None:
         # Features, most of the bytes by far, are copied of those alone that are kept.
-        held = concatenate([replace(part, embeddings=part.embeddings[:, :0]) for part in self._parts])
+        held = concatenate([part.without_embeddings() for part in self._parts])
         ranked = self.capacity.ranked(held.scores, held.rows, self.seed, self.round)
         overall = best_by_key(ranked, held.rows, self.capacity.total, self.seed, self.round)
         raised = Thresholds(_floor(ranked[overall], self.capacity.total), None)
@@ -121,9 +121,9 @@ class Best:
         self.thresholds = self.thresholds.raised(raised)
         stops = np.cumsum([len(part) for part in self._parts])
         masks = np.split(keep, stops[:-1])
-        self._parts = [part.take(np.flatnonzero(mask)) for part, mask in zip(self._parts, masks, strict=True)]
-        self._parts = [concatenate([part for part in self._parts if len(part)])]
-        self._held = len(self._parts[0])
+        kept = concatenate([part.take(np.flatnonzero(mask)) for part, mask in zip(self._parts, masks, strict=True)])
+        self._parts = [kept]
+        self._held = len(kept)
 
     def _keep_of_cells(self, held: Candidates, floors: Floats64, keep: npt.NDArray[np.bool_]) -> None:
         """Mark the best of each cell by key."""

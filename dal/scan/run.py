@@ -188,6 +188,7 @@ class Run:
         self.top: float | None = None
         self.unit = plan.unit_rows(order.tile, pool.write_rows)
         self.model_bytes = model.dumps() if model is not None else b""
+        self.model_digest = hashlib.sha256(self.model_bytes).hexdigest()
         self.row_bytes = pool.n_features * pool.dtype.itemsize
         self.digest = self._digest()
         done = self._resumed()
@@ -200,7 +201,7 @@ class Run:
             KERNEL_VERSION,
             self.pool.fingerprint,
             self.pool.n_rows,
-            hashlib.sha256(self.model_bytes).hexdigest(),
+            self.model_digest,
             (order.score, tuple(order.capacity), order.tile, order.seed, order.round),
             order.codebook.digest() if order.codebook else "",
             hashlib.sha256(self.excluded.tobytes()).hexdigest(),
@@ -319,5 +320,4 @@ def _no_candidates(width: int) -> Candidates:
 def _without_features(result: SpanResult) -> SpanResult:
     if result.candidates is None:
         return result
-    nothing = np.empty((len(result.candidates), 0), dtype=np.float32)
-    return replace(result, candidates=replace(result.candidates, embeddings=nothing))
+    return replace(result, candidates=result.candidates.without_embeddings())

@@ -3,8 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -19,12 +19,12 @@ from dal.agreement import Agreement, majority
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Control
-from dal.coordinator import features_of
+from dal.coordinator import Coordinator, features_of
 from dal.errors import InputError
 from dal.map import PoolMap
 from dal.ruler import class_shares
-from dal.standing import status
-from dal.stopping import parse
+from dal.standing import Status, status
+from dal.stopping import as_they_ended, parse
 from dal.web.records import Records
 from dal.web.state import Standing
 
@@ -147,8 +147,6 @@ class Overviews:
         campaign, settings = self._campaign, self._campaign.settings
         known = status(campaign)
         past = campaign.rounds()
-        work = list(known.people)
-        names = sorted({name for pair in known.agreement.pairs for name in (pair.first, pair.second)})
         lately = self._activity.lately(PACE)
         low, high = time_left(standing.pending, lately, PACE)
         return Overview(
@@ -164,13 +162,13 @@ class Overviews:
             accuracy=known.accuracy.text,
             classes=[ClassCount(name=name, labels=count) for name, count in known.per_class.items()],
             verdicts=[Verdict(**vars(each)) for each in known.verdicts],
-            people=[_person(each, known.agreement) for each in work],
+            people=[_person(each, known.agreement) for each in known.people],
             per_hour=lately * 3600 / PACE.total_seconds(),
             left_low=low,
             left_high=high,
-            warnings=[*known.notes, *_warnings(known.per_class, work, past)],
+            warnings=[*known.notes, *_warnings(known.per_class, known.people, past)],
             actions=[Told(**vars(each)) for each in reversed(self._control.history()[-20:])],
-            figures=self._there(past, work, names, known.labels),
+            figures=self._there(past, known),
             version=f"{standing.round} {standing.step} {campaign.last_answer()}",
         )
 
@@ -178,15 +176,15 @@ class Overviews:
         """Give figures as Bokeh's JSON, for ``Bokeh.embed.embed_item``."""
         return [dict(json_item(each, theme=figures.THEMES[theme])) for each in self._draw[name]()]
 
-    def _there(self, past: list[Round], work: list[Work], names: list[str], labels: int) -> list[FigureName]:
+    def _there(self, past: list[Round], told: Status) -> list[FigureName]:
         """Name the figures that have something to show."""
         known: dict[FigureName, bool] = {
             "accuracy": any(record.explore_asked for record in self._campaign.history()),
-            "balance": labels > 0,
+            "balance": told.labels > 0,
             "stopping": bool(self._campaign.settings.stop) and any(each.status == "closed" for each in past),
-            "people": bool(work),
-            "agreement": len(names) > 1,
-            "pace": labels >= FEW,
+            "people": bool(told.people),
+            "agreement": bool(told.agreement.pairs),
+            "pace": told.labels >= FEW,
             "pauses": bool(pauses(past)),
             "map": (self._campaign.directory / MAP).exists() and bool(past),
             # A cold start has no model, and its scores are the random ones that break ties.
@@ -227,14 +225,12 @@ class Overviews:
 
     def _stopping(self) -> list[Figure]:
         history = self._campaign.history()
-        hours = (datetime.now(UTC) - self._campaign.created_at).total_seconds() / 3600
-        now = (len(self._campaign.labels(None).rows), hours)
+        coordinator = Coordinator(self._campaign, None, None, coverage=False)
+        criteria = coordinator.criteria
+        today = coordinator.judged(criteria, history)
         shown = []
-        for text in self._campaign.settings.stop:
-            criterion = parse(text)
-            # As each round ended: what was known when the next one began, and for the newest one, now.
-            known = [(each.labels, each.hours) for each in history[1:]] + [now]
-            told = [criterion.judge(history[: at + 1], *then) for at, then in enumerate(known)]
+        for text, criterion, now in zip(self._campaign.settings.stop, criteria, today, strict=True):
+            told = [*as_they_ended(criterion, history), now]
             shown.append(
                 figures.Criterion(
                     text,
@@ -254,14 +250,11 @@ class Overviews:
         ]
 
     def _agreement(self) -> list[Figure]:
-        names, shares, together = self._pairs()
+        known = self._campaign.latest_answers()
+        names, shares, together = agreements(known.rows, known.annotators, known.labels)
         return [
             figures.agreement_matrix(names[:20], shares[:20, :20], together[:20, :20], what="share of equal answers")
         ]
-
-    def _pairs(self) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        known = self._campaign.latest_answers()
-        return agreements(known.rows, known.annotators, known.labels)
 
     def _pace(self) -> list[Figure]:
         hours, pace = paces(self._activity.arrivals(), self._campaign.created_at)
@@ -420,7 +413,7 @@ def _budget(stop: tuple[str, ...]) -> int | None:
     return min(limits, default=None)
 
 
-def _warnings(per_class: dict[str, int], work: list[Work], past: list[Round]) -> Iterator[str]:
+def _warnings(per_class: dict[str, int], work: Sequence[Work], past: list[Round]) -> Iterator[str]:
     labels = sum(per_class.values())
     if labels >= FEW:
         for name, count in per_class.items():
