@@ -41,7 +41,7 @@ SETTINGS: Mapping[str, object] = {
         "nanny": {"pre-spawn-environ": _WORKER_ENVIRONMENT},
         "deploy": {"lost-worker-timeout": "300s"},
         "scheduler": {"allowed-failures": 10, "no-workers-timeout": "10m", "worker-ttl": "10 minutes"},
-        "comm": {"retry": {"count": 3}, "timeouts": {"connect": "10s"}},
+        "comm": {"retry": {"count": 3}},
         "worker": {"profile": {"enabled": False}, "memory": {"monitor-interval": "1s"}},
         "admin": {"tick": {"interval": "1s"}, "system-monitor": {"interval": "5s"}},
     }

@@ -109,6 +109,38 @@ def test_workers_killed_again_and_again_cost_only_their_spans(pools: dict[str, P
 
 
 @pytest.mark.slow
+def test_results_that_a_worker_died_with_are_asked_for_again(
+    pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(pools["clean"], model(Steady()))
+    asked: list[int] = []
+    sent: list[int] = []
+    gathered, gather = engine._Cluster._gathered, Client.gather
+
+    async def killing_whom_it_asks(cluster: engine._Cluster, futures: list[object]) -> list[object]:
+        asked.append(len(futures))
+        if len(asked) == 2:
+            holders = await cluster.client.scheduler.who_has(keys=[futures[0].key])  # type: ignore[attr-defined]
+            told = await cluster.client.run(os.getpid, workers=list(holders[futures[0].key]))  # type: ignore[attr-defined]
+            for pid in told.values():
+                os.kill(pid, signal.SIGKILL)
+        return await gathered(cluster, futures)
+
+    monkeypatch.setattr(engine._Cluster, "_gathered", killing_whom_it_asks)
+
+    def counted(client: Client, futures: list[object], **options: object) -> object:
+        sent.append(len(futures))
+        return gather(client, futures, **options)
+
+    monkeypatch.setattr(Client, "gather", counted)
+    monkeypatch.setattr(engine, "_FIRST_PATIENCE_SECONDS", 0.2)
+    with local_cluster(2) as client:
+        found = run(pools["clean"], model(Steady(seconds=0.02)), client=client)
+    assert len(sent) > len(asked) > 2
+    assert_same(found, expected)
+
+
+@pytest.mark.slow
 def test_a_cluster_that_loses_all_workers_ends_in_an_error_and_the_next_goes_on(
     pools: dict[str, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,6 +44,7 @@ NO_WORKERS_SECONDS = 60.0
 PROBE_SECONDS = 60.0
 STALL_SECONDS = 600.0
 _TICK_SECONDS = 1.0
+_FIRST_PATIENCE_SECONDS = 4.0
 _TASK_NAME = "dal-score"
 
 _log = logging.getLogger(__name__)
@@ -416,8 +417,23 @@ class _Cluster:
         return [results[future] if future in results else self._one(future) for future in futures]
 
     async def _gathered(self, futures: list[Any]) -> list[Any]:
-        results: list[Any] = await self.client.gather(futures, asynchronous=True)
-        return results
+        """Fetch results; those that are long in coming are asked for again, with twice the patience.
+
+        A worker may die between saying that it has finished and being asked for what it found. The scheduler then
+        knocks at its address for tens of seconds, while it has long seen that worker leave and had the span scored by
+        another: who asks again is sent there. Results that are large and a slow network are what the patience is for.
+        """
+        patience = _FIRST_PATIENCE_SECONDS
+        while True:
+            asked = asyncio.ensure_future(self.client.gather(futures, asynchronous=True))
+            try:
+                await asyncio.wait({asked}, timeout=patience)
+                if asked.done():
+                    results: list[Any] = asked.result()
+                    return results
+            finally:
+                asked.cancel()
+            patience *= 2
 
     def _one(self, future: Future[SpanResult]) -> SpanResult | BaseException:
         try:
