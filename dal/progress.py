@@ -54,22 +54,23 @@ def _bar(what: str, console: Console) -> Iterator[Show]:
 
 @contextmanager
 def _lines(what: str, console: Console) -> Iterator[Show]:
-    last = ""
+    last = printed = ""
     began: tuple[float, int] | None = None
     told = time.monotonic()
 
     def show(done: int, total: int | None, remark: str) -> None:
-        nonlocal last, told, began
+        nonlocal last, printed, told, began
         began = began or (time.monotonic(), done)
         share = f" ({done / total:.0%})" if total else ""
         left = _time_left(began, done, total) if total else ""
         last = f"{what}: {done:,}{f' of {total:,}' if total else ''}{share}{left} {remark}".rstrip()
         if time.monotonic() - told >= LINE_EVERY_SECONDS:
             told = time.monotonic()
+            printed = last
             console.print(last, highlight=False)
 
     yield show
-    if last:
+    if last != printed:
         console.print(last, highlight=False)
 
 

@@ -107,6 +107,19 @@ def test_other_budgets_and_other_seeds_are_cut_and_said() -> None:
     assert any("different budgets: all are cut at 20 labels" in note for note in view["notes"])
 
 
+def test_the_table_and_the_page_tell_of_the_same_accuracy_and_of_seeds_that_are_alike() -> None:
+    lines = {line[0]: line for line in table(PAIRED).rows}
+    assert lines["random"][2].startswith("0.800 ± ")
+    assert lines["margin"][2] == "0.900 ± 0.000"
+    assert [line[2] for line in table(Comparison(PAIRED.replays[:2])).rows] == ["0.900", "0.900"]
+    view = view_of_run(run_of(*PAIRED.replays), None)
+    assert view["needed"]["targets"][view["needed"]["start"]] == PAIRED.reached_by_all("random") == 0.7
+    assert sum("asked the same records with every seed" in note for note in view["notes"]) == 2
+    other = replay("margin", 1, (0.6, 0.7, 0.9), [[0], [2], [1]])
+    mixed = view_of_run(run_of(*PAIRED.replays[:3], other), None)
+    assert [note.split()[0] for note in mixed["notes"] if "same records" in note] == ["random"]
+
+
 def test_more_than_four_strategies_are_curves_only() -> None:
     view = view_of_run(run_of(*(replay(name, 0, (0.5, 0.6)) for name in "abcde")), None)
     assert view["panels"] == []

@@ -190,6 +190,29 @@ def test_hostile_text_stays_text(page: Page, texts: Path) -> None:
     assert page.locator("script").count() == 2
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_texts_and_their_classes_can_be_read_in_the_list(browser: Browser, width: int, tmp_path: Path) -> None:
+    X = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
+    y = (X[:, 0] > 1).astype(np.int64)
+    pool = build_pool(X, tmp_path / "pool.zarr", display={"text": np.array(["winner " * 30] * 120)})
+    played = compare(pool, y, TestSet(X, y), ("ham", "spam"), ("random", "margin", "default"), batch=4, rounds=2)
+    run = Run("Mails", ("ham", "spam"), played.replays, np.arange(120), y, map_of(pool, None, 0))
+    opened = browser.new_page(viewport={"width": width, "height": 800})
+    opened.goto(page_of(run, pool, tmp_path / "texts.html").as_uri())
+    for chosen in opened.locator(".chosen").all():
+        assert chosen.evaluate("each => each.scrollWidth - each.clientWidth") == 0
+        frame = chosen.bounding_box()
+        assert frame is not None
+        for text in chosen.locator(".text").all():
+            box, name = text.bounding_box(), text.locator("i").bounding_box()
+            assert box is not None
+            assert name is not None
+            assert box["x"] + box["width"] <= frame["x"] + frame["width"]
+            assert box["height"] > 2 * name["height"]  # several lines of it
+            assert frame["x"] <= name["x"] <= name["x"] + name["width"] <= frame["x"] + frame["width"]
+    opened.close()
+
+
 def test_the_page_may_ask_for_nothing(browser: Browser, texts: Path) -> None:
     context = browser.new_context()
     opened = context.new_page()

@@ -19,8 +19,12 @@ def test_a_log_gets_plain_lines_with_the_time_left(monkeypatch: pytest.MonkeyPat
         "scan: 520 of 1,000 (52%) 0:00:48 left, 5 rows/s",
         "scan: 700 of 1,000 (70%) 0:00:30 left, 5 rows/s",
         "scan: 1,000 of 1,000 (100%) 5 rows/s",
-        "scan: 1,000 of 1,000 (100%) 5 rows/s",
     ]
+    written = io.StringIO()
+    with shown("map", Console(file=written, width=200)) as show:
+        show(5, 5, "rows")
+        assert written.getvalue() == ""
+    assert written.getvalue() == "map: 5 of 5 (100%) rows\n"
 
 
 def test_a_terminal_gets_a_bar() -> None:

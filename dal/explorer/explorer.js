@@ -295,7 +295,9 @@ function fillChosen(panel) {
       canvas.style.borderBottomColor = shade;
       item.append(canvas);
     } else {
-      const text = make("span", { class: "text" }, records.texts ? records.texts[record].replaceAll("\n", " · ") : `record ${records.ids[record]}`, make("i", {}, "  " + className(label)));
+      const name = make("i", {}, className(label));
+      // The class of a text stands before it: behind it, it would be cut off with a long one.
+      const text = make("span", { class: "text" }, ...(records.texts ? [name, "  ", records.texts[record].replaceAll("\n", " · ")] : [`record ${records.ids[record]}  `, name]));
       text.style.borderLeftColor = shade;
       item.append(text);
     }
@@ -535,13 +537,14 @@ function buildNeeded() {
 }
 function fillBalance() {
   const body = document.querySelector("#balance .body"), grid = make("div", { class: "balance" });
+  const room = Math.max(100, body.clientWidth - 130); // pixels of a bar, beside the names
   const bar = (name, shares, counts) => {
     const strip = make("div", { class: "bar" });
     const told = shares.map((share, code) => `${classes[code].name} ${counts ? number(counts[code]) : percent(share)}`).join(", ");
     strip.setAttribute("role", "img"); strip.setAttribute("aria-label", told); strip.title = told;
     shares.forEach((share, code) => {
       if (!share) return;
-      const part = make("span", {}, share > 0.045 ? classes[code].name : "");
+      const part = make("span", {}, share * room > 7 * classes[code].name.length + 4 ? classes[code].name : "");
       part.style.width = 100 * share + "%"; part.style.background = classes[code].color;
       part.style.color = bright(classes[code].rgb) ? "#000" : "#fff";
       strip.append(part);
@@ -669,7 +672,7 @@ document.addEventListener("keydown", (event) => {
 
 function start() {
   $("title").textContent = view.title;
-  $("lead").textContent = view.lead || [map ? `${number(map.rows)} records` : "", `accuracy on ${view.measured}`, panels.length ? `seed ${panels[0].seed} is drawn` : ""].filter(Boolean).join(" · ");
+  $("lead").textContent = view.lead || [map ? `${number(map.rows)} records` : "", `accuracy on ${view.measured}`, panels.length ? `maps and lists show seed ${panels[0].seed}` : ""].filter(Boolean).join(" · ");
   for (const note of view.notes) $("notes").append(make("li", {}, note));
   if (panels.length) {
     classes.forEach((each, code) => $("key").append(make("li", {}, markerIcon(code), each.name)));

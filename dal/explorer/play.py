@@ -304,7 +304,9 @@ def table(played: Comparison) -> Table:
     for name in played.strategies:
         mean, low, _ = played.band(name)
         accuracy, half = mean.accuracy[-1], mean.accuracy[-1] - low[-1]
-        line = [name, f"{mean.labels[-1]:,}", f"{accuracy:.3f}" + (f" ± {half:.3f}" if half else "")]
+        # Where all seeds came to the same, as those of a strategy that draws nothing do, that is told, too: ± 0.000.
+        interval = f" ± {half:.3f}" if len(played.of(name)) > 1 else ""
+        line = [name, f"{mean.labels[-1]:,}", f"{accuracy:.3f}{interval}"]
         if baseline is not None:
             needed = played.needed(name, played.reached_by_all(baseline), baseline if name != baseline else None)
             line.append("-" if needed.labels is None else f"{needed.labels:,.0f}")

@@ -85,7 +85,18 @@ def _common(run: Run) -> tuple[Comparison, list[str]]:
     if last and min(last) < max(last):
         notes.append(f"The replays have different budgets: all are cut at {min(last):,} labels.")
         everything = Comparison(tuple(_cut(replay, min(last)) for replay in everything.replays))
+    for name in everything.strategies:
+        first, *others = everything.of(name)
+        if others and all(_same_choices(first, other) for other in others):
+            notes.append(
+                f"{name} asked the same records with every seed: it drew nothing at random. Its interval of ± 0 says"
+                " nothing of how it would do on other data."
+            )
     return everything, notes
+
+
+def _same_choices(one: Replay, other: Replay) -> bool:
+    return len(one.batches) == len(other.batches) and all(map(np.array_equal, one.batches, other.batches))
 
 
 def _cut(replay: Replay, labels: int) -> Replay:
@@ -261,10 +272,9 @@ def _needed(comparison: Comparison, baseline: str | None) -> dict[str, Any] | No
     ends = [value for mean in means for value in mean.accuracy if not np.isnan(value)]
     if not ends or len(means[0].labels) < 2 or any(np.isnan(r.accuracy).any() for r in comparison.replays):
         return None
-    targets = np.linspace(min(ends), max(ends), TARGETS + 1)
-    # Whole thousandths, so that what is shown is what was asked.
-    targets = np.unique(np.round(targets, 3))
+    # Whole thousandths, so that what is shown is what was asked; and what the table of `dal compare` tells, as it is.
     default = comparison.reached_by_all(baseline or comparison.strategies[0])
+    targets = np.union1d(np.round(np.linspace(min(ends), max(ends), TARGETS + 1), 3), [default])
     columns = {}
     for name in comparison.strategies:
         against = baseline if name != baseline else None
@@ -279,7 +289,7 @@ def _needed(comparison: Comparison, baseline: str | None) -> dict[str, Any] | No
             ]
             for each in found
         ]
-    start = max(0, int(np.searchsorted(targets, default, side="right")) - 1)
+    start = int(np.searchsorted(targets, default))
     return {"targets": targets.tolist(), "start": start, "strategies": columns}
 
 
