@@ -19,6 +19,7 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from sklearn.svm import SVC, LinearSVC, OneClassSVM
+from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_info
 
 from dal.client import local_cluster
@@ -217,11 +218,11 @@ def test_kind_and_tile_rows_are_of_the_last_step() -> None:
     found = {kind: Learner.named(kind, CLASSES).fit(X, codes) for kind in ("logistic", "forest", "hgb")}
     assert [(model.kind, model.tile_rows) for model in found.values()] == [
         ("LogisticRegression", None),
-        ("RandomForestClassifier", 16384),
+        ("RandomForestClassifier", 8192),
         ("HistGradientBoostingClassifier", 4096),
     ]
     trees = make_pipeline(StandardScaler(), ExtraTreesClassifier(2))
-    assert Learner(trees, CLASSES).fit(X, codes).tile_rows == 16384
+    assert Learner(trees, CLASSES).fit(X, codes).tile_rows == 8192
 
 
 def test_n_jobs_is_1_however_deep_and_the_users_estimator_is_untouched() -> None:
@@ -485,6 +486,27 @@ def test_the_members_of_an_ensemble_are_its_committee(estimator: BaseEstimator) 
     assert all((member[:, 1] == 0).all() for member in members)
     # Each of these estimators predicts the mean of its members.
     np.testing.assert_allclose(np.mean(members, axis=0), model.predict_proba(X), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        *ENSEMBLES[:3],
+        RandomForestClassifier(9, class_weight="balanced", criterion="log_loss", random_state=1),
+        make_pipeline(StandardScaler(with_mean=False), ExtraTreesClassifier(3, random_state=0)),
+        DecisionTreeClassifier(min_samples_leaf=4, random_state=0),
+    ],
+    ids=str,
+)
+def test_trees_give_bit_for_bit_what_scikit_learn_gives(estimator: BaseEstimator) -> None:
+    X, codes = of_three_classes()
+    model = Learner(estimator, CLASSES).fit(X[:70], codes[:70], sample_weight=np.linspace(0.1, 3, 70))
+    others = records(200, seed=9)[0].astype("f4")
+    expected = model.estimator.predict_proba(others)
+    assert len(np.unique(expected)) > 3
+    assert model.predict_proba(others)[:, model.seen].tobytes() == expected.tobytes()
+    # Fortran order and doubles come out of a pipeline's first steps.
+    assert model.predict_proba(np.asfortranarray(others))[:, model.seen].tobytes() == expected.tobytes()
 
 
 def test_a_bagging_member_that_missed_a_class_gives_it_no_probability() -> None:

@@ -305,7 +305,7 @@ def predicted(run: Run) -> plan.WorkerBytes:
         n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
         kept_bytes=plan.candidate_bytes(run.order.capacity, width),
         candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
-        model_bytes=len(run.model_bytes),
+        model_bytes=len(run.model.dumps()) if run.model else 0,
     )
 
 

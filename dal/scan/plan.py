@@ -350,8 +350,11 @@ def probes(intervals: Sequence[Interval], unit: int, count: int, seed: int) -> t
     total = sum(-(-interval.stop // unit) - interval.start // unit for interval in intervals)
     if total <= count:
         return cut(intervals, unit, seed), []
-    numbers = row_hash(np.arange(count, dtype=np.int64), seed, 1) % np.uint64(total)
-    wanted = sorted(set(numbers.tolist()))
+    # One out of each of `count` equal shares: numbers drawn from all of them may be the same, and a worker would wait.
+    edges = np.arange(count + 1) * total // max(count, 1)
+    lengths = np.diff(edges).astype(np.uint64)
+    hashes = row_hash(np.arange(count, dtype=np.int64), seed, 1)
+    wanted = (edges[:-1] + (hashes % lengths).astype(np.int64)).tolist()
     first, rest, base = [], [], 0
     for interval in intervals:
         offset = interval.start // unit

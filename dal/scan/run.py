@@ -187,8 +187,7 @@ class Run:
         self.notes: list[str] = []
         self.top: float | None = None
         self.unit = plan.unit_rows(order.tile, pool.write_rows)
-        self.model_bytes = model.dumps() if model is not None else b""
-        self.model_digest = hashlib.sha256(self.model_bytes).hexdigest()
+        self.model_digest = model.digest if model is not None else ""
         self.row_bytes = pool.n_features * pool.dtype.itemsize
         self.digest = self._digest()
         done = self._resumed()
