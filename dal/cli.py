@@ -225,6 +225,9 @@ def _describe(opened: Pool) -> None:
     help="How several answers become a label.",
 )
 @click.option("--database", default="", help="URL of a PostgreSQL database. Default: a file in DIRECTORY.")
+@click.option(
+    "--store", default="", help="URL of an object store for models, as s3://bucket/folder. Default: DIRECTORY."
+)
 @click.option("--close-at", default=1.0, show_default=True, help="Share of a batch whose answers are waited for.")
 @click.option("--reserve", default=0.0, show_default=True, help="Records beyond the batch, as a share, for the pause.")
 @click.option("--stop-set", type=int, help="Records held back to compare models on. Default: 1 %, 1,000 at most.")
@@ -244,6 +247,7 @@ def init(
     gold: float,
     vote: Vote,
     database: str,
+    store: str,
     close_at: float,
     reserve: float,
     stop_set: int | None,
@@ -265,6 +269,7 @@ def init(
         gold=gold,
         vote=vote,
         database=database,
+        store=store,
         close_at=close_at,
         reserve=reserve,
         stop_set=stop_set,

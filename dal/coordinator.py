@@ -25,12 +25,13 @@ from dal.agreement import Labels, Vote
 from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
+from dal.campaign.objects import digest_of
 from dal.client import map_on
-from dal.errors import CampaignMismatch, LearnerError, SettingsError
+from dal.errors import CampaignError, CampaignMismatch, LearnerError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
 from dal.ruler import RoundRecord
-from dal.scan import Cells, Journal, Progress, Summary, sample_codebook, scan
+from dal.scan import Journal, Progress, Summary, cells_written, sample_codebook, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.kernel import score_block
 from dal.scores import of_probabilities
@@ -52,7 +53,6 @@ SAVED_LEARNER = "saved"
 COVERAGE = "coverage"
 STOP_SET = -1
 """Stands for the round in the hashes that draw the stop set: no round has it."""
-CELLS, CELLS_COMPLETE = "cells.zarr", "cells.complete"
 
 _log = logging.getLogger(__name__)
 
@@ -105,6 +105,7 @@ def create_campaign(
     gold: float = 0.0,
     vote: Vote = "majority",
     database: str = "",
+    store: str = "",
     close_at: float = 1.0,
     reserve: float = 0.0,
     stop_set: int | None = None,
@@ -142,6 +143,9 @@ def create_campaign(
         records by how sure their label is; it takes a learner that weights can be given to.
     database : str, default=""
         URL of a PostgreSQL database. Without one, the campaign is kept in an SQLite file in its directory.
+    store : str, default=""
+        URL of an object store for models and the files of rounds, such as ``s3://bucket/folder``: a coordinator on
+        another machine can then go on. Without one, they are kept in the directory.
     close_at : float, default=1
         Share of a batch whose answers are waited for; the others may come later, and count from the next round on.
     reserve : float, default=0
@@ -180,6 +184,7 @@ def create_campaign(
         gold=gold,
         vote=vote,
         database=database,
+        store=store,
         close_at=close_at,
         reserve=reserve,
         stop_set=_stop_set_of(pool.n_rows) if stop_set is None else stop_set,
@@ -399,10 +404,14 @@ class Coordinator:
 
     def run(self, *, close: bool) -> Batch | Stopped:
         """Go on to the next batch, or to the end; the caller holds the campaign's lock."""
-        fresh = False
+        fresh = checked = False
         while True:
             state = self.state()
-            match rounds.next_action(state):
+            action = rounds.next_action(state)
+            if not checked and not isinstance(action, rounds.Close | rounds.Wait | rounds.Stop):
+                self.campaign.objects.check()
+                checked = True
+            match action:
                 case rounds.Open():
                     self._freeze()
                 case rounds.Fit():
@@ -583,7 +592,7 @@ class Coordinator:
     def _stop_set(self, count: int) -> npt.NDArray[np.float32]:
         """Read the stop set's features, kept in the campaign: in a large pool each record costs its chunk."""
         rows, path = self._stop_rows(count), self.campaign.directory / "stop-set.npz"
-        kept = _loaded(path)
+        kept = _loaded(path, path.name) if path.exists() else None
         if kept is None or not np.array_equal(kept["rows"], rows):
             kept = {"rows": rows, "features": self.pool.take(rows)}
             with replacing(path) as file:
@@ -612,23 +621,24 @@ class Coordinator:
         strategy = Strategy.named(current.strategy, current.explore)
         return strategy if model is not None else strategy.cold()
 
-    def _codebook(self) -> Codebook:
-        path = self.campaign.directory / "codebook.npz"
-        stored = _loaded(path)
-        if stored is not None:
-            return Codebook(stored["mean"], stored["scale"], stored["axes"], stored["centers"])
+    def _codebook(self) -> tuple[Codebook, str]:
+        """Give the campaign's codebook and its file's digest: the newest scan's, or, before the first, a new one."""
+        summaries = [each.summary or {} for each in self.campaign.rounds()]
+        committed = next((told["codebook"] for told in reversed(summaries) if "codebook" in told), None)
+        if committed is not None:
+            try:
+                data = self.campaign.objects.read(_codebook_name(committed), committed)
+            except CampaignError as error:
+                _log.warning("%s. It is made again from the pool.", error)
+            else:
+                return _codebook_from(data), committed
+        # From the pool as it was when the campaign began: what is made again is the same, whatever was appended since.
         strategy = Strategy.named(self.settings.strategy, self.settings.explore)
-        cells = strategy.n_cells(self.settings.batch, self.pool.n_rows)
-        codebook = sample_codebook(self.pool, cells, self.settings.seed)
-        with replacing(path) as file:
-            np.savez(file, mean=codebook.mean, scale=codebook.scale, axes=codebook.axes, centers=codebook.centers)
-        return codebook
-
-    def _cells(self, n_rows: int) -> Cells:
-        stored, marker = self.campaign.directory / CELLS, self.campaign.directory / CELLS_COMPLETE
-        # A pool that has grown since gets its cells anew.
-        complete = stored.exists() and marker.exists() and marker.read_text() == str(n_rows)
-        return Cells(str(stored), write=not complete)
+        cells = strategy.n_cells(self.settings.batch, self.campaign.n_rows)
+        codebook = sample_codebook(self.pool.head(self.campaign.n_rows), cells, self.settings.seed)
+        data = _as_npz(mean=codebook.mean, scale=codebook.scale, axes=codebook.axes, centers=codebook.centers)
+        self.campaign.objects.write(_codebook_name(digest_of(data)), data)
+        return codebook, digest_of(data)
 
     def features(self, rows: Rows) -> npt.NDArray[np.float32]:
         """Read features of rows; those of asked records were kept when they were asked.
@@ -637,8 +647,8 @@ class Coordinator:
         """
         found = np.zeros(len(rows), dtype=bool)
         X = np.empty((len(rows), self.pool.n_features), dtype=np.float32)
-        for path in sorted((self.campaign.directory / "rounds").glob("*-features.npz")):
-            kept = _loaded(path)
+        for each in self.campaign.rounds():
+            kept = self._kept_features(each) if each.opened_at is not None else None
             if kept is not None and len(kept["rows"]):
                 order = np.argsort(kept["rows"])
                 known = kept["rows"][order]
@@ -649,10 +659,17 @@ class Coordinator:
         X[~found] = self.pool.take(rows[~found])
         return X
 
+    def _kept_features(self, opened: Round) -> dict[str, npt.NDArray[Any]] | None:
+        name = _features_name(opened.number)
+        data = self.campaign.objects.find(name)
+        return None if data is None else _loaded(io.BytesIO(data), name)
+
     def _scan(self, current: Round, *, cold: bool) -> None:
         model = None if cold else self._model(current)
         strategy = self._strategy(current, model)
         journal = Journal(self.campaign.directory / "journal")
+        codebook, digest = self._codebook() if strategy.traits.features else (None, None)
+        cells = None if codebook is None else stored_cells(self.campaign.objects.cells, current.n_rows, codebook)
         with self._withdrawing(current):
             found = scan(
                 self.pool.head(current.n_rows),
@@ -662,16 +679,17 @@ class Coordinator:
                 self._never_asked(current.stop_set, current),
                 seed=current.seed,
                 round=current.number,
-                codebook=self._codebook() if strategy.traits.features else None,
-                cells=self._cells(current.n_rows),
+                codebook=codebook,
+                cells=cells,
                 client=self.client,
                 journal=journal,
                 progress=self.progress,
                 with_features=True,
             )
-        self.campaign.save_scan(current, _candidates_as_bytes(found.candidates), _summary_as_json(found.summary))
-        if found.summary.wrote_cells:
-            (self.campaign.directory / CELLS_COMPLETE).write_text(str(current.n_rows))
+        summary = _summary_as_json(found.summary) | ({} if digest is None else {"codebook": digest})
+        self.campaign.save_scan(current, _as_npz(**candidate_arrays(found.candidates)), summary)
+        if codebook is not None and cells is not None and found.summary.wrote_cells:
+            cells_written(cells, codebook)
         journal.clear()
 
     def _reserve(self, current: Round) -> int:
@@ -746,7 +764,7 @@ class Coordinator:
     def _chosen(
         self, current: Round, strategy: Strategy, candidates: Candidates, asked: "_Asked", count: int
     ) -> Candidates:
-        codebook = self._codebook() if strategy.traits.features else None
+        codebook = self._codebook()[0] if strategy.traits.features else None
         rows = choose(
             candidates,
             strategy,
@@ -766,9 +784,8 @@ class Coordinator:
     def _keep_features(self, current: Round, chosen: Candidates, drawn: "_Drawn") -> None:
         # No more than a copy of what the pool holds, and not missed if it is gone.
         rows = np.concatenate([chosen.rows, np.array(drawn.rows, dtype=np.int64)])
-        path = self.campaign.directory / "rounds" / f"{current.number:04d}-features.npz"
-        with replacing(path) as file:
-            np.savez(file, rows=rows, features=np.concatenate([chosen.embeddings, drawn.X]))
+        data = _as_npz(rows=rows, features=np.concatenate([chosen.embeddings, drawn.X]))
+        self.campaign.objects.write(_features_name(current.number), data)
 
     def _judged(
         self, model: Model | None, strategy: Strategy, X: npt.NDArray[np.float32]
@@ -797,21 +814,32 @@ class Coordinator:
         return Batch(number, rows, [each.record_id for each in asked], pending, fresh)
 
 
-def _loaded(path: Path) -> dict[str, npt.NDArray[Any]] | None:
-    """Read a file that can be made again; None if it is not there, or was torn by a power cut."""
+def _loaded(source: Path | io.BytesIO, name: str) -> dict[str, npt.NDArray[Any]] | None:
+    """Read arrays that can be made again; None if they were torn by a power cut."""
     try:
-        with path.open("rb") as file, np.load(file) as stored:
+        with np.load(source) as stored:
             return dict(stored)
-    except FileNotFoundError:
-        return None
     except (EOFError, ValueError, KeyError, BadZipFile) as error:
-        _log.warning("%s is torn (%s): it is made again.", path, error)
+        _log.warning("%s is torn (%s): it is made again.", name, error)
         return None
 
 
-def _candidates_as_bytes(candidates: Candidates) -> bytes:
+def _features_name(number: int) -> str:
+    return f"rounds/{number:04d}-features.npz"
+
+
+def _codebook_name(digest: str) -> str:
+    return f"codebook-{digest[:16]}.npz"
+
+
+def _codebook_from(data: bytes) -> Codebook:
+    with np.load(io.BytesIO(data)) as stored:
+        return Codebook(stored["mean"], stored["scale"], stored["axes"], stored["centers"])
+
+
+def _as_npz(**arrays: npt.NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **candidate_arrays(candidates))
+    np.savez(buffer, allow_pickle=False, **arrays)
     return buffer.getvalue()
 
 

@@ -8,7 +8,7 @@ from distributed import Client
 from playwright.sync_api import Browser, sync_playwright
 
 from dal.client import local_cluster
-from tests import databases
+from tests import databases, object_store
 
 SERVICES_REQUIRED = os.environ.get("DAL_TEST_SERVICES") == "required"
 """Set by .ci/run: a test that would be skipped for want of a service fails instead."""
@@ -52,6 +52,15 @@ def postgres() -> Iterator[str]:
         missing_service("PostgreSQL")
     with databases.running() as home:
         yield home
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """A server that speaks S3, in a process of its own, with a bucket; the bucket's URL."""
+    with pytest.MonkeyPatch.context() as patched, object_store.running() as address:
+        for name, value in object_store.environment(address).items():
+            patched.setenv(name, value)
+        yield object_store.fresh_bucket()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

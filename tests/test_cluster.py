@@ -187,4 +187,6 @@ def test_a_campaign_on_the_recipe_asks_the_same_as_one_in_process(tmp_path: Path
     cold, fitted = there.rounds()
     assert cold.model is None
     assert fitted.model is not None
-    assert (there.directory / "cells.complete").exists()
+    cells = [zarr.open_array(campaign.objects.cells, mode="r") for campaign in (here, there)]
+    np.testing.assert_array_equal(cells[1][:], cells[0][:])
+    assert cells[1].attrs["codebook"] == cells[0].attrs["codebook"]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -321,10 +322,18 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
     return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
 
 
-def first_round(place: Path, pool: tuple[Pool, np.ndarray]) -> Campaign:
+def first_round(place: Path, pool: tuple[Pool, np.ndarray], store: str = "") -> Campaign:
     """Make a campaign whose first batch was answered by two people from the queue."""
     campaign = create_campaign(
-        place, pool[0], CLASSES, batch=12, seed=7, overlap=2, vote="dawid_skene", database=databases.fresh()
+        place,
+        pool[0],
+        CLASSES,
+        batch=12,
+        seed=7,
+        overlap=2,
+        vote="dawid_skene",
+        database=databases.fresh(),
+        store=store,
     )
     next_batch(campaign)
     queue = Queue(campaign)
@@ -356,15 +365,26 @@ def deadly_commits(fatal: int, when: str) -> Iterator[list[int]]:
         yield count
 
 
+def all_but_settings(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if name != "campaign.toml"]
+
+
 def killed_next_batch(directory: Path, fatal: int, when: str) -> None:
     with deadly_commits(fatal, when):
         next_batch(Campaign.open(directory))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backend", "elsewhere"),
+    [("sqlite", False), ("postgresql", False), ("postgresql", True)],
+    indirect=["backend"],
+    ids=["sqlite", "postgresql", "postgresql-and-s3-on-another-machine"],
+)
 def test_a_coordinator_killed_at_every_commit_goes_on_with_the_same_batch(
-    backend: str, pool: tuple[Pool, np.ndarray], tmp_path: Path
+    request: pytest.FixtureRequest, backend: str, elsewhere: bool, pool: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
+    store = request.getfixturevalue("s3") if elsewhere else ""
     undisturbed = first_round(tmp_path / "undisturbed", pool)
     with deadly_commits(-1, "never") as commits:
         expected = next_batch(undisturbed)
@@ -372,11 +392,17 @@ def test_a_coordinator_killed_at_every_commit_goes_on_with_the_same_batch(
     assert len(commits) == len(COMMITS), "a round has another commit: it belongs in COMMITS"
     for fatal, name in enumerate(COMMITS):
         for when in ("before", "after"):
-            campaign = first_round(tmp_path / f"{name}-{when}", pool)
+            if elsewhere and name not in ("model", "scan", "batch"):
+                continue  # nothing lies in the store that a machine could miss
+            campaign = first_round(tmp_path / f"{name}-{when}", pool, store)
             process = CONTEXT.Process(target=killed_next_batch, args=(campaign.directory, fatal, when))
             process.start()
             process.join(60)
             assert process.exitcode == -signal.SIGKILL
+            if elsewhere:
+                shutil.copytree(campaign.directory, there := tmp_path / f"{name}-{when}-there", ignore=all_but_settings)
+                shutil.rmtree(campaign.directory)
+                campaign = Campaign.open(there)
             # Meanwhile people go on: somebody confirms an answer.
             first = campaign.batch(1)[0].row
             (outcome,) = Queue(campaign).answer("ann", [Given("again", first, "submitted", int(pool[1][first]))])
@@ -388,7 +414,8 @@ def test_a_coordinator_killed_at_every_commit_goes_on_with_the_same_batch(
             assert campaign.batch(2) == undisturbed.batch(2)
             if COMMITS.index(name) + (when == "after") > COMMITS.index("model"):
                 # What was committed is loaded, and never fitted again.
-                assert len(list((campaign.directory / "models").iterdir())) == 1
+                files, place = fsspec.core.url_to_fs(campaign.objects.place)
+                assert len(files.ls(f"{place}/models")) == 1
             assert list(campaign.answer_log()) == log
             assert len(log) == 25
             assert not set(batch.rows.tolist()) & {asked.row for asked in campaign.batch(1)}

@@ -4,7 +4,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,12 @@ class Database:
                     f"{self.place} is in use by {_holder(connection)}: wait for it, or end it. A coordinator whose "
                     "machine was lost is forgotten within two minutes"
                 )
-            yield
+            try:
+                yield
+            finally:
+                # The server hears of a closed connection a moment later, and the next coordinator may come before it.
+                with suppress(DBAPIError):  # a lock whose connection is lost has gone with it
+                    connection.scalar(select(func.pg_advisory_unlock(*_COORDINATOR)))
 
     def now(self, connection: Connection) -> datetime:
         """Give the database's time, in UTC; SQLite has no clock but this machine's."""

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, insert, inspect, select
 from dal.campaign import migrations, schema
 from dal.campaign.database import Database, open_file, open_server
 from dal.campaign.disk import exclusive, replacing, sync_directory
+from dal.campaign.objects import objects_of
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, SettingsError
 
@@ -108,9 +109,10 @@ def _fill(directory: Path, settings: Settings, learner: bytes | None, made_for: 
     identity = secrets.token_hex(8)
     for folder in FOLDERS:
         (directory / folder).mkdir(exist_ok=True)
+    objects = objects_of(directory, settings.store, identity)
+    objects.check()
     if learner is not None:
-        with replacing(directory / LEARNER) as file:
-            file.write(learner)
+        objects.write(LEARNER, learner)
     row = {"schema_version": schema.VERSION, "id": identity, "classes": json.dumps(settings.classes), **made_for}
     toml = _toml(identity, settings).encode()
     if settings.database:

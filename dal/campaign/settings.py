@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self, get_args
 
 from dal.agreement import Vote
+from dal.campaign.objects import check_store
 from dal.errors import SettingsError
 
 
@@ -42,6 +43,9 @@ class Settings:
         How the answers of several annotators become one label.
     database : str
         URL of a PostgreSQL database; empty for an SQLite file in the campaign's directory.
+    store : str
+        URL of an object store for models and the files of rounds, such as ``s3://bucket/folder``; empty for the
+        campaign's directory.
     close_at : float
         Share of a batch, above 0, whose answers are waited for before the next round begins.
     reserve : float
@@ -71,6 +75,7 @@ class Settings:
     gold: float = 0.0
     vote: Vote = "majority"
     database: str = ""
+    store: str = ""
     close_at: float = 1.0
     reserve: float = 0.0
     stop_set: int = 0
@@ -97,6 +102,7 @@ class Settings:
             raise SettingsError(f"vote: {' or '.join(votes)} was expected, {self.vote!r} came")
         if self.database != "":
             _check_text("database", self.database)
+        check_store(self.store)
         _check_number("explore", self.explore, _is_share, "a share of 0 or more and less than 1")
         _check_number("gold", self.gold, _is_share, "a share of 0 or more and less than 1")
         _check_integer("stop_set", self.stop_set, least=0)

@@ -1,6 +1,5 @@
 """A campaign: rounds and answers in one SQL database, and the files that are committed by their digest."""
 
-import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,8 +29,8 @@ from dal.campaign import answers as ledger
 from dal.campaign import schema
 from dal.campaign.database import Database, immediate
 from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
-from dal.campaign.disk import replacing
 from dal.campaign.leases import holds
+from dal.campaign.objects import digest_of, objects_of
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
@@ -62,6 +61,8 @@ class Campaign:
         UTC.
     database : Database
         Where all of it is kept.
+    objects : Objects
+        Models and the files of rounds: in the directory, or in the store that the settings name.
     """
 
     def __init__(self, directory: Path, settings: Settings, row: Row[Any], database: Database) -> None:
@@ -72,6 +73,7 @@ class Campaign:
         self.n_rows: int = row.n_rows
         self.created_at = datetime.fromisoformat(row.created_at)
         self.database = database
+        self.objects = objects_of(directory, settings.store, self.id)
 
     # -- making and opening ------------------------------------------------------------------------------------------
 
@@ -195,7 +197,7 @@ class Campaign:
                     last_answer=upto,
                     labels=np.unique(known.rows[known.labels >= 0]).size,
                     excluded=excluded.size,
-                    excluded_digest=_digest(excluded.astype("<i8").tobytes()),
+                    excluded_digest=digest_of(excluded.astype("<i8").tobytes()),
                     parent_model=_last_model(connection),
                     frozen_at=self._now(connection),
                 )
@@ -228,10 +230,9 @@ class Campaign:
         str
             SHA-256 of `data`, for `load_model`.
         """
-        digest = _digest(data)
+        digest = digest_of(data)
         self._require(round, "frozen")
-        with replacing(self._model_path(digest)) as file:
-            file.write(data)
+        self.objects.write(_model_name(digest), data)
         with self.database.writing() as connection:
             values = {
                 "model": digest,
@@ -244,24 +245,24 @@ class Campaign:
 
     def load_learner(self) -> bytes:
         """Read the learner that was given as an object when the campaign was made."""
-        path = self.directory / LEARNER
-        try:
-            return path.read_bytes()
-        except FileNotFoundError as error:
-            raise CampaignError(f"the campaign's learner was saved as {path}, which is gone: restore it") from error
+        data = self.objects.find(LEARNER)
+        if data is None:
+            place = f"{self.objects.place}/{LEARNER}"
+            raise CampaignError(f"the campaign's learner was saved as {place}, which is gone: restore it")
+        return data
 
     def load_model(self, digest: str) -> bytes:
         """Read a model, and check that it is the one that was saved."""
-        return _read_checked(self._model_path(digest), digest)
+        return self.objects.read(_model_name(digest), digest)
 
     def save_scan(self, round: Round, candidates: bytes, summary: Mapping[str, object]) -> None:
         """Keep the scan's candidates and summary; a cold start has no model and scans a frozen round."""
         self._require(round, "frozen", "fitted")
-        with replacing(self._scan_path(round.number)) as file:
-            file.write(candidates)
+        digest = digest_of(candidates)
+        self.objects.write(_candidates_name(round.number, digest), candidates)
         with self.database.writing() as connection:
             values = {
-                "candidates": _digest(candidates),
+                "candidates": digest,
                 "summary": _json(summary),
                 "scanned_at": self._now(connection),
             }
@@ -272,7 +273,7 @@ class Campaign:
         digest = self.round(round.number).candidates
         if digest is None:
             raise CampaignError(f"round {round.number} has no scan yet")
-        return _read_checked(self._scan_path(round.number), digest)
+        return self.objects.read(_candidates_name(round.number, digest), digest)
 
     def open_batch(
         self,
@@ -687,28 +688,16 @@ class Campaign:
         if status not in allowed:
             raise _wrong_step(round.number, status, allowed)
 
-    def _model_path(self, digest: str) -> Path:
-        return self.directory / "models" / f"{digest}.skops"
 
-    def _scan_path(self, number: int) -> Path:
-        return self.directory / "rounds" / f"{number:04d}-candidates.npz"
+# -- the objects -------------------------------------------------------------------------------------------------------
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+def _model_name(digest: str) -> str:
+    return f"models/{digest}.skops"
 
 
-def _read_checked(path: Path, digest: str) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CampaignError(f"{path} cannot be read: {error.strerror}. Restore it from a copy") from error
-    if _digest(data) != digest:
-        raise CampaignError(f"{path} is damaged: its digest should be {digest} and is {_digest(data)}. Restore it")
-    return data
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _candidates_name(number: int, digest: str) -> str:
+    return f"rounds/{number:04d}-candidates-{digest[:16]}.npz"
 
 
 # -- the database ----------------------------------------------------------------------------------------------------

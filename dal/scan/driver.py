@@ -3,12 +3,14 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from distributed import Client
 from threadpoolctl import threadpool_limits
+from zarr.errors import NodeNotFoundError
 
 from dal.errors import SettingsError
 from dal.learner import Model
@@ -25,6 +27,9 @@ Rows = npt.NDArray[np.int64]
 SAMPLE_ROWS = 20_000
 SAMPLE_BYTES = 128 * 2**20
 """Of the sample in which cells are found; a few copies of it are made."""
+
+WRITTEN = "codebook"
+"""The attribute that says by which codebook the cells were written, once all of them are."""
 
 _log = logging.getLogger(__name__)
 
@@ -181,16 +186,44 @@ def sample_rows(n_rows: int, seed: int, size: int = SAMPLE_ROWS, blocks: int = 6
     return np.sort(rows[np.argsort(row_hash(rows, seed, 2), kind="stable")[:size]])
 
 
+def stored_cells(path: str, n_rows: int, codebook: Codebook) -> Cells:
+    """Say whether a pass can read the cells at `path`, or is to write them.
+
+    They are read where a pass over so many rows with this codebook has written all of them, see :func:`cells_written`.
+
+    Parameters
+    ----------
+    path : str
+        Path or URL.
+    n_rows : int
+        Of the pool.
+    codebook : Codebook
+    """
+    array = _opened_cells(path)
+    written = array is not None and array.shape == (n_rows,) and array.attrs.get(WRITTEN) == codebook.digest()
+    return Cells(path, write=not written)
+
+
+def cells_written(cells: Cells, codebook: Codebook) -> None:
+    """Mark stored cells as whole, once the pass that wrote them needs its journal no more."""
+    zarr.open_array(cells.path, mode="r+").update_attributes({WRITTEN: codebook.digest()})
+
+
+def _opened_cells(path: str) -> "zarr.Array[Any] | None":
+    try:
+        return zarr.open_array(path, mode="r")
+    except (OSError, ValueError, KeyError) as error:
+        if not isinstance(error, FileNotFoundError | NodeNotFoundError):
+            _log.warning("The stored cells at %s cannot be read (%s): they are made anew.", path, error)
+        return None
+
+
 def _create_cells(path: str, n_rows: int, unit: int) -> bool:
     """Make the array of cells unless it is there; one chunk a unit, so that no two spans ever write the same chunk."""
     chunks = (min(unit, n_rows),)
-    try:
-        there = zarr.open_array(path, mode="r")
-        if (there.shape, there.chunks) == ((n_rows,), chunks):
-            return False
-    except (OSError, ValueError, KeyError) as error:
-        if not isinstance(error, FileNotFoundError):
-            _log.warning("The stored cells at %s cannot be read (%s): they are made anew.", path, error)
+    there = _opened_cells(path)
+    if there is not None and (there.shape, there.chunks) == ((n_rows,), chunks):
+        return False
     zarr.create_array(
         path, shape=(n_rows,), chunks=chunks, dtype="uint16", fill_value=NO_CELL, compressors=None, overwrite=True
     )
