@@ -314,17 +314,19 @@ def advice(criteria: Sequence[Criterion]) -> tuple[Simple, ...]:
     return tuple(each for each in offered if type(each) not in chosen)
 
 
-_BY_NAME: dict[str, type[Simple]] = {
-    "max_labels": MaxLabels,
-    "max_rounds": MaxRounds,
-    "max_hours": MaxHours,
-    "target_score": TargetScore,
-    "plateau": Plateau,
-    "stabilizing_predictions": StabilizingPredictions,
-    "overall_uncertainty": OverallUncertainty,
-    "classification_change": ClassificationChange,
-    "pool_exhausted": PoolExhausted,
+_WRITTEN: dict[type[Simple], str] = {
+    MaxLabels: "max_labels=5000",
+    MaxRounds: "max_rounds=20",
+    MaxHours: "max_hours=40",
+    TargetScore: "target_score=0.95,rounds=3",
+    Plateau: "plateau=0.002,rounds=3,answers=100",
+    StabilizingPredictions: "stabilizing_predictions=0.99,rounds=3",
+    OverallUncertainty: "overall_uncertainty=0.05",
+    ClassificationChange: "classification_change=0.0",
+    PoolExhausted: "pool_exhausted",
 }
+"""Each criterion as people write it, with the defaults of what may be left out."""
+_BY_NAME = {text.partition("=")[0]: kind for kind, text in _WRITTEN.items()}
 
 
 def parse(text: str) -> Criterion:
@@ -347,7 +349,7 @@ def parse(text: str) -> Criterion:
     All(criteria=(StabilizingPredictions(kappa=0.99, rounds=3), Plateau(gain=0.01, rounds=3, answers=100)))
     """
     parts = text.split(" and ")
-    return _parse(parts[0]) if len(parts) == 1 else All(tuple(_parse(part) for part in parts))
+    return _parse(parts[0]) if len(parts) == 1 else All(tuple(_parse(part.strip()) for part in parts))
 
 
 def _parse(text: str) -> Simple:
@@ -355,7 +357,7 @@ def _parse(text: str) -> Simple:
     name, given, value = (part.strip() for part in first.partition("="))
     kind = _BY_NAME.get(name)
     if kind is None:
-        raise SettingsError(f"there is no stopping criterion {name!r}; there are {_listing()}")
+        raise SettingsError(f"there is no stopping criterion {name!r}. There are:\n{_listing()}")
     names = [field.name for field in fields(kind)]
     pairs = [(names[0] if names else "", value)] if given else []
     pairs += [(key.strip(), number.strip()) for key, _, number in (part.partition("=") for part in rest)]
@@ -367,27 +369,37 @@ def _build(kind: type[Simple], pairs: list[tuple[str, str]], text: str) -> Simpl
     values: dict[str, float] = {}
     for key, number in pairs:
         if key not in types or key in values:
-            raise SettingsError(f"{text!r} is no stopping criterion; there are {_listing()}")
+            takes = ", ".join(types) or "nothing"
+            what = (
+                f"{key} is there more than once" if key in values else f"it takes {takes}, and not {key or 'a value'}"
+            )
+            raise _refused(text, kind, what)
         try:
             values[key] = int(number) if types[key] is int else float(number)
         except ValueError:
             expected = "a whole number" if types[key] is int else "a number"
-            raise SettingsError(f"expected {expected} as {key} in {text!r}, got {number!r}") from None
+            raise _refused(text, kind, f"{expected} was expected as {key}, {number!r} came") from None
     missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]
     if missing:
-        raise SettingsError(f"{text!r} lacks its value; there are {_listing()}")
-    return kind(**values)  # type: ignore[arg-type]  # _expect in each class checks them
+        raise _refused(text, kind, "it lacks its value")
+    try:
+        return kind(**values)  # type: ignore[arg-type]  # _expect in each class checks them
+    except SettingsError as error:
+        raise _refused(text, kind, str(error).split(", got ")[0]) from error
+
+
+def _refused(text: str, kind: type[Simple], what: str) -> SettingsError:
+    return SettingsError(f"{text!r} is no stopping criterion: {what}. An example:\n{_usage(kind)}")
 
 
 def _listing() -> str:
-    return "; ".join(_usage(name, kind) for name, kind in _BY_NAME.items())
+    return "\n".join(map(_usage, _WRITTEN))
 
 
-def _usage(name: str, kind: type[Simple]) -> str:
-    """Write a criterion as people do; a field without a default stands as its name in capitals."""
-    values = [field.name.upper() if field.default is MISSING else str(field.default) for field in fields(kind)]
-    rest = [f"{field.name}={value}" for field, value in zip(fields(kind), values, strict=True)][1:]
-    return ",".join([f"{name}={values[0]}", *rest]) if values else name
+def _usage(kind: type[Simple]) -> str:
+    """Give an example of a criterion and what it does, out of its docstring."""
+    meaning = (kind.__doc__ or "").partition("\n")[0].replace("`", "'").rstrip(".:")
+    return f"  {_WRITTEN[kind]}: {meaning[:1].lower()}{meaning[1:]}"
 
 
 def _expect(holds: bool, criterion: object, expected: str) -> None:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import MISSING, fields
 
 import pytest
 from hypothesis import given, settings
@@ -237,16 +238,16 @@ def test_parse_reads_what_people_write(text: str, criterion: Criterion) -> None:
         ("max_label=5", "no stopping criterion 'max_label'"),
         ("", "no stopping criterion ''"),
         ("max_labels", "lacks its value"),
-        ("max_labels=", "a whole number as n"),
-        ("max_labels=many", "got 'many'"),
-        ("max_labels=5.5", "a whole number as n"),
-        ("target_score=high", "a number as score"),
+        ("max_labels=", "a whole number was expected as n"),
+        ("max_labels=many", "'many' came"),
+        ("max_labels=5.5", "a whole number was expected as n"),
+        ("target_score=high", "a number was expected as score"),
         ("target_score=0.9,round=3", "is no stopping criterion"),
         ("max_labels=5,n=6", "is no stopping criterion"),
         ("pool_exhausted=1", "is no stopping criterion"),
         ("target_score=95", "a score between 0 and 1"),
         ("max_labels=5 and ", "no stopping criterion ''"),
-        ("max_labels=5 or plateau", "a whole number as n"),
+        ("max_labels=5 or plateau", "a whole number was expected as n"),
     ],
 )
 def test_parse_refuses_what_it_cannot_read(text: str, said: str) -> None:
@@ -254,9 +255,40 @@ def test_parse_refuses_what_it_cannot_read(text: str, said: str) -> None:
         parse(text)
 
 
-def test_a_refusal_lists_every_criterion_in_the_form_that_parse_reads() -> None:
+def test_a_refusal_lists_every_criterion_with_its_defaults_and_what_it_does() -> None:
     with pytest.raises(SettingsError) as refusal:
         parse("no_such_thing")
-    usages = str(refusal.value).split("there are ")[1].split("; ")
-    filled = [usage.replace("=N", "=3").replace("=H", "=3").replace("=SCORE", "=0.3") for usage in usages]
-    assert {type(parse(usage)) for usage in filled} == set(Simple.__args__)
+    _, *usages = str(refusal.value).split("\n")
+    examples = [usage.strip().split(": ")[0] for usage in usages]
+    assert {type(parse(example)) for example in examples} == set(Simple.__args__)
+    for example, usage in zip(examples, usages, strict=True):
+        criterion, name = parse(example), example.split("=")[0]
+        assert len(usage.split(": ")[1].split()) >= 4
+        assert len(fields(criterion)) == example.count("="), "an example names everything that can be set"
+        if all(field.default is not MISSING for field in fields(criterion)):
+            assert parse(name) == criterion
+        else:
+            first = example.split(",")[0]
+            assert parse(first) == criterion
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "example"),
+    [
+        ("plateau=3", "expected a gain of accuracy between -1 and 1", "plateau=0.002,rounds=3,answers=100"),
+        ("plateau=0.01,round=3", "it takes gain, rounds, answers, and not round", "plateau=0.002"),
+        ("target_score=95", "expected a score between 0 and 1", "target_score=0.95,rounds=3"),
+        ("max_labels", "it lacks its value", "max_labels=5000"),
+        ("max_labels=5,n=6", "n is there more than once", "max_labels=5000"),
+        ("pool_exhausted=1", "it takes nothing, and not a value", "pool_exhausted"),
+        ("max_rounds=5 and plateau=rounds", "a number was expected as gain, 'rounds' came", "plateau=0.002"),
+    ],
+)
+def test_a_refusal_quotes_what_was_written_and_shows_how_it_is(text: str, wrong: str, example: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        parse(text)
+    said = str(refusal.value)
+    assert said.startswith(f"{text.split(' and ')[-1]!r} is no stopping criterion: {wrong}")
+    assert f"An example:\n  {example}" in said
+    assert ": stop " in said
+    assert "(" not in said, "nothing of how it is kept inside"

@@ -450,6 +450,10 @@ class AnswerFile:
         """Where answers from this file say that they come from."""
         return f"{self.origin}:{self.name}"
 
+    def changes_nothing(self, before: ImportCounts | None) -> bool:
+        """Say whether nothing can come of it, by what its last import came to."""
+        return before is not None and not (self.take_conflicts and before.conflicts)
+
 
 @dataclass(frozen=True)
 class Conflict:

@@ -506,7 +506,7 @@ class Campaign:
         """
         with self._staged(answers) as connection, immediate(connection):
             before = ledger.seen(connection, file.digest, file.annotator)
-            if before is not None and not (file.take_conflicts and before.conflicts):
+            if before is not None and file.changes_nothing(before):
                 return Imported(before, seen=True)
             superseded = ledger.keep_latest(connection)
             torn, contradictory = ledger.keep_out_contradictions(connection)

@@ -82,7 +82,7 @@ class ImportReport:
     kept_out : int
         All of these.
     seen : bool
-        Whether the file had been imported before: nothing was added then, and `same` counts every line that is fit.
+        Whether the file had been imported before: it was not read again then, and `same` counts what it had given.
     """
 
     new: int
@@ -294,6 +294,9 @@ def read_answers(
     # Read as another format, a file is another one: whoever forgot to name it must be able to say it now.
     digest = digest_of(path) if file_format is None else f"{digest_of(path)} {file_format}"
     file = AnswerFile(path.name, digest, annotator.strip(), take_conflicts=conflicts == "take")
+    known = campaign.import_seen(digest, file.annotator)
+    if known is not None and file.changes_nothing(known):
+        return ImportReport(0, 0, known.new + known.changed + known.same, 0, 0, seen=True)
     reading = Reading(path, written, campaign.settings.classes, pool, file.annotator)
     return reading.report(campaign.import_answers(reading.answers(progress), file))
 
