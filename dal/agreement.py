@@ -199,9 +199,8 @@ def dawid_skene(
     >>> found.labels.codes.tolist()
     [0, 1, 0]
     """
-    row, who, code = _opinions(rows, annotators, labels)
+    row, names, annotator, code = _opinions(rows, annotators, labels)
     known, record = np.unique(row, return_inverse=True)
-    names, annotator = np.unique(who, return_inverse=True)
     size = len(names) * n_classes
     # One line a record, one column a pair of annotator and answer: both steps are products with this matrix.
     given = sparse.csr_array((np.ones(len(code)), (record, annotator * n_classes + code)), shape=(len(known), size))
@@ -221,21 +220,25 @@ def dawid_skene(
     proba[~several] = _normalised(given[~several] @ log_theta)
     confusion = np.exp(log_theta).reshape(len(names), n_classes, n_classes).transpose(0, 2, 1)
     codes = _most_probable(known, proba, seed)
-    return DawidSkene(Labels(known, codes, proba), names.tolist(), confusion, steps)
+    return DawidSkene(Labels(known, codes, proba), names, confusion, steps)
 
 
 def _opinions(
     rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike
-) -> tuple[Integers, npt.NDArray[np.str_], Integers]:
-    """Check the columns, and leave the skipped answers out."""
-    row, code, who = np.asarray(rows, np.int64), np.asarray(labels, np.int64), np.asarray(annotators, np.str_)
-    if row.ndim != 1 or not row.shape == code.shape == who.shape:
+) -> tuple[Integers, list[str], Integers, Integers]:
+    """Check the columns, and leave the skipped answers out; annotators become positions among their sorted names."""
+    row, code = np.asarray(rows, np.int64), np.asarray(labels, np.int64)
+    if row.ndim != 1 or not row.shape == code.shape == (len(annotators),):
         raise LabelError(
-            f"a row, an annotator and a label each were expected, {row.shape} rows, {who.shape} annotators and "
+            f"a row, an annotator and a label each were expected, {row.shape} rows, {len(annotators)} annotators and "
             f"{code.shape} labels came"
         )
     opinion = code >= 0
-    return row[opinion], who[opinion], code[opinion]
+    everybody = sorted(set(annotators))
+    position = {name: at for at, name in enumerate(everybody)}
+    who = np.fromiter(map(position.__getitem__, annotators), np.int64, len(annotators))[opinion]
+    heard, who = np.unique(who, return_inverse=True)
+    return row[opinion], [everybody[at] for at in heard.tolist()], who, code[opinion]
 
 
 def _vote_shares(record: Integers, code: Integers, n_records: int, n_classes: int) -> Floats:
@@ -349,7 +352,7 @@ def agreement(
     >>> found.records, round(found.percent, 3), round(found.alpha, 3)
     (3, 0.667, 0.444)
     """
-    row, who, code = _opinions(rows, annotators, labels)
+    row, names, annotator, code = _opinions(rows, annotators, labels)
     known, record = np.unique(row, return_inverse=True)
     classes, of = np.unique(code, return_inverse=True)
     counts = np.zeros((len(known), len(classes)), dtype=np.int64)
@@ -365,7 +368,9 @@ def agreement(
     # Records of one pattern are alike, so drawing records again is drawing how often each pattern comes.
     drawn = np.random.default_rng([seed, len(counts)]).multinomial(len(counts), times / times.sum(), size=repeats)
     (alpha,) = _alphas(patterns, times[None])
-    pairs = tuple(sorted(_pairs(record, who, code), key=lambda pair: (_least(pair), pair.first, pair.second)))
+    pairs = tuple(
+        sorted(_pairs(record, names, annotator, code), key=lambda pair: (_least(pair), pair.first, pair.second))
+    )
     said = f"{percent:.0%} of the answers to {len(counts):,} records with several are alike"
     if np.isnan(alpha):
         return Agreement(len(counts), percent, None, None, None, pairs, f"{said}; all of one class, so alpha is none")
@@ -387,9 +392,11 @@ def _alphas(patterns: Integers, times: Integers) -> Floats:
     return alphas
 
 
-def _pairs(record: Integers, who: npt.NDArray[np.str_], code: Integers) -> list[Pair]:
-    names, annotator = np.unique(who, return_inverse=True)
-    said = {name: (record[annotator == at], code[annotator == at]) for at, name in enumerate(names.tolist())}
+def _pairs(record: Integers, names: list[str], annotator: Integers, code: Integers) -> list[Pair]:
+    order = np.argsort(annotator, kind="stable")
+    ends = np.cumsum(np.bincount(annotator, minlength=len(names)))[:-1]
+    columns = np.split(record[order], ends), np.split(code[order], ends)
+    said = dict(zip(names, zip(*columns, strict=True), strict=True))
     found = []
     for first, second in combinations(said, 2):
         _, mine, theirs = np.intersect1d(said[first][0], said[second][0], assume_unique=True, return_indices=True)

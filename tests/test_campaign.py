@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -22,7 +23,19 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, event, update
 
 from dal.agreement import majority
-from dal.campaign import Answer, AnswerFile, Campaign, ImportCounts, Round, Settings, database, migrations, schema
+from dal.campaign import (
+    Answer,
+    AnswerFile,
+    Answers,
+    Campaign,
+    ImportCounts,
+    Round,
+    Settings,
+    answers,
+    database,
+    migrations,
+    schema,
+)
 from dal.campaign.disk import exclusive
 from dal.errors import (
     CampaignError,
@@ -813,6 +826,47 @@ def test_latest_answers_equal_a_dictionary_whatever_is_added(
     ]
     assert [(row, who, label) for row, who, _, label, _, _ in stored(campaign)] == log
     assert all(latest.ids <= campaign.last_answer())
+
+
+def test_what_stood_at_an_answer_is_read_once_and_what_came_since_is_seen(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int | None] = []
+    real = answers.latest
+
+    def latest(connection: Connection, upto: int | None = None, *rest: object, **more: object) -> Answers:
+        reads.append(upto)
+        return real(connection, upto, *rest, **more)
+
+    monkeypatch.setattr(answers, "latest", latest)
+    elsewhere = Campaign.open(campaign.directory)
+    steps = [[says(9, 1), says(9, 1, "bob")], [says(9, 2, "cat"), says(8, None)], [says(9, 2)], [says(9, 2, "bob")]]
+    for block in steps:
+        elsewhere.add_answers(block, source="web")
+        reads.clear()
+        for upto in (None, None, 2, None, 2):
+            kept, found = campaign.labels(upto), Campaign.open(campaign.directory).labels(upto)
+            assert (kept.rows.tolist(), kept.codes.tolist()) == (found.rows.tolist(), found.codes.tolist())
+        assert campaign.labels(2).codes.tolist() == [1]
+        assert 1 <= len(reads) - 5 <= 2, "the other five were opened anew each"
+    assert campaign.labels().codes.tolist() == [2]
+    with pytest.raises(ValueError, match="read-only"):
+        campaign.latest_answers().labels[0] = 0
+
+
+def test_answers_are_read_into_arrays_and_not_into_objects(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    n = 20_000
+    monkeypatch.setattr(answers, "_READ_AT_ONCE", 1000)
+    given = (says(row % 900, row % 3, f"annotator {row // 900}") for row in range(n))
+    campaign.add_answers(given, source="web")
+    campaign.rounds()  # what SQLAlchemy keeps
+    tracemalloc.start()
+    latest = campaign.latest_answers()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert latest.rows.tolist() == sorted(row % 900 for row in range(n))
+    # Three columns, twice while they are put together, and a reference to each name; a Python row takes 250 bytes more.
+    assert peak < 80 * n + 1_000_000
 
 
 def test_latest_answers_give_labels_by_majority(campaign: Campaign) -> None:

@@ -56,6 +56,7 @@ LISTED = 1000
 """Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
 
 _STAGED_AT_ONCE = 4096
+_READ_AT_ONCE = 16384
 _SUGGESTED = ("suggested", "suggested_score", "suggested_by")
 _TOLD = ("answered_at", "received_at", "shown_at", "lead_time", "skip_reason", "suggestion_shown")
 
@@ -146,21 +147,32 @@ def latest(
     An answer that was taken back is none. Answers to gold records judge annotators, and nobody learns from them: they
     are read by themselves, or not at all.
     """
-    last = select(func.max(answers.c.id).label("id")).group_by(answers.c.row, answers.c.annotator)
+    is_gold = answers.c.row.in_(select(gold.c.row))
+    wanted = is_gold if to_gold else ~is_gold
+    last = select(func.max(answers.c.id).label("id")).where(wanted).group_by(answers.c.row, answers.c.annotator)
     if upto is not None:
         last = last.where(answers.c.id <= upto)
     if asked_in is not None:
         last = last.join(asked, asked.c.row == answers.c.row).where(asked.c.round == asked_in)
     ids = last.subquery()
-    is_gold = answers.c.row.in_(select(gold.c.row))
     query = (
-        select(answers.c.row, answers.c.annotator, func.coalesce(answers.c.label, SKIPPED), answers.c.id)
+        select(answers.c.row, func.coalesce(answers.c.label, SKIPPED), answers.c.id, answers.c.annotator)
         .join(ids, answers.c.id == ids.c.id)
-        .where(answers.c.status != "retracted", is_gold if to_gold else ~is_gold)
+        .where(answers.c.status != "retracted")
+        .order_by(answers.c.row, answers.c.annotator)
+        .execution_options(yield_per=_READ_AT_ONCE)
     )
-    found = connection.execute(query.order_by(answers.c.row, answers.c.annotator)).all()
-    rows, annotators, labels, numbers = zip(*found, strict=True) if found else ((), (), (), ())
-    return Answers(_integers(rows), list(annotators), _integers(labels), _integers(numbers))
+    # Each block becomes arrays, and each name is kept once: rows of Python objects take ten times the memory.
+    blocks = [np.empty((3, 0), np.int64)]
+    annotators: list[str] = []
+    names: dict[str, str] = {}
+    for found in connection.execute(query).partitions():
+        *numbers, who = zip(*found, strict=True)
+        blocks.append(np.array(numbers, np.int64))
+        annotators += [names.setdefault(name, name) for name in who]
+    columns = np.concatenate(blocks, axis=1)
+    columns.setflags(write=False)
+    return Answers(columns[0], annotators, columns[1], columns[2])
 
 
 def excluded_rows(connection: Connection, before_round: int | None, upto: int | None) -> npt.NDArray[np.int64]:

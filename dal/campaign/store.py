@@ -4,8 +4,9 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
@@ -73,6 +74,7 @@ class Campaign:
         self.n_rows: int = row.n_rows
         self.created_at = datetime.fromisoformat(row.created_at)
         self.database = database
+        self._standing: dict[int, _Standing] = {}
         self.objects = objects_of(directory, settings.store, self.id)
 
     # -- making and opening ------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ class Campaign:
             if before is not None and before.status != "closed":
                 raise CampaignError(f"round {before.number} is {before.status}: close it before the next one begins")
             upto = ledger.last_id(connection)
-            known = ledger.latest(connection, upto)
+            known = self._standing_at(connection, upto).answers
             number = 1 if before is None else before.number + 1
             excluded = ledger.excluded_rows(connection, number, upto)
             connection.execute(
@@ -450,8 +452,7 @@ class Campaign:
             asked.c.explore, asked.c.predicted.is_not(None)
         )
         drawn = {row: (number, code) for row, number, code in connection.execute(query)}
-        known = ledger.latest(connection)
-        labelled = self._voted(known)
+        labelled = self._standing_at(connection).labels
         ruled: dict[int, list[bool]] = defaultdict(list)
         for row, given in zip(labelled.rows.tolist(), labelled.codes.tolist(), strict=True):
             if row in drawn:
@@ -580,7 +581,9 @@ class Campaign:
             Only answers to the records of this round's batch.
         """
         with self.database.reading() as connection:
-            return ledger.latest(connection, upto, asked_in)
+            if asked_in is not None:
+                return ledger.latest(connection, upto, asked_in)
+            return self._standing_at(connection, upto).answers
 
     def answer_log(self, after: int = 0) -> Iterator[Event]:
         """Read every answer that came after an id, in the order in which they came, taken back or not."""
@@ -620,12 +623,20 @@ class Campaign:
 
     def labels(self, upto: int | None = None) -> Labels:
         """Give every labelled record its label, by the vote that the settings name, from the answers up to an id."""
-        return self._voted(self.latest_answers(upto))
+        with self.database.reading() as connection:
+            standing = self._standing_at(connection, upto)
+        return standing.labels
 
-    def _voted(self, given: Answers) -> Labels:
-        columns = given.rows, given.annotators, given.labels
-        vote, seed = self.settings.vote, self.settings.seed
-        return label(*columns, vote=vote, n_classes=len(self.settings.classes), seed=seed)
+    def _standing_at(self, connection: Connection, upto: int | None = None) -> "_Standing":
+        """Give what stands at an answer's id, which never changes, as the log is only appended to: it is read once."""
+        last = ledger.last_id(connection)
+        upto = last if upto is None else min(upto, last)
+        found = self._standing.get(upto)
+        if found is None:
+            found = _Standing(ledger.latest(connection, upto), self.settings)
+            # What a round froze, and what stands now.
+            self._standing = dict([*self._standing.items(), (upto, found)][-2:])
+        return found
 
     def last_answer(self) -> int:
         """Give the id of the last answer, 0 where there is none."""
@@ -687,6 +698,20 @@ class Campaign:
         status = self.round(round.number).status
         if status not in allowed:
             raise _wrong_step(round.number, status, allowed)
+
+
+@dataclass
+class _Standing:
+    """The answers that count at some moment, and the labels that they come to, once somebody asks."""
+
+    answers: Answers
+    settings: Settings
+
+    @cached_property
+    def labels(self) -> Labels:
+        given, chosen = self.answers, self.settings
+        columns = given.rows, given.annotators, given.labels
+        return label(*columns, vote=chosen.vote, n_classes=len(chosen.classes), seed=chosen.seed)
 
 
 # -- the objects -------------------------------------------------------------------------------------------------------
