@@ -466,6 +466,32 @@ def test_everything_is_done_by_keyboard_alone(
     assert page.locator("body[data-evil]").count() == 0
 
 
+def test_a_manager_who_only_looks_holds_no_records(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=12)
+    next_batch(campaign)
+    token = Annotators(campaign).add("boss", "manager")
+    server = serve(campaign)
+    page = opened()
+
+    def left_for_others(n: int) -> bool:
+        until = time.monotonic() + 30
+        while (left := Queue(campaign).progress("ann").left) != n and time.monotonic() < until:
+            page.wait_for_timeout(50)
+        return left == n
+
+    page.goto(f"{server.url}enter#{token}")
+    page.wait_for_url(f"{server.url}campaign")
+    assert left_for_others(12)
+    page.get_by_role("link", name="Label").press("Enter")
+    in_state(page, "record")
+    assert left_for_others(0)
+    page.get_by_role("link", name="Campaign").press("Enter")
+    page.wait_for_url(f"{server.url}campaign")
+    assert left_for_others(12)
+
+
 def test_a_click_leaves_no_focus_that_space_would_press_again(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
@@ -533,6 +559,8 @@ def test_every_state_says_what_it_is(
     other.route("**/api/renew", lambda route: route.abort())
     shown = on_screen(other)
     Control(campaign).tell("close", "boss")
+    # The answer to the answer then tells two things at once: that the round is closed, and that it came late.
+    other.wait_for_function("async () => (await (await fetch('api/state')).json()).phase !== 'open'")
     other.keyboard.press("2")
     other.wait_for_function("() => document.querySelector('#remark')?.textContent.includes('came late')")
     shot(other, "late")

@@ -12,7 +12,8 @@ async function enter() {
   if (!token) return tell("Your link is needed", "Open the whole link that you were given, with everything behind the # sign.");
   try {
     const me = await ask("enter", { token });
-    location.replace(me.role === "manager" && new URLSearchParams(location.search).has("campaign") ? "campaign" : "./");
+    // A manager who only looks must not take records in hand: the others would wait for them.
+    location.replace(me.role === "manager" ? "campaign" : "./");
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     history.replaceState(null, "", location.pathname);

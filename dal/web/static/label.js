@@ -316,6 +316,8 @@ for (const [id, act] of [["skip", "skip"], ["reasons", "reasons"], ["undo", "und
   find(id).addEventListener("click", (event) => { ACTS[act](); released(event); });
 }
 find("finish").addEventListener("click", () => work.finish());
+find("overview").addEventListener("click", (event) => { if (!event.ctrlKey && !event.metaKey && !event.shiftKey) work.leave(); });
+addEventListener("pageshow", (event) => event.persisted && work.back());
 find("search").addEventListener("input", filter);
 find("search").addEventListener("keydown", (event) => {
   if (event.key !== "Enter") return;

@@ -160,6 +160,20 @@ export class Work {
     this.look(next >= this.done.length ? null : this.done[next]);
   }
 
+  /** Hand the records in hand back on the way to another page; the request outlives this one. */
+  leave() {
+    const rows = this.queue.map((record) => record.row);
+    if (rows.length) fetch("api/release", { method: "POST", keepalive: true, headers: { "content-type": "application/json" }, body: JSON.stringify({ rows }) }).catch(() => {});
+  }
+
+  /** Take records anew where the browser brings this page back as it was left. */
+  back() {
+    if (!this.outbox) return;
+    this.queue = [];
+    this.told();
+    this.sync();
+  }
+
   /** Hand the records in hand back, for others. */
   async finish() {
     const rows = this.queue.map((record) => record.row);
@@ -245,7 +259,7 @@ export class Work {
     try {
       const { state } = await ask("api/undo", { event_id: undoes, new_event_id });
       this.outbox.drop([key]);
-      this.#newState(state);
+      this.#newState(state, this.remark);
     } catch (error) {
       if (error.kind !== "refused") throw error;
       this.outbox.setAside(key);
@@ -254,6 +268,7 @@ export class Work {
   }
 
   async #sendAnswers(sending) {
+    const remark = this.remark;
     const answers = sending.map(([, { kind, record_id, ...given }]) => given);
     const before = new Set(sending.map(([, operation]) => operation.row));
     // The server counts what is in hand: those on screen and ahead, of which it knows, and new ones.
@@ -283,7 +298,7 @@ export class Work {
     const held = new Set(this.queue.map((record) => record.row));
     this.queue.push(...got.records.filter((record) => !held.has(record.row) && !answered.has(record.row)));
     if (wanted) this.dry = got.records.length === 0;
-    this.#newState(got.state);
+    this.#newState(got.state, remark);
   }
 
   #refused(key, operation, reason) {
@@ -296,12 +311,13 @@ export class Work {
     } else this.remark = { kind: "bad", text: `The answer to ${operation.record_id} was not accepted: ${reason}` };
   }
 
-  #newState(state) {
+  #newState(state, remark) {
     const before = this.state;
     this.state = state;
     // A round that was closed early or a campaign that was paused takes the leases of its records with it.
     if (before && (before.round !== state.round || before.phase !== state.phase)) {
-      this.remark = null;
+      // What was remarked before is of the past; what came with this very state is not: that an answer was late, say.
+      if (this.remark === remark) this.remark = null;
       this.renew();
     }
     this.told();
