@@ -3,17 +3,20 @@
 import asyncio
 import logging
 import os
+import queue
+import secrets
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import dask
 import dask.config
 import dask.system
-from distributed import Client, Future, KilledWorker, LocalCluster, Security
+from distributed import Client, Future, KilledWorker, LocalCluster, Security, WorkerPlugin, get_worker
 from distributed.comm.core import connect as connect_comm
 from distributed.deploy.cluster import Cluster
 from threadpoolctl import threadpool_limits
@@ -22,10 +25,15 @@ from dal.errors import ClusterError, SettingsError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Shared = TypeVar("Shared")
+Beat = Callable[[], None]
 
 _IN_FLIGHT = 4
 """Items a thread that are sent at a time."""
 _STALL_SECONDS = 600.0
+_NO_WORKERS_SECONDS = 60.0
+_TICK_SECONDS = 1.0
+_ATTEMPTS = 3
 
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": 1,
@@ -188,6 +196,112 @@ def _result(future: "Future[Result]") -> Result:
             f"the cluster did not give a result ({type(error).__name__}: {error}): look at its workers and run again"
         ) from error
     return result
+
+
+def each_on(
+    client: Client, function: Callable[[Shared, Item, Beat], Result], items: Iterable[Item], shared: Shared
+) -> Iterator[tuple[Item, Result]]:
+    """Give each item with ``function(shared, item, beat)``, as they end: for few items that take long.
+
+    What is shared reaches every worker once, also those that join later, and is lost with none of them. A worker that
+    dies has its items begun again by others.
+
+    Parameters
+    ----------
+    client
+    function
+        Known to the workers by its module. It calls ``beat()`` whenever it has come further, so that work that takes
+        hours is told from work that stands still.
+    items
+        Hashable.
+    shared
+
+    Raises
+    ------
+    ClusterError
+        If the cluster is lost, has no worker for a minute, or for ten minutes nothing ends and no beat comes; or if an
+        item ended every worker that was at it. What `function` raises is raised as it is.
+    """
+    token = secrets.token_hex(8)
+    moved: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
+    pending: dict[Future[Result], Item] = {}
+    ended: Future[Result] | None = None
+    try:
+        _bring(client, _Shared(token, shared))
+        client.subscribe_topic(token, lambda _: moved.put(None))
+        for item in items:
+            future = client.submit(_with_shared, token, function, item, pure=False, retries=2)
+            pending[future] = item
+            future.add_done_callback(moved.put)
+        while pending:
+            ended = _next_moved(client, moved)
+            if ended is not None:
+                yield pending.pop(ended), _result(ended)
+    except OSError as error:
+        if ended is not None and ended.status == "error":
+            raise  # the function's own
+        raise ClusterError(f"the cluster is gone ({error}): bring it up and run again") from error
+    finally:
+        if client.status == "running":
+            # A cluster that dies meanwhile needs no cleaning, and must not hide what went wrong.
+            with suppress(OSError):
+                client.cancel(list(pending), force=True)
+                client.unsubscribe_topic(token)
+                client.unregister_worker_plugin(token)
+
+
+_SHARED: dict[str, object] = {}
+
+
+class _Shared(WorkerPlugin):
+    def __init__(self, token: str, value: object) -> None:
+        self.name = token
+        self.value = value
+
+    def setup(self, worker: object) -> None:  # noqa: ARG002 - the plugin's contract
+        _SHARED[self.name] = self.value
+
+    def teardown(self, worker: object) -> None:  # noqa: ARG002
+        _SHARED.pop(self.name, None)
+
+
+def _bring(client: Client, plugin: WorkerPlugin) -> None:
+    for attempt in range(_ATTEMPTS):
+        # A worker that dies while it is told breaks the whole call; it is safe to tell the others twice.
+        try:
+            client.register_plugin(plugin)
+        except OSError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+        else:
+            return
+
+
+def _with_shared(token: str, function: Callable[[Any, Item, Beat], Result], item: Item) -> Result:
+    worker = get_worker()
+    return function(_SHARED[token], item, lambda: worker.log_event(token, None))
+
+
+def _next_moved(client: Client, moved: "queue.SimpleQueue[Future[Result] | None]") -> "Future[Result] | None":
+    """Wait until an item ends, or, with None, one has come further."""
+    waited_from = alive = time.monotonic()
+    while True:
+        try:
+            return moved.get(timeout=_TICK_SECONDS)
+        except queue.Empty:
+            now = time.monotonic()
+            if client.status != "running":
+                raise ClusterError("the cluster is gone: bring it up and run again") from None
+            alive = now if client.nthreads() else alive
+            if now - alive > _NO_WORKERS_SECONDS:
+                raise ClusterError(
+                    f"the cluster has had no worker for {_NO_WORKERS_SECONDS:.0f} s: start workers, and run again"
+                ) from None
+            if now - waited_from > _STALL_SECONDS:
+                raise ClusterError(
+                    f"nothing has come further on the cluster for {_STALL_SECONDS:.0f} s: look at its workers and run"
+                    " again"
+                ) from None
 
 
 @contextmanager

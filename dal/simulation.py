@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client, as_completed
+from distributed import Client
 from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, Campaign
+from dal.client import Beat, each_on
 from dal.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
 from dal.errors import SettingsError
 from dal.learner import Model
@@ -386,32 +387,26 @@ def compare_side_by_side(
     client : distributed.Client
     **settings
         ``learner``, ``batch``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster is lost, or in ten minutes no round ends anywhere; a worker that dies has its replays begun again
+        by others.
     """
     played = {(replay.strategy, replay.seed): replay for replay in known}
-    # Sent once, and not with every replay.
-    shared = client.scatter({"codes": codes, "test": test, **settings}, hash=False)
-    tasks = {
-        client.submit(_replayed, pool, tuple(classes), strategy, seed, shared, pure=False, retries=2): (strategy, seed)
-        for seed in seeds
-        for strategy in strategies
-        if (strategy, seed) not in played
-    }
-    try:
-        with client.as_current():
-            for task, replay in as_completed(tasks, with_results=True):
-                played[tasks[task]] = replay
-                if on_replay is not None:
-                    on_replay(replay)
-    finally:
-        client.cancel(list(tasks))
+    shared = {"pool": pool, "oracle": codes, "test": test, "classes": tuple(classes), **settings}
+    wanted = [(strategy, seed) for seed in seeds for strategy in strategies if (strategy, seed) not in played]
+    for which, replay in each_on(client, _replayed, wanted, shared):
+        played[which] = replay
+        if on_replay is not None:
+            on_replay(replay)
     return Comparison(tuple(played[strategy, seed] for seed in seeds for strategy in strategies))
 
 
-def _replayed(pool: Pool, classes: tuple[str, ...], strategy: str, seed: int, shared: dict[str, Any]) -> Replay:
-    settings = dict(shared)
-    return simulate(
-        pool, settings.pop("codes"), settings.pop("test"), classes, strategy=strategy, seed=seed, **settings
-    )
+def _replayed(shared: dict[str, Any], which: tuple[str, int], beat: Beat) -> Replay:
+    strategy, seed = which
+    return simulate(**shared, strategy=strategy, seed=seed, on_round=lambda _: beat())
 
 
 def answer_batch(

@@ -1,7 +1,9 @@
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,8 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from dal.client import SETTINGS, connect, local_cluster, map_on
+from dal import client as module
+from dal.client import SETTINGS, Beat, connect, each_on, local_cluster, map_on
 from dal.errors import ClusterError, SettingsError
 from dal.selection import Candidates, Strategy
 from dal.selectors import select
@@ -221,6 +224,77 @@ def test_what_a_dead_worker_had_is_done_by_others(tmp_path: Path) -> None:
     with local_cluster(2) as client:
         marker = str(tmp_path / "died")
         assert list(map_on(client, dies_once, [marker])) == [marker]
+
+
+def added(shared: int, item: int, beat: Beat) -> int:
+    beat()
+    return shared + item
+
+
+def told_at(shared: str, item: int, beat: Beat) -> tuple[int, int]:
+    """Take two seconds, with a beat in each quarter of one, and note on disk who is at work."""
+    (Path(shared) / f"{item}-{os.getpid()}").touch()
+    for _ in range(8):
+        time.sleep(0.25)
+        beat()
+    return item, os.getpid()
+
+
+def stands_still(shared: None, item: int, beat: Beat) -> None:
+    time.sleep(60)
+
+
+def cannot_read(shared: None, item: int, beat: Beat) -> None:
+    raise FileNotFoundError(f"no {item}.zarr")
+
+
+def test_items_come_as_they_end_with_what_is_shared(client: Client) -> None:
+    assert dict(each_on(client, added, range(3, 9), 100)) == {item: 100 + item for item in range(3, 9)}
+    assert list(each_on(client, added, [], 100)) == []
+    with pytest.raises(FileNotFoundError, match=r"no 7\.zarr"):
+        list(each_on(client, cannot_read, [7], None))
+    assert client.run(lambda: len(module._SHARED)) == dict.fromkeys(client.nthreads(), 0)
+
+
+@pytest.mark.slow
+def test_what_is_shared_outlives_every_worker_that_had_it(tmp_path: Path) -> None:
+    with local_cluster(2) as client:
+        first = set(client.run(os.getpid).values())
+        killed: set[int] = set()
+        found = {}
+        for item, (same, pid) in each_on(client, told_at, range(6), str(tmp_path)):
+            assert same == item
+            found[item] = pid
+            if len(killed) < 2:  # the two that were there at the beginning, one after the other, in mid-work
+                victim = min(first - killed)
+                os.kill(victim, signal.SIGKILL)
+                killed.add(victim)
+        assert killed == first
+        assert sorted(found) == list(range(6))
+        assert set(found.values()) - first  # workers that came later have done some of it
+        assert len(list(tmp_path.iterdir())) > 6  # what the dead were at was begun again
+
+
+@pytest.mark.slow
+def test_work_that_stands_still_and_a_cluster_without_workers_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STALL_SECONDS", 1.0)
+    monkeypatch.setattr(module, "_NO_WORKERS_SECONDS", 1.0)
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
+        with pytest.raises(ClusterError, match="nothing has come further on the cluster for 1 s"):
+            list(each_on(client, stands_still, [1], None))
+        monkeypatch.setattr(module, "_STALL_SECONDS", 60.0)
+        cluster.scale(0)
+        with pytest.raises(ClusterError, match="has had no worker for 1 s"):
+            list(each_on(client, added, [1], 1))
+
+
+def test_beats_keep_long_work_alive(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STALL_SECONDS", 1.2)
+    [(_, (item, _))] = each_on(client, told_at, [5], str(tmp_path))
+    assert item == 5
 
 
 def test_a_large_batch_is_the_same_for_any_number_of_workers(client: Client) -> None:

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from distributed import Client
 
 from dal import cli, explorer
+from dal.client import local_cluster
 from dal.coordinator import create_campaign, next_batch
 from dal.errors import CampaignMismatch, InputError, SettingsError
 from dal.explorer import Known, Plan, Run, RunFolder
@@ -201,6 +204,30 @@ def test_replays_side_by_side_on_a_cluster_are_those_of_one_process(folder: Path
         )
         assert [rows.tolist() for rows in one.batches] == [rows.tolist() for rows in other.batches]
         assert [view.tolist() for view in one.views] == [view.tolist() for view in other.views]
+
+
+@pytest.mark.slow
+def test_replays_outlive_the_workers_that_began_them(folder: Path) -> None:
+    pool, y = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
+    test = TestSet(pool.read(700, 900), y[700:900])
+    settings = {"seeds": (0, 1, 2), "batch": 6, "rounds": 4}
+    here = compare(pool, y, test, ("a", "b", "c"), ("margin", "random"), **settings)
+    with local_cluster(2) as own:
+        victims = list(own.run(os.getpid).values())
+
+        def kill(_: Replay) -> None:
+            if victims:
+                os.kill(victims.pop(), signal.SIGKILL)
+
+        there = compare_side_by_side(
+            pool, y, test, ("a", "b", "c"), ("margin", "random"), client=own, on_replay=kill, **settings
+        )
+    assert not victims
+    assert [each.accuracy for each in there.replays] == [each.accuracy for each in here.replays]
+    assert all(
+        np.array_equal(np.concatenate(one.batches), np.concatenate(other.batches))
+        for one, other in zip(there.replays, here.replays, strict=True)
+    )
 
 
 def test_a_view_is_the_model_s_class_and_confidence(folder: Path) -> None:
