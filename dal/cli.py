@@ -770,7 +770,11 @@ def compare_(
 )
 @click.option("--scheduler", help="Address of a Dask scheduler to count the map on. Default: this process.")
 def report(directory: Path, output: Path, scheduler: str | None) -> None:
-    """Write the campaign in DIRECTORY, finished or running, as one page: what was chosen, learned and measured."""
+    """Write the campaign in DIRECTORY, finished or running, as one page to play it again, round by round.
+
+    It is the explorer of dal compare: what was asked on the map of the pool, what the model thought, accuracy with its
+    interval, stopping criteria, annotators. The file opens anywhere, and fetches nothing.
+    """
     campaign = Campaign.open(directory)
     with _cluster(scheduler, start=False) as client, shown("map", console) as show:
         pool_map = map_of(

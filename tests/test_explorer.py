@@ -15,7 +15,7 @@ from distributed import Client
 
 from dal import cli, explorer
 from dal.client import local_cluster
-from dal.coordinator import create_campaign, next_batch
+from dal.coordinator import Batch, create_campaign, next_batch
 from dal.errors import CampaignMismatch, InputError, SettingsError
 from dal.explorer import Known, Plan, Run, RunFolder
 from dal.explorer.page import explorer_html
@@ -210,7 +210,7 @@ def test_replays_side_by_side_on_a_cluster_are_those_of_one_process(folder: Path
 def test_replays_outlive_the_workers_that_began_them(folder: Path) -> None:
     pool, y = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
     test = TestSet(pool.read(700, 900), y[700:900])
-    settings = {"seeds": (0, 1, 2), "batch": 6, "rounds": 4}
+    settings = {"seeds": (0, 1), "batch": 6, "rounds": 3}
     here = compare(pool, y, test, ("a", "b", "c"), ("margin", "random"), **settings)
     with local_cluster(2) as own:
         victims = list(own.run(os.getpid).values())
@@ -413,6 +413,12 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
     assert tables["Stopping criteria"][0][:2] == ["max_labels", "go on"]
     assert "live: round 3 is open, 20 waiting" in view["lead"]
     assert view["needed"] is None
+    campaign.close_round(campaign.round(3))
+    assert "live: round 3 is closed, the next one not begun" in explorer.view_of_campaign(campaign, None)["lead"]
+    while isinstance(batch := next_batch(campaign), Batch):
+        answer_batch(campaign, batch.rows, batch.record_ids, y[batch.rows], annotator="ann")
+    ended = explorer.view_of_campaign(campaign, None)["lead"]
+    assert ended.endswith("100 labelled of 120 asked · ended: 100 of 100 labels are known")
 
 
 @pytest.mark.slow

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from dal.explorer import Run, view_of_run, write_explorer
@@ -177,6 +179,18 @@ def test_the_target_says_what_it_costs(page: Page, images: Path) -> None:
     slide.fill(str(slide.get_attribute("max")))
     assert page.locator("#needed table").inner_text() != low
     assert "paired by seed" in page.locator("#needed .hint").inner_text()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_that_would_keep_somebody_out(
+    page: Page, images: Path, texts: Path, scheme: Literal["light", "dark"]
+) -> None:
+    page.emulate_media(color_scheme=scheme)
+    for path in (images, texts):
+        page.goto(path.as_uri())
+        page.keyboard.press("End")
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
 
 
 def test_hostile_text_stays_text(page: Page, texts: Path) -> None:

@@ -104,7 +104,7 @@ def test_people_pairs_and_pauses() -> None:
     matrix = np.array([[1.0, -0.2, np.nan], [-0.2, 1, 0.5], [np.nan, 0.5, 1]])
     drawn = columns(figures.agreement_matrix(["a", "b", "c"], matrix, np.full((3, 3), 7)), Rect)
     assert drawn["said"] == ["-0.20", "-", "-0.20", "0.50", "-", "0.50"]
-    assert drawn["alpha"] == [0.0, 0.0, 0.0, 0.5, 0.0, 0.5]
+    assert drawn["alpha"] == pytest.approx([0.0, 0.0, 0.0, 0.275, 0.0, 0.275])
     plot = figures.pauses([Pause(2, 50, 1, 2, 3), Pause(3, 60, 1, 2, 3)])
     assert list(plot.renderers[3].data_source.data["idle"]) == [50, 60]
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route
 from sklearn.datasets import load_digits
 
@@ -713,6 +714,8 @@ def test_pages_can_be_read_in_any_light_and_on_any_screen(
         assert box["y"] + box["height"] <= height + 1, thing
     # Everything that can be pressed has a name for those who do not see it.
     assert page.evaluate(NAMED)
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
     page.goto(f"{url}campaign")
     page.locator("[data-figure=balance] .bk-Figure").wait_for()
     page.wait_for_timeout(800)
@@ -720,6 +723,8 @@ def test_pages_can_be_read_in_any_light_and_on_any_screen(
     assert page.evaluate(CONTRAST) == []
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate(NAMED)
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
 
 
 def test_bokeh_needs_what_the_chart_policy_allows_and_no_more(
@@ -755,6 +760,33 @@ def test_bokeh_needs_what_the_chart_policy_allows_and_no_more(
     assert broken(lambda policy: policy) == set()
     assert any(each.startswith("style-src") for each in broken(lambda policy: policy.replace(" 'unsafe-inline'", "")))
     assert "img-src" in broken(lambda policy: policy.replace("img-src 'self' data:", "img-src 'self'"))
+
+
+def test_figures_that_are_drawn_again_leave_nothing_behind(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=20, explore=0.3)
+    for _ in range(3):
+        batch = next_batch(campaign)
+        assert isinstance(batch, Batch)
+        answer_batch(campaign, batch.rows, batch.record_ids, digits[1][batch.rows])
+    page = opened(color_scheme="light")
+    page.goto(f"{serve(campaign).url}campaign")
+    drawn = "() => [Bokeh.index.roots.length, Bokeh.documents.length, document.querySelectorAll('.bk-Figure').length]"
+
+    def figures() -> list[int]:
+        # The last of them is the time between batches; then all are there.
+        page.locator("[data-figure=pauses] .bk-Figure").wait_for()
+        page.wait_for_timeout(500)
+        found: list[int] = page.evaluate(drawn)
+        return found
+
+    first = figures()
+    assert first[0] == first[1] == first[2] > 5
+    for scheme in ("dark", "light", "dark"):
+        page.evaluate("document.querySelector('[data-figure=pauses] .figure').firstElementChild.remove()")
+        page.emulate_media(color_scheme=scheme)
+        assert figures() == first
 
 
 def test_a_manager_steers_on_the_campaign_page(

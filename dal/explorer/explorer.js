@@ -327,7 +327,8 @@ function buildPanels() {
       stage.addEventListener("pointerleave", () => hover(null));
       panel.node.append(stage);
     }
-    panel.chosen = make("div", { class: "chosen" });
+    // It scrolls, so it can be reached by Tab.
+    panel.chosen = make("div", { class: "chosen", tabindex: 0, role: "group", "aria-label": `chosen by ${panel.name}` });
     panel.chosen.addEventListener("pointermove", (event) => {
       const item = event.target.closest("li");
       hover(item ? Number(item.dataset.record) : null, event);
@@ -565,12 +566,12 @@ function fillOverlap() {
   $("overlap").hidden = panels.length < 2;
   if (panels.length < 2) return;
   const shares = view.overlap[Math.min(state.round, view.overlap.length - 1)];
-  const table = make("table", {}, make("tr", {}, make("th", {}), ...panels.map((p) => make("th", {}, badge(p.name)))));
+  const table = make("table", {}, make("tr", {}, make("th", {}, make("span", { class: "said" }, "strategy")), ...panels.map((p) => make("th", {}, badge(p.name), make("span", { class: "said" }, p.name)))));
   panels.forEach((panel, i) => {
     const row = make("tr", {}, make("td", {}, badge(panel.name), panel.name));
     panels.forEach((_, j) => {
       const cell = make("td", { class: "cell" }, i === j ? "" : percent(shares[i][j], 0));
-      if (i !== j) cell.style.background = `color-mix(in srgb, var(--accent) ${Math.round(70 * shares[i][j])}%, transparent)`;
+      if (i !== j) cell.style.background = `color-mix(in srgb, var(--accent) ${Math.round(45 * shares[i][j])}%, transparent)`;
       row.append(cell);
     });
     table.append(row);

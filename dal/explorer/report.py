@@ -46,7 +46,13 @@ def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, 
 
 def _lead(campaign: Campaign) -> str:
     now = status(campaign)
-    state = f"live: round {now.round} is {now.status}, {now.pending:,} waiting" if now.status != "closed" else "closed"
+    if now.status != "closed":
+        state = f"live: round {now.round} is {now.status}, {now.pending:,} waiting"
+    else:
+        reasons = [each.reason for each in now.verdicts if each.stop]
+        state = (
+            f"ended: {', '.join(reasons)}" if reasons else f"live: round {now.round} is closed, the next one not begun"
+        )
     return f"{campaign.n_rows:,} records · {now.labels:,} labelled of {now.asked:,} asked · {state}"
 
 

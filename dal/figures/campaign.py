@@ -317,7 +317,10 @@ def agreement_matrix(
     columns: dict[str, Sequence[object]] = {
         "first": [names[i] for i, _ in pairs],
         "second": [names[j] for _, j in pairs],
-        "alpha": [float(np.clip(agreement[pair], 0, 1)) if k else 0.0 for pair, k in zip(pairs, known, strict=True)],
+        # Half as dark as could be: the number on it is read on light and on dark paper.
+        "alpha": [
+            0.55 * float(np.clip(agreement[pair], 0, 1)) if k else 0.0 for pair, k in zip(pairs, known, strict=True)
+        ],
         "said": [f"{agreement[pair]:.2f}" if k else "-" for pair, k in zip(pairs, known, strict=True)],
         "n": [int(together[pair]) for pair in pairs],
     }

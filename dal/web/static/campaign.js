@@ -13,6 +13,7 @@ const ASKED = {
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let drawn = { version: null, at: 0 };
 let shown = null;
+const embedded = new Map(); // by place: Bokeh's views of the figures there
 
 function draw(overview) {
   const { standing } = overview;
@@ -78,9 +79,20 @@ async function drawFigures(overview) {
     // The stopping criteria have words to say before there is anything to draw.
     if (place.matches("article")) place.hidden = !there && name !== "stopping";
     const target = place.matches("article") ? place.querySelector(".figure") : place;
-    if (!there) target.replaceChildren();
-    else await embed(name, target);
+    if (there) await embed(name, target);
+    else empty(target);
   }
+}
+
+/** Take figures away. Bokeh keeps what was drawn until it is told; a page that is open for days would grow. */
+function empty(target, ...children) {
+  for (const views of embedded.get(target) ?? []) {
+    const documents = new Set(views.roots.map((view) => view.model.document));
+    views.clear();
+    for (const each of documents) Bokeh.documents.splice(Bokeh.documents.indexOf(each), 1);
+  }
+  embedded.delete(target);
+  target.replaceChildren(...children);
 }
 
 async function embed(name, target) {
@@ -89,12 +101,14 @@ async function embed(name, target) {
     answer = await ask(`api/figures/${name}?theme=${dark.matches ? "dark" : "light"}`);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    target.replaceChildren(make("p", { class: "muted" }, `It cannot be drawn now: ${error.message}`));
+    empty(target, make("p", { class: "muted" }, `It cannot be drawn now: ${error.message}`));
     return;
   }
   const places = answer.figures.map(() => make("div"));
-  target.replaceChildren(...places);
-  for (const [at, item] of answer.figures.entries()) await Bokeh.embed.embed_item(item, places[at]);
+  empty(target, ...places);
+  const views = [];
+  embedded.set(target, views);
+  for (const [at, item] of answer.figures.entries()) views.push(await Bokeh.embed.embed_item(item, places[at]));
 }
 
 async function refresh() {
