@@ -705,6 +705,11 @@ class Coordinator:
         budgets = [criterion.n - labels for criterion in self.criteria if isinstance(criterion, MaxLabels)]
         return min(budgets, default=self.campaign.n_rows)
 
+    def _room(self) -> int:
+        """Say how many records more may be asked, now that answers came since the freeze and more are in hand."""
+        known, held = self.labels(None).rows, self.campaign.in_hand()
+        return self._budget(len(known) + len(np.setdiff1d(held, known)))
+
     def _select(self, current: Round) -> None:
         model = self._model(current)
         strategy = self._strategy(current, model)
@@ -729,6 +734,9 @@ class Coordinator:
         # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
         asked = _Asked(np.append(asked.rows, chosen.rows), np.concatenate([asked.X, chosen.embeddings]))
         spare = self._chosen(current, strategy, candidates, asked, self._reserve(current))
+        room = self._room()
+        order = order[: max(room, 1)]
+        spare = spare.take(np.arange(min(len(spare), max(room - len(order), 0))))
         chosen = candidates.take(np.searchsorted(candidates.rows, np.append(chosen.rows, spare.rows)))
         self._keep_features(current, chosen, drawn)
         answers = dict(zip(chosen.rows.tolist(), zip(chosen.scores, chosen.predicted, strict=True), strict=True))

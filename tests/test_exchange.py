@@ -366,6 +366,18 @@ def test_importing_twice_changes_nothing(campaign: Campaign, bring: Callable[...
     assert campaign.import_seen(hashlib.sha256(content.encode()).hexdigest(), "ann") is not None
 
 
+def test_answers_under_a_wrong_name_are_undone_by_importing_them_as_skipped(
+    campaign: Campaign, bring: Callable[..., files.ImportReport]
+) -> None:
+    bring(HEADER + "r7,cat,,\nr1,dog,,\nr2,cat,,\n", annotator="anne")
+    report = bring(HEADER + "r7,,skipped,\nr1,,skipped,\n", annotator="anne")
+    assert (report.new, report.changed, report.rejections, report.kept_out) == (0, 2, 0, 0)
+    assert campaign.labels().rows.tolist() == [102]
+    bring(HEADER + "r7,cat,,\n", annotator="ann")
+    assert campaign.labels().rows.tolist() == [102, 107]
+    assert [each.status for each in campaign.answer_log()] == ["submitted"] * 3 + ["skipped"] * 2 + ["submitted"]
+
+
 def test_a_file_imported_before_is_not_read_again(
     campaign: Campaign, bring: Callable[..., files.ImportReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -133,6 +133,39 @@ def test_the_last_batch_has_no_reserve_beyond_the_budget(truth: tuple[Pool, np.n
     assert isinstance(next_batch(campaign), Stopped)
 
 
+def test_a_budget_holds_whatever_people_have_in_hand_when_the_last_batch_is_chosen(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = made(truth, tmp_path / "c", reserve=1.0, stop=["max_labels=25"])
+    queue = Queue(campaign)
+    answered(campaign, truth, next_batch(campaign))
+    # 10 are known. Ann has three of the reserve in hand, and answers one of them while the next batch is prepared; bob
+    # has taken two and gives one back.
+    hers, his = queue.lease("ann", 3), queue.lease("bob", 2)
+    assert not {each.row for each in hers} & {each.row for each in his}
+    queue.release("bob", [his[1].row])
+    real = Campaign.save_scan
+
+    def meanwhile(self: Campaign, *rest: object) -> None:
+        real(self, *rest)
+        assert says(queue, "ann", [hers[0].row], truth[1]) == ["new"]
+
+    monkeypatch.setattr(Campaign, "save_scan", meanwhile)
+    second = next_batch(campaign)
+    monkeypatch.undo()
+    assert len(second.rows) == 10
+    assert queue.progress("eve").reserve == 25 - 11 - 3 - 10, "11 are known, 3 in hand, and 10 asked"
+    answered(campaign, truth, second)
+    third = next_batch(campaign)
+    assert len(third.rows) == 25 - 21 - 3
+    assert queue.progress("eve").reserve == 0
+    answered(campaign, truth, third)
+    assert says(queue, "ann", [each.row for each in hers[1:]], truth[1]) == ["new", "new"]
+    assert says(queue, "bob", [his[0].row], truth[1]) == ["new"]
+    assert isinstance(next_batch(campaign), Stopped)
+    assert len(campaign.labels().rows) == 25
+
+
 def test_the_time_of_each_step_is_kept(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = made(truth, tmp_path / "c")
     for _ in range(2):

@@ -344,6 +344,13 @@ class Campaign:
         with self.database.writing() as connection:
             _release_reserve(connection, self.database.now(connection))
 
+    def in_hand(self) -> npt.NDArray[np.int64]:
+        """Read the rows of asked records that somebody holds now: an answer to each may come."""
+        with self.database.reading() as connection:
+            held = select(schema.leases.c.row).where(holds(self.database.now(connection))).distinct()
+            rows = connection.scalars(held.join(asked, asked.c.row == schema.leases.c.row)).all()
+            return np.sort(np.array(rows, dtype=np.int64))
+
     def close_round(self, round: Round) -> None:
         """End a round; records of its batch that nobody has answered stay asked, and can still be answered.
 
