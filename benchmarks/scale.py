@@ -197,7 +197,7 @@ def simulate(pool: VirtualPool, capacity: Capacity, workers: int, rate: float) -
         state = Run(cast("Pool", pool), None, order, synthetic.NO_ROWS, None, Journal(Path(folder) / "journal"), None)
         threads = VirtualCluster(workers, rate, order)
         cluster._Engine(state, cast("cluster._Cluster", threads), skip_failed=False).run()
-        found = state.result()
+        found = state.result(lambda rows: np.empty((len(rows), 0), dtype=np.float32))
         threads._enter()
     return {
         "rows": found.summary.tally.rows,

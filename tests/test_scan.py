@@ -273,14 +273,32 @@ def test_soundings_and_growing_spans_change_nothing(
         )
 
 
-def test_features_that_are_too_many_to_travel_are_gathered(
+def test_features_wait_on_the_workers_and_are_read_again_where_a_worker_has_lost_them(
     pools: dict[str, Pool], models: dict[str, Model], cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     expected = run(pools["built"], models["logistic"], Strategy(), codebook)
-    monkeypatch.setattr(cluster_engine, "MOST_BYTES_ALONG", 0)
-    gathered = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
-    assert_same(gathered.candidates, expected.candidates)
+    read: list[int] = []
+    take, by_keeper = cluster_engine._Cluster._take, cluster_engine._Cluster._by_keeper
+    monkeypatch.setattr(
+        cluster_engine._Cluster, "_take", lambda self, rows: [read.append(len(rows)), take(self, rows)][1]
+    )
+    kept = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
+    assert not read
+    assert_same(kept.candidates, expected.candidates)
+    for found in (kept, expected):
+        np.testing.assert_array_equal(found.candidates.embeddings, pools["built"].take(found.candidates.rows))
+    assert kept.summary.bytes_up < 2 * expected.summary.bytes_up
+
+    def half_lost(engine: cluster_engine._Cluster, rows: np.ndarray) -> list[tuple[str, np.ndarray]]:
+        gone = "tcp://127.0.0.1:9"
+        (first, own), *others = by_keeper(engine, rows)
+        return [(gone, own), *others] if others else [(first, own[1::2]), (gone, own[::2])]
+
+    monkeypatch.setattr(cluster_engine._Cluster, "_by_keeper", half_lost)
+    lost = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
+    assert 0 < read[0] < len(expected.candidates)
+    assert_same(lost.candidates, expected.candidates)
 
 
 def test_spans_of_a_heavy_learner_are_cut_within_chunks(

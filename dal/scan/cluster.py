@@ -12,13 +12,13 @@ from concurrent.futures import TimeoutError as WaitedTooLong
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from distributed import Client, Future, WorkerPlugin, wait
+from distributed import Client, Future, WorkerPlugin, get_worker, wait
 from distributed.protocol import pickle
 from numcodecs import Blosc
 from threadpoolctl import threadpool_info
@@ -29,16 +29,16 @@ from dal.learner import Model
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
+from dal.scan.kept import Kept
 from dal.scan.kernel import Cells, Order, SpanResult, score_span
 from dal.scan.plan import Interval
-from dal.scan.run import Progress, Run, Scan, Task
+from dal.scan.run import Progress, Run, Scan, Task, with_the_rest
 from dal.scores import OF_COMMITTEE
 from dal.selection import Capacity
 
+Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-MOST_BYTES_ALONG = 512 * 2**20
-"""Features travel with the candidates while those of all tasks in flight stay under this; else they are gathered."""
 ATTEMPTS = 3
 NO_WORKERS_SECONDS = 60.0
 PROBE_SECONDS = 60.0
@@ -65,20 +65,13 @@ def scan_on_cluster(
     """Score the pool on the workers of a cluster; see :func:`dal.scan.scan`."""
     hosts = _probe(client, pool, cells)
     usable = cells if hosts.cells_usable else None
-    in_flight = plan.in_flight(sum(client.nthreads().values()))
-    bytes_along = in_flight * plan.candidate_bytes(order.capacity, pool.n_features)
-    along = replace(order, carry=order.carry and bytes_along <= MOST_BYTES_ALONG)
-    run = Run(pool, model, along, excluded, usable, journal, progress)
+    run = Run(pool, model, order, excluded, usable, journal, progress)
     run.notes += hosts.notes
     _refuse_too_small(client, run)
-    job = Job(pool, _packed(model), run.model_digest, run.order, usable)
+    job = Job(pool, _packed(model), run.model_digest, order, usable)
     with _Cluster(client, job) as cluster:
         _Engine(run, cluster, skip_failed=skip_failed).run()
-        found = run.result()
-        if order.carry and not run.order.carry:
-            embeddings = cluster.take(found.candidates.rows)
-            found = replace(found, candidates=replace(found.candidates, embeddings=embeddings))
-    return found
+        return run.result(cluster.features)
 
 
 # -- on the workers ----------------------------------------------------------------------------------------------------
@@ -130,19 +123,23 @@ class _Loaded:
 
     def __init__(self, job: Job) -> None:
         self.job = job
+        self.kept = Kept(job.order)
         self._of_thread = threading.local()
 
     def score(self, task: Task) -> SpanResult:
         job, order, cells = self.job, self.job.order, self.job.cells
-        if task.sounded is not None:
+        thresholds = task.thresholds
+        if task.sounded is None:
+            thresholds = self.kept.raised(thresholds)
+        else:
             order = replace(order, capacity=task.sounded, carry=False)
             # The span that this tile is part of will write the cells, perhaps at the same time.
             cells = None if cells is None or cells.write else cells
         # Taken away meanwhile: a span that fails leaves its reader in the middle of a chunk.
         reader = self._of_thread.__dict__.pop("reader", None) or job.pool.reader()
-        found = score_span(job.pool, job.model(), order, task.interval, task.excluded, task.thresholds, cells, reader)
+        found = score_span(job.pool, job.model(), order, task.interval, task.excluded, thresholds, cells, reader)
         self._of_thread.reader = reader
-        return found
+        return found if task.sounded is not None else self.kept.take_from(found)
 
 
 _JOBS: dict[str, _Loaded] = {}
@@ -167,11 +164,22 @@ class _JobPlugin(WorkerPlugin):
         _JOBS.pop(self.token, None)
 
 
-def _score_task(token: str, task: Task) -> SpanResult:
-    return _JOBS[token].score(task)
+class _Sent(NamedTuple):
+    """What a worker sends of a span, and who it is."""
+
+    worker: str
+    result: SpanResult
 
 
-def _take_task(token: str, rows: Rows) -> npt.NDArray[np.float32]:
+def _score_task(token: str, task: Task) -> _Sent:
+    return _Sent(get_worker().address, _JOBS[token].score(task))
+
+
+def _kept_task(token: str, rows: Rows) -> tuple[Rows, Floats32]:
+    return _JOBS[token].kept.features(rows)
+
+
+def _take_task(token: str, rows: Rows) -> Floats32:
     return _JOBS[token].job.pool.take(rows)
 
 
@@ -338,9 +346,10 @@ class _Cluster:
         self.client = client
         self.job = job
         self.token = secrets.token_hex(8)
-        self.task: Callable[[Task], SpanResult] = partial(_score_task, self.token)
-        self.done: queue.SimpleQueue[Future[SpanResult]] = queue.SimpleQueue()
-        self.pending: dict[Future[SpanResult], Task] = {}
+        self.task: Callable[[Task], _Sent] = partial(_score_task, self.token)
+        self.done: queue.SimpleQueue[Future[_Sent]] = queue.SimpleQueue()
+        self.pending: dict[Future[_Sent], Task] = {}
+        self.keepers: dict[Interval, str] = {}
 
     def __enter__(self) -> "_Cluster":
         failure: OSError | None = None
@@ -380,10 +389,18 @@ class _Cluster:
         futures = self._next_done(longest_span)
         if any(future.status in ("cancelled", "lost") for future in futures):
             raise ClusterError(self._lost("lost its scheduler"))
-        outcomes = self._outcomes(futures)
-        return [(self.pending.pop(future), outcome) for future, outcome in zip(futures, outcomes, strict=True)]
+        ended: list[tuple[Task, SpanResult | BaseException]] = []
+        for future, outcome in zip(futures, self._outcomes(futures), strict=True):
+            task = self.pending.pop(future)
+            if isinstance(outcome, _Sent):
+                if task.sounded is None:
+                    self.keepers[task.interval] = outcome.worker
+                ended.append((task, outcome.result))
+            else:
+                ended.append((task, outcome))
+        return ended
 
-    def _next_done(self, longest_span: float) -> list[Future[SpanResult]]:
+    def _next_done(self, longest_span: float) -> list[Future[_Sent]]:
         waited_from = alive = time.monotonic()
         while True:
             try:
@@ -397,7 +414,7 @@ class _Cluster:
                 if now - waited_from > max(STALL_SECONDS, 20 * longest_span):
                     raise ClusterError(self._lost(f"has finished no span for {now - waited_from:.0f} s")) from None
 
-    def _drained(self) -> list[Future[SpanResult]]:
+    def _drained(self) -> list[Future[_Sent]]:
         drained = []
         while not self.done.empty():
             drained.append(self.done.get())
@@ -411,7 +428,7 @@ class _Cluster:
         except OSError as error:
             raise ClusterError(self._lost("does not answer")) from error
 
-    def _outcomes(self, futures: list[Future[SpanResult]]) -> list[SpanResult | BaseException]:
+    def _outcomes(self, futures: list[Future[_Sent]]) -> list[_Sent | BaseException]:
         """Fetch results together, which costs one round trip a worker; errors stand in the place of their results."""
         finished = [future for future in futures if future.status == "finished"]
         try:
@@ -441,9 +458,9 @@ class _Cluster:
                 asked.cancel()
             patience *= 2
 
-    def _one(self, future: Future[SpanResult]) -> SpanResult | BaseException:
+    def _one(self, future: Future[_Sent]) -> _Sent | BaseException:
         try:
-            result: SpanResult = future.result(timeout=STALL_SECONDS)
+            result: _Sent = future.result(timeout=STALL_SECONDS)
         except Exception as error:  # the task's own, whatever it is
             return error
         return result
@@ -461,7 +478,36 @@ class _Cluster:
     def _lost(self, what: str) -> str:
         return f"The cluster {what}. Finished spans are kept: bring it up and run again, the scan goes on from there."
 
-    def take(self, rows: Rows) -> npt.NDArray[np.float32]:
+    def features(self, rows: Rows) -> Floats32:
+        """Gather the features of rows: from the workers that keep them, else from the pool.
+
+        Parameters
+        ----------
+        rows : ndarray of int64
+            Ascending.
+        """
+        present = self.client.nthreads()
+        asked = [
+            # Another worker, if this one has just died, keeps none of them, which is an answer as well.
+            self.client.submit(_kept_task, self.token, own, workers=[worker], allow_other_workers=True, pure=False)
+            for worker, own in self._by_keeper(rows)
+            if worker in present
+        ]
+        return with_the_rest(rows, self._wait(self._gathered(asked)), self._take)
+
+    def _by_keeper(self, rows: Rows) -> list[tuple[str, Rows]]:
+        spans = sorted(self.keepers.items())
+        workers = sorted(set(self.keepers.values()))
+        if not spans:
+            return []
+        starts, stops = np.array([interval for interval, _ in spans], dtype=np.int64).T
+        numbers = np.array([workers.index(worker) for _, worker in spans])
+        position = np.searchsorted(starts, rows, side="right") - 1
+        inside = (position >= 0) & (rows < stops[position])
+        of_worker = numbers[position[inside]]
+        return [(workers[number], rows[inside][of_worker == number]) for number in np.unique(of_worker)]
+
+    def _take(self, rows: Rows) -> Floats32:
         """Read rows on the workers, each chunk once."""
         groups = np.split(rows, np.flatnonzero(np.diff(rows // self.job.pool.write_rows)) + 1)
         futures = self.client.map(_take_task, [self.token] * len(groups), groups, pure=False)

@@ -109,9 +109,7 @@ def scan(
     if client is not None:
         found = scan_on_cluster(client, pool, model, order, excluded, used, journal, progress, skip_failed=skip_failed)
     else:
-        run = Run(pool, model, order, excluded, used, journal, progress)
-        run.in_process()
-        found = run.result()
+        found = Run(pool, model, order, excluded, used, journal, progress).in_process()
     return with_proba(found, model) if strategy.traits.proba else found
 
 

@@ -7,7 +7,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -55,10 +55,6 @@ class Journal:
     def results(self) -> Iterator[SpanResult]:
         """Give the finished spans one by one, as they ended."""
         return map(decode, self._records())
-
-    def has_features(self) -> bool:
-        """Say whether all finished spans brought features along; they did not where a cluster was too large for it."""
-        return all(shape[1] for data in self._records() for name, _, shape in _told(data)["arrays"] if name == FEATURES)
 
     def _records(self) -> Iterator[bytes]:
         if not self.path.exists():
@@ -118,14 +114,10 @@ def encode(result: SpanResult) -> bytes:
     return b"".join([json.dumps(told).encode(), b"\n", *(np.ascontiguousarray(a).tobytes() for a in arrays.values())])
 
 
-def _told(data: bytes) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(data[: data.index(b"\n")])
-    return told
-
-
 def decode(data: bytes) -> SpanResult:
     """Read what :func:`encode` wrote."""
-    told, start = _told(data), data.index(b"\n") + 1
+    start = data.index(b"\n") + 1
+    told = json.loads(data[:start])
     arrays = {}
     for name, dtype, shape in told["arrays"]:
         count = int(np.prod(shape))

@@ -41,8 +41,8 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 4
-"""Raised when the same order would keep other rows than before: it enters the journal's digest."""
+KERNEL_VERSION = 5
+"""Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Order:
     codebook : Codebook or None
         Where cells are wanted.
     carry : bool
-        Whether candidates bring their features along.
+        Whether the features of candidates are wanted.
     """
 
     score: str

@@ -56,17 +56,18 @@ class Best:
     capacity : Capacity
     seed, round : int
         Of the key.
+    slack : int, default=4
+        Rows are compressed at so many times what that leaves: at four times, each is sorted less than twice on average.
     """
 
-    def __init__(self, capacity: Capacity, seed: int, round: int) -> None:
+    def __init__(self, capacity: Capacity, seed: int, round: int, slack: int = 4) -> None:
         self.capacity = capacity
         self.seed = seed
         self.round = round
         self.thresholds = no_thresholds(capacity)
         self._parts: list[Candidates] = []
         self._held = self._tightened_at = 0
-        # At four times what it leaves, a compression sorts each row less than twice on average.
-        self._most = 4 * capacity.rows + 1024
+        self._most = slack * capacity.rows + 1024
 
     def add(self, candidates: Candidates) -> None:
         """Take rows in; those that cannot be among the best are forgotten now or later."""

@@ -194,6 +194,8 @@ class WorkerBytes(NamedTuple):
         The interpreter with all that is imported: 300 to 410 MiB, by how much of the libraries lies in the page cache.
     model : int
         The model, with what loading it takes.
+    holding : int
+        The best rows of all spans scored so far, until the end of the pass.
     reading : int
         The chunk held, and what decoding it takes.
     scoring : int
@@ -204,13 +206,14 @@ class WorkerBytes(NamedTuple):
 
     base: int
     model: int
+    holding: int
     reading: int
     scoring: int
     keeping: int
 
     def for_threads(self, threads: int) -> int:
         """Give the sum for a process with so many threads."""
-        return self.base + self.model + threads * (self.reading + self.scoring + self.keeping)
+        return self.base + self.model + self.holding + threads * (self.reading + self.scoring + self.keeping)
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value / 2**20:,.0f}" for name, value in self._asdict().items()) + " MiB"
@@ -234,13 +237,14 @@ def worker_bytes(
     --------
     >>> print(worker_bytes(tile=16_384, n_features=128, itemsize=4, chunk_rows=32_768, n_classes=10, n_cells=0,
     ...                    kept_bytes=5_440_000, candidate=544, model_bytes=10_000))
-    base 500, model 0, reading 48, scoring 38, keeping 60 MiB
+    base 500, model 0, holding 16, reading 48, scoring 38, keeping 60 MiB
     """
     record = n_features * itemsize
     unit = max(chunk_rows * record, MOST_TILE_BYTES)
     return WorkerBytes(
         base=500 * 2**20,
         model=4 * model_bytes,
+        holding=3 * kept_bytes,
         reading=3 * unit,
         scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64),
         keeping=2 * (4 * kept_bytes + (1024 + tile) * candidate),
@@ -248,7 +252,7 @@ def worker_bytes(
 
 
 def candidate_bytes(capacity: Capacity, n_features: int) -> int:
-    """Give the most bytes of what is kept: 32 a row, and its features where these travel along."""
+    """Give the most bytes of what is kept: 32 a row, and its features where these are wanted."""
     return capacity.rows * (32 + 4 * n_features)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -13,11 +13,13 @@ from dal.learner import Model
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
+from dal.scan.kept import Kept
 from dal.scan.kernel import HISTOGRAM_BINS, KERNEL_VERSION, Cells, Order, SpanResult, Tally, score_span
 from dal.scan.merge import Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
 from dal.selection import Candidates, Capacity
 
+Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 
@@ -212,12 +214,9 @@ class Run:
         if self.journal is None:
             return []
         self.journal.open(self.digest)
-        if not self.journal.has_features():
-            # A cluster of another size decided that features do not travel along: they are gathered in the end.
-            self.order = replace(self.order, carry=False)
         done = []
         for result in self.journal.results():
-            self._merge(result if self.order.carry else _without_features(result))
+            self._merge(result)
             done.append(result.interval)
         return done
 
@@ -284,18 +283,29 @@ class Run:
         """Give the rows of a span for so many threads at this pace."""
         return plan.span_rows(self.pool.n_rows, self.row_bytes, threads, self.unit, rows_per_second)
 
-    def in_process(self) -> None:
+    def in_process(self) -> Scan:
         """Score what is left here, span after span: the specification of every other engine."""
-        reader = self.pool.reader()
+        reader, kept = self.pool.reader(), Kept(self.order)
         for span in plan.cut(self.left, self.span_rows(1, None), self.order.seed):
             task = self.task(span)
-            self.finish(
-                score_span(self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells, reader)
+            result = score_span(
+                self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells, reader
             )
+            self.finish(kept.take_from(result))
+        return self.result(lambda rows: with_the_rest(rows, [kept.features(rows)], self.pool.take))
 
-    def result(self) -> Scan:
-        """Give the candidates and the summary, when nothing is left to do."""
-        best = self.best.result() or _no_candidates(self.pool.n_features if self.order.carry else 0)
+    def result(self, features: Callable[[Rows], Floats32]) -> Scan:
+        """Give the candidates and the summary, when nothing is left to do.
+
+        Parameters
+        ----------
+        features : callable
+            Gives the features of ascending rows; called where the order wants them.
+        """
+        best = self.best.result() or _no_candidates()
+        if self.order.carry:
+            best = replace(best, embeddings=features(best.rows))
+            self.bytes_up += best.embeddings.nbytes
         seconds = time.perf_counter() - self.started
         wrote_cells = self.cells is not None and self.cells.write
         summary = Summary(
@@ -311,12 +321,34 @@ class Run:
         return Scan(best, summary)
 
 
-def _no_candidates(width: int) -> Candidates:
+def _no_candidates() -> Candidates:
     nothing = np.empty(0, dtype=np.int64)
-    return Candidates(nothing, np.empty(0), nothing, nothing, np.empty((0, width), dtype=np.float32))
+    return Candidates(nothing, np.empty(0), nothing, nothing, np.empty((0, 0), dtype=np.float32))
 
 
-def _without_features(result: SpanResult) -> SpanResult:
-    if result.candidates is None:
-        return result
-    return replace(result, candidates=result.candidates.without_embeddings())
+def with_the_rest(
+    rows: Rows, parts: Sequence[tuple[Rows, Floats32]], take: Callable[[Rows], Floats32]
+) -> npt.NDArray[np.float32]:
+    """Join features that were kept in several places, and read the others from the pool.
+
+    Parameters
+    ----------
+    rows : ndarray of int64
+        Ascending.
+    parts : sequence of (rows, features)
+        Each of some of the rows.
+    take : callable
+        Reads rows from the pool.
+    """
+    missing = np.ones(len(rows), dtype=bool)
+    found = [(np.searchsorted(rows, own), features) for own, features in parts if len(own)]
+    for positions, _ in found:
+        missing[positions] = False
+    if missing.any():
+        found.append((np.flatnonzero(missing), take(rows[missing])))
+    if not found:
+        return take(rows)
+    X = np.empty((len(rows), found[0][1].shape[1]), dtype=np.float32)
+    for positions, features in found:
+        X[positions] = features
+    return X
