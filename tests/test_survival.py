@@ -141,6 +141,34 @@ def test_results_that_a_worker_died_with_are_asked_for_again(
 
 
 @pytest.mark.slow
+def test_features_that_a_worker_died_with_are_read_from_the_pool(
+    pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run(pools["clean"], model(Steady()), with_features=True)
+    features, take = engine._Cluster.features, engine._Cluster._take
+    read: list[int] = []
+
+    def of_the_dead(cluster: engine._Cluster, rows: np.ndarray) -> np.ndarray:
+        keeper, own = cluster._by_keeper(rows)[0]
+        assert len(own)
+        os.kill(cluster.client.run(os.getpid, workers=[keeper])[keeper], signal.SIGKILL)
+        return features(cluster, rows)
+
+    def counted(cluster: engine._Cluster, rows: np.ndarray) -> np.ndarray:
+        read.append(len(rows))
+        return take(cluster, rows)
+
+    monkeypatch.setattr(engine._Cluster, "features", of_the_dead)
+    monkeypatch.setattr(engine._Cluster, "_take", counted)
+    with local_cluster(2) as client:
+        found = run(pools["clean"], model(Steady()), client=client, with_features=True)
+    assert 0 < read[0] <= len(expected.candidates)
+    assert_same(found, expected)
+    np.testing.assert_array_equal(found.candidates.embeddings, expected.candidates.embeddings)
+    np.testing.assert_array_equal(found.candidates.embeddings, pools["clean"].take(found.candidates.rows))
+
+
+@pytest.mark.slow
 def test_a_cluster_that_loses_all_workers_ends_in_an_error_and_the_next_goes_on(
     pools: dict[str, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -375,7 +375,7 @@ class _Cluster:
 
     def threads(self) -> int:
         """Count the threads of all workers now."""
-        return sum(self.client.nthreads().values())
+        return sum(self._nthreads().values())
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Send tasks, together: one message, at a fraction of what each alone would cost."""
@@ -407,7 +407,7 @@ class _Cluster:
                 return [self.done.get(timeout=_TICK_SECONDS), *self._drained()]
             except queue.Empty:
                 now = time.monotonic()
-                if self._has_workers():
+                if self._nthreads():
                     alive = now
                 if now - alive > NO_WORKERS_SECONDS:
                     raise ClusterError(self._lost(f"has had no worker for {NO_WORKERS_SECONDS:.0f} s")) from None
@@ -420,13 +420,14 @@ class _Cluster:
             drained.append(self.done.get())
         return drained
 
-    def _has_workers(self) -> bool:
+    def _nthreads(self) -> Mapping[str, int]:
         if self.client.status != "running":
             raise ClusterError(self._lost("is gone"))
         try:
-            return bool(self.client.nthreads())
+            present: Mapping[str, int] = self.client.nthreads()
         except OSError as error:
             raise ClusterError(self._lost("does not answer")) from error
+        return present
 
     def _outcomes(self, futures: list[Future[_Sent]]) -> list[_Sent | BaseException]:
         """Fetch results together, which costs one round trip a worker; errors stand in the place of their results."""
@@ -486,7 +487,7 @@ class _Cluster:
         rows : ndarray of int64
             Ascending.
         """
-        present = self.client.nthreads()
+        present = self._nthreads()
         asked = [
             # Another worker, if this one has just died, keeps none of them, which is an answer as well.
             self.client.submit(_kept_task, self.token, own, workers=[worker], allow_other_workers=True, pure=False)
