@@ -422,7 +422,7 @@ def test_progress_counts(tmp_path: Path) -> None:
         seen = queue.progress(name)
         assert (seen.round, seen.open, seen.batch) == (1, True, 6)
         assert seen.answered == sum(1 for row in ROWS if counted[row] >= 2)
-        assert seen.mine == len(rows)
+        assert seen.mine == queue.mine(name) == len(rows)
         left = [row for row in ROWS if row not in rows and others[row] < 2]
         assert seen.left == len(left)
         assert seen.held == sum(1 for row in ROWS if row not in rows and row not in left and counted[row] < 2)

@@ -303,7 +303,7 @@ class _Site:
         """Count somebody's answers to the batch, at most every other second: it reads the whole batch."""
         until, mine = self._counted.get(name, (0.0, 0))
         if time.monotonic() >= until:
-            mine = self.queue.progress(name).mine
+            mine = self.queue.mine(name)
             self._counted[name] = (time.monotonic() + _COUNTED_SECONDS, mine)
         return mine
 
