@@ -276,6 +276,7 @@ def init(
         holdout=holdout,
     )
     console.print(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
+    console.print(f"To label in a browser: dal serve {directory}, and beside it dal run {directory}")
 
 
 @main.command("next")
