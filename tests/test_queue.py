@@ -438,6 +438,21 @@ def test_progress_counts(tmp_path: Path) -> None:
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
+def test_answers_of_several_people_in_one_transaction_are_those_of_each(queue: Queue, campaign: Campaign) -> None:
+    ann, bob = rows_of(queue.lease("ann", 2)), rows_of(queue.lease("bob", 2))
+    together = [
+        ("ann", [says("a0", ann[0]), says("a1", 999)]),
+        ("bob", [says("b0", bob[0])]),
+        ("ann", [says("a0", ann[0])]),
+    ]
+    outcomes = [[each.result for each in theirs] for theirs in queue.answer_together(together)]
+    assert outcomes == [["new", "refused"], ["new"], ["repeated"]]
+    assert sorted(campaign.latest_answers().rows.tolist()) == sorted([ann[0], bob[0]])
+    with pytest.raises(LabelError, match="without surrounding blanks"):
+        queue.answer_together([("ann", [says("a2", ann[1])]), (" bob", [])])
+    assert queue.mine("ann") == 1
+
+
 def test_many_people_at_once_answer_every_record_once(tmp_path: Path) -> None:
     rows = list(range(200, 260))
     campaign = made(tmp_path / "c", rows=rows)

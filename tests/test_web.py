@@ -8,8 +8,10 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,8 +26,9 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from starlette.websockets import WebSocketDisconnect
 
-from dal.campaign import Annotators, Campaign, Queue
+from dal.campaign import Annotators, Campaign, Given, Queue
 from dal.campaign.control import Control
+from dal.campaign.queue import Outcome
 from dal.cli import main
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch
 from dal.errors import CampaignError, SettingsError
@@ -143,6 +146,28 @@ def test_one_bad_answer_does_not_hold_up_the_others(campaign: Campaign) -> None:
     assert [each["outcome"] for each in outcomes] == ["refused", "refused", "new"]
     assert "never served" in outcomes[0]["reason"]
     assert "class code 7" in outcomes[1]["reason"]
+
+
+def test_answers_that_wait_for_one_another_are_written_together_each_to_its_own(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[int] = []
+    together = Queue.answer_together
+
+    def counted(queue: Queue, given: list[tuple[str, list[Given]]]) -> list[list[Outcome]]:
+        commits.append(len(given))
+        time.sleep(0.3 if len(commits) == 1 else 0)  # a slow disk: the others come meanwhile
+        return together(queue, given)
+
+    monkeypatch.setattr(Queue, "answer_together", counted)
+    ann = client(campaign)
+    rows = [each["row"] for each in took(ann)][:8]
+    with ThreadPoolExecutor(len(rows)) as pool:
+        told = list(pool.map(lambda row: gave(ann, said(row, row % 2)), rows))
+    assert [[each["outcome"] for each in outcomes] for outcomes in told] == [["new"]] * len(rows)
+    assert sum(commits) == len(rows) > len(commits)
+    known = campaign.latest_answers()
+    assert dict(zip(known.rows.tolist(), known.labels.tolist(), strict=True)) == {row: row % 2 for row in rows}
 
 
 def test_an_undone_answer_comes_back(campaign: Campaign) -> None:

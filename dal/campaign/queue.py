@@ -206,6 +206,14 @@ class Queue:
         with self._writing(annotator) as (connection, now):
             return [self._answer(connection, annotator, each, now) for each in given]
 
+    def answer_together(self, given: Sequence[tuple[str, Sequence[Given]]]) -> list[list[Outcome]]:
+        """Add the answers of several annotators in one transaction, as `answer` does those of one."""
+        for annotator, _ in given:
+            _check_name(annotator)
+        with self._database.writing() as connection:
+            now = self._database.now(connection)
+            return [[self._answer(connection, name, each, now) for each in theirs] for name, theirs in given]
+
     def undo(self, annotator: str, event_id: str, new_event_id: str) -> Outcome:
         """Take an answer back: the record counts as not answered by this annotator, who holds it again.
 
@@ -442,8 +450,7 @@ class Queue:
 
     @contextmanager
     def _writing(self, annotator: str) -> Iterator[tuple[Connection, datetime]]:
-        if not annotator or annotator != annotator.strip():
-            raise LabelError(f"an annotator's name without surrounding blanks was expected, {annotator!r} came")
+        _check_name(annotator)
         with self._database.writing() as connection:
             yield connection, self._database.now(connection)
 
@@ -465,6 +472,11 @@ _TAKEN = "this event id belongs to something else"
 
 def _refused(event_id: str, reason: str) -> Outcome:
     return Outcome(event_id, "refused", reason=reason)
+
+
+def _check_name(annotator: str) -> None:
+    if not annotator or annotator != annotator.strip():
+        raise LabelError(f"an annotator's name without surrounding blanks was expected, {annotator!r} came")
 
 
 def _serving(connection: Connection) -> _Serving:
