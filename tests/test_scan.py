@@ -328,6 +328,25 @@ def test_spans_of_a_heavy_learner_are_cut_within_chunks(
     assert_same(written.candidates, expected.candidates)
 
 
+def test_a_second_pass_knows_the_pace_and_finds_the_same(
+    pools: dict[str, Pool], models: dict[str, Model], cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_engine._PACES.clear()
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    expected = run(pools["odd"], models["logistic"], Strategy(), codebook)
+    probed: list[int] = []
+    probes = plan.probes
+    monkeypatch.setattr(plan, "probes", lambda *told: [probed.append(told[2]), probes(*told)][1])
+    for _ in range(3):
+        found = run(pools["odd"], models["logistic"], Strategy(), codebook, client=cluster)
+        assert_same(found.candidates, expected.candidates)
+        assert summary_of(found) == summary_of(expected)
+        assert len(probed) == 1
+    run(pools["odd"], models["forest"], Strategy(), codebook, client=cluster)
+    assert len(probed) == 2
+    assert all(pace > 0 for pace in cluster_engine._PACES[cluster].values())
+
+
 def test_a_host_is_asked_once_until_something_is_in_the_way(
     pools: dict[str, Pool], cluster: Client, tmp_path: Path, records: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,8 +70,13 @@ def scan_on_cluster(
     _refuse_too_small(client, run)
     job = Job(pool, _packed(model), run.model_digest, order, usable)
     with _Cluster(client, job) as cluster:
-        _Engine(run, cluster, skip_failed=skip_failed).run()
+        paces, like = _PACES.setdefault(client, {}), (pool.path, model and model.kind, order.score, order.carry, usable)
+        paces[like] = _Engine(run, cluster, skip_failed=skip_failed, pace=paces.get(like)).run()
         return run.result(cluster.features)
+
+
+_PACES: "WeakKeyDictionary[Client, dict[tuple[object, ...], float | None]]" = WeakKeyDictionary()
+"""Rows a second and thread of the last pass of each kind: the next one like it does not begin with short spans."""
 
 
 # -- on the workers ----------------------------------------------------------------------------------------------------
@@ -518,7 +523,7 @@ class _Cluster:
 class _Engine:
     """Feeds a cluster with spans: short ones first, then as long as pace and thresholds allow; failed ones again."""
 
-    def __init__(self, run: Run, cluster: _Cluster, *, skip_failed: bool) -> None:
+    def __init__(self, run: Run, cluster: _Cluster, *, skip_failed: bool, pace: float | None = None) -> None:
         self.state = run
         self.cluster = cluster
         self.skip_failed = skip_failed
@@ -526,19 +531,20 @@ class _Engine:
         self.counted_at = time.monotonic()
         self.attempts: Counter[Interval] = Counter()
         self.longest_span = 0.0
-        self.rows_per_second: float | None = None
+        self.rows_per_second = pace
+        self.scored_seconds = 0.0
         self.feed = plan.Feed()
         self.rest = run.left
         self.soundings = run.soundings(self.threads)
         self.sounding = len(self.soundings)
         if self.sounding:
             self.sounded = plan.share_of(run.order.capacity, self.sounding)
-        else:
+        elif pace is None:
             first, self.rest = plan.probes(run.left, run.unit, self.threads, run.order.seed)
             self.feed.extend(first)
 
-    def run(self) -> None:
-        """Score everything that is left."""
+    def run(self) -> float | None:
+        """Score everything that is left, and give the pace."""
         while self.feed or self.rest or self.cluster.pending:
             self._cut_rest()
             tasks = self._next_tasks(self._window() - len(self.cluster.pending))
@@ -547,6 +553,8 @@ class _Engine:
             if self.cluster.pending:
                 for task, outcome in self.cluster.ended(self.longest_span):
                     self._settle(task, outcome)
+        scored = self.state.tally.rows - self.state.resumed_tally.rows
+        return scored / self.scored_seconds if scored else None
 
     def _next_tasks(self, count: int) -> list[Task]:
         tasks: list[Task] = []
@@ -595,6 +603,7 @@ class _Engine:
             # One that failed tells nothing; the span that its rows are part of will say why.
             self.state.sound(outcome if isinstance(outcome, SpanResult) else None)
         elif isinstance(outcome, SpanResult):
+            self.scored_seconds += max(outcome.seconds, 1e-9)
             self.state.finish(outcome)
         else:
             self._failed(task.interval, outcome)

@@ -31,6 +31,7 @@ class Kept:
     def __init__(self, order: Order) -> None:
         self._best = Best(order.capacity, order.seed, order.round, slack=SLACK)
         self._spans: list[Interval] = []
+        self._rows = 0
         self._lock = threading.Lock()
 
     def raised(self, told: Thresholds) -> Thresholds:
@@ -46,7 +47,9 @@ class Kept:
             start, stop = result.interval
             if not any(start < other.stop and other.start < stop for other in self._spans):
                 self._spans.append(result.interval)
+                self._rows += stop - start
                 self._best.add(result.candidates)
+                self._best.tighten(self._rows)
         return replace(result, candidates=result.candidates.without_embeddings())
 
     def features(self, rows: Rows) -> tuple[Rows, Floats32]:

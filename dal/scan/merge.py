@@ -33,7 +33,7 @@ class Thresholds:
         """Give the positions of the rows of interest."""
         if self.cells is None or cells is None:
             return np.flatnonzero(scores >= self.overall)
-        return np.flatnonzero((scores >= self.overall) | (scores >= self.cells[cells]))
+        return np.flatnonzero(scores >= np.minimum(self.cells, self.overall).take(cells))
 
     def raised(self, other: "Thresholds") -> "Thresholds":
         """Give the higher of both, which is as safe as each."""
