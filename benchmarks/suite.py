@@ -41,7 +41,11 @@ def figures(name: str, result: Any) -> Iterator[Figure]:  # noqa: ANN401 - each 
 def _of_scan(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "rows a second, dal", f"{result['rows_per_second']['dal'] / 1e6:.2f} M"
     for name, ratio in result["ratio"].items():
-        yield f"pace, dal / {name}", f"{ratio:.2f}"
+        if not name.startswith("dal"):
+            yield f"pace, dal / {name}", f"{ratio:.2f}"
+    for name, what in (("dal_cells", "with cells"), ("dal_first", "writing cells")):
+        if name in result["of_hand"]:
+            yield f"pace, dal {what} / hand", f"{result['of_hand'][name]:.2f}"
     yield "a scan of one chunk", f"{result['start_seconds']:.3f} s"
 
 

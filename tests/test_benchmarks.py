@@ -185,11 +185,16 @@ def test_the_curve_is_drawn(tmp_path: Path) -> None:
 
 
 def test_the_suite_lays_out_what_each_measurement_found() -> None:
-    scanned = {"rows_per_second": {"dal": 2e6}, "ratio": {"hand": 0.97}, "start_seconds": 0.0241}
+    scanned = {
+        "rows_per_second": {"dal": 2e6},
+        "ratio": {"hand": 0.97, "dal_cells": 1.2},
+        "of_hand": {"dal": 0.97, "dal_cells": 0.81},
+        "start_seconds": 0.0241,
+    }
     replayed = [
         {"set": "digits", "strategy": "default", "labels_to_random_final": 130.4},
         {"set": "digits", "strategy": "margin", "labels_to_random_final": None},
     ]
     found = [*suite.figures("scan", scanned), *suite.figures("labels", replayed)]
-    assert [figure.value for figure in found] == ["2.00 M", "0.97", "0.024 s", "130", "not reached"]
+    assert [figure.value for figure in found] == ["2.00 M", "0.97", "0.81", "0.024 s", "130", "not reached"]
     assert "| scan | pace, dal / hand | 0.97 |" in suite.markdown(found).splitlines()
