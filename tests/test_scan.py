@@ -328,6 +328,17 @@ def test_spans_of_a_heavy_learner_are_cut_within_chunks(
     assert_same(written.candidates, expected.candidates)
 
 
+def test_features_that_are_too_large_to_keep_are_read_again(
+    pools: dict[str, Pool], models: dict[str, Model], cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
+    expected = run(pools["built"], models["logistic"], Strategy(), codebook)
+    monkeypatch.setattr(cluster_engine, "MOST_KEPT_BYTES", 0)
+    found = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
+    assert_same(found.candidates, expected.candidates)
+    np.testing.assert_array_equal(found.candidates.embeddings, pools["built"].take(found.candidates.rows))
+
+
 def test_a_second_pass_knows_the_pace_and_finds_the_same(
     pools: dict[str, Pool], models: dict[str, Model], cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,8 @@ from dal.selection import Capacity
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
+MOST_KEPT_BYTES = 128 * 2**20
+"""Candidates with their features that a process keeps; larger ones, as of images, are read again in the end."""
 ATTEMPTS = 3
 NO_WORKERS_SECONDS = 60.0
 PROBE_SECONDS = 60.0
@@ -68,11 +70,16 @@ def scan_on_cluster(
     run = Run(pool, model, order, excluded, usable, journal, progress)
     run.notes += hosts.notes
     _refuse_too_small(client, run)
-    job = Job(pool, _packed(model), run.model_digest, order, usable)
+    kept = replace(order, carry=_keeps_features(order, pool))
+    job = Job(pool, _packed(model), run.model_digest, kept, usable)
     with _Cluster(client, job) as cluster:
         paces, like = _PACES.setdefault(client, {}), (pool.path, model and model.kind, order.score, order.carry, usable)
         paces[like] = _Engine(run, cluster, skip_failed=skip_failed, pace=paces.get(like)).run()
         return run.result(cluster.features)
+
+
+def _keeps_features(order: Order, pool: Pool) -> bool:
+    return order.carry and plan.candidate_bytes(order.capacity, pool.n_features) <= MOST_KEPT_BYTES
 
 
 _PACES: "WeakKeyDictionary[Client, dict[tuple[object, ...], float | None]]" = WeakKeyDictionary()
@@ -313,7 +320,7 @@ def _answer(future: "Future[_Host]") -> _Host | BaseException:
 
 def predicted(run: Run) -> plan.WorkerBytes:
     """Predict what a worker takes of memory for this pass."""
-    width = run.pool.n_features if run.order.carry else 0
+    width = run.pool.n_features if _keeps_features(run.order, run.pool) else 0
     return plan.worker_bytes(
         tile=run.order.tile,
         n_features=run.pool.n_features,
@@ -492,6 +499,8 @@ class _Cluster:
         rows : ndarray of int64
             Ascending.
         """
+        if not self.job.order.carry:
+            return self._take(rows)
         present = self._nthreads()
         asked = [
             # Another worker, if this one has just died, keeps none of them, which is an answer as well.
