@@ -7,11 +7,11 @@ import queue
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import dask
 import dask.config
@@ -31,6 +31,7 @@ Beat = Callable[[], None]
 _IN_FLIGHT = 4
 """Items a thread that are sent at a time."""
 _STALL_SECONDS = 600.0
+_FIRST_PATIENCE_SECONDS = 4.0
 _NO_WORKERS_SECONDS = 60.0
 _TICK_SECONDS = 1.0
 _ATTEMPTS = 3
@@ -189,13 +190,34 @@ def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
 
 
 def _result(future: "Future[Result]") -> Result:
+    client = future.client
     try:
-        result: Result = future.result(timeout=_STALL_SECONDS)
+        [result] = client.sync(gathered, client, [future], callback_timeout=_STALL_SECONDS)
     except (TimeoutError, CancelledError, KilledWorker) as error:
         raise ClusterError(
             f"the cluster did not give a result ({type(error).__name__}: {error}): look at its workers and run again"
         ) from error
-    return result
+    return cast("Result", result)
+
+
+async def gathered(client: Client, futures: Sequence["Future[Result]"]) -> list[Result]:
+    """Fetch results; those that are long in coming are asked for again, with twice the patience.
+
+    A worker may die between saying that it has finished and being asked for what it found. The scheduler then knocks at
+    its address for minutes, while it has long seen that worker leave and had the work done again by another: who asks
+    again is sent there. Results that are large and a slow network are what the patience is for.
+    """
+    patience = _FIRST_PATIENCE_SECONDS
+    while True:
+        asked = asyncio.ensure_future(client.gather(futures, asynchronous=True))
+        try:
+            await asyncio.wait({asked}, timeout=patience)
+            if asked.done():
+                results: list[Result] = asked.result()
+                return results
+        finally:
+            asked.cancel()
+        patience *= 2
 
 
 def each_on(

@@ -16,6 +16,7 @@ import pytest
 import zarr
 from distributed import Client, LocalCluster
 
+from dal import client as client_module
 from dal.client import connect, local_cluster
 from dal.errors import ClusterError, LearnerError, SpanError
 from dal.learner import Learner, Model
@@ -115,25 +116,25 @@ def test_results_that_a_worker_died_with_are_asked_for_again(
     expected = run(pools["clean"], model(Steady()))
     asked: list[int] = []
     sent: list[int] = []
-    gathered, gather = engine._Cluster._gathered, Client.gather
+    gathered, gather = engine.gathered, Client.gather
 
-    async def killing_whom_it_asks(cluster: engine._Cluster, futures: list[object]) -> list[object]:
+    async def killing_whom_it_asks(client: Client, futures: list[object]) -> list[object]:
         asked.append(len(futures))
         if len(asked) == 2:
-            holders = await cluster.client.scheduler.who_has(keys=[futures[0].key])  # type: ignore[attr-defined]
-            told = await cluster.client.run(os.getpid, workers=list(holders[futures[0].key]))  # type: ignore[attr-defined]
+            holders = await client.scheduler.who_has(keys=[futures[0].key])  # type: ignore[attr-defined]
+            told = await client.run(os.getpid, workers=list(holders[futures[0].key]))  # type: ignore[attr-defined]
             for pid in told.values():
                 os.kill(pid, signal.SIGKILL)
-        return await gathered(cluster, futures)
+        return await gathered(client, futures)
 
-    monkeypatch.setattr(engine._Cluster, "_gathered", killing_whom_it_asks)
+    monkeypatch.setattr(engine, "gathered", killing_whom_it_asks)
 
     def counted(client: Client, futures: list[object], **options: object) -> object:
         sent.append(len(futures))
         return gather(client, futures, **options)
 
     monkeypatch.setattr(Client, "gather", counted)
-    monkeypatch.setattr(engine, "_FIRST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(client_module, "_FIRST_PATIENCE_SECONDS", 0.2)
     with local_cluster(2) as client:
         found = run(pools["clean"], model(Steady(seconds=0.02)), client=client)
     assert len(sent) > len(asked) > 2

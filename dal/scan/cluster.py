@@ -24,6 +24,7 @@ from numcodecs import Blosc
 from threadpoolctl import threadpool_info
 from tornado.platform.asyncio import BaseAsyncIOLoop as AsyncIOLoop
 
+from dal.client import gathered
 from dal.errors import ClusterError, DalError, SpanError
 from dal.learner import Model
 from dal.pool import Pool
@@ -46,7 +47,6 @@ NO_WORKERS_SECONDS = 60.0
 PROBE_SECONDS = 60.0
 STALL_SECONDS = 600.0
 _TICK_SECONDS = 1.0
-_FIRST_PATIENCE_SECONDS = 4.0
 _TASK_NAME = "dal-score"
 
 _log = logging.getLogger(__name__)
@@ -445,31 +445,12 @@ class _Cluster:
         """Fetch results together, which costs one round trip a worker; errors stand in the place of their results."""
         finished = [future for future in futures if future.status == "finished"]
         try:
-            results = dict(zip(finished, self._wait(self._gathered(finished)), strict=True))
+            results = dict(zip(finished, self._wait(gathered(self.client, finished)), strict=True))
         except DalError:
             raise
         except Exception:  # a worker died with its result, and the span failed when it was scored again
             results = {}
         return [results[future] if future in results else self._one(future) for future in futures]
-
-    async def _gathered(self, futures: list[Any]) -> list[Any]:
-        """Fetch results; those that are long in coming are asked for again, with twice the patience.
-
-        A worker may die between saying that it has finished and being asked for what it found. The scheduler then
-        knocks at its address for tens of seconds, while it has long seen that worker leave and had the span scored by
-        another: who asks again is sent there. Results that are large and a slow network are what the patience is for.
-        """
-        patience = _FIRST_PATIENCE_SECONDS
-        while True:
-            asked = asyncio.ensure_future(self.client.gather(futures, asynchronous=True))
-            try:
-                await asyncio.wait({asked}, timeout=patience)
-                if asked.done():
-                    results: list[Any] = asked.result()
-                    return results
-            finally:
-                asked.cancel()
-            patience *= 2
 
     def _one(self, future: Future[_Sent]) -> _Sent | BaseException:
         try:
@@ -508,7 +489,7 @@ class _Cluster:
             for worker, own in self._by_keeper(rows)
             if worker in present
         ]
-        return with_the_rest(rows, self._wait(self._gathered(asked)), self._take)
+        return with_the_rest(rows, self._wait(gathered(self.client, asked)), self._take)
 
     def _by_keeper(self, rows: Rows) -> list[tuple[str, Rows]]:
         spans = sorted(self.keepers.items())
@@ -526,7 +507,7 @@ class _Cluster:
         """Read rows on the workers, each chunk once."""
         groups = np.split(rows, np.flatnonzero(np.diff(rows // self.job.pool.write_rows)) + 1)
         futures = self.client.map(_take_task, [self.token] * len(groups), groups, pure=False)
-        return np.concatenate(self._wait(self._gathered(futures)))
+        return np.concatenate(self._wait(gathered(self.client, futures)))
 
 
 class _Engine:
