@@ -369,7 +369,9 @@ def all_but_settings(_: str, names: list[str]) -> list[str]:
     return [name for name in names if name != "campaign.toml"]
 
 
-def killed_next_batch(directory: Path, fatal: int, when: str) -> None:
+def killed_next_batch(directory: Path, fatal: int, when: str, environment: dict[str, str]) -> None:
+    # Whoever first used the server that forks has given it the environment of that moment: without this store, perhaps.
+    os.environ.update(environment)
     with deadly_commits(fatal, when):
         next_batch(Campaign.open(directory))
 
@@ -395,7 +397,9 @@ def test_a_coordinator_killed_at_every_commit_goes_on_with_the_same_batch(
             if elsewhere and name not in ("model", "scan", "batch"):
                 continue  # nothing lies in the store that a machine could miss
             campaign = first_round(tmp_path / f"{name}-{when}", pool, store)
-            process = CONTEXT.Process(target=killed_next_batch, args=(campaign.directory, fatal, when))
+            process = CONTEXT.Process(
+                target=killed_next_batch, args=(campaign.directory, fatal, when, dict(os.environ))
+            )
             process.start()
             process.join(60)
             assert process.exitcode == -signal.SIGKILL
