@@ -249,7 +249,7 @@ def each_on(
     pending: dict[Future[Result], Item] = {}
     ended: Future[Result] | None = None
     try:
-        _bring(client, _Shared(token, shared))
+        bring(client, _Shared(token, shared))
         client.subscribe_topic(token, lambda _: moved.put(None))
         for item in items:
             future = client.submit(_with_shared, token, function, item, pure=False, retries=2)
@@ -287,7 +287,14 @@ class _Shared(WorkerPlugin):
         _SHARED.pop(self.name, None)
 
 
-def _bring(client: Client, plugin: WorkerPlugin) -> None:
+def bring(client: Client, plugin: WorkerPlugin) -> None:
+    """Set a plugin up on every worker, also on those that join later.
+
+    Raises
+    ------
+    OSError
+        If the cluster cannot be told.
+    """
     for attempt in range(_ATTEMPTS):
         # A worker that dies while it is told breaks the whole call; it is safe to tell the others twice.
         try:

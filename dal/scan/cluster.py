@@ -24,7 +24,7 @@ from numcodecs import Blosc
 from threadpoolctl import threadpool_info
 from tornado.platform.asyncio import BaseAsyncIOLoop as AsyncIOLoop
 
-from dal.client import gathered
+from dal.client import bring, gathered
 from dal.errors import ClusterError, DalError, SpanError
 from dal.learner import Model
 from dal.pool import Pool
@@ -364,16 +364,11 @@ class _Cluster:
         self.keepers: dict[Interval, str] = {}
 
     def __enter__(self) -> "_Cluster":
-        failure: OSError | None = None
-        for _ in range(ATTEMPTS):
-            # A worker that dies while it is told breaks the whole call; it is safe to tell the others twice.
-            try:
-                self.client.register_plugin(_JobPlugin(self.token, self.job))
-            except OSError as error:
-                failure = error
-            else:
-                return self
-        raise ClusterError(self._lost(f"could not be told what to do ({failure})")) from failure
+        try:
+            bring(self.client, _JobPlugin(self.token, self.job))
+        except OSError as error:
+            raise ClusterError(self._lost(f"could not be told what to do ({error})")) from error
+        return self
 
     def __exit__(self, *exception: object) -> None:
         if self.client.status != "running":
