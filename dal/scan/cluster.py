@@ -320,7 +320,8 @@ def _answer(future: "Future[_Host]") -> _Host | BaseException:
 
 def predicted(run: Run) -> plan.WorkerBytes:
     """Predict what a worker takes of memory for this pass."""
-    width = run.pool.n_features if _keeps_features(run.order, run.pool) else 0
+    order = replace(run.order, carry=_keeps_features(run.order, run.pool))
+    width = run.pool.n_features if order.carry else 0
     return plan.worker_bytes(
         tile=run.order.tile,
         n_features=run.pool.n_features,
@@ -330,6 +331,7 @@ def predicted(run: Run) -> plan.WorkerBytes:
         n_classes=len(run.model.classes) * (2 if run.order.score in OF_COMMITTEE else 1) if run.model else 0,
         n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
         kept_bytes=plan.candidate_bytes(run.order.capacity, width),
+        slack=order.slack,
         candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
         model_bytes=len(run.model.dumps()) if run.model else 0,
     )

@@ -102,7 +102,8 @@ def scan(
     if with_features:
         order = replace(order, carry=True)
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))
-    used = cells if order.capacity.cells else None
+    # A copy: the array that a former pass has opened may have been made anew since.
+    used = replace(cells) if cells is not None and order.capacity.cells else None
     unit = plan.unit_rows(order.tile, pool.write_rows)
     if used is not None and used.write and _create_cells(used.path, pool.n_rows, unit) and journal:
         journal.clear()  # its spans wrote their cells into an array that is gone

@@ -13,9 +13,6 @@ from dal.scan.plan import Interval
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-SLACK = 2
-"""Features are most of the bytes: better to compress often than to hold many."""
-
 
 class Kept:
     """The best rows of all spans that this process has scored in one pass.
@@ -29,7 +26,7 @@ class Kept:
     """
 
     def __init__(self, order: Order) -> None:
-        self._best = Best(order.capacity, order.seed, order.round, slack=SLACK)
+        self._best = Best(order.capacity, order.seed, order.round, order.slack)
         self._spans: list[Interval] = []
         self._rows = 0
         self._lock = threading.Lock()

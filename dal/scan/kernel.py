@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from dal.errors import LearnerError
 from dal.learner import Model
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
-from dal.scan.merge import Best, Thresholds
+from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scores import (
     OF_COMMITTEE,
@@ -70,6 +71,11 @@ class Order:
     codebook: Codebook | None
     carry: bool
 
+    @property
+    def slack(self) -> float:
+        """At how many times what is kept it is compressed."""
+        return SLACK_WITH_FEATURES if self.carry else SLACK
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -85,6 +91,11 @@ class Cells:
 
     path: str
     write: bool
+
+    @cached_property
+    def array(self) -> "zarr.Array[Any]":
+        """Opened once a process and pass: for every span anew, it took a hundredth of a pass."""
+        return zarr.open_array(self.path, mode="r+" if self.write else "r")
 
 
 @dataclass(frozen=True)
@@ -262,7 +273,7 @@ class _Span:
         self.excluded = excluded
         self.told = thresholds
         self.reader = reader
-        self.best = Best(order.capacity, order.seed, order.round)
+        self.best = Best(order.capacity, order.seed, order.round, order.slack)
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.cells = cells
         # Every decision value of a linear model is not finite where a feature is not, so nothing need be looked for; a
@@ -275,7 +286,7 @@ class _Span:
     def _cells_of_span(self) -> npt.NDArray[np.uint16]:
         if self.cells is None or self.cells.write:
             return np.empty(self.interval.stop - self.interval.start, dtype=np.uint16)
-        cells = rows_or_fill(zarr.open_array(self.cells.path, mode="r"), *self.interval)
+        cells = rows_or_fill(self.cells.array, *self.interval)
         if (cells == NO_CELL).any():
             # A chunk that was lost, as in a power cut, reads as the fill value.
             self.assigns = True
@@ -386,7 +397,7 @@ class _Span:
     def result(self, started: float) -> SpanResult:
         self.reader.finish()
         if self.cells is not None and self.cells.write and self.cell_of_row is not None:
-            zarr.open_array(self.cells.path, mode="r+")[self.interval.start : self.interval.stop] = self.cell_of_row
+            self.cells.array[self.interval.start : self.interval.stop] = self.cell_of_row
         best = self.best.result()
         return SpanResult(self.interval, best, self.tally, time.perf_counter() - started)
 

@@ -16,6 +16,9 @@ Floats64 = npt.NDArray[np.float64]
 
 LOWEST = float(np.finfo(np.float64).min)
 """A threshold that every score passes; -inf marks rows that are never asked and does not."""
+SLACK, SLACK_WITH_FEATURES = 4.0, 1.5
+"""Rows are compressed at so many times what that leaves. At four times, each is sorted less than twice on average;
+features that are held with them take longer to copy, and to find memory for, than rows to sort."""
 
 
 @dataclass(frozen=True)
@@ -56,18 +59,18 @@ class Best:
     capacity : Capacity
     seed, round : int
         Of the key.
-    slack : int, default=4
-        Rows are compressed at so many times what that leaves: at four times, each is sorted less than twice on average.
+    slack : float, default=4
+        Rows are compressed at so many times what that leaves.
     """
 
-    def __init__(self, capacity: Capacity, seed: int, round: int, slack: int = 4) -> None:
+    def __init__(self, capacity: Capacity, seed: int, round: int, slack: float = SLACK) -> None:
         self.capacity = capacity
         self.seed = seed
         self.round = round
         self.thresholds = no_thresholds(capacity)
         self._parts: list[Candidates] = []
         self._held = self._tightened_at = 0
-        self._most = slack * capacity.rows + 1024
+        self._most = int(slack * capacity.rows) + 1024
 
     def add(self, candidates: Candidates) -> None:
         """Take rows in; those that cannot be among the best are forgotten now or later."""
@@ -105,7 +108,8 @@ class Best:
         if self._held > self.capacity.total:
             self._compress()
         held = concatenate(self._parts)
-        return held.take(np.argsort(held.rows))
+        # Those of one span are in order already, and taking them all would copy their features once more.
+        return held if (np.diff(held.rows) > 0).all() else held.take(np.argsort(held.rows))
 
     def _compress(self) -> None:
         # Features, most of the bytes by far, are copied of those alone that are kept.

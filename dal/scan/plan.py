@@ -228,6 +228,7 @@ def worker_bytes(
     n_classes: int,
     n_cells: int,
     kept_bytes: int,
+    slack: float,
     candidate: int,
     model_bytes: int,
 ) -> WorkerBytes:
@@ -236,7 +237,7 @@ def worker_bytes(
     Examples
     --------
     >>> print(worker_bytes(tile=16_384, n_features=128, itemsize=4, chunk_rows=32_768, n_classes=10, n_cells=0,
-    ...                    kept_bytes=5_440_000, candidate=544, model_bytes=10_000))
+    ...                    kept_bytes=5_440_000, slack=4.0, candidate=544, model_bytes=10_000))
     base 500, model 0, holding 16, reading 48, scoring 38, keeping 60 MiB
     """
     record = n_features * itemsize
@@ -247,7 +248,7 @@ def worker_bytes(
         holding=3 * kept_bytes,
         reading=3 * unit,
         scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64),
-        keeping=2 * (4 * kept_bytes + (1024 + tile) * candidate),
+        keeping=2 * (int(slack * kept_bytes) + (1024 + tile) * candidate),
     )
 
 
