@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -15,7 +16,6 @@ from scipy.special import expit
 from sklearn.base import BaseEstimator, clone, is_regressor
 from sklearn.ensemble import (
     BaggingClassifier,
-    ExtraTreesClassifier,
     HistGradientBoostingClassifier,
     RandomForestClassifier,
     VotingClassifier,
@@ -24,12 +24,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 from sklearn.utils.validation import has_fit_parameter
 from threadpoolctl import threadpool_limits
 
 from dal.errors import LabelError, LearnerError
 from dal.scores import OF_COMMITTEE, OF_GRADIENTS
+from dal.trees import FORESTS, Trees
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -80,9 +80,7 @@ _PRESETS: Mapping[str, Callable[[int], BaseEstimator]] = {
 }
 
 
-_FORESTS = (RandomForestClassifier, ExtraTreesClassifier)
-_TREES = (DecisionTreeClassifier, ExtraTreeClassifier)
-_ENSEMBLES = (*_FORESTS, VotingClassifier, BaggingClassifier)
+_ENSEMBLES = (*FORESTS, VotingClassifier, BaggingClassifier)
 
 _ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "identity": lambda values: values,
@@ -538,6 +536,20 @@ class Model:
             records = activate(records @ weights + intercepts)
         return records
 
+    def for_probabilities(self) -> "Model":
+        """Give a copy for workers that will ask for probabilities alone: of a forest, without scikit-learn's own trees.
+
+        Those are most of its bytes, and the trees as they are laid out for scoring a third of them.
+        """
+        # The first steps of a pipeline may give values that only scikit-learn's own trees know what to do with.
+        if type(self.estimator) not in FORESTS or self._trees is None:
+            return replace(self)
+        emptied = copy(self.estimator)
+        emptied.estimators_ = []
+        alone = replace(self, estimator=emptied)
+        alone.__dict__["_trees"] = self._trees
+        return alone
+
     def dumps(self) -> bytes:
         """Save as a skops archive.
 
@@ -599,31 +611,17 @@ class Model:
         return _softmax(np.hstack([np.zeros_like(values), values]) if values.shape[1] == 1 else values)
 
     @cached_property
-    def _trees(self) -> list[Any]:
-        """The trees of a scikit-learn forest, or a tree's own; none of any other estimator."""
-        last = _last_step(self.estimator)
-        if type(last) not in (*_FORESTS, *_TREES) or last.n_outputs_ > 1:
-            return []
-        return [each.tree_ for each in (last.estimators_ if type(last) in _FORESTS else [last])]
-
-    def _mean_of_trees(self, X: npt.NDArray[np.float32]) -> Floats:
-        """Give what ``predict_proba`` gives, bit for bit.
-
-        Without the checks of the same records by each of a hundred trees, which take as long as a tree does with a
-        thousand of them; and added in one order, which a forest's threads would not keep.
-        """
-        records = np.ascontiguousarray(_before_last(self.estimator, X), dtype=np.float32)
-        total = np.zeros((len(X), len(self.seen)))
-        for tree in self._trees:
-            total += tree.predict(records)
-        return total / len(self._trees)
+    def _trees(self) -> Trees | None:
+        return Trees.of(_last_step(self.estimator))
 
     def _called(self, method: str, X: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
         try:
             # What overflows shows in the result, which is looked at; a warning for every tile says no more.
             with np.errstate(all="ignore"):
-                if method == "predict_proba" and self._trees:
-                    return self._mean_of_trees(X)
+                if method == "predict_proba" and self._trees is not None:
+                    probabilities = self._trees.predict_proba(_before_last(self.estimator, X))
+                    if probabilities is not None:
+                        return probabilities
                 return np.asarray(getattr(self.estimator, method)(X))
         except Exception as error:  # anybody's code, with anybody's exceptions
             raise LearnerError(f"{self.kind}.{method} refused records of shape {X.shape}: {error}") from error

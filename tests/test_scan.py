@@ -20,9 +20,9 @@ from dal.pool import Pool, build_pool
 from dal.scan import Cells, Journal, Progress, Scan, kernel, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
-from dal.scan.kernel import score_block
+from dal.scan.kernel import Order, score_block
 from dal.scan.run import Run
-from dal.selection import Candidates, Codebook, Strategy, key_order, power_keys, uniform
+from dal.selection import Candidates, Capacity, Codebook, Strategy, key_order, power_keys, uniform
 
 CLASSES = ("a", "b", "c", "d")
 N, D = 20_011, 12
@@ -379,8 +379,10 @@ def test_a_host_is_asked_once_until_something_is_in_the_way(
 
 
 def test_a_worker_keeps_the_last_model_alone(models: dict[str, Model], pools: dict[str, Pool]) -> None:
-    def job(name: str) -> cluster_engine.Job:
-        return cluster_engine.Job(pools["odd"], cluster_engine._packed(models[name]), name, None, None)
+    def job(name: str | None, score: str = "margin") -> cluster_engine.Job:
+        order = Order(score, Capacity(5, 0, 0), 64, 0, 0, None, carry=False)
+        packed = cluster_engine._packed(models[name] if name else None, score)
+        return cluster_engine.Job(pools["odd"], packed, name or "", order, None)
 
     X = pools["odd"].read(100, 200)
     first = job("forest").model()
@@ -388,7 +390,12 @@ def test_a_worker_keeps_the_last_model_alone(models: dict[str, Model], pools: di
     assert job("forest").model() is first
     np.testing.assert_array_equal(job("plain").model().predict_proba(X), models["plain"].predict_proba(X))
     assert job("forest").model() is not first
-    assert cluster_engine.Job(pools["odd"], cluster_engine._packed(None), "", None, None).model() is None
+    assert job(None).model() is None
+    # For probabilities a forest travels without its members, and is not taken for one that has them.
+    members = [list(model.committee(X)) for model in (models["forest"], job("forest", "bald").model())]
+    np.testing.assert_array_equal(*members)
+    assert sum(map(len, job("forest").packed_model)) < sum(map(len, job("forest", "bald").packed_model)) / 2
+    assert job("forest").model() is not job("forest", "bald").model()
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------

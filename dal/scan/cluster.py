@@ -71,7 +71,7 @@ def scan_on_cluster(
     run.notes += hosts.notes
     _refuse_too_small(client, run)
     kept = replace(order, carry=_keeps_features(order, pool))
-    job = Job(pool, _packed(model), run.model_digest, kept, usable)
+    job = Job(pool, _packed(model, order.score), run.model_digest, kept, usable)
     with _Cluster(client, job) as cluster:
         paces, like = _PACES.setdefault(client, {}), (pool.path, model and model.kind, order.score, order.carry, usable)
         paces[like] = _Engine(run, cluster, skip_failed=skip_failed, pace=paces.get(like)).run()
@@ -103,17 +103,18 @@ class Job:
         """Load the model, unless this process has just used it."""
         if not self.packed_model:
             return None
+        key = (self.model_digest, self.order.score in OF_COMMITTEE)
         with _loading:
-            if self.model_digest not in _LAST_MODEL:
+            if key not in _LAST_MODEL:
                 _LAST_MODEL.clear()
-                _LAST_MODEL[self.model_digest] = pickle.loads(b"".join(map(_PACKING.decode, self.packed_model)))
-            return _LAST_MODEL[self.model_digest]
+                _LAST_MODEL[key] = pickle.loads(b"".join(map(_PACKING.decode, self.packed_model)))
+            return _LAST_MODEL[key]
 
 
 _PACKING = Blosc("lz4", shuffle=Blosc.NOSHUFFLE)
 
 
-def _packed(model: Model | None) -> tuple[bytes, ...]:
+def _packed(model: Model | None, score: str) -> tuple[bytes, ...]:
     """Give what a worker makes the model of; nothing without a model.
 
     A pickle, as everything that goes to a worker is: a forest takes twenty times as long by skops. And compressed:
@@ -121,13 +122,15 @@ def _packed(model: Model | None) -> tuple[bytes, ...]:
     """
     if model is None:
         return ()
-    pickled = pickle.dumps(replace(model))  # without its archive, which is as large as itself
+    # Either way without its archive, which is as large as itself.
+    pickled = pickle.dumps(replace(model) if score in OF_COMMITTEE else model.for_probabilities())
     most = 2**30  # Blosc takes less than 2 GiB at a time
     return tuple(_PACKING.encode(pickled[start : start + most]) for start in range(0, len(pickled), most))
 
 
 _loading = threading.Lock()
-_LAST_MODEL: dict[str, Model] = {}
+_LAST_MODEL: dict[tuple[str, bool], Model] = {}
+"""By digest, and whether its members are there."""
 
 
 class _Loaded:

@@ -1,0 +1,222 @@
+"""Forests and boosted trees as flat arrays, walked by many records at once: bit for bit what scikit-learn predicts.
+
+A record's way through a tree is a chain of branches that no processor can foretell, each waiting for the last. Sixteen
+records side by side keep it busy meanwhile, and choose a child by arithmetic instead of a branch. A block of records
+meets each tree before the next one does, so that both stay in the core's cache. On one core a forest of a hundred trees
+takes 4 us a record in this way, and 12 by scikit-learn's own trees.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
+
+Floats32 = npt.NDArray[np.float32]
+Floats64 = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.integer[Any]]
+
+FORESTS = (RandomForestClassifier, ExtraTreesClassifier)
+_SINGLE = (DecisionTreeClassifier, ExtraTreeClassifier)
+_OF_BOOSTING = ("_predictors", "_baseline_prediction", "_loss", "_preprocessor")
+"""Private to scikit-learn: a boosted model without them is asked in scikit-learn's own way."""
+
+_ABREAST = 16
+_BLOCK_BYTES = 512 * 2**10
+_FEATURE, _THRESHOLD, _LEFT, _LEAF = range(4)
+
+
+class _Tree(NamedTuple):
+    """One tree as scikit-learn has it; parents stand before their children."""
+
+    feature: Integers
+    threshold: Floats64
+    left: Integers
+    right: Integers
+    leaf: npt.NDArray[np.bool_]
+    values: Floats64  # of each node, in columns
+
+
+@dataclass(frozen=True, eq=False)
+class Trees:
+    """A forest, a tree or a boosted model.
+
+    Attributes
+    ----------
+    nodes : ndarray of shape (n_nodes, 4), uint32
+        Feature, threshold (the bits of a float32), left child, and row in `leaves`. The right child follows the left
+        one. A leaf is its own left child, and no feature exceeds its threshold.
+    roots : ndarray of shape (n_trees,), uint32
+    columns : ndarray of shape (n_trees,), uint32
+        The first column that a tree adds to.
+    leaves : ndarray of shape (n_leaves, width), float64
+        What each leaf adds.
+    start : ndarray of shape (n_columns,), float64
+        What is added to.
+    boosted : HistGradientBoostingClassifier or None
+        Whose sums are no probabilities yet.
+    """
+
+    nodes: npt.NDArray[np.uint32]
+    roots: npt.NDArray[np.uint32]
+    columns: npt.NDArray[np.uint32]
+    leaves: Floats64
+    start: Floats64
+    boosted: HistGradientBoostingClassifier | None
+
+    @classmethod
+    def of(cls, estimator: BaseEstimator) -> "Trees | None":
+        """Lay the trees of an estimator out; None where it has none, or some that ask more than a threshold."""
+        if type(estimator) in (*FORESTS, *_SINGLE) and estimator.n_outputs_ == 1:
+            trees = [each.tree_ for each in getattr(estimator, "estimators_", [estimator])]
+            return cls._laid_out([_of_forest(tree) for tree in trees], 1, np.zeros(len(estimator.classes_)), None)
+        if type(estimator) is HistGradientBoostingClassifier and all(hasattr(estimator, name) for name in _OF_BOOSTING):
+            rounds = [[tree.nodes for tree in trees] for trees in estimator._predictors]
+            categories = any(nodes["is_categorical"].any() for trees in rounds for nodes in trees)
+            if not categories and estimator._preprocessor is None:
+                trees = [_of_boosting(nodes) for trees in rounds for nodes in trees]
+                start = np.asarray(estimator._baseline_prediction, dtype=np.float64).reshape(-1)
+                return cls._laid_out(trees, len(start), start, estimator)
+        return None
+
+    @classmethod
+    def _laid_out(
+        cls, trees: Sequence[_Tree], turns: int, start: Floats64, boosted: HistGradientBoostingClassifier | None
+    ) -> "Trees":
+        """Join trees, of which every `turns`-th adds to the same columns."""
+        first_node = np.cumsum([0, *(len(tree.leaf) for tree in trees)])
+        first_leaf = np.cumsum([0, *(np.count_nonzero(tree.leaf) for tree in trees)])
+        return cls(
+            np.concatenate(
+                [_nodes(tree, *firsts) for tree, *firsts in zip(trees, first_node, first_leaf, strict=False)]
+            ),
+            first_node[:-1].astype(np.uint32),
+            (np.arange(len(trees)) % turns).astype(np.uint32),
+            np.concatenate([tree.values[tree.leaf] for tree in trees]),
+            start,
+            boosted,
+        )
+
+    def predict_proba(self, X: npt.NDArray[Any]) -> Floats64 | None:
+        """Give what the estimator's ``predict_proba`` gives, bit for bit.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n_records, n_features)
+
+        Returns
+        -------
+        ndarray of shape (n_records, n_classes) or None
+            None where records hold values that are not finite, or that a boosted model would look at in double
+            precision: what to do with those, or to say of them, the estimator itself knows.
+        """
+        if self.boosted is not None and X.dtype != np.float32:
+            return None
+        records: Floats32 = np.ascontiguousarray(X, dtype=np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = records.sum()  # instead of a mask of all values, unless it overflows
+        if not np.isfinite(total) and not np.isfinite(records).all():
+            return None
+        sums = np.tile(self.start, (len(records), 1))
+        block = max(_ABREAST, _BLOCK_BYTES // (4 * records.shape[1]))
+        thresholds = self.nodes.view(np.float32)
+        _walker()(records, self.nodes, thresholds, self.roots, self.columns, self.leaves, block, sums)
+        if self.boosted is None:
+            # In one order, which a forest's threads would not keep.
+            return sums / len(self.roots)
+        probabilities: Floats64 = self.boosted._loss.predict_proba(np.asfortranarray(sums))
+        return probabilities
+
+
+def _of_forest(tree: Any) -> _Tree:  # noqa: ANN401 - compiled, without types
+    leaf = tree.children_left < 0
+    return _Tree(tree.feature, tree.threshold, tree.children_left, tree.children_right, leaf, tree.value[:, 0, :])
+
+
+def _of_boosting(nodes: npt.NDArray[Any]) -> _Tree:
+    feature, threshold, left, right = (nodes[name] for name in ("feature_idx", "num_threshold", "left", "right"))
+    return _Tree(feature, threshold, left, right, nodes["is_leaf"].astype(bool), nodes["value"][:, None])
+
+
+def _nodes(tree: _Tree, first_node: int, first_leaf: int) -> npt.NDArray[np.uint32]:
+    """Order the nodes of a tree so that siblings are neighbours."""
+    inner, leaves = np.flatnonzero(~tree.leaf), np.flatnonzero(tree.leaf)
+    place = np.full(len(tree.leaf), first_node)
+    place[tree.left[inner]] += 1 + 2 * np.arange(len(inner))
+    place[tree.right[inner]] += 2 + 2 * np.arange(len(inner))
+    nodes = np.zeros((len(tree.leaf), 4), dtype=np.uint32)
+    own = place - first_node
+    nodes[own[inner], _FEATURE] = tree.feature[inner]
+    nodes[own[inner], _LEFT] = place[tree.left[inner]]
+    nodes[own[leaves], _LEFT] = place[leaves]
+    nodes[own[leaves], _LEAF] = first_leaf + np.arange(len(leaves))
+    thresholds = nodes.view(np.float32)
+    thresholds[own[inner], _THRESHOLD] = _largest_float32_up_to(tree.threshold[inner])
+    thresholds[own[leaves], _THRESHOLD] = np.inf
+    return nodes
+
+
+def _largest_float32_up_to(values: Floats64) -> Floats32:
+    """Round down: a float32 is above the result exactly where it is above the value.
+
+    Examples
+    --------
+    >>> _largest_float32_up_to(np.array([0.5, 0.1])).astype(float).tolist()
+    [0.5, 0.09999999403953552]
+    """
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float32)
+    above = rounded > values
+    rounded[above] = np.nextafter(rounded[above], np.float32(-np.inf))
+    return rounded
+
+
+@cache
+def _walker() -> Any:  # noqa: ANN401 - compiled
+    from numba import njit  # takes a fifth of a second, and only trees need it
+
+    try:
+        # Compiling takes a second; on disk, next to this file or in the user's cache, it is kept for later processes.
+        return njit(nogil=True, cache=True)(_walk)
+    except RuntimeError:  # neither place can be written to
+        return njit(nogil=True)(_walk)
+
+
+def _walk(
+    X: Floats32,
+    nodes: npt.NDArray[np.uint32],
+    thresholds: Floats32,
+    roots: npt.NDArray[np.uint32],
+    columns: npt.NDArray[np.uint32],
+    leaves: Floats64,
+    block: int,
+    sums: Floats64,
+) -> None:
+    # Unsigned, all of it: for a signed index, Numba also looks whether it counts from the end (a fifth of the time).
+    at, row = np.empty(_ABREAST, np.uint64), np.empty(_ABREAST, np.uint64)
+    feature, threshold, left, leaf = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3)
+    for first in range(0, len(X), block):
+        stop = min(first + block, len(X))
+        for tree in range(len(roots)):
+            for start in range(first, stop, _ABREAST):
+                for lane in range(_ABREAST):
+                    at[lane] = roots[tree]
+                    row[lane] = min(start + lane, stop - 1)  # past the end, the last one walks along
+                moved = np.uint64(1)
+                while moved:
+                    moved = np.uint64(0)
+                    for lane in range(_ABREAST):
+                        here = at[lane]
+                        value = X[row[lane], np.uint64(nodes[here, feature])]
+                        there = np.uint64(nodes[here, left]) + np.uint64(value > thresholds[here, threshold])
+                        moved |= here ^ there
+                        at[lane] = there
+                for lane in range(min(_ABREAST, stop - start)):
+                    of_leaf, record = np.uint64(nodes[at[lane], leaf]), row[lane]
+                    for column in range(leaves.shape[1]):
+                        sums[record, np.uint64(columns[tree]) + np.uint64(column)] += leaves[of_leaf, column]

@@ -1,0 +1,165 @@
+"""Trees as flat arrays, against scikit-learn's own walk."""
+
+from collections.abc import Callable
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.base import BaseEstimator
+from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
+from threadpoolctl import threadpool_limits
+
+from dal import trees
+from dal.errors import LearnerError
+from dal.learner import Learner
+from dal.trees import Trees
+
+ESTIMATORS = [
+    RandomForestClassifier(7, random_state=0),
+    RandomForestClassifier(5, max_leaf_nodes=6, bootstrap=False, max_features=None, random_state=0),
+    ExtraTreesClassifier(4, random_state=0),
+    DecisionTreeClassifier(criterion="log_loss", random_state=0),
+    ExtraTreeClassifier(max_depth=1, random_state=0),
+    HistGradientBoostingClassifier(max_iter=4, min_samples_leaf=3, early_stopping=False),
+    HistGradientBoostingClassifier(max_iter=3, max_leaf_nodes=3, min_samples_leaf=1, early_stopping=False),
+]
+
+
+def labelled(
+    seed: int, rows: int, features: int, classes: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Draw records of few different values, so that many meet a threshold exactly."""
+    random = np.random.default_rng(seed)
+    X = (random.integers(-3, 4, (rows, features)) / 3).astype(np.float32)
+    return X, np.resize(np.arange(classes), rows)
+
+
+def fitted_to(estimator: BaseEstimator, X: npt.NDArray[np.float32], codes: npt.NDArray[np.int64]) -> BaseEstimator:
+    # Boosting's threads wait for each other by spinning, which takes seconds where other tests run beside.
+    with threadpool_limits(limits=1):
+        return estimator.fit(X, codes)
+
+
+def predicted(estimator: BaseEstimator, X: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    laid_out = Trees.of(estimator)
+    assert laid_out is not None
+    probabilities = laid_out.predict_proba(X)
+    assert probabilities is not None
+    return probabilities
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=str)
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 10_000), rows=st.integers(1, 70), classes=st.integers(2, 4))
+def test_the_walk_ends_in_scikit_learns_leaves(estimator: BaseEstimator, seed: int, rows: int, classes: int) -> None:
+    X, codes = labelled(seed, 60, 3, classes)
+    fitted = fitted_to(estimator, X, codes)
+    others = labelled(seed + 1, rows, 3, classes)[0]
+    # The neighbours of a value stand on either side of a threshold that meets it.
+    for records in (others, np.nextafter(others, np.float32(9)), np.nextafter(others, np.float32(-9))):
+        assert predicted(fitted, records).tobytes() == fitted.predict_proba(records).tobytes()
+
+
+@pytest.mark.parametrize("estimator", [ESTIMATORS[0], ESTIMATORS[5]], ids=str)
+def test_blocks_of_wide_records_are_walked_to_the_last(estimator: BaseEstimator) -> None:
+    X, codes = labelled(0, 300, 3_000, 3)
+    fitted = fitted_to(estimator, X, codes)
+    assert 300 % (trees._BLOCK_BYTES // (4 * 3_000)) % 16 not in (0, 1)
+    expected = fitted.predict_proba(X)
+    assert len(np.unique(expected)) > 5
+    assert predicted(fitted, X).tobytes() == expected.tobytes()
+    assert predicted(fitted, np.asfortranarray(X)).tobytes() == expected.tobytes()
+
+
+def test_thresholds_between_two_floats_are_met_from_the_right_side() -> None:
+    low = np.float32(2)
+    high = np.nextafter(low, np.float32(3))
+    fitted = DecisionTreeClassifier().fit(np.array([[low], [high]], np.float32), [0, 1])
+    # In single precision the middle would be one of both.
+    assert low < fitted.tree_.threshold[0] < high
+    assert predicted(fitted, np.array([[low], [high]], np.float32)).tolist() == [[1, 0], [0, 1]]
+
+
+def test_a_tree_that_asks_nothing_is_one_leaf() -> None:
+    X = np.zeros((6, 2), np.float32)
+    fitted = RandomForestClassifier(3, random_state=0).fit(X, [0, 0, 0, 1, 1, 1])
+    assert predicted(fitted, X).tobytes() == fitted.predict_proba(X).tobytes()
+    assert predicted(fitted, X[:0]).shape == (0, 2)
+
+
+def test_what_asks_more_than_a_threshold_is_not_laid_out() -> None:
+    X, codes = labelled(0, 60, 2, 2)
+    with_categories = HistGradientBoostingClassifier(max_iter=3, categorical_features=[0], min_samples_leaf=1)
+    assert Trees.of(fitted_to(with_categories, np.abs(3 * X), codes)) is None
+    assert Trees.of(LogisticRegression().fit(X, codes)) is None
+    assert Trees.of(RandomForestClassifier(3).fit(X, np.stack([codes, codes], axis=1))) is None
+
+
+def test_a_scikit_learn_without_what_is_private_is_asked_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, codes = labelled(0, 60, 2, 2)
+    model = Learner(HistGradientBoostingClassifier(max_iter=3), ("a", "b")).fit(X, codes)
+    expected = model.predict_proba(X)
+    assert Trees.of(model.estimator) is not None
+    monkeypatch.setattr(trees, "_OF_BOOSTING", (*trees._OF_BOOSTING, "_renamed"))
+    assert Trees.of(model.estimator) is None
+    again = Learner(HistGradientBoostingClassifier(max_iter=3), ("a", "b")).fit(X, codes)
+    assert again.predict_proba(X).tobytes() == expected.tobytes()
+
+
+def test_values_that_are_not_finite_are_left_to_scikit_learn() -> None:
+    X, codes = labelled(0, 60, 2, 2)
+    laid_out = Trees.of(RandomForestClassifier(3, random_state=0).fit(X, codes))
+    assert laid_out is not None
+    for value in (np.nan, np.inf, -np.inf):
+        assert laid_out.predict_proba(np.where(X > 0.9, np.float32(value), X)) is None
+    assert laid_out.predict_proba(np.full((3, 2), 3e38, np.float32)) is not None  # whose sum overflows
+
+
+def spoiled(records: npt.NDArray[np.float32], value: float) -> npt.NDArray[np.float32]:
+    return np.where(records > 0.9, np.float32(value), records)
+
+
+def test_what_a_pipelines_own_steps_spoil_is_treated_as_by_scikit_learn() -> None:
+    X, codes = labelled(0, 60, 2, 2)
+    spoil = FunctionTransformer(spoiled, kw_args={"value": 0.0})
+    pipeline = make_pipeline(spoil, RandomForestClassifier(3, random_state=0))
+    model = Learner(pipeline, ("a", "b"), trusted=["tests.test_trees.spoiled"]).fit(X, codes)
+    model.estimator.set_params(functiontransformer__kw_args={"value": np.nan})
+    assert model.predict_proba(X).tobytes() == model.estimator.predict_proba(X).tobytes()
+    model.estimator.set_params(functiontransformer__kw_args={"value": np.inf})
+    with pytest.raises(LearnerError, match="refused records of shape"):
+        model.predict_proba(X)
+
+
+def test_doubles_are_left_to_a_boosted_model_itself() -> None:
+    X, codes = labelled(0, 60, 2, 2)
+    fitted = fitted_to(HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=1), X, codes)
+    laid_out = Trees.of(fitted)
+    assert laid_out is not None
+    assert laid_out.predict_proba(X.astype(np.float64)) is None
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, codes = labelled(0, 60, 2, 2)
+    fitted = ESTIMATORS[0].fit(X, codes)
+    expected = predicted(fitted, X)
+    compile_it = numba.njit
+
+    def without_a_place(*, nogil: bool, cache: bool = False) -> Callable[..., object]:
+        if cache:
+            raise RuntimeError("cannot cache function '_walk': no locator available")
+        return compile_it(nogil=nogil)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(numba, "njit", without_a_place)
+    trees._walker.cache_clear()
+    try:
+        assert predicted(fitted, X).tobytes() == expected.tobytes()
+    finally:
+        trees._walker.cache_clear()
