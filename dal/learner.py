@@ -86,7 +86,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "identity": lambda values: values,
     "logistic": expit,
     "tanh": np.tanh,
-    "relu": lambda values: np.maximum(values, 0),
+    "relu": lambda values: np.maximum(values, 0, out=values),
 }
 
 BOOTSTRAPS = 10
@@ -332,29 +332,36 @@ class Learner:
 
 
 @dataclass(frozen=True, eq=False)
-class Linear:
-    """Decision values as one matrix product.
+class Network:
+    """Decision values as matrix products: of a logistic regression, and of a network with layers before that.
 
     ``predict_proba`` is their softmax; where there is one, its sigmoid is the probability of the second class seen.
 
     Parameters
     ----------
     coef
-        (C', d), float32; columns contiguous, which is the faster side for short blocks.
+        (C', h), float32; columns contiguous, which is the faster side for short blocks.
     intercept
         (C',).
+    hidden
+        Weights (d, h) and intercepts (h,) of the layers before, the first one first.
+    activation
+        What follows each of those.
     steps
-        What is done to the records before; None where the product takes them as they are.
+        What is done to the records before; None where the products take them as they are.
     """
 
     coef: npt.NDArray[np.float32]
     intercept: npt.NDArray[Any]
+    hidden: tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], ...]
+    activation: Callable[[Floats], Floats]
     steps: Pipeline | None
 
     @property
     def block_rows(self) -> int:
         """Height of a block, a power of two: of 256 KiB, so that it is in the core's cache when it is multiplied."""
-        most = max(LEAST_BLOCK_ROWS, BLOCK_BYTES // (4 * self.coef.shape[1]))
+        width = len(self.hidden[0][0]) if self.hidden else self.coef.shape[1]
+        most = max(LEAST_BLOCK_ROWS, BLOCK_BYTES // (4 * width))
         return int(1 << (most.bit_length() - 1))
 
     def decisions(self, X: npt.NDArray[np.float32]) -> Floats:
@@ -367,13 +374,49 @@ class Linear:
         return values
 
     def decide(self, block: npt.NDArray[np.float32], values: Floats) -> None:
-        """Fill `values`, (C', n), with the decision values of one block of records that need no steps."""
+        """Fill `values`, (C', n), with the decision values of one block of records that need no steps.
+
+        All values of a record with a feature that is not finite are not finite either.
+        """
+        finite: npt.NDArray[np.bool_] | None = None
+        for weights, intercepts in self.hidden:
+            sums = block @ weights
+            sums += intercepts
+            # What is not finite makes every sum over the features so, but an activation may hide it.
+            finite = np.isfinite(sums[:, 0]) if finite is None else finite
+            block = self.activation(sums)
         np.matmul(self.coef, block.T, out=values)
         values += self.intercept[:, None]
+        if finite is not None:
+            values[:, ~finite] = np.nan
 
 
-def _folded(steps: Pipeline, last: LogisticRegression) -> Linear | None:
-    """Put a StandardScaler into the coefficients, which saves two passes over the records.
+def _network(estimator: BaseEstimator) -> Network | None:
+    last = _last_step(estimator)
+    if type(last) is LogisticRegression:
+        # One-versus-rest is no softmax.
+        if last.coef_.dtype != np.float32 or (last.solver == "liblinear" and len(last.coef_) > 1):
+            return None
+        layers = [(last.coef_.T, last.intercept_)]
+        activation = _ACTIVATIONS["identity"]
+    elif type(last) is MLPClassifier:
+        if last.coefs_[0].dtype != np.float32:
+            return None
+        layers = list(zip(last.coefs_, last.intercepts_, strict=True))
+        activation = _ACTIVATIONS[last.activation]
+    else:
+        return None
+    steps = estimator[:-1] if isinstance(estimator, Pipeline) and len(estimator.steps) > 1 else None
+    if steps is not None and (folded := _folded(steps, *layers[0])) is not None:
+        layers[0], steps = folded, None
+    *hidden, (weights, intercept) = layers
+    return Network(np.asfortranarray(weights.T), intercept, tuple(hidden), activation, steps)
+
+
+def _folded(
+    steps: Pipeline, weights: npt.NDArray[np.float32], intercept: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None:
+    """Put a StandardScaler into the first layer's weights, which saves two passes over the records.
 
     Only where every feature's mean is within a few of its deviations: far from zero, the product would subtract large
     numbers from each other in single precision, and no longer equal ``predict_proba`` within 1e-6.
@@ -382,9 +425,8 @@ def _folded(steps: Pipeline, last: LogisticRegression) -> Linear | None:
     plain = len(steps) == 1 and type(scaler) is StandardScaler and scaler.with_mean and scaler.with_std
     if not plain or np.max(np.abs(scaler.mean_) / scaler.scale_) > FOLDED_MEANS:
         return None
-    coef = last.coef_.astype(np.float64) / scaler.scale_
-    intercept = last.intercept_ - coef @ scaler.mean_
-    return Linear(np.asfortranarray(coef, dtype=np.float32), intercept.astype(np.float32), None)
+    scaled = weights.astype(np.float64) / scaler.scale_[:, None]
+    return scaled.astype(np.float32), (intercept - scaler.mean_ @ scaled).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -434,18 +476,9 @@ class Model:
         return _TILE_ROWS.get(self.kind)
 
     @cached_property
-    def linear(self) -> "Linear | None":
-        """The decision values of a logistic regression as one matrix product; None of any other estimator."""
-        last = _last_step(self.estimator)
-        if type(last) is not LogisticRegression or last.coef_.dtype != np.float32:
-            return None
-        if last.solver == "liblinear" and len(last.coef_) > 1:
-            return None  # one-versus-rest: no softmax
-        coef = np.asfortranarray(last.coef_)
-        if not isinstance(self.estimator, Pipeline) or len(self.estimator.steps) == 1:
-            return Linear(coef, last.intercept_, None)
-        steps = self.estimator[:-1]
-        return _folded(steps, last) or Linear(coef, last.intercept_, steps)
+    def network(self) -> Network | None:
+        """The decision values of a logistic regression or a network as matrix products; None of any other estimator."""
+        return _network(self.estimator)
 
     def decision_function(self, X: npt.NDArray[np.float32]) -> Floats | None:
         """Give the decision values (n, C') of the classes seen, where C' is 1 if they are two; None without any."""

@@ -182,10 +182,10 @@ def test_there_are_no_decision_values_where_the_estimator_has_none() -> None:
 def test_logistic_regression_stays_in_float32_and_shows_its_coefficients(n_classes: int) -> None:
     X, codes = records(n_classes=n_classes)
     model = Learner.named("logistic", CLASSES[:n_classes]).fit(X.astype(np.float64), codes)
-    assert model.linear is not None
-    assert model.linear.coef.dtype == np.float32
-    assert model.linear.coef.shape == (1 if n_classes == 2 else 4, 5)
-    values = model.linear.decisions(X).T
+    assert model.network is not None
+    assert model.network.coef.dtype == np.float32
+    assert model.network.coef.shape == (1 if n_classes == 2 else 4, 5)
+    values = model.network.decisions(X).T
     np.testing.assert_allclose(values, model.decision_function(X), rtol=1e-5, atol=1e-6)
     powers = np.exp(np.hstack([np.zeros_like(values), values]) if n_classes == 2 else values)
     np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), model.predict_proba(X), atol=1e-6)
@@ -197,8 +197,47 @@ def test_logistic_regression_stays_in_float32_and_shows_its_coefficients(n_class
     [GaussianNB(), LinearSVC(), make_pipeline(StandardScaler(), make_pipeline(LogisticRegression()))],
     ids=str,
 )
-def test_only_a_plain_last_step_is_linear(estimator: BaseEstimator) -> None:
-    assert Learner(estimator, CLASSES).fit(*records()).linear is None
+def test_only_a_plain_last_step_is_a_network(estimator: BaseEstimator) -> None:
+    assert Learner(estimator, CLASSES).fit(*records()).network is None
+
+
+ACTIVATIONS = {
+    "identity": lambda sums: sums,
+    "logistic": lambda sums: 1 / (1 + np.exp(-sums)),
+    "tanh": np.tanh,
+    "relu": lambda sums: np.where(sums > 0, sums, 0),
+}
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_networks_decision_values_are_as_exact_as_its_probabilities(
+    activation: str, n_classes: int, scaled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.learner.BLOCK_BYTES", 4 * 5 * 128)
+    X, codes = records(1500, n_classes)
+    X += np.float32(1)
+    network = MLPClassifier((12, 7), activation=activation, max_iter=60, random_state=0)
+    model = Learner(make_pipeline(StandardScaler(), network) if scaled else network, CLASSES).fit(X, codes)
+    assert model.network is not None
+    assert model.network.steps is None  # folded
+    values = model.network.decisions(X).T
+    assert values.dtype == np.float32
+    exact = X.astype(np.float64)
+    if scaled:
+        exact = model.estimator[0].transform(exact)
+    last = model.estimator[-1] if scaled else model.estimator
+    *hidden, output = zip(last.coefs_, last.intercepts_, strict=True)
+    for weights, intercepts in hidden:
+        exact = ACTIVATIONS[activation](exact @ weights.astype(np.float64) + intercepts)
+    exact = exact @ output[0].astype(np.float64) + output[1]
+    assert len(np.unique(np.argmax(np.hstack([np.zeros((1500, 1)), exact]), axis=1))) >= n_classes - 1
+    np.testing.assert_allclose(values, exact, rtol=1e-5, atol=1e-5)
+    # In blocks, at any place of the records, come the same bits.
+    height = model.network.block_rows
+    assert height == 128
+    assert model.network.decisions(X[height:]).T.tobytes() == values[height:].tobytes()
 
 
 @pytest.mark.parametrize(("offset", "folded"), [(0.0, True), (3.0, True), (1e5, False)])
@@ -206,9 +245,9 @@ def test_a_scaler_is_folded_only_where_the_probabilities_stay_the_same(offset: f
     X, codes = records(600)
     X = (X * np.float32([1, 10, 0.1, 1000, 1]) + np.float32(offset) * np.float32([1, 10, 0.1, 1000, 1])).astype("f4")
     model = Learner.named("logistic", CLASSES).fit(X, codes)
-    assert model.linear is not None
-    assert (model.linear.steps is None) == folded
-    values = model.linear.decisions(X).T.astype(np.float64)
+    assert model.network is not None
+    assert (model.network.steps is None) == folded
+    values = model.network.decisions(X).T.astype(np.float64)
     powers = np.exp(values - values.max(axis=1, keepdims=True))
     np.testing.assert_allclose(powers / powers.sum(axis=1, keepdims=True), model.predict_proba(X), atol=1e-6)
 
@@ -582,7 +621,15 @@ def test_a_model_without_a_committee_says_how_to_get_one() -> None:
 # -- the last layer ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("activation", ["identity", "logistic", "tanh", "relu"])
+ACTIVATIONS = {
+    "identity": lambda sums: sums,
+    "logistic": lambda sums: 1 / (1 + np.exp(-sums)),
+    "tanh": np.tanh,
+    "relu": lambda sums: np.where(sums > 0, sums, 0),
+}
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_a_networks_last_layer_gives_its_probabilities(activation: str) -> None:
     X, codes = records()
     network = MLPClassifier((6, 4), activation=activation, max_iter=300, random_state=0)

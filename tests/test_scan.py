@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
+from sklearn.neural_network import MLPClassifier
 from threadpoolctl import threadpool_info
 
 from dal.client import local_cluster
@@ -67,6 +70,7 @@ def models(records: np.ndarray) -> dict[str, Model]:
         "logistic": "logistic",
         "forest": "forest",
         "svc": "sklearn.svm:LinearSVC",
+        "mlp": "mlp",
         "plain": "sklearn.linear_model:LogisticRegression",
     }
     made = {key: Learner.named(name, CLASSES, random_state=0).fit(X, y) for key, name in names.items()}
@@ -138,6 +142,7 @@ CASES = [
     ("plain", Strategy()),
     ("plain", Strategy(score="ratio")),
     ("forest", Strategy(score="margin")),
+    ("mlp", Strategy()),
     ("svc", Strategy.named("least_confident")),
     ("logistic", Strategy.named("power")),
     ("plain", Strategy.named("badge")),
@@ -209,16 +214,22 @@ def test_two_workers_give_the_same_as_one_process(
     assert seen[-1].rows_done == seen[-1].rows_total == N
 
 
+NETWORKS = [
+    LogisticRegression(),
+    *(MLPClassifier((4, 3), activation=name, max_iter=30) for name in ("identity", "logistic", "tanh", "relu")),
+]
+
+
 @pytest.mark.parametrize("name", ["margin", "ratio", "entropy", "least_confident"])
 @pytest.mark.parametrize("n_classes", [2, 4])
-def test_a_linear_model_asks_no_record_with_a_value_that_is_not_finite(
-    name: str, n_classes: int, tmp_path: Path
+@pytest.mark.parametrize("estimator", NETWORKS, ids=str)
+def test_a_network_asks_no_record_with_a_value_that_is_not_finite(
+    estimator: BaseEstimator, name: str, n_classes: int, tmp_path: Path
 ) -> None:
     rng = np.random.default_rng(0)
     X = rng.standard_normal((3000, 5)).astype(np.float32)
-    model = Learner.named("sklearn.linear_model:LogisticRegression", CLASSES[:n_classes]).fit(
-        X[:200], rng.integers(0, n_classes, 200)
-    )
+    model = Learner(estimator, CLASSES[:n_classes]).fit(X[:200], rng.integers(0, n_classes, 200))
+    assert model.network is not None
     bad = rng.choice(3000, 90, replace=False)
     for value, rows in zip([np.nan, np.inf, -np.inf], np.split(bad, 3), strict=True):
         X[rows, rng.integers(0, 5, 30)] = value

@@ -42,7 +42,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 5
+KERNEL_VERSION = 6
 """Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
@@ -276,10 +276,10 @@ class _Span:
         self.best = Best(order.capacity, order.seed, order.round, order.slack)
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.cells = cells
-        # Every decision value of a linear model is not finite where a feature is not, so nothing need be looked for; a
+        # Every decision value of a network is not finite where a feature is not, so nothing need be looked for; a
         # transformation before it may hide that, or refuse it.
-        linear = self.model.linear if self.model is not None and order.score in OF_ONE_MODEL else None
-        self.shows_invalid = linear is not None and linear.steps is None
+        network = self.model.network if self.model is not None and order.score in OF_ONE_MODEL else None
+        self.shows_invalid = network is not None and network.steps is None
         self.assigns = cells is None or cells.write
         self.cell_of_row = self._cells_of_span() if order.capacity.cells else None
 
@@ -323,16 +323,16 @@ class _Span:
 
     def _scored_while_read(self, start: int, stop: int) -> tuple[Floats32, Scored]:
         """Multiply each block as it comes from storage: then it is in the core's cache, later it would be in memory."""
-        assert self.model is not None  # with a linear part
-        assert self.model.linear is not None
-        linear = self.model.linear
-        decisions = np.empty((len(linear.coef), stop - start), dtype=np.float32)
+        assert self.model is not None  # with a network
+        assert self.model.network is not None
+        network = self.model.network
+        decisions = np.empty((len(network.coef), stop - start), dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             X = self.reader.read_in_blocks(
                 start,
                 stop,
-                linear.block_rows,
-                lambda position, block: linear.decide(block, decisions[:, position : position + len(block)]),
+                network.block_rows,
+                lambda position, block: network.decide(block, decisions[:, position : position + len(block)]),
             )
             scored = of_decisions(self.order.score, decisions, len(self.model.classes))
         return X, scored._replace(predicted=self.model.seen[scored.predicted])
@@ -425,17 +425,17 @@ def invalid_rows(X: Floats32) -> Rows:
 def score_block(name: str, model: Model, X: Floats32) -> Scored:
     """Score a block of finite records with a model.
 
-    A linear model is scored from its decision values, computed class-major in one product: the same as from
-    ``predict_proba`` within 1e-6, and twice as fast.
+    A network, which a logistic regression is as well, is scored from its decision values, computed class-major by
+    products of blocks: the same as from ``predict_proba`` within 1e-6, and twice as fast.
 
     Returns
     -------
     Scored
         ``predicted`` holds positions in ``model.seen``.
     """
-    if name in OF_ONE_MODEL and model.linear is not None:
+    if name in OF_ONE_MODEL and model.network is not None:
         with np.errstate(over="ignore", invalid="ignore"):
-            return of_decisions(name, model.linear.decisions(X), len(model.classes))
+            return of_decisions(name, model.network.decisions(X), len(model.classes))
     # Columns of unseen classes are zero and never the first; all classes count, for the score's normalisation.
     if name in OF_COMMITTEE:
         scored = of_committee(name, model.committee(X))
