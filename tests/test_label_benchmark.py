@@ -2,17 +2,20 @@
 
 import json
 from dataclasses import replace
+from io import StringIO
 from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 from sklearn.datasets import load_breast_cancer
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from benchmarks.labels import command, published
+from benchmarks.labels.main import planned
 from benchmarks.labels.picture import picture
 from benchmarks.labels.replay import Contender, replay, staged
 from benchmarks.labels.sets import SETS, Setup, Source, World
@@ -204,6 +207,15 @@ def test_a_perfect_curve_has_the_area_of_the_publication() -> None:
 
 
 # -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_what_a_sets_learner_cannot_be_asked_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "satimage.npz").touch()
+    told = StringIO()
+    wanted = ["random", "expected_gradient_length", "vote_entropy"]
+    plan = planned(["digits", "satimage"], wanted, 3, tmp_path, Console(file=told, width=200))
+    assert plan == {"digits": (3, wanted), "satimage": (3, ["random", "vote_entropy"])}
+    assert told.getvalue() == "left out: expected_gradient_length on satimage, whose learner it cannot ask\n"
 
 
 @pytest.mark.slow

@@ -21,6 +21,9 @@ from benchmarks.labels.replay import Contender, replay, staged
 from benchmarks.labels.sets import SETS, Source
 from benchmarks.labels.statistics import area, labels_to_final, mean_interval, paired
 from benchmarks.labels.table import protocol_table, tables
+from dal.errors import LearnerError
+from dal.learner import Learner
+from dal.scores import OF_GRADIENTS
 from dal.selection import STRATEGIES, Strategy
 
 PROTOCOL = "lu"
@@ -232,8 +235,23 @@ def planned(
             elif name == PROTOCOL:
                 plan[each] = (seeds or published.SEEDS, ("random", "margin"))
             else:
-                plan[each] = (seeds or SETS[each].seeds, strategies)
+                able = [strategy for strategy in strategies if _able(each, strategy)]
+                for strategy in sorted(set(strategies) - set(able)):
+                    console.print(f"left out: {strategy} on {each}, whose learner it cannot ask")
+                plan[each] = (seeds or SETS[each].seeds, able)
     return plan
+
+
+def _able(name: str, strategy: str) -> bool:
+    """Say whether a set's learner gives what a strategy asks of it; a forest has no gradients."""
+    score = CONTENDERS[strategy].strategy.score
+    if score != OF_GRADIENTS:
+        return True
+    try:
+        Learner(SETS[name].learner(0), ["one", "other"]).check(n_features=3, score=score)
+    except LearnerError:
+        return False
+    return True
 
 
 def _listed(value: str | None, known: Iterable[str], default: Sequence[str]) -> list[str]:
