@@ -4,12 +4,17 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import zarr
 from distributed import Client
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
@@ -23,7 +28,8 @@ from dal.pool import Pool, build_pool
 from dal.scan import Cells, Journal, Progress, Scan, kernel, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
-from dal.scan.kernel import Order, score_block
+from dal.scan.kernel import Order, SpanResult, Tally, score_block
+from dal.scan.merge import Best
 from dal.scan.run import Run
 from dal.selection import Candidates, Capacity, Codebook, Strategy, key_order, power_keys, uniform
 
@@ -282,6 +288,39 @@ def test_soundings_and_growing_spans_change_nothing(
         np.testing.assert_array_equal(
             zarr.open_array(cells.path, mode="r")[expected.candidates.rows], expected.candidates.cells
         )
+
+
+@given(seed=st.integers(0, 2**32), count=st.integers(30, 60), failing=st.integers(0, 2))
+@settings(deadline=None, max_examples=30)
+def test_half_the_soundings_tell_what_the_best_of_all_their_rows_reach(seed: int, count: int, failing: int) -> None:
+    random = np.random.default_rng(seed)
+    capacity, rows = Capacity(900, 6, 60), 400
+    order = Order("margin", capacity, rows, 0, 0, None, carry=False)
+    pool = SimpleNamespace(n_rows=10**6, n_features=4, dtype=np.dtype("f4"), write_rows=rows, fingerprint="", path="")
+    state = Run(cast("Pool", pool), None, order, np.empty(0, np.int64), None, None, None)
+    spans = [plan.Interval(rows * number, rows * (number + 1)) for number in range(count)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "soundings", lambda *_: spans)
+        assert state.soundings(64) == spans
+    share = plan.share_of(capacity, count)
+    scores, cells = random.random(rows * count), random.integers(0, 6, rows * count)
+    nothing = np.zeros((rows, 0), np.float32)
+    half = -(-count // 2)
+    for done, (start, stop) in enumerate(spans, 1):
+        assert state.sounded == (2 * (done - 1) >= count)
+        best = Best(share, 0, 0)
+        part = slice(start, stop)
+        best.add(Candidates(np.arange(start, stop), scores[part], cells[part], cells[part], nothing))
+        found = SpanResult(plan.Interval(start, stop), best.result(), replace(Tally.zero(0), rows=rows), 0.1)
+        state.sound(None if done <= failing else found)
+        if done in (half, count):
+            seen = slice(failing * rows, stop)
+            told = state.task(spans[0]).thresholds
+            admitted = np.count_nonzero(scores[seen] >= told.overall)
+            # As many as are kept, and hardly more.
+            assert capacity.total <= admitted <= 1.2 * capacity.total
+            of_cells = [np.count_nonzero(scores[seen][cells[seen] == cell] >= told.cells[cell]) for cell in range(6)]
+            assert all(60 <= each <= 90 for each in of_cells)
 
 
 def test_features_wait_on_the_workers_and_are_read_again_where_a_worker_has_lost_them(

@@ -526,9 +526,8 @@ class _Engine:
         self.feed = plan.Feed()
         self.rest = run.left
         self.soundings = run.soundings(self.threads)
-        self.sounding = len(self.soundings)
-        if self.sounding:
-            self.sounded = plan.share_of(run.order.capacity, self.sounding)
+        if self.soundings:
+            self.sounded = plan.share_of(run.order.capacity, len(self.soundings))
         elif pace is None:
             first, self.rest = plan.probes(run.left, run.unit, self.threads, run.order.seed)
             self.feed.extend(first)
@@ -550,8 +549,7 @@ class _Engine:
         tasks: list[Task] = []
         while self.soundings and len(tasks) < count:
             tasks.append(self.state.sounding(self.soundings.pop(), self.sounded))
-        # Thresholds out of half the soundings are as good as any; waiting for the last one would leave workers idle.
-        if self.feed and 2 * (self.sounding - self.state.soundings_done) <= self.sounding:
+        if self.feed and self.state.sounded:
             growing = self.state.growing_rows(self.threads)
             while self.feed and len(tasks) < count:
                 most = min(growing, plan.shrinking_rows(self.feed.rows, self.threads, self.rows_per_second or 0.0))

@@ -93,8 +93,14 @@ class Best:
             so they are raised whenever these have doubled.
         """
         if self._held >= self.capacity.total and seen >= 2 * self._tightened_at:
-            self._compress()
             self._tightened_at = seen
+            return self.tighten_now()
+        return self.thresholds
+
+    def tighten_now(self) -> Thresholds:
+        """Give the thresholds, raised to what is held now."""
+        if self._held >= self.capacity.total:
+            self._compress()
         return self.thresholds
 
     def raise_to(self, thresholds: Thresholds) -> None:

@@ -174,14 +174,15 @@ def soundings(n_rows: int, tile: int, threads: int, capacity: Capacity, seed: in
 def share_of(capacity: Capacity, count: int) -> Capacity:
     """Give what one of `count` samples has to bring so that all together tell what the best of their rows reach.
 
-    Twice its share, since samples differ. Fewer rows than there are only make a lower threshold, never a wrong one.
+    Three times its share, since half of them must be enough and samples differ. Fewer rows than there are only make a
+    lower threshold, never a wrong one.
 
     Examples
     --------
     >>> share_of(Capacity(100_000, 256, 391), 500)
-    Capacity(total=400, cells=256, per_cell=2, beta=None)
+    Capacity(total=600, cells=256, per_cell=3, beta=None)
     """
-    total, per_cell = -(-2 * capacity.total // count), -(-2 * capacity.per_cell // count)
+    total, per_cell = -(-3 * capacity.total // count), -(-3 * capacity.per_cell // count)
     return capacity._replace(total=total, per_cell=per_cell)
 
 
