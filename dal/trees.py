@@ -58,6 +58,7 @@ class Trees:
         What each leaf adds.
     start : ndarray of shape (n_columns,), float64
         What is added to.
+    n_features : int
     boosted : HistGradientBoostingClassifier or None
         Whose sums are no probabilities yet.
     """
@@ -67,6 +68,7 @@ class Trees:
     columns: npt.NDArray[np.uint32]
     leaves: Floats64
     start: Floats64
+    n_features: int
     boosted: HistGradientBoostingClassifier | None
 
     @classmethod
@@ -74,21 +76,21 @@ class Trees:
         """Lay the trees of an estimator out; None where it has none, or some that ask more than a threshold."""
         if type(estimator) in (*FORESTS, *_SINGLE) and estimator.n_outputs_ == 1:
             trees = [each.tree_ for each in getattr(estimator, "estimators_", [estimator])]
-            return cls._laid_out([_of_forest(tree) for tree in trees], 1, np.zeros(len(estimator.classes_)), None)
+            return cls._laid_out([_of_forest(tree) for tree in trees], np.zeros(len(estimator.classes_)), estimator)
         if type(estimator) is HistGradientBoostingClassifier and all(hasattr(estimator, name) for name in _OF_BOOSTING):
             rounds = [[tree.nodes for tree in trees] for trees in estimator._predictors]
             categories = any(nodes["is_categorical"].any() for trees in rounds for nodes in trees)
             if not categories and estimator._preprocessor is None:
                 trees = [_of_boosting(nodes) for trees in rounds for nodes in trees]
                 start = np.asarray(estimator._baseline_prediction, dtype=np.float64).reshape(-1)
-                return cls._laid_out(trees, len(start), start, estimator)
+                return cls._laid_out(trees, start, estimator)
         return None
 
     @classmethod
-    def _laid_out(
-        cls, trees: Sequence[_Tree], turns: int, start: Floats64, boosted: HistGradientBoostingClassifier | None
-    ) -> "Trees":
-        """Join trees, of which every `turns`-th adds to the same columns."""
+    def _laid_out(cls, trees: Sequence[_Tree], start: Floats64, estimator: BaseEstimator) -> "Trees":
+        """Join trees that add to all columns, or, where they are boosted, to one column each in turn."""
+        boosted = estimator if isinstance(estimator, HistGradientBoostingClassifier) else None
+        turns = 1 if boosted is None else len(start)
         first_node = np.cumsum([0, *(len(tree.leaf) for tree in trees)])
         first_leaf = np.cumsum([0, *(np.count_nonzero(tree.leaf) for tree in trees)])
         return cls(
@@ -99,6 +101,7 @@ class Trees:
             (np.arange(len(trees)) % turns).astype(np.uint32),
             np.concatenate([tree.values[tree.leaf] for tree in trees]),
             start,
+            estimator.n_features_in_,
             boosted,
         )
 
@@ -112,10 +115,11 @@ class Trees:
         Returns
         -------
         ndarray of shape (n_records, n_classes) or None
-            None where records hold values that are not finite, or that a boosted model would look at in double
-            precision: what to do with those, or to say of them, the estimator itself knows.
+            None where records are of another width, or hold values that are not finite, or that a boosted model would
+            look at in double precision: what to do with those, or to say of them, the estimator itself knows.
         """
-        if self.boosted is not None and X.dtype != np.float32:
+        # The walk looks at no bounds: a record that is too short would be read past its end.
+        if X.shape[1] != self.n_features or (self.boosted is not None and X.dtype != np.float32):
             return None
         records: Floats32 = np.ascontiguousarray(X, dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -138,6 +138,18 @@ def test_what_a_pipelines_own_steps_spoil_is_treated_as_by_scikit_learn() -> Non
         model.predict_proba(X)
 
 
+@pytest.mark.parametrize("estimator", [ESTIMATORS[0], ESTIMATORS[5]], ids=str)
+@pytest.mark.parametrize("width", [1, 4])
+def test_records_of_another_width_are_refused_by_scikit_learn(estimator: BaseEstimator, width: int) -> None:
+    X, codes = labelled(0, 60, 3, 2)
+    laid_out = Trees.of(fitted_to(estimator, X, codes))
+    assert laid_out is not None
+    assert laid_out.predict_proba(np.zeros((5, width), np.float32)) is None
+    model = Learner(estimator, ("a", "b")).fit(X, codes)
+    with pytest.raises(LearnerError, match="refused records of shape"):
+        model.predict_proba(np.zeros((5, width), np.float32))
+
+
 def test_doubles_are_left_to_a_boosted_model_itself() -> None:
     X, codes = labelled(0, 60, 2, 2)
     fitted = fitted_to(HistGradientBoostingClassifier(max_iter=3, min_samples_leaf=1), X, codes)
