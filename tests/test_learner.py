@@ -621,14 +621,6 @@ def test_a_model_without_a_committee_says_how_to_get_one() -> None:
 # -- the last layer ----------------------------------------------------------------------
 
 
-ACTIVATIONS = {
-    "identity": lambda sums: sums,
-    "logistic": lambda sums: 1 / (1 + np.exp(-sums)),
-    "tanh": np.tanh,
-    "relu": lambda sums: np.where(sums > 0, sums, 0),
-}
-
-
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 def test_a_networks_last_layer_gives_its_probabilities(activation: str) -> None:
     X, codes = records()
