@@ -14,7 +14,8 @@ import pytest
 import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from zarr.codecs import BytesCodec, Crc32cCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
 from dal.pool import Pool, build_pool, chunks
@@ -83,6 +84,12 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "compressors": None,
     },
     "sharded, compressed": {"chunks": (8, 5), "shards": (64, 5)},
+    "sharded, whole records compressed": {"chunks": (8, D), "shards": (64, D)},
+    "blosc": {"chunks": (23, D), "compressors": [BloscCodec(cname="lz4", shuffle="bitshuffle")]},
+    "blosc in shards": {"chunks": (8, D), "shards": (64, D), "compressors": [BloscCodec(cname="zstd")]},
+    "zstd, checksum": {"chunks": (16, D), "compressors": [ZstdCodec(), Crc32cCodec()]},
+    "checksum, zstd": {"chunks": (16, D), "compressors": [Crc32cCodec(), ZstdCodec()]},
+    "gzip": {"chunks": (16, D), "compressors": [GzipCodec()]},
     "version 2": {"chunks": (19, D), "zarr_format": 2},
     "version 2, F order": {"chunks": (19, D), "zarr_format": 2, "order": "F", "compressors": None},
 }
@@ -351,6 +358,54 @@ def test_damage_is_named(
     with pytest.raises(ChunkError, match=rows):
         pool.take([3, 90, 63])
     np.testing.assert_array_equal(reader.read(130, 200), records()[130:200])
+
+
+COMPRESSED = {
+    "zstd": [ZstdCodec()],
+    "blosc": [BloscCodec(cname="lz4", shuffle="bitshuffle")],
+    "zstd, checksum": [ZstdCodec(), Crc32cCodec()],
+    "blosc, checksum": [BloscCodec(), Crc32cCodec()],
+}
+
+
+@pytest.mark.parametrize("damage", [truncate, lengthen, empty, Path.unlink])
+@pytest.mark.parametrize("compressors", COMPRESSED.values(), ids=COMPRESSED)
+def test_damage_to_compressed_chunks_is_named(
+    damage: Callable[[Path], None], compressors: list[BytesBytesCodec], tmp_path: Path, small: None
+) -> None:
+    path = foreign(tmp_path / "array", records(), chunks=(16, D), compressors=compressors)
+    pool = Pool.open(path)
+    reader = pool.reader()
+    assert reader._files is not None
+    damage(path / "c/3/0")
+    np.testing.assert_array_equal(reader.read(16, 32), records()[16:32])
+    for _ in range(2):
+        with pytest.raises(ChunkError, match=r"chunk c/3/0 \(rows 48 to 63\)"):
+            reader.read(60, 100)
+        np.testing.assert_array_equal(reader.read(16, 32), records()[16:32])
+
+
+@pytest.mark.parametrize("damage", [flip, flip_at_the_end])
+@pytest.mark.parametrize("compressors", list(COMPRESSED.values())[2:], ids=list(COMPRESSED)[2:])
+def test_a_flipped_bit_is_found_where_a_compressed_chunk_has_a_checksum(
+    damage: Callable[[Path], None], compressors: list[BytesBytesCodec], tmp_path: Path, small: None
+) -> None:
+    path = foreign(tmp_path / "array", records(), chunks=(16, D), compressors=compressors)
+    damage(path / "c/3/0")
+    with pytest.raises(ChunkError, match="does not match its checksum"):
+        Pool.open(path).read(40, 70)
+
+
+@pytest.mark.parametrize("compressors", COMPRESSED.values(), ids=COMPRESSED)
+@pytest.mark.parametrize("rows", [8, 32])
+def test_a_compressed_chunk_of_another_length_is_refused(
+    rows: int, compressors: list[BytesBytesCodec], tmp_path: Path, small: None
+) -> None:
+    path = foreign(tmp_path / "array", records(), chunks=(16, D), compressors=compressors)
+    other = foreign(tmp_path / "other", records(), chunks=(rows, D), compressors=compressors)
+    (path / "c/3/0").write_bytes((other / "c/3/0").read_bytes())
+    with pytest.raises(ChunkError, match=rf"decompresses to {rows * D * 4} bytes, expected {16 * D * 4}"):
+        Pool.open(path).read(40, 70)
 
 
 def test_damage_behind_the_blocks_shown_is_found_at_the_latest_when_finished(

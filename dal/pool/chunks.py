@@ -1,8 +1,9 @@
 """Reading rows of Zarr arrays so that a missing or damaged chunk is an error that names it.
 
 Zarr returns its fill value for a chunk that is not there, and an uncompressed chunk carries no checksum of its own.
-Every read of a pool goes through this module, by one of two ways: `ChunkFiles` opens the files of local, uncompressed
-arrays (several times faster than Zarr), `read_rows` asks Zarr for everything else.
+Every read of a pool goes through this module, by one of two ways: `ChunkFiles` opens the files of local arrays that are
+not compressed (several times faster than Zarr) or compressed by Blosc or Zstandard (once and a half to three times as
+fast), `read_rows` asks Zarr for everything else.
 """
 
 import itertools
@@ -15,6 +16,7 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 import zarr
+from numcodecs import blosc, zstd
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
@@ -23,6 +25,7 @@ from dal.errors import ChunkError
 # Read and checksum in pieces that stay in a core's L2 cache: 10.3 GB/s against 8.4 GB/s for whole 16 MiB chunks.
 PIECE_BYTES = 256 * 2**10
 CHECKSUM_BYTES = 4
+_BLOSC_HEADER_BYTES = 16
 ABSENT = 2**64 - 1  # what a shard says of a chunk that it does not hold
 REMEDY = "restore it from a copy, or build the pool again"
 
@@ -158,12 +161,13 @@ class _Damage(Exception):
 
 
 class ChunkFiles:
-    """The files of a local, uncompressed array whose chunks span whole records."""
+    """The files of a local array whose chunks span whole records, not compressed or in a way that is known here."""
 
-    def __init__(self, array: "zarr.Array[Any]", directory: Path, *, checksum: bool, fill: bool) -> None:
+    def __init__(self, array: "zarr.Array[Any]", directory: Path, codecs: list[str], *, fill: bool) -> None:
         self._array = array
         self._directory = directory
-        self._tail_bytes = CHECKSUM_BYTES if checksum else 0
+        self._tail_bytes = CHECKSUM_BYTES if "crc32c" in codecs else 0
+        self._decompress = next((_DECOMPRESS[name] for name in codecs if name in _DECOMPRESS), None)
         self._fill = fill
         self._file_rows = (array.shards or array.chunks)[0]
         self._per_file = self._file_rows // array.chunks[0]
@@ -172,11 +176,11 @@ class ChunkFiles:
     def of(cls, array: "zarr.Array[Any]", *, fill: bool) -> "ChunkFiles | None":
         """Return the files of `array`, or None where it must be read through Zarr."""
         store = array.store
-        codecs = _plain_codecs(array)
+        codecs = _known_codecs(array)
         whole_records = array.chunks[1:] == array.shape[1:] == (array.shards or array.chunks)[1:]
         if not isinstance(store, LocalStore) or codecs is None or not whole_records:
             return None
-        return cls(array, Path(store.root) / array.path, checksum="crc32c" in codecs, fill=fill)
+        return cls(array, Path(store.root) / array.path, codecs, fill=fill)
 
     def reading(self, chunk: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
         """Fill `target`, as long as a whole chunk, with the bytes of one chunk, piece by piece.
@@ -206,17 +210,18 @@ class ChunkFiles:
         yield len(target)
 
     def _pieces(self, file: BufferedReader, inner: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
-        if not self._array.shards:
-            yield from self._copied(file, target)
-            if file.read(1):
-                raise _Damage(f"it is longer than {len(target) + self._tail_bytes} bytes")
-        elif self._found(file, inner):
-            yield from self._copied(file, target)
-        else:
+        length = self._found(file, inner) if self._array.shards else -1
+        if length is None:
             target.view(self._array.dtype)[:] = self._array.fill_value
+        elif self._decompress is not None:
+            self._decompress(self._checked(file.read(length)), target)
+        else:
+            yield from self._copied(file, target)
+            if length < 0 and file.read(1):
+                raise _Damage(f"it is longer than {len(target) + self._tail_bytes} bytes")
 
-    def _found(self, file: BufferedReader, inner: int) -> bool:
-        """Move to a chunk inside a shard; False where the shard says that it holds nothing but the fill value."""
+    def _found(self, file: BufferedReader, inner: int) -> int | None:
+        """Move to a chunk in a shard and give its length; None where the shard holds nothing but the fill value."""
         index_bytes = 16 * self._per_file + CHECKSUM_BYTES
         end = file.seek(0, SEEK_END)
         if end < index_bytes:
@@ -227,9 +232,18 @@ class ChunkFiles:
             raise _Damage("the index of the shard does not match its checksum")
         offset, length = np.frombuffer(index, dtype="<u8", count=2, offset=16 * inner).tolist()
         if offset == length == ABSENT:
-            return False
+            return None
         file.seek(offset)
-        return True
+        return int(length)
+
+    def _checked(self, stored: bytes) -> bytes:
+        """Give what is stored of a compressed chunk without its checksum."""
+        if not self._tail_bytes:
+            return stored
+        data, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
+        if google_crc32c.value(data).to_bytes(CHECKSUM_BYTES, "little") != checksum:
+            raise _Damage("it does not match its checksum")
+        return data
 
     def _copied(self, file: BufferedReader, target: npt.NDArray[np.uint8]) -> Iterator[int]:
         readonly = target.view()
@@ -248,8 +262,35 @@ class ChunkFiles:
             raise _Damage("it does not match its checksum")
 
 
-def _plain_codecs(array: "zarr.Array[Any]") -> list[str] | None:
-    """Names of the codecs of a chunk, if they are little-endian bytes and perhaps crc32c and nothing else."""
+def _from_blosc(data: bytes, target: npt.NDArray[np.uint8]) -> None:
+    # Its header says how long it will be and how long it is. Blosc believes it: it would read past the end of a chunk
+    # that was cut off, and of a short one leave the end of the buffer as it was.
+    length, stored = (int.from_bytes(data[at : at + 4], "little") for at in (4, 12))
+    if stored != len(data) or len(data) < _BLOSC_HEADER_BYTES:
+        raise _Damage(f"it has {len(data)} bytes, and says that it has {stored}")
+    if length != len(target):
+        raise _Damage(f"it decompresses to {length} bytes, expected {len(target)}")
+    try:
+        blosc.decompress(data, target)
+    except (RuntimeError, ValueError) as error:
+        raise _Damage(f"it cannot be decompressed ({error})") from error
+
+
+def _from_zstd(data: bytes, target: npt.NDArray[np.uint8]) -> None:
+    try:
+        whole = np.frombuffer(zstd.decompress(data), dtype=np.uint8)
+    except (RuntimeError, ValueError) as error:
+        raise _Damage(f"it cannot be decompressed ({error})") from error
+    if len(whole) != len(target):
+        raise _Damage(f"it decompresses to {len(whole)} bytes, expected {len(target)}")
+    target[:] = whole
+
+
+_DECOMPRESS = {"blosc": _from_blosc, "zstd": _from_zstd}
+
+
+def _known_codecs(array: "zarr.Array[Any]") -> list[str] | None:
+    """Names of the codecs of a chunk, if they are little-endian bytes, perhaps compressed, and perhaps crc32c."""
     if array.metadata.zarr_format != 3 or array.dtype != array.dtype.newbyteorder("<"):
         return None
     codecs: list[dict[str, Any]] = [dict(codec.to_dict()) for codec in array.metadata.codecs]
@@ -259,7 +300,8 @@ def _plain_codecs(array: "zarr.Array[Any]") -> list[str] | None:
             return None
         codecs = list(shard["codecs"])
     names = _names(codecs, array.dtype.itemsize)
-    return names if names in (["bytes"], ["bytes", "crc32c"]) else None
+    compressed = [name for name in names[1:2] if name in _DECOMPRESS]
+    return names if names in (["bytes", *compressed], ["bytes", *compressed, "crc32c"]) else None
 
 
 def _names(codecs: Iterable[Mapping[str, Any]], item_bytes: int) -> list[str]:
