@@ -5,6 +5,7 @@ from itertools import islice
 
 import numpy as np
 import pytest
+from apricot import FacilityLocationSelection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import kmeans_plusplus
@@ -369,6 +370,17 @@ class TestFacilityLocation(SelectorContract):
         gains, positions = zip(*islice(greedy, 10), strict=True)
         assert list(positions) == [424, 1647, 396, 339, 1030, 331, 983, 1075, 1482, 1539]
         np.testing.assert_allclose(gains[:4], [736.794, 114.278, 65.415, 61.304], atol=2e-3)
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_unweighted_picks_and_gains_are_apricots(self, seed: int) -> None:
+        points = np.random.default_rng(seed).random((500, 2)).astype(np.float32)
+        squared = ((points[:, None].astype(np.float64) - points) ** 2).sum(axis=2)
+        theirs = FacilityLocationSelection(60, metric="precomputed", optimizer="lazy", random_state=0)
+        theirs.fit(np.exp(-squared / 0.2**2))
+        leaf = facility_location.Leaf(points, np.ones(500, np.float32), np.empty((0, 2), np.float32), 0.2, 60, 0.0)
+        ours = facility_location.solve_leaf(leaf)
+        assert ours.positions.tolist() == theirs.ranking.tolist()
+        np.testing.assert_allclose(ours.gains, theirs.gains, rtol=1e-4)
 
     def test_near_duplicates_are_not_picked_even_across_leaves(self) -> None:
         base = made_candidates(900, seed=2, d=6)
