@@ -50,10 +50,9 @@ class Kept:
         return replace(result, candidates=result.candidates.without_embeddings())
 
     def features(self, rows: Rows) -> tuple[Rows, Floats32]:
-        """Give those of the ascending rows that are kept here, and their features."""
+        """Give those of the rows that are kept here, in any order, and their features."""
         with self._lock:
-            best = self._best.result()
-        if best is None:
+            found = self._best.held(rows)
+        if found is None:
             return rows[:0], np.empty((0, 0), dtype=np.float32)
-        positions = np.flatnonzero(np.isin(best.rows, rows, assume_unique=True))
-        return best.rows[positions], best.embeddings[positions]
+        return found.rows, found.embeddings

@@ -117,6 +117,12 @@ class Best:
         # Those of one span are in order already, and taking them all would copy their features once more.
         return held if (np.diff(held.rows) > 0).all() else held.take(np.argsort(held.rows))
 
+    def held(self, rows: npt.NDArray[np.int64]) -> Candidates | None:
+        """Give those of these rows that are held, in any order, without copying the others; None if there are none."""
+        found = [(part, np.flatnonzero(np.isin(part.rows, rows, assume_unique=True))) for part in self._parts]
+        parts = [part.take(positions) for part, positions in found if len(positions)]
+        return concatenate(parts) if parts else None
+
     def _compress(self) -> None:
         # Features, most of the bytes by far, are copied of those alone that are kept.
         held = concatenate([part.without_embeddings() for part in self._parts])
