@@ -88,6 +88,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
     "tanh": np.tanh,
     "relu": lambda values: np.maximum(values, 0, out=values),
 }
+"""What follows a layer, by scikit-learn's names; what is given may be overwritten."""
 
 BOOTSTRAPS = 10
 """Members of a committee that is made of a single learner."""
@@ -346,7 +347,7 @@ class Network:
     hidden
         Weights (d, h) and intercepts (h,) of the layers before, the first one first.
     activation
-        What follows each of those.
+        Name of what follows each of those.
     steps
         What is done to the records before; None where the products take them as they are.
     """
@@ -354,7 +355,7 @@ class Network:
     coef: npt.NDArray[np.float32]
     intercept: npt.NDArray[Any]
     hidden: tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], ...]
-    activation: Callable[[Floats], Floats]
+    activation: str
     steps: Pipeline | None
 
     @property
@@ -384,7 +385,7 @@ class Network:
             sums += intercepts
             # What is not finite makes every sum over the features so, but an activation may hide it.
             finite = np.isfinite(sums[:, 0]) if finite is None else finite
-            block = self.activation(sums)
+            block = _ACTIVATIONS[self.activation](sums)
         np.matmul(self.coef, block.T, out=values)
         values += self.intercept[:, None]
         if finite is not None:
@@ -398,12 +399,12 @@ def _network(estimator: BaseEstimator) -> Network | None:
         if last.coef_.dtype != np.float32 or (last.solver == "liblinear" and len(last.coef_) > 1):
             return None
         layers = [(last.coef_.T, last.intercept_)]
-        activation = _ACTIVATIONS["identity"]
+        activation = "identity"
     elif type(last) is MLPClassifier:
         if last.coefs_[0].dtype != np.float32:
             return None
         layers = list(zip(last.coefs_, last.intercepts_, strict=True))
-        activation = _ACTIVATIONS[last.activation]
+        activation = last.activation
     else:
         return None
     steps = estimator[:-1] if isinstance(estimator, Pipeline) and len(estimator.steps) > 1 else None

@@ -203,7 +203,8 @@ def _walk(
 ) -> None:
     # Unsigned, all of it: for a signed index, Numba also looks whether it counts from the end (a fifth of the time).
     at, row = np.empty(_ABREAST, np.uint64), np.empty(_ABREAST, np.uint64)
-    feature, threshold, left, leaf = np.uint64(0), np.uint64(1), np.uint64(2), np.uint64(3)
+    feature, threshold = np.uint64(_FEATURE), np.uint64(_THRESHOLD)
+    left, leaf = np.uint64(_LEFT), np.uint64(_LEAF)
     for first in range(0, len(X), block):
         stop = min(first + block, len(X))
         for tree in range(len(roots)):

@@ -1,4 +1,5 @@
 # ruff: noqa: ARG002 - estimators take X and y, whether they look at them or not
+import pickle
 import sys
 import types
 import warnings
@@ -199,6 +200,15 @@ def test_logistic_regression_stays_in_float32_and_shows_its_coefficients(n_class
 )
 def test_only_a_plain_last_step_is_a_network(estimator: BaseEstimator) -> None:
     assert Learner(estimator, CLASSES).fit(*records()).network is None
+
+
+@pytest.mark.parametrize("kind", ["logistic", "forest", "hgb", "mlp"])
+def test_a_model_that_has_scored_can_be_pickled(kind: str) -> None:
+    X, codes = records()
+    model = Learner.named(kind, CLASSES).fit(X, codes)
+    assert (model.network is None) == (kind in ("forest", "hgb"))
+    expected = model.predict_proba(X)
+    assert pickle.loads(pickle.dumps(model)).predict_proba(X).tobytes() == expected.tobytes()
 
 
 ACTIVATIONS = {

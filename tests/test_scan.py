@@ -307,7 +307,7 @@ def test_half_the_soundings_tell_what_the_best_of_all_their_rows_reach(seed: int
     nothing = np.zeros((rows, 0), np.float32)
     half = -(-count // 2)
     for done, (start, stop) in enumerate(spans, 1):
-        assert state.sounded == (2 * (done - 1) >= count)
+        assert state.sounded_enough == (2 * (done - 1) >= count)
         best = Best(share, 0, 0)
         part = slice(start, stop)
         best.add(Candidates(np.arange(start, stop), scores[part], cells[part], cells[part], nothing))

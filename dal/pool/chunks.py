@@ -214,7 +214,8 @@ class ChunkFiles:
         if length is None:
             target.view(self._array.dtype)[:] = self._array.fill_value
         elif self._decompress is not None:
-            self._decompress(self._checked(file.read(length)), target)
+            stored = file.read(length)
+            self._decompress(_without_checksum(stored, "it") if self._tail_bytes else stored, target)
         else:
             yield from self._copied(file, target)
             if length < 0 and file.read(1):
@@ -227,23 +228,12 @@ class ChunkFiles:
         if end < index_bytes:
             raise _Damage(f"it has {end} bytes, less than the index of a shard")
         file.seek(end - index_bytes)
-        index = file.read(index_bytes)
-        if google_crc32c.value(index[:-CHECKSUM_BYTES]).to_bytes(CHECKSUM_BYTES, "little") != index[-CHECKSUM_BYTES:]:
-            raise _Damage("the index of the shard does not match its checksum")
+        index = _without_checksum(file.read(index_bytes), "the index of the shard")
         offset, length = np.frombuffer(index, dtype="<u8", count=2, offset=16 * inner).tolist()
         if offset == length == ABSENT:
             return None
         file.seek(offset)
         return int(length)
-
-    def _checked(self, stored: bytes) -> bytes:
-        """Give what is stored of a compressed chunk without its checksum."""
-        if not self._tail_bytes:
-            return stored
-        data, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
-        if google_crc32c.value(data).to_bytes(CHECKSUM_BYTES, "little") != checksum:
-            raise _Damage("it does not match its checksum")
-        return data
 
     def _copied(self, file: BufferedReader, target: npt.NDArray[np.uint8]) -> Iterator[int]:
         readonly = target.view()
@@ -260,6 +250,13 @@ class ChunkFiles:
                 yield piece.stop
         if self._tail_bytes and file.read(CHECKSUM_BYTES) != crc.to_bytes(CHECKSUM_BYTES, "little"):
             raise _Damage("it does not match its checksum")
+
+
+def _without_checksum(stored: bytes, what: str) -> bytes:
+    data, checksum = stored[:-CHECKSUM_BYTES], stored[-CHECKSUM_BYTES:]
+    if google_crc32c.value(data).to_bytes(CHECKSUM_BYTES, "little") != checksum:
+        raise _Damage(f"{what} does not match its checksum")
+    return data
 
 
 def _from_blosc(data: bytes, target: npt.NDArray[np.uint8]) -> None:

@@ -230,9 +230,8 @@ def _probe_task(pool: Pool, cells: Cells | None) -> _Host:
 
 
 def _reach(cells: Cells) -> "zarr.Array[Any]":
-    array = zarr.open_array(cells.path, mode="r+" if cells.write else "r")
     # Opening an array proves nothing of write access.
-    return array.update_attributes({}) if cells.write else array
+    return cells.array.update_attributes({}) if cells.write else cells.array
 
 
 def _trouble(attempt: Callable[[], object]) -> str | None:
@@ -549,7 +548,7 @@ class _Engine:
         tasks: list[Task] = []
         while self.soundings and len(tasks) < count:
             tasks.append(self.state.sounding(self.soundings.pop(), self.sounded))
-        if self.feed and self.state.sounded:
+        if self.feed and self.state.sounded_enough:
             growing = self.state.growing_rows(self.threads)
             while self.feed and len(tasks) < count:
                 most = min(growing, plan.shrinking_rows(self.feed.rows, self.threads, self.rows_per_second or 0.0))

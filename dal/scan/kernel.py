@@ -426,8 +426,8 @@ def score_block(name: str, model: Model, X: Floats32) -> Scored:
     """Score a block of finite records with a model.
 
     A network, which a logistic regression is as well, is scored from its decision values, computed class-major by
-    products of blocks: the same as from ``predict_proba`` within 1e-6, and twice as fast. With hidden layers, both are
-    as far as that from exact values, or as single precision is.
+    products of blocks: the same as from ``predict_proba`` within 1e-6, and twice as fast. With hidden layers, either is
+    as near to the exact value as single precision allows.
 
     Returns
     -------

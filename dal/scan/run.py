@@ -269,7 +269,7 @@ class Run:
         return chosen
 
     @property
-    def sounded(self) -> bool:
+    def sounded_enough(self) -> bool:
         """Whether the soundings have told enough: half of them, for waiting for the last would leave workers idle."""
         return 2 * self._soundings_done >= self._soundings
 
