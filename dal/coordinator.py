@@ -405,6 +405,9 @@ class Coordinator:
     def run(self, *, close: bool) -> Batch | Stopped:
         """Go on to the next batch, or to the end; the caller holds the campaign's lock."""
         fresh = checked = False
+        # Before the loop: it ends the round that was open when it was asked for, never the one that is opened next.
+        if close and (current := self.campaign.current_round) is not None and current.status == "open":
+            self.campaign.close_round(current)
         while True:
             state = self.state()
             action = rounds.next_action(state)
@@ -424,10 +427,7 @@ class Coordinator:
                 case rounds.Close():
                     self.campaign.close_round(self._current())
                 case rounds.Wait(pending=pending):
-                    if not close:
-                        return self._batch(state.number, pending, fresh=fresh)
-                    self.campaign.close_round(self._current())
-                    close = False
+                    return self._batch(state.number, pending, fresh=fresh)
                 case rounds.Stop(verdicts=verdicts):
                     return Stopped(verdicts)
 
@@ -542,7 +542,9 @@ class Coordinator:
 
     def _never_asked(self, stop_set: int, current: Round | None = None) -> Rows:
         """Give the rows that are not to be asked: asked ones and their like, the stop set, and what is held out."""
-        excluded = self.campaign.excluded_rows(current)
+        return self._held_back(self.campaign.excluded_rows(current), stop_set)
+
+    def _held_back(self, excluded: Rows, stop_set: int) -> Rows:
         return np.union1d(excluded, np.append(self._stop_rows(stop_set), self.reserved))
 
     def _stop_rows(self, count: int) -> Rows:
@@ -714,13 +716,12 @@ class Coordinator:
         model = self._model(current)
         strategy = self._strategy(current, model)
         # From here on people have the records that they hold; the page holds ten of them.
-        self.campaign.withdraw_reserve()
-        excluded = self.campaign.excluded_rows()
+        excluded = self.campaign.withdraw_reserve()
         with np.load(io.BytesIO(self.campaign.load_scan(current))) as arrays:
             candidates = candidates_from(arrays)
         drawn = _Drawn.none(self.pool.n_features)
         if len(candidates):
-            drawn = self._drawn(current, self._never_asked(current.stop_set))
+            drawn = self._drawn(current, self._held_back(excluded, current.stop_set))
         asked = _Asked(np.append(excluded, drawn.rows), np.concatenate([self.features(excluded), drawn.X]))
         chosen = self._chosen(current, strategy, candidates, asked, current.k - len(drawn.rows))
         order = interleaved(chosen.rows.tolist(), drawn.rows)

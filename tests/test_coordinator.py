@@ -18,7 +18,7 @@ from sklearn.svm import SVR
 
 from dal.agreement import dawid_skene
 from dal.campaign import Answer, Campaign, Given, Queue
-from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of
+from dal.coordinator import Batch, Coordinator, Stopped, create_campaign, next_batch, next_step, pool_of
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
@@ -111,6 +111,19 @@ def test_closing_goes_on_with_the_answers_there_are(truth: tuple[Pool, np.ndarra
     assert second.number == 2
     assert not set(second.rows.tolist()) & set(first.rows.tolist())
     assert campaign.round(2).trained_on == 12
+
+
+@pytest.mark.parametrize("was", ["answered", "closed", "frozen"])
+def test_closing_never_closes_the_batch_that_it_opens(was: str, truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    """Run again after a kill, `dal next --close` finds the round closed, or the next one begun."""
+    campaign = made(truth, tmp_path / "c")
+    answered(campaign, truth, asked(campaign))
+    if was != "answered":
+        campaign.close_round(campaign.round(1))
+    if was == "frozen":
+        Coordinator(campaign, None, None, coverage=False)._freeze()
+    assert asked(campaign, close=True).number == 2
+    assert [each.status for each in campaign.rounds()] == ["closed", "open"]
 
 
 def test_same_seed_same_batches_and_another_seed_others(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:

@@ -26,13 +26,14 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, select
 
-from dal.campaign import Answer, Campaign, Given, Queue, Settings
+from dal.campaign import Annotators, Answer, AnswerFile, Campaign, Given, Queue, Settings, schema
+from dal.campaign.control import Control
 from dal.campaign.database import Database
 from dal.campaign.leases import LEASE
 from dal.coordinator import Batch, create_campaign, next_batch
-from dal.errors import CampaignLocked
+from dal.errors import CampaignLocked, InputError
 from dal.pool import Pool, build_pool
 from tests import databases
 
@@ -304,6 +305,101 @@ def test_whatever_happens_for_long_nothing_is_lost(backend: str, empty: Callable
     run_state_machine_as_test(
         lambda: Lasting(empty), settings=settings(max_examples=20, stateful_step_count=40, **CALM)
     )
+
+
+# -- one transaction for each change ---------------------------------------------------------------------------------
+
+
+def everything(campaign: Campaign) -> dict[str, list[tuple[object, ...]]]:
+    """Read what is committed, table by table."""
+    with campaign.database.reading() as connection:
+        return {
+            table.name: [tuple(row) for row in connection.execute(select(table).order_by(*table.primary_key))]
+            for table in schema.metadata.sorted_tables
+        }
+
+
+@contextmanager
+def states_of(campaign: Campaign) -> Iterator[list[dict[str, list[tuple[object, ...]]]]]:
+    """Collect the states that a kill could leave: what is committed at the beginning, between, and at the end."""
+    states, engine = [everything(campaign)], campaign.database.engine
+    looking = False
+
+    def look(_: Connection | None = None) -> None:
+        nonlocal looking
+        if not looking:
+            looking = True
+            if (now := everything(campaign)) != states[-1]:
+                states.append(now)
+            looking = False
+
+    event.listen(engine, "commit", look)
+    try:
+        yield states
+    finally:
+        event.remove(engine, "commit", look)
+    look()
+
+
+CHANGES: dict[str, Callable[[Campaign], object]] = {
+    "pause": lambda campaign: Control(campaign).tell("pause", "boss"),
+    "resume": lambda campaign: Control(campaign).tell("resume", "boss"),
+    "close": lambda campaign: Control(campaign).tell("close", "boss"),
+    "stop": lambda campaign: Control(campaign).tell("stop", "boss"),
+    "annotator add": lambda campaign: Annotators(campaign).add("dora"),
+    "annotator revoke": lambda campaign: Annotators(campaign).revoke("boss"),
+    "gold": lambda campaign: campaign.add_gold([(7, "id7", 1), (8, "id8", 0)]),
+    "export": lambda campaign: campaign.record_export(1, "batch-0001.csv", "f00", 0),
+    "import": lambda campaign: campaign.import_answers(
+        [Answer(row, f"id{row}", "ann", "submitted", 1, line=row) for row in (101, 102)],
+        AnswerFile("batch-0001.csv", "digest", "ann"),
+    ),
+    "add": lambda campaign: campaign.add_answers(
+        [Answer(row, f"id{row}", "ann", "submitted", 1) for row in (101, 102)], source="web", source_digest="whole"
+    ),
+    "lease": lambda campaign: Queue(campaign).lease("ann", 3),
+    "answer": lambda campaign: Queue(campaign).answer(
+        "ann", [Given(f"event {row}", row, "submitted", 2) for row in (101, 102)]
+    ),
+    "undo": lambda campaign: Queue(campaign).undo("bob", "first", "second"),
+    "close round": lambda campaign: campaign.close_round(campaign.round(1)),
+    "withdraw reserve": lambda campaign: campaign.withdraw_reserve(),
+}
+TABLES = {"stop": {"rounds", "actions"}, "close": {"rounds", "actions"}, "import": {"answers", "imports"}}
+TABLES["add"] = TABLES["import"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_kill_leaves_a_change_whole_or_undone(change: str, tmp_path: Path) -> None:
+    campaign = made(tmp_path / "c", 2)
+    current = campaign.freeze_round(pool_fingerprint="f00d", n_rows=1000, k=4, explore=0.0, seed=1, strategy="margin")
+    blank = [None] * 4
+    campaign.open_batch(current, range(100, 104), list("abcd"), blank, blank, [False] * 4, reserve=1)
+    Annotators(campaign).add("boss", "manager")
+    Queue(campaign).answer("bob", [Given("first", 100, "submitted", 1)])
+    with states_of(campaign) as states:
+        CHANGES[change](campaign)
+    assert len(states) == 2, "a kill between two transactions would leave half of it"
+    before, after = states
+    differing = {name for name in before if before[name] != after[name]}
+    assert differing == TABLES.get(change, differing)
+
+
+def test_a_campaign_that_was_stopped_is_closed_and_begins_no_round(backend: str, tmp_path: Path) -> None:
+    campaign = made(tmp_path / "c", 1)
+    for number, act in ((1, "close"), (2, "stop")):
+        current = campaign.freeze_round(
+            pool_fingerprint="f00d", n_rows=1000, k=1, explore=0.0, seed=1, strategy="margin"
+        )
+        with pytest.raises(InputError, match="no round is open"):
+            Control(campaign).tell("close", "boss")
+        campaign.open_batch(current, [number], [f"id{number}"], [None], [None], [False])
+        Control(campaign).tell(act, "boss")
+        closed = campaign.round(number)
+        assert closed.status == "closed"
+        assert closed.closed_at == Control(campaign).history()[-1].at.isoformat()
+    assert [each.act for each in Control(campaign).history()] == ["close", "stop"]
+    assert Control(campaign).in_force.act == "stop"
 
 
 # -- a coordinator that is killed at every commit of a round -----------------------------------------------------------

@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select
 
 from dal.campaign import Account, Annotators, Campaign, Given, Leased, Queue, Settings
+from dal.campaign.activity import Activity
 from dal.campaign.schema import annotators as accounts
 from dal.errors import CampaignError, InputError, LabelError
 from tests import databases
@@ -170,6 +171,23 @@ def test_a_clock_that_is_set_back_holds_nothing_for_ever(queue: Queue, clock: Cl
     clock.move(days=400)
     assert sorted(rows_of(queue.lease("cat", 6))) == sorted(ROWS)
     assert [each.late for each in queue.answer("bob", [says(f"b{row}", row) for row in taken])] == [True, True]
+
+
+@pytest.mark.parametrize(("moved", "held"), [({"minutes": 9}, True), ({"minutes": 11}, False), ({"days": -1}, False)])
+def test_all_agree_on_who_holds_a_record(moved: dict[str, float], held: bool, tmp_path: Path, clock: Clock) -> None:
+    campaign = made(tmp_path / "c", rows=[23, 40, 88], reserve=2)
+    campaign.database.clock = clock
+    queue = Queue(campaign)
+    assert rows_of(queue.lease("ann", 3)) == [23, 40, 88]
+    clock.move(**moved)
+    taken = [] if held else [23, 40, 88]
+    assert Activity(campaign).active() == (1 if held else 0)
+    assert campaign.in_hand().tolist() == ([23, 40, 88] if held else [])
+    assert campaign.excluded_rows().tolist() == ([23, 40, 88] if held else [23])
+    assert rows_of(queue.lease("bob", 3)) == taken
+    queue.release("bob", taken)
+    assert campaign.withdraw_reserve().tolist() == ([23, 40, 88] if held else [23])
+    assert campaign.asked_rows().tolist() == ([23, 40, 88] if held else [23])
 
 
 def test_a_small_correction_of_the_clock_ends_no_lease(queue: Queue, clock: Clock) -> None:

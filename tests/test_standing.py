@@ -5,16 +5,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from bokeh.models import ColumnDataSource
 from sklearn.metrics import cohen_kappa_score
 
+from dal.agreement import dawid_skene, majority
 from dal.campaign import Campaign
 from dal.coordinator import Coordinator, create_campaign, learner_of, next_batch
 from dal.errors import SettingsError
+from dal.explorer.report import view_of_campaign
+from dal.explorer.run import run_of_campaign
 from dal.learner import Model
+from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.ruler import wilson
 from dal.simulation import answer_batch
 from dal.standing import saved, status
+from dal.web.overview import Overviews
+from dal.web.records import Records
+from dal.web.state import Standings
 
 CLASSES = ("red", "green", "blue")
 N, D, FIRST = 3_000, 6, 40
@@ -71,6 +79,51 @@ def test_the_stop_set_is_never_asked_and_models_are_compared_on_it(
     assert said["overall_uncertainty"].value == history[-1].uncertainty
     assert said["classification_change"].value == history[-1].changed
     assert not said["stabilizing_predictions"].stop
+
+
+def test_every_reader_counts_labels_by_the_campaigns_vote(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    """Ann is right, bob and cat guess: Dawid and Skene's model sides with her where a majority would not."""
+    pool, codes = truth
+    rng = np.random.default_rng(5)
+    campaign = create_campaign(
+        tmp_path / "c", pool, CLASSES, batch=80, seed=7, explore=0.5, overlap=3, vote="dawid_skene"
+    )
+    for _ in range(2):
+        batch = next_batch(campaign)
+        guessed = [np.where(rng.random(80) < 0.5, codes[batch.rows], rng.integers(0, 3, 80)) for _ in range(2)]
+        for who, given in zip(("ann", "bob", "cat"), (codes[batch.rows], *guessed), strict=True):
+            answer_batch(campaign, batch.rows, batch.record_ids, given, annotator=who)
+    answers = campaign.latest_answers()
+    by_majority = majority(answers.rows, answers.labels, seed=7)[1]
+    voted = dawid_skene(answers.rows, answers.annotators, answers.labels, n_classes=3, seed=7).labels
+    codes = codes.copy()
+    codes[voted.rows] = voted.codes
+    assert (voted.codes != by_majority).sum() > 5
+    rows = np.sort(np.concatenate([[each.row for each in campaign.batch(number)] for number in (1, 2)]))
+    drawn = np.array([each.row for number in (1, 2) for each in campaign.batch(number) if each.explore])
+    per_class = dict(zip(CLASSES, np.bincount(codes[rows], minlength=3).tolist(), strict=True))
+    shares = np.bincount(codes[drawn], minlength=3) / len(drawn)
+    told = status(campaign)
+    assert told.per_class == per_class
+    assert [told.shares[name].value for name in CLASSES] == pytest.approx(shares.tolist())
+
+    run = run_of_campaign(campaign, None)
+    np.testing.assert_array_equal(run.rows, rows)
+    np.testing.assert_array_equal(run.codes, codes[rows])
+    assert view_of_campaign(campaign, None)["shares"] == pytest.approx(shares.tolist())
+
+    map_of(pool, campaign.directory / "map.npz", 0)
+    page = Overviews(campaign, Records(pool))
+    assert {each.name: each.labels for each in page.now(Standings(campaign).now()).classes} == per_class
+    (balance,) = page._balance()
+    (source, *_) = [each.data for each in balance.select({"type": ColumnDataSource}) if "pool" in each.data]
+    newest = codes[[each.row for each in campaign.batch(2)]]
+    assert (source["labels"], source["new"]) == (list(per_class.values()), np.bincount(newest, minlength=3).tolist())
+    assert source["pool"] == pytest.approx(shares.tolist())
+    (points,) = page._map()
+    sources = [each.data for each in points.select({"type": ColumnDataSource}) if "record" in each.data]
+    said = {record: label for data in sources for record, label in zip(data["record"], data["label"], strict=True)}
+    assert said == {str(row): CLASSES[codes[row]] for row in rows}
 
 
 def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Row, distinct, func, select
 
 from dal.campaign import answers as ledger
+from dal.campaign.leases import holds
 from dal.campaign.schema import answers, leases
 from dal.campaign.store import Campaign
 
@@ -56,8 +57,8 @@ class Activity:
     def active(self) -> int:
         """Count the people who hold records now."""
         with self._database.reading() as connection:
-            now = self._database.now(connection).timestamp()
-            holders = select(func.count(distinct(leases.c.annotator))).where(leases.c.expires_at > now)
+            now = self._database.now(connection)
+            holders = select(func.count(distinct(leases.c.annotator))).where(holds(now))
             return connection.scalar(holders) or 0
 
     def work(self) -> list[Work]:

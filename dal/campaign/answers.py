@@ -31,6 +31,7 @@ from sqlalchemy import (
     union,
 )
 
+from dal.campaign.leases import held
 from dal.campaign.schema import (
     RETRACTED,
     SKIPPED,
@@ -46,7 +47,6 @@ from dal.campaign.schema import (
     exports,
     gold,
     imports,
-    leases,
     rounds,
     staged,
 )
@@ -175,21 +175,33 @@ def latest(
     return Answers(columns[0], annotators, columns[1], columns[2])
 
 
-def excluded_rows(connection: Connection, before_round: int | None, upto: int | None) -> npt.NDArray[np.int64]:
-    """Read the rows asked before a round, answered up to an id, or gold; ascending; without bounds, all of them.
+def excluded_now(connection: Connection, now: datetime) -> npt.NDArray[np.int64]:
+    """Read the rows asked, answered or gold, ascending.
 
     A record of a reserve is asked once somebody answers it. Until then the next batch may have it, unless somebody
-    looks at it just now: that passes, so only a reading without bounds takes it into account.
+    holds it now.
     """
-    asked_rows, answered_rows, gold_rows = select(asked.c.row), select(answers.c.row), select(gold.c.row)
-    if before_round is None:
-        looked_at = exists().where(leases.c.row == asked.c.row)
-        asked_rows = asked_rows.where(~asked.c.reserve | looked_at)
-    else:
-        asked_rows = asked_rows.where(~asked.c.reserve, asked.c.round < before_round)
-        gold_rows = gold_rows.where(gold.c.since < before_round)
-    if upto is not None:
-        answered_rows = answered_rows.where(answers.c.id <= upto)
+    return _excluded(connection, select(asked.c.row).where(~asked.c.reserve | held(asked.c.row, now)))
+
+
+def excluded_at(connection: Connection, round: int, upto: int) -> npt.NDArray[np.int64]:
+    """Read the rows asked before a round, answered up to an id, or gold before the round, ascending.
+
+    Who holds a record of a reserve passes, so it does not count: the same rows come out whenever this is read.
+    """
+    asked_rows = select(asked.c.row).where(~asked.c.reserve, asked.c.round < round)
+    return _excluded(connection, asked_rows, answers.c.id <= upto, gold.c.since < round)
+
+
+def _excluded(
+    connection: Connection,
+    asked_rows: Select[Any],
+    answered: ColumnElement[bool] | None = None,
+    known: ColumnElement[bool] | None = None,
+) -> npt.NDArray[np.int64]:
+    answered_rows, gold_rows = select(answers.c.row), select(gold.c.row)
+    if answered is not None and known is not None:
+        answered_rows, gold_rows = answered_rows.where(answered), gold_rows.where(known)
     return np.sort(_integers(connection.scalars(union(asked_rows, answered_rows, gold_rows)).all()))
 
 

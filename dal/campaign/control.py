@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from sqlalchemy import func, insert, select
 
 from dal.campaign.schema import actions
-from dal.campaign.store import Campaign
+from dal.campaign.store import Campaign, close_open_round
 from dal.errors import InputError
 
 Act = Literal["pause", "resume", "close", "stop"]
@@ -38,7 +38,6 @@ class Control:
     """
 
     def __init__(self, campaign: Campaign) -> None:
-        self._campaign = campaign
         self._database = campaign.database
 
     def tell(self, act: Act, person: str) -> None:
@@ -47,20 +46,17 @@ class Control:
         Raises
         ------
         InputError
-            If there is no such action.
-        CampaignError
-            If a round is to be closed and none is open.
+            If there is no such action, or a round is to be closed and none is open.
         """
         if act not in get_args(Act):
-            raise InputError(f"expected one of {', '.join(get_args(Act))}, got {act!r}")
-        current = self._campaign.current_round
-        if act == "close" or (act == "stop" and current is not None and current.status == "open"):
-            if current is None:
-                raise InputError("no round is open: there is nothing to close")
-            self._campaign.close_round(current)
+            raise InputError(f"`act` must be one of {', '.join(get_args(Act))}, got {act!r}")
+        # One transaction: killed between two, a campaign that was stopped would go on with the next round.
         with self._database.writing() as connection:
-            number = 1 + (connection.scalar(select(func.max(actions.c.number))) or 0)
             at = self._database.now(connection).isoformat()
+            closed = act in ("close", "stop") and close_open_round(connection, at)
+            if act == "close" and not closed:
+                raise InputError("no round is open: there is nothing to close")
+            number = 1 + (connection.scalar(select(func.max(actions.c.number))) or 0)
             connection.execute(insert(actions).values(number=number, act=act, person=person, at=at))
 
     def history(self) -> list[Action]:

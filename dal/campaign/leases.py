@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, and_
+from sqlalchemy import Column, ColumnElement, and_, exists
 
 from dal.campaign.schema import leases
 
@@ -13,5 +13,13 @@ _SLACK = timedelta(minutes=1)
 
 
 def holds(now: datetime) -> ColumnElement[bool]:
-    """Say whether a lease holds; one that ends too late was given before the clock was set back, and never would."""
+    """Return the condition that a lease holds.
+
+    A lease that ends too late was given before the clock was set back; it would hold its record for hours.
+    """
     return and_(leases.c.expires_at > now.timestamp(), leases.c.expires_at <= (now + LEASE + _SLACK).timestamp())
+
+
+def held(row: Column[int], now: datetime) -> ColumnElement[bool]:
+    """Return the condition that somebody holds the record of a row: every question of this kind is asked here."""
+    return exists().where(leases.c.row == row, holds(now))

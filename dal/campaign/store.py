@@ -30,7 +30,7 @@ from dal.campaign import answers as ledger
 from dal.campaign import schema
 from dal.campaign.database import Database, immediate
 from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
-from dal.campaign.leases import holds
+from dal.campaign.leases import held
 from dal.campaign.objects import digest_of, objects_of
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
@@ -184,7 +184,7 @@ class Campaign:
             upto = ledger.last_id(connection)
             known = self._standing_at(connection, upto).answers
             number = 1 if before is None else before.number + 1
-            excluded = ledger.excluded_rows(connection, number, upto)
+            excluded = ledger.excluded_at(connection, number, upto)
             connection.execute(
                 insert(rounds).values(
                     number=number,
@@ -336,19 +336,26 @@ class Campaign:
             if batch:
                 connection.execute(insert(asked), batch)
 
-    def withdraw_reserve(self) -> None:
-        """Serve no more of the reserve: what nobody has answered or looks at goes back to the pool.
+    def withdraw_reserve(self) -> npt.NDArray[np.int64]:
+        """Give back to the pool the records of the reserve that nobody has answered or holds.
 
         Done before a batch is chosen, it lets the batch have these records, and nobody be served one meanwhile.
+
+        Returns
+        -------
+        ndarray of int64
+            The rows that are not to be asked, as of this moment, ascending. A record of the reserve that somebody holds
+            is among them even if the lease ends before the batch is open: its holder may still renew it.
         """
         with self.database.writing() as connection:
-            _release_reserve(connection, self.database.now(connection))
+            now = self.database.now(connection)
+            _release_reserve(connection, now)
+            return ledger.excluded_now(connection, now)
 
     def in_hand(self) -> npt.NDArray[np.int64]:
         """Read the rows of asked records that somebody holds now: an answer to each may come."""
         with self.database.reading() as connection:
-            held = select(schema.leases.c.row).where(holds(self.database.now(connection))).distinct()
-            rows = connection.scalars(held.join(asked, asked.c.row == schema.leases.c.row)).all()
+            rows = connection.scalars(select(asked.c.row).where(held(asked.c.row, self.database.now(connection)))).all()
             return np.sort(np.array(rows, dtype=np.int64))
 
     def close_round(self, round: Round) -> None:
@@ -424,9 +431,10 @@ class Campaign:
         round : Round, optional
             Give them as they were when this round was frozen, which is what a scan resumed later must use.
         """
-        bounds = (None, None) if round is None else (round.number, round.last_answer)
         with self.database.reading() as connection:
-            return ledger.excluded_rows(connection, *bounds)
+            if round is not None:
+                return ledger.excluded_at(connection, round.number, round.last_answer)
+            return ledger.excluded_now(connection, self.database.now(connection))
 
     def history(self) -> list[RoundRecord]:
         """Give what the stopping criteria and the ruler need of each closed round, the first one first.
@@ -546,7 +554,7 @@ class Campaign:
         """
         with self.database.writing() as connection:
             n_classes, n_rows = len(self.settings.classes), self._rows_known(connection)
-            used = set(ledger.excluded_rows(connection, None, None).tolist())
+            used = set(ledger.excluded_now(connection, self.database.now(connection)).tolist())
             known = _gold(connection)
             last = _last_round(connection)
             fixed = {"since": 0 if last is None else last.number, "added_at": self._now(connection)}
@@ -744,6 +752,12 @@ def _advance(
         raise _wrong_step(number, found, allowed)
 
 
+def close_open_round(connection: Connection, at: str) -> bool:
+    """Close the round whose batch is open, inside the caller's transaction, and return whether there was one."""
+    change = update(rounds).where(rounds.c.status == "open").values(status="closed", closed_at=at)
+    return connection.execute(change).rowcount == 1
+
+
 def _wrong_step(number: int, status: str | None, allowed: tuple[str, ...]) -> CampaignError:
     return CampaignError(
         f"round {number} is {status or 'not there'}, and this step takes one that is {' or '.join(allowed)}: "
@@ -814,8 +828,7 @@ def _gold_complaint(
 def _release_reserve(connection: Connection, now: datetime) -> None:
     """Let the unused reserve of earlier rounds be chosen again: it was asked of nobody."""
     used = exists().where(schema.answers.c.row == asked.c.row)
-    seen = exists().where(schema.leases.c.row == asked.c.row, holds(now))
-    connection.execute(delete(asked).where(asked.c.reserve, ~used, ~seen))
+    connection.execute(delete(asked).where(asked.c.reserve, ~used, ~held(asked.c.row, now)))
 
 
 def _asked_values(number: int, record: Asked) -> dict[str, object]:

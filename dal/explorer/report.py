@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
-from dal.agreement import Agreement, majority
+from dal.agreement import Agreement
 from dal.campaign import Campaign
 from dal.campaign.activity import Work
-from dal.coordinator import pool_of
+from dal.coordinator import Coordinator, pool_of
 from dal.explorer.run import run_of_campaign
 from dal.explorer.view import view_of_run
 from dal.map import PoolMap
@@ -58,13 +56,10 @@ def _lead(campaign: Campaign) -> str:
 
 def _shares(campaign: Campaign) -> list[float] | None:
     """Estimate the classes' shares of the pool from the explore answers, which nobody chose."""
-    explored = [asked.row for each in campaign.rounds() for asked in campaign.batch(each.number) if asked.explore]
-    answers = campaign.latest_answers()
-    rows, codes = majority(answers.rows, answers.labels, seed=campaign.settings.seed)
-    counts = np.bincount(codes[np.isin(rows, explored)], minlength=len(campaign.settings.classes))
-    if counts.sum() < FEWEST_FOR_SHARES:
+    counts = Coordinator(campaign, None, None, coverage=False).explored()
+    if sum(counts) < FEWEST_FOR_SHARES:
         return None
-    shares = [estimate.value for estimate in class_shares(counts.tolist())]
+    shares = [estimate.value for estimate in class_shares(counts)]
     return [share for share in shares if share is not None] or None
 
 

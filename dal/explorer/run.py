@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dal.agreement import majority
 from dal.campaign import Campaign
 from dal.campaign.disk import replacing
 from dal.coordinator import pool_of
@@ -265,8 +264,7 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
     if not rounds:
         raise SettingsError(f"{campaign.directory} has no batch yet, so there is nothing to show: dal next it first.")
     settings = campaign.settings
-    answers = campaign.latest_answers()
-    rows, codes = majority(answers.rows, answers.labels, seed=settings.seed)
+    known = campaign.labels()
     ruled = {record.number: record for record in campaign.history()}
     watched = None if pool_map is None else watched_by(pool_of(campaign), pool_map)
     played = Replay(settings.strategy, settings.seed, (), (), ())
@@ -294,8 +292,8 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
         title=f"Campaign {campaign.directory.name}",
         classes=settings.classes,
         replays=(played,),
-        rows=rows,
-        codes=codes,
+        rows=known.rows,
+        codes=known.codes,
         pool_map=pool_map,
         notes=(
             "Accuracy is that of the model that chose the batch, on those of its records that were drawn uniformly.",

@@ -15,14 +15,13 @@ from bokeh.plotting import figure as Figure  # noqa: N812 - a method below has t
 from pydantic import BaseModel
 
 from dal import figures
-from dal.agreement import Agreement, majority
+from dal.agreement import Agreement
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Control
 from dal.coordinator import Coordinator, features_of
 from dal.errors import InputError
 from dal.map import PoolMap
-from dal.ruler import class_shares
 from dal.standing import Status, status
 from dal.stopping import as_they_ended, parse
 from dal.web.records import Records
@@ -196,11 +195,10 @@ class Overviews:
         return [figures.accuracy_curve(self._campaign.history())]
 
     def _balance(self) -> list[Figure]:
-        past = self._campaign.rounds()
-        newest = self._campaign.latest_answers(asked_in=past[-1].number).labels if past else np.empty(0, np.int64)
-        new = np.bincount(newest[newest >= 0], minlength=len(self._campaign.settings.classes)).tolist()
-        counts = status(self._campaign).per_class
-        pool = class_shares(self._explored())
+        past, known, told = self._campaign.rounds(), self._campaign.labels(), status(self._campaign)
+        newest = [asked.row for asked in self._campaign.batch(past[-1].number)] if past else []
+        new = np.bincount(known.codes[np.isin(known.rows, newest)], minlength=len(told.per_class)).tolist()
+        pool = list(told.shares.values())
         shares = [
             figures.Balance(
                 name,
@@ -210,18 +208,9 @@ class Overviews:
                 None if pool[at].value is None else pool[at].low,
                 None if pool[at].value is None else pool[at].high,
             )
-            for at, (name, labels) in enumerate(counts.items())
+            for at, (name, labels) in enumerate(told.per_class.items())
         ]
         return [figures.class_balance(shares)]
-
-    def _explored(self) -> list[int]:
-        """Count the labels of records that were drawn at random, by class: what the pool is estimated from."""
-        campaign = self._campaign
-        drawn = [a.row for each in campaign.rounds() for a in campaign.batch(each.number) if a.explore]
-        known = campaign.latest_answers()
-        here = np.isin(known.rows, drawn)
-        _, codes = majority(known.rows[here], known.labels[here], seed=campaign.settings.seed)
-        return np.bincount(codes, minlength=len(campaign.settings.classes)).tolist()
 
     def _stopping(self) -> list[Figure]:
         history = self._campaign.history()
@@ -284,10 +273,8 @@ class Overviews:
         if len(new):
             placed = pool_map.projection.place(features_of(campaign, new))
             self._places |= dict(zip(new.tolist(), map(tuple, placed.tolist()), strict=True))
-        known = campaign.latest_answers()
-        labels = dict(
-            zip(*(c.tolist() for c in majority(known.rows, known.labels, seed=campaign.settings.seed)), strict=True)
-        )
+        known = campaign.labels()
+        labels = dict(zip(known.rows.tolist(), known.codes.tolist(), strict=True))
         places = np.array([self._places[row] for row in shown]).reshape(-1, 2)
         points = figures.Points(
             places[:, 0],
