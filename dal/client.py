@@ -19,8 +19,8 @@ import dask.system
 from distributed import Client, Future, KilledWorker, LocalCluster, Security, WorkerPlugin, get_worker
 from distributed.comm.core import connect as connect_comm
 from distributed.deploy.cluster import Cluster
-from threadpoolctl import threadpool_limits
 
+from dal._threads import one_thread
 from dal.errors import ClusterError, SettingsError
 
 Item = TypeVar("Item")
@@ -184,8 +184,7 @@ def map_on(client: Client, function: Callable[[Item], Result], items: Iterable[I
 
 
 def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
-    # The last bits of a matrix product depend on the number of threads.
-    with threadpool_limits(limits=1):
+    with one_thread:
         return function(item)
 
 

@@ -25,8 +25,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.validation import has_fit_parameter
-from threadpoolctl import threadpool_limits
 
+from dal._threads import one_thread
 from dal.errors import LabelError, LearnerError
 from dal.scores import OF_COMMITTEE, OF_GRADIENTS
 from dal.trees import FORESTS, Trees
@@ -259,7 +259,7 @@ class Learner:
         codes = _class_codes(labels, len(records), self.classes)
         estimator = _single_threaded(_cloned(self.estimator))
         weights = {} if sample_weight is None else {_weight_name(estimator): np.asarray(sample_weight)}
-        with warnings.catch_warnings(record=True) as caught, threadpool_limits(limits=1):
+        with warnings.catch_warnings(record=True) as caught, one_thread:
             warnings.simplefilter("always")
             try:
                 estimator.fit(records, codes, **weights)
@@ -365,6 +365,7 @@ class Network:
         most = max(LEAST_BLOCK_ROWS, BLOCK_BYTES // (4 * width))
         return int(1 << (most.bit_length() - 1))
 
+    @one_thread
     def decisions(self, X: npt.NDArray[np.float32]) -> Floats:
         """Decision values of records, class-major: (C', n)."""
         records = X if self.steps is None else np.asarray(self.steps.transform(X))
@@ -481,6 +482,7 @@ class Model:
         """The decision values of a logistic regression or a network as matrix products; None of any other estimator."""
         return _network(self.estimator)
 
+    @one_thread
     def decision_function(self, X: npt.NDArray[np.float32]) -> Floats | None:
         """Give the decision values (n, C') of the classes seen, where C' is 1 if they are two; None without any."""
         if not hasattr(self.estimator, "decision_function"):
@@ -489,6 +491,7 @@ class Model:
         columns = 1 if len(self.seen) == 2 else len(self.seen)
         return self._checked(values.reshape(len(values), -1), len(X), columns, "decision_function")
 
+    @one_thread
     def predict_proba(self, X: npt.NDArray[np.float32]) -> Floats:
         """Probabilities (n, C) of all classes of the campaign; 0 for those that the fit has not seen.
 
@@ -548,6 +551,7 @@ class Model:
             for each, own, columns in zip(last.estimators_, codes, chosen, strict=True)
         ]
 
+    @one_thread
     def layer_inputs(self, X: npt.NDArray[np.float32]) -> Floats:
         """Give what goes into the last, linear softmax layer (n, h): of a logistic regression, or of a network.
 
@@ -789,6 +793,7 @@ def _last_step(estimator: BaseEstimator) -> BaseEstimator:
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
 
 
+@one_thread
 def _before_last(estimator: BaseEstimator, X: npt.NDArray[np.float32]) -> Floats:
     """Give the records as the last step of a pipeline gets them."""
     if not isinstance(estimator, Pipeline) or len(estimator.steps) == 1:

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client, wait
 from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
 
+from dal._threads import one_thread
 from dal.campaign.disk import replacing
 from dal.errors import ClusterError, SettingsError
 from dal.pool import Pool
@@ -53,6 +53,7 @@ class Projection:
     components: Floats32
     axes: tuple[str, str]
 
+    @one_thread
     def place(self, X: Floats32) -> Floats32:
         """Give the place of each record on the map, shape (n, 2); NaN where a feature is not finite."""
         with np.errstate(over="ignore", invalid="ignore"):
@@ -200,7 +201,7 @@ def fit_projection(pool: Pool, seed: int) -> tuple[Projection, tuple[float, floa
         components = np.zeros((2, d), dtype=np.float32)
         count = min(2, d, len(sample))
         # Where all records are equal there is no variance to explain a share of: the components are as good as any.
-        with threadpool_limits(limits=1), np.errstate(invalid="ignore"):
+        with one_thread, np.errstate(invalid="ignore"):
             analysis = PCA(
                 count, svd_solver="covariance_eigh" if d <= 1000 else "randomized", random_state=seed % 2**32
             )
@@ -281,7 +282,7 @@ def count_span(
     counts = np.zeros(BINS * BINS + 1, dtype=np.int64)
     reader = pool.reader()
     left, right, bottom, top = extent
-    with threadpool_limits(limits=1):
+    with one_thread:
         for start in range(span.start, span.stop, tile):
             places = projection.place(reader.read(start, min(start + tile, span.stop)))
             places = places[np.isfinite(places).all(axis=1)].astype(np.float64)

@@ -14,6 +14,7 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
+from dal._threads import one_thread
 from dal.errors import InputError
 
 Floats = npt.NDArray[np.float64]
@@ -281,6 +282,7 @@ def _halved(fit_and_judge: FitAndJudge, n: int, seed: int, repeats: int) -> tupl
     return sizes.astype(np.float64), curves
 
 
+@one_thread
 def _needed(sizes: Floats, curves: Floats, accuracy: Floats) -> Floats:
     """Fit the power law to each curve and solve it for the accuracy; infinite where the curve stays below."""
     exponents = np.geomspace(0.1, 2.0, 40)

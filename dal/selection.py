@@ -12,9 +12,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans
-from threadpoolctl import threadpool_limits
 
 from dal import scores
+from dal._threads import one_thread
 from dal.errors import SettingsError
 
 Rows = npt.NDArray[np.int64]
@@ -436,6 +436,7 @@ class Codebook:
     centers: Floats32
 
     @classmethod
+    @one_thread
     def fit(cls, sample: Floats32, n_cells: int, seed: int) -> "Codebook":
         """Find the space and its cells from a sample of the pool.
 
@@ -458,13 +459,12 @@ class Codebook:
         space = cls(mean.astype(np.float32), scale.astype(np.float32), nothing, nothing)
         if n_cells < 1:
             return space
-        with threadpool_limits(limits=1):
-            embedded = space.embed(sample)
-            axes = _principal_axes(embedded)
-            # Equal records first: in a product, they may come to differ in their last bits.
-            distinct = np.unique(np.unique(embedded, axis=0) @ axes, axis=0)
-            means = KMeans(min(n_cells, len(distinct)), n_init=1, max_iter=20, random_state=seed % 2**32)
-            means.fit(embedded @ axes)
+        embedded = space.embed(sample)
+        axes = _principal_axes(embedded)
+        # Equal records first: in a product, they may come to differ in their last bits.
+        distinct = np.unique(np.unique(embedded, axis=0) @ axes, axis=0)
+        means = KMeans(min(n_cells, len(distinct)), n_init=1, max_iter=20, random_state=seed % 2**32)
+        means.fit(embedded @ axes)
         return replace(space, axes=axes, centers=means.cluster_centers_.astype(np.float32))
 
     def embed(self, X: Floats32) -> Floats32:
@@ -478,6 +478,7 @@ class Codebook:
         embedded: Floats32 = standard / np.float32(np.sqrt(X.shape[1]))
         return embedded
 
+    @one_thread
     def assign(self, X: Floats32) -> npt.NDArray[np.uint16]:
         """Give each record the cell whose center is nearest along the axes; the first of equals.
 

@@ -23,6 +23,7 @@ from sklearn.svm import SVC, LinearSVC, OneClassSVM
 from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_info
 
+from dal._threads import one_thread
 from dal.client import local_cluster
 from dal.errors import LabelError, LearnerError
 from dal.learner import Learner, Model
@@ -88,6 +89,7 @@ def learner_of(kind: object, classes: tuple[str, ...] = CLASSES) -> Learner:
     return Learner.named(kind, classes, random_state=7) if isinstance(kind, str) else Learner(kind, classes)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("kind", EVERY_KIND, ids=str)
 def test_every_learner_is_fitted_aligned_and_comes_back_bit_equal(kind: object) -> None:
     learner = learner_of(kind)
@@ -109,6 +111,7 @@ def test_every_learner_is_fitted_aligned_and_comes_back_bit_equal(kind: object) 
     assert (loaded.classes, loaded.n_features, loaded.warnings) == (CLASSES, 5, model.warnings)
 
 
+@pytest.mark.exact
 def test_a_fitted_model_is_what_a_worker_loads_to_the_last_bit() -> None:
     # PCA keeps a part of a larger array; saved, it gets another layout, by which BLAS sums in another order
     X, codes = records(n=640, n_features=100)
@@ -141,6 +144,7 @@ def test_every_learner_passes_its_check_and_is_left_unfitted(kind: object) -> No
     assert not hasattr(learner.estimator, "classes_")
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("kind", ["logistic", "forest", "hgb", "mlp"])
 def test_presets_give_the_same_model_for_the_same_random_state(kind: str) -> None:
     X, codes = records()
@@ -148,11 +152,13 @@ def test_presets_give_the_same_model_for_the_same_random_state(kind: str) -> Non
     assert first.tobytes() == again.tobytes()
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("estimator", [SVC(), LinearSVC()], ids=str)
 def test_decision_values_alone_become_their_softmax(estimator: BaseEstimator) -> None:
     X, codes = records()
     model = Learner(estimator, CLASSES).fit(X, codes)
-    values = model.estimator.decision_function(X)
+    with one_thread:
+        values = model.estimator.decision_function(X)
     expected = [np.exp(row) / sum(np.exp(row)) for row in values]
     np.testing.assert_allclose(model.predict_proba(X), expected, rtol=1e-12)
     np.testing.assert_array_equal(model.decision_function(X), values)
@@ -165,11 +171,13 @@ def test_huge_decision_values_do_not_overflow() -> None:
     assert np.isfinite(probabilities).all()
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("estimator", [SVC(), LinearSVC()], ids=str)
 def test_two_classes_with_decision_values_alone_become_the_sigmoid(estimator: BaseEstimator) -> None:
     X, codes = records(n_classes=2)
     model = Learner(estimator, CLASSES).fit(X, 1 + 2 * codes)  # bee and dog, of four
-    values = model.estimator.decision_function(X)
+    with one_thread:
+        values = model.estimator.decision_function(X)
     np.testing.assert_allclose(model.predict_proba(X)[:, 3], 1 / (1 + np.exp(-values)), rtol=1e-12)
     np.testing.assert_allclose(model.predict_proba(X)[:, 1], 1 / (1 + np.exp(values)), rtol=1e-12)
     np.testing.assert_array_equal(model.decision_function(X), values[:, None])
@@ -202,6 +210,7 @@ def test_only_a_plain_last_step_is_a_network(estimator: BaseEstimator) -> None:
     assert Learner(estimator, CLASSES).fit(*records()).network is None
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("kind", ["logistic", "forest", "hgb", "mlp"])
 def test_a_model_that_has_scored_can_be_pickled(kind: str) -> None:
     X, codes = records()
@@ -219,6 +228,7 @@ ACTIVATIONS = {
 }
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize("scaled", [False, True])
@@ -500,7 +510,6 @@ def test_names_that_lead_nowhere_are_refused(name: str, said: str) -> None:
         Learner.named(name, CLASSES)
 
 
-@pytest.mark.slow
 # -- committees ----------------------------------------------------------------------
 
 
@@ -537,6 +546,7 @@ def test_the_members_of_an_ensemble_are_its_committee(estimator: BaseEstimator) 
     np.testing.assert_allclose(np.mean(members, axis=0), model.predict_proba(X), atol=1e-6)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize(
     "estimator",
     [
@@ -573,6 +583,7 @@ def test_a_bagging_member_that_missed_a_class_gives_it_no_probability() -> None:
         np.testing.assert_allclose(member.sum(axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.exact
 @pytest.mark.parametrize("n_classes", [2, 4])
 @pytest.mark.parametrize("kind", ["logistic", GaussianNB(), LinearSVC(), SVC()], ids=str)
 def test_a_single_learner_is_joined_by_bootstraps_of_every_class(kind: object, n_classes: int) -> None:

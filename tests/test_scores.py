@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from dal import scores
 from dal.errors import SettingsError
 
+pytestmark = pytest.mark.exact
+
 MODEL_SCORES = scores.OF_ONE_MODEL
 
 

@@ -21,6 +21,8 @@ from dal.errors import LearnerError
 from dal.learner import Learner
 from dal.trees import Trees
 
+pytestmark = pytest.mark.exact
+
 ESTIMATORS = [
     RandomForestClassifier(7, random_state=0),
     RandomForestClassifier(5, max_leaf_nodes=6, bootstrap=False, max_features=None, random_state=0),

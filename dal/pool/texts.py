@@ -13,8 +13,8 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
-from threadpoolctl import threadpool_limits
 
+from dal._threads import one_thread
 from dal.errors import SourceError
 from dal.pool.sources import BLOCK_BYTES, Block, Identity, Source
 from dal.selection import row_hash
@@ -94,7 +94,7 @@ class Texts:
         seeds = [name for name, value in vectoriser.get_params().items() if _is_seed(name) and value is None]
         vectoriser.set_params(**dict.fromkeys(seeds, 0))
         try:
-            with threadpool_limits(1):
+            with one_thread:
                 return vectoriser.fit([text for _, _, text in sorted(sample, key=lambda each: each[1])])
         except ValueError as error:
             raise SourceError(
@@ -104,7 +104,8 @@ class Texts:
     def _features(self, texts: list[str], row: int) -> npt.NDArray[np.float32]:
         told = f"the vectoriser, on the texts from row {row} on,"
         try:
-            found = self._fitted.transform(texts)
+            with one_thread:
+                found = self._fitted.transform(texts)
         except (ValueError, TypeError, AttributeError) as error:
             raise SourceError(f"{told} fails: {error}") from error
         if getattr(found, "ndim", 0) != 2 or found.shape[0] != len(texts):

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from distributed import Client
-from threadpoolctl import threadpool_limits
 from zarr.errors import NodeNotFoundError
 
 from dal.errors import SettingsError
@@ -121,8 +120,7 @@ def with_proba(found: Scan, model: Model | None) -> Scan:
     """
     if model is None:
         return found
-    with threadpool_limits(limits=1):
-        proba = model.predict_proba(found.candidates.embeddings).astype(np.float32)
+    proba = model.predict_proba(found.candidates.embeddings).astype(np.float32)
     return replace(found, candidates=replace(found.candidates, proba=proba))
 
 

@@ -1,7 +1,5 @@
 """What runs on a worker: read a span tile by tile, score it, keep the best. Also the in-process specification."""
 
-import sys
-import threading
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from threadpoolctl import ThreadpoolController
 
+from dal._threads import one_thread
 from dal.errors import LearnerError
 from dal.learner import Model
 from dal.pool import Pool, Reader
@@ -173,34 +171,6 @@ class SpanResult:
     seconds: float
 
 
-class _OneBlasThread:
-    """One BLAS thread for as long as any thread of this process scores; the last one out restores what was."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._limits: Any = None
-        self._modules = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            if not self._inside:
-                if self._modules != len(sys.modules):
-                    # Finding the libraries takes milliseconds, as much as a few tiles; only an import brings new ones.
-                    self._modules, self._libraries = len(sys.modules), ThreadpoolController()
-                self._limits = self._libraries.limit(limits=1)
-            self._inside += 1
-
-    def __exit__(self, *exception: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                self._limits.restore_original_limits()
-
-
-_one_blas_thread = _OneBlasThread()
-
-
 def score_span(
     pool: Pool,
     model: Model | None,
@@ -242,7 +212,7 @@ def score_span(
         The candidates hold every row of the span that is among the best of the pool.
     """
     started = time.perf_counter()
-    with _one_blas_thread:
+    with one_thread:
         span = _Span(pool, model, order, interval, excluded, thresholds, cells, reader or pool.reader())
         for start in range(interval.start, interval.stop, order.tile):
             stop = min(start + order.tile, interval.stop)
@@ -422,6 +392,7 @@ def invalid_rows(X: Floats32) -> Rows:
     return suspects[~np.isfinite(X[suspects]).all(axis=1)] if len(suspects) else suspects
 
 
+@one_thread
 def score_block(name: str, model: Model, X: Floats32) -> Scored:
     """Score a block of finite records with a model.
 

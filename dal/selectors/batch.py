@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
+from dal._threads import one_thread
 from dal.selection import Candidates, Capacity, Codebook, Selector, Strategy, key_order, power_keys, shortlist
 from dal.selectors import methods
 from dal.selectors.facility_location import facility_location
@@ -127,7 +127,7 @@ def select(
     solve = _SELECTORS[strategy.selector]
     if not strategy.traits.features:
         return problem.rows[solve(problem, k)]
-    with threadpool_limits(limits=1):
+    with one_thread:
         return problem.rows[solve(problem, k)]
 
 
