@@ -83,7 +83,7 @@ def models(records: np.ndarray) -> dict[str, Model]:
 
 
 def kernel_scores(X: np.ndarray, model: Model | None, name: str, tile: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and predicted classes as the scan computes them, to the last bit; `plain_scores` tells right from wrong."""
+    """Scores and predicted classes as the scan computes them, to the last bit; see `plain_scores`."""
     score = np.empty(len(X))
     predicted = np.full(len(X), -1)
     if model is None:
