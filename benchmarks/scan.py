@@ -59,6 +59,7 @@ from benchmarks import machine, synthetic
 from benchmarks.synthetic import NO_ROWS
 from dal.client import SETTINGS, local_cluster
 from dal.learner import Model
+from dal.places import for_zarr, place_of
 from dal.pool import Pool
 from dal.scan import Cells, plan, sample_codebook, scan
 from dal.scan.kernel import Order, score_span
@@ -186,7 +187,7 @@ def dal_pass(job: Job, client: Client) -> Found:
 
 def dal_cells_pass(job: Job, client: Client, codebook: Codebook, *, write: bool) -> Found:
     """Scan with dal's default strategy, and give as many of the best by score as the others do."""
-    cells, k = Cells(job.cells_path, write), job.candidates // SHORTLIST
+    cells, k = Cells(place_of(job.cells_path), write), job.candidates // SHORTLIST
     strategy = Strategy(shortlist=SHORTLIST)
     found = scan(job.pool(), job.model(), strategy, k, codebook=codebook, cells=cells, client=client).candidates
     best = np.sort(best_by_key(found.scores, found.rows, job.candidates, 0, 0))
@@ -253,7 +254,7 @@ def dask_ml_pass(job: Job, client: Client, block_rows: int) -> Found:
 
 
 def _features(job: Job) -> "zarr.Array":
-    node = zarr.open(job.pool_path, mode="r")
+    node = zarr.open(for_zarr(place_of(job.pool_path)), mode="r")
     return node["features"] if isinstance(node, zarr.Group) else node
 
 

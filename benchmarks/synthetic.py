@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -94,7 +95,9 @@ def laid_out(pool: Pool, layout: str) -> Pool:
     written = path.with_suffix(".part")
     if not path.exists():
         shape, chunks = (pool.n_rows, pool.n_features), (height, pool.n_features)
-        array = zarr.create_array(written, shape=shape, chunks=chunks, dtype="float32", overwrite=True, **options)
+        if written.exists():
+            raise click.ClickException(f"{written} is left of a run that was killed: remove it, and run again")
+        array = zarr.create_array(written, shape=shape, chunks=chunks, dtype="float32", **options)
         for start in track(range(0, pool.n_rows, 8 * height), f"writing it {layout}", transient=True):
             array[start : start + 8 * height] = pool.read(start, min(start + 8 * height, pool.n_rows))
         written.rename(path)

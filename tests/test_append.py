@@ -158,7 +158,7 @@ def test_what_cannot_grow_is_refused(tmp_path: Path, path: Path) -> None:
     zarr.create_array(tmp_path / "plain.zarr", data=OLD)
     with pytest.raises(PoolError, match="only pools that dal built"):
         append_pool(NEW, tmp_path / "plain.zarr")
-    with building._alone(str(path)), pytest.raises(PoolError, match="somebody else is appending"):
+    with building._alone(path), pytest.raises(PoolError, match="somebody else is appending"):
         append_pool(NEW, path, **named(101, 57))
     (tmp_path / "x.csv").write_text("text\nham\n")
     with pytest.raises(SourceError, match="not fitted"):

@@ -14,6 +14,7 @@ PACKAGE = Path(dal.__file__).parent
 LEVELS = [
     {"errors", "_threads"},
     {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "rounds", "trees"},
+    {"places"},
     {"pool", "learner", "campaign", "client", "progress"},
     {"scan"},
     {"map"},

@@ -18,6 +18,7 @@ from dal.client import local_cluster
 from dal.coordinator import Batch, create_campaign, next_batch
 from dal.errors import CampaignError, CampaignNotFound, SettingsError
 from dal.learner import Model
+from dal.places import for_zarr
 from dal.pool import Pool, append_pool, build_pool
 from dal.simulation import answer_batch
 from tests import databases, object_store
@@ -229,7 +230,7 @@ def test_workers_write_cells_into_the_store(truth: tuple[Pool, np.ndarray], tmp_
             summary = shared.round(number).summary
             assert summary["wrote_cells"] is (number == 2), "the first round has no model, and looks at no cells"
             assert summary["notes"] == []
-    cells = [zarr.open_array(place, mode="r") for place in (shared.objects.cells, alone.objects.cells)]
+    cells = [zarr.open_array(for_zarr(place), mode="r") for place in (shared.objects.cells, alone.objects.cells)]
     assert cells[0].attrs["codebook"] == cells[1].attrs["codebook"]
     np.testing.assert_array_equal(cells[0][:], cells[1][:])
     assert "cells.zarr/c/0" in stored(shared.objects)

@@ -347,7 +347,7 @@ def test_soundings_and_growing_spans_change_nothing(
     sounded: list[object] = []
     sound = Run.sound
     monkeypatch.setattr(Run, "sound", lambda self, result: [sounded.append(result), sound(self, result)])
-    cells = Cells(str(tmp_path / "cells.zarr"), write=True) if cells_stored else None
+    cells = Cells(tmp_path / "cells.zarr", write=True) if cells_stored else None
     together = run(pools["odd"], models["logistic"], Strategy(), codebook, client=cluster, cells=cells)
     assert len(sounded) == 2
     assert None not in sounded
@@ -358,7 +358,7 @@ def test_soundings_and_growing_spans_change_nothing(
     assert together.candidates.rows.tolist() == alone.candidates.rows.tolist()
     if cells_stored:
         np.testing.assert_array_equal(
-            zarr.open_array(cells.path, mode="r")[expected.candidates.rows], expected.candidates.cells
+            zarr.open_array(cells.place, mode="r")[expected.candidates.rows], expected.candidates.cells
         )
 
 
@@ -444,7 +444,7 @@ def test_spans_of_a_heavy_learner_are_cut_within_chunks(
     assert summary_of(found) == summary_of(expected)
     # Two spans that write cells must not meet in a chunk of them.
     spans.clear()
-    cells = Cells(str(tmp_path / "cells.zarr"), write=True)
+    cells = Cells(tmp_path / "cells.zarr", write=True)
     written = run(pools["odd"], models["forest"], Strategy(), codebook, client=cluster, cells=cells)
     assert not any(start % unit for start, _ in spans)
     assert_same(written.candidates, expected.candidates)
@@ -537,7 +537,7 @@ def test_stored_cells_are_read_back_and_change_nothing(
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     assert len(codebook.centers) > 1
     computed = run(pools["built"], models["logistic"], Strategy(), codebook)
-    path = str(tmp_path / "cells.zarr")
+    path = tmp_path / "cells.zarr"
     written = run(pools["built"], models["forest"], Strategy(), codebook, cells=Cells(path, write=True), client=client)
     assert written.summary.wrote_cells
     clean = np.where(np.isfinite(records).all(axis=1, keepdims=True), records, 0).astype(np.float32)
@@ -739,9 +739,9 @@ def test_a_plugin_that_a_dead_coordinator_left_serves_nobody_else(
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     with monkeypatch.context() as dead:
         dead.setattr(cluster_engine._Cluster, "__exit__", killed)
-        run(pools["odd"], models["plain"], Strategy(), codebook, cells=Cells(str(tmp_path / "a"), True), client=cluster)
+        run(pools["odd"], models["plain"], Strategy(), codebook, cells=Cells(tmp_path / "a", True), client=cluster)
     written = (tmp_path / "a" / "c" / "0").stat().st_mtime_ns
-    run(pools["odd"], models["plain"], Strategy(), codebook, cells=Cells(str(tmp_path / "b"), True), client=cluster)
+    run(pools["odd"], models["plain"], Strategy(), codebook, cells=Cells(tmp_path / "b", True), client=cluster)
     assert (tmp_path / "a" / "c" / "0").stat().st_mtime_ns == written
     np.testing.assert_array_equal(
         zarr.open_array(tmp_path / "a", mode="r")[:], zarr.open_array(tmp_path / "b", mode="r")[:]

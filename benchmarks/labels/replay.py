@@ -94,7 +94,7 @@ class Stage:
         """Give the codebook of so many cells, and where the cells of the rows are kept once a scan has found them."""
         if n_cells not in self._spaces:
             codebook = sample_codebook(self.pool, n_cells, self.seed)
-            self._spaces[n_cells] = codebook, Cells(str(self.directory / f"cells-{n_cells}.zarr"), write=True)
+            self._spaces[n_cells] = codebook, Cells(self.directory / f"cells-{n_cells}.zarr", write=True)
         return self._spaces[n_cells]
 
     def cells_are_stored(self, n_cells: int) -> None:

@@ -1,6 +1,7 @@
 """A campaign's directory: how it is laid out, told from others, and opened, wherever its database lies."""
 
 import json
+import re
 import secrets
 import tomllib
 from collections.abc import Iterator
@@ -80,9 +81,7 @@ def _refuse_foreign(directory: Path) -> None:
         raise CampaignError(f"{directory} holds a campaign already: open it, or choose another directory")
     own = {
         TOML,
-        f"{TOML}.part",
         LEARNER,
-        f"{LEARNER}.part",
         LOCK,
         f"{DATABASE}.part",
         f"{DATABASE}.part-wal",
@@ -90,6 +89,7 @@ def _refuse_foreign(directory: Path) -> None:
         *FOLDERS,
     }
     filled = {name for name in names & set(FOLDERS) if any((directory / name).iterdir())}
+    own |= {name for name in names if re.fullmatch(r"\.dal-[0-9a-f]{16}\.part", name)}
     if foreign := sorted(names - own | filled):
         raise CampaignError(
             f"an empty directory was expected; {directory} holds {', '.join(foreign[:5])}. Choose another directory"

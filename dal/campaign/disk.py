@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,9 +47,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     CampaignError
         If the file cannot be written; what was at `path` before is untouched.
     """
-    part = path.with_name(path.name + ".part")
+    # A name of its own: `labels.csv.part` may be a file of the user's.
+    part = path.with_name(f".dal-{secrets.token_hex(8)}.part")
     try:
-        with part.open("wb") as file:
+        with part.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

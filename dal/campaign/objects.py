@@ -8,7 +8,8 @@ from typing import Any
 import fsspec
 
 from dal.campaign.disk import replacing
-from dal.errors import CampaignError, SettingsError
+from dal.errors import CampaignError, InputError, SettingsError
+from dal.places import Place, Url, place_of
 
 _REMEDY = (
     "Is the store there, is it reachable, and do the credentials (of the environment, as for a pool on it) allow"
@@ -31,14 +32,14 @@ class Objects:
     ----------
     place : str
         For messages.
-    cells : str
-        Where the cells of the pool's rows are kept: a path, or a URL that workers on every machine can write to.
+    cells : Path or Url
+        Where the cells of the pool's rows are kept: workers on every machine can write to a URL.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.place = str(folder)
-        self.cells = str(folder / "cells.zarr")
+        self.cells: Place = folder / "cells.zarr"
 
     def check(self) -> None:
         """Prove that the store can be written and read, before work is begun whose result would go there.
@@ -97,21 +98,21 @@ class RemoteObjects(Objects):
     ----------
     folder : Path
         The campaign's directory.
-    url : str
+    url : Url
         Of a prefix that is this campaign's alone.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: Url) -> None:
         super().__init__(folder)
-        self.place = url
-        self.cells = f"{url}/cells.zarr"
+        self.place = str(url)
+        self.cells = url / "cells.zarr"
         try:
-            self._store, self._prefix = fsspec.core.url_to_fs(url)
+            self._store, self._prefix = fsspec.core.url_to_fs(url.text)
         except ImportError as error:
             raise CampaignError(f"{url}: this store needs more packages: {error}; pip install 'dal[remote]'") from error
         except ValueError as error:
             raise SettingsError(
-                f"store: a URL such as s3://bucket/folder was expected, {url!r} came: {error}"
+                f"store: a URL such as s3://bucket/folder was expected, {url.text!r} came: {error}"
             ) from error
 
     def check(self) -> None:
@@ -172,9 +173,8 @@ def objects_of(directory: Path, store: str, identity: str) -> Objects:
     """
     if not store:
         return Objects(directory)
-    if store.startswith("file://"):
-        return Objects(Path(store.removeprefix("file://")) / identity)
-    return RemoteObjects(directory, f"{store.rstrip('/')}/{identity}")
+    place = place_of(store) / identity
+    return Objects(place) if isinstance(place, Path) else RemoteObjects(directory, place)
 
 
 def check_store(url: Any) -> None:  # noqa: ANN401 - of a file that people edit
@@ -184,7 +184,13 @@ def check_store(url: Any) -> None:  # noqa: ANN401 - of a file that people edit
     ------
     SettingsError
     """
-    if not isinstance(url, str) or (url and ("://" not in url or url.startswith("memory:") or url != url.strip())):
+    if url == "":
+        return
+    try:
+        lasts = not str(place_of(url)).startswith("memory:")
+    except InputError:
+        lasts = False
+    if not lasts or "://" not in url or "::" in url or url != url.strip():
         raise SettingsError(
             f"store: a URL such as s3://bucket/folder was expected, {url!r} came; without the setting, models are kept"
             " in the campaign's directory"

@@ -281,7 +281,7 @@ def play(
     )
     rows = np.unique(np.concatenate([pool_map.sample, *(rows for each in played.replays for rows in each.batches)]))
     run = Run(
-        title=Path(pool.path).name.removesuffix(".zarr"),
+        title=pool.path.rpartition("/")[2].removesuffix(".zarr"),
         classes=known.classes,
         replays=played.replays,
         rows=rows,

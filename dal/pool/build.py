@@ -10,8 +10,8 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import re
 import secrets
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,12 +24,13 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from dal.errors import PoolError, SourceError
+from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool.chunks import read_rows
 from dal.pool.encodings import ENCODINGS, Floats32, encoder, scale_of
-from dal.pool.ids import sorted_entries
+from dal.pool.ids import is_bucket, sorted_entries
 from dal.pool.pictures import Pictures, size_of
 from dal.pool.sources import Block, Source, Values, checked, open_source, open_texts
-from dal.pool.store import ATTRIBUTE, INDEX, VERSION, Pool, description, resolved
+from dal.pool.store import ATTRIBUTE, INDEX, VERSION, Pool, description
 from dal.pool.texts import Texts
 
 CHUNK_BYTES = 16 * 2**20
@@ -39,12 +40,14 @@ SHARD_CHUNKS = 16
 FIELD_ROWS = 2**12
 INDEX_ROWS = 2**17
 
+_ARRAYS = ("features", "ids", "fields", "scale")
+
 Progress = Callable[[int, int | None], None]
 
 
 def build_pool(
     source: npt.NDArray[Any] | str | Path | Iterable[Block],
-    path: str | Path,
+    path: str | Path | Url,
     *,
     ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
     features: Sequence[str] | None = None,
@@ -120,7 +123,7 @@ def build_pool(
     opened = _source(source, ids, features, display, text, vectoriser, size)
     _refuse_dtype(dtype, opened)
     identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
-    where = resolved(path)
+    where = place_of(path)
     # Zarr leaves out chunks that hold nothing but the fill value, and a pool takes a missing chunk for a lost one.
     with zarr.config.set({"array.write_empty_chunks": True}):
         group = _existing(where)
@@ -145,7 +148,7 @@ def build_pool(
 
 def append_pool(
     source: npt.NDArray[Any] | str | Path | Iterable[Block],
-    path: str | Path,
+    path: str | Path | Url,
     *,
     ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
     features: Sequence[str] | None = None,
@@ -194,17 +197,17 @@ def append_pool(
     (3, 2, [2])
     >>> folder.cleanup()
     """
-    where = Pool.open(path).path
+    where = Pool.open(path).place
     opened = _source(source, ids, features, display, text, vectoriser, size)
     if isinstance(opened, Texts) and not opened.fitted:
         raise SourceError(
             "a vectoriser that is not fitted would make other features than the pool's: pass the fitted one"
         )
-    group = zarr.open(where, mode="r+")
+    group = zarr.open(for_zarr(where), mode="r+")
     if not isinstance(group, zarr.Group):
         raise PoolError(f"{where} is a plain Zarr array: only pools that dal built can be appended to")
     with zarr.config.set({"array.write_empty_chunks": True}), _alone(where):
-        build = _Build(where, zarr.open_group(where, mode="r+"))
+        build = _Build(where, zarr.open_group(for_zarr(where), mode="r+"))
         encoding = description(group)["encoding"]
         blocks = checked(opened.blocks(0), 0, encoder(encoding, build.scale() if encoding == "int8" else None))
         with build.full_disk_told():
@@ -213,12 +216,12 @@ def append_pool(
 
 
 @contextlib.contextmanager
-def _alone(where: str) -> Iterator[None]:
+def _alone(where: Place) -> Iterator[None]:
     """Keep a second append to a local pool away; the system frees the lock when the process ends, however it ends."""
-    if "://" in where:
+    if isinstance(where, Url):
         yield
         return
-    with Path(where).with_name(f".{Path(where).name}.lock").open("a") as file:
+    with where.with_name(f".{where.name}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -257,7 +260,7 @@ def _source(
 
 
 @contextlib.contextmanager
-def _denial_told(where: str) -> Iterator[None]:
+def _denial_told(where: Place) -> Iterator[None]:
     """Say that a pool cannot be made at a place, as on a file system that is read-only or full."""
     try:
         yield
@@ -281,24 +284,23 @@ def _scale(source: Source) -> Floats32:
     return scale_of(block.features for block in checked(source.blocks(0), 0, encoder("float32")))
 
 
-def _existing(where: str) -> zarr.Group | None:
+def _existing(where: Place) -> zarr.Group | None:
     """Return the pool at `where`, finished or not; None where there is nothing."""
     try:
-        group = zarr.open_group(where, mode="r")  # to write, Zarr would make a folder of what is not there
+        group = zarr.open_group(for_zarr(where), mode="r")  # to write, Zarr would make a folder of what is not there
     except (OSError, ValueError) as error:
-        local = Path(where)
-        if "://" not in where and local.exists() and not (local.is_dir() and not any(local.iterdir())):
+        if isinstance(where, Path) and where.exists() and not (where.is_dir() and not any(where.iterdir())):
             raise PoolError(
                 f"{where} holds something that is not a pool; it is left alone, choose another path"
             ) from error
         return None
     if not description(group):
         raise PoolError(f"{where} is a Zarr group that is not a pool; it is left alone, choose another path")
-    return zarr.open_group(where, mode="r+")
+    return zarr.open_group(for_zarr(where), mode="r+")
 
 
 def _resumed(
-    where: str, group: zarr.Group | None, identity: Mapping[str, Any] | None, *, overwrite: bool
+    where: Place, group: zarr.Group | None, identity: Mapping[str, Any] | None, *, overwrite: bool
 ) -> "_Build | None":
     """Return the interrupted build of the same source, or None to begin anew; refuses to replace anything else."""
     if group is None or overwrite:
@@ -366,7 +368,7 @@ def _feature_rows(record_bytes: int) -> int:
 
 
 def _created(
-    where: str,
+    where: Place,
     group: zarr.Group | None,
     first: Block,
     n_rows: int | None,
@@ -388,11 +390,11 @@ def _created(
         "source": identity,
     }
     if group is None:
-        group = zarr.create_group(where, attributes={ATTRIBUTE: state})
+        group = zarr.create_group(for_zarr(where), attributes={ATTRIBUTE: state})
     else:  # marked incomplete first: whatever interrupts the removal, what is left is known as a pool to begin anew
+        own = _own(where, [*_ARRAYS, *_indexes(where)])
         group.attrs[ATTRIBUTE] = state
-        for name in list(group.keys()):
-            del group[name]
+        own.delete()
     if scale is not None:
         _create(group, "scale", scale.dtype, _Layout.of(FIELD_ROWS, len(scale)), len(scale))[:] = scale
     record_shape = first.features.shape[1:]
@@ -403,6 +405,19 @@ def _created(
     for name, values in first.fields.items():
         _create(group, f"fields/{name}", np.asarray(values).dtype, _Layout.of(FIELD_ROWS, n_rows), n_rows)
     return _Build(where, group)
+
+
+def _indexes(where: Place) -> list[str]:
+    """Name the indexes of ids that builds and appends have made."""
+    return [name for name in names_at(where) if re.fullmatch(rf"{INDEX}(_\d+)?", name)]
+
+
+def _own(where: Place, names: Iterable[str]) -> Nodes:
+    """Look through arrays of a pool that are to be deleted, before anything is."""
+    try:
+        return Nodes.found(where, names)
+    except NotOurs as error:
+        raise PoolError(f"{error}; nothing was deleted") from error
 
 
 def _create(
@@ -460,7 +475,7 @@ class _Column:
 class _Build:
     """A pool being written; `rows` of it are safe."""
 
-    def __init__(self, where: str, group: zarr.Group) -> None:
+    def __init__(self, where: Place, group: zarr.Group) -> None:
         self._where = where
         self._group = group
         self._state = description(group)
@@ -494,9 +509,7 @@ class _Build:
         self._group.attrs[ATTRIBUTE] = self._state
         self.rows = rows
         # The index before stays for whoever has the pool open; those before it go.
-        for name in [name for name in self._group.group_keys() if name.startswith(INDEX)]:
-            if name not in (index, old):
-                del self._group[name]
+        _own(self._where, set(_indexes(self._where)) - {index, old}).delete()
 
     def _written(self, blocks: Iterator[Block]) -> Iterator[int]:
         features = self._column("features")
@@ -520,8 +533,7 @@ class _Build:
     def _index_written(self, index: str, n_rows: int) -> None:
         if not self._state["has_ids"]:
             return
-        if index in self._group:
-            del self._group[index]
+        _own(self._where, [index]).delete()  # of a build or an append that was interrupted
         layout = _Layout.of(INDEX_ROWS, n_rows)
         hashes, rows = (
             _Column(_create(self._group, f"{index}/{name}", np.dtype(kind), layout, n_rows))
@@ -605,14 +617,26 @@ class _Build:
     @contextlib.contextmanager
     def _spill(self) -> Iterator[Path]:
         """Yield a folder beside the pool, or in the temporary folder where the pool is not local."""
-        if "://" in self._where:
+        if isinstance(self._where, Url):
             with tempfile.TemporaryDirectory() as folder:
                 yield Path(folder)
             return
-        beside = Path(self._where).with_name(f".{Path(self._where).name}.ids")
-        shutil.rmtree(beside, ignore_errors=True)  # of a build that was killed
+        beside = self._where.with_name(f".{self._where.name}.ids")
+        _remove_spill(beside)  # of a build that was killed
         beside.mkdir()
         try:
             yield beside
         finally:
-            shutil.rmtree(beside)
+            _remove_spill(beside)
+
+
+def _remove_spill(folder: Path) -> None:
+    """Delete a folder of buckets, if it holds nothing else."""
+    if not folder.is_symlink() and not folder.exists():
+        return
+    own = [] if folder.is_symlink() or not folder.is_dir() else sorted(folder.iterdir())
+    if folder.is_symlink() or not folder.is_dir() or not all(map(is_bucket, own)):
+        raise PoolError(f"{folder} is needed for the ids, and holds something that dal did not write; move it")
+    for path in own:
+        path.unlink()
+    folder.rmdir()

@@ -6,6 +6,7 @@ Two ids may share a hash, so what the index finds is always compared with the id
 """
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,11 @@ def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray
         refuse_repeats(entries, lambda rows: take_rows(ids, rows).tolist())
         yield entries
         path.unlink()
+
+
+def is_bucket(path: Path) -> bool:
+    """Say whether a file may be one that `sorted_entries` made."""
+    return re.fullmatch(r"bucket-\d{3}", path.name) is not None and path.is_file() and not path.is_symlink()
 
 
 def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import zarr
 
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
+from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
 from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
 from dal.pool.encodings import ENCODINGS, Decode, decoder
@@ -31,12 +32,6 @@ Visit = Callable[[int, npt.NDArray[np.float32]], None]
 """Takes the position of a block's first record in its tile, and the block."""
 
 
-def resolved(path: str | Path) -> str:
-    """Return the absolute path, or the URL as it is: a worker has another working directory."""
-    text = str(path).removeprefix("file://")
-    return text if "://" in text else str(Path(text).absolute())
-
-
 def description(group: zarr.Group) -> Description:
     """Return what dal says about the pool, nothing where it says nothing."""
     told = group.attrs.get(ATTRIBUTE)
@@ -50,8 +45,8 @@ class Pool:
 
     Attributes
     ----------
-    path : str
-        Absolute path, or URL.
+    place : Path or Url
+        Where it lies; `path` is the same as text.
     n_rows : int
         Records in the pool.
     record_shape : tuple of int
@@ -76,8 +71,8 @@ class Pool:
         Names of the display fields.
     """
 
-    def __init__(self, path: str, features: "zarr.Array[Any]", group: zarr.Group | None, *, fill: bool) -> None:
-        self.path = path
+    def __init__(self, place: Place, features: "zarr.Array[Any]", group: zarr.Group | None, *, fill: bool) -> None:
+        self.place = place
         self._features = features
         self._group = group
         self._fill = fill
@@ -96,8 +91,13 @@ class Pool:
         self.write_rows = int((features.shards or features.chunks)[0])
         self.nbytes = self.n_rows * self.n_features * self.dtype.itemsize
 
+    @property
+    def path(self) -> str:
+        """Absolute path, or URL, as text that opens the pool again."""
+        return str(self.place)
+
     @classmethod
-    def open(cls, path: str | Path, *, missing_chunks: Literal["refuse", "fill"] = "refuse") -> "Pool":
+    def open(cls, path: str | Path | Url, *, missing_chunks: Literal["refuse", "fill"] = "refuse") -> "Pool":
         """Open a pool that dal built, or a plain Zarr array.
 
         A plain array has its row numbers for record ids and no display fields.
@@ -118,7 +118,7 @@ class Pool:
         PoolError
             What is there cannot be read as a pool.
         """
-        where = resolved(path)
+        where = place_of(path)
         node = _opened(where)
         if isinstance(node, zarr.Group):
             return cls(where, _features_of(where, node), node, fill=False)
@@ -380,9 +380,9 @@ class Reader:
                 yield (before + count) * self._pool.chunk_rows // chunk_bytes
 
 
-def _opened(where: str) -> "zarr.Array[Any] | zarr.Group":
+def _opened(where: Place) -> "zarr.Array[Any] | zarr.Group":
     try:
-        return zarr.open(where, mode="r")
+        return zarr.open(for_zarr(where), mode="r")
     except FileNotFoundError as error:
         raise PoolNotFound(f"no pool at {where}; build one with `dal pool build`, or check the path") from error
     except ImportError as error:
@@ -393,7 +393,7 @@ def _opened(where: str) -> "zarr.Array[Any] | zarr.Group":
         raise PoolError(f"{where}: the metadata cannot be read: {error}") from error
 
 
-def _features_of(where: str, group: zarr.Group) -> "zarr.Array[Any]":
+def _features_of(where: Place, group: zarr.Group) -> "zarr.Array[Any]":
     described = description(group)
     if not described:
         arrays = ", ".join(sorted(name for name, _ in group.arrays())) or "none"
@@ -415,7 +415,7 @@ def _features_of(where: str, group: zarr.Group) -> "zarr.Array[Any]":
     return features
 
 
-def _refuse_shape(where: str, array: "zarr.Array[Any]") -> None:
+def _refuse_shape(where: Place, array: "zarr.Array[Any]") -> None:
     if len(array.shape) not in (2, 4):
         raise PoolError(f"{where} has shape {array.shape}; a pool is (N, d), or (N, h, w, c) for images")
     if 0 in array.shape:
@@ -424,7 +424,7 @@ def _refuse_shape(where: str, array: "zarr.Array[Any]") -> None:
         raise PoolError(f"{where} holds {array.dtype}; a pool holds floats or integers: encode or vectorise first")
 
 
-def _refuse_holes(where: str, array: "zarr.Array[Any]") -> None:
+def _refuse_holes(where: Place, array: "zarr.Array[Any]") -> None:
     missing, expected = missing_chunks(array)
     if missing:
         raise PoolError(

@@ -1,18 +1,23 @@
 """The door of the scan: one pass over the pool, on this process or on a Dask cluster."""
 
+import itertools
 import logging
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from json import JSONDecodeError
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
 from distributed import Client
-from zarr.errors import NodeNotFoundError
+from zarr.errors import ContainsArrayError, ContainsGroupError, NodeNotFoundError
 
-from dal.errors import SettingsError
+from dal.errors import ScanError, SettingsError
 from dal.learner import Model
+from dal.places import Nodes, NotOurs, Place, Url, for_zarr, place_of
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.cluster import scan_on_cluster
@@ -29,6 +34,12 @@ SAMPLE_BYTES = 128 * 2**20
 
 WRITTEN = "codebook"
 """The attribute that says by which codebook the cells were written, once all of them are."""
+
+MARK, CELLS = "dal", "cells"
+"""The attribute, and its value, by which dal knows the cells that it wrote."""
+
+_MOVE_IT = "move it, or name another place for the cells"
+_UNREADABLE = (OSError, ValueError, KeyError, TypeError)
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +115,7 @@ def scan(
     # A copy: the array that a former pass has opened may have been made anew since.
     used = replace(cells) if cells is not None and order.capacity.cells else None
     unit = plan.unit_rows(order.tile, pool.write_rows)
-    if used is not None and used.write and _create_cells(used.path, pool.n_rows, unit) and journal:
+    if used is not None and used.write and _create_cells(used.place, pool.n_rows, unit) and journal:
         journal.clear()  # its spans wrote their cells into an array that is gone
     if client is not None:
         found = scan_on_cluster(client, pool, model, order, excluded, used, journal, progress, skip_failed=skip_failed)
@@ -183,45 +194,93 @@ def sample_rows(n_rows: int, seed: int, size: int = SAMPLE_ROWS, blocks: int = 6
     return np.sort(rows[np.argsort(row_hash(rows, seed, 2), kind="stable")[:size]])
 
 
-def stored_cells(path: str, n_rows: int, codebook: Codebook) -> Cells:
+def stored_cells(path: str | Path | Url, n_rows: int, codebook: Codebook) -> Cells:
     """Say whether a pass can read the cells at `path`, or is to write them.
 
     They are read where a pass over so many rows with this codebook has written all of them, see :func:`cells_written`.
 
     Parameters
     ----------
-    path : str
-        Path or URL.
+    path : path or URL
     n_rows : int
         Of the pool.
     codebook : Codebook
     """
-    array = _opened_cells(path)
+    place = place_of(path)
+    try:
+        array = _opened_cells(place)
+    except _UNREADABLE:
+        array = None
     written = array is not None and array.shape == (n_rows,) and array.attrs.get(WRITTEN) == codebook.digest()
-    return Cells(path, write=not written)
+    return Cells(place, write=not written)
 
 
 def cells_written(cells: Cells, codebook: Codebook) -> None:
     """Mark stored cells as whole, once the pass that wrote them needs its journal no more."""
-    zarr.open_array(cells.path, mode="r+").update_attributes({WRITTEN: codebook.digest()})
+    zarr.open_array(for_zarr(cells.place), mode="r+").update_attributes({WRITTEN: codebook.digest()})
 
 
-def _opened_cells(path: str) -> "zarr.Array[Any] | None":
+def _opened_cells(place: Place) -> "zarr.Array[Any] | None":
     try:
-        return zarr.open_array(path, mode="r")
-    except (OSError, ValueError, KeyError) as error:
-        if not isinstance(error, FileNotFoundError | NodeNotFoundError):
-            _log.warning("The stored cells at %s cannot be read (%s): they are made anew.", path, error)
+        return zarr.open_array(for_zarr(place), mode="r")
+    except (FileNotFoundError, NodeNotFoundError):
         return None
 
 
-def _create_cells(path: str, n_rows: int, unit: int) -> bool:
-    """Make the array of cells unless it is there; one chunk a unit, so that no two spans ever write the same chunk."""
+def _create_cells(place: Place, n_rows: int, unit: int) -> bool:
+    """Make the array of cells unless it is there; one chunk a unit, so that no two spans ever write the same chunk.
+
+    Raises
+    ------
+    ScanError
+        Something else lies there; it is left alone.
+    """
     chunks = (min(unit, n_rows),)
-    there = _opened_cells(path)
-    if there is not None and (there.shape, there.chunks) == ((n_rows,), chunks):
-        return False
-    zarr.create_array(
-        path, shape=(n_rows,), chunks=chunks, dtype="uint16", fill_value=NO_CELL, compressors=None, overwrite=True
-    )
+    try:
+        there = _opened_cells(place)
+    except _UNREADABLE as error:
+        _put_aside(place, error)
+        there = None
+    if there is None and isinstance(place, Path) and not _is_free(place):
+        raise ScanError(f"{place} holds something that dal did not write; {_MOVE_IT}")
+    if there is not None:
+        if there.attrs.get(MARK) != CELLS and WRITTEN not in there.attrs:
+            raise ScanError(f"{place} is an array that dal did not write; {_MOVE_IT}")
+        if there.shape == (n_rows,) and there.chunks == chunks and there.dtype == np.dtype("uint16"):
+            return False
+        try:
+            Nodes.found(place, ["c", "zarr.json"]).delete()
+        except NotOurs as error:
+            raise ScanError(f"{error}; nothing was deleted") from error
+    try:
+        zarr.create_array(
+            for_zarr(place),
+            shape=(n_rows,),
+            chunks=chunks,
+            dtype="uint16",
+            fill_value=NO_CELL,
+            compressors=None,
+            attributes={MARK: CELLS},
+        )
+    except (ContainsArrayError, ContainsGroupError) as error:
+        raise ScanError(f"{place} holds something that dal did not write; {_MOVE_IT}") from error
     return True
+
+
+def _is_free(place: Path) -> bool:
+    """Say whether nothing lies at a place, or what a creation that was killed has left."""
+    if not place.is_dir():
+        return not place.exists() and not place.is_symlink()
+    return all(re.fullmatch(r"zarr\.[0-9a-f]{32}\.partial", entry.name) for entry in place.iterdir())
+
+
+def _put_aside(place: Place, error: Exception) -> None:
+    """Rename cells whose metadata is torn, as by a power cut: it does not tell any more who wrote them."""
+    if not isinstance(place, Path) or not isinstance(error, JSONDecodeError | UnicodeDecodeError):
+        raise ScanError(f"the cells at {place} cannot be read: {error}; restore them, or remove them") from error
+    names = (place.with_name(f"{place.name}.unreadable-{number}") for number in itertools.count(1))
+    aside = next(name for name in names if not name.exists() and not name.is_symlink())
+    place.rename(aside)
+    _log.warning(
+        "The stored cells at %s cannot be read (%s): they are made anew; the old ones are %s.", place, error, aside
+    )

@@ -2,10 +2,11 @@
 
 import json
 import logging
-import shutil
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +20,8 @@ from dal.selection import Candidates
 FILE_NAME, FEATURES = "spans", "embeddings"
 _HEAD = struct.Struct("<QI")
 """Before each record: the length of what follows, and its CRC-32."""
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +49,8 @@ class Journal:
         """Begin or go on with the pass of this digest; spans of any other are deleted."""
         self.directory.mkdir(parents=True, exist_ok=True)
         for other in self.directory.iterdir():
-            if other.name != digest and other.is_dir():
-                shutil.rmtree(other)
+            if other.name != digest:
+                _remove_pass(other)
         folder = self.directory / digest
         folder.mkdir(exist_ok=True)
         self.path = folder / FILE_NAME
@@ -81,8 +84,22 @@ class Journal:
             ) from error
 
     def clear(self) -> None:
-        """Delete everything, when the pass's result is safe elsewhere."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Delete the passes, when the result is safe elsewhere; what else lies in the directory stays."""
+        with suppress(OSError):
+            for folder in self.directory.iterdir():
+                _remove_pass(folder)
+            self.directory.rmdir()
+
+
+def _remove_pass(folder: Path) -> None:
+    """Delete the folder of a pass; nothing else, and none that holds more than a journal writes."""
+    if not _DIGEST.fullmatch(folder.name) or folder.is_symlink() or not folder.is_dir():
+        return
+    own = list(folder.iterdir())
+    if all(path.name == FILE_NAME and path.is_file() and not path.is_symlink() for path in own):
+        for path in own:
+            path.unlink()
+        folder.rmdir()
 
 
 def _record(file: BinaryIO) -> bytes | None:

@@ -12,6 +12,7 @@ import zarr
 from dal._threads import one_thread
 from dal.errors import LearnerError
 from dal.learner import Model
+from dal.places import Place, for_zarr
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
 from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
@@ -81,19 +82,19 @@ class Cells:
 
     Attributes
     ----------
-    path : str
-        A Zarr array of uint16, one entry a row, one chunk a unit.
+    place : Path or Url
+        Of a Zarr array of uint16, one entry a row, one chunk a unit.
     write : bool
         Whether this pass computes and writes them, or reads them.
     """
 
-    path: str
+    place: Place
     write: bool
 
     @cached_property
     def array(self) -> "zarr.Array[Any]":
         """Opened once a process and pass: for every span anew, it took a hundredth of a pass."""
-        return zarr.open_array(self.path, mode="r+" if self.write else "r")
+        return zarr.open_array(for_zarr(self.place), mode="r+" if self.write else "r")
 
 
 @dataclass(frozen=True)
