@@ -13,7 +13,7 @@ PACKAGE = Path(dal.__file__).parent
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
     {"errors", "_threads"},
-    {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "rounds", "trees"},
+    {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "rounds", "trees", "texts", "classes"},
     {"places"},
     {"pool", "learner", "campaign", "client", "progress"},
     {"scan"},
@@ -32,9 +32,11 @@ SIDEWAYS = {
     ("rounds", "stopping"),
     ("stopping", "ruler"),
     ("agreement", "selection"),
+    ("classes", "texts"),
 }
 PURE_MAY_IMPORT = {
-    "collections", "dataclasses", "functools", "hashlib", "heapq", "itertools", "math", "statistics", "typing",
+    "collections", "dataclasses", "datetime", "functools", "hashlib", "heapq", "itertools", "json", "math", "re",
+    "statistics", "typing", "unicodedata",
     "numba", "numpy", "scipy", "sklearn", "dal",
 }  # fmt: skip
 

@@ -1,0 +1,324 @@
+"""The class that a given label names: by its name, never by its position.
+
+A label comes as a text, an integer, a float where pandas had a gap to fill, a boolean; in an array, a table or a file.
+It names the class that is written like it. Where no class is, it names the one that is the same number or truth value
+written otherwise, because programs rewrite those on the way: ``1`` as ``1.0``, ``true`` as ``TRUE``, ``01`` as ``1``.
+None, NaN and the like, and an empty text, are no label; so are the texts that programs write for them, such as ``nan``,
+unless a class is called that.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.errors import LabelError
+from dal.texts import brief, composed, flaw
+
+Codes = npt.NDArray[np.int64]
+
+UNLABELLED = -1
+"""Stands for the class of a record that has no label."""
+
+MISSING = frozenset({"nan", "<na>", "none", "null", "nat", "na", "n/a", "#n/a"})
+"""What programs write where there is no value, in small letters."""
+
+_NUMBER = re.compile(r"([+-]?)0*(\d*)(?:\.(\d*?)0*)?", re.ASCII)
+_TRUTHS = ("false", "true")
+_WHOLE = 2.0**53  # from here on a float may stand for another whole number than the one that it was
+_LISTED = 5
+
+
+class Classes:
+    """The classes of a campaign, found by what names them.
+
+    Parameters
+    ----------
+    names : sequence of str
+        In the order of their codes.
+
+    Examples
+    --------
+    >>> known = Classes(["1", "0"])
+    >>> [known.find(value) for value in (0, "0", 1.0, "1.0", True, None, "", float("nan"))]
+    [1, 1, 0, 0, 0, -1, -1, -1]
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(composed(name) for name in names)
+        self._exact = {name: code for code, name in enumerate(self.names)}
+        self._alike: dict[str, list[int]] = {}
+        for code, name in enumerate(self.names):
+            if (plain := _plain(name)) is not None:
+                self._alike.setdefault(plain, []).append(code)
+
+    @property
+    def are_values(self) -> bool:
+        """Whether any class is called by a number or a truth value."""
+        return bool(self._alike)
+
+    def find(self, value: object) -> int:
+        """Find the code of the class that a value names; `UNLABELLED` where it is no label.
+
+        Raises
+        ------
+        LabelError
+            If it names no class, or several; the message begins with the value.
+        """
+        if is_missing(value):
+            return UNLABELLED
+        text = text_of(value)
+        if text is None or flaw(text):
+            raise LabelError(f"{brief(value)} is no name of a class")
+        code = self._exact.get(text, self._exact.get(text.strip()))
+        if code is not None:
+            return code
+        alike = self._like(value, text.strip())
+        if len(alike) > 1:
+            either = " or ".join(repr(self.names[each]) for each in alike)
+            raise LabelError(f"{text!r} may be {either}: write it as the class is called")
+        if alike:
+            return alike[0]
+        if isinstance(value, str | bytes) and text.strip().lower() in MISSING:
+            return UNLABELLED
+        raise LabelError(f"{text!r} is no class of {listed(self.names)}")
+
+    def _like(self, value: object, text: str) -> list[int]:
+        found = self._alike.get(_plain(text) or "", [])
+        if not found and isinstance(value, bool | np.bool_):
+            found = self._alike.get(str(int(value)), [])
+        return found
+
+
+def is_missing(value: object) -> bool:
+    """Say whether a value is none: None, NaN, NaT, pandas.NA, a masked one, a blank text."""
+    if value is None or value is np.ma.masked:
+        return True
+    if isinstance(value, str | bytes):
+        return not value.strip()
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        return bool(np.isnat(value))
+    # pandas' own markers, told by their types' names: pandas is a second to import.
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    try:
+        return bool(value != value)
+    except (TypeError, ValueError):
+        return False
+
+
+def text_of(value: object) -> str | None:
+    """Write a value as the text that names a class; None where it is nothing that can name one.
+
+    Examples
+    --------
+    >>> [text_of(value) for value in (7, 7.0, -1.5, True, np.int8(3), np.float32(0.1), b"cat", [1])]
+    ['7', '7', '-1.5', 'True', '3', '0.1', 'cat', None]
+    """
+    if isinstance(value, str):
+        return composed(value)
+    if isinstance(value, bytes):
+        try:
+            return composed(value.decode())
+        except UnicodeDecodeError:
+            return None
+    if isinstance(value, bool | np.bool_):
+        return str(bool(value))
+    if isinstance(value, int | np.integer):
+        return str(int(value)) if abs(int(value)).bit_length() <= 256 else None
+    if isinstance(value, float | np.floating):
+        if math.isfinite(value) and value == int(value) and abs(value) < _WHOLE:
+            return str(int(value))
+        return str(value)
+    return None
+
+
+def listed(names: Sequence[str], most: int = 10) -> str:
+    """List names for a message, the first ones of many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def codes_of(values: object, names: Sequence[str], *, what: str, gaps: bool = False, codes: bool = False) -> Codes:
+    """Give the class code of each label.
+
+    Parameters
+    ----------
+    values : array-like, one-dimensional
+        A NumPy array of any kind, a masked one too, a pandas Series or Categorical, a list.
+    names : sequence of str
+        The classes, in the order of their codes.
+    what : str
+        How messages call `values`.
+    gaps : bool, default=False
+        Whether records may be unlabelled; they get `UNLABELLED`.
+    codes : bool, default=False
+        Whether whole numbers and booleans are codes where no class is called by such. Where one is, they are names
+        all the same: which they are depends on the classes, never on the labels that happen to be there.
+
+    Returns
+    -------
+    ndarray of int64
+
+    Raises
+    ------
+    LabelError
+        If a label names no class, or may be read in two ways; the message tells both.
+
+    Examples
+    --------
+    >>> codes_of([0, 1, 1], ["1", "0"], what="y").tolist()
+    [1, 0, 0]
+    >>> codes_of([0, 1, 1], ["ham", "spam"], what="y", codes=True).tolist()
+    [0, 1, 1]
+    """
+    distinct, places = _distinct(values, what)
+    known = Classes(names)
+    numbers = [value for value in distinct if _is_whole(value)]
+    if codes and not known.are_values and len(numbers) == sum(not is_missing(value) for value in distinct):
+        found = [_position(value, known, what) for value in distinct]
+    else:
+        found = [_named(value, known, what, numbers) for value in distinct]
+    if not gaps and UNLABELLED in found:
+        count = int((np.array(found, np.int64)[places] == UNLABELLED).sum())
+        raise LabelError(f"`{what}` must hold a class for each record, got {count:,} without one; leave those out")
+    return np.array(found, dtype=np.int64)[places]
+
+
+def distinct_names(values: object, *, what: str) -> tuple[tuple[str, ...], Codes]:
+    """Give the classes that labels name, sorted as numbers where all are, and the code of each label.
+
+    Unlabelled records get `UNLABELLED`.
+
+    Examples
+    --------
+    >>> classes, codes = distinct_names([10, 9, None, 10], what="y")
+    >>> classes, codes.tolist()
+    (('9', '10'), [1, 0, -1, 1])
+    """
+    distinct, places = _distinct(values, what)
+    texts = [None if is_missing(value) else text_of(value) for value in distinct]
+    for value, text in zip(distinct, texts, strict=True):
+        if (text is None and not is_missing(value)) or (text is not None and flaw(text)):
+            raise LabelError(f"`{what}` must hold names of classes or whole numbers, got {brief(value)}")
+    names = {text.strip() for text in texts if text is not None}
+    numeric = all(_plain(name) not in (None, *_TRUTHS) for name in names)
+    ordered = tuple(sorted(names, key=lambda name: (float(name), name)) if numeric else sorted(names))
+    code = {name: at for at, name in enumerate(ordered)}
+    found = [UNLABELLED if text is None else code[text.strip()] for text in texts]
+    return ordered, np.array(found, dtype=np.int64)[places]
+
+
+def names_of(classes: Sequence[object]) -> tuple[str, ...]:
+    """Give classes as their names: those of scikit-learn's ``classes_`` or ``numpy.unique`` may be numbers.
+
+    Raises
+    ------
+    LabelError
+        If one cannot name a class, or all came as one text.
+    """
+    if isinstance(classes, str | bytes):
+        raise LabelError(f"`classes` must be a sequence of names, got the text {classes!r}; split it")
+    names = [None if is_missing(each) else text_of(each) for each in classes]
+    for each, name in zip(classes, names, strict=True):
+        if name is None:
+            raise LabelError(f"`classes` must hold names, got {brief(each)}")
+    return tuple(name for name in names if name is not None)
+
+
+def _plain(text: str) -> str | None:
+    """Write a number or a truth value in the one way that all ways of writing it come to; None for other texts.
+
+    Examples
+    --------
+    >>> [_plain(text) for text in ("01", "1.0", "+1", "-0", "1.50", "TRUE", "ham", "1e5", ".")]
+    ['1', '1', '1', '0', '1.5', 'true', None, None, None]
+    """
+    if text.lower() in _TRUTHS:
+        return text.lower()
+    match = _NUMBER.fullmatch(text)
+    if match is None or not any(character.isdigit() for character in text):
+        return None
+    sign, whole, part = match[1], match[2] or "0", match[3] or ""
+    number = f"{whole}.{part}" if part else whole
+    return f"-{number}" if sign == "-" and number != "0" else number
+
+
+def _is_whole(value: object) -> bool:
+    if isinstance(value, float | np.floating):
+        return math.isfinite(value) and value == int(value) and abs(value) < _WHOLE
+    return isinstance(value, int | np.integer | np.bool_)
+
+
+def _position(value: Any, known: Classes, what: str) -> int:  # noqa: ANN401 - a number or a gap
+    if is_missing(value):
+        return UNLABELLED
+    code = int(value)
+    if not 0 <= code < len(known.names):
+        raise LabelError(
+            f"`{what}` must hold names of classes, or their codes 0 to {len(known.names) - 1}, got {brief(code)}; the "
+            f"classes are {listed(known.names)}"
+        )
+    return code
+
+
+def _named(value: object, known: Classes, what: str, numbers: Sequence[Any]) -> int:
+    try:
+        return known.find(value)
+    except LabelError as error:
+        said = f"`{what}` must hold names of classes: {error}"
+        if _is_whole(value) and numbers and all(0 <= int(each) < len(known.names) for each in numbers):
+            pairs = ", ".join(f"{int(each)} = {known.names[int(each)]}" for each in sorted(numbers)[:_LISTED])
+            said += f". Read as positions they would be {pairs}; if that is meant, pass the names, "
+            said += f"numpy.array({list(known.names)[:_LISTED]})[{what}]"
+        raise LabelError(said) from error
+
+
+def _distinct(values: object, what: str) -> tuple[list[Any], Codes]:
+    """Find the different labels, and where in them each label stands."""
+    array = _as_array(values)
+    if array.ndim != 1:
+        raise LabelError(f"`{what}` must be one-dimensional, one label for each record, got the shape {array.shape}")
+    mask = np.ma.getmaskarray(array) if isinstance(array, np.ma.MaskedArray) else None
+    plain = np.asarray(array.data if isinstance(array, np.ma.MaskedArray) else array)
+    if plain.dtype.kind in "biufUS" and mask is None:
+        found, places = np.unique(plain, return_inverse=True)
+        return list(found), places.reshape(-1).astype(np.int64)
+    at: dict[tuple[type, object], int] = {}
+    different: list[Any] = []
+    places = np.empty(len(plain), dtype=np.int64)
+    for place, value in enumerate(plain.tolist() if plain.dtype.kind != "O" else plain):
+        missing = is_missing(value) or (mask is not None and bool(mask[place]))
+        key: tuple[type, object] = (type(None), None) if missing else (type(value), _hashable(value))
+        if key not in at:
+            at[key] = len(different)
+            different.append(None if missing else value)
+        places[place] = at[key]
+    return different, places
+
+
+def _as_array(values: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever holds labels
+    if isinstance(values, np.ndarray):
+        return values
+    # A list of numbers and None, or of texts and NaN, would be cast to one kind: 'nan' is what astype(str) leaves.
+    array: npt.NDArray[Any]
+    if isinstance(values, Mapping) or not hasattr(values, "__len__"):
+        return np.asarray(values, dtype=object)
+    if hasattr(values, "dtype") and hasattr(values, "__array__"):
+        return np.asarray(values, dtype=object if getattr(values.dtype, "kind", "O") not in "biuf" else None)
+    array = np.empty(len(values), dtype=object)
+    try:
+        array[:] = values
+    except ValueError:
+        return np.asarray(values, dtype=object)
+    return array
+
+
+def _hashable(value: object) -> object:
+    try:
+        hash(value)
+    except TypeError:
+        return repr(value)[:200]
+    return value
