@@ -76,7 +76,7 @@ class Classes:
         code = self._exact.get(text, self._exact.get(text.strip()))
         if code is not None:
             return code
-        alike = self._like(value, text.strip())
+        alike = self._like(text.strip())
         if len(alike) > 1:
             either = " or ".join(repr(self.names[each]) for each in alike)
             raise LabelError(f"{text!r} may be {either}: write it as the class is called")
@@ -86,10 +86,12 @@ class Classes:
             return UNLABELLED
         raise LabelError(f"{text!r} is no class of {listed(self.names)}")
 
-    def _like(self, value: object, text: str) -> list[int]:
-        found = self._alike.get(_plain(text) or "", [])
-        if not found and isinstance(value, bool | np.bool_):
-            found = self._alike.get(str(int(value)), [])
+    def _like(self, text: str) -> list[int]:
+        """Find the classes that are the same number or truth value; a truth value is a number, too, as in NumPy."""
+        plain = _plain(text) or ""
+        found = self._alike.get(plain, [])
+        if not found and plain in _TRUTHS:
+            found = self._alike.get(str(_TRUTHS.index(plain)), [])
         return found
 
 

@@ -13,6 +13,7 @@ import math
 import re
 import unicodedata
 from datetime import UTC, datetime
+from functools import lru_cache
 
 NAME_CHARACTERS = 200
 """Longest name of a person; databases index it."""
@@ -22,6 +23,7 @@ EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NAME_BYTES = 1000
+_REMEMBERED = 1000  # a file of millions of lines has a few people
 _BLANKS = re.compile(r"\s+")
 # Unicode's Default_Ignorable_Code_Point beyond the category Cf: fillers and variation selectors, which show nothing.
 _UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
@@ -56,6 +58,7 @@ def flaw(text: str) -> str | None:
 # -- people ------------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(_REMEMBERED)
 def shown_name(name: str) -> str:
     """Return a person's name as it is shown: composed, without what cannot be seen, one blank between words.
 
@@ -68,25 +71,27 @@ def shown_name(name: str) -> str:
     return _BLANKS.sub(" ", seen).strip(f" {_JOINERS}")
 
 
-def person_key(name: str) -> str:
-    """Return the key that all spellings of a person's name share: case, Unicode form and blanks do not matter.
+@lru_cache(_REMEMBERED)
+def folded(name: str) -> str:
+    """Return what all spellings of a name share, a person's or a column's: case, Unicode form and blanks do not matter.
 
     Examples
     --------
-    >>> person_key(" ANN\u200b  Lee") == person_key("Ann Lee") == person_key("ａｎｎ\u00a0lee")
+    >>> folded(" ANN\u200b  Lee") == folded("Ann Lee") == folded("ａｎｎ\u00a0lee")
     True
     """
-    folded = unicodedata.normalize("NFD", name)
+    text = unicodedata.normalize("NFD", name)
     for _ in range(2):  # folding may leave what is to be normalised, and normalising what is to be folded
-        folded = unicodedata.normalize("NFKC", folded.casefold())
-    return _BLANKS.sub(" ", "".join(character for character in folded if not _is_unseen(character))).strip()
+        text = unicodedata.normalize("NFKC", text.casefold())
+    return _BLANKS.sub(" ", "".join(character for character in text if not _is_unseen(character))).strip()
 
 
+@lru_cache(_REMEMBERED)
 def name_flaw(name: str) -> str | None:
     """Say why a text cannot be a person's name; None if it can."""
     if (wrong := flaw(name)) is not None:
         return wrong
-    key = person_key(name)
+    key = folded(name)
     if not key or not shown_name(name):
         return "is blank"
     if len(name) > NAME_CHARACTERS or len(key.encode()) > _NAME_BYTES:

@@ -212,7 +212,7 @@ OPTIONS = [{"id": name, "text": name} for name in CLASSES]
         ({"record_id": "r", "options": OPTIONS, "accept": ["cat", "dog"], "answer": "accept"}, "2 classes chosen"),
         ({"record_id": "r", "options": OPTIONS, "accept": ["cat"], "answer": "reject"}, "rejected, which says of no"),
         ({"record_id": "r", "label": "cat", "answer": "reject"}, "leaves 3 classes"),
-        ({"record_id": "r", "label": "eggs", "answer": "reject"}, "no class of this campaign"),
+        ({"record_id": "r", "label": "eggs", "answer": "reject"}, "'eggs' is no class"),
         ({"record_id": "r", "answer": "accept"}, "no class is named"),
         ({"record_id": "r", "accept": [None], "answer": "accept"}, "no class is named"),
         ({"record_id": "r", "label": "cat", "answer": "maybe"}, "'maybe': accept, reject or ignore was expected"),
@@ -285,7 +285,7 @@ def test_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:
     ("frame", "message"),
     [
         ({"record_id": ["a"], "status": ["skipped"]}, "lacks the column label"),
-        ({"record_id": [1.5], "label": ["cat"]}, "the column 'record_id' holds double"),
+        ({"record_id": [[1]], "label": ["cat"]}, "the column 'record_id' holds list"),
         ({"record_id": ["a"], "label": [["cat"]]}, "the column 'label' holds list"),
     ],
 )

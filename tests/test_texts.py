@@ -14,7 +14,7 @@ from dal.texts import (
     guarded,
     name_flaw,
     parsed,
-    person_key,
+    folded,
     shown_name,
     time_flaw,
     unguarded,
@@ -39,19 +39,19 @@ def test_the_guard_is_undone_exactly(text: str) -> None:
     ["Zoë Ann", "ZOË ANN", "zoe\u0308 ann", " Zoë  Ann\t", "\ufeffZoë\u00a0Ann", "Z\u200boë Ann", "Ｚoë\u3000Ann\n"],
 )
 def test_spellings_of_one_name(spelling: str) -> None:
-    assert person_key(spelling) == person_key("Zoë Ann")
+    assert folded(spelling) == folded("Zoë Ann")
     assert name_flaw(spelling) is None
 
 
 def test_other_names_stay_others() -> None:
     names = ["ann", "anne", "an n", "ana", "ann@example.com", "user 1", "user 11", "李", "Ольга"]
-    assert len({person_key(name) for name in names}) == len(names)
+    assert len({folded(name) for name in names}) == len(names)
 
 
 @given(st.text())
 def test_a_key_is_the_key_of_itself_and_of_the_shown_name(name: str) -> None:
-    assert person_key(person_key(name)) == person_key(name)
-    assert person_key(shown_name(name)) == person_key(name)
+    assert folded(folded(name)) == folded(name)
+    assert folded(shown_name(name)) == folded(name)
     assert shown_name(shown_name(name)) == shown_name(name)
 
 

@@ -4,7 +4,6 @@ Nothing here opens or ends a transaction; the caller does. The answers of an imp
 so memory is bounded by one batch of inserts whatever the file holds.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -51,6 +50,7 @@ from dal.campaign.schema import (
     staged,
 )
 from dal.errors import LabelError
+from dal.texts import as_seconds, brief, flaw, name_flaw, time_flaw
 
 LISTED = 1000
 """Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
@@ -296,9 +296,12 @@ def utc(moment: datetime | None) -> str | None:
 
 
 def complaint(answer: Answer, n_classes: int) -> str | None:
-    """Say why an answer cannot be one; None if it can."""
-    if not answer.annotator or answer.annotator != answer.annotator.strip():
-        return "needs an annotator's name without surrounding blanks"
+    """Say why an answer cannot be one; None if it can.
+
+    Whatever passes here can be kept by either database, so no answer fails those that are committed with it.
+    """
+    if wrong := name_flaw(answer.annotator):
+        return f"needs an annotator's name; this one {wrong}"
     if answer.status not in ("submitted", "skipped"):
         return f"has the status {answer.status!r}; 'submitted' or 'skipped' was expected"
     if (answer.label is None) != (answer.status == "skipped"):
@@ -307,11 +310,15 @@ def complaint(answer: Answer, n_classes: int) -> str | None:
         return f"has the class code {answer.label}; the codes are 0 to {n_classes - 1}"
     if answer.skip_reason is not None and answer.status != "skipped":
         return f"has the reason {answer.skip_reason!r} for a skip, and the status {answer.status!r}"
-    if answer.lead_time is not None and not 0 <= answer.lead_time < math.inf:
-        return f"took {answer.lead_time} seconds; 0 or more were expected"
-    for moment in (answer.answered_at, answer.shown_at):
-        if moment is not None and moment.tzinfo is None:
-            return f"was given at {moment}, which names no time zone"
+    if answer.skip_reason is not None and (wrong := flaw(answer.skip_reason)):
+        return f"has a reason for a skip that {wrong}"
+    if wrong := flaw(answer.record_id):
+        return f"has a record id that {wrong}"
+    if answer.lead_time is not None and as_seconds(answer.lead_time) is None:
+        return f"took {brief(answer.lead_time)} seconds; 0 or more were expected"
+    for name, moment in (("answered", answer.answered_at), ("shown", answer.shown_at)):
+        if moment is not None and (wrong := time_flaw(moment)):
+            return f"was {name} at {moment.isoformat()}, which {wrong}"
     return None
 
 

@@ -7,6 +7,8 @@ import base64
 import difflib
 import hashlib
 import io
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,10 +20,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
+from dal.campaign.answers import complaint
 from dal.campaign.disk import replacing
+from dal.classes import MISSING, UNLABELLED, Classes, listed
 from dal.errors import CampaignError, LabelError
 from dal.exchange.formats import Csv, Format, Item, JsonLines, Known, Line, Parquet, Prodigy, Rejected, Sheet, bytes_of
 from dal.exchange.label_studio import LabelStudio
+from dal.texts import composed, folded, name_flaw, shown_name
 
 FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
 LISTED = 1000
@@ -33,9 +38,15 @@ _SUFFIXES = {
     ".tsv": "csv",
     ".txt": "csv",
     ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
     ".parquet": "parquet",
+    ".pq": "parquet",
     ".json": "label-studio",
 }
+_NO_NAMES = frozenset({"nan", "NaN", "<NA>", "None", "null", "NULL"})
+"""What programs write where no annotator is named; a person may be called Nan."""
+
+_POINT_ZERO = re.compile(r"-?\d+\.0+")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -112,7 +123,7 @@ def format_of(path: Path, name: str | None, classes: tuple[str, ...]) -> Format:
         )
     match name or _SUFFIXES[path.suffix.lower()]:
         case "csv":
-            return Csv()
+            return Csv("\t" if path.suffix.lower() == ".tsv" else ",")
         case "jsonl":
             return JsonLines()
         case "parquet":
@@ -120,7 +131,7 @@ def format_of(path: Path, name: str | None, classes: tuple[str, ...]) -> Format:
         case "prodigy":
             return Prodigy(classes)
         case "label-studio":
-            return LabelStudio()
+            return Csv() if path.suffix.lower() in (".csv", ".tsv") else LabelStudio()
         case other:
             raise LabelError(f"one of the formats {', '.join(FORMATS)} was expected, {other!r} came")
 
@@ -343,7 +354,7 @@ class Reading:
 
     def __init__(self, path: Path, written: Format, classes: tuple[str, ...], pool: Records, annotator: str) -> None:
         self.path, self.format, self.pool, self.annotator = path, written, pool, annotator
-        self.classes = {name: code for code, name in enumerate(classes)}
+        self.classes = Classes(classes)
         self.fit = self.pending = self.rejections = 0
         self.rejected: list[Rejected] = []
 
@@ -351,9 +362,9 @@ class Reading:
         """Give the answers of the lines that are fit."""
         lines = self._lines()
         while block := list(islice(lines, _AT_ONCE)):
-            rows = self._rows_of([line.record_id for line in block])
-            for line, row in zip(block, rows.tolist(), strict=True):
-                if answer := self._answer(line, row):
+            record_ids, rows = self._found([line.record_id for line in block])
+            for line, record_id, row in zip(block, record_ids, rows, strict=True):
+                if answer := self._answer(line, record_id, row):
                     self.fit += 1
                     yield answer
             if progress is not None and len(block) == _AT_ONCE:
@@ -392,11 +403,31 @@ class Reading:
             if isinstance(line, Rejected):
                 self._count(line)
                 continue
-            said = line._replace(status=line.status.strip().lower())
+            status = folded(line.status)
+            said = line._replace(
+                label="" if self._is_blank(line.label) else line.label, status="" if status in MISSING else status
+            )
             if not said.record_id:
                 self._reject(said, "no record_id")
             elif self._is_answer(said):
                 yield said
+
+    def _is_blank(self, label: str) -> bool:
+        """Say whether a label is none: empty, or what another program writes for that, and no class's name."""
+        try:
+            return self._code(label) == UNLABELLED
+        except LabelError:
+            return False
+
+    def _code(self, label: str) -> int:
+        """Find a class; in a file that was not written here, a guard may be the name's own."""
+        own = self.format.own(label)
+        try:
+            return self.classes.find(own)
+        except LabelError:
+            if own == label:
+                raise
+            return self.classes.find(label)
 
     def _is_answer(self, line: Line) -> bool:
         """Sort out what is pending or contradicts itself, before anything is looked up."""
@@ -413,27 +444,37 @@ class Reading:
                 self._reject(line, f"the status {line.status!r}: 'submitted', 'skipped' or nothing was expected")
         return False
 
-    def _rows_of(self, texts: list[str]) -> npt.NDArray[np.int64]:
-        """Look record ids up; in a file that was not written here, a guard may be the id's own."""
-        own = [self.format.own(text) for text in texts]
-        rows = self.pool.rows_of(own)
-        other = [at for at, text in enumerate(texts) if rows[at] < 0 and own[at] != text]
-        if other:
-            rows = rows.copy()
-            rows[other] = self.pool.rows_of([texts[at] for at in other])
-        return rows
+    def _found(self, texts: list[str]) -> tuple[list[str], list[int]]:
+        """Look record ids up, as they are written first, then as other programs may have rewritten them."""
+        ids, rows = [self.format.own(text) for text in texts], np.full(len(texts), -1, dtype=np.int64)
+        readings = [_readings(own, text) for own, text in zip(ids, texts, strict=True)]
+        for turn in range(max(map(len, readings))):
+            left = [at for at, known in enumerate(readings) if rows[at] < 0 and turn < len(known)]
+            if not left:
+                break
+            rows[left] = self.pool.rows_of([readings[at][turn] for at in left])
+            for at in left:
+                if rows[at] >= 0:
+                    ids[at] = readings[at][turn]
+        return ids, rows.tolist()
 
-    def _answer(self, line: Line, row: int) -> Answer | None:
+    def _answer(self, line: Line, record_id: str, row: int) -> Answer | None:
         if row < 0:
             self._reject(line, "the pool has no such record: has a spreadsheet changed the id, such as 007 into 7?")
             return None
-        annotator = self.format.own(line.annotator.strip()).strip() or self.annotator
-        record_id = self.format.own(line.record_id)
-        code = self.classes.get(self.format.own(line.label), self.classes.get(line.label)) if line.label else None
-        if line.label and code is None:
-            self._reject(line, self._unknown(line.label))
+        name = self.format.own(line.annotator)
+        annotator = self.annotator if name.strip() in _NO_NAMES else shown_name(name) or self.annotator
+        if wrong := name_flaw(annotator):
+            self._reject(line, f"the annotator's name {wrong}")
             return None
-        return Answer(
+        code = None
+        if line.label:
+            try:
+                code = self._code(line.label)
+            except LabelError as error:
+                self._reject(line, self._unknown(line.label, str(error)))
+                return None
+        answer = Answer(
             row,
             record_id,
             annotator,
@@ -445,16 +486,21 @@ class Reading:
             skip_reason=line.skip_reason,
             suggestion_shown=line.suggestion_shown,
         )
+        if wrong := complaint(answer, len(self.classes.names)):
+            self._reject(line, f"the answer {wrong}")
+            return None
+        return answer
 
-    def _unknown(self, label: str) -> str:
+    def _unknown(self, label: str, reason: str) -> str:
         if len(self.rejected) >= LISTED:
             return ""  # not listed any more, and looking for alike names among many classes takes long
-        close = difflib.get_close_matches(label.lower(), [name.lower() for name in self.classes], n=1)
-        alike = [name for name in self.classes if [name.lower()] == close]
-        names = list(self.classes)
-        classes = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+        names = self.classes.names
+        close = difflib.get_close_matches(label.lower(), [name.lower() for name in names], n=1)
+        alike = [name for name in names if [name.lower()] == close]
+        if "may be" in reason:
+            return reason
         hint = f"; is it {alike[0]!r}?" if alike else ""
-        return f"{label!r} is no class of this campaign, which has {classes}{hint}"
+        return f"{label!r} is no class of this campaign, which has {listed(names)}{hint}"
 
     def _reject(self, line: Line, reason: str) -> None:
         self._count(Rejected(line.number, self.format.place(line.number), self.format.own(line.record_id), reason))
@@ -465,7 +511,7 @@ class Reading:
             self.rejected.append(rejected)
 
     def _conflict(self, conflict: Conflict) -> Rejected:
-        names = {code: repr(name) for name, code in self.classes.items()} | {
+        names = {code: repr(name) for code, name in enumerate(self.classes.names)} | {
             SKIPPED: "skipped",
             RETRACTED: "taken back",
         }
@@ -476,6 +522,20 @@ class Reading:
             f"{names[conflict.label]} here, and {names[conflict.label_elsewhere]} by {conflict.annotator!r} from "
             f"{conflict.source_elsewhere} at {conflict.answered_at}, after the file was exported: kept out",
         )
+
+
+def _readings(own: str, text: str) -> list[str]:
+    """List the record ids that a text may stand for, the likeliest first.
+
+    Examples
+    --------
+    >>> _readings("192.0", "192.0"), _readings("=1", "'=1")
+    (['192.0', '192'], ['=1', "'=1"])
+    """
+    likely = [own, text, text.strip(), composed(text), unicodedata.normalize("NFD", text)]
+    if _POINT_ZERO.fullmatch(text.strip()) and len(text) < 20:
+        likely.append(text.strip().partition(".")[0])
+    return list(dict.fromkeys(each for each in likely if each))
 
 
 def digest_of(path: Path) -> str:

@@ -1,16 +1,10 @@
-r"""Formats of files of answers: what turns bytes into lines, and records into bytes.
+"""Formats of files of answers: what turns bytes into lines, and records into bytes.
 
 A format knows how a file is written, and nothing of what its lines mean to a campaign: that is decided in one place,
 `dal.exchange.files`, for all of them.
 
 CSV files are UTF-8 with a byte order mark, because Excel reads UTF-8 only where it sees one and would save record ids
-with accents as other ids. A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end is a formula to a
-spreadsheet, and records are anybody's data: it could send the sheet away or start a program. Such texts are written
-with an apostrophe before them, which spreadsheets show and keep as text. In the columns that are read back, the
-apostrophe is taken off again, and a text that has one of its own gets another, so that every record id comes back
-exactly as it is in the pool::
-
-    =1+2  ->  '=1+2        '=1+2  ->  ''=1+2        '90s  ->  '90s        007  ->  007
+with accents as other ids. What a spreadsheet would run as a formula is guarded, see `dal.texts`.
 """
 
 import codecs
@@ -18,9 +12,11 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -28,14 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from dal.campaign import Asked
+from dal.classes import UNLABELLED, Classes, is_missing
 from dal.errors import LabelError
+from dal.texts import as_seconds, as_time, brief, flaw, folded, guarded, parsed, unguarded
 
 COLUMNS = ("record_id", "label", "status", "annotator")
 CELL_CHARACTERS = 32_000
 """Excel breaks cells above 32,767 characters, and with them the rest of the line."""
 
 _ANSWERS = ("accept", "reject", "ignore")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# Columns by which a table that Label Studio exported is known.
+_LABEL_STUDIO = ("annotation_id", "annotator", "lead_time")
 
 
 class Line(NamedTuple):
@@ -119,7 +118,16 @@ class Format(Protocol):
 
 
 class Csv:
-    """Comma, semicolon or tab separated values, as spreadsheets of different countries write them."""
+    """Comma, semicolon or tab separated values, as spreadsheets of different countries write them.
+
+    Parameters
+    ----------
+    delimiter : str, default=","
+        What separates the columns that are written; reading finds it out.
+    """
+
+    def __init__(self, delimiter: str = ",") -> None:
+        self._delimiter = delimiter
 
     def place(self, number: int) -> str:
         """Name the place of a line."""
@@ -127,83 +135,126 @@ class Csv:
 
     def own(self, text: str) -> str:
         """Take off the apostrophe that hides a formula."""
-        return _unguarded(text)
+        return unguarded(text)
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
         """Read the lines; columns are found by name, in any order, and others are left alone."""
         _refuse_other_encodings(path)
         rows = _rows(path)
-        _, first = next(rows, (0, []))
-        if not first:
+        _, header = next(rows, (0, []))
+        if not header:
             raise LabelError(f"{path} is empty: a header with record_id and label was expected")
-        header = [name.strip().lower() for name in first]
         at, width = _positions(header, path), len(header)
+        more = {name: header.index(name) for name in ("created_at", "updated_at", "lead_time") if name in header}
+        exported = all(name in header for name in _LABEL_STUDIO)
         for number, cells in rows:
             # A line cut short has its last columns empty; spreadsheets leave those out.
             said = [cells[at[name]] if at.get(name, width) < len(cells) else "" for name in COLUMNS]
             if any(cells[width:]):
                 reason = f"{len(cells)} cells where the header has {width}: is a separator not in quotes?"
-                yield Rejected(number, self.place(number), _unguarded(said[0]), reason)
+                yield Rejected(number, self.place(number), unguarded(said[0]), reason)
+            elif exported:
+                told = {name: cells[column] for name, column in more.items() if column < len(cells)}
+                yield _from_label_studio(number, said, told)
             else:
                 record_id, label, status, annotator = said
                 yield Line(number, record_id, label.strip(), status, annotator)
 
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
         """Write the four columns and the display fields."""
-        names = [free(name) for name in sheet.fields]
-        file.write(codecs.BOM_UTF8 + _csv_bytes([[*COLUMNS, *map(_guarded, names)]]))
+        names = columns_for(sheet.fields)
+        file.write(codecs.BOM_UTF8 + csv_bytes([[*COLUMNS, *map(guarded, names.values())]], self._delimiter))
         lines = 0
         for block in blocks:
             cells = [
-                [*map(_guarded, (item.asked.record_id, *answer)), *(_cell(item.shown[name]) for name in sheet.fields)]
+                [*map(guarded, (item.asked.record_id, *answer)), *(csv_cell(item.shown[name]) for name in names)]
                 for item in block
                 for answer in item.known or (Known("", "", ""),)
             ]
             lines += len(cells)
-            file.write(_csv_bytes(cells))
+            file.write(csv_bytes(cells, self._delimiter))
         return lines
 
 
-def _csv_bytes(lines: list[list[str]]) -> bytes:
+def csv_bytes(lines: Iterable[Sequence[str]], delimiter: str = ",") -> bytes:
+    """Write lines of guarded cells."""
     text = io.StringIO()
-    csv.writer(text).writerows(lines)
+    csv.writer(text, delimiter=delimiter).writerows(lines)
     return text.getvalue().encode()
 
 
-def free(name: str, taken: Sequence[str] = COLUMNS) -> str:
-    """Rename a display field that bears the name of a column."""
-    return f"pool.{name}" if name in taken else name
-
-
-def _cell(value: object) -> str:
-    """Write a display value; numbers need no guard, and -1 is to stay a number."""
+def csv_cell(value: object) -> str:
+    """Write a value for a spreadsheet; numbers need no guard, and -1 is to stay a number."""
     if not isinstance(value, str):
         return "" if value is None else str(value)
-    return _guarded(value if len(value) <= CELL_CHARACTERS else f"{value[:CELL_CHARACTERS]}…")
+    return guarded(value if len(value) <= CELL_CHARACTERS else f"{value[:CELL_CHARACTERS]}…")
 
 
-def _guarded(text: str) -> str:
-    """Put an apostrophe before what a spreadsheet would run, and before what `_unguarded` would take off."""
-    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+def columns_for(fields: Sequence[str], own: Sequence[str] = COLUMNS) -> dict[str, str]:
+    """Name display fields in a file, so that none is taken for one of its own columns, in whatever letters.
+
+    Examples
+    --------
+    >>> columns_for(["text", "Label ", "pool.Label "])
+    {'text': 'text', 'Label ': 'pool.Label ', 'pool.Label ': 'pool.pool.Label '}
+    """
+    reserved, names = {folded(name) for name in own}, dict[str, str]()
+    for field in fields:
+        name = field
+        while folded(name) in reserved or name in names.values():
+            name = f"pool.{name}"
+        names[field] = name
+    return names
 
 
-def _unguarded(text: str) -> str:
-    """Undo `_guarded`; texts that it cannot have made stay as they are."""
-    return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA) else text
+def _from_label_studio(number: int, said: Sequence[str], told: Mapping[str, str]) -> Line | Rejected:
+    """Read a line of a table that Label Studio exported: it knows its annotators by number."""
+    record_id, label, _, annotator = said
+    if label.startswith("{"):  # several were chosen, or a choice of another page
+        try:
+            chosen = chosen_in(parsed(label))
+        except ValueError:
+            chosen = [label]
+        if len(chosen) != 1:
+            return Rejected(number, f"line {number}", record_id, f"{len(chosen)} classes chosen, and one was expected")
+        label = as_text(chosen[0]) or ""
+    who = f"user {annotator.strip()}" if annotator.strip().isdecimal() else annotator
+    given = as_time(told.get("updated_at")) or as_time(told.get("created_at"))
+    try:
+        seconds = as_seconds(float(told.get("lead_time") or "nan"))
+    except ValueError:
+        seconds = None
+    return Line(number, record_id, label.strip(), "", who, given, seconds)
+
+
+def chosen_in(value: object) -> list[object]:
+    """Collect what was chosen: Label Studio writes a text, a list of them, or either as `choices` of an object."""
+    if isinstance(value, dict):
+        value = value.get("choices")
+    if value is None or value == "":
+        return []
+    return list(value) if isinstance(value, list) else [value]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Give the cells of each line that has any, the header's first, and the number of the line they begin in."""
     with path.open(encoding="utf-8-sig", newline="") as text:
-        delimiter = _delimiter(text.readline(1 << 16))
-        text.seek(0)
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
-        begins = 1
+        begins, delimiter = 1, ","
+        while line := text.readline(1 << 16):
+            if found := re.fullmatch(r"\"?sep=(.)\"?\s*", line, re.IGNORECASE):  # Excel's own, and no line of the table
+                begins, delimiter = begins + 1, found[1]
+                break
+            if line.strip("\r\n"):
+                begins, delimiter = 1, _delimiter(line)
+                text.seek(0)
+                break
+            begins += 1
+        reader, before = csv.reader(text, delimiter=delimiter, strict=True), begins - 1
         try:
             for cells in reader:
                 if any(cells):
                     yield begins, cells
-                begins = reader.line_num + 1
+                begins = before + reader.line_num + 1
         except csv.Error as error:
             raise LabelError(
                 f"{path}, line {begins}: {error}. Is a quotation mark missing there or left open?"
@@ -214,19 +265,26 @@ def _delimiter(header: str) -> str:
     """Find what separates the columns: spreadsheets write semicolons where the comma is the decimal sign."""
     for delimiter in ",;\t":
         names = next(csv.reader([header], delimiter=delimiter), [])
-        if {"record_id", "label"} <= {name.strip().lower() for name in names}:
+        if {"record_id", "label"} <= {folded(name) for name in names}:
             return delimiter
     return ","
 
 
-def _positions(header: list[str], path: Path) -> dict[str, int]:
+def _positions(header: Sequence[str], path: Path) -> dict[str, int]:
+    """Find the columns: by their exact names first, so that a column of the user's own called Label is another one."""
+    at: dict[str, int] = {}
     for name in COLUMNS:
-        if header.count(name) > 1:
+        alike = [place for place, written in enumerate(header) if folded(written) == name]
+        exact = [place for place in alike if header[place] == name]
+        found = exact or alike
+        if len(found) > 1:
             raise LabelError(f"{path} has the column {name!r} more than once: rename or remove the others")
-    if missing := [name for name in ("record_id", "label") if name not in header]:
-        found = ", ".join(header[:10]) or "none"
-        raise LabelError(f"{path} lacks the column {' and '.join(missing)}; its columns are {found}")
-    return {name: header.index(name) for name in COLUMNS if name in header}
+        if found:
+            at[name] = found[0]
+    if missing := [name for name in ("record_id", "label") if name not in at]:
+        named = ", ".join(header[:10]) or "none"
+        raise LabelError(f"{path} lacks the column {' and '.join(missing)}; its columns are {named}")
+    return at
 
 
 def _refuse_other_encodings(path: Path) -> None:
@@ -288,7 +346,10 @@ class JsonLines:
             raise _Unfit(record_id or "", "is a task of Prodigy's: name the format, prodigy")
         if record_id is None:
             raise _Unfit("", "no record_id, as a text or a whole number")
-        label, status, annotator = (_optional_text(said, name, record_id) for name in COLUMNS[1:])
+        label = as_label(said.get("label"))
+        if label is None:
+            raise _Unfit(record_id, f"label is {brief(said['label'])}, and a text was expected")
+        status, annotator = (_optional_text(said, name, record_id) for name in COLUMNS[2:])
         return Line(
             number,
             record_id,
@@ -311,7 +372,7 @@ class JsonLines:
         return lines
 
     def _said(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
-        shown = {free(name): as_json(item.shown[name]) for name in sheet.fields}
+        shown = {name: as_json(item.shown[field]) for field, name in columns_for(sheet.fields).items()}
         for answer in item.known or (Known("", "", ""),):
             yield dict(zip(COLUMNS, (item.asked.record_id, *(text or None for text in answer)), strict=True)) | shown
 
@@ -328,13 +389,9 @@ def _lines_of(path: Path) -> Iterator[bytes]:
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        said = json.loads(text.decode())
-    except UnicodeDecodeError as error:
-        raise _Unfit("", "is not UTF-8") from error
-    except json.JSONDecodeError as error:
-        raise _Unfit("", f"is no JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}") from error
-    except RecursionError as error:
-        raise _Unfit("", "is JSON nested too deeply") from error
+        said = parsed(text)
+    except ValueError as error:
+        raise _Unfit("", str(error)) from error
     if not isinstance(said, dict):
         raise _Unfit("", "is no JSON object")
     return said
@@ -342,47 +399,38 @@ def _parsed(text: bytes) -> dict[str, Any]:
 
 def _optional_text(said: dict[str, Any], name: str, record_id: str) -> str:
     value = said.get(name)
-    text = "" if value is None else as_text(value)
+    text = "" if is_missing(value) else as_text(value)
     if text is None:
-        raise _Unfit(record_id, f"{name} is {json.dumps(value)[:40]}, and a text was expected")
+        raise _Unfit(record_id, f"{name} is {brief(value)}, and a text was expected")
     return text
 
 
 def as_text(value: object) -> str | None:
-    """Give a text, or a whole number as text; None for anything else, and for a lone surrogate, which is no text."""
+    """Give a text, or a whole number as text; None for anything else, and for what cannot be kept as a text.
+
+    Where a column had gaps, other programs made 192.0 of 192: it is given so, and whoever knows the ids tells.
+    """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if not isinstance(value, str) or not _encodable(value):
-        return None
-    return value
+    if isinstance(value, float | Decimal):
+        return f"{int(value)}.0" if math.isfinite(value) and value == int(value) and abs(value) < 2**53 else None
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            return None
+    return value if isinstance(value, str) and flaw(value) is None else None
 
 
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def as_time(value: object) -> datetime | None:
-    """Read a time: seconds since 1970, or ISO 8601 with a time zone; None for anything else."""
-    try:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return datetime.fromtimestamp(value, UTC)
-        if isinstance(value, datetime):
-            return value if value.tzinfo else None
-        found = datetime.fromisoformat(value) if isinstance(value, str) else None
-    except (ValueError, OverflowError, OSError):
-        return None
-    return found if found is not None and found.tzinfo else None
-
-
-def as_seconds(value: object) -> float | None:
-    """Read a number of seconds, 0 or more; None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        return None
-    return float(value)
+def as_label(value: object) -> str | None:
+    """Give a label as text, also one that is a truth value or a number; None for what can be none."""
+    if is_missing(value):
+        return ""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value) and value != int(value):
+        return str(value)
+    return as_text(value)
 
 
 def as_json(value: object) -> object:
@@ -401,7 +449,7 @@ class Prodigy(JsonLines):
     """
 
     def __init__(self, classes: tuple[str, ...]) -> None:
-        self.classes = classes
+        self.classes = Classes(classes)
 
     def _line(self, number: int, said: dict[str, Any]) -> Line:
         meta = said.get("meta")
@@ -423,35 +471,39 @@ class Prodigy(JsonLines):
         chosen = said.get("accept")
         match answer, chosen:
             case "accept", [one]:
-                label = as_text(one)
+                label = as_label(one)
             case "accept", []:
                 raise _Unfit(record_id, "accepted with nothing chosen, which is no label")
             case "accept", [*several]:
                 raise _Unfit(record_id, f"{len(several)} classes chosen, and one was expected")
             case "accept", None:
-                label = as_text(said.get("label"))
+                label = as_label(said.get("label"))
             case "reject", None if "label" in said and "options" not in said:
-                label = self._other(record_id, as_text(said["label"]))
+                label = self._other(record_id, said["label"])
             case "reject", _:
                 raise _Unfit(record_id, "rejected, which says of no class that it is the right one")
             case _:
-                raise _Unfit(record_id, f"the answer {answer!r}: accept, reject or ignore was expected")
+                raise _Unfit(record_id, f"the answer {_quoted(answer)}: accept, reject or ignore was expected")
         if not label:
             raise _Unfit(record_id, "accepted, and no class is named in `accept` or `label`")
         return label
 
-    def _other(self, record_id: str, rejected: str | None) -> str:
-        rest = [name for name in self.classes if name != rejected]
-        if len(rest) == len(self.classes):
-            raise _Unfit(record_id, f"{rejected!r} was rejected, and is no class of this campaign")
-        if len(rest) > 1:
-            raise _Unfit(record_id, f"{rejected!r} was rejected, which leaves {len(rest)} classes and is no label")
-        return rest[0]
+    def _other(self, record_id: str, rejected: object) -> str:
+        try:
+            code = self.classes.find(rejected)
+        except LabelError as error:
+            raise _Unfit(record_id, f"{error}, and was rejected") from error
+        names = self.classes.names
+        if code == UNLABELLED or len(names) > 2:
+            left = len(names) - (code != UNLABELLED)
+            raise _Unfit(record_id, f"{_quoted(rejected)} was rejected, which leaves {left} classes and is no label")
+        return names[1 - code]
 
     def _said(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
         own = {"record_id": item.asked.record_id, "batch": sheet.batch, "round": sheet.round}
+        names = columns_for(sheet.fields, tuple(own))
         texts = [name for name in sheet.fields if isinstance(item.shown[name], str)]
-        meta = {name: as_json(item.shown[name]) for name in sheet.fields if name not in texts[:1]} | own
+        meta = {name: as_json(item.shown[field]) for field, name in names.items() if field not in texts[:1]} | own
         task = {
             **({"text": item.shown[texts[0]]} if texts else {"text": item.asked.record_id}),
             **({"image": item.image} if item.image else {}),
@@ -463,6 +515,10 @@ class Prodigy(JsonLines):
         for answer in item.known:
             said = {"answer": "ignore", "accept": []} if not answer.label else {"answer": "accept"}
             yield task | {"accept": [answer.label]} | said | {"_annotator_id": answer.annotator}
+
+
+def _quoted(value: object) -> str:
+    return repr(value) if isinstance(value, str) else brief(value)
 
 
 # -- Parquet -----------------------------------------------------------------------------------------------------------
@@ -489,22 +545,33 @@ class Parquet:
 
     def _lines(self, file: "pa.parquet.ParquetFile", path: Path) -> Iterator[Line | Rejected]:
         schema = file.schema_arrow
-        at = _positions(list(schema.names), path)
-        for name in at:
-            _refuse_kind(name, schema.field(name).type, path)
+        at = {name: schema.names[place] for name, place in _positions(list(schema.names), path).items()}
+        for name, column in at.items():
+            _refuse_kind(name, schema.field(column).type, path)
         number = 0
-        for batch in file.iter_batches(4096, columns=list(at)):
-            texts = {name: batch.column(name).cast(pa.string()).to_pylist() for name in at}
+        for batch in file.iter_batches(4096, columns=list(at.values())):
+            values = {name: batch.column(column).to_pylist() for name, column in at.items()}
             empty = [None] * batch.num_rows
-            for record_id, *said in zip(*(texts.get(name, empty) for name in COLUMNS), strict=True):
+            for said in zip(*(values.get(name, empty) for name in COLUMNS), strict=True):
                 number += 1
-                label, status, annotator = (text or "" for text in said)
-                yield Line(number, record_id or "", label, status, annotator)
+                yield self._line(number, dict(zip(COLUMNS, said, strict=True)))
+
+    def _line(self, number: int, said: dict[str, Any]) -> Line | Rejected:
+        record_id, label = as_text(said["record_id"]), as_label(said["label"])
+        if record_id is None and not is_missing(said["record_id"]):
+            return Rejected(number, self.place(number), "", f"record_id is {brief(said['record_id'])}, which is no id")
+        if label is None:
+            return Rejected(number, self.place(number), record_id or "", f"label is {brief(said['label'])}")
+        try:
+            status, annotator = (_optional_text(said, name, record_id or "") for name in COLUMNS[2:])
+        except _Unfit as unfit:
+            return Rejected(number, self.place(number), unfit.record_id, unfit.reason)
+        return Line(number, record_id or "", label, status, annotator)
 
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
         """Write the four columns and the display fields, a row group for each block."""
         lines, writer = 0, None
-        names = [*COLUMNS, *map(free, sheet.fields)]
+        names = [*COLUMNS, *columns_for(sheet.fields).values()]
         for block in _or_one_empty(blocks):
             said = [
                 (item.asked.record_id, *(text or None for text in answer), *(item.shown[name] for name in sheet.fields))
@@ -540,6 +607,5 @@ def _kind(values: Iterable[object]) -> "pa.DataType":
 
 def _refuse_kind(name: str, kind: "pa.DataType", path: Path) -> None:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    text = pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_string_view(value)
-    if not (text or pa.types.is_integer(value) or pa.types.is_null(value)):
+    if pa.types.is_nested(value) or pa.types.is_temporal(value):
         raise LabelError(f"{path}: the column {name!r} holds {kind}; texts were expected, or whole numbers")
