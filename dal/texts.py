@@ -26,12 +26,14 @@ _NAME_BYTES = 1000
 _REMEMBERED = 1000  # a file of millions of lines has a few people
 _BLANKS = re.compile(r"\s+")
 # Unicode's Default_Ignorable_Code_Point beyond the category Cf: fillers and variation selectors, which show nothing.
-_UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
 _JOINERS = "\u200c\u200d"  # zero-width, but Persian and Indic names are misspelt without them
 
 
 def composed(text: str) -> str:
-    """Return a text in Unicode's composed form: a letter and its accent may come as one character or as two.
+    r"""Return a text in Unicode's composed form: a letter and its accent may come as one character or as two.
 
     Examples
     --------
@@ -60,7 +62,7 @@ def flaw(text: str) -> str | None:
 
 @lru_cache(_REMEMBERED)
 def shown_name(name: str) -> str:
-    """Return a person's name as it is shown: composed, without what cannot be seen, one blank between words.
+    r"""Return a person's name as it is shown: composed, without what cannot be seen, one blank between words.
 
     Examples
     --------
@@ -73,7 +75,7 @@ def shown_name(name: str) -> str:
 
 @lru_cache(_REMEMBERED)
 def folded(name: str) -> str:
-    """Return what all spellings of a name share, a person's or a column's: case, Unicode form and blanks do not matter.
+    r"""Return what all spellings of a name share, a person's or a column's: case, Unicode form and blanks do not matter.
 
     Examples
     --------

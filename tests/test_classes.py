@@ -1,6 +1,6 @@
 """Which class a label names, however it was written."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -32,11 +32,23 @@ from dal.errors import LabelError
     ids=lambda labels: f"{type(labels).__name__}-{getattr(labels, 'dtype', '')}",
 )
 @pytest.mark.parametrize("codes", [False, True])
-def test_numbers_are_names_whatever_holds_them(labels: Any, codes: bool) -> None:
+def test_numbers_are_names_whatever_holds_them(labels: Sequence[object], codes: bool) -> None:
     assert codes_of(labels, ["1", "0"], what="y", codes=codes).tolist() == [1, 0, 0, 1]
 
 
-GAPS = [None, np.nan, float("nan"), pd.NA, pd.NaT, np.datetime64("NaT", "s"), np.ma.masked, "", "  ", b"", np.float32("nan")]
+GAPS = [
+    None,
+    np.nan,
+    float("nan"),
+    pd.NA,
+    pd.NaT,
+    np.datetime64("NaT", "s"),
+    np.ma.masked,
+    "",
+    "  ",
+    b"",
+    np.float32("nan"),
+]
 
 
 @pytest.mark.parametrize("gap", GAPS, ids=repr)
@@ -85,7 +97,7 @@ def test_codes_are_taken_only_where_told_and_where_no_class_is_called_by_a_numbe
 def test_a_label_that_may_be_either_of_two_classes_is_refused() -> None:
     known = Classes(["1", "01", "1.0"])
     assert [known.find(text) for text in ("1", "01", "1.0")] == [0, 1, 2]
-    with pytest.raises(LabelError, match="'001' may be '1' or '01' or '1.0'"):
+    with pytest.raises(LabelError, match=r"'001' may be '1' or '01' or '1.0'"):
         known.find("001")
 
 
@@ -99,7 +111,7 @@ def test_names_decide_by_their_letters() -> None:
 
 
 @pytest.mark.parametrize("labels", [[[0, 1], [1, 0]], np.eye(2), np.array(1), "ham", {"a": 1}], ids=repr)
-def test_labels_of_another_shape_are_refused(labels: Any) -> None:
+def test_labels_of_another_shape_are_refused(labels: object) -> None:
     with pytest.raises(LabelError):
         codes_of(labels, ["0", "1"], what="y")
 

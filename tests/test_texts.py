@@ -36,7 +36,7 @@ def test_the_guard_is_undone_exactly(text: str) -> None:
 
 @pytest.mark.parametrize(
     "spelling",
-    ["Zoë Ann", "ZOË ANN", "zoe\u0308 ann", " Zoë  Ann\t", "\ufeffZoë\u00a0Ann", "Z\u200boë Ann", "Ｚoë\u3000Ann\n"],
+    ["Zoë Ann", "ZOË ANN", "zoe\u0308 ann", " Zoë  Ann\t", "\ufeffZoë\u00a0Ann", "Z\u200boë Ann", "\uff3aoë\u3000Ann\n"],
 )
 def test_spellings_of_one_name(spelling: str) -> None:
     assert folded(spelling) == folded("Zoë Ann")
@@ -68,7 +68,11 @@ def test_what_cannot_be_kept() -> None:
 
 def test_times_at_the_ends_of_the_calendar() -> None:
     east, west = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
-    for moment in (datetime(1, 1, 1, tzinfo=east), datetime(9999, 12, 31, 23, tzinfo=west), datetime(1, 6, 1, tzinfo=UTC)):
+    for moment in (
+        datetime(1, 1, 1, tzinfo=east),
+        datetime(9999, 12, 31, 23, tzinfo=west),
+        datetime(1, 6, 1, tzinfo=UTC),
+    ):
         assert "is not between" in (time_flaw(moment) or "")
     assert time_flaw(datetime(2026, 1, 1, tzinfo=east)) is None
     assert "time zone" in (time_flaw(datetime(2026, 1, 1)) or "")

@@ -8,9 +8,11 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import Row, insert, select, update
 
+from dal.campaign.people import enrolled, spelling
 from dal.campaign.schema import annotators
 from dal.campaign.store import Campaign
 from dal.errors import InputError
+from dal.texts import name_flaw
 
 Role = Literal["annotator", "manager"]
 
@@ -44,12 +46,13 @@ class Annotators:
         InputError
             If the name has a token already, or cannot be one.
         """
-        if not name or name != name.strip():
-            raise InputError(f"an annotator's name without surrounding blanks was expected, {name!r} came")
+        if wrong := name_flaw(name):
+            raise InputError(f"`name` must be the name of a person, got one that {wrong}")
         if role not in get_args(Role):
             raise InputError(f"the role annotator or manager was expected, {role!r} came")
         token = secrets.token_urlsafe(32)
         with self._database.writing() as connection:
+            name = enrolled(connection, name)
             active = select(annotators.c.name).where(annotators.c.name == name, annotators.c.revoked_at.is_(None))
             if connection.scalar(active) is not None:
                 raise InputError(f"{name!r} has a token already: revoke it before giving another one")
@@ -67,6 +70,7 @@ class Annotators:
         """
         with self._database.writing() as connection:
             now = self._database.now(connection).isoformat()
+            name = spelling(connection, name)
             active = update(annotators).where(annotators.c.name == name, annotators.c.revoked_at.is_(None))
             if connection.execute(active.values(revoked_at=now)).rowcount == 0:
                 raise InputError(f"{name!r} has no token that could be revoked")

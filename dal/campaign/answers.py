@@ -107,6 +107,16 @@ def keep_latest(connection: Connection) -> int:
     return connection.execute(delete(staged).where(tuple_(*who, staged.c.answered_at).not_in(latest))).rowcount
 
 
+def keep_unanswered(connection: Connection) -> int:
+    """Unstage what its annotator has answered otherwise, or taken back; count the lines.
+
+    A file that was imported before is older than what came since, and must not undo it.
+    """
+    value = case((answers.c.status == "retracted", RETRACTED), else_=func.coalesce(answers.c.label, SKIPPED))
+    stored = select(value).where(answers.c.id == _latest_id()).correlate(staged).scalar_subquery()
+    return connection.execute(delete(staged).where(stored.is_not(None), stored != staged.c.value)).rowcount
+
+
 def keep_out_contradictions(connection: Connection) -> tuple[tuple[Contradiction, ...], int]:
     """Unstage the lines that give one record several answers by one annotator: a file has no order to decide by."""
     who = (staged.c.row, staged.c.annotator)
@@ -260,7 +270,7 @@ def last_id(connection: Connection) -> int:
 
 def seen(connection: Connection, digest: str, annotator: str) -> ImportCounts | None:
     """Give what the last import of this file for this annotator came to, None if there was none."""
-    names = ("new", "changed", "same", "volunteered", "conflicts")
+    names = ("new", "changed", "same", "volunteered", "conflicts", "rejected")
     found = connection.execute(
         select(*(imports.c[name] for name in names))
         .where(imports.c.digest == digest, imports.c.annotator == annotator)

@@ -1,10 +1,14 @@
 """How the database of an older version becomes one of this version.
 
 A step is written in SQL as it was when its version was new, and never in terms of `dal.campaign.schema`, which moves
-on. Version 1 knew SQLite only, so its step is in SQLite's words.
+on. Version 1 knew SQLite only, so its step is in SQLite's words. What SQL cannot say is a function.
 """
 
-from sqlalchemy import Connection
+from collections.abc import Callable
+
+from sqlalchemy import Connection, text
+
+from dal.texts import folded, shown_name
 
 _TO_2 = (
     "ALTER TABLE rounds ADD COLUMN stop_set INTEGER DEFAULT 0 NOT NULL",
@@ -93,13 +97,49 @@ _TO_3 = (
     "UPDATE campaign SET schema_version = 3",
 )
 
-STEPS = {1: _TO_2, 2: _TO_3}
-"""For each older version that is still read, the statements that lead to the next one."""
+
+def _one_name_a_person(connection: Connection) -> None:
+    """Give all spellings of a person's name the first one: by its first answer, else its token.
+
+    Leases go: two spellings may hold the same record, and losing a lease costs nobody an answer.
+    """
+    names = connection.scalars(text("SELECT annotator FROM answers GROUP BY annotator ORDER BY MIN(id)")).all()
+    tokens = connection.scalars(text("SELECT name FROM annotators ORDER BY created_at, name")).all()
+    first: dict[str, str] = {}
+    for name in (*names, *tokens):
+        # A name of which nothing is left, all invisible, stays as it is.
+        first.setdefault(folded(name) or name, shown_name(name) or name)
+    for key, name in first.items():
+        connection.execute(text("INSERT INTO people (key, name) VALUES (:key, :name)"), {"key": key, "name": name})
+    for table, column, spelt in (("answers", "annotator", set(names)), ("annotators", "name", set(tokens))):
+        for name in sorted(spelt):
+            known = first[folded(name) or name]
+            if known != name:
+                change = text(f"UPDATE {table} SET {column} = :known WHERE {column} = :name")
+                connection.execute(change, {"known": known, "name": name})
+    for name in connection.scalars(text("SELECT DISTINCT annotator FROM imports")).all():
+        change = text("UPDATE imports SET annotator = :key WHERE annotator = :name")
+        connection.execute(change, {"key": folded(name) or name, "name": name})
+
+
+_TO_4: tuple[str | Callable[[Connection], None], ...] = (
+    "ALTER TABLE imports ADD COLUMN rejected BIGINT DEFAULT 0 NOT NULL",
+    "CREATE TABLE people (key TEXT NOT NULL, name TEXT NOT NULL, PRIMARY KEY (key))",
+    "DELETE FROM leases",
+    _one_name_a_person,
+    "UPDATE campaign SET schema_version = 4",
+)
+
+STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {1: _TO_2, 2: _TO_3, 3: _TO_4}
+"""For each older version that is still read, what leads to the next one: statements, and functions between them."""
 
 
 def migrate(connection: Connection, version: int) -> None:
     """Bring the database from `version` to the newest one, inside the caller's transaction."""
     while version in STEPS:
         for statement in STEPS[version]:
-            connection.exec_driver_sql(statement)
+            if isinstance(statement, str):
+                connection.exec_driver_sql(statement)
+            else:
+                statement(connection)
         version += 1

@@ -23,10 +23,12 @@ from sqlalchemy import Connection, Row, Subquery, and_, delete, exists, func, in
 
 from dal.campaign import answers as ledger
 from dal.campaign.leases import LEASE, holds
+from dal.campaign.people import enrolled, spelling
 from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
 from dal.campaign.store import Campaign
 from dal.errors import LabelError
 from dal.selection import row_hash, uniform
+from dal.texts import as_seconds, brief, flaw, name_flaw
 
 _ORDER, _GOLD_ORDER, _GOLD_PLACES = 1, 2, 3
 
@@ -171,7 +173,7 @@ class Queue:
 
     def lease(self, annotator: str, n: int) -> list[Leased]:
         """Serve up to `n` records: those that the annotator holds, with their leases renewed, then new ones."""
-        with self._writing(annotator) as (connection, now):
+        with self._writing(annotator) as (connection, annotator, now):
             serving = _serving(connection)
             held, free = self._servable(connection, annotator, serving, now)
             held_gold, free_gold = self._servable_gold(connection, annotator, now)
@@ -186,7 +188,7 @@ class Queue:
 
         One whose lease has ended is held again, if nobody has taken its place since.
         """
-        with self._writing(annotator) as (connection, now):
+        with self._writing(annotator) as (connection, annotator, now):
             had = leases.c.annotator == annotator, leases.c.row.in_(list(rows))
             known = set(connection.scalars(select(leases.c.row).where(*had)))
             slots = self._slots(annotator, now)
@@ -198,21 +200,18 @@ class Queue:
 
     def release(self, annotator: str, rows: Sequence[int]) -> None:
         """Give records back, for others to be served."""
-        with self._writing(annotator) as (connection, _):
+        with self._writing(annotator) as (connection, annotator, _):
             connection.execute(delete(leases).where(leases.c.annotator == annotator, leases.c.row.in_(list(rows))))
 
     def answer(self, annotator: str, given: Sequence[Given]) -> list[Outcome]:
         """Add answers, and say of each what became of it; one that is refused does not hold up the others."""
-        with self._writing(annotator) as (connection, now):
-            return [self._answer(connection, annotator, each, now) for each in given]
+        return self.answer_together([(annotator, given)])[0]
 
     def answer_together(self, given: Sequence[tuple[str, Sequence[Given]]]) -> list[list[Outcome]]:
         """Add the answers of several annotators in one transaction, as `answer` does those of one."""
-        for annotator, _ in given:
-            _check_name(annotator)
         with self._database.writing() as connection:
             now = self._database.now(connection)
-            return [[self._answer(connection, name, each, now) for each in theirs] for name, theirs in given]
+            return [self._answered(connection, name, theirs, now) for name, theirs in given]
 
     def undo(self, annotator: str, event_id: str, new_event_id: str) -> Outcome:
         """Take an answer back: the record counts as not answered by this annotator, who holds it again.
@@ -225,7 +224,7 @@ class Queue:
         new_event_id : str
             Of the undoing itself.
         """
-        with self._writing(annotator) as (connection, now):
+        with self._writing(annotator) as (connection, annotator, now):
             if (seen := _event(connection, new_event_id)) is not None:
                 undone = seen.annotator == annotator and seen.status == "retracted"
                 return Outcome(new_event_id, "repeated", seen.late) if undone else _refused(new_event_id, _TAKEN)
@@ -245,8 +244,8 @@ class Queue:
 
     def history(self, annotator: str, n: int) -> list[Past]:
         """Read the annotator's last `n` answers that count, the newest first; one a record."""
-        mine = ledger.standing(answers.c.annotator == annotator).order_by(answers.c.id.desc()).limit(n)
         with self._database.reading() as connection:
+            mine = ledger.standing(answers.c.annotator == spelling(connection, annotator))
             return [
                 Past(
                     event_id=each.event_id,
@@ -258,13 +257,13 @@ class Queue:
                     answered_at=datetime.fromisoformat(each.answered_at),
                     lead_time=each.lead_time,
                 )
-                for each in connection.execute(mine)
+                for each in connection.execute(mine.order_by(answers.c.id.desc()).limit(n))
             ]
 
     def progress(self, annotator: str) -> Progress:
         """Count how far the batch is."""
         with self._database.reading() as connection:
-            serving = _serving(connection)
+            serving, annotator = _serving(connection), spelling(connection, annotator)
             slots = self._slots(annotator, self._database.now(connection), serving.number)
             batch, free = ~slots.c.reserve, self._is_free(slots)
             complete = slots.c.given >= self._settings.overlap
@@ -283,9 +282,9 @@ class Queue:
 
     def mine(self, annotator: str) -> int:
         """Count the records of the batch that this annotator has answered: `Progress.mine`, at a tenth of its cost."""
-        own = ledger.standing(answers.c.row == asked.c.row, answers.c.annotator == annotator)
-        answered = own.with_only_columns(answers.c.id).correlate(asked).exists()
         with self._database.reading() as connection:
+            own = ledger.standing(answers.c.row == asked.c.row, answers.c.annotator == spelling(connection, annotator))
+            answered = own.with_only_columns(answers.c.id).correlate(asked).exists()
             number = _serving(connection).number
             batch = asked.c.round == number, ~asked.c.reserve
             return connection.scalar(select(func.count()).select_from(asked).where(*batch, answered)) or 0
@@ -387,9 +386,19 @@ class Queue:
 
     # -- answering ---------------------------------------------------------------------------------------------------
 
+    def _answered(self, connection: Connection, annotator: str, given: Sequence[Given], now: datetime) -> list[Outcome]:
+        if wrong := name_flaw(annotator):
+            return [
+                _refused(each.event_id, f"an annotator's name was expected, and this one {wrong}") for each in given
+            ]
+        known = enrolled(connection, annotator)
+        return [self._answer(connection, known, each, now) for each in given]
+
     def _answer(self, connection: Connection, annotator: str, given: Given, now: datetime) -> Outcome:
-        if not given.event_id:
+        if not given.event_id or len(given.event_id) > _EVENT_ID_CHARACTERS or flaw(given.event_id):
             return _refused(given.event_id, _NO_EVENT_ID)
+        if not 0 <= given.row < 2**63:
+            return _refused(given.event_id, f"row {brief(given.row)} was never served")
         if (seen := _event(connection, given.event_id)) is not None:
             again = (seen.annotator, seen.row) == (annotator, given.row) and seen.status != "retracted"
             return Outcome(given.event_id, "repeated", seen.late) if again else _refused(given.event_id, _TAKEN)
@@ -424,10 +433,10 @@ class Queue:
             record_id=target.record_id,
             round=target.round,
             status=given.status,
-            label=given.label,
+            label=None if given.label is None else int(given.label),
             answered_at=ledger.utc(given.answered_at),
             shown_at=ledger.utc(given.shown_at),
-            lead_time=given.lead_time,
+            lead_time=as_seconds(given.lead_time),
             skip_reason=given.skip_reason,
             suggestion_shown=given.suggestion_shown,
         )
@@ -449,10 +458,12 @@ class Queue:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self, annotator: str) -> Iterator[tuple[Connection, datetime]]:
-        _check_name(annotator)
+    def _writing(self, annotator: str) -> Iterator[tuple[Connection, str, datetime]]:
+        """Give a transaction, the name that the campaign knows the annotator by, and the time."""
+        if wrong := name_flaw(annotator):
+            raise LabelError(f"`annotator` must be the name of a person, got one that {wrong}")
         with self._database.writing() as connection:
-            yield connection, self._database.now(connection)
+            yield connection, enrolled(connection, annotator), self._database.now(connection)
 
     def _seed(self, annotator: str) -> int:
         return int.from_bytes(hashlib.sha256(annotator.encode()).digest()[:8]) ^ self._settings.seed
@@ -466,17 +477,13 @@ class Queue:
         return order
 
 
-_NO_EVENT_ID = "an event id was expected"
+_EVENT_ID_CHARACTERS = 200  # databases index it
+_NO_EVENT_ID = f"an event id of 1 to {_EVENT_ID_CHARACTERS} characters was expected"
 _TAKEN = "this event id belongs to something else"
 
 
 def _refused(event_id: str, reason: str) -> Outcome:
     return Outcome(event_id, "refused", reason=reason)
-
-
-def _check_name(annotator: str) -> None:
-    if not annotator or annotator != annotator.strip():
-        raise LabelError(f"an annotator's name without surrounding blanks was expected, {annotator!r} came")
 
 
 def _serving(connection: Connection) -> _Serving:

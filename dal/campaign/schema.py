@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 3
+VERSION = 4
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -153,6 +153,14 @@ gold = Table(
     Column("added_at", Text, nullable=False),
 )
 
+# One line a person: answers, leases and tokens hold `name`, the first spelling that came; `key` is `texts.folded`.
+people = Table(
+    "people",
+    metadata,
+    Column("key", _Name, primary_key=True),
+    Column("name", _Name, nullable=False),
+)
+
 annotators = Table(
     "annotators",
     metadata,
@@ -181,7 +189,7 @@ imports = Table(
     metadata,
     Column("id", Integer, primary_key=True),
     Column("digest", Text, nullable=False, index=True),
-    # Two people who agree on a whole batch hand in the same bytes: whose they are belongs to what they are.
+    # Two people who agree on a whole batch hand in the same bytes: whose they are belongs to what they are. A key.
     Column("annotator", _Name, nullable=False),
     Column("source", Text, nullable=False),
     Column("imported_at", Text, nullable=False),
@@ -190,6 +198,8 @@ imports = Table(
     Column("same", BigInteger, nullable=False),
     Column("volunteered", BigInteger, nullable=False),
     Column("conflicts", BigInteger, nullable=False),
+    # Lines that were refused: some day they may be taken, when the pool has grown, say.
+    Column("rejected", BigInteger, nullable=False, server_default=text("0")),
 )
 
 exports = Table(
@@ -425,7 +435,8 @@ class Event:
 class ImportCounts:
     """What adding answers came to: each answer is `new`, `changed` or the `same` as the annotator's latest.
 
-    `volunteered` counts those, of all three kinds, whose record no batch had asked; `conflicts` those kept out.
+    `volunteered` counts those, of all three kinds, whose record no batch had asked; `conflicts` those kept out, and
+    `rejected` the lines of a file that are no answers.
     """
 
     new: int = 0
@@ -433,6 +444,7 @@ class ImportCounts:
     same: int = 0
     volunteered: int = 0
     conflicts: int = 0
+    rejected: int = 0
 
 
 @dataclass(frozen=True)
@@ -452,7 +464,11 @@ class AnswerFile:
 
     def changes_nothing(self, before: ImportCounts | None) -> bool:
         """Say whether nothing can come of it, by what its last import came to."""
-        return before is not None and not (self.take_conflicts and before.conflicts)
+        return before is not None and not before.rejected and not self.takes_conflicts_of(before)
+
+    def takes_conflicts_of(self, before: ImportCounts) -> bool:
+        """Say whether it is there to take what was kept out before."""
+        return self.take_conflicts and before.conflicts > 0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -32,12 +32,15 @@ from dal.campaign.database import Database, immediate
 from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
 from dal.campaign.leases import held
 from dal.campaign.objects import digest_of, objects_of
+from dal.campaign.people import enrol_staged
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
 from dal.ruler import RoundRecord
+from dal.texts import folded
 
 _READ_AT_ONCE = 4096
+_ANY_ROW = 2**63 - 1
 
 
 class Campaign:
@@ -500,38 +503,54 @@ class Campaign:
         with self._staged(answers) as connection, immediate(connection):
             if source_digest is not None and ledger.seen(connection, source_digest, "") is not None:
                 return ImportCounts()
+            enrol_staged(connection)
             counts = ledger.append(connection, source)
             if source_digest is not None:
                 _record_import(connection, source_digest, "", source, counts, self._now(connection))
             return counts
 
-    def import_answers(self, answers: Iterable[Answer], file: AnswerFile) -> Imported:
+    def import_answers(
+        self,
+        answers: Iterable[Answer],
+        file: AnswerFile,
+        *,
+        rejected: Callable[[], int] = int,
+    ) -> Imported:
         """Add the answers of a file, in one transaction, and keep out what is in doubt.
 
         Of several answers of one annotator to one record, the one given last counts, where the file tells times. Kept
         out are lines that contradict each other, and, unless `file` says to take them, conflicts: lines that
         differ from what their annotator answered elsewhere since the file was exported. A file seen before
-        changes nothing, except that conflicts kept out then may be taken now.
+        changes nothing, except that conflicts kept out then may be taken now, and lines refused then that are fit now,
+        as those of records that the pool has got since.
 
         Parameters
         ----------
         answers : iterable of Answer
-            With their lines. Read once; memory does not grow with it.
+            With their lines, and rows that were looked up in the pool, which may have grown since the last round froze.
+            Read once; memory does not grow with it.
         file : AnswerFile
             The file that they come from.
+        rejected : callable, optional
+            Asked, once all answers were read, how many lines of the file are none.
         """
-        with self._staged(answers) as connection, immediate(connection):
-            before = ledger.seen(connection, file.digest, file.annotator)
+        who = folded(file.annotator)
+        with self._staged(answers, _ANY_ROW) as connection, immediate(connection):
+            before = ledger.seen(connection, file.digest, who)
             if before is not None and file.changes_nothing(before):
                 return Imported(before, seen=True)
+            enrol_staged(connection)
             superseded = ledger.keep_latest(connection)
             torn, contradictory = ledger.keep_out_contradictions(connection)
+            if before is not None and not file.takes_conflicts_of(before):
+                superseded += ledger.keep_unanswered(connection)
             conflicts, kept_out = ((), 0) if file.take_conflicts else ledger.keep_out_conflicts(connection, file)
-            counts = replace(ledger.append(connection, file.source), conflicts=kept_out)
-            _record_import(connection, file.digest, file.annotator, file.source, counts, self._now(connection))
+            counts = ledger.append(connection, file.source)
+            counts = replace(counts, conflicts=kept_out, rejected=rejected() + contradictory)
+            _record_import(connection, file.digest, who, file.source, counts, self._now(connection))
             return Imported(counts, conflicts, torn, contradictory, superseded=superseded)
 
-    def add_gold(self, records: Iterable[tuple[int, str, int]]) -> int:
+    def add_gold(self, records: Iterable[tuple[int, str, int]], *, n_rows: int | None = None) -> int:
         """Add records whose label is known, to be mixed into the queue; they are never asked nor learned from.
 
         A record that was asked or answered cannot become one: rounds that learned from it would not come out again.
@@ -541,6 +560,8 @@ class Campaign:
         ----------
         records : iterable of (row, record_id, label)
             The label is a class code.
+        n_rows : int, optional
+            Rows of the pool that the records were looked up in: it may have grown since the last round froze.
 
         Returns
         -------
@@ -553,7 +574,7 @@ class Campaign:
             At a record that cannot be one; none was added then.
         """
         with self.database.writing() as connection:
-            n_classes, n_rows = len(self.settings.classes), self._rows_known(connection)
+            n_classes, n_rows = len(self.settings.classes), max(self._rows_known(connection), n_rows or 0)
             used = set(ledger.excluded_now(connection, self.database.now(connection)).tolist())
             known = _gold(connection)
             last = _last_round(connection)
@@ -583,7 +604,7 @@ class Campaign:
     def import_seen(self, digest: str, annotator: str = "") -> ImportCounts | None:
         """Give what the last import of this digest came to, None if there was none."""
         with self.database.reading() as connection:
-            return ledger.seen(connection, digest, annotator)
+            return ledger.seen(connection, digest, folded(annotator))
 
     def latest_answers(self, upto: int | None = None, *, asked_in: int | None = None) -> Answers:
         """Read the latest answer of each annotator to each record.
@@ -670,10 +691,10 @@ class Campaign:
             )
 
     def file_known(self, digest: str) -> bool:
-        """Say whether a file of this digest was exported or imported, so that nothing is lost with it."""
+        """Say whether a file of this digest was exported, or imported whole, so that nothing is lost with it."""
         found = or_(
             exists().where(schema.exports.c.digest == digest),
-            exists().where(schema.imports.c.digest.startswith(digest)),
+            exists().where(schema.imports.c.digest.startswith(digest), schema.imports.c.rejected == 0),
         )
         with self.database.reading() as connection:
             return bool(connection.scalar(select(found)))
@@ -681,19 +702,23 @@ class Campaign:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _staged(self, answers: Iterable[Answer]) -> Iterator[Connection]:
+    def _staged(self, answers: Iterable[Answer], n_rows: int | None = None) -> Iterator[Connection]:
         """Give a connection that has the answers staged, and no lock yet."""
         with self.database.connected() as connection:
             with connection.begin():
-                n_classes, n_rows = len(self.settings.classes), self._rows_known(connection)
-                ledger.stage(connection, answers, n_classes, n_rows, self._now(connection))
+                n_rows = n_rows or self._rows_known(connection)
+                ledger.stage(connection, answers, len(self.settings.classes), n_rows, self._now(connection))
             yield connection
 
     def _now(self, connection: Connection) -> str:
         return self.database.now(connection).isoformat()
 
     def _rows_known(self, connection: Connection) -> int:
-        return max(self.n_rows, connection.scalar(select(func.max(rounds.c.n_rows))) or 0)
+        """Count the rows that the pool had at the last freeze, or that an answer or a gold record proves it to have."""
+        frozen = connection.scalar(select(func.max(rounds.c.n_rows))) or 0
+        tables = (schema.answers, schema.gold)
+        last = max(connection.scalar(select(func.max(table.c.row))) or 0 for table in tables)
+        return max(self.n_rows, frozen, last + 1)
 
     def _check_pool(self, fingerprint: str, n_rows: int) -> None:
         if fingerprint != self.pool_fingerprint:
@@ -859,6 +884,7 @@ def _record_import(
             same=counts.same,
             volunteered=counts.volunteered,
             conflicts=counts.conflicts,
+            rejected=counts.rejected,
         )
     )
 

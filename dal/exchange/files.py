@@ -57,6 +57,10 @@ class Records(Protocol):
     encoding: str
 
     @property
+    def n_rows(self) -> int:
+        """How many records there are."""
+
+    @property
     def fields(self) -> tuple[str, ...]:
         """Names of the display fields."""
 
@@ -227,7 +231,10 @@ def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str]:
 
 def _refuse_unread(campaign: Campaign, path: Path) -> None:
     if path.exists() and not campaign.file_known(digest_of(path)):
-        raise CampaignError(f"{path} holds changes that were not imported: import it first, or export to another file")
+        raise CampaignError(
+            f"{path} holds changes that were not imported, or lines that were refused: import it first, or export to "
+            "another file"
+        )
 
 
 def _known(latest: Answers, classes: tuple[str, ...]) -> dict[int, list[Known]]:
@@ -299,17 +306,18 @@ def read_answers(
         If the file as a whole cannot be read; nothing was imported then.
     """
     path = Path(path)
-    if not annotator.strip():
-        raise LabelError("the name of an annotator was expected, for the lines that do not name one")
+    if wrong := name_flaw(annotator):
+        raise LabelError(f"`annotator` must be the name of a person, for the lines that do not name one; this {wrong}")
     written = format_of(path, file_format, campaign.settings.classes)
     # Read as another format, a file is another one: whoever forgot to name it must be able to say it now.
     digest = digest_of(path) if file_format is None else f"{digest_of(path)} {file_format}"
-    file = AnswerFile(path.name, digest, annotator.strip(), take_conflicts=conflicts == "take")
+    file = AnswerFile(path.name, digest, shown_name(annotator), take_conflicts=conflicts == "take")
     known = campaign.import_seen(digest, file.annotator)
     if known is not None and file.changes_nothing(known):
         return ImportReport(0, 0, known.new + known.changed + known.same, 0, 0, seen=True)
     reading = Reading(path, written, campaign.settings.classes, pool, file.annotator)
-    return reading.report(campaign.import_answers(reading.answers(progress), file))
+    imported = campaign.import_answers(reading.answers(progress), file, rejected=lambda: reading.rejections)
+    return reading.report(imported)
 
 
 def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_format: str | None = None) -> int:
@@ -346,7 +354,7 @@ def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_forma
     if reading.rejected:
         first = reading.rejected[0]
         raise LabelError(f"{first.place}: {first.record_id}: {first.reason}; no gold record was taken")
-    return campaign.add_gold(known)
+    return campaign.add_gold(known, n_rows=pool.n_rows)
 
 
 class Reading:

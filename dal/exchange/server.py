@@ -361,7 +361,8 @@ def pull_answers(
         digest = secrets.token_hex(32)
         source = AnswerFile(source_of(server, identity), digest, NOBODY, conflicts == "take", "label-studio")
         reading = Reading(path, written, campaign.settings.classes, pool, NOBODY)
-        return reading.report(campaign.import_answers(reading.answers(), source))
+        imported = campaign.import_answers(reading.answers(), source, rejected=lambda: reading.rejections)
+        return reading.report(imported)
 
 
 def _known_project(server: Server, project: str) -> int:

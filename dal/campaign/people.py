@@ -1,0 +1,32 @@
+"""The people of a campaign: each is one person, however the name is spelt, and is shown as it was spelt first."""
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from dal.campaign.schema import people, staged
+from dal.texts import folded, shown_name
+
+
+def spelling(connection: Connection, name: str) -> str:
+    """Return the name that the campaign knows a person by; where it knows nobody, the name as it is shown."""
+    known = connection.scalar(select(people.c.name).where(people.c.key == folded(name)))
+    return shown_name(name) if known is None else known
+
+
+def enrolled(connection: Connection, name: str) -> str:
+    """Return the name that the campaign knows a person by; the first spelling is kept for all that follow.
+
+    Takes a transaction that writes.
+    """
+    known = spelling(connection, name)
+    if connection.scalar(select(func.count()).where(people.c.key == folded(name))) == 0:
+        connection.execute(insert(people).values(key=folded(name), name=known))
+    return known
+
+
+def enrol_staged(connection: Connection) -> None:
+    """Give the staged answers the names that the campaign knows their annotators by."""
+    spelt = select(staged.c.annotator).group_by(staged.c.annotator).order_by(func.min(staged.c.seq))
+    for name in connection.scalars(spelt).all():
+        known = enrolled(connection, name)
+        if known != name:
+            connection.execute(update(staged).where(staged.c.annotator == name).values(annotator=known))
