@@ -132,9 +132,7 @@ def text_of(value: object) -> str | None:
     if isinstance(value, int | np.integer):
         return str(int(value)) if abs(int(value)).bit_length() <= 256 else None
     if isinstance(value, float | np.floating):
-        if math.isfinite(value) and value == int(value) and abs(value) < _WHOLE:
-            return str(int(value))
-        return str(value)
+        return str(int(value)) if _is_whole(value) else str(value)
     return None
 
 
@@ -250,7 +248,8 @@ def _plain(text: str) -> str | None:
 
 def _is_whole(value: object) -> bool:
     if isinstance(value, float | np.floating):
-        return math.isfinite(value) and value == int(value) and abs(value) < _WHOLE
+        number = float(value)
+        return math.isfinite(number) and number.is_integer() and abs(number) < _WHOLE
     return isinstance(value, int | np.integer | np.bool_)
 
 

@@ -75,7 +75,7 @@ def shown_name(name: str) -> str:
 
 @lru_cache(_REMEMBERED)
 def folded(name: str) -> str:
-    r"""Return what all spellings of a name share, a person's or a column's: case, Unicode form and blanks do not matter.
+    r"""Return what all spellings of a name, a person's or a column's, share: neither case nor form nor blanks matter.
 
     Examples
     --------

@@ -12,7 +12,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Never
 
@@ -889,7 +889,11 @@ def test_latest_answers_of_one_batch(campaign: Campaign) -> None:
         (Answer(1000, "x", "ann", "submitted", 0), "row 1000; the pool's rows are 0 to 999"),
         (Answer(-1, "x", "ann", "submitted", 0), "row -1"),
         (Answer(1, "x", "", "submitted", 0), "annotator's name"),
-        (Answer(1, "x", " ann", "submitted", 0), "blanks"),
+        (Answer(1, "x", " \u200b", "submitted", 0), "is blank"),
+        (Answer(1, "x", "a\x00", "submitted", 0), "NUL"),
+        (Answer(1, "x", "ann", "submitted", 0, datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))), "1900"),
+        (Answer(1, "x", "ann", "skipped", skip_reason="\ud83d"), "surrogate"),
+        (Answer(1, "x", "ann", "submitted", 1.0), "no whole number"),  # type: ignore[arg-type]
         (Answer(1, "x", "ann", "submitted", 3), "codes are 0 to 2"),
         (Answer(1, "x", "ann", "submitted", -1), "codes are 0 to 2"),
         (Answer(1, "x", "ann", "submitted"), "label None"),

@@ -484,7 +484,7 @@ def test_a_header_alone_is_a_file_without_answers(bring: Callable[..., files.Imp
 def test_a_file_that_is_not_there_is_said(campaign: Campaign, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"nowhere\.csv cannot be read"):
         read_answers(tmp_path / "nowhere.csv", campaign, POOL, "ann")
-    with pytest.raises(LabelError, match="name of an annotator"):
+    with pytest.raises(LabelError, match="name of a person"):
         read_answers(tmp_path / "nowhere.csv", campaign, POOL, "  ")
 
 
@@ -632,7 +632,8 @@ def test_a_batch_goes_out_and_comes_back_in_every_format(campaign: Campaign, tmp
     assert (place, record_id) == (at[file_format], "r2")
     assert "is it 'cat'?" in reason
     assert answered(campaign) == {(107, "ann"): "naïve 🐱", (101, "ann"): None, (104, "bob"): "naïve 🐱"}
-    assert read_answers(path, campaign, POOL, "ann", file_format=file_format).seen
+    again = read_answers(path, campaign, POOL, "ann", file_format=file_format)
+    assert (again.new, again.changed, again.same, again.rejections) == (0, 0, 2 + known, 1)
 
 
 def test_a_file_read_as_the_wrong_format_is_not_taken_for_known(campaign: Campaign, tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -307,8 +308,8 @@ def test_answers_to_a_closed_batch_are_late_and_count_in_the_next_round(queue: Q
 
 
 def test_names_are_names(queue: Queue) -> None:
-    for name in ("", " ann"):
-        with pytest.raises(LabelError, match="blanks"):
+    for name in ("", " \u200b", "a\x00"):
+        with pytest.raises(LabelError, match="name of a person"):
             queue.lease(name, 1)
 
 
@@ -466,9 +467,38 @@ def test_answers_of_several_people_in_one_transaction_are_those_of_each(queue: Q
     outcomes = [[each.result for each in theirs] for theirs in queue.answer_together(together)]
     assert outcomes == [["new", "refused"], ["new"], ["repeated"]]
     assert sorted(campaign.latest_answers().rows.tolist()) == sorted([ann[0], bob[0]])
-    with pytest.raises(LabelError, match="without surrounding blanks"):
-        queue.answer_together([("ann", [says("a2", ann[1])]), (" bob", [])])
-    assert queue.mine("ann") == 1
+    outcomes = queue.answer_together([("", [says("x", bob[1])]), ("ann", [says("a2", ann[1])])])
+    assert [[each.result for each in theirs] for theirs in outcomes] == [["refused"], ["new"]]
+    assert (queue.mine("ann"), queue.mine("bob")) == (2, 1)
+
+
+EAST = timezone(timedelta(hours=14))
+IMPOSSIBLE = {
+    "year 1": {"answered_at": datetime(1, 1, 1, tzinfo=EAST)},
+    "year 9999": {"shown_at": datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-12)))},
+    "no zone": {"answered_at": datetime(2026, 1, 1)},
+    "NUL": {"label": None, "skip_reason": "a\x00b"},
+    "surrogate": {"label": None, "skip_reason": "\ud83d"},
+    "NaN seconds": {"lead_time": float("nan")},
+    "too many seconds": {"lead_time": 10**400},
+    "far row": {"row": 2**70},
+    "far class": {"label": 2**70},
+    "float class": {"label": 1.0},
+    "NUL event": {"event": "a\x00b"},
+    "long event": {"event": "x" * 5000},
+}
+
+
+@pytest.mark.parametrize("wrong", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_an_impossible_answer_is_refused_and_those_of_the_same_commit_are_taken(
+    queue: Queue, campaign: Campaign, wrong: dict[str, Any]
+) -> None:
+    impossible = says(**({"event": "bad", "row": 300} | wrong))
+    together = [("ann", [says("a", 907), impossible]), ("bob", [says("b", 23, np.int64(2))])]
+    outcomes = queue.answer_together(together)
+    assert [[each.result for each in theirs] for theirs in outcomes] == [["new", "refused"], ["new"]]
+    latest = campaign.latest_answers()
+    assert dict(zip(latest.rows.tolist(), latest.labels.tolist(), strict=True)) == {907: 0, 23: 2}
 
 
 def test_many_people_at_once_answer_every_record_once(tmp_path: Path) -> None:
@@ -526,7 +556,8 @@ def test_a_token_lets_in_until_it_is_revoked(campaign: Campaign) -> None:
 
 
 def test_people_need_names_and_roles(campaign: Campaign) -> None:
-    with pytest.raises(InputError, match="blanks"):
-        Annotators(campaign).add(" ")
+    for name in (" ", "\ufeff", "x" * 201, "a\x00"):
+        with pytest.raises(InputError, match="name of a person"):
+            Annotators(campaign).add(name)
     with pytest.raises(InputError, match="annotator or manager"):
         Annotators(campaign).add("ann", "boss")

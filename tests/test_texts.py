@@ -11,10 +11,10 @@ from dal.texts import (
     as_time,
     brief,
     flaw,
+    folded,
     guarded,
     name_flaw,
     parsed,
-    folded,
     shown_name,
     time_flaw,
     unguarded,
@@ -36,7 +36,15 @@ def test_the_guard_is_undone_exactly(text: str) -> None:
 
 @pytest.mark.parametrize(
     "spelling",
-    ["Zoë Ann", "ZOË ANN", "zoe\u0308 ann", " Zoë  Ann\t", "\ufeffZoë\u00a0Ann", "Z\u200boë Ann", "\uff3aoë\u3000Ann\n"],
+    [
+        "Zoë Ann",
+        "ZOË ANN",
+        "zoe\u0308 ann",
+        " Zoë  Ann\t",
+        "\ufeffZoë\u00a0Ann",
+        "Z\u200boë Ann",
+        "\uff3aoë\u3000Ann\n",
+    ],
 )
 def test_spellings_of_one_name(spelling: str) -> None:
     assert folded(spelling) == folded("Zoë Ann")

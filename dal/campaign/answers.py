@@ -316,6 +316,9 @@ def complaint(answer: Answer, n_classes: int) -> str | None:
         return f"has the status {answer.status!r}; 'submitted' or 'skipped' was expected"
     if (answer.label is None) != (answer.status == "skipped"):
         return f"has the label {answer.label!r}, and the status {answer.status!r}"
+    code: object = answer.label
+    if code is not None and not isinstance(code, int | np.integer):
+        return f"has the class code {code!r}, which is no whole number"
     if answer.label is not None and not 0 <= answer.label < n_classes:
         return f"has the class code {answer.label}; the codes are 0 to {n_classes - 1}"
     if answer.skip_reason is not None and answer.status != "skipped":

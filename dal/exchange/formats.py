@@ -34,6 +34,7 @@ CELL_CHARACTERS = 32_000
 
 _ANSWERS = ("accept", "reject", "ignore")
 # Columns by which a table that Label Studio exported is known.
+_TIMES: tuple[str, ...] = ("created_at", "updated_at", "lead_time")
 _LABEL_STUDIO = ("annotation_id", "annotator", "lead_time")
 
 
@@ -145,7 +146,7 @@ class Csv:
         if not header:
             raise LabelError(f"{path} is empty: a header with record_id and label was expected")
         at, width = _positions(header, path), len(header)
-        more = {name: header.index(name) for name in ("created_at", "updated_at", "lead_time") if name in header}
+        more = {name: header.index(name) for name in _TIMES if name in header}
         exported = all(name in header for name in _LABEL_STUDIO)
         for number, cells in rows:
             # A line cut short has its last columns empty; spreadsheets leave those out.
@@ -413,7 +414,8 @@ def as_text(value: object) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float | Decimal):
-        return f"{int(value)}.0" if math.isfinite(value) and value == int(value) and abs(value) < 2**53 else None
+        number = float(value)
+        return f"{number:.1f}" if number.is_integer() and abs(number) < 2**53 else None
     if isinstance(value, bytes):
         try:
             value = value.decode()

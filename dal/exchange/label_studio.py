@@ -17,7 +17,8 @@ from xml.etree import ElementTree as ET
 import ijson
 
 from dal.errors import LabelError
-from dal.exchange.formats import Item, Line, Rejected, Sheet, as_json, as_seconds, as_text, as_time
+from dal.exchange.formats import Item, Line, Rejected, Sheet, as_json, as_text
+from dal.texts import as_seconds, as_time
 
 CONTROL = "label"
 """Name of the labelling page's choice of a class; annotations refer to it."""
