@@ -1,5 +1,7 @@
 """Pools that grow: rows never move, an append is seen whole or not at all, campaigns go on across it."""
 
+import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import dal
 from dal.campaign import Campaign
 from dal.cli import main
 from dal.coordinator import Coordinator
-from dal.errors import InputError, PoolError, SourceError
+from dal.errors import InputError, PoolError, PoolNotFound, SourceError
 from dal.pool import Block, Pool, append_pool, build_pool
 from dal.pool import build as building
 from dal.pool import ids as indexing
@@ -105,6 +107,39 @@ def test_a_pool_in_shards_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     pool = build_pool(OLD, tmp_path / "pool.zarr", **named(0, 101))
     assert pool.write_rows > pool.chunk_rows
     same(append_pool(NEW, tmp_path / "pool.zarr", **named(101, 57)), 158)
+
+
+@pytest.mark.parametrize("held", ["opened", "sent to a worker", "a part of it"])
+def test_a_holder_notices_that_the_pool_has_grown(held: str, path: Path) -> None:
+    opened = Pool.open(path)
+    opened = {"opened": opened, "sent to a worker": pickle.loads(pickle.dumps(opened)), "a part of it": opened}[held]
+    assert opened.refreshed() is opened
+    if held == "a part of it":
+        opened = opened.head(60)
+        same(opened.refreshed(), 101)
+    for start, stop in ((101, 110), (110, 141), (141, 158)):
+        append_pool(BOTH[start:stop], path, **named(start, stop - start))
+    grown = opened.refreshed()
+    same(grown, 158)
+    assert grown.refreshed() is grown
+    assert grown.nbytes == 158 * D * 4
+    same(opened, opened.n_rows)  # ids are found, though the index of then has gone
+    build_pool(BOTH, path, **named(0, 158), overwrite=True)
+    for pool in (opened, grown):
+        with pytest.raises(PoolError, match="another pool"):
+            pool.refreshed()
+    shutil.rmtree(path)
+    with pytest.raises(PoolNotFound):
+        opened.refreshed()
+
+
+def test_a_plain_array_that_was_resized_is_another_pool(tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "plain.zarr", data=OLD)
+    opened = Pool.open(tmp_path / "plain.zarr")
+    assert opened.refreshed() is opened
+    array.resize((102, D))
+    with pytest.raises(PoolError, match="another pool"):
+        opened.refreshed()
 
 
 @pytest.mark.parametrize("where", ["in the rows", "in the index", "before the commit"])

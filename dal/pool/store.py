@@ -76,7 +76,7 @@ class Pool:
         self._features = features
         self._group = group
         self._fill = fill
-        described = {} if group is None else description(group)
+        self._described = described = {} if group is None else description(group)
         self._has_ids = bool(described.get("has_ids"))
         self._index = described.get("index", INDEX)
         self.fields: tuple[str, ...] = tuple(described.get("fields", ()))
@@ -139,6 +139,35 @@ class Pool:
         shorter.nbytes = n_rows * self.n_features * self.dtype.itemsize
         return shorter
 
+    def refreshed(self) -> "Pool":
+        """Return the pool as it is now: this object, or, where records were appended since, another one that has them.
+
+        One small file is read, so it may be asked before every look-up.
+
+        Raises
+        ------
+        PoolNotFound
+            The pool has gone.
+        PoolError
+            Another pool lies there now: its rows are other records.
+        """
+        now = _opened(self.place)
+        if isinstance(now, zarr.Group):
+            described = description(now)
+            if described == self._described and self._group is not None and self.n_rows == described["n_rows"]:
+                return self
+            fingerprint = described.get("fingerprint")
+        else:
+            fingerprint = _digest(now)
+        if fingerprint != self.fingerprint:
+            raise PoolError(
+                f"{self.place} holds another pool than the one that was opened, or another array; restore that one, or"
+                " open the pool again"
+            )
+        if isinstance(now, zarr.Array):
+            return self
+        return Pool(self.place, _features_of(self.place, now), now, fill=self._fill)
+
     def reader(self) -> "Reader":
         """Return a new reader; one for each task or thread."""
         return Reader(self)
@@ -181,8 +210,13 @@ class Pool:
         if strange:
             raise InputError(f"record ids are str, got {type(strange[0]).__name__}: {strange[0]!r}")
         if self._has_ids:
-            hashes, rows, fence = (self._array(f"{self._index}/{name}") for name in ("hash", "row", "fence"))
-            found = ids.find_rows(record_ids, self._array("ids"), (hashes, rows, fence))
+            try:
+                found = ids.find_rows(record_ids, self._array("ids"), self._index_arrays())
+            except (PoolError, FileNotFoundError):  # an append keeps the index before its own, and no older one
+                latest = self.refreshed()
+                if latest._index == self._index:
+                    raise
+                found = ids.find_rows(record_ids, latest._array("ids"), latest._index_arrays())
             return np.where(found < self.n_rows, found, -1)
         return np.array([self._row_named(record_id) for record_id in record_ids], dtype=np.int64)
 
@@ -190,6 +224,10 @@ class Pool:
         """Display fields of `rows`: for each field its values, in the order asked."""
         wanted = self._checked(rows)
         return {name: take_rows(self._array(f"fields/{name}"), wanted).tolist() for name in self.fields}
+
+    def _index_arrays(self) -> ids.Index:
+        hashes, rows, fence = (self._array(f"{self._index}/{name}") for name in ("hash", "row", "fence"))
+        return hashes, rows, fence
 
     def _decoder(self) -> Decode:
         if self._group is None or self.encoding != "int8":  # int8 in a plain array is integers
