@@ -2,7 +2,9 @@
 
 import getpass
 import logging
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +21,10 @@ from dal import explorer
 from dal.agreement import Vote
 from dal.campaign import Annotators, Campaign, Settings
 from dal.campaign.control import Act, Control
+from dal.campaign.disk import DISK_ERRORS, told
 from dal.client import connect, local_cluster
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, run_campaign
-from dal.errors import DalError
+from dal.errors import CampaignError, DalError
 from dal.exchange import (
     FORMATS,
     ImportReport,
@@ -58,12 +61,36 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - click's own signature
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except DalError as error:
             raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt:
+        except OSError as error:
+            if error.errno not in DISK_ERRORS:
+                raise
+            raise click.ClickException(f"{error.filename or 'A file'}: {told(error)}") from error
+        except KeyboardInterrupt as error:
             console.print("Interrupted. Nothing is lost: run the same command again, it goes on from here.")
-            ctx.exit(130)
+            ctx.exit(143 if isinstance(error, _Terminated) else 130)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM, as by a service manager: it ends as by Ctrl-C."""
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    def end(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # as in a test: only there are signals handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -777,14 +804,19 @@ def report(directory: Path, output: Path, scheduler: str | None) -> None:
     interval, stopping criteria, annotators. The file opens anywhere, and fetches nothing.
     """
     campaign = Campaign.open(directory)
+    opened = pool_of(campaign)
     with _cluster(scheduler, start=False) as client, shown("map", console) as show:
-        pool_map = map_of(
-            pool_of(campaign),
-            campaign.directory / MAP,
-            campaign.settings.seed,
-            client=client,
-            progress=lambda done, total: show(done, total, "rows"),
-        )
+        try:
+            pool_map = map_of(
+                opened,
+                campaign.directory / MAP,
+                campaign.settings.seed,
+                client=client,
+                progress=lambda done, total: show(done, total, "rows"),
+            )
+        except CampaignError as error:  # it cannot be kept, and a report changes nothing: it does without
+            pool_map = None
+            logging.getLogger(__name__).warning("%s. The report has no map.", error)
     explorer.write_explorer(output, explorer.view_of_campaign(campaign, pool_map))
     console.print(f"Open {output} in a browser.")
 

@@ -12,7 +12,7 @@ PACKAGE = Path(dal.__file__).parent
 
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
-    {"errors", "_threads"},
+    {"errors", "_threads", "locks"},
     {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "rounds", "trees", "texts", "classes"},
     {"places"},
     {"pool", "learner", "campaign", "client", "progress"},

@@ -3,7 +3,7 @@
 import os
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +19,8 @@ BUSY_SECONDS = 30.0
 """How long a write waits for another process's; a single one takes milliseconds, a large import some seconds."""
 
 _IN_USE = "Another process has been writing for too long: wait for it or end it, then run again"
-_NO_ACCESS = "Get write access to the file and its directory, which even reading takes"
+_NO_ACCESS = "Get write access to the file and its directory"
+_MISSING = "The file is gone: restore it from a copy"
 _FULL = "The disk is full: free space and run again; nothing was changed"
 _DAMAGED = "The file is damaged, or something else: restore it from a copy"
 _DISK = "The disk failed to read or write: look at it, then run again"
@@ -39,6 +40,7 @@ _REMEDIES = {
     "SQLITE_CORRUPT": "The file is damaged: restore it from a copy",
     "SQLITE_NOTADB": _DAMAGED,
     "SQLITE_ERROR": _DAMAGED,
+    "SQLITE_IOERR_SHM": _FULL,  # the file of 32 kB that all who use the database share
     "SQLITE_IOERR": _DISK,
     "55P03": _IN_USE,
     "53100": _FULL,
@@ -87,6 +89,7 @@ class Database:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
                 yield connection
+                _check_still(connection, self.place)
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
@@ -155,18 +158,15 @@ def open_file(path: Path, mode: str = "rw") -> Database:
         pragmas.append("journal_mode = WAL")  # stays with the file
 
     def connect() -> sqlite3.Connection:
-        # isolation_level None hands BEGIN to us: Python's own would be deferred, and a deferred transaction that
-        # turns to writing fails at once when another one has written since, whatever the busy timeout.
-        connection = sqlite3.connect(
-            f"{path.as_uri()}?mode={mode}", uri=True, timeout=BUSY_SECONDS, isolation_level=None
-        )
         try:
-            for pragma in pragmas:
-                connection.execute(f"PRAGMA {pragma}")
-        except sqlite3.Error:
-            connection.close()
-            raise
-        return connection
+            return _connected(path, f"mode={mode}", pragmas)
+        except sqlite3.OperationalError as error:
+            if mode != "rw" or not error.sqlite_errorname.startswith(_UNSHARED):
+                raise
+            try:
+                return _connected_alone(path, pragmas)
+            except sqlite3.Error:
+                raise error from None
 
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
 
@@ -176,6 +176,63 @@ def open_file(path: Path, mode: str = "rw") -> Database:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return Database(engine, str(path))
+
+
+_UNSHARED = ("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_READONLY")
+"""How opening fails where the file of shared memory beside the database cannot be made."""
+
+
+def _connected(
+    path: Path, how: str, pragmas: Sequence[str], kind: type[sqlite3.Connection] = sqlite3.Connection
+) -> sqlite3.Connection:
+    # isolation_level None hands BEGIN to us: Python's own would be deferred, and a deferred transaction that turns to
+    # writing fails at once when another one has written since, whatever the busy timeout.
+    connection = sqlite3.connect(
+        f"{path.as_uri()}?{how}", uri=True, timeout=BUSY_SECONDS, isolation_level=None, factory=kind
+    )
+    try:
+        for pragma in (*pragmas, "schema_version"):  # the last one looks into the file
+            connection.execute(f"PRAGMA {pragma}").fetchone()
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _connected_alone(path: Path, pragmas: Sequence[str]) -> sqlite3.Connection:
+    """Open a database without shared memory: on a full disk, and where nothing may be written.
+
+    In the first case nobody else may have it open meanwhile. In the second one nothing keeps others away, so what is
+    read is checked by `_check_still`.
+    """
+    with suppress(sqlite3.Error):  # first of all: the other settings look into the file, and into shared memory
+        return _connected(path, "mode=rw", ["locking_mode = EXCLUSIVE", *pragmas])
+    log = path.with_name(f"{path.name}-wal")
+    if log.exists() and log.stat().st_size:
+        raise sqlite3.OperationalError("changes lie in the write-ahead log, and it takes write access to read them")
+    seen = _looks(path)
+    still = _connected(path, "mode=ro&immutable=1", pragmas, _Still)
+    assert isinstance(still, _Still)
+    still.path, still.seen = path, seen
+    return still
+
+
+class _Still(sqlite3.Connection):
+    """A connection without locks to a file that is taken not to change."""
+
+    path: Path
+    seen: tuple[int, ...]
+
+
+def _looks(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _check_still(connection: Connection, place: str) -> None:
+    raw: object = connection.connection.dbapi_connection
+    if isinstance(raw, _Still) and _looks(raw.path) != raw.seen:
+        raise CampaignError(f"{place} was changed while it was read: run again")
 
 
 # -- PostgreSQL --------------------------------------------------------------------------------------------------------
@@ -269,6 +326,8 @@ def explained(place: str) -> Iterator[None]:
         remedy = next((text for name, text in _REMEDIES.items() if code.startswith(name)), None)
         if remedy is None:
             raise
+        if code.startswith("SQLITE_CANTOPEN") and not Path(place).exists():
+            remedy = _MISSING
         raise CampaignError(f"{place}: {str(error.orig).strip()}. {remedy}") from error
 
 

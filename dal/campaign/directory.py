@@ -1,5 +1,6 @@
 """A campaign's directory: how it is laid out, told from others, and opened, wherever its database lies."""
 
+import codecs
 import json
 import re
 import secrets
@@ -13,12 +14,15 @@ from sqlalchemy import Connection, Row, insert, inspect, select
 
 from dal.campaign import migrations, schema
 from dal.campaign.database import Database, open_file, open_server
-from dal.campaign.disk import exclusive, replacing, sync_directory
+from dal.campaign.disk import LOCK, exclusive, replacing, sync_directory, told
 from dal.campaign.objects import objects_of
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, SettingsError
 
-DATABASE, TOML, LOCK, LEARNER = "campaign.db", "campaign.toml", "campaign.lock", "learner.skops"
+DATABASE, TOML, LEARNER = "campaign.db", "campaign.toml", "learner.skops"
+PART = f"{DATABASE}.part"
+_BESIDE = ("", "-journal", "-wal", "-shm")
+"""Ends of the names of the files that SQLite keeps of a database."""
 FOLDERS = ("models", "rounds", "journal")
 
 
@@ -35,7 +39,7 @@ def lay_out(directory: Path, settings: Settings, *, pool_fingerprint: str, n_row
     with _writable(directory):
         directory.mkdir(parents=True, exist_ok=True)
         _refuse_foreign(directory)
-        with exclusive(directory / LOCK):
+        with exclusive(directory):
             _refuse_foreign(directory)
             _fill(directory, settings, learner, {"pool_fingerprint": pool_fingerprint, "n_rows": n_rows})
 
@@ -58,7 +62,7 @@ def open_directory(directory: Path) -> tuple[Settings, Row[Any], Database]:
 
 def coordinator_lock(directory: Path, database: Database) -> AbstractContextManager[None]:
     """Give the lock that one coordinator holds: where the database is, because that is what all of them share."""
-    return database.lock() if database.is_server else exclusive(directory / LOCK)
+    return database.lock() if database.is_server else exclusive(directory)
 
 
 # -- making ------------------------------------------------------------------------------------------------------------
@@ -70,7 +74,7 @@ def _writable(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CampaignError(
-            f"no campaign can be made in {directory}: {error.strerror}. Choose another place"
+            f"no campaign can be made in {directory}: {told(error)}. Choose another place otherwise"
         ) from error
 
 
@@ -83,9 +87,7 @@ def _refuse_foreign(directory: Path) -> None:
         TOML,
         LEARNER,
         LOCK,
-        f"{DATABASE}.part",
-        f"{DATABASE}.part-wal",
-        f"{DATABASE}.part-shm",
+        *(PART + end for end in _BESIDE),
         *FOLDERS,
     }
     filled = {name for name in names & set(FOLDERS) if any((directory / name).iterdir())}
@@ -125,14 +127,17 @@ def _fill(directory: Path, settings: Settings, learner: bytes | None, made_for: 
                 file.write(toml)
             _make_tables(database, connection, row)
         return
-    part = directory / f"{DATABASE}.part"
+    part = directory / PART
     database = open_file(part, mode="rwc")
     with replacing(directory / TOML) as file:
         file.write(toml)
-    for leftover in (part, Path(f"{part}-wal"), Path(f"{part}-shm")):
-        leftover.unlink(missing_ok=True)
+    for end in _BESIDE:
+        part.with_name(PART + end).unlink(missing_ok=True)
     with database.reading() as connection:
         _make_tables(database, connection, row)
+    if part.with_name(f"{PART}-wal").exists():
+        # Renamed without it, the database would lack what is in there.
+        raise CampaignError(f"{part} cannot be finished, as on a full disk. Free space, then run again")
     part.replace(directory / DATABASE)
     sync_directory(directory)
 
@@ -170,8 +175,8 @@ def _database_of(directory: Path) -> Database:
 def _url_in(toml: Path) -> str:
     """Find where the database is; what else is wrong with the settings is said when they are read."""
     try:
-        table = tomllib.loads(toml.read_text(encoding="utf-8")).get("settings")
-    except (OSError, ValueError):
+        table = tomllib.loads(_text_of(toml)).get("settings")
+    except (CampaignError, ValueError):
         return ""
     url = table.get("database") if isinstance(table, dict) else None
     return url if isinstance(url, str) else ""
@@ -214,13 +219,29 @@ def _read_settings(path: Path, row: Row[Any]) -> Settings:
 
 def _toml_in(path: Path) -> tuple[object, str]:
     """Read campaign.toml: the campaign's id, and the text."""
+    text = _text_of(path)
     try:
-        text = path.read_text(encoding="utf-8")
         return tomllib.loads(text).get("id"), text
+    except ValueError as error:
+        quotes = sorted(set(text) & set("\u201c\u201d\u201e\u2018\u2019\u00ab\u00bb"))
+        hint = f'. It holds the quotes {" ".join(quotes)}: TOML takes " only' if quotes else ""
+        raise SettingsError(f"{path} is no valid TOML: {error}{hint}") from error
+
+
+def _text_of(path: Path) -> str:
+    """Read a text file that people edit: a byte order mark, which some editors write, is none of the text."""
+    try:
+        data = path.read_bytes()
     except OSError as error:
         raise CampaignError(f"{path} cannot be read: {error.strerror}. Restore it from a copy") from error
-    except ValueError as error:
-        raise SettingsError(f"{path} is no valid TOML: {error}") from error
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or data.count(0) > len(data) // 3:
+        raise SettingsError(f"{path} must be a text in UTF-8, got UTF-16: save it as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"{path} must be a text in UTF-8, got something else at byte {error.start}: save it as UTF-8"
+        ) from error
 
 
 def _settings_from(text: str, path: Path) -> Settings:

@@ -1,14 +1,35 @@
 """Files that are either whole or not there, the lock that dies with its process, and what kind of disk it is."""
 
-import fcntl
+import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from dal.errors import CampaignError, CampaignLocked, DalError
+from dal.locks import locked
+
+LOCK = "campaign.lock"
+"""Tells others which process holds the directory."""
+
+_FREE = "Free space on that disk"
+_ACCESS = "Get write access"
+_ADVICE = {
+    errno.ENOSPC: _FREE,
+    errno.EDQUOT: _FREE,
+    errno.EFBIG: "Let this process write larger files (ulimit -f)",
+    errno.EACCES: _ACCESS,
+    errno.EPERM: _ACCESS,
+    errno.EROFS: _ACCESS,
+    errno.EIO: "The disk failed: look at it",
+    errno.EMFILE: "Let this process open more files (ulimit -n)",
+    errno.ENFILE: "The system has too many files open: end what you do not need",
+}
+
+DISK_ERRORS = frozenset(_ADVICE)
+"""Error numbers that are about the disk or the system, and not about what was passed."""
 
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORKED = frozenset(
@@ -47,7 +68,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     CampaignError
         If the file cannot be written; what was at `path` before is untouched.
     """
-    # A name of its own: `labels.csv.part` may be a file of the user's.
+    if path.exists() and not path.is_file():
+        # Renamed over, a device or a pipe would be gone.
+        raise CampaignError(f"{path} must be a file or not there yet, got something else: choose another name")
+    # A name of its own: `labels.csv.part` may be a file of the user's, and another process may write the same file.
     part = path.with_name(f".dal-{secrets.token_hex(8)}.part")
     try:
         with part.open("xb") as file:
@@ -59,12 +83,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if isinstance(error, DalError):  # a pool or a campaign that the writer found missing
             raise
-        raise CampaignError(
-            f"{path} cannot be written: {error.strerror}. Free space or ask for access, then run again"
-        ) from error
+        raise CampaignError(f"{path} cannot be written: {told(error)}") from error
     finally:
         with suppress(OSError):  # where there is no access, there is nothing left behind either
             part.unlink(missing_ok=True)
+
+
+def told(error: OSError) -> str:
+    """Return what failed, and what to do about it."""
+    return f"{error.strerror or error}. {_ADVICE.get(error.errno or 0, 'Mend that')}, then run again"
 
 
 def sync_directory(directory: Path) -> None:
@@ -77,32 +104,25 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`; the system frees it when the process ends, however it ends.
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a campaign's directory; see `dal.locks.locked`.
 
     Raises
     ------
     CampaignLocked
         If it is held, by this process or another one; the message names its pid.
     CampaignError
-        If the lock file cannot be opened.
+        If it cannot be locked.
     """
-    try:
-        # Not "w": that would wipe the holder's pid before the lock says whether there is a holder.
-        file = path.open("a+")
-    except OSError as error:
-        raise CampaignError(
-            f"{path} cannot be opened: {error.strerror}. Working on a campaign takes write access to its directory"
-        ) from error
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(directory, directory / LOCK))
         except BlockingIOError as error:
-            file.seek(0)
             raise CampaignLocked(
-                f"{path.parent} is in use by process {file.read().strip() or 'unknown'}: wait for it, or end it"
+                f"{directory} is in use by process {error.strerror}: wait for it, or end it"
             ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        except OSError as error:
+            raise CampaignError(
+                f"{directory} cannot be locked: {told(error)}. A coordinator needs write access to the directory"
+            ) from error
         yield

@@ -9,6 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from dal.campaign.disk import replacing
+
 
 def write_explorer(path: str | Path, view: dict[str, Any]) -> None:
     """Write the explorer.
@@ -20,7 +22,9 @@ def write_explorer(path: str | Path, view: dict[str, Any]) -> None:
     view : dict
         As :func:`dal.explorer.view_of_run` gives it.
     """
-    Path(path).write_text(explorer_html(view), encoding="utf-8")
+    page = explorer_html(view).encode()
+    with replacing(Path(path)) as file:
+        file.write(page)
 
 
 def explorer_html(view: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -47,13 +47,14 @@ class Journal:
 
     def open(self, digest: str) -> None:
         """Begin or go on with the pass of this digest; spans of any other are deleted."""
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for other in self.directory.iterdir():
-            if other.name != digest:
-                _remove_pass(other)
         folder = self.directory / digest
-        folder.mkdir(exist_ok=True)
         self.path = folder / FILE_NAME
+        with self._failure_told():
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for other in self.directory.iterdir():
+                if other.name != digest:
+                    _remove_pass(other)
+            folder.mkdir(exist_ok=True)
 
     def results(self) -> Iterator[SpanResult]:
         """Give the finished spans one by one, as they ended."""
@@ -62,7 +63,7 @@ class Journal:
     def _records(self) -> Iterator[bytes]:
         if not self.path.exists():
             return
-        with self.path.open("rb+") as file:
+        with self._failure_told(), self.path.open("rb+") as file:
             whole = 0
             while (data := _record(file)) is not None:
                 whole = file.tell()
@@ -74,12 +75,19 @@ class Journal:
     def add(self, result: SpanResult) -> None:
         """Record a finished span."""
         data = encode(result)
+        record = _HEAD.pack(len(data), zlib.crc32(data)) + data
+        with self._failure_told(), self.path.open("ab", buffering=0) as file:
+            # A disk that becomes full takes a part of it, and that is no error yet.
+            while record:
+                record = record[file.write(record) :]
+
+    @contextmanager
+    def _failure_told(self) -> Iterator[None]:
         try:
-            with self.path.open("ab", buffering=0) as file:
-                file.write(_HEAD.pack(len(data), zlib.crc32(data)) + data)
+            yield
         except OSError as error:
             raise ScanError(
-                f"{self.path} cannot be written: {error.strerror}. Free space or ask for access, and run again: the"
+                f"{self.path} cannot be read or written: {error.strerror}. Free space or get access, and run again: the"
                 " spans that are written are not scored again."
             ) from error
 

@@ -1,0 +1,293 @@
+"""Faults of the system: full and read-only disks, kills, locks that are deleted, files that editors have changed."""
+
+import multiprocessing
+import os
+import shutil
+import sqlite3
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from dal import cli
+from dal.campaign import Answer, Campaign, Settings
+from dal.campaign.disk import replacing
+from dal.coordinator import create_campaign
+from dal.errors import CampaignError, CampaignLocked, SettingsError
+from dal.pool import Pool, build_pool
+
+CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
+CLASSES = ("red", "green", "blue")
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["dal.cli"])
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 3, 1_000)
+    X = (2.0 * rng.standard_normal((3, 4))[codes] + rng.standard_normal((1_000, 4))).astype(np.float32)
+    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
+
+
+def created(directory: Path) -> Campaign:
+    return Campaign.create(directory, CHOSEN, pool_fingerprint="f00d", n_rows=1000)
+
+
+def says(row: int, label: int) -> Answer:
+    return Answer(row, f"id{row}", "ann", "submitted", label)
+
+
+def dal(*arguments: object) -> Result:
+    return CliRunner().invoke(cli.main, [str(each) for each in arguments])
+
+
+# -- the lock ----------------------------------------------------------------------------------------------------------
+
+
+def hold(directory: Path, ready: "multiprocessing.connection.Connection") -> None:
+    try:
+        with Campaign.open(directory).lock():
+            ready.send("held")
+            ready.recv()
+    except CampaignLocked as error:
+        ready.send(str(error))
+
+
+@contextmanager
+def holder(directory: Path) -> Iterator[tuple[str, int]]:
+    """Try to hold a campaign's lock in another process; what it says, and its process id."""
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=hold, args=(directory, there))
+    process.start()
+    try:
+        yield here.recv(), process.pid or 0
+    finally:
+        process.kill()
+        process.join()
+
+
+def delete(directory: Path) -> Path:
+    (directory / "campaign.lock").unlink()
+    return directory
+
+
+def replace(directory: Path) -> Path:
+    (directory / "new").write_text("")
+    (directory / "new").replace(directory / "campaign.lock")
+    return directory
+
+
+def rename(directory: Path) -> Path:
+    return directory.rename(directory.with_name("renamed"))
+
+
+def link(directory: Path) -> Path:
+    directory.with_name("link").symlink_to(directory)
+    return directory.with_name("link")
+
+
+@pytest.mark.parametrize("disturbed", [delete, replace, rename, link])
+def test_a_lock_that_is_held_keeps_others_out_whatever_happens_to_its_file(
+    disturbed: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    directory = created(tmp_path / "c").directory
+    with holder(directory) as (said, pid):
+        assert said == "held"
+        elsewhere = disturbed(directory)
+        with holder(elsewhere) as (second, _):
+            assert "in use by process" in second
+        known = disturbed in (rename, link)
+        with pytest.raises(CampaignLocked, match=str(pid) if known else "unknown"), Campaign.open(elsewhere).lock():
+            pass
+    with Campaign.open(elsewhere).lock():
+        pass
+
+
+def test_a_copy_of_a_campaign_is_another_one(tmp_path: Path) -> None:
+    directory = created(tmp_path / "c").directory
+    with holder(directory):
+        copy = Campaign.open(shutil.copytree(directory, tmp_path / "copy"))
+        with copy.lock():
+            assert copy.add_answers([says(1, 1)], source="web").new == 1
+    assert Campaign.open(directory).last_answer() == 0
+
+
+# -- files that people edit --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        lambda text: b"\xef\xbb\xbf" + text.encode(),
+        lambda text: text.replace("\n", "\r\n").encode(),
+        lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").replace(" = ", "\t=\t").encode(),
+    ],
+    ids=["byte order mark", "Windows lines", "both, with tabs"],
+)
+def test_what_an_editor_makes_of_the_settings_is_read(edited: Callable[[str], bytes], tmp_path: Path) -> None:
+    campaign = created(tmp_path / "c")
+    path = campaign.directory / "campaign.toml"
+    path.write_bytes(edited(path.read_text().replace("batch = 4", "batch = 5")))
+    opened = Campaign.open(campaign.directory)
+    assert opened.id == campaign.id
+    assert opened.settings.batch == 5
+    assert opened.settings.classes == CHOSEN.classes
+
+
+@pytest.mark.parametrize(
+    ("edited", "said"),
+    [
+        (lambda text: text.encode("utf-16"), "UTF-16"),
+        (lambda text: text.encode("utf-16-le"), "UTF-16"),
+        (lambda text: text.replace("cat", "c\u00e4t").encode("latin-1"), "UTF-8"),
+        (lambda text: text.replace("cat", "c\0t").encode(), "TOML"),
+        (lambda text: text.replace('"margin"', "\u201cmargin\u201d").encode(), "\u201c \u201d"),
+        (lambda text: text.replace("batch = 4", "batch = ").encode(), r"at line \d"),
+        (lambda text: text.replace("batch = 4", "bach = 4").encode(), "bach"),
+        (lambda text: text.replace("batch = 4", "batch = 4\nbatch = 5").encode(), "TOML"),
+        (lambda _: b"", "campaign None"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_said_with_their_file(
+    edited: Callable[[str], bytes], said: str, tmp_path: Path
+) -> None:
+    path = created(tmp_path / "c").directory / "campaign.toml"
+    path.write_bytes(edited(path.read_text()))
+    with pytest.raises((SettingsError, CampaignError), match=rf"(?s)campaign\.toml.*({said})"):
+        Campaign.open(tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", [name for name in vars(CHOSEN) if name != "classes"])
+@pytest.mark.parametrize("value", ["[[1]]", "{ a = 1 }", "1979-05-27", "nan", "true", '["a", 1]', "-1"])
+def test_a_setting_of_another_type_is_refused_by_its_name(name: str, value: str, tmp_path: Path) -> None:
+    path = created(tmp_path / "c").directory / "campaign.toml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(f"{name} = {value}" if line.startswith(f"{name} =") else line for line in lines))
+    with pytest.raises(SettingsError, match=rf"campaign\.toml: {name}\b"):
+        Campaign.open(tmp_path / "c")
+
+
+def test_a_directory_in_the_place_of_the_settings_is_said(tmp_path: Path) -> None:
+    path = created(tmp_path / "c").directory / "campaign.toml"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CampaignError, match=r"campaign\.toml cannot be read"):
+        Campaign.open(tmp_path / "c")
+
+
+# -- full disks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MiB, which tests fill."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("nothing may be mounted here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    filler = disk / "filler"
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    return filler
+
+
+def test_a_full_disk_takes_no_reading_with_it_even_of_what_a_killed_process_left(disk: Path, tmp_path: Path) -> None:
+    directory = created(disk / "c").directory
+    other = sqlite3.connect(directory / "campaign.db")
+    other.execute("SELECT * FROM answers").fetchall()
+    Campaign.open(directory).add_answers([says(7, 2)], source="web")
+    shutil.copytree(directory, tmp_path / "killed")  # the answer is in the log alone, as nobody has closed the database
+    other.close()
+    shutil.rmtree(directory)
+    shutil.copytree(tmp_path / "killed", directory)
+    (directory / "campaign.db-shm").unlink()
+    assert (directory / "campaign.db-wal").stat().st_size
+    filler = fill(disk)
+    assert Campaign.open(directory).latest_answers().rows.tolist() == [7]
+    with pytest.raises(CampaignError, match="disk is full"):
+        Campaign.open(directory).add_answers([says(row, 1) for row in range(900)], source="web")
+    filler.unlink()
+    Campaign.open(directory).add_answers([says(8, 2)], source="web")
+    assert Campaign.open(directory).latest_answers().rows.tolist() == [7, 8]
+
+
+def test_a_full_disk_is_said_by_every_command_that_writes_and_halves_nothing(
+    disk: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    campaign = create_campaign(disk / "c", pool[0], CLASSES, batch=10, seed=7)
+    campaign.add_answers([says(1, 1), says(2, 0)], source="web")
+    answers = tmp_path / "answers.csv"
+    answers.write_text("record_id,label\n" + "".join(f"{row},red\n" for row in range(500, 600)))
+    filler = fill(disk)
+    for command in (
+        ("status", disk / "c"),
+        ("annotator", "list", disk / "c"),
+        ("label", "relabel", disk / "c"),
+        ("label", "export", disk / "c", tmp_path / "labels.parquet", "--labels"),
+    ):
+        told = dal(*command)
+        assert told.exit_code == 0, told.output
+    before = everything_in(disk)
+    for command in (
+        ("next", disk / "c"),
+        ("pause", disk / "c"),
+        ("stop", disk / "c"),
+        ("annotator", "add", disk / "c", "bob"),
+        ("label", "import", disk / "c", answers),
+        ("label", "gold", disk / "c", answers),
+        ("label", "export", disk / "c", disk / "labels.parquet", "--labels"),
+        ("map", disk / "c"),
+        ("init", disk / "c2", pool[0].path, "--classes", "a,b"),
+    ):
+        told = dal(*command)
+        assert told.exit_code == 1, (command, told.output)
+        assert isinstance(told.exception, SystemExit), command
+        assert "is full" in told.output or "No space left" in told.output, (command, told.output)
+    shutil.rmtree(disk / "c2")
+    assert everything_in(disk) - before <= {"c/campaign.lock"}, "no half of a file is left"
+    filler.unlink()
+    told = dal("label", "import", disk / "c", answers)
+    assert "100 new" in told.output
+    assert Campaign.open(disk / "c").gold() == {}
+
+
+def everything_in(disk: Path) -> set[str]:
+    names = {path.relative_to(disk).as_posix() for path in disk.rglob("*")}
+    return names - {"c/campaign.db-wal", "c/campaign.db-shm"}
+
+
+# -- files that are written by two, or over something else -------------------------------------------------------------
+
+
+def test_a_file_that_two_write_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out.csv"
+    with replacing(path) as first, replacing(path) as second:
+        first.write(b"the first one")
+        second.write(b"second")
+        second.flush()
+        first.flush()
+    assert path.read_bytes() == b"the first one"
+    with pytest.raises(ZeroDivisionError), replacing(path) as file:  # noqa: PT012 - what is written by then
+        file.write(b"half")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"the first one"
+    assert [each.name for each in tmp_path.iterdir()] == ["out.csv"]
+
+
+def test_a_pipe_is_not_renamed_over(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CampaignError, match="pipe must be a file"), replacing(tmp_path / "pipe"):
+        pass
+    assert (tmp_path / "pipe").is_fifo()
