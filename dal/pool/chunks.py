@@ -7,6 +7,8 @@ not compressed (several times faster than Zarr) or compressed by Blosc or Zstand
 """
 
 import itertools
+import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from io import SEEK_END, BufferedReader
 from pathlib import Path
@@ -15,8 +17,9 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import zarr
-from numcodecs import blosc, zstd
+from numcodecs import blosc
 from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
@@ -26,6 +29,8 @@ from dal.errors import ChunkError
 PIECE_BYTES = 256 * 2**10
 CHECKSUM_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
+_OVERHEAD_BYTES = 2**16
+"""Of a chunk that does not compress; twice its size and these are more than any codec adds."""
 ABSENT = 2**64 - 1  # what a shard says of a chunk that it does not hold
 REMEDY = "restore it from a copy, or build the pool again"
 
@@ -99,19 +104,25 @@ def take_rows(array: "zarr.Array[Any]", rows: npt.NDArray[np.int64]) -> npt.NDAr
 def missing_chunks(array: "zarr.Array[Any]") -> tuple[int, int]:
     """How many stored objects (shards, or chunks where there are none) are missing, and how many there should be.
 
-    Lists names; reads no data.
+    Lists names and reads no data. What it costs grows with the objects that are there, not with those that there should
+    be: an array may promise a billion chunks.
     """
     stored = array.shards or array.chunks
-    expected = _product(-(-length // step) for length, step in zip(array.shape, stored, strict=True))
-    per_object = _product(outer // inner for outer, inner in zip(stored, array.chunks, strict=True))
-    return expected - array.nchunks_initialized // per_object, expected
+    grid = [-(-length // step) for length, step in zip(array.shape, stored, strict=True)]
+    expected = math.prod(grid)
+    return expected - sync(_count_chunks(array, grid)), expected
 
 
-def _product(numbers: Iterator[int]) -> int:
-    product = 1
-    for number in numbers:
-        product *= number
-    return product
+async def _count_chunks(array: "zarr.Array[Any]", grid: list[int]) -> int:
+    # The key of the first chunk has a zero for each axis: "c/0/0", or "0.0".
+    key = array.metadata.encode_chunk_key((0,) * len(grid))
+    pattern = re.compile(re.escape(key).replace("0", "(0|[1-9][0-9]{0,18})"))
+    prefix = f"{array.path}/" if array.path else ""
+    count = 0
+    async for name in array.store.list_prefix(prefix):
+        found = pattern.fullmatch(name.removeprefix(prefix))
+        count += found is not None and all(int(at) < length for at, length in zip(found.groups(), grid, strict=True))
+    return count
 
 
 def _stored_objects(array: "zarr.Array[Any]", start: int, stop: int) -> Iterator[tuple[str, tuple[slice, ...]]]:
@@ -214,7 +225,10 @@ class ChunkFiles:
         if length is None:
             target.view(self._array.dtype)[:] = self._array.fill_value
         elif self._decompress is not None:
-            stored = file.read(length)
+            most = 2 * len(target) + _OVERHEAD_BYTES
+            stored = file.read(most + 1 if length < 0 else min(length, most + 1))
+            if len(stored) > most:
+                raise _Damage(f"it has more than {most} bytes, compressed, of {len(target)}")
             self._decompress(_without_checksum(stored, "it") if self._tail_bytes else stored, target)
         else:
             yield from self._copied(file, target)
@@ -274,13 +288,12 @@ def _from_blosc(data: bytes, target: npt.NDArray[np.uint8]) -> None:
 
 
 def _from_zstd(data: bytes, target: npt.NDArray[np.uint8]) -> None:
+    # Arrow's, because it takes no more memory than the length that is expected: 12 kB may decompress to 400 MB.
     try:
-        whole = np.frombuffer(zstd.decompress(data), dtype=np.uint8)
-    except (RuntimeError, ValueError) as error:
-        raise _Damage(f"it cannot be decompressed ({error})") from error
-    if len(whole) != len(target):
-        raise _Damage(f"it decompresses to {len(whole)} bytes, expected {len(target)}")
-    target[:] = whole
+        whole = pa.decompress(data, decompressed_size=len(target), codec="zstd")
+    except (OSError, ValueError) as error:
+        raise _Damage(f"it does not decompress to {len(target)} bytes ({error})") from error
+    target[:] = np.frombuffer(whole, dtype=np.uint8)
 
 
 _DECOMPRESS = {"blosc": _from_blosc, "zstd": _from_zstd}

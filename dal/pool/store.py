@@ -24,6 +24,8 @@ INDEX = "ids_index"
 """Name of the index of the ids, in a pool that was never appended to; else the description names it."""
 # A tile is at most this large, so a read unit of this size is decoded once however the tiles lie in it.
 UNIT_BYTES = 8 * 2**20
+# Zarr keeps a task for each chunk that it reads: a unit of a million chunks of one row would take gigabytes.
+UNIT_CHUNKS = 1024
 
 # What a build writes there.
 Description = dict[str, Any]
@@ -276,7 +278,8 @@ class Reader:
     pool
         The pool to read.
     unit_rows
-        Rows decoded at a time, a multiple of the pool's `chunk_rows`. Default: whole chunks of at least 8 MiB together.
+        Rows decoded at a time, a multiple of the pool's `chunk_rows`. Default: whole chunks of at least 8 MiB together,
+        at most 1,024 of them.
     """
 
     # Buffers live as long as the reader: under the memory settings of Dask's nanny a fresh 16 MiB array for each chunk
@@ -286,7 +289,7 @@ class Reader:
         record_bytes = pool.n_features * pool.dtype.itemsize
         chunk_bytes = pool.chunk_rows * record_bytes
         self._pool = pool
-        self._unit_rows = unit_rows or pool.chunk_rows * max(1, -(-UNIT_BYTES // chunk_bytes))
+        self._unit_rows = unit_rows or pool.chunk_rows * min(max(1, -(-UNIT_BYTES // chunk_bytes)), UNIT_CHUNKS)
         self._files = ChunkFiles.of(pool._features, fill=pool._fill)
         self._decode = pool._decoder()
         self._bytes = np.empty(0, dtype=np.uint8)

@@ -66,16 +66,18 @@ class Records:
 
     def contents(self, rows: Sequence[int]) -> list[Content]:
         """Give what records show, in the order asked; one that cannot be read says so and spares the others."""
-        missing = [row for row in dict.fromkeys(rows) if self._contents.get(row) is None]
-        if missing:
+        found = {row: self._contents.get(row) for row in dict.fromkeys(rows)}
+        if missing := [row for row, content in found.items() if content is None]:
             with self._reading:
                 try:
-                    for row, content in zip(missing, self._read(missing), strict=True):
-                        self._contents.put(row, content)
+                    read = dict(zip(missing, self._read(missing), strict=True))
                 except DalError:
-                    for row in missing:
-                        self._contents.put(row, self._alone(row))
-        return [self._contents.get(row) or self._alone(row) for row in rows]
+                    read = {row: self._alone(row) for row in missing}
+            for row, each in read.items():
+                if each.error is None:  # what could not be read is tried again: its chunk may have been restored
+                    self._contents.put(row, each)
+            found |= read
+        return [content for row in rows if (content := found[row]) is not None]
 
     def record_ids(self, rows: Sequence[int]) -> list[str]:
         """Give the ids of records, in the order asked."""
