@@ -4,13 +4,14 @@ The records lie in a chunked Zarr array; Dask workers score them in place, only 
 coordinator chooses a diverse batch, people label it, the learner is trained again, until more labels no longer pay.
 """
 
+from dal import scan
 from dal.campaign import Answer, Campaign
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch, run_campaign
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
-from dal.scan import Scan, scan
+from dal.scan import Scan
 from dal.selection import Candidates, Strategy
-from dal.selectors import select
+from dal.selectors import choose
 from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
 from dal.standing import status
 
@@ -32,10 +33,10 @@ __all__ = [
     "status",
     # its parts
     "Strategy",
-    "Scan",
     "scan",
+    "Scan",
     "Candidates",
-    "select",
+    "choose",
     # the loop with a known oracle
     "TestSet",
     "Replay",

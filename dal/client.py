@@ -5,18 +5,20 @@ import logging
 import os
 import queue
 import secrets
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import dask
 import dask.config
 import dask.system
-from distributed import Client, Future, KilledWorker, LocalCluster, Security, WorkerPlugin, get_worker
+from distributed import Client, Future, KilledWorker, LocalCluster, Security, Worker, WorkerPlugin, get_worker
 from distributed.comm.core import connect as connect_comm
 from distributed.deploy.cluster import Cluster
 
@@ -32,7 +34,7 @@ _IN_FLIGHT = 4
 """Items a thread that are sent at a time."""
 _STALL_SECONDS = 600.0
 _FIRST_PATIENCE_SECONDS = 4.0
-_NO_WORKERS_SECONDS = 60.0
+NO_WORKERS_SECONDS = 60.0
 _TICK_SECONDS = 1.0
 _ATTEMPTS = 3
 
@@ -148,6 +150,41 @@ def _knock(address: str, timeout: float) -> None:
         ) from error
 
 
+def wait_for_worker(client: Client) -> None:
+    """Wait until a cluster has a worker, and ask for one where it has none.
+
+    A cluster that adapts to its load starts nothing for a client that only waits: a task has to wait with it.
+
+    Raises
+    ------
+    ClusterError
+        If none comes within a minute, or the cluster is gone.
+    """
+    asking = None
+    try:
+        if not client.nthreads():
+            asking = client.submit(_nothing, pure=False)
+            client.wait_for_workers(1, timeout=NO_WORKERS_SECONDS)
+    except TimeoutError as error:
+        raise _without_workers() from error
+    except OSError as error:
+        raise ClusterError(f"the cluster is gone ({error}): bring it up and run again") from error
+    finally:
+        if asking is not None and client.status == "running":
+            asking.release()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _without_workers() -> ClusterError:
+    return ClusterError(
+        f"the cluster has had no worker for {NO_WORKERS_SECONDS:.0f} s: start workers, and run again. Where a queue or"
+        " an autoscaler takes longer to start them, keep one, as with cluster.adapt(minimum=1)"
+    )
+
+
 def map_on(client: Client, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Give ``function(item)`` for each item, in their order, each computed on one thread of a cluster's workers.
 
@@ -165,22 +202,33 @@ def map_on(client: Client, function: Callable[[Item], Result], items: Iterable[I
     Raises
     ------
     ClusterError
-        If the cluster is lost, or gives no result for ten minutes.
+        If the cluster is lost, has no worker for a minute, or gives no result for ten minutes.
     """
+    wait_for_worker(client)
+    moved: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
     pending: deque[Future[Result]] = deque()
     try:
         window = max(_IN_FLIGHT * sum(client.nthreads().values()), _IN_FLIGHT)
         for item in items:
             pending.append(client.submit(_on_one_thread, function, item, pure=False))
+            pending[-1].add_done_callback(moved.put)
             if len(pending) >= window:
-                yield _result(pending.popleft())
+                yield _first_result(client, pending, moved)
         while pending:
-            yield _result(pending.popleft())
+            yield _first_result(client, pending, moved)
     except OSError as error:
         raise ClusterError(f"the cluster is gone ({error}): bring it up and run again") from error
     finally:
         if pending and client.status == "running":
             client.cancel(list(pending))
+
+
+def _first_result(
+    client: Client, pending: "deque[Future[Result]]", moved: "queue.SimpleQueue[Future[Result] | None]"
+) -> Result:
+    while not pending[0].done():
+        _next_moved(client, moved)
+    return _result(pending.popleft())
 
 
 def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
@@ -243,12 +291,13 @@ def each_on(
         If the cluster is lost, has no worker for a minute, or for ten minutes nothing ends and no beat comes; or if an
         item ended every worker that was at it. What `function` raises is raised as it is.
     """
+    wait_for_worker(client)
     token = secrets.token_hex(8)
     moved: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
     pending: dict[Future[Result], Item] = {}
     ended: Future[Result] | None = None
     try:
-        bring(client, _Shared(token, shared))
+        bring(client, Brought(token, partial(_itself, shared)))
         client.subscribe_topic(token, lambda _: moved.put(None))
         for item in items:
             future = client.submit(_with_shared, token, function, item, pure=False, retries=2)
@@ -271,19 +320,51 @@ def each_on(
                 client.unregister_worker_plugin(token)
 
 
-_SHARED: dict[str, object] = {}
+class Brought(WorkerPlugin):
+    """Makes something in every worker process, once, and keeps it while a worker of the process has the plugin.
+
+    Workers may share a process, as those of a cluster without processes do: the first that leaves takes nothing away
+    from the others.
+
+    Parameters
+    ----------
+    name
+    make
+        Called on the worker.
+    """
+
+    def __init__(self, name: str, make: Callable[[], object]) -> None:
+        self.name = name
+        self.make = make
+
+    def setup(self, worker: Worker) -> None:
+        """Make it, unless another worker of this process has."""
+        with _holding:
+            if self.name not in _HELD:
+                _HELD[self.name] = (self.make(), set())
+            _HELD[self.name][1].add(worker.id)
+
+    def teardown(self, worker: Worker) -> None:
+        """Let it go with the last worker."""
+        with _holding:
+            _, holders = _HELD.get(self.name, (None, set()))
+            holders.discard(worker.id)
+            if not holders:
+                _HELD.pop(self.name, None)
 
 
-class _Shared(WorkerPlugin):
-    def __init__(self, token: str, value: object) -> None:
-        self.name = token
-        self.value = value
+_HELD: dict[str, tuple[object, set[object]]] = {}
+"""What was made, by name, with the workers of this process that hold it."""
+_holding = threading.Lock()
 
-    def setup(self, worker: object) -> None:  # noqa: ARG002 - the plugin's contract
-        _SHARED[self.name] = self.value
 
-    def teardown(self, worker: object) -> None:  # noqa: ARG002
-        _SHARED.pop(self.name, None)
+def brought(name: str) -> Any:  # noqa: ANN401 - whatever was made
+    """Give what :class:`Brought` has made in this worker process."""
+    return _HELD[name][0]
+
+
+def _itself(value: object) -> object:
+    return value
 
 
 def bring(client: Client, plugin: WorkerPlugin) -> None:
@@ -307,7 +388,7 @@ def bring(client: Client, plugin: WorkerPlugin) -> None:
 
 def _with_shared(token: str, function: Callable[[Any, Item, Beat], Result], item: Item) -> Result:
     worker = get_worker()
-    return function(_SHARED[token], item, lambda: worker.log_event(token, None))
+    return function(brought(token), item, lambda: worker.log_event(token, None))
 
 
 def _next_moved(client: Client, moved: "queue.SimpleQueue[Future[Result] | None]") -> "Future[Result] | None":
@@ -321,10 +402,8 @@ def _next_moved(client: Client, moved: "queue.SimpleQueue[Future[Result] | None]
             if client.status != "running":
                 raise ClusterError("the cluster is gone: bring it up and run again") from None
             alive = now if client.nthreads() else alive
-            if now - alive > _NO_WORKERS_SECONDS:
-                raise ClusterError(
-                    f"the cluster has had no worker for {_NO_WORKERS_SECONDS:.0f} s: start workers, and run again"
-                ) from None
+            if now - alive > NO_WORKERS_SECONDS:
+                raise _without_workers() from None
             if now - waited_from > _STALL_SECONDS:
                 raise ClusterError(
                     f"nothing has come further on the cluster for {_STALL_SECONDS:.0f} s: look at its workers and run"

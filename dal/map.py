@@ -12,12 +12,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client, wait
+from distributed import Client
 from sklearn.decomposition import PCA
 
 from dal._threads import one_thread
 from dal.campaign.disk import replacing
-from dal.errors import ClusterError, SettingsError
+from dal.client import each_on
+from dal.errors import SettingsError
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.driver import SAMPLE_BYTES, SAMPLE_ROWS, sample_rows
@@ -30,8 +31,6 @@ Rows = npt.NDArray[np.int64]
 VERSION = 1
 BINS = 256
 SAMPLE_POINTS = 2000
-ATTEMPTS = 3
-STALL_SECONDS = 600.0
 _MARGIN = 0.04
 _TAIL = 0.0005
 
@@ -238,7 +237,7 @@ def count_density(
     Raises
     ------
     ClusterError
-        If no span is finished for ten minutes.
+        If the cluster is lost, has no worker for a minute, or finishes no span for ten minutes.
     """
     tile = plan.tile_rows(pool.n_features)
     unit = plan.unit_rows(tile, pool.write_rows)
@@ -303,19 +302,8 @@ def _counted_here(spans: list[Interval], **what: Any) -> _Counted:  # noqa: ANN4
 
 
 def _counted_on_cluster(client: Client, spans: list[Interval], **what: Any) -> _Counted:  # noqa: ANN401
-    tasks = client.map(count_span, spans, pure=False, retries=ATTEMPTS - 1, **what)
-    waiting = dict(zip(tasks, spans, strict=True))
-    try:
-        while waiting:
-            with client.as_current():
-                done, _ = wait(list(waiting), timeout=STALL_SECONDS, return_when="FIRST_COMPLETED")
-            for task in done:
-                yield waiting[task], task.result()
-                del waiting[task]
-    except TimeoutError as error:
-        raise ClusterError(
-            f"None of {len(waiting)} spans of the map was counted within {STALL_SECONDS:.0f} s: look at the cluster's"
-            " dashboard, then run again."
-        ) from error
-    finally:
-        client.cancel(list(waiting))
+    return each_on(client, _count, spans, what)
+
+
+def _count(what: dict[str, Any], span: Interval, _: Callable[[], None]) -> npt.NDArray[np.int64]:
+    return count_span(span, **what)

@@ -214,7 +214,7 @@ class Strategy:
     score : str, default="margin"
         A name out of :data:`dal.scores.NAMES`.
     selector : str, default="facility_location"
-        How the batch is taken out of the best by score: a name out of :data:`TRAITS`; see :func:`dal.select`.
+        How the batch is taken out of the best by score: a name out of :data:`TRAITS`; see :func:`dal.selectors.select`.
     shortlist : int, default=10
         Candidates for each record of the batch.
     explore : float, default=0.05

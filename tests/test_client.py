@@ -19,6 +19,7 @@ from dal.client import SETTINGS, Beat, connect, each_on, local_cluster, map_on
 from dal.errors import ClusterError, SettingsError
 from dal.selection import Candidates, Strategy
 from dal.selectors import select
+from tests.clusters import own_cluster
 
 ROOT = Path(__file__).parents[1]
 WORKER_ENVIRONMENT = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
@@ -253,7 +254,7 @@ def test_items_come_as_they_end_with_what_is_shared(client: Client) -> None:
     assert list(each_on(client, added, [], 100)) == []
     with pytest.raises(FileNotFoundError, match=r"no 7\.zarr"):
         list(each_on(client, cannot_read, [7], None))
-    assert client.run(lambda: len(module._SHARED)) == dict.fromkeys(client.nthreads(), 0)
+    assert client.run(lambda: len(module._HELD)) == dict.fromkeys(client.nthreads(), 0)
 
 
 @pytest.mark.slow
@@ -278,11 +279,8 @@ def test_what_is_shared_outlives_every_worker_that_had_it(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_work_that_stands_still_and_a_cluster_without_workers_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STALL_SECONDS", 1.0)
-    monkeypatch.setattr(module, "_NO_WORKERS_SECONDS", 1.0)
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
+    monkeypatch.setattr(module, "NO_WORKERS_SECONDS", 1.0)
+    with own_cluster(1) as (cluster, client):
         with pytest.raises(ClusterError, match="nothing has come further on the cluster for 1 s"):
             list(each_on(client, stands_still, [1], None))
         monkeypatch.setattr(module, "_STALL_SECONDS", 60.0)

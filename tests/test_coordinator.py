@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,15 @@ from sklearn.svm import SVR
 
 from dal.agreement import dawid_skene
 from dal.campaign import Answer, Campaign, Given, Queue
-from dal.coordinator import Batch, Coordinator, Stopped, create_campaign, next_batch, next_step, pool_of
+from dal.coordinator import STOP_SET, Batch, Coordinator, Stopped, create_campaign, next_batch, next_step, pool_of
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
 from dal.rounds import Fit, Open, Select, Stop, Wait
 from dal.rounds import Scan as ScanAction
+from dal.scan import sample_codebook, scan
+from dal.selection import Strategy, explore_count, interleaved, uniform_rows
+from dal.selectors import choose
 from dal.simulation import answer_batch
 from dal.standing import doubtful, status
 
@@ -555,3 +559,55 @@ def test_files_that_a_power_cut_tore_are_made_again(truth: tuple[Pool, np.ndarra
             cells.write_bytes(cells.read_bytes()[: cells.stat().st_size // 2])
         batches.append(asked(campaign).rows.tolist())
     assert batches[0] == batches[1]
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["default", "margin", "power", "cluster_margin", "coverage", "badge"])
+def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: str, tmp_path: Path) -> None:
+    """With all that a campaign adds: the explore share, the stop set, a stratified shortlist, a cold start."""
+    rng = np.random.default_rng(3)
+    X = rng.standard_normal((12_000, 5)).astype(np.float32)
+    X[50] = np.nan
+    codes = (X[:, 0] + 0.3 * rng.standard_normal(12_000) > 0).astype(int)
+    pool = build_pool(X, tmp_path / "pool.zarr")
+    k, seed, stop_set, names = 40, 11, 120, ("no", "yes")
+    campaign = create_campaign(
+        tmp_path / "c", pool, names, strategy=strategy, batch=k, seed=seed, explore=0.1, stop_set=stop_set
+    )
+    kept_apart = list(islice(uniform_rows(len(X), np.empty(0, np.int64), seed, STOP_SET), stop_set))
+    asked = np.empty(0, np.int64)
+    explored = 0
+    codebook = sample_codebook(pool, Strategy.named(strategy).n_cells(k, len(X)), seed)
+    for number in (1, 2, 3):
+        wanted = Strategy.named(strategy)
+        model = None
+        if number > 1 and strategy != "coverage":
+            known = np.sort(asked)
+            model = Learner.named("logistic", names, random_state=seed).fit(pool.take(known), codes[known])
+        else:
+            wanted = wanted.cold()
+        excluded = np.union1d(asked, kept_apart)
+        at = {"seed": seed, "round": number}
+        found = scan(pool, model, wanted, k, excluded, codebook=codebook, with_features=True, **at).candidates
+        draws = (row for row in uniform_rows(len(X), excluded, seed, number) if row != 50)
+        drawn = list(islice(draws, explore_count(0.1, len(asked), explored, k)))
+        explored += len(drawn)
+        taken = np.append(asked, drawn).astype(np.int64)
+        rows = choose(
+            found,
+            wanted,
+            k - len(drawn),
+            capacity=wanted.capacity(k, len(X), len(codebook.centers)),
+            codebook=codebook,
+            asked=pool.take(taken),
+            excluded=taken,
+            **at,
+        )
+        batch = next_batch(campaign)
+        assert isinstance(batch, Batch)
+        assert batch.rows.tolist() == interleaved(rows.tolist(), drawn)
+        answer_batch(campaign, batch.rows, batch.record_ids, codes[batch.rows])
+        asked = np.append(asked, batch.rows)
+    assert explored == 12

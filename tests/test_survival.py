@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client
 
 from dal import client as client_module
 from dal.client import connect, local_cluster
@@ -26,6 +26,7 @@ from dal.scan import cluster as engine
 from dal.selection import Strategy
 from tests import broken_learners
 from tests.broken_learners import KillsItsWorker, Raises, ReturnsNaN, ReturnsTooManyColumns, Steady
+from tests.clusters import own_cluster
 
 N, TILE = 40_000, 1024
 POISONED_ROW = 23_456
@@ -176,8 +177,7 @@ def test_a_cluster_that_loses_all_workers_ends_in_an_error_and_the_next_goes_on(
     monkeypatch.setattr(engine, "NO_WORKERS_SECONDS", 2.0)
     fitted = model(Steady(seconds=0.02))
     with (
-        LocalCluster(n_workers=1, threads_per_worker=1, processes=True, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
+        own_cluster(1) as (cluster, client),
         at_progress(0.3, lambda: cluster.scale(0)) as told,
         pytest.raises(ClusterError, match=r"no worker for 2 s.*goes on from there"),
     ):
@@ -191,8 +191,7 @@ def test_a_cluster_that_loses_all_workers_ends_in_an_error_and_the_next_goes_on(
 def test_a_cluster_may_grow_and_shrink(pools: dict[str, Pool]) -> None:
     sizes: list[int] = []
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
+        own_cluster(1, threads=2) as (cluster, client),
     ):
 
         def resize(progress: Progress) -> None:
@@ -208,10 +207,7 @@ def test_a_cluster_may_grow_and_shrink(pools: dict[str, Pool]) -> None:
 
 def test_a_worker_that_cannot_hold_the_scan_is_refused_with_the_numbers(pools: dict[str, Pool]) -> None:
     with (
-        LocalCluster(
-            n_workers=1, threads_per_worker=16, processes=True, memory_limit="600MiB", dashboard_address="127.0.0.1:0"
-        ) as cluster,
-        Client(cluster) as client,
+        own_cluster(1, threads=16, memory_limit="600MiB") as (_, client),
         pytest.raises(ClusterError, match=r"has 600 MiB for 16 threads; this scan takes about .* MiB.*base 500"),
     ):
         run(pools["clean"], model(Steady()), client=client)
@@ -312,10 +308,7 @@ def test_predictions_that_are_none_are_refused(
 
 def test_the_result_is_the_same_with_two_threads_a_worker(pools: dict[str, Pool]) -> None:
     expected = run(pools["clean"], model(Steady()))
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=2, processes=True, dashboard_address="127.0.0.1:0") as cluster,
-        Client(cluster) as client,
-    ):
+    with own_cluster(2, threads=2) as (_, client):
         assert_same(run(pools["clean"], model(Steady()), client=client), expected)
 
 

@@ -18,13 +18,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 import zarr
-from distributed import Client, Future, WorkerPlugin, get_worker, wait
+from distributed import Client, Future, get_worker, wait
 from distributed.protocol import pickle
 from numcodecs import Blosc
 from threadpoolctl import threadpool_info
 from tornado.platform.asyncio import BaseAsyncIOLoop as AsyncIOLoop
 
-from dal.client import bring, gathered
+from dal.client import NO_WORKERS_SECONDS, Brought, bring, brought, gathered, wait_for_worker
 from dal.errors import ClusterError, DalError, SpanError
 from dal.learner import Model
 from dal.pool import Pool
@@ -43,7 +43,6 @@ Rows = npt.NDArray[np.int64]
 MOST_KEPT_BYTES = 128 * 2**20
 """Candidates with their features that a process keeps; larger ones, as of images, are read again in the end."""
 ATTEMPTS = 3
-NO_WORKERS_SECONDS = 60.0
 PROBE_SECONDS = 60.0
 STALL_SECONDS = 600.0
 _TICK_SECONDS = 1.0
@@ -157,28 +156,6 @@ class _Loaded:
         return found if task.sounded is not None else self.kept.take_from(found)
 
 
-_JOBS: dict[str, _Loaded] = {}
-
-
-class _JobPlugin(WorkerPlugin):
-    """Brings a job to every worker, under a name of its own.
-
-    Not under the digest of the pass: a coordinator that was killed leaves its plugin behind, and the next one, with a
-    directory of its own perhaps, must not be served by that.
-    """
-
-    def __init__(self, token: str, job: Job) -> None:
-        self.name = f"dal-scan-{token}"
-        self.token = token
-        self.job = job
-
-    def setup(self, worker: object) -> None:  # noqa: ARG002 - the plugin's contract
-        _JOBS[self.token] = _Loaded(self.job)
-
-    def teardown(self, worker: object) -> None:  # noqa: ARG002
-        _JOBS.pop(self.token, None)
-
-
 class _Sent(NamedTuple):
     """What a worker sends of a span, and who it is."""
 
@@ -186,16 +163,20 @@ class _Sent(NamedTuple):
     result: SpanResult
 
 
-def _score_task(token: str, task: Task) -> _Sent:
-    return _Sent(get_worker().address, _JOBS[token].score(task))
+def _loaded(name: str) -> _Loaded:
+    return cast("_Loaded", brought(name))
 
 
-def _kept_task(token: str, rows: Rows) -> tuple[Rows, Floats32]:
-    return _JOBS[token].kept.features(rows)
+def _score_task(name: str, task: Task) -> _Sent:
+    return _Sent(get_worker().address, _loaded(name).score(task))
 
 
-def _take_task(token: str, rows: Rows) -> Floats32:
-    return _JOBS[token].job.pool.take(rows)
+def _kept_task(name: str, rows: Rows) -> tuple[Rows, Floats32]:
+    return _loaded(name).kept.features(rows)
+
+
+def _take_task(name: str, rows: Rows) -> Floats32:
+    return _loaded(name).job.pool.take(rows)
 
 
 # -- before work starts ------------------------------------------------------------------------------------------------
@@ -271,12 +252,7 @@ def _probe(client: Client, pool: Pool, cells: Cells | None) -> _Hosts:
 
 
 def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[str, _Host]:
-    try:
-        client.wait_for_workers(1, timeout=NO_WORKERS_SECONDS)
-    except TimeoutError as error:
-        raise ClusterError(
-            f"The cluster of {client} had no worker for {NO_WORKERS_SECONDS:.0f} s: start workers, and run again."
-        ) from error
+    wait_for_worker(client)
     workers = client.scheduler_info(n_workers=-1)["workers"]
     proven = _PROVEN.setdefault(client, {})
     known = {address: proven[address, pool.path, cells] for address in workers if (address, pool.path, cells) in proven}
@@ -361,15 +337,17 @@ class _Cluster:
     def __init__(self, client: Client, job: Job) -> None:
         self.client = client
         self.job = job
-        self.token = secrets.token_hex(8)
-        self.task: Callable[[Task], _Sent] = partial(_score_task, self.token)
+        # Not the digest of the pass: a coordinator that was killed leaves its job on the workers, and the next one,
+        # with a directory of its own perhaps, must not be served by that.
+        self.name = f"dal-scan-{secrets.token_hex(8)}"
+        self.task: Callable[[Task], _Sent] = partial(_score_task, self.name)
         self.done: queue.SimpleQueue[Future[_Sent]] = queue.SimpleQueue()
         self.pending: dict[Future[_Sent], Task] = {}
         self.keepers: dict[Interval, str] = {}
 
     def __enter__(self) -> "_Cluster":
         try:
-            bring(self.client, _JobPlugin(self.token, self.job))
+            bring(self.client, Brought(self.name, partial(_Loaded, self.job)))
         except OSError as error:
             raise ClusterError(self._lost(f"could not be told what to do ({error})")) from error
         return self
@@ -382,11 +360,11 @@ class _Cluster:
             # A scan that ends early must not leave its spans running on a cluster that others use.
             if self.pending:
                 self.client.cancel(list(self.pending), force=True)
-            self.client.unregister_worker_plugin(f"dal-scan-{self.token}")
+            self.client.unregister_worker_plugin(self.name)
 
     def threads(self) -> int:
-        """Count the threads of all workers now."""
-        return sum(self._nthreads().values())
+        """Count the threads of all workers now, at least one: a cluster that adapts may have no worker just now."""
+        return max(1, sum(self._nthreads().values()))
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Send tasks, together: one message, at a fraction of what each alone would cost."""
@@ -484,7 +462,7 @@ class _Cluster:
         present = self._nthreads()
         asked = [
             # Another worker, if this one has just died, keeps none of them, which is an answer as well.
-            self.client.submit(_kept_task, self.token, own, workers=[worker], allow_other_workers=True, pure=False)
+            self.client.submit(_kept_task, self.name, own, workers=[worker], allow_other_workers=True, pure=False)
             for worker, own in self._by_keeper(rows)
             if worker in present
         ]
@@ -505,7 +483,7 @@ class _Cluster:
     def _take(self, rows: Rows) -> Floats32:
         """Read rows on the workers, each chunk once."""
         groups = np.split(rows, np.flatnonzero(np.diff(rows // self.job.pool.write_rows)) + 1)
-        futures = self.client.map(_take_task, [self.token] * len(groups), groups, pure=False)
+        futures = self.client.map(_take_task, [self.name] * len(groups), groups, pure=False)
         return np.concatenate(self._wait(gathered(self.client, futures)))
 
 
@@ -578,7 +556,7 @@ class _Engine:
     def _window(self) -> int:
         """Say how many tasks to keep in flight on the cluster as it is now, which may have grown."""
         if time.monotonic() - self.counted_at > _TICK_SECONDS:
-            self.threads = max(self.cluster.threads(), 1)
+            self.threads = self.cluster.threads()
             self.counted_at = time.monotonic()
         return plan.in_flight(self.threads)
 

@@ -1,0 +1,177 @@
+"""Clusters that adapt to their load, and have no worker when dal comes: asking brings one."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+from dal import client as client_module
+from dal.client import map_on
+from dal.coordinator import Batch, create_campaign, next_batch
+from dal.errors import ClusterError
+from dal.learner import Learner
+from dal.map import map_of
+from dal.pool import Pool, build_pool
+from dal.scan import cluster as engine
+from dal.scan import plan, scan
+from dal.selection import Strategy
+from dal.simulation import TestSet, answer_batch, compare, compare_side_by_side
+from tests.clusters import own_cluster
+
+CLASSES = ("a", "b")
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    X = np.random.default_rng(0).standard_normal((4000, 3)).astype(np.float32)
+    return build_pool(X, tmp_path_factory.mktemp("adaptive") / "pool.zarr")
+
+
+@pytest.fixture(scope="module")
+def adaptive() -> Iterator[tuple[LocalCluster, Client]]:
+    """Its workers are threads of this process, which start at once."""
+    with own_cluster(0, processes=False, protocol="tcp") as (cluster, client):
+        yield cluster, client
+
+
+@pytest.fixture
+def asleep(adaptive: tuple[LocalCluster, Client]) -> Client:
+    cluster, client = adaptive
+    fall_asleep(cluster, client)
+    return client
+
+
+def fall_asleep(cluster: LocalCluster, client: Client, **options: object) -> None:
+    cluster.adapt(minimum=0, maximum=0, interval="50ms")
+    deadline = time.monotonic() + 60
+    while client.nthreads():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # polls the scheduler
+    cluster.adapt(minimum=0, maximum=2, **{"interval": "50ms", "wait_count": 20, **options})
+
+
+def scanned(pool: Pool, client: Client | None) -> object:
+    model = Learner.named("logistic", CLASSES).fit(pool.read(0, 60), np.arange(60) % 2)
+    found = scan(pool, model, Strategy.named("margin"), 30, client=client).candidates
+    return found.rows.tolist(), found.scores.tolist()
+
+
+def mapped(pool: Pool, client: Client | None) -> object:
+    return map_of(pool, None, 1, client=client).density.tolist()
+
+
+def replayed(pool: Pool, client: Client | None) -> object:
+    y = (pool.read(0, 4000)[:, 0] > 0).astype(np.int64)
+    test, settings = TestSet(pool.read(0, 100), y[:100]), {"seeds": (1,), "batch": 10, "rounds": 2}
+    if client is None:
+        found = compare(pool, y, test, CLASSES, ("margin",), **settings)
+    else:
+        found = compare_side_by_side(pool, y, test, CLASSES, ("margin",), client=client, **settings)
+    return [rows.tolist() for rows in found.replays[0].batches]
+
+
+def doubled(item: int) -> int:
+    return 2 * item
+
+
+def computed(_: Pool, client: Client | None) -> object:
+    return list(map(doubled, range(9)) if client is None else map_on(client, doubled, range(9)))
+
+
+@pytest.mark.parametrize("door", [scanned, mapped, replayed, computed])
+def test_a_cluster_of_no_workers_is_woken(
+    door: Callable[[Pool, Client | None], object], pool: Pool, asleep: Client
+) -> None:
+    assert not asleep.nthreads()
+    assert door(pool, asleep) == door(pool, None)
+    assert asleep.nthreads()
+
+
+def test_a_cluster_that_falls_asleep_before_the_first_span_is_woken_again(
+    pool: Pool, adaptive: tuple[LocalCluster, Client], asleep: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bring, slept = engine.bring, []
+
+    def brought_to_nobody(client: Client, plugin: object) -> None:
+        bring(client, plugin)
+        slept.append(len(client.nthreads()))
+        fall_asleep(*adaptive)
+
+    monkeypatch.setattr(engine, "bring", brought_to_nobody)
+    assert scanned(pool, asleep) == scanned(pool, None)
+    assert slept == [1]
+
+
+def test_a_worker_that_leaves_takes_nothing_from_others_of_its_process(
+    pool: Pool, adaptive: tuple[LocalCluster, Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 64)
+    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    cluster, client = adaptive
+    cluster.adapt(minimum=2, maximum=2, interval="50ms")
+    client.wait_for_workers(2, timeout=60)
+    cluster.adapt(minimum=1, maximum=2, interval="600s")  # nobody comes in place of the one that leaves
+    model = Learner.named("logistic", CLASSES).fit(pool.read(0, 60), np.arange(60) % 2)
+    left: list[str] = []
+
+    def one_leaves(_: object) -> None:
+        if not left:
+            left.append(next(iter(client.nthreads())))
+            client.retire_workers(left)
+
+    found = scan(pool, model, Strategy.named("margin"), 30, client=client, progress=one_leaves).candidates
+    assert len(left) == 1
+    assert (found.rows.tolist(), found.scores.tolist()) == scanned(pool, None)
+    assert not client_module._HELD
+
+
+@pytest.mark.parametrize("door", [scanned, mapped, replayed, computed])
+def test_a_cluster_that_stays_empty_says_what_to_do(
+    door: Callable[[Pool, Client | None], object],
+    pool: Pool,
+    adaptive: tuple[LocalCluster, Client],
+    asleep: Client,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    adaptive[0].adapt(minimum=0, maximum=0, interval="50ms")
+    monkeypatch.setattr(client_module, "NO_WORKERS_SECONDS", 0.3)
+    with pytest.raises(ClusterError, match=r"no worker for 0 s.*adapt\(minimum=1\)"):
+        door(pool, asleep)
+
+
+def test_work_that_lost_its_workers_ends_in_an_error(
+    adaptive: tuple[LocalCluster, Client], asleep: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "NO_WORKERS_SECONDS", 1.0)
+    results = map_on(asleep, waits_for_ever, [1])
+    adaptive[0].adapt(minimum=0, maximum=0, interval="50ms")
+    with pytest.raises(ClusterError, match="no worker for 1 s"):
+        next(results)
+
+
+def waits_for_ever(item: int) -> int:
+    time.sleep(60)
+    return item
+
+
+@pytest.mark.slow
+def test_a_campaign_on_workers_that_come_and_go_asks_the_same(pool: Pool, tmp_path: Path) -> None:
+    y = (pool.read(0, 4000)[:, 0] > 0).astype(np.int64)
+
+    def batches(name: str, client: Client | None, before_each: Callable[[], None]) -> list[list[int]]:
+        campaign = create_campaign(tmp_path / name, pool, CLASSES, batch=20, seed=3)
+        asked = []
+        for _ in range(3):
+            before_each()
+            batch = next_batch(campaign, client=client)
+            assert isinstance(batch, Batch)
+            answer_batch(campaign, batch.rows, batch.record_ids, y[batch.rows])
+            asked.append(batch.rows.tolist())
+        return asked
+
+    with own_cluster(0) as (cluster, client):
+        there = batches("there", client, lambda: fall_asleep(cluster, client, interval="200ms"))
+    assert there == batches("here", None, lambda: None)
