@@ -41,6 +41,7 @@ from dal.learner import imported
 from dal.map import map_of
 from dal.pool import Pool, append_pool, build_pool
 from dal.pool.encodings import ENCODINGS
+from dal.pool.store import told
 from dal.progress import shown
 from dal.rounds import Stop, Wait
 from dal.scan import Progress
@@ -124,7 +125,7 @@ def pool() -> None:
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("pool_path", metavar="POOL")
 @click.option("--ids", help="Column with the record ids, which must not repeat. Default: the row numbers.")
-@click.option("--features", help="Feature columns, separated by commas. Default: all but ids and display columns.")
+@click.option("--features", help="Feature columns, separated by commas. Default: all but ids, display and an index.")
 @click.option("--display", default="", help="Columns to show to annotators, separated by commas.")
 @click.option(
     "--dtype",
@@ -133,7 +134,9 @@ def pool() -> None:
 )
 @click.option("--text", help="Column of texts to make the features from; it is shown as well.")
 @click.option("--vectoriser", help="What does so: module:object, a transformer of scikit-learn, fitted or not.")
+@click.option("--header/--no-header", default=None, help="Whether the first line of a CSV file names the columns.")
 @click.option("--size", help="Resize pictures to HEIGHTxWIDTH, such as 32x32. Default: they must have one size.")
+@click.option("--background", help="Colour below transparent pixels, such as black or #336699. Default: white.")
 @click.option("--overwrite", is_flag=True, help="Replace the pool that is there.")
 def build(
     source: Path,
@@ -144,10 +147,12 @@ def build(
     dtype: str | None,
     text: str | None,
     vectoriser: str | None,
+    header: bool | None,
     size: str | None,
+    background: str | None,
     overwrite: bool,
 ) -> None:
-    """Build POOL from SOURCE: an .npy, .parquet or .csv file, or a folder of pictures.
+    """Build POOL from SOURCE: an .npy, .parquet, .pq, .csv or .tsv file, or a folder of pictures.
 
     Memory does not grow with the source. Interrupted and run again, it goes on.
     """
@@ -160,7 +165,9 @@ def build(
             display=_split(display),
             text=text,
             vectoriser=None if vectoriser is None else imported(vectoriser, "vectoriser"),
+            header=header,
             size=None if size is None else _size(size),
+            background=background,
             dtype=dtype,
             overwrite=overwrite,
             progress=lambda done, total: show(done, total, "rows"),
@@ -178,12 +185,13 @@ def _size(text: str) -> tuple[int, int]:
 @pool.command("append")
 @click.argument("source", type=click.Path(exists=True, path_type=Path))
 @click.argument("pool_path", metavar="POOL")
-@click.option("--ids", help="Column with the record ids; none may be in the pool already.")
-@click.option("--features", help="Feature columns, separated by commas. Default: all but ids and display columns.")
-@click.option("--display", default="", help="Columns to show to annotators, separated by commas.")
-@click.option("--text", help="Column of texts to make the features from.")
+@click.option("--ids", help="Column with the record ids; none may be in the pool already. Default: as in POOL.")
+@click.option("--features", help="Feature columns, separated by commas. Default: as in POOL.")
+@click.option("--display", default="", help="Columns to show to annotators, separated by commas. Default: as in POOL.")
+@click.option("--text", help="Column of texts to make the features from. Default: as in POOL.")
 @click.option("--vectoriser", help="What does so, as module:object: the one the pool was built with, fitted.")
-@click.option("--size", help="Resize pictures to HEIGHTxWIDTH, such as 32x32.")
+@click.option("--header/--no-header", default=None, help="Whether the first line of a CSV file names the columns.")
+@click.option("--size", help="Resize pictures to HEIGHTxWIDTH, such as 32x32. Default: as those of POOL.")
 def append(
     source: Path,
     pool_path: str,
@@ -192,9 +200,12 @@ def append(
     display: str,
     text: str | None,
     vectoriser: str | None,
+    header: bool | None,
     size: str | None,
 ) -> None:
     """Add the records of SOURCE at the end of POOL, which is built of such; campaigns on it go on.
+
+    Columns are found by the names that POOL has, whatever their order; others are left out.
 
     Rows that are there stay where they are. Interrupted, it leaves POOL as it was: run it again.
     """
@@ -207,6 +218,7 @@ def append(
             display=_split(display),
             text=text,
             vectoriser=None if vectoriser is None else imported(vectoriser, "vectoriser"),
+            header=header,
             size=None if size is None else _size(size),
             progress=lambda done, total: show(done, total, "rows"),
         )
@@ -223,6 +235,10 @@ def info(pool_path: str) -> None:
 def _describe(opened: Pool) -> None:
     shape = " x ".join(str(length) for length in opened.record_shape)
     console.print(f"{opened.path}: {opened.n_rows:,} records of {shape} {opened.encoding}, {_bytes(opened.nbytes)}")
+    if opened.feature_names:
+        console.print(f"features: {told(opened.feature_names)}")
+    if opened.left_out:
+        console.print(f"left out, as an index: {told(opened.left_out)}; --features takes them")
     console.print(f"display fields: {', '.join(opened.fields) or 'none'}; fingerprint {opened.fingerprint}")
 
 

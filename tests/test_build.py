@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 from dal.errors import PoolError, PoolIncomplete, SourceError
-from dal.pool import Block, Pool, build_pool, sources
+from dal.pool import Block, Pool, build_pool, sources, tables
 from dal.pool import build as building
 from dal.pool import ids as indexing
 
@@ -48,7 +48,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexing, "BUCKET_ENTRIES", 50)
     monkeypatch.setattr(sources, "BLOCK_BYTES", 23 * D * 4)
     monkeypatch.setattr(sources, "MAX_BLOCK_ROWS", 23)
-    monkeypatch.setattr(sources, "CSV_BLOCK_BYTES", 1500)
+    monkeypatch.setattr(tables, "BLOCK_BYTES", 23 * D * 4)
+    monkeypatch.setattr(tables, "MAX_BLOCK_ROWS", 23)
+    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 1500)
 
 
 def parquet(path: Path, row_group: int = 50, **columns: object) -> Path:
@@ -348,7 +350,7 @@ def test_a_changed_file_or_other_columns_do_not_go_on(tmp_path: Path, small: Non
 
 def test_blocks_do_not_go_on(tmp_path: Path, small: None) -> None:
     interrupted(tmp_path / "pool.zarr", blocks())
-    with pytest.raises(SourceError, match=r"blocks have no identity.*overwrite=True"):
+    with pytest.raises(SourceError, match=r"this source has no identity.*overwrite=True"):
         build_pool(blocks(), tmp_path / "pool.zarr")
     check(build_pool(blocks(), tmp_path / "pool.zarr", overwrite=True))
 
@@ -416,7 +418,7 @@ ARRAYS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "empty id": (records(), {"ids": blank("")}, r"rows 2 \(''\)"),
     "NaN id": (records(), {"ids": blank(float("nan"))}, r"rows 2 \(nan\)"),
     "bool id": (records(), {"ids": blank(True)}, r"rows 2 \(True\)"),
-    "float ids": (records(3), {"ids": np.ones(3)}, r"rows 0 \(1.0\), 1"),
+    "float ids": (records(3), {"ids": np.ones(3) / 2}, r"rows 0 \(0.5\), 1"),
     "name for ids": (records(), {"ids": "id"}, "names a column of a table"),
     "names for display": (records(), {"display": ["text"]}, "dict of name to values"),
     "features": (records(), {"features": ["a"]}, "columns of a table"),
@@ -460,15 +462,10 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "overlap": (numbers(k=[1, 2, 3, 4, 5]), {"ids": "k", "features": ["k", "x"]}, "'k' holds the ids"),
     "no features": (numbers(), {"ids": "id", "display": ["x"]}, "no column is left"),
     "float ids": (numbers(), {"ids": "x", "features": ["x"]}, "'x' holds"),
-    "double ids": (numbers(y=[1.0, 2, 3, 4, 5]), {"ids": "x", "features": ["y"]}, "ids are text or integers"),
+    "truth ids": (numbers(y=[True] * 5), {"ids": "y", "features": ["x"]}, "ids are text or integers"),
     "list and numbers": (numbers(emb=[[1.0]] * 5), {"ids": "id"}, r"\['emb'\] hold lists, .*--features"),
-    "ragged": (numbers(emb=ragged()), {"features": ["emb"]}, r"row 0 has 2; not so rows 1 \(1\), 3 \(null\), 4 \(3\)"),
+    "ragged": (numbers(emb=ragged()), {"features": ["emb"]}, r"the first has 2; not so rows 1 \(1\), 4 \(3\)"),
     "null id": (numbers(k=["a", None, "b", None, "c"]), {"ids": "k", "features": ["x"]}, r"rows 1 \(None\), 3"),
-    "null in a whole number": (
-        numbers(year=[1, None, 3, 4, 5]),
-        {"ids": "id", "display": ["year"]},
-        r"'year' \(int64\) is empty in rows \[1\]",
-    ),
     "shown lists": (numbers(emb=[[1.0]] * 5), {"ids": "id", "display": ["emb"]}, "display fields are single values"),
     "ids not a name": (numbers(), {"ids": ["a"]}, "ids is the name of a column"),
     "display a dict": (numbers(), {"ids": "id", "display": {"x": WORDS}}, "display a list of names"),
@@ -486,9 +483,9 @@ def test_refused_tables(name: str, tmp_path: Path) -> None:
 
 
 CSVS = {
-    "empty": ("", [], {}, "cannot be read: Empty CSV"),
+    "empty": ("", [], {}, "is empty"),
     "no rows": ("id,x", [""], {"ids": "id"}, "no rows"),
-    "no end of line": ("id,x", [], {"ids": "id"}, "cannot be read: .*Empty CSV"),
+    "no end of line": ("id,x", [], {"ids": "id"}, "no rows"),
     "text": ("id,x", ["a,q"], {"ids": "id"}, r"x \(string\)"),
     "short line": ("id,x", ["a,1", "b"], {"ids": "id"}, "cannot be read: .*Expected 2 columns, got 1"),
     "same name": ("x,x", ["1,2"], {}, r"same name: \['x'\]"),
@@ -512,7 +509,7 @@ def test_refused_csv(name: str, tmp_path: Path) -> None:
         ("x.npy", b"rubbish", "cannot be read as an array"),
         ("x.npy", b"", "cannot be read as an array"),
         ("x.parquet", b"rubbish", "cannot be read"),
-        ("x.json", b"{}", "expected a .npy, .parquet or .csv file"),
+        ("x.json", b"{}", "expected a .npy, .parquet, .pq, .csv, .tsv or .tab file, got .json"),
         (None, b"", "there is no file"),
     ],
 )

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from dal.cli import main
 from dal.errors import PoolIncomplete, SourceError
-from dal.pool import Pool, build_pool, pictures, sources, texts
+from dal.pool import Pool, build_pool, pictures, tables, texts
 
 RNG = np.random.default_rng(0)
 
@@ -39,8 +39,8 @@ def noise(*shape: int) -> np.ndarray:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of a few records."""
     monkeypatch.setattr(pictures, "BLOCK_BYTES", 5 * 4 * 3 * 7)
-    monkeypatch.setattr(sources, "MAX_BLOCK_ROWS", 11)
-    monkeypatch.setattr(sources, "CSV_BLOCK_BYTES", 800)
+    monkeypatch.setattr(tables, "MAX_BLOCK_ROWS", 11)
+    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 800)
     monkeypatch.setattr("dal.pool.build.CHUNK_BYTES", 5 * 4 * 3 * 4)
     monkeypatch.setattr("dal.pool.build.FIELD_ROWS", 4)
 
@@ -164,7 +164,7 @@ def test_options_that_are_not_for_pictures_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", noise(5, 4, 3))
     with pytest.raises(SourceError, match="pictures have their paths for ids"):
         build_pool(tmp_path / "in", tmp_path / "pool.zarr", ids="path")
-    with pytest.raises(SourceError, match="size is for a folder"):
+    with pytest.raises(SourceError, match="for a folder of pictures"):
         build_pool(np.zeros((3, 2)), tmp_path / "pool.zarr", size=(2, 2))
     with pytest.raises(SourceError, match=r"size is \(height, width\)"):
         build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(0, 2))

@@ -536,7 +536,6 @@ def test_nothing_there(tmp_path: Path) -> None:
         ((0, 3), "f4", "empty"),
         ((5, 0), "f4", "empty"),
         ((5, 2), "c8", "holds complex64"),
-        ((5, 2), "bool", "holds bool"),
         ((5, 2), str, "encode or vectorise"),
     ],
 )

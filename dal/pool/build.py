@@ -10,11 +10,12 @@ import contextlib
 import errno
 import fcntl
 import itertools
+import logging
 import re
 import secrets
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,13 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from dal.errors import PoolError, SourceError
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool.chunks import read_rows
-from dal.pool.encodings import ENCODINGS, Floats32, encoder, scale_of
+from dal.pool.encodings import ENCODINGS, Encode, Floats32, encoder, scale_of
+from dal.pool.fields import Values, kind_of, stored_type, to_store
 from dal.pool.ids import is_bucket, sorted_entries
 from dal.pool.pictures import Pictures, size_of
-from dal.pool.sources import Block, Source, Values, checked, open_source, open_texts
+from dal.pool.sources import Block, Source, checked, open_source
 from dal.pool.store import ATTRIBUTE, INDEX, VERSION, Pool, description
+from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 
 CHUNK_BYTES = 16 * 2**20
@@ -43,10 +46,11 @@ INDEX_ROWS = 2**17
 _ARRAYS = ("features", "ids", "fields", "scale")
 
 Progress = Callable[[int, int | None], None]
+_log = logging.getLogger(__name__)
 
 
 def build_pool(
-    source: npt.NDArray[Any] | str | Path | Iterable[Block],
+    source: Any,  # noqa: ANN401 - see Parameters
     path: str | Path | Url,
     *,
     ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
@@ -54,7 +58,9 @@ def build_pool(
     display: Mapping[str, Values] | Sequence[str] = (),
     text: str | None = None,
     vectoriser: object = None,
+    header: bool | None = None,
     size: tuple[int, int] | None = None,
+    background: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -68,24 +74,32 @@ def build_pool(
     Parameters
     ----------
     source
-        An array (N, d) or (N, h, w, c); the path of a ``.npy``, ``.parquet`` or ``.csv`` file, or of a folder of
-        pictures, whose record ids are the paths below it; or an iterable of `Block`, which cannot be resumed.
+        An array (N, d) or (N, h, w, c) of NumPy or Dask, or what gives slices of rows like one; a DataFrame of pandas,
+        Dask or Polars, a table of pyarrow; the path of a ``.npy``, ``.parquet``, ``.pq``, ``.csv`` or ``.tsv`` file, or
+        of a folder of pictures, whose record ids are the paths below it; or an iterable of `Block`, which cannot be
+        resumed. Of Dask some chunks, or one partition, are computed at a time.
     path
         Where the pool goes: a path, or the URL of a store.
     ids
-        Record ids, text or integers: one a row for arrays, the name of a column for tables. Default: row numbers.
+        Record ids, text or integers: one a row for arrays, the name of a column, or of the index of a DataFrame, for
+        tables. Default: row numbers.
     features
         For tables, the feature columns: numbers, or one column of lists of one length. Default: all that are neither
-        ids nor display, and then every one of them must be numeric.
+        ids nor display nor an index, and then every one of them must be numeric; `Pool.feature_names` tells them.
     display
         Fields to show to annotators: a dict of name to values for arrays, names of columns for tables. In CSV files
-        they keep their text.
+        they keep their text. Integers and booleans may have gaps.
     text, vectoriser
         For tables, a column of texts and what makes features of it: a transformer of scikit-learn, dense or with few
         columns, such as TF-IDF and a truncated SVD. One that is not fitted is copied and fitted on 50,000 of the texts,
         the same ones every time. The text is shown to annotators.
+    header
+        For CSV files, whether the first line names the columns; where it does not, they are f0, f1, ... Default: it
+        does, and a file whose first line holds numbers is refused.
     size
         For pictures, height and width that all are resized to. Default: they must have one size.
+    background
+        For pictures, the colour that is seen through transparent pixels, such as "black" or "#336699". Default: white.
     dtype
         How features are stored, each rounded to float32 first. ``"float32"``; ``"float16"`` and ``"bfloat16"``, rounded
         to nearest even, where what is beyond their range becomes infinite; ``"int8"``, 127 steps to each side of zero
@@ -120,7 +134,7 @@ def build_pool(
     [2, -1]
     >>> folder.cleanup()
     """
-    opened = _source(source, ids, features, display, text, vectoriser, size)
+    opened = _source(source, _Options(ids, features, display, text, vectoriser, header, size, background))
     _refuse_dtype(dtype, opened)
     identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
     where = place_of(path)
@@ -132,12 +146,14 @@ def build_pool(
         scale = None
         if dtype == "int8":
             scale = build.scale() if build else _scale(opened)
-        blocks = checked(opened.blocks(start), start, encoder(dtype, scale))
+        blocks = checked(opened.blocks(start), start, encoder(dtype, scale), build.kinds if build else None)
         if build is None:
             head, n_rows = _head(blocks, opened.n_rows)
             encoding = dtype or head[0].features.dtype.name
             with _denial_told(where):
-                build = _created(where, group, head[0], n_rows, encoding=encoding, identity=identity, scale=scale)
+                build = _created(
+                    where, group, head[0], n_rows, opened, encoding=encoding, identity=identity, scale=scale
+                )
             blocks = itertools.chain(head, blocks)
         with build.full_disk_told():
             build.write(blocks, progress)
@@ -147,7 +163,7 @@ def build_pool(
 
 
 def append_pool(
-    source: npt.NDArray[Any] | str | Path | Iterable[Block],
+    source: Any,  # noqa: ANN401 - see Parameters
     path: str | Path | Url,
     *,
     ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
@@ -155,6 +171,7 @@ def append_pool(
     display: Mapping[str, Values] | Sequence[str] = (),
     text: str | None = None,
     vectoriser: object = None,
+    header: bool | None = None,
     size: tuple[int, int] | None = None,
     progress: Progress | None = None,
 ) -> Pool:
@@ -166,8 +183,10 @@ def append_pool(
 
     Parameters
     ----------
-    source, ids, features, display, size
-        As for `build_pool`, and alike: the same shape, ids if the pool has ids, the same display fields.
+    source, ids, features, display, header, size
+        As for `build_pool`, and alike: the same shape, ids if the pool has ids, the same display fields. The columns of
+        a table are found by the names that the pool has, in whatever order they are, so they need not be named; other
+        columns are left out. Where the pool was made of an array, columns are matched by their order, with a warning.
     path
         A pool that dal built.
     text, vectoriser
@@ -198,20 +217,23 @@ def append_pool(
     >>> folder.cleanup()
     """
     where = Pool.open(path).place
-    opened = _source(source, ids, features, display, text, vectoriser, size)
+    group = zarr.open(for_zarr(where), mode="r+")
+    if not isinstance(group, zarr.Group):
+        raise PoolError(f"{where} is a plain Zarr array: only pools that dal built can be appended to")
+    state = description(group)
+    given = _Options(ids, features, display, text, vectoriser, header, size, None)
+    opened = _source(source, _by_name(where, state, source, given), state)
     if isinstance(opened, Texts) and not opened.fitted:
         raise SourceError(
             "a vectoriser that is not fitted would make other features than the pool's: pass the fitted one"
         )
-    group = zarr.open(for_zarr(where), mode="r+")
-    if not isinstance(group, zarr.Group):
-        raise PoolError(f"{where} is a plain Zarr array: only pools that dal built can be appended to")
+    _tell_order(where, state.get("made_from", {}), opened)
     with zarr.config.set({"array.write_empty_chunks": True}), _alone(where):
         build = _Build(where, zarr.open_group(for_zarr(where), mode="r+"))
-        encoding = description(group)["encoding"]
-        blocks = checked(opened.blocks(0), 0, encoder(encoding, build.scale() if encoding == "int8" else None))
+        encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
+        blocks = build.checked(opened.blocks(0), encode)
         with build.full_disk_told():
-            build.append(build.alike(blocks), progress, opened.n_rows)
+            build.append(blocks, progress, opened.n_rows)
     return Pool.open(where)
 
 
@@ -229,34 +251,102 @@ def _alone(where: Place) -> Iterator[None]:
         yield
 
 
-def _kind(dtype: np.dtype[Any]) -> str:
-    return "text" if dtype.kind in "OTU" else dtype.name
+@dataclass(frozen=True)
+class _Options:
+    """How a source is to be read, as it was asked for."""
+
+    ids: Values | str | None
+    features: Sequence[str] | None
+    display: Mapping[str, Values] | Sequence[str]
+    text: str | None
+    vectoriser: object
+    header: bool | None
+    size: tuple[int, int] | None
+    background: str | None
 
 
-def _source(
-    source: object,
-    ids: Values | str | None,
-    features: Sequence[str] | None,
-    display: Mapping[str, Values] | Sequence[str],
-    text: str | None,
-    vectoriser: object,
-    size: tuple[int, int] | None,
-) -> Source:
+def _source(source: object, how: _Options, state: Mapping[str, Any] | None = None) -> Source:
     """Recognise what a pool is to be built from, and refuse options of another kind of source."""
     folder = isinstance(source, str | Path) and Path(source).is_dir()
-    if size is not None and not folder:
-        raise SourceError("size is for a folder of pictures")
-    if (text is None) != (vectoriser is None):
+    if not folder and (how.size is not None or how.background is not None):
+        raise SourceError("size and background are for a folder of pictures")
+    if (how.text is None) != (how.vectoriser is None):
         raise SourceError("text and vectoriser belong together (--text, --vectoriser): a column, and what reads it")
-    if text is not None:
-        if not isinstance(source, str | Path) or features is not None or not (ids is None or isinstance(ids, str)):
-            raise SourceError("text is a column of a .parquet or .csv file, and takes the place of features")
-        return Texts(open_texts(Path(source), ids, text, list(display)), text, vectoriser)
+    if how.text is not None:
+        if not is_table(source) or how.features is not None or not (how.ids is None or isinstance(how.ids, str)):
+            raise SourceError(
+                "text is a column of a table, such as a .parquet or .csv file, and takes the place of features"
+            )
+        return Texts(
+            open_table(source, how.ids, None, how.display, text=how.text, header=how.header), how.text, how.vectoriser
+        )
+    if is_table(source):
+        return open_table(source, how.ids, how.features, how.display, header=how.header)
+    if how.header is not None:
+        raise SourceError("header is for CSV files (--header, --no-header)")
     if not folder:
-        return open_source(source, ids, features, display)
-    if ids is not None or features is not None or len(display):
+        return open_source(source, how.ids, how.features, how.display)
+    if how.ids is not None or how.features is not None or len(how.display):
         raise SourceError("pictures have their paths for ids and no columns: pass neither ids, features nor display")
-    return Pictures(Path(str(source)), size_of(size))
+    path = Path(str(source))
+    _refuse_folder(path)
+    told = (state or {}).get("made_from", {})
+    size = how.size if how.size is not None else told.get("size")
+    return Pictures(path, size_of(size), how.background or told.get("background"), told.get("mode"))
+
+
+def _refuse_folder(path: Path) -> None:
+    """Refuse folders that are no pictures but something that is known."""
+    if any((path / name).exists() for name in ("zarr.json", ".zarray", ".zgroup")):
+        raise SourceError(
+            f"{path} is a Zarr store; an array of numbers is a pool as it is, and zarr.open(path) can be passed "
+            "in Python"
+        )
+    tables = sorted(each.name for each in path.iterdir() if each.suffix.lower() in ENDINGS)
+    if tables:
+        raise SourceError(
+            f"{path} holds {len(tables)} tables, such as {tables[0]}; a pool is built of one, or in Python of a frame "
+            "of Dask: build_pool(dask.dataframe.read_parquet(folder), ...)"
+        )
+
+
+def _by_name(where: Place, state: Mapping[str, Any], source: object, given: _Options) -> _Options:
+    """Take for a table's columns those that have the names that the pool keeps; refuse others."""
+    told = state.get("made_from", {})
+    if not is_table(source):
+        return given
+
+    def agreed(which: str, asked: object, known: object, *, same: bool) -> Any:  # noqa: ANN401
+        if asked is not None and not same:
+            raise SourceError(
+                f"{where} was built with {which} {known!r}, and {asked!r} was asked for: columns are matched by name, "
+                "so rename them in the source"
+            )
+        return known
+
+    ids, text, features = given.ids, given.text, given.features
+    if told.get("ids"):
+        ids = agreed("ids", ids, told["ids"], same=ids == told["ids"])
+    if told.get("text") or told.get("features"):
+        text = agreed("text", text, told.get("text"), same=text == told.get("text"))
+    if told.get("features"):
+        known = told["features"]
+        asked = None if features is None else [str(name) for name in features]
+        features = agreed("features", asked, known, same=asked is not None and sorted(asked) == sorted(known))
+    shown = [name for name in given.display if name != text]
+    fields = [name for name in state["fields"] if name != text]
+    display = agreed("display", shown or None, fields, same=sorted(shown) == sorted(fields))
+    return replace(given, ids=ids, text=text, features=features, display=display)
+
+
+def _tell_order(where: Place, told: Mapping[str, Any], opened: Source) -> None:
+    """Warn where features are matched by their order, since one side has no names."""
+    if isinstance(opened, Rows) and not told.get("features"):
+        named = ", ".join(opened.columns.features)
+        _log.warning("%s keeps no names of features: the columns %s are matched by their order", where, named)
+    elif told.get("features") and not isinstance(opened, Rows):
+        named = ", ".join(told["features"])
+        _log.warning("%s has the features %s: a source without names is matched by its order", where, named)
 
 
 @contextlib.contextmanager
@@ -273,10 +363,10 @@ def _denial_told(where: Place) -> Iterator[None]:
 def _refuse_dtype(dtype: str | None, source: Source) -> None:
     if dtype is not None and dtype not in ENCODINGS:
         raise SourceError(f"a pool stores its features as one of {', '.join(ENCODINGS)}; got dtype {dtype!r}")
-    if dtype == "int8" and source.identity is None:  # blocks are the one source that has no identity
+    if dtype == "int8" and source.single:
         raise SourceError(
-            "int8 takes a first pass over the source, for the scale of each feature, and an iterable of Block is read "
-            "only once; pass an array or a file, or take bfloat16"
+            "int8 takes a first pass over the source, for the scale of each feature, and an iterable of Block or a "
+            "stream is read only once; pass an array, a table or a file, or take bfloat16"
         )
 
 
@@ -319,8 +409,8 @@ def _resumed(
         return None
     if identity is None:
         raise SourceError(
-            f"{where} holds an interrupted build of {state['n_rows']} rows; blocks have no identity by which to go on, "
-            "pass overwrite=True (--overwrite) to begin anew"
+            f"{where} holds an interrupted build of {state['n_rows']} rows; this source has no identity by which to go "
+            "on, pass overwrite=True (--overwrite) to begin anew"
         )
     if state["source"] != identity:
         raise SourceError(
@@ -372,6 +462,7 @@ def _created(
     group: zarr.Group | None,
     first: Block,
     n_rows: int | None,
+    source: Source,
     *,
     encoding: str,
     identity: Mapping[str, Any] | None,
@@ -385,6 +476,8 @@ def _created(
         "source_rows": n_rows,
         "fingerprint": secrets.token_hex(16),
         "fields": list(first.fields),
+        "kinds": {name: kind_of(values) for name, values in first.fields.items()},
+        "made_from": dict(source.told),
         "has_ids": first.ids is not None,
         "encoding": encoding,
         "source": identity,
@@ -403,7 +496,9 @@ def _created(
     if first.ids is not None:
         _create(group, "ids", np.dtype(object), _Layout.of(FIELD_ROWS, n_rows), n_rows)
     for name, values in first.fields.items():
-        _create(group, f"fields/{name}", np.asarray(values).dtype, _Layout.of(FIELD_ROWS, n_rows), n_rows)
+        kind = kind_of(values)
+        assert kind is not None  # `checked` gives every field one
+        _create(group, f"fields/{name}", stored_type(kind), _Layout.of(FIELD_ROWS, n_rows), n_rows)
     return _Build(where, group)
 
 
@@ -440,6 +535,11 @@ def _create(
         compressors=[Crc32cCodec()] if plain else [ZstdCodec(level=1, checksum=True)],
         fill_value=float("nan") if dtype.kind == "f" else None,
     )
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    """Return the kind of a field in a pool that says nothing of kinds."""
+    return {"b": "boolean", "i": "integer", "f": "number"}.get(dtype.kind, "text")
 
 
 class _Column:
@@ -505,7 +605,7 @@ class _Build:
         index = f"{INDEX}_{rows}"
         self._index_written(index, rows)
         old = self._state.get("index", INDEX)
-        self._state |= {"n_rows": rows, "source_rows": rows, "index": index}
+        self._state |= {"n_rows": rows, "source_rows": rows, "index": index, "kinds": self.kinds}
         self._group.attrs[ATTRIBUTE] = self._state
         self.rows = rows
         # The index before stays for whoever has the pool open; those before it go.
@@ -521,7 +621,7 @@ class _Build:
             if ids is not None and block.ids is not None:
                 ids.append(np.asarray(block.ids))
             for name, column in fields.items():
-                column.append(np.asarray(block.fields[name]))
+                column.append(to_store(block.fields[name], name, column.array.dtype))
             yield features.rows
         for column in columns:
             column.flush()
@@ -583,22 +683,29 @@ class _Build:
         ids = ["ids"] if self._state["has_ids"] else []
         return ["features", *ids, *(f"fields/{name}" for name in self._state["fields"])]
 
-    def alike(self, blocks: Iterator[Block]) -> Iterator[Block]:
-        """Pass blocks on, and refuse the first one if the pool is not made of such."""
-        first = next(blocks, None)
-        if first is None:
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Name the kind of each display field."""
+        known = dict(self._state.get("kinds", {}))
+        return {name: known.get(name) or _kind(self._array(f"fields/{name}").dtype) for name in self._state["fields"]}
+
+    def checked(self, blocks: Iterator[Block], encode: Encode) -> Iterator[Block]:
+        """Pass blocks on as they are stored, and refuse the first one if the pool is not made of such."""
+        given = next(blocks, None)
+        if given is None:
             raise SourceError("the source has no rows to append")
-        shape, expected = first.features.shape[1:], self._array("features").shape[1:]
+        if (given.ids is not None) != self._state["has_ids"]:
+            which = "have ids, and these have none" if given.ids is None else "have none, and these have ids"
+            raise SourceError(f"the records of {self._where} {which}")
+        if set(given.fields) != set(self.kinds):
+            raise SourceError(
+                f"the display fields {list(self.kinds)} were expected, as in {self._where}; these are "
+                f"{list(given.fields)}"
+            )
+        shape, expected = given.features.shape[1:], self._array("features").shape[1:]
         if shape != expected:
             raise SourceError(f"records of shape {expected} were expected, as in {self._where}; these have {shape}")
-        if (first.ids is not None) != self._state["has_ids"]:
-            which = "have ids, and these have none" if first.ids is None else "have none, and these have ids"
-            raise SourceError(f"the records of {self._where} {which}")
-        kinds = {name: _kind(np.asarray(values).dtype) for name, values in first.fields.items()}
-        stored = {name: _kind(self._array(f"fields/{name}").dtype) for name in self._state["fields"]}
-        if kinds != stored:
-            raise SourceError(f"the display fields {stored} were expected, as in {self._where}; these are {kinds}")
-        return itertools.chain([first], blocks)
+        return checked(itertools.chain([given], blocks), 0, encode, self.kinds)
 
     def _column(self, name: str) -> _Column:
         return _Column(self._array(name), self.rows)

@@ -5,7 +5,7 @@ has where that is known, and yields its rows from any row on. `checked` holds ev
 """
 
 import hashlib
-import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +14,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
+from dask.base import compute, is_dask_collection
+from dask.tokenize import TokenizationError, tokenize
+from scipy import sparse
 
 from dal.errors import SourceError
 from dal.pool.encodings import Encode
+from dal.pool.fields import NAMED, Values, as_field, as_ids, as_kind, kind_of
 
 BLOCK_BYTES = 16 * 2**20
 MAX_BLOCK_ROWS = 2**16
-CSV_BLOCK_BYTES = 4 * 2**20
 SAMPLED_ROWS = 256
-NAMED = 5
-TEXT = np.dtypes.StringDType()
-Values = Sequence[Any] | npt.NDArray[Any]
+MAX_FEATURES = 2**14
+"""Dense columns beyond this make records that no scan is quick with; a vocabulary is a hundred thousand wide."""
 Identity = dict[str, Any]
 
 
@@ -43,7 +41,8 @@ class Block:
     ids : sequence of str or int, optional
         Record ids; in all blocks or in none.
     fields : mapping of str to sequence
-        Display fields; the same in all blocks.
+        Display fields; the same in all blocks, of the kinds (text, integers, numbers or booleans) of the first one.
+        None is a gap.
     """
 
     features: npt.NDArray[Any]
@@ -62,6 +61,14 @@ class Source(Protocol):
     def n_rows(self) -> int | None:
         """Rows, where they are known beforehand."""
 
+    @property
+    def single(self) -> bool:
+        """Whether it can be read only once."""
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        """What the pool keeps of it, so that what is appended can be matched by name."""
+
     def blocks(self, start: int) -> Iterator[Block]:
         """Yield the rows from `start` on, at most some 16 MiB at a time."""
 
@@ -72,140 +79,225 @@ def open_source(
     features: Sequence[str] | None,
     display: Mapping[str, Values] | Sequence[str],
 ) -> Source:
-    """Recognise a source and check all that can be checked without reading it.
+    """Recognise a source that is no table and check all that can be checked without reading it.
 
     Raises
     ------
     SourceError
         It cannot be used; the message says why.
     """
-    if isinstance(source, np.ndarray):
-        return _array_source(source, None, ids, features, display)
+    path = None
     if isinstance(source, str | Path):
-        return _file_source(Path(source), ids, features, display)
+        path, source = Path(source), _mapped(Path(source))
+    if type(source).__module__.startswith("xarray.") and hasattr(source, "data_vars"):
+        raise SourceError("a Dataset holds several arrays: pass one of them, such as dataset['x']")
+    if type(source).__module__.startswith("xarray.") and hasattr(source, "data"):
+        source = source.data
+    if _is_array(source) or sparse.issparse(source):
+        if features is not None:
+            raise SourceError(
+                "features names columns of a table; an array is used whole, so pass the columns of it you want"
+            )
+        if isinstance(ids, str):
+            raise SourceError(f"ids={ids!r} names a column of a table; for an array pass the ids themselves, one a row")
+        if not isinstance(display, Mapping):
+            if len(display):
+                raise SourceError("display names columns of a table; for an array pass a dict of name to values")
+            display = {}
+        kind = _DaskArray if is_dask_collection(source) else _Array
+        return kind(source, path, ids, display)
+    if is_dask_collection(source):
+        raise SourceError(f"of Dask, a pool is built from an array or a DataFrame, got {type(source).__name__}")
     if not isinstance(source, Iterable):
-        raise SourceError(f"a pool is built from an array, a file or an iterable of Block, got {type(source).__name__}")
+        raise SourceError(
+            f"a pool is built from an array, a table, a file or an iterable of Block, got {type(source).__name__}"
+        )
     if ids is not None or features is not None or display:
         raise SourceError("blocks carry their own ids and fields: pass neither ids, features nor display with them")
     return _Blocks(source)
 
 
-def _file_source(
-    path: Path, ids: Values | str | None, features: Sequence[str] | None, display: Mapping[str, Values] | Sequence[str]
-) -> Source:
-    if not path.is_file():
-        raise SourceError(f"there is no file {path}; a pool is built from a .npy, .parquet or .csv file")
-    if path.suffix == ".npy":
-        return _array_source(_mapped(path), path, ids, features, display)
-    if path.suffix not in (".parquet", ".csv"):
-        raise SourceError(f"{path}: expected a .npy, .parquet or .csv file, got {path.suffix or 'no suffix'}")
-    if not (ids is None or isinstance(ids, str)) or isinstance(display, Mapping | str):
-        raise SourceError(f"{path} is a table: ids is the name of a column, display a list of names of columns")
+def file_identity(path: Path) -> Identity:
+    """Return what makes a file the same: path, size and time."""
+    told = path.stat()
+    return {"kind": "file", "path": str(path.absolute()), "size": told.st_size, "mtime_ns": told.st_mtime_ns}
+
+
+def is_frame_of_dask(source: object) -> bool:
+    """Say whether this is a DataFrame of Dask, of pandas inside."""
+    return is_dask_collection(source) and isinstance(getattr(source, "_meta", None), pd.DataFrame)
+
+
+def token_of(collection: object) -> str | None:
+    """Return what makes a collection of Dask the same; None where that cannot be told."""
     try:
-        table = _Parquet(path) if path.suffix == ".parquet" else _Csv(path)
-        table.columns = _choose(table.schema, ids, features, display)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read: {error}") from error
-    return table
-
-
-def open_texts(path: Path, ids: str | None, column: str, display: Sequence[str]) -> Source:
-    """Open a table for a column of texts, which its blocks have as a field; they have no features.
-
-    Raises
-    ------
-    SourceError
-        It cannot be used; the message says why.
-    """
-    if path.suffix not in (".parquet", ".csv") or not path.is_file():
-        raise SourceError(f"{path}: texts are a column of a .parquet or .csv file")
-    if not (ids is None or isinstance(ids, str)) or isinstance(display, Mapping | str):
-        raise SourceError(f"{path} is a table: ids is the name of a column, display a list of names of columns")
-    try:
-        table = _Parquet(path) if path.suffix == ".parquet" else _Csv(path)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise SourceError(f"{path} cannot be read: {error}") from error
-    shown = tuple(dict.fromkeys([column, *display]))
-    _refuse_names(table.schema.names, [*([ids] if ids else []), *shown])
-    kind = table.schema.field(column).type
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if path.suffix == ".parquet" and not _is_text(value):  # all of a CSV file is text
-        raise SourceError(f"the column {column!r} holds {kind}; a vectoriser takes texts")
-    if ids and not _is_key(table.schema.field(ids).type):
-        raise SourceError(f"the column {ids!r} holds {table.schema.field(ids).type}; ids are text or integers")
-    table.columns = _Columns(ids, (), shown, nested=False)
-    return table
-
-
-def _mapped(path: Path) -> npt.NDArray[Any]:
-    try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:  # an array of objects cannot be mapped either
-        raise SourceError(f"{path} cannot be read as an array of numbers: {error}") from error
-    return array
+        token: str = tokenize(collection, ensure_deterministic=True)
+    except (TokenizationError, TypeError, ValueError):
+        return None
+    return token
 
 
 # ---- arrays
 
 
-def _array_source(
-    array: npt.NDArray[Any],
-    path: Path | None,
-    ids: Values | str | None,
-    names: Sequence[str] | None,
-    display: Mapping[str, Values] | Sequence[str],
-) -> Source:
-    if names is not None:
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    if not path.is_file():
+        raise SourceError(f"there is no file {path}; a pool is built from a .npy, .parquet or .csv file")
+    if path.suffix.lower() != ".npy":
         raise SourceError(
-            "features names columns of a table; an array is used whole, so pass the columns of it you want"
+            f"{path}: expected a .npy, .parquet, .pq, .csv, .tsv or .tab file, got {path.suffix or 'no suffix'}"
         )
-    if isinstance(ids, str):
-        raise SourceError(f"ids={ids!r} names a column of a table; for an array pass the ids themselves, one a row")
-    if not isinstance(display, Mapping):
-        if len(display):
-            raise SourceError("display names columns of a table; for an array pass a dict of name to values")
-        display = {}
-    _refuse_records(array, "the array")
-    if not len(array):
-        raise SourceError("the array has no rows; a pool has at least one")
-    texts = None if ids is None else _texts(ids, 0, len(array))
-    fields = {name: _field(name, values, 0, len(array)) for name, values in display.items()}
-    return _Array(array, path, texts, fields)
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:  # an array of objects cannot be mapped either
+        raise SourceError(f"{path} cannot be read as an array of numbers: {error}") from error
+    return array
+
+
+def _is_array(source: object) -> bool:
+    return all(hasattr(source, name) for name in ("shape", "dtype", "__getitem__"))
 
 
 class _Array:
-    def __init__(
-        self,
-        array: npt.NDArray[Any],
-        path: Path | None,
-        ids: npt.NDArray[np.object_] | None,
-        fields: dict[str, npt.NDArray[Any]],
-    ) -> None:
-        self._array, self._ids, self._fields = array, ids, fields
-        self.n_rows: int | None = len(array)
+    """An array of NumPy, or anything that has a shape and gives slices of rows: sparse matrices, Zarr, HDF5."""
+
+    single = False
+    told: Mapping[str, Any] = {}
+
+    def __init__(self, array: Any, path: Path | None, ids: Values | None, display: Mapping[str, Values]) -> None:  # noqa: ANN401
+        height = int(array.shape[0]) if array.shape else 0
+        self._array = array.tocsr() if sparse.issparse(array) else array
+        first = _dense(self._array[:1]) if height else np.empty(array.shape)
+        _refuse_records(first, array.shape, "the array")
+        if not height:
+            raise SourceError("the array has no rows; a pool has at least one")
+        self.n_rows: int | None = height
+        self._row_bytes = max(1, first.nbytes)
+        self._ids = None if ids is None else as_ids(ids, 0, height)
+        self._fields = {name: as_field(name, values, 0, height) for name, values in display.items()}
         self.identity: Identity | None = {
-            **({"kind": "array"} if path is None else _file_identity(path)),
+            **({"kind": "array"} if path is None else file_identity(path)),
             "shape": list(array.shape),
-            "dtype": array.dtype.str,
+            "dtype": first.dtype.str,
             "sample": self._sample(),
         }
-        if ids is not None:
-            _refuse_repeats(ids)
+        if self._ids is not None:
+            _refuse_repeats(self._ids)
 
     def _sample(self) -> str:
         # Reading all of a mapped array to name it would take as long as building.
-        rows = np.unique(np.linspace(0, len(self._array) - 1, SAMPLED_ROWS).astype(np.int64))
-        digest = hashlib.sha256(np.ascontiguousarray(self._array[rows]).tobytes())
-        for name, column in {"": self._ids, **self._fields}.items():
-            digest.update(f"{name} {None if column is None else column[rows].tolist()}".encode())
+        rows = np.unique(np.linspace(0, self._array.shape[0] - 1, SAMPLED_ROWS).astype(np.int64))
+        digest = hashlib.sha256(np.ascontiguousarray(_dense(self._array[rows])).tobytes())
+        ids = None if self._ids is None else self._ids[rows].tolist()
+        digest.update(f" {ids}".encode())
+        for name, column in self._fields.items():
+            digest.update(f"{name} {column.take(rows).to_pylist()}".encode())
         return digest.hexdigest()
 
     def blocks(self, start: int) -> Iterator[Block]:
-        step = max(1, BLOCK_BYTES // max(1, self._array[:1].nbytes))
-        for first in range(start, len(self._array), step):
+        step = max(1, BLOCK_BYTES // self._row_bytes)
+        for first in range(start, self._array.shape[0], step):
             part = slice(first, first + step)
             ids = None if self._ids is None else self._ids[part]
-            yield Block(self._array[part], ids, {name: column[part] for name, column in self._fields.items()})
+            yield Block(_dense(self._array[part]), ids, {name: column[part] for name, column in self._fields.items()})
+
+
+def _dense(part: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever an array gives for some rows
+    """Return rows as a plain array; what is masked is no value, so NaN."""
+    if sparse.issparse(part):
+        if part.shape[1] > MAX_FEATURES:
+            raise SourceError(
+                f"the sparse matrix has {part.shape[1]:,} columns, and records have at most {MAX_FEATURES:,} features: "
+                "reduce it, such as by a TruncatedSVD"
+            )
+        return np.asarray(part.toarray())
+    if isinstance(part, np.ma.MaskedArray):
+        if not np.ma.getmaskarray(part).any():
+            return np.asarray(part.data)
+        return np.where(np.ma.getmaskarray(part), np.float32(np.nan), part.data)
+    return np.asarray(part)
+
+
+class _DaskArray:
+    """An array of Dask, of which some chunks of rows are computed at a time."""
+
+    single = False
+    told: Mapping[str, Any] = {}
+
+    def __init__(self, array: Any, path: Path | None, ids: Values | None, display: Mapping[str, Values]) -> None:  # noqa: ANN401, ARG002
+        _refuse_records(array, array.shape, "the Dask array")
+        self._array = array
+        self._heights = array.chunks[0]
+        self._known = not any(math.isnan(height) for height in self._heights)
+        self.n_rows: int | None = int(sum(self._heights)) if self._known else None
+        if self.n_rows == 0:
+            raise SourceError("the array has no rows; a pool has at least one")
+        self._ids = None if ids is None else self._beside(ids, "ids")
+        self._fields = {name: self._beside(values, name) for name, values in display.items()}
+
+    def _beside(self, values: Values, name: str) -> Values:
+        """Cut what stands beside the records as they are."""
+        if hasattr(values, "to_dask_array"):
+            values = values.to_dask_array()
+        if not is_dask_collection(values):
+            if self._known and len(values) != self.n_rows:
+                raise SourceError(f"{len(values)} values of {name} were given for {self.n_rows} records")
+            return values
+        if values.ndim != 1:
+            raise SourceError(f"{name} has shape {values.shape}; one value a record was expected")
+        if self._known and not any(math.isnan(height) for height in values.chunks[0]):
+            if values.shape[0] != self.n_rows:
+                raise SourceError(f"{values.shape[0]} values of {name} were given for {self.n_rows} records")
+            return values.rechunk((self._heights,))
+        if values.numblocks[0] != len(self._heights):
+            raise SourceError(f"{name} has other chunks than the array, and their sizes are not known: make them alike")
+        return values
+
+    @property
+    def identity(self) -> Identity | None:
+        token = token_of([self._array, self._ids, self._fields])
+        return None if token is None else {"kind": "Dask array", "token": token}
+
+    def blocks(self, start: int) -> Iterator[Block]:
+        row = 0
+        for first, last in self._groups():
+            height = int(sum(self._heights[first:last])) if self._known else 0
+            if self._known and row + height <= start:
+                row += height
+                continue
+            lazy = [
+                self._array,
+                *[each for each in (self._ids, *self._fields.values()) if is_dask_collection(each)],
+            ]
+            computed = iter(compute(*(each.blocks[first:last] for each in lazy)))  # type: ignore[no-untyped-call]
+            features = _dense(next(computed))
+            beside = [
+                next(computed) if is_dask_collection(each) else each[row : row + len(features)]
+                for each in (*(() if self._ids is None else (self._ids,)), *self._fields.values())
+            ]
+            yield from self._cut(features, beside, max(0, start - row))
+            row += len(features)
+        for values in (self._ids, *self._fields.values()):
+            if values is not None and not is_dask_collection(values) and len(values) != row:
+                raise SourceError(f"{len(values)} values were given for {row} records")
+
+    def _groups(self) -> Iterator[tuple[int, int]]:
+        """Take together as many small chunks as make a block; those of unknown size one by one."""
+        row_bytes = self._array.dtype.itemsize * math.prod(self._array.shape[1:])
+        first, held = 0, 0.0
+        for at, height in enumerate(self._heights):
+            if at > first and not (held + height * row_bytes <= BLOCK_BYTES):  # also where it is NaN
+                yield first, at
+                first, held = at, 0.0
+            held += height * row_bytes
+        yield first, len(self._heights)
+
+    def _cut(self, features: npt.NDArray[Any], beside: list[Values], skip: int) -> Iterator[Block]:
+        step = max(1, BLOCK_BYTES // max(1, features[:1].nbytes))
+        for first in range(skip, len(features), step):
+            parts = [values[first : first + step] for values in beside]
+            ids = None if self._ids is None else parts.pop(0)
+            yield Block(features[first : first + step], ids, dict(zip(self._fields, parts, strict=True)))
 
 
 def _refuse_repeats(ids: npt.NDArray[np.object_]) -> None:
@@ -220,233 +312,14 @@ def _refuse_repeats(ids: npt.NDArray[np.object_]) -> None:
         raise SourceError(f"record ids must be unique, these repeat: {named}. Remove the repeats, or choose another id")
 
 
-# ---- tables
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """What each column of a table is for."""
-
-    ids: str | None
-    features: tuple[str, ...]
-    display: tuple[str, ...]
-    nested: bool
-
-    @property
-    def all(self) -> list[str]:
-        return list(dict.fromkeys([*([self.ids] if self.ids else []), *self.features, *self.display]))
-
-
-def _choose(schema: "pa.Schema", ids: str | None, features: Sequence[str] | None, display: Sequence[str]) -> _Columns:
-    """Which columns are features, or why the table cannot be used."""
-    if isinstance(features, str):
-        raise SourceError(f"features is a list of names of columns, got {features!r}")
-    named = [*([ids] if ids else []), *(features or ()), *display]
-    _refuse_names(schema.names, named)
-    if features is not None and ids in features:
-        raise SourceError(f"the column {ids!r} holds the ids, so it cannot be a feature; leave it out of features")
-    if ids and not _is_key(schema.field(ids).type):
-        raise SourceError(f"the column {ids!r} holds {schema.field(ids).type}; ids are text or integers")
-    nested_display = [name for name in display if pa.types.is_nested(schema.field(name).type)]
-    if nested_display:
-        raise SourceError(f"the columns {nested_display} hold lists or structures; display fields are single values")
-    chosen = tuple(features) if features is not None else tuple(name for name in schema.names if name not in named)
-    if not chosen:
-        raise SourceError(f"no column is left for the features; the table has {schema.names}")
-    lists = [name for name in chosen if _is_list(schema.field(name).type)]
-    if lists and len(chosen) > 1:
-        raise SourceError(
-            f"{lists} hold lists, and a list is the only feature column; name it with features (--features)"
-        )
-    _refuse_types({name: schema.field(name).type for name in chosen if name not in lists})
-    return _Columns(ids, chosen, tuple(display), bool(lists))
-
-
-def _refuse_names(exist: list[str], named: list[str]) -> None:
-    repeated = sorted({name for name in exist if exist.count(name) > 1})
-    if repeated:
-        raise SourceError(f"columns have the same name: {repeated}; rename them")
-    unknown = [name for name in named if name not in exist]
-    if unknown:
-        raise SourceError(f"there are no columns {unknown}; the table has {exist}")
-
-
-def _refuse_types(types: Mapping[str, "pa.DataType"]) -> None:
-    strange = {name: str(kind) for name, kind in types.items() if not _is_number(kind)}
-    if strange:
-        told = ", ".join(f"{name} ({kind})" for name, kind in strange.items())
-        raise SourceError(
-            f"features are numbers, and these columns are not: {told}. Encode or vectorise them first; or say which "
-            "columns are features with features (--features), and which are only shown with display (--display)"
-        )
-
-
-def _is_number(kind: "pa.DataType") -> bool:
-    # A column of a CSV file that is empty as far as was read has the type null.
-    types = pa.types
-    return bool(
-        types.is_integer(kind)
-        or types.is_floating(kind)
-        or types.is_boolean(kind)
-        or types.is_decimal(kind)
-        or types.is_null(kind)
-    )
-
-
-def _is_list(kind: "pa.DataType") -> bool:
-    types = pa.types
-    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
-    return bool(is_list and _is_number(kind.value_type))
-
-
-def _is_key(kind: "pa.DataType") -> bool:
-    value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return bool(_is_text(value) or pa.types.is_integer(value) or pa.types.is_null(value))
-
-
-def _is_text(kind: "pa.DataType") -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
-class _Parquet:
-    columns: _Columns
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with pa.parquet.ParquetFile(path) as file:
-            self.schema = file.schema_arrow
-            groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-        self._heights = [group.num_rows for group in groups]
-        self._bytes = sum(group.total_byte_size for group in groups)
-        self.n_rows: int | None = sum(self._heights)
-        if not self.n_rows:
-            raise SourceError(f"{path} has no rows; a pool has at least one")
-
-    @property
-    def identity(self) -> Identity | None:
-        return _table_identity(self._path, self.columns)
-
-    def blocks(self, start: int) -> Iterator[Block]:
-        ends = list(itertools.accumulate(self._heights))
-        group = sum(end <= start for end in ends)
-        skip = start - (ends[group - 1] if group else 0)
-        row_bytes = max(1, self._bytes // max(1, ends[-1]))
-        rows = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
-        try:
-            with pa.parquet.ParquetFile(self._path) as file:
-                batches = file.iter_batches(rows, range(group, len(ends)), self.columns.all)
-                yield from _from_batches(batches, self.columns, start, skip)
-        except pa.ArrowException as error:
-            raise SourceError(f"{self._path} cannot be read: {error}") from error
-
-
-class _Csv:
-    """A CSV file. Ids and display fields keep their text as it stands in the file ("007")."""
-
-    n_rows: int | None = None
-    columns: _Columns
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        with self._open({}, None) as reader:  # infers types from the first block
-            self.schema = reader.schema
-
-    def _open(self, types: Mapping[str, "pa.DataType"], include: list[str] | None) -> "pa.csv.CSVStreamingReader":
-        return pa.csv.open_csv(
-            self._path,
-            read_options=pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES),
-            parse_options=pa.csv.ParseOptions(newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=include),
-        )
-
-    @property
-    def identity(self) -> Identity | None:
-        return _table_identity(self._path, self.columns)
-
-    def blocks(self, start: int) -> Iterator[Block]:
-        columns = self.columns
-        # Types told, not inferred: a column of integers may go on with 1.5, and ids with letters.
-        types = {name: pa.float64() if name in columns.features else pa.string() for name in columns.all}
-        # A column that is both a feature and shown is read as a number.
-        try:
-            with self._open(types, columns.all) as reader:
-                yield from _from_batches(reader, columns, start, start)
-        except pa.ArrowException as error:
-            raise SourceError(f"{self._path} cannot be read: {error}") from error
-
-
-def _from_batches(batches: Iterable["pa.RecordBatch"], columns: _Columns, start: int, skip: int) -> Iterator[Block]:
-    """Blocks of a table from row `start` on, which is `skip` rows into the batches."""
-    row = start
-    for batch in batches:
-        kept = batch.slice(min(skip, batch.num_rows))
-        skip -= batch.num_rows - kept.num_rows
-        if kept.num_rows:
-            yield _block(kept, columns, row)
-            row += kept.num_rows
-
-
-def _block(batch: "pa.RecordBatch", columns: _Columns, row: int) -> Block:
-    if columns.nested:
-        features = _matrix(batch.column(columns.features[0]), columns.features[0], row)
-    else:
-        features = np.empty((batch.num_rows, len(columns.features)), dtype=np.float32)
-        for position, name in enumerate(columns.features):
-            with np.errstate(over="ignore"):
-                features[:, position] = _numbers(batch.column(name))
-    ids = None if columns.ids is None else batch.column(columns.ids).cast(pa.string()).to_pylist()
-    return Block(features, ids, {name: _shown(batch.column(name), name, row) for name in columns.display})
-
-
-def _numbers(column: "pa.Array") -> npt.NDArray[Any]:
-    """Convert a column to floats, null to NaN."""
-    numbers: npt.NDArray[Any] = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-    return numbers
-
-
-def _matrix(column: "pa.Array", name: str, row: int) -> npt.NDArray[np.float32]:
-    """Convert a column of lists of one length to a matrix."""
-    lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy()
-    width = int(lengths[0])
-    ragged = np.flatnonzero((lengths != width) | (lengths < 1))
-    if len(ragged):
-        told = ", ".join(f"{row + n} ({'null' if lengths[n] < 0 else lengths[n]})" for n in ragged[:NAMED].tolist())
-        raise SourceError(f"the lists in {name!r} must have one length, row {row} has {width}; not so rows {told}")
-    with np.errstate(over="ignore"):
-        return _numbers(column.flatten()).astype(np.float32).reshape(len(lengths), width)
-
-
-def _shown(column: "pa.Array", name: str, row: int) -> npt.NDArray[Any]:
-    """Convert a display column to one of the four types that are stored."""
-    kind = column.type
-    if pa.types.is_floating(kind):
-        return _numbers(column)
-    if not (pa.types.is_boolean(kind) or (pa.types.is_integer(kind) and kind != pa.uint64())):
-        texts = pc.fill_null(column.cast(pa.string()), "").to_pylist()
-        return np.array(texts, dtype=TEXT)
-    if column.null_count:
-        rows = (np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[:NAMED] + row).tolist()
-        raise SourceError(f"the display column {name!r} ({kind}) is empty in rows {rows}; fill it, or store it as text")
-    values: npt.NDArray[Any] = column.to_numpy(zero_copy_only=False)
-    return values if pa.types.is_boolean(kind) else values.astype(np.int64)
-
-
-def _file_identity(path: Path) -> Identity:
-    told = path.stat()
-    return {"kind": "file", "path": str(path.absolute()), "size": told.st_size, "mtime_ns": told.st_mtime_ns}
-
-
-def _table_identity(path: Path, columns: _Columns) -> Identity:
-    chosen = {"ids": columns.ids, "features": list(columns.features), "display": list(columns.display)}
-    return {**_file_identity(path), **chosen}
-
-
 # ---- blocks
 
 
 class _Blocks:
     identity: Identity | None = None
     n_rows: int | None = None
+    single = True
+    told: Mapping[str, Any] = {}
 
     def __init__(self, blocks: Iterable[object]) -> None:
         self._blocks = blocks
@@ -463,8 +336,10 @@ class _Blocks:
 # ---- the rules that every block keeps
 
 
-def checked(blocks: Iterator[Block], row: int, encode: Encode) -> Iterator[Block]:
-    """Blocks as they are stored: encoded features, ids as text, fields as text, int64, float64 or bool.
+def checked(
+    blocks: Iterator[Block], row: int, encode: Encode, kinds: Mapping[str, str] | None = None
+) -> Iterator[Block]:
+    """Blocks as they are stored: encoded features, ids as text, fields as Arrow arrays of one kind each.
 
     Parameters
     ----------
@@ -474,6 +349,8 @@ def checked(blocks: Iterator[Block], row: int, encode: Encode) -> Iterator[Block
         Row of the first.
     encode
         What turns features into what is stored.
+    kinds
+        Of the display fields, where the pool has them already. Default: those of the first block.
 
     Raises
     ------
@@ -488,28 +365,31 @@ def checked(blocks: Iterator[Block], row: int, encode: Encode) -> Iterator[Block
         first = first or stored
         _refuse_change(stored, first, f"rows {row} to {row + len(stored.features) - 1}")
         if len(stored.features):
-            yield stored
+            if kinds is None:
+                kinds = {name: kind_of(values) or "text" for name, values in stored.fields.items()}
+            fields = {name: as_kind(values, kinds[name], name, row) for name, values in stored.fields.items()}
+            yield Block(stored.features, stored.ids, fields)
         row += len(stored.features)
 
 
 def _stored(block: Block, row: int, encode: Encode) -> Block:
     height = len(block.features) if block.features.ndim else 0
-    _refuse_records(block.features, f"the block from row {row} on")
-    ids = None if block.ids is None else _texts(block.ids, row, height)
-    fields = {name: _field(name, values, row, height) for name, values in block.fields.items()}
-    return Block(encode(block.features, row), ids, fields)
+    _refuse_records(block.features, block.features.shape, f"the block from row {row} on")
+    ids = None if block.ids is None else as_ids(block.ids, row, height)
+    fields = {name: as_field(name, values, row, height) for name, values in block.fields.items()}
+    return Block(encode(_dense(block.features), row), ids, fields)
 
 
-def _refuse_records(array: npt.NDArray[Any], which: str) -> None:
+def _refuse_records(array: Any, shape: tuple[int, ...], which: str) -> None:  # noqa: ANN401 - has a dtype
     if array.dtype.kind not in "fiub":
         raise SourceError(
             f"{which} has dtype {array.dtype}; features are floats or integers: encode or vectorise text and "
             "categories first (in a table, choose columns with --features, and show others with --display)"
         )
-    if array.ndim not in (2, 4):
-        raise SourceError(f"{which} has shape {array.shape}; expected (N, d), or (N, h, w, c) for images")
-    if 0 in array.shape[1:]:
-        raise SourceError(f"{which} has shape {array.shape}: records without features")
+    if len(shape) not in (2, 4):
+        raise SourceError(f"{which} has shape {shape}; expected (N, d), or (N, h, w, c) for images")
+    if 0 in shape[1:]:
+        raise SourceError(f"{which} has shape {shape}: records without features")
 
 
 def _refuse_change(block: Block, first: Block, rows: str) -> None:
@@ -520,52 +400,5 @@ def _refuse_change(block: Block, first: Block, rows: str) -> None:
         raise SourceError(f"{rows} hold {block.features.dtype}, the rows before them {first.features.dtype}")
     if (block.ids is None) != (first.ids is None):
         raise SourceError(f"{rows} have {'no ids' if block.ids is None else 'ids'}, the rows before them differ")
-    kinds = {name: values.dtype for name, values in _arrays(block.fields)}
-    before = {name: values.dtype for name, values in _arrays(first.fields)}
-    if kinds != before:
-        raise SourceError(f"{rows} have the display fields {kinds}, the rows before them {before}")
-
-
-def _arrays(fields: Mapping[str, Values]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    return ((name, np.asarray(values)) for name, values in fields.items())
-
-
-def _texts(ids: Values, row: int, height: int) -> npt.NDArray[np.object_]:
-    """Record ids as text, or why they cannot be ids."""
-    values = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    if len(values) != height:
-        raise SourceError(f"{len(values)} ids were given for the {height} records from row {row} on")
-    if set(map(type, values)) != {str}:
-        values = [str(v) if isinstance(v, int | np.integer) and not isinstance(v, bool) else v for v in values]
-        values = [str(v) if isinstance(v, np.str_) else v for v in values]
-    strange = [n for n, value in enumerate(values) if type(value) is not str or not value]
-    if strange:
-        told = ", ".join(f"{row + n} ({values[n]!r})" for n in strange[:NAMED])
-        raise SourceError(f"every record needs an id, text or integer; not so rows {told}")
-    texts: npt.NDArray[np.object_] = np.fromiter(values, dtype=object, count=height)
-    return texts
-
-
-def _field(name: str, values: Values, row: int, height: int) -> npt.NDArray[Any]:
-    """Values of a display field in one of the four types that are stored."""
-    if not isinstance(name, str) or not name or name.startswith((".", "__")) or "/" in name:
-        raise SourceError(f"{name!r} cannot name a display field: it becomes a path in the store; rename it")
-    if len(values) != height:
-        raise SourceError(f"{len(values)} values of {name!r} were given for the {height} records from row {row} on")
-    array = values if isinstance(values, np.ndarray) else _typed(list(values))
-    if array.ndim != 1:
-        raise SourceError(f"the display field {name!r} has shape {array.shape}; a field has one value a record")
-    if array.dtype.kind == "b" or array.dtype == TEXT:
-        return array
-    if np.can_cast(array.dtype, np.int64):
-        return array.astype(np.int64)
-    if array.dtype.kind == "f":
-        return array.astype(np.float64)
-    return np.array(["" if value is None else str(value) for value in array.tolist()], dtype=TEXT)
-
-
-def _typed(values: list[Any]) -> npt.NDArray[Any]:
-    # Text stays out of NumPy's fixed-width type: one long text would make every other as wide.
-    kinds = set(map(type, values))
-    plain = bool(kinds) and (kinds <= {bool} or kinds <= {int, float})
-    return np.array(values, dtype=None if plain else object)
+    if set(block.fields) != set(first.fields):
+        raise SourceError(f"{rows} have the display fields {list(block.fields)}, the rows before {list(first.fields)}")

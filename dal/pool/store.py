@@ -16,6 +16,7 @@ from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
 from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
 from dal.pool.encodings import ENCODINGS, Decode, decoder
+from dal.pool.fields import from_store
 
 # Everything that dal says about a pool is under one key of the group's attributes.
 ATTRIBUTE = "dal"
@@ -26,12 +27,19 @@ INDEX = "ids_index"
 UNIT_BYTES = 8 * 2**20
 # Zarr keeps a task for each chunk that it reads: a unit of a million chunks of one row would take gigabytes.
 UNIT_CHUNKS = 1024
+_NAMED_COLUMNS = 20
 
 # What a build writes there.
 Description = dict[str, Any]
 Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
 Visit = Callable[[int, npt.NDArray[np.float32]], None]
 """Takes the position of a block's first record in its tile, and the block."""
+
+
+def told(names: Sequence[str]) -> str:
+    """Name some columns, the first and the number of the others."""
+    more = len(names) - _NAMED_COLUMNS
+    return ", ".join(names) if more <= 1 else f"{', '.join(names[:_NAMED_COLUMNS])} and {more} more"
 
 
 def description(group: zarr.Group) -> Description:
@@ -71,6 +79,14 @@ class Pool:
         a digest of shape, dtype and chunking alone: the values do not enter.
     fields : tuple of str
         Names of the display fields.
+    kinds : dict of str to str
+        What each display field holds: "text", "integer", "number" or "boolean". Integers and booleans may have gaps,
+        which are None. Empty where a pool says nothing of it.
+    feature_names : tuple of str
+        The columns of the table that became the features: one for each feature, or one of lists, or one of texts. Empty
+        where the pool was built of an array or of pictures.
+    left_out : tuple of str
+        The columns of the table that were taken for its index, and so for no features.
     """
 
     def __init__(self, place: Place, features: "zarr.Array[Any]", group: zarr.Group | None, *, fill: bool) -> None:
@@ -82,6 +98,11 @@ class Pool:
         self._has_ids = bool(described.get("has_ids"))
         self._index = described.get("index", INDEX)
         self.fields: tuple[str, ...] = tuple(described.get("fields", ()))
+        self.kinds: dict[str, str] = dict(described.get("kinds", {}))
+        made_from = described.get("made_from", {})
+        text = made_from.get("text")
+        self.feature_names: tuple[str, ...] = (text,) if text else tuple(made_from.get("features", ()))
+        self.left_out: tuple[str, ...] = tuple(made_from.get("left_out", ()))
         self.fingerprint: str = described.get("fingerprint") or _digest(features)
         # The arrays of a pool that is being appended to may be longer than what it has promised so far.
         self.n_rows = int(described.get("n_rows", features.shape[0]))
@@ -130,7 +151,8 @@ class Pool:
         return cls(where, node, None, fill=missing_chunks == "fill")
 
     def __repr__(self) -> str:
-        return f"Pool({self.path!r}, {self.n_rows} rows of {self.record_shape} {self.encoding})"
+        named = f", features {told(self.feature_names)}" if self.feature_names else ""
+        return f"Pool({self.path!r}, {self.n_rows} rows of {self.record_shape} {self.encoding}{named})"
 
     def head(self, n_rows: int) -> "Pool":
         """Return the pool as it was when it had `n_rows` records: rows are only ever added at the end."""
@@ -225,7 +247,10 @@ class Pool:
     def display(self, rows: Rows) -> dict[str, list[object]]:
         """Display fields of `rows`: for each field its values, in the order asked."""
         wanted = self._checked(rows)
-        return {name: take_rows(self._array(f"fields/{name}"), wanted).tolist() for name in self.fields}
+        return {
+            name: from_store(take_rows(self._array(f"fields/{name}"), wanted), self.kinds.get(name))
+            for name in self.fields
+        }
 
     def _index_arrays(self) -> ids.Index:
         hashes, rows, fence = (self._array(f"{self._index}/{name}") for name in ("hash", "row", "fence"))
@@ -461,8 +486,8 @@ def _refuse_shape(where: Place, array: "zarr.Array[Any]") -> None:
         raise PoolError(f"{where} has shape {array.shape}; a pool is (N, d), or (N, h, w, c) for images")
     if 0 in array.shape:
         raise PoolError(f"{where} is empty: its shape is {array.shape}")
-    if np.dtype(array.dtype).kind not in "fiu":
-        raise PoolError(f"{where} holds {array.dtype}; a pool holds floats or integers: encode or vectorise first")
+    if np.dtype(array.dtype).kind not in "fiub":
+        raise PoolError(f"{where} holds {array.dtype}; a pool holds numbers or booleans: encode or vectorise first")
 
 
 def _refuse_holes(where: Place, array: "zarr.Array[Any]") -> None:

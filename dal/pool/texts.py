@@ -3,7 +3,7 @@
 import heapq
 import itertools
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import joblib
@@ -16,13 +16,13 @@ from sklearn.utils.validation import check_is_fitted
 
 from dal._threads import one_thread
 from dal.errors import SourceError
-from dal.pool.sources import BLOCK_BYTES, Block, Identity, Source
+from dal.pool.fields import as_field, as_kind
+from dal.pool.sources import BLOCK_BYTES, MAX_FEATURES, Block, Identity
+from dal.pool.tables import Rows
 from dal.selection import row_hash
 
 FITTED_ON = 50_000
 """Texts that a vectoriser is fitted on, where it is not fitted yet: drawn from the whole table, the same every time."""
-MAX_FEATURES = 2**14
-"""Dense columns beyond this make records that no scan is quick with; a vocabulary is a hundred thousand wide."""
 
 
 class Texts:
@@ -30,7 +30,7 @@ class Texts:
 
     Parameters
     ----------
-    table : Source
+    table : Rows
         Gives blocks without features, whose fields hold the texts.
     column : str
     vectoriser : object
@@ -38,7 +38,7 @@ class Texts:
         with seed 0 where it has none, on one thread, so that a build that goes on gets the same features.
     """
 
-    def __init__(self, table: Source, column: str, vectoriser: Any) -> None:  # noqa: ANN401 - an estimator
+    def __init__(self, table: Rows, column: str, vectoriser: Any) -> None:  # noqa: ANN401 - an estimator
         if isinstance(vectoriser, type) or not callable(getattr(vectoriser, "transform", None)):
             raise SourceError(
                 f"a vectoriser has transform, from texts to numbers; got {vectoriser!r}. One of scikit-learn is "
@@ -47,6 +47,11 @@ class Texts:
         self._table, self._column, self._given = table, column, vectoriser
         self._fitted: Any = vectoriser if _is_fitted(vectoriser) else None
         self.n_rows: int | None = table.n_rows
+        self.single = table.single
+        if self.single and self._fitted is None:
+            raise SourceError(
+                "a vectoriser that is not fitted reads the texts twice, and this source is read only once"
+            )
 
     @property
     def fitted(self) -> bool:
@@ -63,7 +68,13 @@ class Texts:
                 f"the vectoriser cannot be told from another one, since it cannot be pickled: {error}. Use named "
                 "functions of a module instead of lambdas"
             ) from error
-        return {**(self._table.identity or {}), "text": self._column, "vectoriser": digest}
+        table = self._table.identity
+        return None if table is None else {**table, "text": self._column, "vectoriser": digest}
+
+    @property
+    def told(self) -> Mapping[str, Any]:
+        """The names of the columns that are ids and texts."""
+        return {"ids": self._table.columns.ids, "text": self._column}
 
     def blocks(self, start: int) -> Iterator[Block]:
         """Vectorise the texts from row `start` on."""
@@ -71,7 +82,7 @@ class Texts:
             self._fitted = self._fit()
         row, step = start, 0
         for block in self._table.blocks(start):
-            texts = np.asarray(block.fields[self._column]).tolist()
+            texts = self._texts(block, row)
             # Blocks of a table are cut for what is in the table, and features may be much wider.
             step = step or max(1, BLOCK_BYTES // (4 * self._features(texts[:1], row).shape[1]))
             for at in range(0, len(texts), step):
@@ -81,11 +92,17 @@ class Texts:
                 yield Block(self._features(texts[part], row + at), ids, fields)
             row += len(texts)
 
+    def _texts(self, block: Block, row: int) -> list[str]:
+        """Return the texts of a block, "" where there is none."""
+        values = as_field(self._column, block.fields[self._column], row, len(block.features))
+        texts: list[str] = as_kind(values, "text", self._column, row).fill_null("").to_pylist()
+        return texts
+
     def _fit(self) -> Any:  # noqa: ANN401 - an estimator
         sample: list[tuple[int, int, str]] = []
         row = 0
         for block in self._table.blocks(0):
-            texts = np.asarray(block.fields[self._column]).tolist()
+            texts = self._texts(block, row)
             hashes = row_hash(np.arange(row, row + len(texts)), 0, 0).tolist()
             drawn = zip(hashes, range(row, row + len(texts)), texts, strict=True)
             sample = heapq.nsmallest(FITTED_ON, itertools.chain(sample, drawn))

@@ -1,0 +1,196 @@
+"""How a file of separated values is written: encoding, separator, header. What cannot be told for sure is refused."""
+
+import codecs
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from dal.errors import SourceError
+
+ENDINGS = {".csv": None, ".tsv": "\t", ".tab": "\t"}
+"""Endings of names, and the separator that they promise."""
+COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+SAMPLE_BYTES = 2**20
+COMPARED_RECORDS = 100
+SEPARATORS = (",", ";", "\t", "|")
+_BOMS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_TOLD = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_BLANK_LINES = re.compile(r"\ufeff?(?:[ \t]*(?:\r\n|\n|\r))*")
+_SEP_LINE = re.compile(r'"?sep=(.)"?[ ]*(?:\r\n|\n|\r)', re.IGNORECASE)
+DECIMAL_COMMA = r"^\s*[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+\s*$"
+
+
+def ending_of(path: Path) -> str:
+    """Return the ending that says what a file holds, in small letters and without that of a compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
+        suffixes.pop()
+    return suffixes[-1] if suffixes else ""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How one file is written.
+
+    Attributes
+    ----------
+    separator : str
+    names : tuple of str
+        One for each column: of the header, or f0, f1, ... where there is none. An unnamed one is called as by pandas.
+    unnamed : tuple of str
+        Those that the header does not name.
+    """
+
+    path: Path
+    encoding: str
+    separator: str
+    names: tuple[str, ...]
+    unnamed: tuple[str, ...]
+    skipped: int
+    """Bytes before the first record, in UTF-8."""
+
+    def open(self) -> "pa.NativeFile":
+        """Open the file at its first record, as UTF-8 without compression."""
+        stream = _opened(self.path)
+        if self.encoding != "utf-8":
+            stream = pa.transcoding_input_stream(stream, self.encoding, "utf-8")
+        left = self.skipped
+        while left and (read := stream.read(left)):
+            left -= len(read)
+        return stream
+
+
+def dialect_of(path: Path, *, header: bool | None, wanted: Sequence[str]) -> Dialect:
+    """Find out how a file is written.
+
+    Parameters
+    ----------
+    path
+        Of the file.
+    header
+        Whether its first line names the columns. Default: it does, and is refused where it holds numbers.
+    wanted
+        Names that the columns are asked by; where they are all in the first line, it is a header.
+
+    Raises
+    ------
+    SourceError
+        It cannot be told, or is not supported; the message says what to do.
+    """
+    with _opened(path) as stream:
+        sample = stream.read(SAMPLE_BYTES)
+    encoding = next((name for mark, name in _BOMS if sample.startswith(mark)), "utf-8")
+    text = _decoded(path, sample, encoding)
+    blank = _BLANK_LINES.match(text)
+    start = blank.end() if blank else 0
+    separator = ENDINGS.get(ending_of(path))
+    if told := _SEP_LINE.match(text, start):
+        separator, start = told.group(1), told.end()
+    separator = separator or _separator(path, text, start)
+    found = _record(text, start, separator)
+    if found is None or not any(found[0]):
+        raise SourceError(f"{path} is empty, or its first line is: a line with the names of the columns was expected")
+    fields, end = found
+    if header is None and not (wanted and set(wanted) <= set(fields)):
+        numbers = [name for name in fields if _is_number(name)]
+        if numbers:
+            raise SourceError(
+                f"{path}: the first line holds numbers ({', '.join(numbers[:5])}). If it is a record, pass "
+                "header=False (--no-header); if these are the names of the columns, header=True (--header)"
+            )
+    if header is False:
+        skipped, names = start, tuple(f"f{at}" for at in range(len(fields)))
+        unnamed: tuple[str, ...] = ()
+    else:
+        skipped = end
+        names = tuple(name or f"Unnamed: {at}" for at, name in enumerate(fields))
+        unnamed = tuple(name for name, given in zip(names, fields, strict=True) if not given)
+    # The transcoder has taken the mark away where there was one in UTF-16; in UTF-8 it is the first character.
+    return Dialect(path, encoding, separator, names, unnamed, len(text[:skipped].encode()))
+
+
+def _opened(path: Path) -> "pa.NativeFile":
+    return pa.input_stream(str(path), compression=COMPRESSED.get(path.suffix.lower()))
+
+
+def _decoded(path: Path, sample: bytes, encoding: str) -> str:
+    if encoding == "utf-8" and b"\0" in sample[:4096]:
+        raise SourceError(f"{path} holds zero bytes, as UTF-16 without a byte order mark does; save it as UTF-8")
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(sample)
+    except UnicodeDecodeError as error:
+        raise SourceError(not_utf8(path, sample[: error.start].count(b"\n") + 1)) from error
+
+
+def not_utf8(path: Path, line: int | None = None) -> str:
+    """Say that a file is in another encoding, and what to do."""
+    where = "" if line is None else f" in line {line}"
+    return (
+        f"{path} is not UTF-8{where}; save it as UTF-8, such as by `iconv -f WINDOWS-1252 -t UTF-8`, if that is the "
+        "encoding it was written in"
+    )
+
+
+def _separator(path: Path, text: str, start: int) -> str:
+    """Return the separator that cuts all of the first records into equally many fields."""
+    cutting = [each for each in SEPARATORS if len((_record(text, start, each) or ([], 0))[0]) > 1]
+    if len(cutting) < 2:
+        return cutting[0] if cutting else ","
+    even = [each for each in cutting if _is_even(text, start, each)]
+    if len(even) > 1:
+        raise SourceError(
+            f"{path} could be cut by {' or by '.join(_TOLD[each] for each in even)}: say which in a first line of its "
+            "own, such as sep=;"
+        )
+    return even[0] if even else cutting[0]
+
+
+def _is_even(text: str, start: int, separator: str) -> bool:
+    widths, at = set(), start
+    for _ in range(COMPARED_RECORDS):
+        found = _record(text, at, separator)
+        if found is None or found[1] >= len(text):  # the last one may be cut by the end of the sample
+            widths |= {len(found[0])} if found and len(text) < SAMPLE_BYTES // 8 and any(found[0]) else set()
+            break
+        if any(found[0]):
+            widths.add(len(found[0]))
+        at = found[1]
+    return len(widths) == 1
+
+
+def _record(text: str, start: int, separator: str) -> tuple[list[str], int] | None:
+    """Cut one record into its fields; returns where the next one begins. None where a quote is not closed."""
+    ends = re.compile(f"[{re.escape(separator)}\r\n]")
+    fields: list[str] = []
+    at = start
+    while True:
+        value = ""
+        if text.startswith('"', at):
+            closed = re.compile(r'"((?:[^"]|"")*)"').match(text, at)
+            if closed is None:
+                return None
+            value, at = closed.group(1).replace('""', '"'), closed.end()
+        end = ends.search(text, at)
+        stop = end.start() if end else len(text)
+        fields.append(value + text[at:stop])
+        if end is None or text[stop] != separator:
+            return fields, stop + (2 if text.startswith("\r\n", stop) else 1 if end else 0)
+        at = stop + 1
+
+
+def _is_number(text: str) -> bool:
+    if text.strip().lower() in ("true", "false"):
+        return True
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True

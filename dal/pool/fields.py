@@ -1,0 +1,341 @@
+"""Display fields and record ids: whatever values a user has, as one of a few kinds that are stored.
+
+A field has one kind in the whole pool, whichever block has a gap, and keeps it when the pool grows. Between source and
+store its values are an Arrow array, in which a gap is null. In the store a gap is "" among texts, NaN among numbers,
+`NO_INTEGER` among integers and `NO_BOOLEAN` among booleans, which are int8 for its sake.
+"""
+
+import uuid
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dal.errors import SourceError
+
+TEXT = np.dtypes.StringDType()
+NAMED = 5
+NO_INTEGER = np.iinfo(np.int64).min
+NO_BOOLEAN = -1
+WHOLE = {2: 2**11, 4: 2**24}
+"""Up to here a float of so many bytes tells every whole number from the next; a float64 up to 2**53."""
+CHECKED_IDS = 2**16
+
+Values = Any
+"""A sequence, or an array of NumPy, pandas or Arrow."""
+
+KINDS: dict[str, "pa.DataType"] = {
+    "text": pa.large_string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+}
+_WORDS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def kind_of(values: "pa.Array") -> str | None:
+    """Return the kind of values that `as_field` gave; None where there are only gaps."""
+    return next((kind for kind, stored in KINDS.items() if values.type == stored), None)
+
+
+def stored_type(kind: str) -> np.dtype[Any]:
+    """Return the NumPy type in which a kind is stored."""
+    types: dict[str, np.dtype[Any]] = {
+        "text": TEXT,
+        "integer": np.dtype(np.int64),
+        "number": np.dtype(np.float64),
+        "boolean": np.dtype(np.int8),
+    }
+    return types[kind]
+
+
+def as_field(name: str, values: Values, row: int, height: int) -> "pa.Array":
+    """Convert the values of a display field to Arrow, of one of the kinds or all null.
+
+    Parameters
+    ----------
+    name
+        Of the field; it becomes a path in the store.
+    values
+        One a record.
+    row
+        Row of the first record.
+    height
+        Number of records.
+
+    Raises
+    ------
+    SourceError
+        They cannot be shown.
+    """
+    if not isinstance(name, str) or not name or name.startswith((".", "__")) or "/" in name:
+        raise SourceError(f"{name!r} cannot name a display field: it becomes a path in the store; rename it")
+    shape = getattr(values, "shape", None)
+    if shape is not None and len(shape) != 1:
+        raise SourceError(f"the display field {name!r} has shape {shape}; a field has one value a record")
+    if len(values) != height:
+        raise SourceError(f"{len(values)} values of {name!r} were given for the {height} records from row {row} on")
+    try:
+        array = _one_kind(_arrow(values))
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{name!r} holds text that is no Unicode, from row {row} on: {error}; mend it") from error
+    except (pa.ArrowException, TypeError) as error:
+        raise SourceError(f"{name!r} cannot be shown, from row {row} on: {error}; store it as text") from error
+    if array.type == pa.int64() and pc.any(pc.equal(array, NO_INTEGER)).as_py():
+        raise SourceError(f"{name!r} holds {NO_INTEGER}, which stands for a gap; store the field as text")
+    return array
+
+
+def _arrow(values: Values) -> "pa.Array":
+    """Convert values to Arrow as they are: what is no value becomes null."""
+    if isinstance(values, pa.ChunkedArray):
+        return values.combine_chunks()
+    if isinstance(values, pa.Array):
+        return values
+    if isinstance(values, np.ma.MaskedArray):
+        return pa.array(np.asarray(values.data), mask=np.ma.getmaskarray(values))
+    if isinstance(values, pd.Series | pd.Index):
+        values = values.array
+    if isinstance(values, pd.api.extensions.ExtensionArray) and not pd.api.types.is_object_dtype(values.dtype):
+        return pa.array(values, from_pandas=True)
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufMm" and values.dtype != np.longdouble:
+        return pa.array(values.astype(values.dtype.newbyteorder("="), copy=False))
+    return _of_objects(list(values.tolist() if isinstance(values, np.ndarray) else values))
+
+
+def _of_objects(values: list[Any]) -> "pa.Array":
+    plain = [None if is_gap(value) else value.item() if isinstance(value, np.generic) else value for value in values]
+    kinds = set(map(type, plain)) - {type(None)}
+    if kinds == {bool}:
+        return pa.array(plain, pa.bool_())
+    if kinds == {int}:
+        try:
+            return pa.array(plain, pa.int64())
+        except OverflowError:
+            pass
+    if kinds and kinds <= {int, float}:
+        return pa.array(plain, pa.float64())
+    return pa.array([None if value is None else worded(value) for value in plain], pa.large_string())
+
+
+def worded(value: object) -> str:
+    """Return a value as text."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def is_gap(value: object) -> bool:
+    """Say whether a value is none: None, NaN, NA, NaT."""
+    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+
+
+def _one_kind(array: "pa.Array") -> "pa.Array":
+    """Cast to the type of one of the kinds; text where no other keeps the values."""
+    array = plain(array)
+    types, kind = pa.types, array.type
+    if types.is_null(kind) or types.is_boolean(kind):
+        return array
+    if types.is_floating(kind):
+        return array.cast(pa.float64())
+    if types.is_integer(kind) and kind != pa.uint64():
+        return array.cast(pa.int64())
+    return array.cast(pa.large_string())
+
+
+def as_kind(array: "pa.Array", kind: str, name: str, row: int) -> "pa.Array":
+    """Cast values that `as_field` gave to the kind that the field has in the pool.
+
+    Parameters
+    ----------
+    array
+        Values.
+    kind
+        One of `KINDS`.
+    name
+        Of the field.
+    row
+        Row of the first value.
+
+    Raises
+    ------
+    SourceError
+        That would change values; the rows are named.
+    """
+    target = KINDS[kind]
+    if array.type == target:
+        return array
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), target)
+    if kind == "text":
+        return array.cast(target)
+    found = [_parsed(value, kind) for value in array.to_pylist()]
+    strange = [at for at, value in enumerate(found) if value is ...]
+    if strange:
+        values = array.to_pylist()
+        told = ", ".join(f"{row + at} ({values[at]!r})" for at in strange[:NAMED])
+        raise SourceError(
+            f"the display field {name!r} holds {kind}s, and these rows do not: {told}. Give the field one type in all "
+            "records; as text, it takes any"
+        )
+    return pa.array(found, target)
+
+
+def _parsed(value: object, kind: str) -> Any:  # noqa: ANN401 - a value of the kind, None for a gap, else ...
+    """Read a value as one of another kind, if that loses nothing."""
+    if is_gap(value) or value == "":
+        return None
+    if kind == "boolean":
+        return _WORDS.get(value.lower(), ...) if isinstance(value, str) else ...
+    if isinstance(value, bool):
+        return ...
+    try:
+        number = float(value)  # type: ignore[arg-type]
+        if kind == "number":
+            return number
+        whole = int(value) if isinstance(value, str) and value.lstrip("+-").isdecimal() else int(number)
+    except (ValueError, OverflowError):
+        return ...
+    exact = isinstance(value, str) or abs(number) <= 2**53
+    return whole if exact and whole == number and NO_INTEGER < whole < 2**63 else ...
+
+
+def to_store(array: "pa.Array", name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Convert values of one of the kinds to what is stored.
+
+    Parameters
+    ----------
+    array
+        Values.
+    name
+        Of the field.
+    dtype
+        Of the array in the store; older pools keep booleans as such, and have no room for gaps.
+    """
+    kind = kind_of(array)
+    assert kind is not None  # `as_kind` was there before
+    if kind == "text":
+        return np.array(array.fill_null("").to_pylist(), dtype=TEXT)
+    if kind == "number":
+        return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float64)
+    if dtype == np.bool_ and array.null_count:
+        raise SourceError(f"{name!r} has gaps, and this pool was built by an older dal that has none: fill them")
+    filled = array.cast(pa.int8()) if kind == "boolean" else array
+    values = filled.fill_null(NO_BOOLEAN if kind == "boolean" else NO_INTEGER)
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=dtype)
+
+
+def from_store(values: npt.NDArray[Any], kind: str | None) -> list[object]:
+    """Convert what is stored to Python values; gaps among integers and booleans are None.
+
+    Parameters
+    ----------
+    values
+        As stored.
+    kind
+        Of the field; None in pools that say nothing of it, which have no such gaps.
+    """
+    found = values.tolist()
+    if kind == "integer":
+        return [None if value == NO_INTEGER else value for value in found]
+    if kind == "boolean" and values.dtype != np.bool_:
+        return [None if value == NO_BOOLEAN else bool(value) for value in found]
+    return list(found)
+
+
+# ---- Arrow's types
+
+
+def plain_type(kind: "pa.DataType") -> "pa.DataType":
+    """Return what a type holds: without dictionary, run-length encoding or extension; a UUID is text."""
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == "arrow.uuid":
+            return pa.string()
+        return pa.bool_() if kind.extension_name == "arrow.bool8" else plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    return kind
+
+
+def plain(array: "pa.Array") -> "pa.Array":
+    """Convert to the type that `plain_type` names."""
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        if kind.extension_name == "arrow.uuid":
+            return pa.array([None if each is None else str(each) for each in array.to_pylist()], pa.string())
+        storage = array.storage
+        return storage.cast(pa.bool_()) if kind.extension_name == "arrow.bool8" else plain(storage)
+    if pa.types.is_dictionary(kind):
+        return plain(array.dictionary_decode())
+    if pa.types.is_run_end_encoded(kind):
+        return plain(pc.run_end_decode(array))
+    return array
+
+
+def is_text(kind: "pa.DataType") -> bool:
+    """Say whether a type holds text."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+# ---- ids
+
+
+def as_ids(ids: Values, row: int, height: int) -> npt.NDArray[np.object_]:
+    """Convert record ids to text, as they are; a whole number without ".0".
+
+    Parameters
+    ----------
+    ids
+        Text, integers or UUIDs; floats where all are whole, as pandas makes of integers.
+    row
+        Row of the first.
+    height
+        Number of records.
+
+    Raises
+    ------
+    SourceError
+        They cannot be ids; the rows are named.
+    """
+    if len(ids) != height:
+        raise SourceError(f"{len(ids)} ids were given for the {height} records from row {row} on")
+    width = getattr(getattr(ids, "dtype", None), "itemsize", 8)
+    values = _listed(ids)
+    if set(map(type, values)) != {str}:
+        values = [_id(value, WHOLE.get(width, 2**53)) for value in values]
+    for first in range(0, height, CHECKED_IDS):
+        part = values[first : first + CHECKED_IDS]
+        if any(type(value) is not str or not value for value in part) or not _storable("".join(part)):
+            strange = [at for at, value in enumerate(part) if type(value) is not str or not value]
+            strange = strange or [at for at, value in enumerate(part) if not _storable(value)]
+            told = ", ".join(f"{row + first + at} ({part[at]!r})" for at in strange[:NAMED])
+            raise SourceError(f"every record needs an id, text or integer; not so rows {told}")
+    texts: npt.NDArray[np.object_] = np.fromiter(values, dtype=object, count=height)
+    return texts
+
+
+def _listed(ids: Values) -> list[Any]:
+    if isinstance(ids, pa.Array | pa.ChunkedArray):
+        return list(ids.to_pylist())
+    if isinstance(ids, np.ma.MaskedArray):
+        return list(np.where(np.ma.getmaskarray(ids), None, ids.data.astype(object)).tolist())
+    return list(ids.tolist()) if hasattr(ids, "tolist") else list(ids)
+
+
+def _id(value: Any, most: int) -> Any:  # noqa: ANN401 - text, or what cannot be an id
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, int | np.integer | uuid.UUID | np.str_):
+        return str(value)
+    if isinstance(value, float | np.floating) and abs(float(value)) <= most and float(value).is_integer():
+        return str(int(value))
+    return value
+
+
+def _storable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
