@@ -32,6 +32,7 @@ class InMemory:
         self.ids = [*(f"unused {row}" for row in range(100)), *ids]
         self.fields = tuple(fields)
         self.shown = fields
+        self.kinds: dict[str, str] = {}
         self.record_shape: tuple[int, ...] = (2,)
         self.encoding = "float32"
         self.n_rows = len(self.ids)

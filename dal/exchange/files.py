@@ -9,7 +9,7 @@ import hashlib
 import io
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -63,6 +63,10 @@ class Records(Protocol):
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the display fields."""
+
+    @property
+    def kinds(self) -> Mapping[str, str]:
+        """The kind of each display field, where that is known."""
 
     def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Look up rows, -1 where unknown."""
@@ -195,6 +199,7 @@ def sheet_of(campaign: Campaign, pool: Records, number: int) -> Sheet:
         classes=campaign.settings.classes,
         fields=pool.fields,
         overlap=campaign.settings.overlap,
+        kinds=pool.kinds,
     )
 
 

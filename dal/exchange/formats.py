@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +26,7 @@ import pyarrow.parquet
 from dal.campaign import Asked
 from dal.classes import UNLABELLED, Classes, is_missing
 from dal.errors import LabelError
+from dal.pool.fields import KINDS
 from dal.texts import as_seconds, as_time, brief, flaw, folded, guarded, parsed, unguarded
 
 COLUMNS = ("record_id", "label", "status", "annotator")
@@ -91,6 +92,8 @@ class Sheet:
     fields: tuple[str, ...]
     overlap: int
     """Annotators that are to answer each record."""
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    """Of the display fields, where the pool knows them: a block may hold nothing but gaps."""
 
 
 class Format(Protocol):
@@ -582,7 +585,8 @@ class Parquet:
             ]
             columns = list(zip(*said, strict=True)) if said else [()] * len(names)
             if writer is None:
-                kinds = [pa.string()] * len(COLUMNS) + [_kind(values) for values in columns[len(COLUMNS) :]]
+                shown = zip(sheet.fields, columns[len(COLUMNS) :], strict=True)
+                kinds = [pa.string()] * len(COLUMNS) + [arrow_type(sheet.kinds.get(name), each) for name, each in shown]
                 schema = pa.schema(list(zip(names, kinds, strict=True)))
                 writer = pa.parquet.ParquetWriter(file, schema)
             arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
@@ -602,9 +606,12 @@ def _or_one_empty(blocks: Iterable[list[Item]]) -> Iterator[list[Item]]:
         yield []
 
 
-def _kind(values: Iterable[object]) -> "pa.DataType":
-    kind = pa.array(values).type
-    return pa.string() if pa.types.is_null(kind) else kind
+def arrow_type(kind: str | None, values: Iterable[object]) -> "pa.DataType":
+    """Return the Arrow type of a display field: of its kind, else of some of its values."""
+    if kind is not None:
+        return pa.string() if kind == "text" else KINDS[kind]
+    found = pa.array(values).type
+    return pa.string() if pa.types.is_null(found) else found
 
 
 def _refuse_kind(name: str, kind: "pa.DataType", path: Path) -> None:

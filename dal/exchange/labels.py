@@ -12,7 +12,7 @@ import pyarrow.parquet
 from dal.campaign import Asked, Campaign, Event, Round
 from dal.campaign.disk import replacing
 from dal.exchange.files import Records
-from dal.exchange.formats import columns_for
+from dal.exchange.formats import arrow_type, columns_for
 
 _AT_ONCE = 4096
 _TIME = pa.timestamp("us", tz="UTC")
@@ -106,9 +106,9 @@ def _batch(
     records = [_record(events, asking, names, labels, rounds) for events, asking in block]
     fixed = pa.RecordBatch.from_pylist(records, schema=COLUMNS)
     shown = pool.display(np.array([record["row"] for record in records], dtype=np.int64))
-    columns = {name: pa.array(shown[field]) for field, name in columns_for(pool.fields, COLUMNS.names).items()}
-    for name, values in columns.items():
-        fixed = fixed.append_column(name, values.cast(pa.string()) if pa.types.is_null(values.type) else values)
+    for field, name in columns_for(pool.fields, COLUMNS.names).items():
+        values = pa.array(shown[field], arrow_type(pool.kinds.get(field), shown[field]))
+        fixed = fixed.append_column(name, values)
     return fixed
 
 

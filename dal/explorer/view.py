@@ -167,8 +167,8 @@ def _records(run: Run, pool: Pool | None, rows: Rows) -> dict[str, Any]:
 
 
 def _told(fields: dict[str, object]) -> str:
-    values = list(fields.values())
-    text = str(values[0]) if len(values) == 1 else "\n".join(f"{name}: {value}" for name, value in fields.items())
+    shown = ["" if value is None else str(value) for value in fields.values()]
+    text = shown[0] if len(shown) == 1 else "\n".join(map(": ".join, zip(fields, shown, strict=True)))
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
 
 

@@ -111,10 +111,14 @@ def dialect_of(path: Path, *, header: bool | None, wanted: Sequence[str]) -> Dia
         unnamed: tuple[str, ...] = ()
     else:
         skipped = end
-        names = tuple(name or f"Unnamed: {at}" for at, name in enumerate(fields))
+        names = tuple(name or _free(f"Unnamed: {at}", fields) for at, name in enumerate(fields))
         unnamed = tuple(name for name, given in zip(names, fields, strict=True) if not given)
     # The transcoder has taken the mark away where there was one in UTF-16; in UTF-8 it is the first character.
     return Dialect(path, encoding, separator, names, unnamed, len(text[:skipped].encode()))
+
+
+def _free(name: str, taken: list[str]) -> str:
+    return _free(f"{name}_", taken) if name in taken else name
 
 
 def _opened(path: Path) -> "pa.NativeFile":

@@ -252,6 +252,8 @@ def plain_type(kind: "pa.DataType") -> "pa.DataType":
     if isinstance(kind, pa.BaseExtensionType):
         if kind.extension_name == "arrow.uuid":
             return pa.string()
+        if kind.extension_name.startswith("pandas."):  # periods, which are stored as integers, and intervals
+            return kind
         return pa.bool_() if kind.extension_name == "arrow.bool8" else plain_type(kind.storage_type)
     if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
@@ -264,6 +266,8 @@ def plain(array: "pa.Array") -> "pa.Array":
     if isinstance(kind, pa.BaseExtensionType):
         if kind.extension_name == "arrow.uuid":
             return pa.array([None if each is None else str(each) for each in array.to_pylist()], pa.string())
+        if kind.extension_name.startswith("pandas."):
+            return array
         storage = array.storage
         return storage.cast(pa.bool_()) if kind.extension_name == "arrow.bool8" else plain(storage)
     if pa.types.is_dictionary(kind):

@@ -93,6 +93,8 @@ def open_source(
         raise SourceError("a Dataset holds several arrays: pass one of them, such as dataset['x']")
     if type(source).__module__.startswith("xarray.") and hasattr(source, "data"):
         source = source.data
+    if is_dask_collection(source) and not hasattr(source, "chunks"):
+        raise SourceError(f"of Dask, a pool is built from an array or a DataFrame, got {type(source).__name__}")
     if _is_array(source) or sparse.issparse(source):
         if features is not None:
             raise SourceError(
@@ -106,8 +108,6 @@ def open_source(
             display = {}
         kind = _DaskArray if is_dask_collection(source) else _Array
         return kind(source, path, ids, display)
-    if is_dask_collection(source):
-        raise SourceError(f"of Dask, a pool is built from an array or a DataFrame, got {type(source).__name__}")
     if not isinstance(source, Iterable):
         raise SourceError(
             f"a pool is built from an array, a table, a file or an iterable of Block, got {type(source).__name__}"

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 from dask.base import compute
+from dask.delayed import delayed
 
 from dal.errors import SourceError
 from dal.pool import csvs
@@ -499,7 +500,7 @@ class _DaskFrame:
     def batches(self, columns: Columns, start: int) -> Iterator["pa.RecordBatch"]:
         first = 0
         if start:
-            (lengths,) = compute([len(part) for part in self._frame.to_delayed()])  # type: ignore[no-untyped-call]
+            (lengths,) = compute([delayed(len)(part) for part in self._frame.to_delayed()])  # type: ignore[no-untyped-call]
             ends = np.cumsum(lengths)
             first = int(np.searchsorted(ends, start, side="right"))
             start -= int(ends[first - 1]) if first else 0
@@ -560,8 +561,10 @@ def _arrow_of(values: pd.Series, kind: "pa.DataType | None" = None) -> "pa.Array
     """
     if isinstance(values.dtype, pd.SparseDtype):
         values = pd.Series(np.asarray(values))
-    objects = values.dtype == object
+    objects = pd.api.types.is_object_dtype(values.dtype)
     try:
+        if isinstance(values.dtype, pd.PeriodDtype | pd.IntervalDtype):  # Arrow would make integers and structures
+            raise TypeError(values.dtype)
         array = pa.array(values, type=kind if objects and kind is not None else None, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         array = pa.array([None if is_gap(value) else worded(value) for value in values.tolist()], pa.large_string())
@@ -588,7 +591,7 @@ class _Stream:
         if self.single:
             return None
         rows = np.unique(np.linspace(0, self._rows.num_rows - 1, SAMPLED_ROWS).astype(np.int64))
-        told = self._rows.select(list(columns)).take(rows).to_pydict()
+        told = [self._rows.select(list(columns)).slice(row, 1).to_pydict() for row in rows.tolist()]
         digest = hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest()
         return {"kind": "table", "rows": self._rows.num_rows, "sample": digest}
 

@@ -1,0 +1,711 @@
+"""Tables as sources: what becomes a feature, an id and a display field, by name; CSV files, frames, Arrow's types."""
+
+import bz2
+import gzip
+import itertools
+import logging
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import zarr
+from click.testing import CliRunner
+from scipy import sparse
+
+from dal.cli import main
+from dal.errors import PoolIncomplete, SourceError
+from dal.pool import Block, Pool, append_pool, build_pool, sources, tables
+from dal.pool import build as building
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layout in which some dozen rows make many blocks and chunks."""
+    monkeypatch.setattr(building, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(building, "FIELD_ROWS", 8)
+    monkeypatch.setattr(building, "INDEX_ROWS", 16)
+    for module in (sources, tables):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 100)
+        monkeypatch.setattr(module, "MAX_BLOCK_ROWS", 7)
+    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 100)
+
+
+def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+def parquet(path: Path, row_group: int = 50, **columns: object) -> Path:
+    pa.parquet.write_table(pa.table(columns), path, row_group_size=row_group)
+    return path
+
+
+def frame(n: int = 40) -> pd.DataFrame:
+    rows = np.arange(n)
+    return pd.DataFrame({"key": [f"{row:03d}" for row in rows], "x": rows / 4, "y": rows * 2.0, "note": rows % 3})
+
+
+def rows_of(pool: Pool) -> list[list[float]]:
+    found: list[list[float]] = pool.read(0, pool.n_rows).tolist()
+    return found
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", "frame", "Dask"])
+def test_an_append_finds_columns_by_name_in_any_order(ending: str, tmp_path: Path) -> None:
+    def given(name: str, data: pd.DataFrame) -> Any:  # noqa: ANN401
+        if ending == "frame":
+            return data
+        if ending == "Dask":
+            return dd.from_pandas(data, npartitions=3)
+        path = tmp_path / f"{name}{ending}"
+        data.to_csv(path, index=False) if ending == ".csv" else data.to_parquet(path)
+        return path
+
+    whole, path = frame(), tmp_path / "pool.zarr"
+    pool = build_pool(given("a", whole[:30]), path, ids="key", display=["note"])
+    assert pool.feature_names == ("x", "y")
+    assert "features x, y" in repr(pool)
+    more = whole[30:][["note", "y", "key", "x"]].assign(extra=7.5, other="text")
+    grown = append_pool(given("b", more), path)
+    np.testing.assert_array_equal(grown.read(0, 40), whole[["x", "y"]].to_numpy(np.float32))
+    assert grown.record_ids([3, 33]) == ["003", "033"]
+    assert grown.display([29, 31])["note"] == (["2", "1"] if ending == ".csv" else [2, 1])
+    assert grown.feature_names == ("x", "y")
+
+    for wrong, message in (
+        ({"features": ["x", "extra"]}, "features.*by name"),
+        ({"ids": "other"}, "ids 'key'.*by name"),
+        ({"display": ["extra"]}, "display.*by name"),
+        ({"text": "other", "vectoriser": object()}, "text.*by name"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            append_pool(given("c", more.assign(key=more.key + "c")), path, **wrong)
+    with pytest.raises(SourceError, match=r"there are no columns \['y'\]"):
+        append_pool(given("d", more.drop(columns="y").assign(key=more.key + "d")), path)
+    assert Pool.open(path).n_rows == 40
+    asked = append_pool(
+        given("e", more.assign(key=more.key + "e")), path, features=["y", "x"], ids="key", display=["note"]
+    )
+    np.testing.assert_array_equal(asked.read(40, 50), grown.read(30, 40))
+
+
+def test_the_command_line_says_what_becomes_a_feature_and_appends_by_name(tmp_path: Path) -> None:
+    write(tmp_path / "a.csv", ",key,x,y\n0,k0,1,10\n1,k1,2,20\n")
+    write(tmp_path / "b.csv", "y,x,key\n30,3,k2\n")
+    pool = str(tmp_path / "pool.zarr")
+    shown = CliRunner().invoke(main, ["pool", "build", str(tmp_path / "a.csv"), pool, "--ids", "key"])
+    assert "features: x, y\n" in shown.output, shown.output
+    assert "left out, as an index: Unnamed: 0" in shown.output
+    shown = CliRunner().invoke(main, ["pool", "append", str(tmp_path / "b.csv"), pool])
+    assert shown.exit_code == 0, shown.output
+    assert rows_of(Pool.open(pool)) == [[1, 10], [2, 20], [3, 30]]
+    assert Pool.open(pool).record_ids([2]) == ["k2"]
+    refused = CliRunner().invoke(main, ["pool", "append", str(write(tmp_path / "c.csv", "key,x,z\nk3,1,2\n")), pool])
+    assert refused.exit_code == 1
+    assert "there are no columns ['y']" in refused.output
+
+
+def test_without_names_columns_are_matched_by_order_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_pool(np.array([[1.0, 2]]), tmp_path / "array.zarr")
+    source = parquet(tmp_path / "x.parquet", b=[3.0], a=[4.0])
+    with caplog.at_level(logging.WARNING):
+        assert rows_of(append_pool(source, tmp_path / "array.zarr")) == [[1, 2], [3, 4]]
+    assert "b, a are matched by their order" in caplog.text
+    caplog.clear()
+    build_pool(source, tmp_path / "named.zarr")
+    with caplog.at_level(logging.WARNING):
+        assert rows_of(append_pool(np.array([[5.0, 6]]), tmp_path / "named.zarr")) == [[3, 4], [5, 6]]
+    assert "has the features b, a" in caplog.text
+    with pytest.raises(SourceError, match=r"shape \(2,\) were expected"):
+        append_pool(np.ones((1, 3)), tmp_path / "named.zarr")
+
+
+def test_a_pool_of_an_older_dal_grows_by_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    build_pool(np.array([[1.0, 2]]), tmp_path / "old.zarr", display={"n": [7], "new": [True]})
+    group = zarr.open_group(tmp_path / "old.zarr")
+    told = dict(group.attrs["dal"])  # type: ignore[arg-type]
+    for name in ("kinds", "made_from"):
+        del told[name]
+    del group["fields/new"]
+    group.create_array("fields/new", data=np.array([True]))
+    group.attrs["dal"] = told
+    assert Pool.open(tmp_path / "old.zarr").display([0]) == {"n": [7], "new": [True]}
+    source = parquet(tmp_path / "x.parquet", a=[3.0, 5], b=[4.0, 6], n=[8, None], new=[True, None])
+    with pytest.raises(SourceError, match="'new' has gaps"):
+        append_pool(source, tmp_path / "old.zarr")
+    source = parquet(tmp_path / "y.parquet", a=[3.0, 5], b=[4.0, 6], n=[8, None], new=[True, False])
+    pool = append_pool(source, tmp_path / "old.zarr")
+    assert rows_of(pool) == [[1, 2], [3, 4], [5, 6]]
+    assert pool.display([2, 1, 0]) == {"n": [None, 8, 7], "new": [False, True, True]}
+
+
+# ---- an index is no feature
+
+
+def test_an_index_of_pandas_is_no_feature(tmp_path: Path) -> None:
+    data = pd.DataFrame({"x": [1.5, 2, 3], "y": [4.0, 5, 6]}, index=[70, 90, 80])
+    path = tmp_path / "x"
+    named = data.rename_axis("record")
+    data.to_parquet(path.with_suffix(".parquet"))
+    named.to_parquet(path.with_suffix(".pq"))
+    data.to_csv(path.with_suffix(".csv"))
+    data.to_csv(tmp_path / "once.csv")
+    pd.read_csv(tmp_path / "once.csv").to_csv(path.with_suffix(".tsv"), sep="\t")  # a second index
+    data.rename_axis("__null_dask_index__").to_parquet(tmp_path / "dask.parquet")
+    expected = [[1.5, 4], [2, 5], [3, 6]]
+    for number, (source, left_out) in enumerate(
+        [
+            (path.with_suffix(".parquet"), ("__index_level_0__",)),
+            (path.with_suffix(".pq"), ("record",)),
+            (path.with_suffix(".csv"), ("Unnamed: 0",)),
+            (path.with_suffix(".tsv"), ("Unnamed: 0_", "Unnamed: 0")),
+            (tmp_path / "dask.parquet", ("__null_dask_index__",)),
+            (data, ()),
+            (named, ("record",)),
+            (dd.from_pandas(named, npartitions=2), ("record",)),
+            (pa.Table.from_pandas(named), ("record",)),
+        ]
+    ):
+        pool = build_pool(source, tmp_path / f"{number}.zarr")
+        assert rows_of(pool) == expected
+        assert pool.feature_names == ("x", "y")
+        assert pool.left_out == left_out
+    for number, source in enumerate([path.with_suffix(".pq"), named, dd.from_pandas(named, npartitions=2)]):
+        pool = build_pool(source, tmp_path / f"named-{number}.zarr", ids="record")
+        assert pool.record_ids([0, 1, 2]) == ["70", "90", "80"] if number < 2 else sorted(pool.record_ids([0, 1, 2]))
+        assert pool.feature_names == ("x", "y")
+    chosen = build_pool(path.with_suffix(".pq"), tmp_path / "chosen.zarr", features=["record", "x"])
+    assert rows_of(chosen) == [[70, 1.5], [90, 2], [80, 3]]
+
+
+# ---- CSV
+
+
+def test_a_header_of_numbers_is_refused_with_both_readings(tmp_path: Path) -> None:
+    for number, text in enumerate(
+        ["5.1,3.5,0\n4.9,3.0,1\n", "a1,0.5,x\nb2,1.5,y\n", "true,1\nfalse,2\n", "x,1e5\n1,2\n"]
+    ):
+        source = write(tmp_path / f"{number}.csv", text)
+        with pytest.raises(SourceError, match=r"numbers.*header=False \(--no-header\).*header=True \(--header\)"):
+            build_pool(source, tmp_path / "pool.zarr")
+    source = tmp_path / "0.csv"
+    pool = build_pool(source, tmp_path / "no.zarr", header=False)
+    np.testing.assert_array_equal(pool.read(0, 2), np.array([[5.1, 3.5, 0], [4.9, 3.0, 1]], np.float32))
+    assert pool.feature_names == ("f0", "f1", "f2")
+    assert rows_of(build_pool(source, tmp_path / "yes.zarr", header=True)) == [[np.float32(4.9), 3.0, 1]]
+    assert rows_of(build_pool(source, tmp_path / "named.zarr", features=["0", "3.5"])) == [[1, 3]]
+    with pytest.raises(SourceError, match="numbers"):
+        append_pool(source, tmp_path / "no.zarr")
+    assert append_pool(source, tmp_path / "no.zarr", header=False).n_rows == 4
+    shown = CliRunner().invoke(main, ["pool", "build", str(source), str(tmp_path / "cli.zarr")])
+    assert (shown.exit_code, "--no-header" in shown.output) == (1, True)
+    shown = CliRunner().invoke(main, ["pool", "build", str(source), str(tmp_path / "cli.zarr"), "--no-header"])
+    assert "2 records of 3 float32" in shown.output
+    for other in (np.eye(2), parquet(tmp_path / "x.parquet", x=[1.0])):
+        with pytest.raises(SourceError, match="header is for CSV files"):
+            build_pool(other, tmp_path / "other.zarr", header=False)
+
+
+WRITTEN: dict[str, tuple[str, bytes]] = {
+    "capital": ("x.CSV", b"key,x,y\na,1,2\n\xc3\xa9,3,4.5\n"),
+    "semicolons": ("x.csv", b"key;x;y\na;1;2\n\xc3\xa9;3;4.5\n"),
+    "semicolons, commas in texts": ("x.csv", b'"key";"x";"y"\n"a";1;2\n"\xc3\xa9";3;4.5\n'),
+    "bars": ("x.csv", b"key|x|y\na|1|2\n\xc3\xa9|3|4.5\n"),
+    "tabs": ("x.tsv", b"key\tx\ty\na\t1\t2\n\xc3\xa9\t3\t4.5\n"),
+    "tab": ("x.TAB", b"key\tx\ty\na\t1\t2\n\xc3\xa9\t3\t4.5\n"),
+    "sep": ("x.csv", b"sep=;\r\nkey;x;y\r\na;1;2\r\n\xc3\xa9;3;4.5\r\n"),
+    "sep of two": ("x.csv", b"sep=|\nkey|x|y\na|1|2\n\xc3\xa9|3|4.5\n"),
+    "blank lines": ("x.csv", b"\n \r\n\nkey,x,y\na,1,2\n\n\xc3\xa9,3,4.5\n\n"),
+    "mark": ("x.csv", b"\xef\xbb\xbfkey,x,y\na,1,2\n\xc3\xa9,3,4.5\n"),
+    "mark and sep": ("x.csv", b"\xef\xbb\xbfsep=;\nkey;x;y\na;1;2\n\xc3\xa9;3;4.5\n"),
+    "UTF-16": ("x.csv", "key,x,y\na,1,2\né,3,4.5\n".encode("utf-16")),
+    "UTF-16, tabs": ("x.csv", "\ufeffkey\tx\ty\r\na\t1\t2\r\né\t3\t4.5\r\n".encode("utf-16-be")),
+    "old Mac": ("x.csv", b"key,x,y\ra,1,2\r\xc3\xa9,3,4.5\r"),
+    "gzip": ("x.csv.gz", gzip.compress(b"key,x,y\na,1,2\n\xc3\xa9,3,4.5\n")),
+    "bzip2": ("x.TSV.BZ2", bz2.compress(b"key\tx\ty\na\t1\t2\n\xc3\xa9\t3\t4.5\n")),
+    "quoted header": ("x.csv", b'"key","x","y"\na,1,2\n\xc3\xa9,3,4.5'),
+}
+
+
+@pytest.mark.parametrize("how", WRITTEN)
+def test_csv_files_as_other_programs_write_them(how: str, tmp_path: Path) -> None:
+    name, content = WRITTEN[how]
+    (tmp_path / name).write_bytes(content)
+    pool = build_pool(tmp_path / name, tmp_path / "pool.zarr", ids="key")
+    assert rows_of(pool) == [[1, 2], [3, 4.5]]
+    assert pool.record_ids([0, 1]) == ["a", "é"]
+    assert pool.feature_names == ("x", "y")
+
+
+REFUSED = {
+    "latin": (b"key,x\ncaf\xe9,1\n", "not UTF-8 in line 2.*iconv"),
+    "UTF-16 without a mark": ("key,x\na,1\n".encode("utf-16-le"), "UTF-16.*save it as UTF-8"),
+    "decimal comma": (b"key;x\na;1,5\nb;1.002,25\n", r"decimal comma.*x \(string\)"),
+    "two ways": (b"a;b,c\n1;2,3\n", "by commas or by semicolons.*sep=;"),
+    "no names": (b",,\n1,2,3\n", "first line"),
+    "text": (b"key,x\na,one\n", r"x \(string\)"),
+    "all unnamed": (b",\n1,2\n", "first line"),
+}
+
+
+@pytest.mark.parametrize("how", REFUSED)
+def test_csv_files_that_cannot_be_told_are_refused(how: str, tmp_path: Path) -> None:
+    content, message = REFUSED[how]
+    (tmp_path / "x.csv").write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        build_pool(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key" if b"key" in content[:20] else None)
+
+
+def test_bytes_that_are_no_utf8_behind_the_sample_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dal.pool.csvs.SAMPLE_BYTES", 50)
+    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 100)
+    (tmp_path / "x.csv").write_bytes(b"key,x\n" + b"".join(b"k%d,1\n" % at for at in range(60)) + b"caf\xe9,2\n")
+    with pytest.raises(SourceError, match="not UTF-8"):
+        build_pool(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key")
+
+
+def test_truth_values_in_csv_are_features(tmp_path: Path, small: None) -> None:
+    lines = [("true", "True", "")] * 30 + [("false", "False", "TRUE"), ("0", "NA", "false"), ("1", "true", "0.5")]
+    text = "a,b,c\n" + "".join(",".join(line) + "\n" for line in lines)
+    pool = build_pool(write(tmp_path / "x.csv", text), tmp_path / "pool.zarr")
+    nan = np.nan
+    np.testing.assert_array_equal(pool.read(29, 33), [[1, 1, nan], [0, 0, 1], [0, nan, 0], [1, 1, 0.5]])
+    with pytest.raises(SourceError, match="'a' is maybe in row 33"):
+        build_pool(write(tmp_path / "y.csv", f"{text}maybe,true,\n"), tmp_path / "other.zarr")
+
+
+def test_booleans_in_a_plain_zarr_array(tmp_path: Path) -> None:
+    values = np.array([[True, False], [False, False], [True, True]])
+    for name, how in (("plain", {}), ("raw", {"compressors": None})):
+        zarr.create_array(tmp_path / name, data=values, chunks=(2, 2), **how)  # type: ignore[arg-type]
+        assert rows_of(Pool.open(tmp_path / name, missing_chunks="fill")) == [[1, 0], [0, 0], [1, 1]]
+    assert rows_of(build_pool(values, tmp_path / "pool.zarr")) == [[1, 0], [0, 0], [1, 1]]
+
+
+# ---- display fields with gaps
+
+
+def gaps(first: int | None) -> list[int | None]:
+    return [first, *range(1, 20), 2**53 + 1, None, 7]
+
+
+@pytest.mark.parametrize("first", [0, None])
+@pytest.mark.parametrize("make", ["parquet", "frame", "Dask", "Arrow", "blocks", "array"])
+def test_integers_and_booleans_with_gaps_keep_their_type_whichever_block_has_the_gap(
+    make: str, first: int | None, tmp_path: Path, small: None
+) -> None:
+    whole, truth = gaps(first), [None if value is None else value % 2 == 0 for value in gaps(first)]
+    n = len(whole)
+    table = pa.table({"x": np.arange(n, dtype=float), "n": pa.array(whole, pa.int64()), "b": truth})
+    data = table.to_pandas(types_mapper={pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}.get)
+    display: Any = ["n", "b"]
+    source: Any
+    if make == "parquet":
+        pa.parquet.write_table(table, tmp_path / "x.parquet", row_group_size=5)
+        source = tmp_path / "x.parquet"
+    elif make == "Arrow":
+        source = table
+    elif make == "frame":
+        source = data
+    elif make == "Dask":
+        source = dd.from_pandas(data, npartitions=5)
+    elif make == "array":
+        source, display = np.arange(n, dtype=float)[:, None], {"n": whole, "b": truth}
+    else:
+        cuts = itertools.pairwise([0, 2, 3, n])  # a block of gaps alone takes the kind of those before it
+        parts = [slice(*cut) for cut in cuts]
+        source = [Block(np.arange(n)[p, None] * 1.0, None, {"n": whole[p], "b": truth[p]}) for p in parts]
+        display = ()
+    pool = build_pool(source, tmp_path / "pool.zarr", display=display)
+    assert pool.kinds == {"n": "integer", "b": "boolean"}
+    assert pool.display(range(n)) == {"n": whole, "b": truth}
+    assert [type(value) for value in pool.display([1])["n"]] == [int]
+    more = pd.DataFrame({"b": [None, True], "n": [None, 5.0], "x": [1.0, 2.0]})  # a float, as pandas makes of a gap
+    grown = append_pool(more, tmp_path / "pool.zarr")
+    assert grown.display([n, n + 1]) == {"n": [None, 5], "b": [None, True]}
+    text = write(tmp_path / "more.csv", "b,n,x\nFALSE,9,1\n,,2\n")
+    assert append_pool(text, tmp_path / "pool.zarr").display([n + 2, n + 3]) == {"n": [9, None], "b": [False, None]}
+    with pytest.raises(SourceError, match=r"'n' holds integers.*0 \(5.5\)"):
+        append_pool(more.assign(n=5.5), tmp_path / "pool.zarr")
+
+
+def test_fields_of_any_kind_go_on_as_they_began(tmp_path: Path) -> None:
+    first = pd.DataFrame(
+        {
+            "x": [1.0, 2],
+            "text": ["a", None],
+            "mixed": [1, "one"],
+            "day": pd.to_datetime(["2020-01-02", None]),
+            "kind": pd.Categorical(["u", "v"]),
+            "size": [0.5, np.nan],
+            "period": pd.period_range("2020", periods=2, freq="Y"),
+        }
+    )
+    pool = build_pool(first, tmp_path / "pool.zarr", features=["x"], display=list(first.columns[1:]))
+    shown = pool.display([0, 1])
+    assert shown["text"] == ["a", ""]
+    assert shown["mixed"] == ["1", "one"]
+    assert shown["day"][0].startswith("2020-01-02")  # type: ignore[attr-defined]
+    assert shown["day"][1] == ""
+    assert shown["kind"] == ["u", "v"]
+    assert shown["size"][0] == 0.5
+    assert shown["period"] == ["2020", "2021"]
+    second = first.assign(text=[5, 6], mixed=[2.5, None], kind="w", size=[3, 4])
+    assert append_pool(second, tmp_path / "pool.zarr").display([2, 3]) | {"day": 0, "period": 0} == {
+        "text": ["5", "6"], "mixed": ["2.5", ""], "day": 0, "kind": ["w", "w"], "size": [3.0, 4.0], "period": 0,
+    }  # fmt: skip
+    with pytest.raises(SourceError, match=r"'size' holds numbers.*1 \('large'\)"):
+        append_pool(first.assign(size=["3", "large"]), tmp_path / "pool.zarr")
+
+
+# ---- Arrow's types
+
+
+def test_extension_types_are_ids_and_features(tmp_path: Path) -> None:
+    keys = [uuid.UUID(int=7), uuid.UUID(int=9)]
+    raw = pa.array([key.bytes for key in keys], pa.binary(16))
+    flags = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, None], pa.int8()))
+    columns = {
+        "key": pa.ExtensionArray.from_storage(pa.uuid(), raw),
+        "word": pa.array(["a", "b"]).dictionary_encode(),
+        "x": pa.array([7, 8], pa.int8()).dictionary_encode(),
+        "run": pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array([1.5])),
+        "flag": flags,
+    }
+    table = pa.table(columns)
+    pool = build_pool(table, tmp_path / "pool.zarr", ids="key", display=["word", "flag"])
+    np.testing.assert_array_equal(pool.read(0, 2), [[7, 1.5], [8, 1.5]])
+    assert pool.record_ids([0, 1]) == list(map(str, keys))
+    assert pool.display([0, 1]) == {"word": ["a", "b"], "flag": [True, None]}
+    pa.parquet.write_table(table.drop(["run"]), tmp_path / "x.parquet")
+    stored = build_pool(tmp_path / "x.parquet", tmp_path / "stored.zarr", ids="key", display=["word", "flag"])
+    assert stored.record_ids([0, 1]) == list(map(str, keys))
+    of_frame = build_pool(pd.DataFrame({"key": keys, "x": [1.0, 2]}), tmp_path / "frame.zarr", ids="key")
+    assert of_frame.record_ids([1]) == [str(keys[1])]
+    of_array = build_pool(np.eye(2), tmp_path / "array.zarr", ids=keys)
+    assert of_array.rows_of([str(keys[1])]).tolist() == [1]
+
+
+LISTS: dict[str, Callable[[], pa.DataType]] = {
+    "list": lambda: pa.list_(pa.float32()),
+    "large list": lambda: pa.large_list(pa.float64()),
+    "fixed": lambda: pa.list_(pa.float32(), 2),
+    "view": lambda: pa.list_view(pa.float32()),
+    "large view": lambda: pa.large_list_view(pa.float16()),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_lists_of_every_type_are_embeddings_and_null_ones_are_nan(kind: str, tmp_path: Path, small: None) -> None:
+    values = [[1, 2], None, [3, None], [5, 6], *[[7, 8]] * 20, None, [9, 1]]
+    column = pa.array(values, LISTS[kind]())
+    nan = np.nan
+    expected = [[nan, nan] if each is None else [nan if v is None else v for v in each] for each in values]
+    pool = build_pool(pa.table({"emb": column}), tmp_path / "pool.zarr")
+    np.testing.assert_array_equal(pool.read(0, len(values)), expected)
+    assert (pool.feature_names, pool.record_shape) == (("emb",), (2,))
+    sliced = build_pool(pa.table({"emb": column.slice(2)}), tmp_path / "sliced.zarr")
+    np.testing.assert_array_equal(sliced.read(0, len(values) - 2), expected[2:])
+    if "view" not in kind:
+        source = parquet(tmp_path / "x.parquet", row_group=3, emb=column)
+        stored = build_pool(source, tmp_path / "stored.zarr")
+        np.testing.assert_array_equal(stored.read(0, len(values)), expected)
+
+
+def test_tensors_are_pictures_or_embeddings(tmp_path: Path) -> None:
+    pixels = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
+    tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
+    pool = build_pool(parquet(tmp_path / "x.parquet", picture=tensors), tmp_path / "pool.zarr")
+    assert (pool.record_shape, pool.encoding) == ((2, 3, 3), "uint8")
+    np.testing.assert_array_equal(pool.read(0, 2), pixels.reshape(2, -1))
+    kind = pa.fixed_shape_tensor(pa.float32(), [2, 3], permutation=[1, 0])
+    turned = pa.ExtensionArray.from_storage(kind, pa.array([[1, 2, 3, 4, 5, 6], None], pa.list_(pa.float32(), 6)))
+    flat = build_pool(pa.table({"t": turned}), tmp_path / "flat.zarr")
+    np.testing.assert_array_equal(flat.read(0, 2), [turned[:1].to_numpy_ndarray().ravel(), [np.nan] * 6])
+    missing = pa.ExtensionArray.from_storage(tensors.type, pa.array([None, [1] * 18], tensors.type.storage_type))
+    with pytest.raises(SourceError, match="'picture' are null in rows 0"):
+        build_pool(pa.table({"picture": missing}), tmp_path / "missing.zarr")
+
+
+# ---- ids
+
+
+def test_ids_are_kept_as_they_are(tmp_path: Path) -> None:
+    kept = ["007", " 7", "7 ", "nan", "None", "é", "e\u0301", "1e3", "-0"]
+    x = np.arange(len(kept)) * 1.0
+    text = "key,x\n" + "".join(f'"{key}",{at}\n' for at, key in enumerate(kept))
+    for number, source in enumerate(
+        [
+            write(tmp_path / "x.csv", text),
+            parquet(tmp_path / "x.parquet", key=kept, x=x),
+            pd.DataFrame({"key": kept, "x": x}),
+            pd.DataFrame({"key": pd.array(kept, dtype=object), "x": x}),
+            dd.from_pandas(pd.DataFrame({"key": kept, "x": x}), npartitions=3),
+        ]
+    ):
+        pool = build_pool(source, tmp_path / f"{number}.zarr", ids="key")
+        assert pool.record_ids(range(len(kept))) == kept
+        assert pool.rows_of(kept).tolist() == list(range(len(kept)))
+
+
+def test_whole_floats_are_integers_as_ids_and_others_none(tmp_path: Path) -> None:
+    whole = pd.DataFrame({"key": [192.0, 7.0, 2.0**40], "x": [1.0, 2, 3]})
+    pool = build_pool(whole, tmp_path / "pool.zarr", ids="key")
+    assert pool.record_ids([0, 1, 2]) == ["192", "7", str(2**40)]
+    assert build_pool(np.eye(2), tmp_path / "array.zarr", ids=np.array([5.0, 6])).record_ids([0, 1]) == ["5", "6"]
+    for strange in (np.nan, 1.5, np.inf, 1e300):
+        with pytest.raises(SourceError, match=r"not so rows 1 \("):
+            build_pool(whole.assign(key=[1.0, strange, 2]), tmp_path / "other.zarr", ids="key")
+    for strange in (None, "", "a\0b", "\ud800", b"x", 1.5, True):
+        with pytest.raises(SourceError, match="not so rows 1 "):
+            build_pool(np.eye(3), tmp_path / "other.zarr", ids=["a", strange, "b"])
+    assert not (tmp_path / "other.zarr").exists()
+
+
+def test_texts_with_gaps_become_features(tmp_path: Path) -> None:
+    class Length:
+        def transform(self, texts: list[str]) -> np.ndarray:
+            return np.array([[len(text)] for text in texts])
+
+    data = pd.DataFrame({"key": ["a", "b", "c"], "note": ["one", np.nan, None], "more": [1, 2, 3]})
+    for number, source in enumerate([data, dd.from_pandas(data, npartitions=2), pa.Table.from_pandas(data)]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("dal.pool.texts.joblib.hash", lambda _: "a class of a test cannot be pickled")
+            path = tmp_path / f"{number}.zarr"
+            pool = build_pool(source, path, ids="key", text="note", vectoriser=Length())
+            assert rows_of(pool) == [[3], [0], [0]]
+            assert pool.display([0, 1, 2]) == {"note": ["one", "", ""]}
+            assert pool.feature_names == ("note",)
+            other = data.assign(key=["d", "e", "f"], note="four")[["more", "note", "key"]]
+            grown = append_pool(other, path, vectoriser=Length(), text="note")
+            assert rows_of(grown)[3:] == [[4]] * 3
+            with pytest.raises(SourceError, match=r"text 'note'.*by name"):
+                append_pool(other.assign(body="x"), path, vectoriser=Length(), text="body")
+            with pytest.raises(SourceError, match="belong together"):
+                append_pool(other, path)
+
+
+# ---- Dask
+
+
+def test_arrays_of_dask_are_computed_some_chunks_at_a_time(tmp_path: Path, small: None) -> None:
+    rows = np.arange(60, dtype=np.float32).reshape(30, 2)
+    ids, notes = [f"k{at}" for at in range(30)], np.arange(30)
+    computed: list[int] = []
+
+    def seen(block: np.ndarray) -> np.ndarray:
+        computed.append(len(block))
+        return block
+
+    def array(*, known: bool = True) -> Any:  # noqa: ANN401
+        made = da.from_array(rows, chunks=((4, 1, 10, 9, 6), (1, 1))).map_blocks(seen, dtype=np.float32)
+        return made if known else made[da.from_array(np.ones(30, bool), chunks=((4, 1, 10, 9, 6),))]
+
+    how = {
+        "ids": da.from_array(np.array(ids, object), chunks=7),
+        "display": {"n": notes, "m": da.from_array(notes, 30)},
+    }
+    most = 0
+
+    def watch(done: int, of: int | None) -> None:
+        nonlocal most
+        most = max(most, sum(computed) // 2 - done)
+        assert of == 30
+
+    pool = build_pool(array(), tmp_path / "pool.zarr", **how, progress=watch)
+    assert most <= 20, "it is not computed whole before it is written"
+    np.testing.assert_array_equal(pool.read(0, 30), rows)
+    assert pool.record_ids(range(30)) == ids
+    assert pool.display([29, 3]) == {"n": [29, 3], "m": [29, 3]}
+    unknown = build_pool(array(known=False), tmp_path / "unknown.zarr", ids=ids)
+    np.testing.assert_array_equal(unknown.read(0, 30), rows)
+    assert unknown.record_ids([29]) == ["k29"]
+    grown = append_pool(array(known=False), tmp_path / "unknown.zarr", ids=[f"more {at}" for at in range(30)])
+    np.testing.assert_array_equal(grown.read(30, 60), rows)
+    for wrong, message in (
+        ({"ids": ids[:-1]}, "29 values of ids were given for 30"),
+        ({"ids": da.ones((2, 2))}, "one value a record"),
+        ({"features": ["x"]}, "columns of a table"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            build_pool(array(), tmp_path / "wrong.zarr", **wrong)
+    with pytest.raises(SourceError, match="31 values"):
+        build_pool(array(known=False), tmp_path / "wrong.zarr", ids=[*ids, "x"])
+    with pytest.raises(SourceError, match="expected"):
+        build_pool(da.ones(5), tmp_path / "one.zarr")
+
+
+@pytest.mark.parametrize("make", ["array", "unknown", "frame"])
+def test_an_interrupted_build_of_dask_goes_on(make: str, tmp_path: Path, small: None) -> None:
+    rows = np.arange(80, dtype=np.float32).reshape(40, 2)
+    source: Any = da.from_array(rows, chunks=(6, 2))
+    if make == "unknown":
+        source = source[source.sum(axis=1) >= 0]
+    if make == "frame":
+        source = dd.from_pandas(pd.DataFrame(rows, columns=["x", "y"]), npartitions=7)
+
+    def stop(done: int, _: int | None) -> None:
+        if done >= 25:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build_pool(source, tmp_path / "pool.zarr", progress=stop)
+    with pytest.raises(PoolIncomplete):
+        Pool.open(tmp_path / "pool.zarr")
+    with pytest.raises(SourceError, match="another source"):
+        build_pool(source + 1, tmp_path / "pool.zarr")
+    done: list[int] = []
+    pool = build_pool(source, tmp_path / "pool.zarr", progress=lambda at, _: done.append(at))
+    assert done[0] > 15, "it went on"
+    np.testing.assert_array_equal(pool.read(0, 40), rows)
+
+
+def test_a_graph_that_has_no_token_is_built_and_not_resumed(tmp_path: Path, small: None) -> None:
+    class Odd:
+        def __dask_tokenize__(self) -> object:
+            raise dask.tokenize.TokenizationError("never twice the same")
+
+    source = da.from_array(np.eye(30), chunks=(5, 30))
+    assert sources.token_of([source, Odd()]) is None
+    assert sources.token_of(source) == sources.token_of(da.from_array(np.eye(30), chunks=(5, 30)))
+    assert sources.token_of(source) != sources.token_of(source + 1)
+
+
+def test_frames_are_read_partition_by_partition(tmp_path: Path, small: None) -> None:
+    data = frame(50)
+    seen: list[int] = []
+
+    def watched(part: pd.DataFrame) -> pd.DataFrame:
+        seen.append(len(part))
+        return part
+
+    lazy = dd.from_pandas(data, npartitions=10).map_partitions(watched, meta=data.iloc[:0])
+    most = 0
+
+    def watch(done: int, _: int | None) -> None:
+        nonlocal most
+        most = max(most, sum(seen) - done)
+
+    pool = build_pool(lazy[lazy.x != 0.25], tmp_path / "pool.zarr", ids="key", progress=watch)
+    expected = data[data.x != 0.25]
+    np.testing.assert_array_equal(pool.read(0, 49), expected[["x", "y", "note"]].to_numpy(np.float32))
+    assert pool.record_ids(range(49)) == expected.key.tolist()
+    assert most <= 15
+    lists = pd.DataFrame({"emb": [np.arange(3.0) + row for row in range(9)], "note": [{"a": 1}] * 9})
+    with dask.config.set({"dataframe.convert-string": False}):  # else Dask makes text of the lists
+        lazy_lists = dd.from_delayed([dask.delayed(lists[:4]), dask.delayed(lists[4:])], meta=lists.iloc[:0])
+        embedded = build_pool(lazy_lists, tmp_path / "lists.zarr", features=["emb"])
+    np.testing.assert_array_equal(embedded.read(0, 9), np.stack(lists.emb.to_list()))
+
+
+@pytest.mark.parametrize("kind", ["pandas", "Dask"])
+def test_columns_of_a_frame_need_not_be_called_by_text(kind: str, tmp_path: Path) -> None:
+    data = pd.DataFrame(np.arange(8.0).reshape(4, 2))
+    source = data if kind == "pandas" else dd.from_pandas(data, npartitions=2)
+    pool = build_pool(source, tmp_path / "pool.zarr")
+    assert pool.feature_names == ("0", "1")
+    assert rows_of(pool) == data.to_numpy().tolist()
+    chosen = build_pool(source, tmp_path / "chosen.zarr", features=[1])  # type: ignore[list-item]
+    assert rows_of(chosen) == data[[1]].to_numpy().tolist()
+    data.columns = ["x", "x"]
+    with pytest.raises(SourceError, match="same name"):
+        build_pool(data, tmp_path / "twice.zarr")
+
+
+def test_an_interrupted_build_of_a_frame_goes_on_and_other_values_are_another_source(
+    tmp_path: Path, small: None
+) -> None:
+    data = frame(50)
+
+    def stop(done: int, _: int | None) -> None:
+        if done >= 25:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build_pool(data, tmp_path / "pool.zarr", ids="key", progress=stop)
+    for other, columns in ((data.assign(x=0.0), None), (data, ["y", "x"])):
+        with pytest.raises(SourceError, match="another source"):
+            build_pool(other, tmp_path / "pool.zarr", ids="key", features=columns)
+    pool = build_pool(data.copy(), tmp_path / "pool.zarr", ids="key")
+    np.testing.assert_array_equal(pool.read(0, 50), data[["x", "y", "note"]].to_numpy(np.float32))
+
+
+# ---- other sources
+
+
+def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path, small: None) -> None:
+    rows = np.arange(60, dtype=np.float32).reshape(20, 3) % 7
+    zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(3, 3))
+    masked = np.ma.masked_equal(rows, 3)
+    for number, (source, expected) in enumerate(
+        [
+            (zarr.open_array(tmp_path / "x.zarr", mode="r"), rows),
+            (sparse.csr_matrix(rows), rows),
+            (sparse.coo_array(rows), rows),
+            (masked, np.where(rows == 3, np.nan, rows)),
+            (masked.astype(int), np.where(rows == 3, np.nan, rows)),
+            (da.from_array(masked, chunks=(4, 3)), np.where(rows == 3, np.nan, rows)),
+        ]
+    ):
+        pool = build_pool(source, tmp_path / f"{number}.zarr")
+        np.testing.assert_array_equal(pool.read(0, 20), expected)
+    with pytest.raises(SourceError, match=r"20,000 columns.*TruncatedSVD"):
+        build_pool(sparse.csr_matrix((3, 20_000)), tmp_path / "wide.zarr")
+
+
+def test_streams_are_read_once(tmp_path: Path, small: None) -> None:
+    table = pa.table({"key": [f"k{at}" for at in range(30)], "x": np.arange(30.0)})
+
+    class Stream:
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+            return table.to_reader(max_chunksize=9).__arrow_c_stream__(requested_schema)
+
+    for number, source in enumerate([table, table.to_reader(max_chunksize=4), Stream()]):
+        pool = build_pool(source, tmp_path / f"{number}.zarr", ids="key")
+        assert rows_of(pool) == [[float(at)] for at in range(30)]
+        assert pool.record_ids([29]) == ["k29"]
+    with pytest.raises(SourceError, match="read only once"):
+        build_pool(table.to_reader(), tmp_path / "narrow.zarr", ids="key", dtype="int8")
+    assert build_pool(table, tmp_path / "narrow.zarr", ids="key", dtype="int8").encoding == "int8"
+
+
+def test_sources_of_other_kinds_are_named(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "x.zarr", data=np.eye(3))
+    (tmp_path / "parts").mkdir()
+    for name in ("part.0.parquet", "part.1.parquet"):
+        parquet(tmp_path / "parts" / name, x=[1.0])
+    for source, message in (
+        (tmp_path / "x.zarr", "is a Zarr store; an array of numbers is a pool as it is"),
+        (tmp_path / "parts", r"holds 2 tables.*dask.dataframe.read_parquet"),
+        (dd.from_pandas(frame(), npartitions=2).x, "an array or a DataFrame, got Series"),
+        (frame().x, r"shape \(40,\)"),
+        ({"x": [1]}, "this gave str"),
+        (frame()[:0], "no rows"),
+        (pa.table({"x": pa.array([], pa.float64())}), "no rows"),
+    ):
+        with pytest.raises(SourceError, match=message):
+            build_pool(source, tmp_path / "pool.zarr")
+    for name in ("x.parq", "x.PQ", "x.Parquet"):
+        source = parquet(tmp_path / name, x=[1.0, 2])
+        assert rows_of(build_pool(source, tmp_path / f"{name}.zarr")) == [[1], [2]]
+    np.save(tmp_path / "x.npy", np.eye(2))
+    (tmp_path / "x.npy").rename(tmp_path / "x.NPY")
+    assert rows_of(build_pool(tmp_path / "x.NPY", tmp_path / "npy.zarr")) == [[1, 0], [0, 1]]
