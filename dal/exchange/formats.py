@@ -14,7 +14,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as one_of_dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -92,7 +93,7 @@ class Sheet:
     fields: tuple[str, ...]
     overlap: int
     """Annotators that are to answer each record."""
-    kinds: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, str] = one_of_dataclass(default_factory=dict)
     """Of the display fields, where the pool knows them: a block may hold nothing but gaps."""
 
 
