@@ -180,7 +180,7 @@ def test_an_index_of_pandas_is_no_feature(tmp_path: Path) -> None:
             (tmp_path / "dask.parquet", ("__null_dask_index__",)),
             (data, ()),
             (named, ("record",)),
-            (dd.from_pandas(named, npartitions=2), ("record",)),
+            (dd.from_pandas(named, npartitions=2, sort=False), ("record",)),
             (pa.Table.from_pandas(named), ("record",)),
         ]
     ):
@@ -188,9 +188,9 @@ def test_an_index_of_pandas_is_no_feature(tmp_path: Path) -> None:
         assert rows_of(pool) == expected
         assert pool.feature_names == ("x", "y")
         assert pool.left_out == left_out
-    for number, source in enumerate([path.with_suffix(".pq"), named, dd.from_pandas(named, npartitions=2)]):
+    for number, source in enumerate([path.with_suffix(".pq"), named, dd.from_pandas(named, npartitions=2, sort=False)]):
         pool = build_pool(source, tmp_path / f"named-{number}.zarr", ids="record")
-        assert pool.record_ids([0, 1, 2]) == ["70", "90", "80"] if number < 2 else sorted(pool.record_ids([0, 1, 2]))
+        assert pool.record_ids([0, 1, 2]) == ["70", "90", "80"]
         assert pool.feature_names == ("x", "y")
     chosen = build_pool(path.with_suffix(".pq"), tmp_path / "chosen.zarr", features=["record", "x"])
     assert rows_of(chosen) == [[70, 1.5], [90, 2], [80, 3]]

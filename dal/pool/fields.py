@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dal.errors import SourceError
+from dal.texts import flaw
 
 TEXT = np.dtypes.StringDType()
 NAMED = 5
@@ -310,9 +311,9 @@ def as_ids(ids: Values, row: int, height: int) -> npt.NDArray[np.object_]:
         values = [_id(value, WHOLE.get(width, 2**53)) for value in values]
     for first in range(0, height, CHECKED_IDS):
         part = values[first : first + CHECKED_IDS]
-        if any(type(value) is not str or not value for value in part) or not _storable("".join(part)):
+        if any(type(value) is not str or not value for value in part) or flaw("".join(part)):
             strange = [at for at, value in enumerate(part) if type(value) is not str or not value]
-            strange = strange or [at for at, value in enumerate(part) if not _storable(value)]
+            strange = strange or [at for at, value in enumerate(part) if flaw(value)]
             told = ", ".join(f"{row + first + at} ({part[at]!r})" for at in strange[:NAMED])
             raise SourceError(f"every record needs an id, text or integer; not so rows {told}")
     texts: npt.NDArray[np.object_] = np.fromiter(values, dtype=object, count=height)
@@ -335,11 +336,3 @@ def _id(value: Any, most: int) -> Any:  # noqa: ANN401 - text, or what cannot be
     if isinstance(value, float | np.floating) and abs(float(value)) <= most and float(value).is_integer():
         return str(int(value))
     return value
-
-
-def _storable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in text

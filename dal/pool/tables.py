@@ -82,7 +82,9 @@ def is_table(source: object) -> bool:
     """Say whether a source is a table: its columns have names."""
     if isinstance(source, str | Path):
         return csvs.ending_of(Path(source)) in ENDINGS and not Path(source).is_dir()
-    return isinstance(source, pd.DataFrame) or is_frame_of_dask(source) or hasattr(source, "__arrow_c_stream__")
+    if isinstance(source, pd.DataFrame) or is_frame_of_dask(source):
+        return True
+    return hasattr(source, "__arrow_c_stream__") and not isinstance(source, pd.Series)
 
 
 def open_table(
