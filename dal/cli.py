@@ -41,7 +41,7 @@ from dal.learner import imported
 from dal.map import map_of
 from dal.pool import Pool, append_pool, build_pool
 from dal.pool.encodings import ENCODINGS
-from dal.pool.store import told
+from dal.pool.store import listed
 from dal.progress import shown
 from dal.rounds import Stop, Wait
 from dal.scan import Progress
@@ -236,9 +236,9 @@ def _describe(opened: Pool) -> None:
     shape = " x ".join(str(length) for length in opened.record_shape)
     console.print(f"{opened.path}: {opened.n_rows:,} records of {shape} {opened.encoding}, {_bytes(opened.nbytes)}")
     if opened.feature_names:
-        console.print(f"features: {told(opened.feature_names)}")
+        console.print(f"features: {listed(opened.feature_names)}")
     if opened.left_out:
-        console.print(f"left out, as an index: {told(opened.left_out)}; --features takes them")
+        console.print(f"left out, as an index: {listed(opened.left_out)}; --features takes them")
     console.print(f"display fields: {', '.join(opened.fields) or 'none'}; fingerprint {opened.fingerprint}")
 
 

@@ -36,7 +36,7 @@ Visit = Callable[[int, npt.NDArray[np.float32]], None]
 """Takes the position of a block's first record in its tile, and the block."""
 
 
-def told(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """Name some columns, the first and the number of the others."""
     more = len(names) - _NAMED_COLUMNS
     return ", ".join(names) if more <= 1 else f"{', '.join(names[:_NAMED_COLUMNS])} and {more} more"
@@ -151,7 +151,7 @@ class Pool:
         return cls(where, node, None, fill=missing_chunks == "fill")
 
     def __repr__(self) -> str:
-        named = f", features {told(self.feature_names)}" if self.feature_names else ""
+        named = f", features {listed(self.feature_names)}" if self.feature_names else ""
         return f"Pool({self.path!r}, {self.n_rows} rows of {self.record_shape} {self.encoding}{named})"
 
     def head(self, n_rows: int) -> "Pool":
