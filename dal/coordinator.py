@@ -27,7 +27,7 @@ from dal.campaign.control import Control
 from dal.campaign.disk import replacing
 from dal.campaign.objects import digest_of
 from dal.client import map_on
-from dal.errors import CampaignError, CampaignMismatch, LearnerError, SettingsError
+from dal.errors import CampaignError, CampaignMismatch, LearnerError, PoolError, PoolNotFound, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
 from dal.ruler import RoundRecord
@@ -324,11 +324,15 @@ def pool_of(campaign: Campaign) -> Pool:
     """
     pool = Pool.open(campaign.settings.pool)
     if pool.fingerprint != campaign.pool_fingerprint:
-        raise CampaignMismatch(
-            f"{campaign.directory} was made for another pool than the one that {campaign.settings.pool} holds now."
-            " Restore that pool, or make a new campaign."
-        )
+        raise _other_pool(campaign)
     return pool
+
+
+def _other_pool(campaign: Campaign) -> CampaignMismatch:
+    return CampaignMismatch(
+        f"{campaign.directory} was made for another pool than the one that {campaign.settings.pool} holds now."
+        " Restore that pool, or make a new campaign."
+    )
 
 
 def features_of(campaign: Campaign, rows: Rows) -> npt.NDArray[np.float32]:
@@ -401,6 +405,16 @@ class Coordinator:
     def pool(self) -> Pool:
         """The campaign's pool, opened when it is first needed."""
         return pool_of(self.campaign)
+
+    def _grown(self) -> Pool:
+        """Return the pool with what was appended to it since it was opened: a run holds it for weeks."""
+        try:
+            self.pool = self.pool.refreshed()
+        except PoolNotFound:
+            raise
+        except PoolError as error:
+            raise _other_pool(self.campaign) from error
+        return self.pool
 
     def run(self, *, close: bool) -> Batch | Stopped:
         """Go on to the next batch, or to the end; the caller holds the campaign's lock."""
@@ -504,8 +518,9 @@ class Coordinator:
             return False
         # By the rows that the round froze: telling where a campaign stands takes no look at its pool.
         last = past[-1]
-        spent = not self.campaign.batch_size(last.number) or len(self._never_asked(last.stop_set)) >= last.n_rows
-        return spent and self.pool.n_rows <= last.n_rows
+        held_back = self._never_asked(last.stop_set)
+        spent = not self.campaign.batch_size(last.number) or (held_back < last.n_rows).sum() >= last.n_rows
+        return bool(spent) and self._grown().n_rows <= last.n_rows
 
     def _current(self) -> Round:
         current = self.campaign.current_round
@@ -514,7 +529,7 @@ class Coordinator:
         return current
 
     def _freeze(self) -> None:
-        pool, settings = self.pool, self.settings
+        pool, settings = self._grown(), self.settings
         strategy = COVERAGE if self.coverage else settings.strategy
         # Refused now: people may edit campaign.toml, and what a round has frozen stays.
         Strategy.named(strategy, settings.explore)
@@ -648,6 +663,8 @@ class Coordinator:
         Scattered through a large pool, each of them would cost a whole chunk, every round again.
         """
         found = np.zeros(len(rows), dtype=bool)
+        if rows.max(initial=0) >= self.pool.n_rows:  # a label of a record that was appended a moment ago
+            self._grown()
         X = np.empty((len(rows), self.pool.n_features), dtype=np.float32)
         for each in self.campaign.rounds():
             kept = self._kept_features(each) if each.opened_at is not None else None
@@ -762,7 +779,7 @@ class Coordinator:
         explored = sum(asked.explore for asked in before)
         count = explore_count(current.explore, len(before), explored, current.k)
         drawn = _Drawn.none(self.pool.n_features)
-        draws = uniform_rows(current.n_rows, excluded, current.seed, current.number)
+        draws = uniform_rows(current.n_rows, excluded[excluded < current.n_rows], current.seed, current.number)
         while missing := list(islice(draws, count - len(drawn.rows))):
             X = self.pool.take(missing)
             valid = np.isfinite(X).all(axis=1)

@@ -13,11 +13,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 import dal
 from dal.campaign import Campaign
 from dal.cli import main
-from dal.coordinator import Coordinator
-from dal.errors import InputError, PoolError, PoolNotFound, SourceError
+from dal.coordinator import Coordinator, pool_of
+from dal.errors import CampaignMismatch, InputError, PoolError, PoolNotFound, SourceError
+from dal.exchange import read_answers
 from dal.pool import Block, Pool, append_pool, build_pool
 from dal.pool import build as building
 from dal.pool import ids as indexing
+from dal.standing import status
 
 D = 3
 RNG = np.random.default_rng(5)
@@ -275,3 +277,56 @@ def test_a_campaign_whose_pool_was_spent_goes_on_with_new_records(tmp_path: Path
     append_pool(X[20:], tmp_path / "pool.zarr")
     assert sorted(answer(campaign, X)) == list(range(20, 30))
     assert isinstance(dal.next_batch(campaign), dal.Stopped)
+
+
+def test_a_coordinator_that_runs_on_asks_what_was_appended_meanwhile(tmp_path: Path) -> None:
+    """As `dal run` does, which holds its pool for weeks."""
+    X = np.random.default_rng(1).standard_normal((40, D)).astype(np.float32)
+    campaign = started(tmp_path, X[:20], "margin")
+    coordinator = Coordinator(campaign, None, None, coverage=False)
+
+    def asked() -> list[int]:
+        batch = coordinator.run(close=False)
+        assert isinstance(batch, dal.Batch)
+        dal.answer_batch(campaign, batch.rows, batch.record_ids, truth(X[batch.rows]))
+        return batch.rows.tolist()
+
+    asked()
+    append_pool(X[20:35], tmp_path / "pool.zarr")
+    # A label of a record that nobody has asked, which the open pool of the coordinator does not have yet.
+    report = read_answers(written(tmp_path / "more.csv", {"33": "yes"}), campaign, pool_of(campaign), "ann")
+    assert (report.new, report.volunteered, report.rejections) == (1, 1, 0)
+    third = asked()
+    assert len(third) == 10
+    assert set(third) < set(range(20, 35)) - {33}
+    assert campaign.rounds()[-1].n_rows == 35
+    assert campaign.rounds()[-1].trained_on == 21
+    assert sorted(asked()) == sorted({*range(20, 35)} - {33} - set(third))
+    assert isinstance(coordinator.run(close=False), dal.Stopped)
+    append_pool(X[35:], tmp_path / "pool.zarr")
+    assert status(campaign).verdicts == ()
+    assert sorted(asked()) == list(range(35, 40))
+    build_pool(X, tmp_path / "pool.zarr", overwrite=True)
+    with pytest.raises(CampaignMismatch, match="another pool"):
+        coordinator.run(close=False)
+
+
+def test_labels_of_records_beyond_what_a_round_froze_are_learned_and_nobody_is_asked_them(tmp_path: Path) -> None:
+    X = np.random.default_rng(1).standard_normal((60, D)).astype(np.float32)
+    campaign = started(tmp_path, X[:40], "margin")
+    campaign.close_round(campaign.round(1))
+    coordinator = Coordinator(campaign, None, None, coverage=False)
+    coordinator._freeze()
+    append_pool(X[40:], tmp_path / "pool.zarr")
+    labels = {str(row): "yes" if truth(X[row : row + 1])[0] else "no" for row in range(40, 60)}
+    assert read_answers(written(tmp_path / "more.csv", labels), campaign, pool_of(campaign), "ann").new == 20
+    second = coordinator.run(close=False)
+    assert isinstance(second, dal.Batch)
+    assert max(second.rows) < 40, "the round had frozen the pool as it was"
+    assert coordinator.labels(None).rows[-20:].tolist() == list(range(40, 60))
+    np.testing.assert_array_equal(coordinator.features(np.arange(35, 60)), X[35:60])
+
+
+def written(path: Path, labels: dict[str, str]) -> Path:
+    path.write_text("record_id,label\n" + "".join(f"{record},{name}\n" for record, name in labels.items()))
+    return path
