@@ -663,7 +663,7 @@ class Coordinator:
         Scattered through a large pool, each of them would cost a whole chunk, every round again.
         """
         found = np.zeros(len(rows), dtype=bool)
-        if rows.max(initial=0) >= self.pool.n_rows:  # a label of a record that was appended a moment ago
+        if np.max(rows, initial=0) >= self.pool.n_rows:  # a label of a record that was appended a moment ago
             self._grown()
         X = np.empty((len(rows), self.pool.n_features), dtype=np.float32)
         for each in self.campaign.rounds():

@@ -2,6 +2,7 @@
 
 import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_what_cannot_grow_is_refused(tmp_path: Path, path: Path) -> None:
     zarr.create_array(tmp_path / "plain.zarr", data=OLD)
     with pytest.raises(PoolError, match="only pools that dal built"):
         append_pool(NEW, tmp_path / "plain.zarr")
-    with building._alone(path), pytest.raises(PoolError, match="somebody else is appending"):
+    with building._alone(path), pytest.raises(PoolError, match="is appending to"):
         append_pool(NEW, path, **named(101, 57))
     (tmp_path / "x.csv").write_text("text,n\nham,1\n")
     with pytest.raises(SourceError, match="not fitted"):
@@ -277,6 +278,20 @@ def test_a_campaign_whose_pool_was_spent_goes_on_with_new_records(tmp_path: Path
     append_pool(X[20:], tmp_path / "pool.zarr")
     assert sorted(answer(campaign, X)) == list(range(20, 30))
     assert isinstance(dal.next_batch(campaign), dal.Stopped)
+
+
+def test_a_second_append_is_kept_away_even_if_the_lock_file_is_deleted(tmp_path: Path) -> None:
+    path = tmp_path / "pool.zarr"
+    build_pool(OLD, path)
+
+    def blocks() -> Iterator[Block]:
+        (tmp_path / ".pool.zarr.lock").unlink()
+        with pytest.raises(PoolError, match="is appending to"):
+            append_pool(NEW, path)
+        yield Block(NEW)
+
+    append_pool(blocks(), path)
+    np.testing.assert_array_equal(Pool.open(path).read(0, len(BOTH)), BOTH)
 
 
 def test_a_coordinator_that_runs_on_asks_what_was_appended_meanwhile(tmp_path: Path) -> None:

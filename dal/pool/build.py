@@ -8,7 +8,6 @@ complete.
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import logging
 import re
@@ -25,6 +24,7 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from dal.errors import PoolError, SourceError
+from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool.chunks import read_rows
 from dal.pool.encodings import ENCODINGS, Encode, Floats32, encoder, scale_of
@@ -243,11 +243,15 @@ def _alone(where: Place) -> Iterator[None]:
     if isinstance(where, Url):
         yield
         return
-    with where.with_name(f".{where.name}.lock").open("a") as file:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(where, where.with_name(f".{where.name}.lock")))
         except BlockingIOError as error:
-            raise PoolError(f"somebody else is appending to {where}: wait for it to end") from error
+            raise PoolError(f"process {error.strerror} is appending to {where}: wait for it to end") from error
+        except OSError as error:
+            raise PoolError(
+                f"{where} cannot be locked: {error.strerror}; get write access to it and to the folder that it is in"
+            ) from error
         yield
 
 
