@@ -44,7 +44,7 @@ from dal.selection import (
     uniform_rows,
 )
 from dal.selectors import choose
-from dal.stopping import Criterion, MaxLabels, Verdict, advice, first_stop, parse
+from dal.stopping import Criterion, Verdict, advice, first_stop, label_budget, parse
 
 Rows = npt.NDArray[np.int64]
 SAVED_LEARNER = "saved"
@@ -721,8 +721,8 @@ class Coordinator:
         return current.k + (self._reserve(current) if strategy.shortlist == 1 else 0)
 
     def _budget(self, labels: int) -> int:
-        budgets = [criterion.n - labels for criterion in self.criteria if isinstance(criterion, MaxLabels)]
-        return min(budgets, default=self.campaign.n_rows)
+        budget = label_budget(self.criteria)
+        return self.campaign.n_rows if budget is None else budget - labels
 
     def _room(self) -> int:
         """Say how many records more may be asked, now that answers came since the freeze and more are in hand."""

@@ -15,6 +15,7 @@ The tree is grouped by what the reader of the message does about it::
     |-- CampaignError                look at the campaign's directory
     |   |-- CampaignNotFound (FileNotFoundError)
     |   |-- CampaignLocked           another coordinator is at work: wait for it, or end it
+    |   |-- DatabaseError            its database fails for the moment: mend it, then do the same again
     |   `-- CampaignMismatch         this is another campaign's directory, pool or version
     |-- ServerError                  look at the labelling tool's server, then run again
     `-- ScanError                    run again: finished spans are kept
@@ -75,6 +76,20 @@ class CampaignNotFound(CampaignError, FileNotFoundError):
 
 class CampaignLocked(CampaignError):
     """Another coordinator is at work on this campaign."""
+
+
+class DatabaseError(CampaignError):
+    """The campaign's database cannot be read or written now; nothing was changed, and the same may be tried again.
+
+    Attributes
+    ----------
+    remedy : str
+        What to do, in words that name no place: annotators may read them.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
 
 
 class CampaignMismatch(CampaignError):

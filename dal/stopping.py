@@ -8,7 +8,7 @@ since the campaign began.
 # ruff: noqa: ARG002 - one signature for all criteria, so that the loop need not know them apart
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 
 from dal.errors import SettingsError
@@ -302,6 +302,17 @@ def first_stop(criterion: Criterion, history: Sequence[RoundRecord]) -> int | No
     """
     verdicts = zip(history, as_they_ended(criterion, history), strict=False)
     return next((record.number for record, verdict in verdicts if verdict.stop), None)
+
+
+def label_budget(criteria: Iterable[Criterion]) -> int | None:
+    """Return how many labels may be asked for in all; None where no criterion alone says it.
+
+    Examples
+    --------
+    >>> label_budget(map(parse, ("max_labels=500", "max_rounds=9", "max_labels=90 and plateau"))), label_budget(())
+    (500, None)
+    """
+    return min((each.n for each in criteria if isinstance(each, MaxLabels)), default=None)
 
 
 def advice(criteria: Sequence[Criterion]) -> tuple[Simple, ...]:

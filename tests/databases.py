@@ -41,15 +41,25 @@ def running() -> Iterator[str]:
     if os.geteuid() == 0:
         owner = pwd.getpwnam("postgres")
         os.chown(home, owner.pw_uid, owner.pw_gid)
-    # Safe from a kill, not from a power cut: what is not synced is what takes the time.
-    settings = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off -c max_connections=200"
     try:
         control("initdb", "-D", data, "-U", USER, "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
-        control("pg_ctl", "-D", data, "-w", "-o", settings, "-l", home / "log", "start")
+        start(home)
         yield str(home)
     finally:
-        control("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
+        stop(home)
         shutil.rmtree(home)
+
+
+def start(home: str | Path) -> None:
+    """Start the server in a directory."""
+    # Safe from a kill, not from a power cut: what is not synced is what takes the time.
+    settings = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off -c max_connections=200"
+    control("pg_ctl", "-D", f"{home}/data", "-w", "-o", settings, "-l", f"{home}/log", "start")
+
+
+def stop(home: str | Path) -> None:
+    """End the server in a directory, as a crash does; what was committed is there when it starts again."""
+    control("pg_ctl", "-D", f"{home}/data", "-w", "-m", "immediate", "stop")
 
 
 def control(program: str, *arguments: object) -> None:

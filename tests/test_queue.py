@@ -203,10 +203,9 @@ def test_before_the_first_batch_there_is_nothing(tmp_path: Path) -> None:
     )
     queue = Queue(campaign)
     assert queue.lease("ann", 5) == []
-    assert vars(queue.progress("ann")) == dict.fromkeys(("answered", "batch", "held", "left", "mine", "reserve"), 0) | {
-        "round": 0,
-        "open": False,
-    }
+    assert vars(queue.progress("ann")) == dict.fromkeys(
+        ("answered", "batch", "given", "held", "left", "mine", "reserve", "round", "upto"), 0
+    ) | {"open": False}
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------
@@ -441,7 +440,8 @@ def test_progress_counts(tmp_path: Path) -> None:
         seen = queue.progress(name)
         assert (seen.round, seen.open, seen.batch) == (1, True, 6)
         assert seen.answered == sum(1 for row in ROWS if counted[row] >= 2)
-        assert seen.mine == queue.mine(name) == len(rows)
+        assert seen.mine == queue.own_share(name).batch == len(rows)
+        assert seen.given == sum(min(counted[row], 2) for row in ROWS)
         left = [row for row in ROWS if row not in rows and others[row] < 2]
         assert seen.left == len(left)
         assert seen.held == sum(1 for row in ROWS if row not in rows and row not in left and counted[row] < 2)
@@ -469,7 +469,7 @@ def test_answers_of_several_people_in_one_transaction_are_those_of_each(queue: Q
     assert sorted(campaign.latest_answers().rows.tolist()) == sorted([ann[0], bob[0]])
     outcomes = queue.answer_together([("", [says("x", bob[1])]), ("ann", [says("a2", ann[1])])])
     assert [[each.result for each in theirs] for theirs in outcomes] == [["refused"], ["new"]]
-    assert (queue.mine("ann"), queue.mine("bob")) == (2, 1)
+    assert [queue.own_share(name).batch for name in ("ann", "bob")] == [2, 1]
 
 
 EAST = timezone(timedelta(hours=14))

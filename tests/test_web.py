@@ -1,5 +1,6 @@
 """The pages' server: every door, every state, and records as they are."""
 
+import codecs
 import csv
 import io
 import json
@@ -407,13 +408,15 @@ def test_a_link_becomes_a_strict_cookie(campaign: Campaign) -> None:
     ann = client(campaign)
     assert ann.get("/api/state").status_code == 401
     answer = ann.post("/enter", json={"token": token})
-    assert answer.json() == {"name": "ann", "role": "annotator"}
+    assert answer.json() == {"name": "ann", "role": "annotator", "session": True}
     cookie = answer.headers["set-cookie"]
     parts = [part.strip().lower() for part in cookie.split(";")]
     assert {"httponly", "samesite=strict"} <= set(parts)
     # With a path of its own, the cookie would miss the prefix that a proxy put before it, or be sent beyond it.
     assert not any(part.startswith(("path", "domain", "secure")) for part in parts)
-    assert ann.get("/api/state").json()["me"] == {"name": "ann", "role": "annotator"}
+    assert ann.get("/api/state").json()["me"] == {"name": "ann", "role": "annotator", "session": True}
+    assert token not in cookie, "a logout must end what the cookie holds"
+    assert f"max-age={7 * 24 * 3600}" in parts
     assert token not in (campaign.directory / "campaign.db").read_bytes().decode("latin1")
     safe = TestClient(create_app(campaign, Options("x")), base_url="https://127.0.0.1", headers=SAME)
     assert "; Secure" in safe.post("/enter", json={"token": token}).headers["set-cookie"]
@@ -687,7 +690,8 @@ def test_exports_hold_every_answer_that_counts(campaign: Campaign) -> None:
     }
     answer = ann.get("/export.csv")
     assert "attachment" in answer.headers["content-disposition"]
-    table = list(csv.DictReader(io.StringIO(answer.text)))
+    table = list(csv.DictReader(io.StringIO(answer.content.decode("utf-8-sig"))))
+    assert answer.content.startswith(codecs.BOM_UTF8)
     assert [each["record_id"] for each in table] == [each["record_id"] for each in lines]
     assert {each["skip_reason"] for each in table} == {"", "'=cmd"}
 
@@ -726,8 +730,10 @@ def test_a_campaign_that_cannot_be_written_says_so(campaign: Campaign) -> None:
     took(ann)
     (campaign.directory / "campaign.db").write_bytes(b"not a database" * 1000)
     answer = ann.post("/api/answers", json={"lease": 1})
-    assert answer.status_code == 409
+    assert answer.status_code == 503
+    assert int(answer.headers["retry-after"]) > 0
     assert "restore it from a copy" in answer.json()["detail"]
+    assert str(campaign.directory) not in answer.text
     with pytest.raises(CampaignError):
         Campaign.open(campaign.directory)
 

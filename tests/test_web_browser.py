@@ -615,7 +615,7 @@ def test_every_state_says_what_it_is(
     # An image that cannot be shown: Space skips it as broken.
     in_state(other, "record")
     broken = opened()
-    broken.route("**/media/**", lambda route: route.fulfill(status=503, json={"detail": "gone"}))
+    broken.route("**/media/**", lambda route: route.fulfill(status=409, json={"detail": "gone"}))
     broken.context.add_cookies(other.context.cookies())
     broken.goto(server.url)
     in_state(broken, "broken")
@@ -810,4 +810,4 @@ def test_a_manager_steers_on_the_campaign_page(
     assert [(each.act, each.person) for each in Control(campaign).history()] == [("pause", "ann"), ("resume", "ann")]
     with page.expect_download() as downloaded:
         page.get_by_role("link", name="CSV").click()
-    assert Path(downloaded.value.path()).read_text().startswith("record_id,row,round,annotator")
+    assert Path(downloaded.value.path()).read_text("utf-8-sig").startswith("record_id,row,round,annotator")

@@ -1,7 +1,6 @@
 """Who is at work, and at what pace: what a campaign's page tells of its people."""
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from statistics import median
@@ -104,8 +103,12 @@ class Activity:
             found = connection.scalars(select(answers.c.received_at).order_by(answers.c.id))
             return [datetime.fromisoformat(at) for at in found]
 
-    def standing(self) -> Iterator[Row[Any]]:
-        """Read every answer that counts, in the order in which they came, a few at a time."""
+    def standing(self, upto: int, after: int = 0, limit: int = 1000) -> list[Row[Any]]:
+        """Read the next answers, in the order in which they came, of those that counted when `upto` was the newest id.
+
+        Each block is a transaction of its own, opened and ended by one call: a reader that goes away between two of
+        them, or goes on in another thread, leaves nothing open.
+        """
+        query = ledger.standing(answers.c.id > after, upto=upto).order_by(answers.c.id).limit(limit)
         with self._database.reading() as connection:
-            query = ledger.standing().order_by(answers.c.id).execution_options(yield_per=1000)
-            yield from connection.execute(query)
+            return list(connection.execute(query))

@@ -3,18 +3,27 @@
 import hashlib
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
 
-from sqlalchemy import Row, insert, select, update
+from sqlalchemy import Row, delete, insert, select, update
 
 from dal.campaign.people import enrolled, spelling
-from dal.campaign.schema import annotators
+from dal.campaign.schema import annotators, sessions
 from dal.campaign.store import Campaign
 from dal.errors import InputError
 from dal.texts import name_flaw
 
 Role = Literal["annotator", "manager"]
+
+SESSION = timedelta(hours=12)
+"""How long a browser that asks for nothing stays logged in."""
+
+LONGEST_SESSION = timedelta(days=7)
+"""After so long a browser forgets its session, however busy it was."""
+
+_RENEWED = timedelta(minutes=30)
+"""A session is written down again when so much of it has passed: not with every request."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,40 @@ class Annotators:
                 select(annotators).where(annotators.c.token_hash == _hash(token), annotators.c.revoked_at.is_(None))
             ).one_or_none()
         return None if found is None else _account(found)
+
+    def begin_session(self, token: str) -> tuple[Account, str] | None:
+        """Log a browser in: whose token this is, and the secret of a session that lasts `SESSION` from its last use."""
+        account = self.verify(token)
+        if account is None:
+            return None
+        secret = secrets.token_urlsafe(32)
+        with self._database.writing() as connection:
+            now = self._database.now(connection)
+            connection.execute(delete(sessions).where(sessions.c.expires_at <= now.timestamp()))
+            until = (now + SESSION).timestamp()
+            connection.execute(
+                insert(sessions).values(session_hash=_hash(secret), token_hash=_hash(token), expires_at=until)
+            )
+        return account, secret
+
+    def in_session(self, secret: str) -> Account | None:
+        """Say whose session this is, which renews it; None after its end, or its token's."""
+        own = sessions.c.session_hash == _hash(secret)
+        query = select(annotators, sessions.c.expires_at).join(sessions).where(own, annotators.c.revoked_at.is_(None))
+        with self._database.reading() as connection:
+            now = self._database.now(connection)
+            found = connection.execute(query).one_or_none()
+        if found is None or found.expires_at <= now.timestamp():
+            return None
+        if found.expires_at < (now + SESSION - _RENEWED).timestamp():
+            with self._database.writing() as connection:
+                connection.execute(update(sessions).where(own).values(expires_at=(now + SESSION).timestamp()))
+        return _account(found)
+
+    def end_session(self, secret: str) -> None:
+        """Log a browser out; the token goes on to let its owner in."""
+        with self._database.writing() as connection:
+            connection.execute(delete(sessions).where(sessions.c.session_hash == _hash(secret)))
 
     def all(self) -> list[Account]:
         """List everybody who has or had a token, by name, then by time."""

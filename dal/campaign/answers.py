@@ -248,13 +248,19 @@ def _event(values: dict[str, Any]) -> Event:
     return Event(**values)
 
 
-def standing(*conditions: ColumnElement[bool]) -> Select[Any]:
-    """Select the answers that count: each annotator's latest to each record, unless it was taken back."""
+def standing(*conditions: ColumnElement[bool], upto: int | None = None) -> Select[Any]:
+    """Select the answers that count: each annotator's latest to each record, unless it was taken back.
+
+    `upto` tells the id of the last answer that is taken into account: the log is only ever added to, so this is what
+    counted when that answer was the newest.
+    """
     later = answers.alias("later")
-    again = exists().where(
-        later.c.row == answers.c.row, later.c.annotator == answers.c.annotator, later.c.id > answers.c.id
-    )
-    return select(answers).where(answers.c.status != "retracted", ~again, *conditions)
+    again: tuple[ColumnElement[bool], ...]
+    again = later.c.row == answers.c.row, later.c.annotator == answers.c.annotator, later.c.id > answers.c.id
+    if upto is not None:
+        conditions = (*conditions, answers.c.id <= upto)
+        again = (*again, later.c.id <= upto)
+    return select(answers).where(answers.c.status != "retracted", ~exists().where(*again), *conditions)
 
 
 def answers_given(row: Column[int]) -> ScalarSelect[int]:

@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, func, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NotSupportedError,
+    ProgrammingError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dal.campaign.disk import network_filesystem
-from dal.errors import CampaignError, CampaignLocked, SettingsError
+from dal.errors import CampaignError, CampaignLocked, DatabaseError, LabelError, SettingsError
 
 BUSY_SECONDS = 30.0
 """How long a write waits for another process's; a single one takes milliseconds, a large import some seconds."""
@@ -24,6 +32,7 @@ _MISSING = "The file is gone: restore it from a copy"
 _FULL = "The disk is full: free space and run again; nothing was changed"
 _DAMAGED = "The file is damaged, or something else: restore it from a copy"
 _DISK = "The disk failed to read or write: look at it, then run again"
+_AGAIN = "Run again; nothing was changed"
 _GONE = (
     "Is the server running, and are address, database, user and password right (libpq reads ~/.pgpass and PGPASSWORD, "
     "too)? Then run again; nothing is half done"
@@ -316,19 +325,37 @@ def immediate(connection: Connection) -> Iterator[None]:
         yield
 
 
+_MISTAKES = (IntegrityError, NotSupportedError, ProgrammingError)
+"""Errors of the statement rather than of the database: the same again would fail again."""
+
+
 @contextmanager
 def explained(place: str) -> Iterator[None]:
-    """Turn the database's errors into one that names the place and says what to do; our own mistakes pass."""
+    """Turn the database's errors into one that names the place and says what to do; our own mistakes pass.
+
+    Raises
+    ------
+    DatabaseError
+        If the database cannot be read or written.
+    LabelError
+        If it can, and cannot hold a value.
+    """
     try:
         yield
+    except PoolTimeout as error:
+        raise DatabaseError(f"{place}: {error}. {_IN_USE}", _IN_USE) from error
+    except DataError as error:
+        raise LabelError(f"the database cannot hold a value: {str(error.orig).strip()}. Nothing was changed") from error
     except DBAPIError as error:
         code = _code(error.orig)
         remedy = next((text for name, text in _REMEDIES.items() if code.startswith(name)), None)
         if remedy is None:
-            raise
+            if isinstance(error, _MISTAKES):
+                raise
+            remedy = _AGAIN
         if code.startswith("SQLITE_CANTOPEN") and not Path(place).exists():
             remedy = _MISSING
-        raise CampaignError(f"{place}: {str(error.orig).strip()}. {remedy}") from error
+        raise DatabaseError(f"{place}: {str(error.orig).strip()}. {remedy}", remedy) from error
 
 
 def _code(error: Any) -> str:  # noqa: ANN401 - of whatever driver

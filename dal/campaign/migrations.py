@@ -130,7 +130,20 @@ _TO_4: tuple[str | Callable[[Connection], None], ...] = (
     "UPDATE campaign SET schema_version = 4",
 )
 
-STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {1: _TO_2, 2: _TO_3, 3: _TO_4}
+_TO_5 = (
+    """
+    CREATE TABLE sessions (
+        session_hash TEXT NOT NULL,
+        token_hash TEXT NOT NULL,
+        expires_at FLOAT NOT NULL,
+        PRIMARY KEY (session_hash),
+        FOREIGN KEY(token_hash) REFERENCES annotators (token_hash)
+    )
+    """,
+    "UPDATE campaign SET schema_version = 5",
+)
+
+STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {1: _TO_2, 2: _TO_3, 3: _TO_4, 4: _TO_5}
 """For each older version that is still read, what leads to the next one: statements, and functions between them."""
 
 

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from sqlalchemy import Connection, Row, Subquery, and_, delete, exists, func, insert, or_, select
+from sqlalchemy import Connection, Row, Subquery, and_, case, delete, exists, func, insert, or_, select
 
 from dal.campaign import answers as ledger
 from dal.campaign.leases import LEASE, holds
@@ -123,6 +123,10 @@ class Progress:
         Whether it still waits for answers.
     batch, answered : int
         Records of the batch, and those that the team has answered.
+    given : int
+        Answers that count towards the overlap: `batch` times the overlap when all are answered.
+    upto : int
+        The id of the newest answer that was taken into account.
     mine : int
         Records of the batch that this annotator has answered.
     left : int
@@ -137,15 +141,34 @@ class Progress:
     open: bool
     batch: int
     answered: int
+    given: int
+    upto: int
     mine: int
     left: int
     held: int
     reserve: int
 
 
+@dataclass(frozen=True)
+class OwnShare:
+    """What one annotator did since the newest batch was opened.
+
+    Attributes
+    ----------
+    batch : int
+        Records of the batch that they have answered.
+    beyond : int
+        Records that they answered beyond it: of its reserve, and gold ones.
+    """
+
+    batch: int
+    beyond: int
+
+
 class _Serving(NamedTuple):
     number: int
     open: bool
+    opened_at: str = ""
 
 
 class _Target(NamedTuple):
@@ -234,7 +257,7 @@ class Queue:
             found = connection.execute(mine).one_or_none()
             if found is None:
                 return _refused(new_event_id, f"{event_id!r} is not your latest answer to a record")
-            target = _target(connection, found.row)
+            target = _target(connection, found.row, annotator)
             late = target is None or not target.open
             values = {"row": found.row, "record_id": found.record_id, "round": found.round, "status": "retracted"}
             self._append(connection, annotator, new_event_id, now, late=late, **values)
@@ -266,28 +289,55 @@ class Queue:
             serving, annotator = _serving(connection), spelling(connection, annotator)
             slots = self._slots(annotator, self._database.now(connection), serving.number)
             batch, free = ~slots.c.reserve, self._is_free(slots)
-            complete = slots.c.given >= self._settings.overlap
+            overlap = self._settings.overlap
+            complete = slots.c.given >= overlap
+            enough = case((complete, overlap), else_=slots.c.given)
+            upto = ledger.last_id(connection)
             counts = connection.execute(
                 select(
                     func.count().filter(batch),
                     func.count().filter(batch, complete),
+                    func.coalesce(func.sum(enough).filter(batch), 0),
                     func.count().filter(batch, slots.c.answered),
                     func.count().filter(batch, free),
                     func.count().filter(batch, ~complete, ~slots.c.answered, ~free),
                     func.count().filter(slots.c.reserve, free),
                 ).select_from(slots)
             ).one()
-        batch_size, answered, mine, left, held, reserve = counts
-        return Progress(serving.number, serving.open, batch_size, answered, mine, left, held, reserve)
+        batch_size, answered, given, mine, left, held, reserve = counts
+        return Progress(serving.number, serving.open, batch_size, answered, int(given), upto, mine, left, held, reserve)
 
-    def mine(self, annotator: str) -> int:
-        """Count the records of the batch that this annotator has answered: `Progress.mine`, at a tenth of its cost."""
+    def own_share(self, annotator: str, upto: int | None = None) -> OwnShare:
+        """Count what this annotator has done for the newest batch, as of the answer with the id `upto`.
+
+        A gold record belongs to the batch that was the newest when it was first answered: what is counted rises by one
+        with each answer, whatever kind of record it is for.
+        """
+        before = answers.alias("before")
+        first = select(func.min(before.c.received_at)).where(
+            before.c.row == answers.c.row, before.c.annotator == answers.c.annotator
+        )
         with self._database.reading() as connection:
-            own = ledger.standing(answers.c.row == asked.c.row, answers.c.annotator == spelling(connection, annotator))
-            answered = own.with_only_columns(answers.c.id).correlate(asked).exists()
-            number = _serving(connection).number
-            batch = asked.c.round == number, ~asked.c.reserve
-            return connection.scalar(select(func.count()).select_from(asked).where(*batch, answered)) or 0
+            serving, annotator = _serving(connection), spelling(connection, annotator)
+            own = ledger.standing(answers.c.annotator == annotator, upto=upto).with_only_columns(func.count())
+            asked_now = own.join(asked, asked.c.row == answers.c.row).where(asked.c.round == serving.number)
+            known = own.join(gold, gold.c.row == answers.c.row).where(
+                first.correlate(answers).scalar_subquery() >= serving.opened_at
+            )
+            batch, reserve, known_now = (
+                connection.scalar(query) or 0
+                for query in (asked_now.where(~asked.c.reserve), asked_now.where(asked.c.reserve), known)
+            )
+        return OwnShare(batch, reserve + known_now)
+
+    def was_served(self, annotator: str, row: int) -> bool:
+        """Say whether this annotator holds a record, or has answered it."""
+        with self._database.reading() as connection:
+            annotator = spelling(connection, annotator)
+            return any(
+                connection.scalar(select(exists().where(table.c.row == row, table.c.annotator == annotator)))
+                for table in (leases, answers)
+            )
 
     # -- serving -----------------------------------------------------------------------------------------------------
 
@@ -402,7 +452,7 @@ class Queue:
         if (seen := _event(connection, given.event_id)) is not None:
             again = (seen.annotator, seen.row) == (annotator, given.row) and seen.status != "retracted"
             return Outcome(given.event_id, "repeated", seen.late) if again else _refused(given.event_id, _TAKEN)
-        target = _target(connection, given.row)
+        target = _target(connection, given.row, annotator)
         if target is None:
             return _refused(given.event_id, f"row {given.row} was never served")
         answer = Answer(
@@ -487,20 +537,29 @@ def _refused(event_id: str, reason: str) -> Outcome:
 
 
 def _serving(connection: Connection) -> _Serving:
-    opened = select(rounds.c.number, rounds.c.status).where(rounds.c.opened_at.is_not(None))
+    opened = select(rounds.c.number, rounds.c.status, rounds.c.opened_at).where(rounds.c.opened_at.is_not(None))
     newest = connection.execute(opened.order_by(rounds.c.number.desc()).limit(1)).one_or_none()
-    return _Serving(0, open=False) if newest is None else _Serving(newest.number, newest.status == "open")
+    if newest is None:
+        return _Serving(0, open=False)
+    return _Serving(newest.number, newest.status == "open", newest.opened_at)
 
 
 def _event(connection: Connection, event_id: str) -> Row[Any] | None:
     return connection.execute(select(answers).where(answers.c.event_id == event_id)).one_or_none()
 
 
-def _target(connection: Connection, row: int) -> _Target | None:
+def _target(connection: Connection, row: int, annotator: str) -> _Target | None:
     batch = select(asked.c.record_id, asked.c.round, rounds.c.status, asked.c.reserve).join(rounds)
     found = connection.execute(batch.where(asked.c.row == row)).one_or_none()
     if found is not None:
         # The reserve is there for when the batch is closed.
         return _Target(found.record_id, found.round, found.status == "open" or found.reserve)
     record_id = connection.scalar(select(gold.c.record_id).where(gold.c.row == row))
-    return None if record_id is None else _Target(record_id, None, open=True)
+    serving = _serving(connection)
+    # Before the first batch nothing was served, and whatever were taken then would be known for gold.
+    if record_id is None or not serving.number:
+        return None
+    # Late when a record of the batch in which it was answered would be, or lateness would tell the two apart.
+    mine = select(func.min(answers.c.received_at)).where(answers.c.row == row, answers.c.annotator == annotator)
+    first = connection.scalar(mine)
+    return _Target(record_id, None, open=serving.open and (first is None or first >= serving.opened_at))

@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 4
+VERSION = 5
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -171,6 +171,17 @@ annotators = Table(
     Column("created_at", Text, nullable=False),
     Column("revoked_at", Text),
     CheckConstraint("role in ('annotator', 'manager')"),
+)
+
+# Browsers that came in with a token; a logout deletes the line.
+sessions = Table(
+    "sessions",
+    metadata,
+    # SHA-256 of what the cookie holds: who reads the database cannot take a session over.
+    Column("session_hash", Text, primary_key=True),
+    Column("token_hash", Text, ForeignKey("annotators.token_hash"), nullable=False),
+    # Seconds since 1970 by the database's clock.
+    Column("expires_at", Float(53), nullable=False),
 )
 
 # What managers told the campaign to do; the newest that lasts is in force.

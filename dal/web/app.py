@@ -4,30 +4,41 @@ It never trains or scans: the loop runs in another process (`dal next`, `dal run
 campaign's database. So no annotator waits for a scan, and either process may be killed and started again by itself.
 """
 
+import errno
+import logging
+import re
 import threading
 import time
 from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.resources import files
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 import bokeh
 from fastapi import Depends, FastAPI, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.staticfiles import StaticFiles
 
-from dal.campaign import Annotators, Campaign, Given, Queue
+from dal.campaign import Account, Annotators, Campaign, Given, Queue
+from dal.campaign.annotators import LONGEST_SESSION
 from dal.campaign.control import Act, Control
-from dal.campaign.queue import Outcome
+from dal.campaign.queue import Outcome, OwnShare
 from dal.coordinator import pool_of
-from dal.errors import CampaignError, DalError, InputError
-from dal.web.doors import Doors, Rates, known_host
+from dal.errors import CampaignError, CampaignMismatch, ChunkError, DalError, DatabaseError, InputError
+from dal.figures import color_of
+from dal.web.doors import Doors, Rates, local_request
+from dal.web.guesses import Guesses
 from dal.web.overview import FigureName, Overview, Overviews, exported
 from dal.web.records import Content, Records
+from dal.web.state import Given as TeamGiven
 from dal.web.state import Standing, Standings
 
 STATIC = files("dal.web") / "static"
@@ -37,10 +48,18 @@ GUIDELINES = "guidelines.md"
 REQUESTS = (200.0, 1000)
 """Requests a second from one address, and how many at once; a page makes two or three for each answer."""
 
+FOR = "dal-for"
+"""The header in which a page says for which campaign and person it holds answers."""
+
 MOST_ROW = 2**53 - 1  # the largest integer that JavaScript keeps
 _GUIDELINES_BYTES = 200_000
 _ACCOUNT_SECONDS = 2.0
-_COUNTED_SECONDS = 2.0
+_TURN_SECONDS = 10.0
+"""How long a request waits for its turn to write; pages give up after 20 seconds."""
+
+_log = logging.getLogger(__name__)
+
+_PROBLEMS = (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 503)
 
 Row = Annotated[int, Field(ge=0, le=MOST_ROW)]
 EventId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
@@ -51,10 +70,11 @@ class _Strict(BaseModel):
 
 
 class Me(BaseModel):
-    """Who is asking."""
+    """Who is asking; `session` says whether they came in by a link, and can log out."""
 
     name: str
     role: Literal["annotator", "manager"]
+    session: bool = False
 
 
 class Named(BaseModel):
@@ -65,10 +85,15 @@ class Named(BaseModel):
 
 
 class State(Standing):
-    """Where the campaign stands, and the one who asks in it."""
+    """Where the campaign stands, and the one who asks in it.
+
+    `size`, `answered` and `pending` are answers here, not records, and count what this person answered beyond the
+    batch: each answer of theirs raises `answered` and `mine` by one, so that neither tells a gold record from others.
+    """
 
     campaign: Named
     classes: list[str]
+    colors: list[str]
     me: Me
     mine: int
     guidelines: bool
@@ -79,7 +104,6 @@ class Record(Content):
 
     row: int
     record_id: str
-    reserve: bool = False
     suggestion: tuple[int, float | None] | None = None
 
 
@@ -178,6 +202,10 @@ class EnterIn(_Strict):
     token: Annotated[str, Field(min_length=1, max_length=200)]
 
 
+class Nothing(_Strict):
+    """Nothing: the request says it all."""
+
+
 class ActIn(_Strict):
     """What a manager wants."""
 
@@ -212,13 +240,15 @@ class Options:
     show_suggestions: bool = False
 
 
-def create_app(campaign: Campaign, options: Options) -> FastAPI:
+def create_app(campaign: Campaign, options: Options, *, body_seconds: float = 20.0) -> FastAPI:
     """Make the application that serves a campaign's pages.
 
     Parameters
     ----------
     campaign : Campaign
     options : Options
+    body_seconds : float, default=20
+        How long a request's body may take to arrive.
 
     Returns
     -------
@@ -236,12 +266,17 @@ def create_app(campaign: Campaign, options: Options) -> FastAPI:
         # FastAPI's pages of documentation load their scripts from elsewhere; the document itself stays.
         docs_url=None,
         redoc_url=None,
-        responses={status: {"model": Problem} for status in (400, 401, 403, 404, 409, 413, 415, 429)},
+        responses={status: {"model": Problem} for status in _PROBLEMS},
     )
     app.exception_handler(DalError)(_told)
+    app.exception_handler(OSError)(_told)
+    app.exception_handler(RequestValidationError)(_unreadable)
+    app.exception_handler(Exception)(_failed)
     _add_api(app, site)
     _add_pages(app)
-    app.add_middleware(Doors, chart_paths=("campaign", "explorer"), requests=Rates(*REQUESTS))
+    app.add_middleware(
+        Doors, chart_paths=("campaign", "explorer"), requests=Rates(*REQUESTS), body_seconds=body_seconds
+    )
     return app
 
 
@@ -257,10 +292,12 @@ class _Site:
         self.records = Records(pool_of(campaign))
         self.overviews = Overviews(campaign, self.records)
         self.control = Control(campaign)
+        self.guesses = Guesses(campaign, self.records)
         self.guidelines = campaign.directory / GUIDELINES
         self.attempts = Rates(per_second=0.2, burst=20)
-        self._counted: dict[str, tuple[float, int]] = {}
+        self._counted: dict[str, tuple[TeamGiven, OwnShare]] = {}
         self._asked: frozenset[int] = frozenset()
+        self._served: set[tuple[str, int]] = set()
         # SQLite lets one write at a time and makes others poll for their turn; in here they queue up instead.
         self.writing = threading.Lock()
         self._line: deque[tuple[str, list[Given], Future[list[Outcome]]]] = deque()
@@ -272,7 +309,7 @@ class _Site:
         """
         mine: Future[list[Outcome]] = Future()
         self._line.append((me.name, given, mine))
-        with self.writing:
+        with self.turn():
             together = [self._line.popleft() for _ in range(len(self._line))]
             if together:
                 try:
@@ -285,74 +322,131 @@ class _Site:
                         future.set_result(theirs)
         return mine.result()
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for one's turn to write.
+
+        Raises
+        ------
+        DatabaseError
+            If it does not come for so long that something must be wrong with the database.
+        """
+        if not self.writing.acquire(timeout=_TURN_SECONDS):
+            remedy = "Others have been writing for too long: try again"
+            raise DatabaseError(f"{self.campaign.database.place}: {remedy}", remedy)
+        try:
+            yield
+        finally:
+            self.writing.release()
+
     def person(self, request: Request) -> Me:
         """Find who is asking.
 
         Raises
         ------
         HTTPException
-            401 where a token is needed, and none, or a worthless one, came; 403 under a foreign name.
+            401 where a link is needed, and none, or a worthless one, came; 403 where no links are in use, and the
+            request did not come straight from this machine; 421 where it was meant for another campaign or person.
         """
         if not self.people.needed:
-            refusal = known_host(request.headers)
+            refusal = local_request(request.scope)
             if refusal is not None:
                 raise HTTPException(refusal.status, refusal.detail)
-            return Me(name=self.options.user, role="manager")
-        token = request.cookies.get(self.cookie) or _bearer(request)
-        me = self.people.find(token) if token else None
+            me: Me | None = Me(name=self.options.user, role="manager")
+        elif (secret := request.cookies.get(self.cookie)) is not None:
+            me = self.people.in_session(secret)
+        else:
+            token = _bearer(request)
+            me = self.people.find(token) if token else None
         if me is None:
             raise HTTPException(
                 401, "Open the link that you were given; if it no longer works, ask for a new one (dal annotator add)."
             )
+        # A page that was opened before another campaign came to this address, or another person to this browser,
+        # still holds answers: they must not land there.
+        meant = request.headers.get(FOR)
+        if meant is not None and meant != self.is_for(me):
+            raise HTTPException(421, "This page is of another campaign, or of another person: open it again.")
         return me
+
+    def is_for(self, me: Me) -> str:
+        return f"{self.campaign.id}/{quote(me.name, safe='')}"
+
+    def set_cookie(self, request: Request, response: Response, secret: str, lasts: timedelta) -> None:
+        response.set_cookie(
+            self.cookie,
+            secret,
+            max_age=round(lasts.total_seconds()),
+            # Without a path the cookie is sent to what lies beside this address, whatever prefix a proxy put before it:
+            # so it is set and taken away at addresses that lie beside the pages.
+            path=None,
+            secure=request.scope["scheme"] == "https",
+            httponly=True,
+            samesite="strict",
+        )
 
     @property
     def cookie(self) -> str:
         return f"dal-{self.campaign.id[:16]}"
 
-    def state(self, me: Me, *, fresh: bool = False) -> State:
-        standing = self.standings.now(fresh=fresh)
-        mine = self._mine(me.name) if standing.size else 0
+    def state(self, me: Me) -> State:
+        standing, given = self.standings.with_given()
+        shown = standing.model_dump()
+        mine = 0
+        if standing.size:
+            own = self._own(me.name, given)
+            mine = own.batch + own.beyond
+            # Until the batch is answered, one is left: what was answered beyond it must not seem to end it.
+            most = given.wanted - (given.answers < given.wanted)
+            answered = min(most, given.answers + own.beyond)
+            pending = given.wanted - answered if standing.pending else 0
+            shown |= {"size": given.wanted, "answered": answered, "pending": pending}
         return State(
-            **standing.model_dump(),
+            **shown,
             campaign=Named(id=self.campaign.id, name=self.campaign.directory.name),
             classes=list(self.campaign.settings.classes),
+            colors=[color_of(code) for code in range(len(self.campaign.settings.classes))],
             me=me,
             mine=mine,
             guidelines=self.guidelines.is_file(),
         )
 
-    def _mine(self, name: str) -> int:
-        """Count somebody's answers to the batch, at most every other second: it reads the whole batch."""
-        until, mine = self._counted.get(name, (0.0, 0))
-        if time.monotonic() >= until:
-            mine = self.queue.mine(name)
-            self._counted[name] = (time.monotonic() + _COUNTED_SECONDS, mine)
-        return mine
+    def _own(self, name: str, given: TeamGiven) -> OwnShare:
+        """Count somebody's answers, as of the moment for which the team's were counted."""
+        known = self._counted.get(name)
+        if known is None or known[0] is not given:
+            known = self._counted[name] = (given, self.queue.own_share(name, given.upto))
+        return known[1]
 
     def leased(self, me: Me, n: int) -> list[Record]:
         if not n or self.standings.now().phase in ("paused", "stopped"):
             return []
-        with self.writing:
+        with self.turn():
             served = self.queue.lease(me.name, n)
+        self._served |= {(me.name, each.row) for each in served}
         contents = self.records.contents([each.row for each in served])
+        guesses = self.guesses.of(served) if self.options.show_suggestions else {}
         return [
-            Record(
-                row=each.row,
-                record_id=each.record_id,
-                reserve=each.reserve,
-                suggestion=each.suggestion if self.options.show_suggestions else None,
-                **content.model_dump(),
-            )
+            Record(row=each.row, record_id=each.record_id, suggestion=guesses.get(each.row), **content.model_dump())
             for each, content in zip(served, contents, strict=True)
         ]
 
-    def check_served(self, row: int) -> None:
-        """Refuse rows that no round asked: the pool's other records are nobody's business here."""
-        if row not in self._asked:
-            self._asked = frozenset(self.campaign.asked_rows().tolist()) | frozenset(self.campaign.gold())
-        if row not in self._asked:
+    def check_served(self, me: Me, row: int) -> None:
+        """Refuse rows that were never given to the one who asks: the pool's other records are nobody's business here.
+
+        Managers may see all that was asked. Were annotators let, they could tell gold records before they are served.
+        """
+        if (me.name, row) in self._served:
+            return
+        if me.role == "manager":
+            if row not in self._asked:
+                self._asked = frozenset(self.campaign.asked_rows().tolist()) | frozenset(self.campaign.gold())
+            served = row in self._asked
+        else:
+            served = self.queue.was_served(me.name, row)
+        if not served:
             raise HTTPException(404, f"row {row} was never asked in this campaign")
+        self._served.add((me.name, row))
 
 
 class _People:
@@ -375,17 +469,39 @@ class _People:
             return self._needed[1]
 
     def find(self, token: str) -> Me | None:
+        """Find whose token this is: a program's."""
+        return self._found(token, lambda: _me(self._annotators.verify(token)))
+
+    def enter(self, token: str) -> tuple[Me, str] | None:
+        """Begin a session; its secret comes with the person."""
+        begun = self._annotators.begin_session(token)
+        return None if begun is None else (Me(name=begun[0].name, role=begun[0].role, session=True), begun[1])
+
+    def in_session(self, secret: str) -> Me | None:
+        """Find whose session this is: a browser's."""
+        return self._found(secret, lambda: _me(self._annotators.in_session(secret), session=True))
+
+    def leave(self, secret: str) -> None:
+        """End a session, at once."""
+        self._annotators.end_session(secret)
         with self._lock:
-            until, me = self._known.get(token, (0.0, None))
+            self._known.pop(secret, None)
+
+    def _found(self, secret: str, look_up: Callable[[], Me | None]) -> Me | None:
+        with self._lock:
+            until, me = self._known.get(secret, (0.0, None))
             if time.monotonic() < until:
                 return me
-        account = self._annotators.verify(token)
-        me = None if account is None else Me(name=account.name, role=account.role)
+        me = look_up()
         with self._lock:
-            self._known[token] = (time.monotonic() + _ACCOUNT_SECONDS, me)
+            self._known[secret] = (time.monotonic() + _ACCOUNT_SECONDS, me)
             while len(self._known) > self.KEPT:
                 self._known.popitem(last=False)
         return me
+
+
+def _me(account: Account | None, *, session: bool = False) -> Me | None:
+    return None if account is None else Me(name=account.name, role=account.role, session=session)
 
 
 def _bearer(request: Request) -> str | None:
@@ -393,9 +509,48 @@ def _bearer(request: Request) -> str | None:
     return token.strip() if kind.lower() == "bearer" else None
 
 
+_PLACE = re.compile(r"\w+://|(?:^|[\s'\"(=,:])(?:/|~/)[\w.@%+~-]+|\\b[A-Za-z]:\\\\")
+"""What reads like a path or a URL of the server: nobody's business but its keeper's, who finds it in the log."""
+
+_HIDDEN = "Something is wrong with the campaign on the server. Whoever runs it finds what in the server's log."
+
+
 def _told(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - the signature of a handler
-    status = 400 if isinstance(error, InputError) else 409 if isinstance(error, CampaignError) else 503
-    return JSONResponse({"detail": str(error)}, status)
+    """Answer with what a person can do about an error; what fails for the moment is 503, and pages send it again."""
+    match error:
+        case DatabaseError():
+            status, detail = 503, f"The campaign's database fails just now. {error.remedy}."
+        case InputError():
+            status, detail = 400, str(error)
+        case CampaignMismatch():
+            status, detail = (
+                503,
+                "The campaign's files are not those that it was made with. Whoever runs it is to look.",
+            )
+        case ChunkError():
+            status, detail = 409, "It cannot be read from the pool. Whoever runs the campaign finds why in the log."
+        case CampaignError():
+            status, detail = 409, str(error)
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            status, detail = 503, "The server's disk is full."
+        case _:
+            status, detail = 503, _HIDDEN
+    if _PLACE.search(detail):
+        detail = _HIDDEN
+    if status == 503 or detail != str(error):
+        _log.warning("%s", error)
+    return JSONResponse({"detail": detail}, status, {"retry-after": "2"} if status == 503 else None)
+
+
+def _unreadable(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    """Say what of a request cannot be read, without what came: that may be what no JSON can hold."""
+    assert isinstance(error, RequestValidationError)
+    said = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:10]]
+    return JSONResponse({"detail": "; ".join(said).encode("utf-8", "backslashreplace").decode()[:2000]}, 422)
+
+
+def _failed(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - it is logged by the server
+    return JSONResponse({"detail": _HIDDEN}, 500)
 
 
 # -- the API -----------------------------------------------------------------------------------------------------------
@@ -415,26 +570,27 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.post("/enter")
     def enter(given: EnterIn, request: Request, response: Response) -> Me:
-        """Turn a token into a cookie that lasts until it is revoked."""
+        """Turn a token into a cookie, whose session lasts for twelve hours from its last use."""
         wait = site.attempts.excess(request.client.host if request.client else "")
         if wait is not None:
             raise HTTPException(
                 429, "Too many attempts from this address: wait.", {"retry-after": str(round(wait) + 1)}
             )
-        me = site.people.find(given.token)
-        if me is None:
+        begun = site.people.enter(given.token)
+        if begun is None:
             raise HTTPException(401, "This link does not work, or no longer: ask for a new one.")
-        # Without a path the cookie is sent to what lies beside this address, whatever prefix a proxy put before it.
-        response.set_cookie(
-            site.cookie,
-            given.token,
-            max_age=180 * 24 * 3600,
-            path=None,
-            secure=request.url.scheme == "https",
-            httponly=True,
-            samesite="strict",
-        )
+        me, secret = begun
+        site.set_cookie(request, response, secret, LONGEST_SESSION)
         return me
+
+    @app.post("/leave")
+    def leave(given: Nothing, request: Request, response: Response) -> Nothing:
+        """End the session of this browser; the link goes on to work."""
+        secret = request.cookies.get(site.cookie)
+        if secret is not None:
+            site.people.leave(secret)
+        site.set_cookie(request, response, "", timedelta(0))
+        return given
 
     @app.get("/api/state")
     def state(me: Anyone) -> State:
@@ -459,7 +615,7 @@ def _add_api(app: FastAPI, site: _Site) -> None:
     @app.post("/api/undo")
     def undo(given: UndoIn, me: Anyone) -> UndoOut:
         """Take an answer back."""
-        with site.writing:
+        with site.turn():
             told = site.queue.undo(me.name, given.event_id, given.new_event_id)
         outcome = OutcomeOut(event_id=told.event_id, outcome=told.result, late=told.late, reason=told.reason)
         return UndoOut(outcome=outcome, state=site.state(me))
@@ -469,13 +625,13 @@ def _add_api(app: FastAPI, site: _Site) -> None:
         """Keep records in hand for another ten minutes."""
         if site.standings.now().phase in ("paused", "stopped"):
             return RowsOut(rows=[])
-        with site.writing:
+        with site.turn():
             return RowsOut(rows=site.queue.renew(me.name, given.rows))
 
     @app.post("/api/release")
     def release(given: RowsIn, me: Anyone) -> RowsOut:
         """Hand records back, for others."""
-        with site.writing:
+        with site.turn():
             site.queue.release(me.name, given.rows)
         return RowsOut(rows=[])
 
@@ -486,16 +642,16 @@ def _add_api(app: FastAPI, site: _Site) -> None:
         return HistoryOut(answers=[PastOut(**vars(each)) for each in reversed(past)])
 
     @app.get("/api/records/{row}")
-    def record(row: Annotated[int, Path(ge=0, le=MOST_ROW)], me: Anyone) -> Record:  # noqa: ARG001 - a person is needed
+    def record(row: Annotated[int, Path(ge=0, le=MOST_ROW)], me: Anyone) -> Record:
         """Show a record that was asked."""
-        site.check_served(row)
+        site.check_served(me, row)
         content = site.records.contents([row])[0]
         return Record(row=row, record_id=site.records.record_ids([row])[0], **content.model_dump())
 
     @app.get("/media/{row}/image", response_class=Response, responses={200: {"content": {"image/png": {}}}})
-    def image(row: Annotated[int, Path(ge=0, le=MOST_ROW)], me: Anyone) -> Response:  # noqa: ARG001
+    def image(row: Annotated[int, Path(ge=0, le=MOST_ROW)], me: Anyone) -> Response:
         """Give a record's image; a pool's records do not change, so a browser may keep it."""
-        site.check_served(row)
+        site.check_served(me, row)
         return Response(
             site.records.image(row),
             media_type="image/png",
@@ -525,7 +681,7 @@ def _add_api(app: FastAPI, site: _Site) -> None:
     @app.post("/api/actions")
     def act(given: ActIn, me: Manager) -> Standing:
         """Pause, go on, close the open round early, or stop."""
-        with site.writing:
+        with site.turn():
             site.control.tell(given.act, me.name)
         return site.standings.now(fresh=True)
 

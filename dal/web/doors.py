@@ -20,9 +20,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 BODY_BYTES = 256 * 1024
 """Largest request; fifty answers, which is what the page sends at once, are about 25 kB."""
 
-BODY_SECONDS = 20.0
-"""How long a request's body may take to arrive."""
-
 _BASE = (
     "default-src 'none'; script-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; "
@@ -51,8 +48,8 @@ class Refusal:
     wait: float | None = None
 
     def response(self) -> JSONResponse:
-        """Give it as the JSON that all errors have."""
-        headers = {} if self.wait is None else {"retry-after": str(max(1, round(self.wait)))}
+        """Give it as the JSON that all errors have. What follows of the request is not read."""
+        headers = {"connection": "close"} if self.wait is None else {"retry-after": str(max(1, round(self.wait)))}
         return JSONResponse({"detail": self.detail}, self.status, headers)
 
 
@@ -72,18 +69,39 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def same_origin(headers: Headers) -> Refusal | None:
+_PORTS = {"http": 80, "https": 443}
+_FORWARDED = ("forwarded", "via", "x-real-ip", "x-client-ip", "x-cluster-client-ip", "true-client-ip", "x-proxy")
+_FORWARDED_BEGIN = ("x-forwarded", "x-original-", "x-envoy-", "x-proxycontext", "cf-", "x-amzn-", "x-arr-")
+
+
+def _address(host: str, scheme: str) -> tuple[str, int | None] | None:
+    """Read what a Host header, or the end of an Origin, says: name and port; None where it is neither."""
+    try:
+        parts = urlsplit(f"//{host}")
+        name, port = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    after = host[host.rfind("]") + 1 :] if host.startswith("[") else ""
+    if parts.path or parts.query or parts.fragment or "@" in host or (after and not after.startswith(":")):
+        return None
+    return name, port or _PORTS.get(scheme)
+
+
+def same_origin(scope: Scope) -> Refusal | None:
     """Refuse a write that another site's page may have sent with this browser's cookie.
 
     Browsers say where a request comes from: in ``Sec-Fetch-Site``, which no page can forge and no proxy changes, or, on
     plain http, in ``Origin`` alone. A program that is no browser sends neither, and gives its token in
     ``Authorization``, which no other site can make a browser add.
     """
+    headers = Headers(scope=scope)
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
     if site is not None:
         allowed = site == "same-origin"
     elif origin is not None:
-        allowed = origin != "null" and urlsplit(origin).netloc.lower() == headers.get("host", "").lower()
+        scheme, _, host = origin.partition("://")
+        own = _address(headers.get("host", ""), scheme)
+        allowed = scheme in _PORTS and own is not None and _address(host, scheme) == own
     else:
         allowed = headers.get("authorization", "").lower().startswith("bearer ")
     if allowed:
@@ -92,22 +110,35 @@ def same_origin(headers: Headers) -> Refusal | None:
     return Refusal(
         HTTPStatus.FORBIDDEN,
         "Writing takes a request from this server's own pages, or one with an Authorization: Bearer token. "
-        f"This one came with {came}.",
+        f"This one came with {came[:500]}. A proxy is to pass Host on as the browser sent it, port and all.",
     )
 
 
-def known_host(headers: Headers) -> Refusal | None:
-    """Refuse a request that reached a server without tokens under a name that is not this machine's own.
+def local_request(scope: Scope) -> Refusal | None:
+    """Refuse a request to a server without tokens that does not come straight from this machine.
 
-    A page of another site can have its name resolve to 127.0.0.1 and would then be "same origin" (DNS rebinding).
+    A page of another site can have its name resolve to 127.0.0.1 and would then be "same origin" (DNS rebinding). A
+    proxy on this machine makes all its visitors look local; it says so in its headers, or speaks HTTP/1.0 as nginx does
+    unless told otherwise, or leaves the browser's Origin as it was.
     """
-    # [::1]:8000, 127.0.0.1:8000, localhost
-    host = urlsplit(f"//{headers.get('host', '')}").hostname or ""
-    if is_loopback(host):
+    headers = Headers(scope=scope)
+    address = _address(headers.get("host", ""), "http")
+    origin = headers.get("origin", "").partition("://")[2]
+    came = _address(origin, "http") if origin else None
+    forwarded = [name for name in headers if name in _FORWARDED or name.startswith(_FORWARDED_BEGIN)]
+    if scope.get("http_version") == "1.0":
+        forwarded.append("HTTP/1.0")
+    if came is not None and not is_loopback(came[0]):
+        forwarded.append("Origin")
+    if forwarded:
+        why = f"not what was passed on by another one ({', '.join(sorted(set(forwarded)))[:200]})"
+    elif address is None or not is_loopback(address[0]):
+        why = f"under 127.0.0.1 or localhost only, not {(address or ('', 0))[0][:200] or 'nameless'}"
+    else:
         return None
     return Refusal(
         HTTPStatus.FORBIDDEN,
-        f"Without annotator tokens this server answers under 127.0.0.1 or localhost only, not {host or 'nameless'}."
+        f"Without annotator tokens this server answers requests of its own machine, {why}."
         " Give everyone a link of their own: dal annotator add",
     )
 
@@ -147,10 +178,12 @@ class Doors:
     Parameters
     ----------
     app : ASGI application
-    open_to_loopback : callable
-        Says whether the campaign has no tokens, so that whoever reaches the server is its manager.
     chart_paths : iterable of str
         Pages that hold Bokeh figures.
+    requests : Rates
+        How many each address may send.
+    body_seconds : float
+        How long a request's body may take to arrive.
     """
 
     def __init__(
@@ -159,8 +192,10 @@ class Doors:
         *,
         chart_paths: Iterable[str],
         requests: Rates,
+        body_seconds: float,
     ) -> None:
         self._app = app
+        self._body_seconds = body_seconds
         self._charts = frozenset(chart_paths)
         self._requests = requests
 
@@ -175,7 +210,7 @@ class Doors:
         sending = self._with_headers(scope, send)
         refusal = self._refusal(scope)
         if refusal is None and scope["method"] not in _SAFE:
-            body = await _body(Headers(scope=scope), receive)
+            body = await _body(Headers(scope=scope), receive, self._body_seconds)
             if isinstance(body, Refusal):
                 refusal = body
             else:
@@ -190,12 +225,15 @@ class Doors:
         wait = self._requests.excess(client[0] if client else "")
         if wait is not None:
             return Refusal(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests from this address: wait a moment.", wait)
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _address(hosts[0], "http") is None:
+            return Refusal(HTTPStatus.BAD_REQUEST, "One header Host with a name, or an address, was expected.")
         if scope["method"] in _SAFE:
             return None
-        headers = Headers(scope=scope)
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "A body of application/json was expected.")
-        return same_origin(headers)
+        return same_origin(scope)
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
         policy = CHART_POLICY if scope["path"].strip("/") in self._charts else STRICT_POLICY
@@ -212,7 +250,7 @@ class Doors:
         return sending
 
 
-async def _body(headers: Headers, receive: Receive) -> bytes | Refusal:
+async def _body(headers: Headers, receive: Receive, seconds: float) -> bytes | Refusal:
     """Read a body that is neither too large nor too slow."""
     too_large = Refusal(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
@@ -223,7 +261,7 @@ async def _body(headers: Headers, receive: Receive) -> bytes | Refusal:
         return too_large
     body = bytearray()
     try:
-        async with asyncio.timeout(BODY_SECONDS):
+        async with asyncio.timeout(seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
@@ -234,7 +272,8 @@ async def _body(headers: Headers, receive: Receive) -> bytes | Refusal:
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        return Refusal(HTTPStatus.REQUEST_TIMEOUT, f"The body did not arrive within {BODY_SECONDS:.0f} seconds.")
+        # pages send it again
+        return Refusal(HTTPStatus.REQUEST_TIMEOUT, f"The body did not arrive within {seconds:.0f} seconds.")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

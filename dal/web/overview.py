@@ -1,5 +1,6 @@
 """What the campaign page tells: numbers as JSON, and figures as Bokeh's."""
 
+import codecs
 import csv
 import io
 import json
@@ -23,7 +24,8 @@ from dal.coordinator import Coordinator, features_of
 from dal.errors import InputError
 from dal.map import PoolMap
 from dal.standing import Status, status
-from dal.stopping import as_they_ended, parse
+from dal.stopping import as_they_ended, label_budget, parse
+from dal.texts import guarded
 from dal.web.records import Records
 from dal.web.state import Standing
 
@@ -157,7 +159,7 @@ class Overviews:
             strategy=settings.strategy,
             labels=known.labels,
             asked=known.asked,
-            budget=_budget(settings.stop),
+            budget=label_budget(map(parse, settings.stop)),
             accuracy=known.accuracy.text,
             classes=[ClassCount(name=name, labels=count) for name, count in known.per_class.items()],
             verdicts=[Verdict(**vars(each)) for each in known.verdicts],
@@ -391,15 +393,6 @@ def _person(work: Work, agreed: Agreement) -> Person:
     )
 
 
-def _budget(stop: tuple[str, ...]) -> int | None:
-    limits = [
-        criterion.n
-        for criterion in map(parse, stop)
-        if hasattr(criterion, "n") and "labels" in type(criterion).__name__.lower()
-    ]
-    return min(limits, default=None)
-
-
 def _warnings(per_class: dict[str, int], work: Sequence[Work], past: list[Round]) -> Iterator[str]:
     labels = sum(per_class.values())
     if labels >= FEW:
@@ -423,30 +416,36 @@ COLUMNS = (
     "record_id", "row", "round", "annotator", "status", "label", "skip_reason", "lead_time", "answered_at",
     "received_at", "late", "source", "event_id",
 )  # fmt: skip
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def exported(campaign: Campaign, form: Literal["csv", "jsonl"]) -> Iterator[str]:
-    """Give every answer that counts, a line each, as CSV or JSON lines."""
+def exported(campaign: Campaign, form: Literal["csv", "jsonl"]) -> Iterator[bytes]:
+    """Give every answer that counts now, a line each, as CSV or JSON lines; the first lines are read at once.
+
+    What comes later has no part in it. Between two blocks nothing is open: a download that breaks off leaves nothing.
+    """
+    activity, upto = Activity(campaign), campaign.last_answer()
     classes = campaign.settings.classes
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    if form == "csv":
-        writer.writerow(COLUMNS)
-    for answer in Activity(campaign).standing():
-        told = {name: getattr(answer, name) for name in COLUMNS}
-        told["label"] = None if answer.label is None else classes[answer.label]
+
+    def written(block: list[Any]) -> bytes:
+        lines = [{name: getattr(answer, name) for name in COLUMNS} for answer in block]
+        for line in lines:
+            line["label"] = None if line["label"] is None else classes[line["label"]]
         if form == "jsonl":
-            yield json.dumps(told, ensure_ascii=False) + "\n"
-            continue
-        writer.writerow(_guarded(value) for value in told.values())
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-    if form == "csv" and buffer.tell():
-        yield buffer.getvalue()
+            return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+        buffer = io.StringIO()
+        csv.writer(buffer).writerows([_guarded(value) for value in line.values()] for line in lines)
+        return buffer.getvalue().encode()
+
+    def blocks(block: list[Any]) -> Iterator[bytes]:
+        if form == "csv":
+            # As in the files of batches: without the mark spreadsheets take UTF-8 for something else.
+            yield codecs.BOM_UTF8 + f"{','.join(COLUMNS)}\r\n".encode()
+        while block:
+            yield written(block)
+            block = activity.standing(upto, after=block[-1].id)
+
+    return blocks(activity.standing(upto))
 
 
 def _guarded(value: object) -> object:
-    """Put an apostrophe before what a spreadsheet would run as a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return guarded(value) if isinstance(value, str) else value

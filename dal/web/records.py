@@ -1,10 +1,12 @@
 """Records as the labelling page gets them: their display fields as JSON, images as PNG."""
 
 import io
+import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -20,6 +22,8 @@ LONGEST_TEXT = 50_000
 
 FEATURES_SHOWN = 32
 """Features that are shown of a record that has nothing else to show."""
+
+_log = logging.getLogger(__name__)
 
 _CACHED_RECORDS = 20_000
 _CACHED_IMAGES = 2_000
@@ -50,39 +54,49 @@ class Records:
     Parameters
     ----------
     pool : Pool
+        As it is now; records that are appended later are shown, too.
     """
 
     def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+        self._opened = pool
         self._contents: _Cache[Content] = _Cache(_CACHED_RECORDS)
         self._images: _Cache[bytes] = _Cache(_CACHED_IMAGES)
         # A record costs its whole chunk; one reader at a time bounds the memory, whatever the number of pages.
         self._reading = threading.Lock()
 
-    @property
-    def have_images(self) -> bool:
-        """Whether the records themselves are images, of shape (h, w, c)."""
-        return len(self._pool.record_shape) == 3
+    @contextmanager
+    def _pool(self) -> Iterator[Pool]:
+        """Give the pool as it is now, to one reader at a time."""
+        with self._reading:
+            self._opened = self._opened.refreshed()
+            yield self._opened
 
     def contents(self, rows: Sequence[int]) -> list[Content]:
         """Give what records show, in the order asked; one that cannot be read says so and spares the others."""
-        found = {row: self._contents.get(row) for row in dict.fromkeys(rows)}
-        if missing := [row for row, content in found.items() if content is None]:
-            with self._reading:
+        found = {row: known for row in rows if (known := self._contents.get(row)) is not None}
+        missing = [row for row in dict.fromkeys(rows) if row not in found]
+        if missing:
+            with self._pool() as pool:
                 try:
-                    read = dict(zip(missing, self._read(missing), strict=True))
+                    read = dict(zip(missing, _read(pool, missing), strict=True))
                 except DalError:
-                    read = {row: self._alone(row) for row in missing}
-            for row, each in read.items():
-                if each.error is None:  # what could not be read is tried again: its chunk may have been restored
-                    self._contents.put(row, each)
+                    read = {row: _alone(pool, row) for row in missing}
+            # One that cannot be read is tried again: somebody may restore its chunk.
+            for row, content in read.items():
+                if content.error is None:
+                    self._contents.put(row, content)
             found |= read
-        return [content for row in rows if (content := found[row]) is not None]
+        return [found[row] for row in rows]
 
     def record_ids(self, rows: Sequence[int]) -> list[str]:
         """Give the ids of records, in the order asked."""
-        with self._reading:
-            return self._pool.record_ids(np.array(rows, dtype=np.int64))
+        with self._pool() as pool:
+            return pool.record_ids(np.array(rows, dtype=np.int64))
+
+    def features(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Give the features of records, in the order asked."""
+        with self._pool() as pool:
+            return pool.take(np.array(rows, dtype=np.int64))
 
     def image(self, row: int) -> bytes:
         """Give a record's image as PNG.
@@ -96,34 +110,42 @@ class Records:
         """
         known = self._images.get(row)
         if known is None:
-            if not self.have_images:
-                raise InputError(f"{self._pool.path} holds no images")
-            with self._reading:
-                pixels = self._pool.take([row]).reshape(self._pool.record_shape)
-            known = as_png(pixels, whole=self._pool.dtype == np.uint8)
+            with self._pool() as pool:
+                if not _of_images(pool):
+                    raise InputError("this pool holds no images")
+                pixels = pool.take([row]).reshape(pool.record_shape)
+            known = as_png(pixels, whole=pool.dtype == np.uint8)
             self._images.put(row, known)
         return known
 
-    def _read(self, rows: list[int]) -> list[Content]:
-        columns = self._pool.display(rows)
-        fields = [
-            [Field(name=name, value=_plain(values[at])) for name, values in columns.items()] for at in range(len(rows))
-        ]
-        if not columns and not self.have_images:
-            fields = [_features(record) for record in self._pool.take(rows)]
-        error = None
-        if self.have_images and self._pool.record_shape[2] not in (1, 3, 4):
-            error = f"images have 1, 3 or 4 channels, and this one has {self._pool.record_shape[2]}."
-        return [
-            Content(fields=given, image=f"media/{row}/image" if self.have_images else None, error=error)
-            for row, given in zip(rows, fields, strict=True)
-        ]
 
-    def _alone(self, row: int) -> Content:
-        try:
-            return self._read([row])[0]
-        except DalError as error:
-            return Content(fields=[], error=str(error))
+def _of_images(pool: Pool) -> bool:
+    """Say whether the records themselves are images, of shape (h, w, c)."""
+    return len(pool.record_shape) == 3
+
+
+def _read(pool: Pool, rows: list[int]) -> list[Content]:
+    columns = pool.display(rows)
+    fields = [
+        [Field(name=name, value=_plain(values[at])) for name, values in columns.items()] for at in range(len(rows))
+    ]
+    if not columns and not _of_images(pool):
+        fields = [_features(record) for record in pool.take(rows)]
+    error = None
+    if _of_images(pool) and pool.record_shape[2] not in (1, 3, 4):
+        error = f"images have 1, 3 or 4 channels, and this one has {pool.record_shape[2]}."
+    return [
+        Content(fields=given, image=f"media/{row}/image" if _of_images(pool) else None, error=error)
+        for row, given in zip(rows, fields, strict=True)
+    ]
+
+
+def _alone(pool: Pool, row: int) -> Content:
+    try:
+        return _read(pool, [row])[0]
+    except DalError as error:
+        _log.warning("row %d cannot be shown: %s", row, error)
+        return Content(fields=[], error="it cannot be read from the pool just now.")
 
 
 def as_png(pixels: npt.NDArray[np.float32], *, whole: bool) -> bytes:

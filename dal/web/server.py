@@ -10,7 +10,10 @@ import uvicorn
 from dal.campaign import Annotators, Campaign
 from dal.errors import SettingsError
 from dal.web.app import Options, create_app
+from dal.web.connections import LimitedServer, Limits
 from dal.web.doors import is_loopback
+
+LIMITS = Limits()
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Server:
         self._server.should_exit = True
 
 
-def make_server(campaign: Campaign, listening: Listening, options: Options) -> Server:
+def make_server(campaign: Campaign, listening: Listening, options: Options, limits: Limits = LIMITS) -> Server:
     """Check everything and make a server that listens.
 
     Raises
@@ -109,19 +112,22 @@ def make_server(campaign: Campaign, listening: Listening, options: Options) -> S
         If the campaign's pool cannot be opened.
     """
     listening.check(campaign)
+    limits = limits.fitting()
     config = uvicorn.Config(
-        create_app(campaign, options),
+        create_app(campaign, options, body_seconds=limits.body_seconds),
         ssl_certfile=listening.tls_certificate,
         ssl_keyfile=listening.tls_key,
         # uvicorn believes every proxy on this machine unless told otherwise.
         proxy_headers=listening.trusted_proxy is not None,
         forwarded_allow_ips=listening.trusted_proxy or "",
         ws="none",
+        lifespan="off",
+        backlog=2048,
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_keep_alive=30,
+        h11_max_incomplete_event_size=limits.head_bytes,
+        timeout_keep_alive=round(limits.idle_seconds),
         timeout_graceful_shutdown=5,
-        limit_concurrency=2000,
     )
-    return Server(uvicorn.Server(config), listening)
+    return Server(LimitedServer(config, limits), listening)

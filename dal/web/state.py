@@ -4,7 +4,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from statistics import median
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -52,6 +52,14 @@ class Standing(BaseModel):
     active: int
 
 
+class Given(NamedTuple):
+    """How many answers the team has given to the newest batch, of how many wanted; `upto` is the newest one's id."""
+
+    answers: int
+    wanted: int
+    upto: int
+
+
 class Standings:
     """Gives a campaign's standing, computed at most once a second.
 
@@ -66,26 +74,31 @@ class Standings:
         self._queue = Queue(campaign)
         self._activity = Activity(campaign)
         self._computing = threading.Lock()
-        self._known: Standing | None = None
+        self._known: tuple[Standing, Given] | None = None
+        self._overlap = campaign.settings.overlap
         self._until = 0.0
         self._verdicts: tuple[tuple[int, int], list[str]] = ((-1, -1), [])
 
     def now(self, *, fresh: bool = False) -> Standing:
         """Give the standing; `fresh` after something was changed."""
+        return self.with_given(fresh=fresh)[0]
+
+    def with_given(self, *, fresh: bool = False) -> tuple[Standing, Given]:
+        """Give the standing, and the answers that were counted for it."""
         with self._computing:
             if fresh or self._known is None or time.monotonic() >= self._until:
                 self._known = self._computed()
                 self._until = time.monotonic() + _FRESH_SECONDS
             return self._known
 
-    def _computed(self) -> Standing:
+    def _computed(self) -> tuple[Standing, Given]:
         past = self._campaign.rounds()
         last = past[-1] if past else None
         progress = self._queue.progress("-")  # nobody's: what the team has done
         pending = progress.batch - progress.answered if last is not None and last.status == "open" else 0
         phase, reasons = self._phase(last, pending)
         size, answered = (progress.batch, progress.answered) if phase not in ("waiting", "training") else (0, 0)
-        return Standing(
+        standing = Standing(
             phase=phase,
             round=0 if last is None else last.number,
             step="none" if last is None else last.status,
@@ -97,6 +110,7 @@ class Standings:
             pending=pending,
             active=self._activity.active(),
         )
+        return standing, Given(progress.given, progress.batch * self._overlap, progress.upto)
 
     def _phase(self, last: Round | None, pending: int) -> tuple[Phase, list[str]]:
         told = self._control.in_force

@@ -1,7 +1,8 @@
-import { ask, Failure } from "./api.js";
+import { ask, Failure, spread } from "./api.js";
 import { count, find, make, span } from "./dom.js";
 
 const POLL = 4000;
+const LATEST = 30000;
 const REDRAW = 15000; // figures follow the answers at this distance at most
 const SAID = { waiting: "not begun", training: "preparing the next batch", open: "labelling", between: "between rounds", paused: "paused", stopped: "stopped" };
 const ASKED = {
@@ -13,6 +14,10 @@ const ASKED = {
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let drawn = { version: null, at: 0 };
 let shown = null;
+let me = null;
+let pause = POLL;
+let timer = 0;
+let drawing = false;
 const embedded = new Map(); // by place: Bokeh's views of the figures there
 
 function draw(overview) {
@@ -70,9 +75,19 @@ function drawLists(overview) {
 }
 
 async function drawFigures(overview) {
+  if (drawing) return;
   const version = `${overview.version} ${dark.matches}`;
   if (version === drawn.version || (drawn.version !== null && Date.now() - drawn.at < REDRAW && drawn.dark === dark.matches)) return;
   drawn = { version, at: Date.now(), dark: dark.matches };
+  drawing = true;
+  try {
+    await drawAll(overview);
+  } finally {
+    drawing = false;
+  }
+}
+
+async function drawAll(overview) {
   for (const place of document.querySelectorAll("[data-figure]")) {
     const name = place.dataset.figure;
     const there = overview.figures.includes(name);
@@ -98,10 +113,12 @@ function empty(target, ...children) {
 async function embed(name, target) {
   let answer;
   try {
+    await drawingCode();
     answer = await ask(`api/figures/${name}?theme=${dark.matches ? "dark" : "light"}`);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
     empty(target, make("p", { class: "muted" }, `It cannot be drawn now: ${error.message}`));
+    drawn.version = null; // with the next overview
     return;
   }
   const places = answer.figures.map(() => make("div"));
@@ -111,16 +128,39 @@ async function embed(name, target) {
   for (const [at, item] of answer.figures.entries()) views.push(await Bokeh.embed.embed_item(item, places[at]));
 }
 
+/** Load Bokeh where the page came, and its script did not. */
+async function drawingCode() {
+  if (window.Bokeh) return;
+  await new Promise((loaded, failed) => {
+    const gone = () => failed(new Failure("offline", "the server cannot be reached."));
+    document.head.append(make("script", { src: "bokeh/bokeh.min.js", onload: loaded, onerror: gone }));
+  });
+}
+
 async function refresh() {
+  clearTimeout(timer);
   try {
-    const overview = await ask("api/campaign");
+    me ??= (await ask("api/state")).me;
+    find("me").textContent = me.name;
+    find("leave").hidden = !me.session;
+    draw(await ask("api/campaign"));
     find("problem").hidden = true;
-    draw(overview);
+    pause = POLL;
   } catch (error) {
-    if (!(error instanceof Failure)) throw error;
     find("problem").hidden = false;
-    find("problem").textContent = { offline: "The server cannot be reached. This page tries again by itself.", token: `Your link is needed. ${error.message}` }[error.kind] ?? error.message;
+    find("problem").textContent = problem(error);
+    pause = Math.min(LATEST, Math.max(2 * pause, 1000 * (error.wait || 0)));
+    if (!(error instanceof Failure)) reportError(error);
+  } finally {
+    clearTimeout(timer);
+    timer = setTimeout(() => (document.hidden ? null : refresh()), spread(pause));
   }
+}
+
+function problem({ kind, status, message }) {
+  if (kind === "token") return `Your link is needed. ${message}`;
+  if (kind === "offline") return `${status === 503 ? message : "The server cannot be reached."} This page tries again by itself.`;
+  return message;
 }
 
 for (const button of document.querySelectorAll("[data-act]")) {
@@ -154,5 +194,16 @@ document.addEventListener("keydown", (event) => {
 });
 dark.addEventListener("change", () => shown && drawFigures(shown));
 
-await refresh();
-setInterval(() => document.hidden || refresh(), POLL);
+document.addEventListener("visibilitychange", () => document.hidden || refresh());
+find("leave").addEventListener("click", async () => {
+  try {
+    await ask("leave", {});
+    location.replace("enter");
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    find("problem").hidden = false;
+    find("problem").textContent = `You are not logged out: ${error.message}`;
+  }
+});
+
+refresh();

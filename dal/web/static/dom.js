@@ -23,6 +23,3 @@ export function span(seconds) {
   if (seconds < 48 * 3600) return `${(seconds / 3600).toFixed(1)} h`;
   return `${Math.round(seconds / 86400)} days`;
 }
-
-/** Okabe and Ito's palette, told apart by colour-blind readers; the number on the button is the second cue. */
-export const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#777777"];

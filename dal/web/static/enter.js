@@ -1,5 +1,9 @@
-import { ask, Failure } from "./api.js";
+import { ask, Failure, spread } from "./api.js";
 import { find } from "./dom.js";
+
+const SOON = 1000;
+const LATEST = 15000;
+let timer = 0;
 
 function tell(title, text) {
   find("title").textContent = title;
@@ -7,7 +11,8 @@ function tell(title, text) {
 }
 
 /** Turn the token behind "#" into a cookie, and go to the pages; the token leaves the address bar and the history. */
-async function enter() {
+async function enter(pause = SOON) {
+  clearTimeout(timer);
   const token = location.hash.slice(1);
   if (!token) return tell("Your link is needed", "Open the whole link that you were given, with everything behind the # sign.");
   try {
@@ -16,10 +21,14 @@ async function enter() {
     location.replace(me.role === "manager" ? "campaign" : "./");
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
+    if (error.kind === "offline" || error.kind === "busy") {
+      const why = error.status === 503 || error.kind === "busy" ? error.message : "The server cannot be reached.";
+      tell("One moment more", `${why} This page tries again by itself.`);
+      timer = setTimeout(() => enter(Math.min(LATEST, 2 * pause)), spread(Math.max(pause, 1000 * error.wait)));
+      return;
+    }
     history.replaceState(null, "", location.pathname);
-    if (error.kind === "offline") {
-      tell("The server cannot be reached", "Open the link again in a while.");
-    } else tell("This link does not work", error.message);
+    tell("This link does not work", error.message);
   }
 }
 

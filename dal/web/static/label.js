@@ -1,5 +1,5 @@
 import { ask, Failure } from "./api.js";
-import { COLORS, count, find, make, span } from "./dom.js";
+import { count, find, make, span } from "./dom.js";
 import { keyOf, meaning } from "./keys.js";
 import { Drawing } from "./record.js";
 import { Work } from "./work.js";
@@ -11,6 +11,7 @@ const work = new Work(() => draw());
 const drawing = new Drawing((record) => record === work.current && draw());
 let drawn = { key: null, round: null, classes: null };
 let reason = REASONS[0];
+let loggedOut = false;
 
 // -- the state that the page is in, in one place -------------------------------------------------------------------------
 
@@ -19,6 +20,7 @@ function stateOf() {
   const { state, failure } = work;
   if (failure?.kind === "token") return "token";
   if (failure?.kind === "forbidden") return "forbidden";
+  if (failure?.kind === "elsewhere") return "elsewhere";
   if (!state) return failure ? "gone" : "loading";
   if (work.finished) return "finished";
   if (work.current) return work.current.error ? "broken" : "record";
@@ -28,7 +30,7 @@ function stateOf() {
 }
 
 const STAGE = { training: training, waiting: waiting, between: between, paused: paused, stopped: stopped, others: others,
-  finished: finished, token: token, forbidden: forbidden, gone: gone, loading: skeleton };
+  finished: finished, token: token, forbidden: forbidden, elsewhere: elsewhere, gone: gone, loading: skeleton };
 
 function skeleton() {
   return [make("div", { class: "skeleton", "aria-label": "Loading" }, make("i"), make("i"), make("i"))];
@@ -76,7 +78,7 @@ function others() {
   return notice(
     "You are done with this batch",
     make("p", { class: "count" }, count(left)),
-    says(left === 1 ? "record is with others." : "records are with others."),
+    says(left === 1 ? "answer is with others." : "answers are with others."),
     says("If somebody hands records back, they come to you: this page goes on by itself."),
     thanks(),
   );
@@ -94,8 +96,14 @@ function forbidden() {
   return notice("This is not for you", says(work.failure.message), kept());
 }
 
+function elsewhere() {
+  return notice("This page is out of date", says(work.failure.message), kept(), actions(["Open it again", () => location.reload(), "primary"]));
+}
+
 function gone() {
-  return notice("The server cannot be reached", says("The page tries again by itself, and goes on as soon as it can."), kept(), actions(["Try now", () => (work.state ? work.sync() : work.start())]));
+  // 503 is the server's own word: it is there, and what it keeps things in is not.
+  const why = work.failure.status === 503 ? says(work.failure.message) : null;
+  return notice(why ? "The server cannot answer just now" : "The server cannot be reached", why, says("The page tries again by itself, and goes on as soon as it can."), kept(), actions(["Try now", () => (work.state ? work.sync() : work.start())]));
 }
 
 function kept() {
@@ -137,6 +145,7 @@ function drawTop() {
   find("me").textContent = state.me.name;
   find("overview").hidden = state.me.role !== "manager";
   find("guide").hidden = !state.guidelines;
+  find("leave").hidden = !state.me.session;
 }
 
 /** The time left for the batch at the pace of this person's last answers, once there are twenty to judge by. */
@@ -177,7 +186,6 @@ function heading(record) {
     const [code, sure] = record.suggestion;
     head.append(make("span", { class: "badge" }, `the model's guess: ${work.state.classes[code]}${sure === null ? "" : `, ${Math.round(100 * sure)} %`}`));
   }
-  if (record.reserve) head.append(make("span", { class: "badge calm" }, "reserve"));
   return head;
 }
 
@@ -192,7 +200,7 @@ function drawClasses() {
     drawn.classes = key;
     find("classes").replaceChildren(...classes.map((name, code) => {
       const dot = make("i");
-      dot.style.background = COLORS[code % COLORS.length];
+      dot.style.background = work.state.colors[code];
       return make("button", { "data-code": code, onclick: (event) => { choose(code); released(event); } }, keyOf(code) ? make("kbd", {}, keyOf(code)) : null, dot, make("span", {}, name));
     }));
   }
@@ -216,13 +224,19 @@ function drawPrevious() {
 }
 
 function drawRemark() {
-  const offline = work.failure && work.current ? { kind: "warn", text: work.failure.kind === "busy" ? "The server asks for a moment; your answers are kept and sent." : "No connection. Go on: your answers are kept on this computer and sent when it is back." } : null;
+  const offline = work.failure && work.current ? { kind: "warn", text: trouble(work.failure) } : null;
   const remark = offline ?? work.remark;
   find("remark").hidden = !remark;
   if (!remark) return find("remark").replaceChildren();
   find("remark").className = `notice ${remark.kind}`;
   if (find("remark").textContent === remark.text) return;
   find("remark").replaceChildren(make("span", {}, remark.text));
+}
+
+function trouble({ kind, status, message }) {
+  if (kind === "busy") return "The server asks for a moment; your answers are kept and sent.";
+  const why = status === 503 ? message : "No connection.";
+  return `${why} Go on: your answers are kept on this computer and sent when it is back.`;
 }
 
 function say(text) {
@@ -294,6 +308,18 @@ async function guidelines() {
   find("guide-dialog").showModal();
 }
 
+async function logOut() {
+  try {
+    await work.logOut();
+    loggedOut = true;
+    location.replace("enter");
+  } catch (error) {
+    if (!(error instanceof Failure)) throw error;
+    work.remark = { kind: "warn", text: `You are not logged out: ${error.message}` };
+    draw();
+  }
+}
+
 /** A button that was clicked by pointer gives the focus back: Space would press it again, and label a record. */
 function released(event) {
   if (event.detail > 0) event.currentTarget?.blur?.();
@@ -315,6 +341,7 @@ document.addEventListener("keydown", (event) => {
 for (const [id, act] of [["skip", "skip"], ["reasons", "reasons"], ["undo", "undo"], ["help", "help"], ["guidelines", "guidelines"]]) {
   find(id).addEventListener("click", (event) => { ACTS[act](); released(event); });
 }
+find("leave").addEventListener("click", logOut);
 find("finish").addEventListener("click", () => work.finish());
 find("overview").addEventListener("click", (event) => { if (!event.ctrlKey && !event.metaKey && !event.shiftKey) work.leave(); });
 addEventListener("pageshow", (event) => event.persisted && work.back());
@@ -332,7 +359,7 @@ for (const dialog of document.querySelectorAll("dialog")) {
   dialog.addEventListener("cancel", (event) => { event.preventDefault(); shut(dialog); });
 }
 addEventListener("beforeunload", (event) => {
-  if (work.unsent) event.preventDefault();
+  if (work.unsent && !loggedOut) event.preventDefault();
 });
 
 draw();

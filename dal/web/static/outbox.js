@@ -23,11 +23,20 @@ export class Outbox {
   /** All operations as [key, operation], the oldest first. */
   entries() {
     const keys = Object.keys(this.storage).filter((key) => key.startsWith(this.prefix)).sort();
-    return keys.map((key) => [key, JSON.parse(this.storage.getItem(key))]).filter(([, operation]) => operation !== null);
+    return keys.map((key) => [key, this.#read(key)]).filter(([, operation]) => operation !== null);
   }
 
   get size() {
     return Object.keys(this.storage).filter((key) => key.startsWith(this.prefix)).length;
+  }
+
+  #read(key) {
+    try {
+      return JSON.parse(this.storage.getItem(key));
+    } catch {
+      this.setAside(key); // torn: it must not hold up the rest
+      return null;
+    }
   }
 
   drop(keys) {

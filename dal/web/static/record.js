@@ -1,7 +1,9 @@
+import { spread } from "./api.js";
 import { make } from "./dom.js";
 
 const LONG = 60;
-const RETRY = 2000;
+const RETRY = 1000;
+const LATEST = 15000;
 const SMALL = 128; // an image of fewer pixels is enlarged by whole steps, each pixel a square
 
 /** Draws records; holds what was loaded ahead, and how large images are shown. */
@@ -27,7 +29,11 @@ export class Drawing {
   #load(record) {
     const alt = `Record ${record.record_id}`;
     const image = make("img", { alt, draggable: "false" });
-    image.addEventListener("error", () => this.#failed(record, image));
+    let pause = RETRY;
+    image.addEventListener("error", () => {
+      pause = Math.min(LATEST, 2 * pause);
+      this.#failed(record, image, pause);
+    });
     image.addEventListener("load", () => {
       image.alt = alt;
       this.#size(image);
@@ -38,11 +44,11 @@ export class Drawing {
   }
 
   /** Ask why an image did not come. While the server is gone it is asked for again; only its own word makes it broken. */
-  async #failed(record, image) {
+  async #failed(record, image, pause) {
     const why = await refusal(record.image);
     if (why === null) {
       image.alt = "The image comes as soon as the server can be reached.";
-      setTimeout(() => { if (this.images.get(record.row) === image) image.src = record.image; }, RETRY);
+      setTimeout(() => { if (this.images.get(record.row) === image) image.src = record.image; }, spread(pause));
       return;
     }
     record.error = `Its image cannot be shown${why && `: ${why}`}.`;
@@ -101,8 +107,9 @@ async function refusal(url) {
   let content;
   try {
     const response = await fetch(url, { cache: "reload" });
-    if (response.status === 401 || response.status === 429) return null;
-    if (!response.ok) return String((await response.json()).detail);
+    // Only these are words about the record; everything else is about the moment.
+    if ([400, 404, 409, 422].includes(response.status)) return String((await response.json()).detail);
+    if (!response.ok) return null;
     content = await response.blob();
   } catch {
     return null; // no connection, or a proxy's own page: not a word of the server's

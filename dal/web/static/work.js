@@ -1,4 +1,4 @@
-import { ask, Failure } from "./api.js";
+import { ask, Failure, holdFor, options, spread } from "./api.js";
 import { Outbox } from "./outbox.js";
 
 /** Records held ready, so that the next one is on screen before the server has heard of the last answer. */
@@ -45,19 +45,27 @@ export class Work {
   async #reachState() {
     try {
       const state = await ask("api/state");
+      holdFor(state.campaign.id, state.me.name);
       this.outbox ??= new Outbox(state.campaign.id, state.me.name);
       const past = await ask("api/history?n=200");
       this.failure = null;
+      this.pause = 0;
       this.state = state;
       const unsent = this.outbox.entries().map(([, operation]) => operation);
       this.done = past.answers.filter((each) => !unsent.some((one) => one.undoes === each.event_id));
       for (const one of unsent) if (one.kind === "answer") this.#remember(one, null);
     } catch (error) {
-      if (!(error instanceof Failure)) throw error;
-      this.failure = error;
-      if (error.kind === "offline" || error.kind === "busy") this.#later(() => this.start());
+      this.#failed(error, () => this.start());
     }
     this.told();
+  }
+
+  /** Try again later, whatever went wrong: also without a valid link, which a manager may mend. */
+  #failed(error, again) {
+    this.failure = error instanceof Failure ? error : new Failure("offline", String(error));
+    this.pause = Math.min(LONGEST_WAIT, Math.max(500, this.pause * 2));
+    this.#later(again, Math.max(this.pause, this.failure.wait * 1000));
+    if (error !== this.failure) reportError(error);
   }
 
   // -- what is on screen ---------------------------------------------------------------------------------------------
@@ -163,7 +171,7 @@ export class Work {
   /** Hand the records in hand back on the way to another page; the request outlives this one. */
   leave() {
     const rows = this.queue.map((record) => record.row);
-    if (rows.length) fetch("api/release", { method: "POST", keepalive: true, headers: { "content-type": "application/json" }, body: JSON.stringify({ rows }) }).catch(() => {});
+    if (rows.length) fetch("api/release", { ...options({ rows }), keepalive: true }).catch(() => {});
   }
 
   /** Take records anew where the browser brings this page back as it was left. */
@@ -188,6 +196,13 @@ export class Work {
       this.remark = { kind: "warn", text: "The server could not be told. Records in hand go to others in ten minutes." };
       this.told();
     }
+  }
+
+  /** Log this browser out, after what is unsent was sent or tried; what is left waits here for the same person. */
+  async logOut() {
+    await this.sync();
+    this.leave();
+    await ask("leave", {});
   }
 
   resume() {
@@ -226,24 +241,18 @@ export class Work {
         this.pause = 0;
         this.failure = null;
       } while (this.again || this.unsent > 0);
+      this.#later(() => this.sync(), this.queue.length || this.finished ? 5 * POLL : POLL);
     } catch (error) {
-      if (!(error instanceof Failure)) throw error;
-      this.failure = error;
-      this.pause = Math.min(LONGEST_WAIT, Math.max(500, this.pause * 2));
+      this.#failed(error, () => this.sync());
     } finally {
       this.busy = false;
     }
     this.told();
-    if (this.failure) {
-      // Also with a token that is not valid: the page is right again as soon as the manager has mended it.
-      this.#later(() => this.sync(), Math.max(this.pause, (this.failure.wait || 0) * 1000));
-    } else this.#later(() => this.sync(), this.queue.length || this.finished ? 5 * POLL : POLL);
   }
 
   #later(action, wait = POLL) {
     clearTimeout(this.timer);
-    // Spread, lest a hundred pages come back in the same instant when a server does.
-    this.timer = setTimeout(action, wait * (0.8 + 0.4 * Math.random()));
+    this.timer = setTimeout(action, spread(wait));
   }
 
   async #exchange() {
@@ -261,7 +270,7 @@ export class Work {
       this.outbox.drop([key]);
       this.#newState(state, this.remark);
     } catch (error) {
-      if (error.kind !== "refused") throw error;
+      if (!error.final) throw error;
       this.outbox.setAside(key);
       this.remark = { kind: "bad", text: `An answer could not be taken back: ${error.message}` };
     }
@@ -278,7 +287,7 @@ export class Work {
     try {
       got = await ask("api/answers", { answers, lease: wanted });
     } catch (error) {
-      if (error.kind !== "refused" || !sending.length) throw error;
+      if (!error.final || !sending.length) throw error;
       // One that the server cannot read at all must not hold up the rest for ever.
       if (sending.length === 1) this.#refused(sending[0][0], sending[0][1], error.message);
       else for (const one of sending) await this.#sendAnswers([one]);

@@ -1,0 +1,470 @@
+"""The pages' server when something fails under it, or somebody wears it out: it says so, and goes on."""
+
+import csv
+import io
+import json
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from sqlalchemy import event
+
+from dal.campaign import Annotators, Answer, Campaign, database
+from dal.coordinator import create_campaign, next_batch
+from dal.pool import Pool, append_pool, build_pool
+from dal.web import Limits, Listening, Options, create_app, make_server
+from dal.web.overview import exported
+from tests import databases
+
+N, BATCH = 300, 12
+SAME = {"sec-fetch-site": "same-origin"}
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    X = np.random.default_rng(3).normal(size=(N, 4)).astype(np.float32)
+    text = [f"text {row}" for row in range(N)]
+    return build_pool(X, tmp_path_factory.mktemp("faults") / "pool.zarr", display={"text": text})
+
+
+@pytest.fixture
+def campaign(pool: Pool, tmp_path: Path) -> Campaign:
+    made = create_campaign(
+        tmp_path / "secret-place", pool, ["ham", "spam"], batch=BATCH, seed=5, database=databases.fresh()
+    )
+    next_batch(made)
+    return made
+
+
+def client(campaign: Campaign, **options: bool) -> TestClient:
+    app = create_app(campaign, Options(user="ann", **options))
+    return TestClient(app, base_url="http://127.0.0.1:8000", headers=SAME, raise_server_exceptions=False)
+
+
+def as_person(campaign: Campaign, name: str, role: str = "annotator", **options: bool) -> TestClient:
+    token = Annotators(campaign).add(name, role)
+    person = client(campaign, **options)
+    assert person.post("/enter", json={"token": token}).status_code == 200
+    return person
+
+
+def said(row: int, label: int | None = 0, **more: object) -> dict[str, Any]:
+    status = "skipped" if label is None else "submitted"
+    return {"event_id": str(uuid4()), "row": row, "status": status, "label": label, **more}
+
+
+@contextmanager
+def running(campaign: Campaign, limits: Limits | None = None, **listening: object) -> Iterator[str]:
+    """A real server on a free port, in a thread."""
+    where = Listening(port=0, **listening)
+    with make_server(campaign, where, Options(user="ann"), limits or Limits()) as server:
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            yield server.url
+        finally:
+            server.end()
+            thread.join()
+
+
+# -- the database fails for a moment -----------------------------------------------------------------------------------
+
+Outage = Callable[[Campaign], AbstractContextManager[None]]
+
+
+@contextmanager
+def gone(campaign: Campaign) -> Iterator[None]:
+    away = campaign.directory.with_name("away")
+    campaign.directory.rename(away)
+    yield
+    away.rename(campaign.directory)
+
+
+@contextmanager
+def damaged(campaign: Campaign) -> Iterator[None]:
+    file = campaign.directory / "campaign.db"
+    content = file.read_bytes()
+    file.write_bytes(b"no database" * 1000)
+    yield
+    file.write_bytes(content)
+
+
+@contextmanager
+def locked(campaign: Campaign) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(database, "BUSY_SECONDS", 0.05)
+        with campaign.database.writing():
+            yield
+
+
+def told_to(*pragmas: str) -> Outage:
+    """Have SQLite itself refuse: a file that may not grow is a full disk."""
+
+    @contextmanager
+    def outage(campaign: Campaign) -> Iterator[None]:
+        def tell(connection: sqlite3.Connection, *_: object) -> None:
+            for pragma in pragmas:
+                connection.execute(f"PRAGMA {pragma}")
+
+        event.listen(campaign.database.engine, "connect", tell)
+        yield
+        event.remove(campaign.database.engine, "connect", tell)
+
+    return outage
+
+
+OUTAGES = {
+    "gone": (gone, "write access"),
+    "damaged": (damaged, "damaged"),
+    "locked": (locked, "writing for too long"),
+    "full": (told_to("max_page_count = 1"), "full"),
+    "read-only": (told_to("query_only = ON"), "write access"),
+}
+
+
+@pytest.mark.parametrize("name", OUTAGES)
+def test_while_the_database_fails_answers_are_to_be_sent_again_and_then_count_once(
+    campaign: Campaign, name: str
+) -> None:
+    outage, remedy = OUTAGES[name]
+    ann = client(campaign)
+    rows = [each["row"] for each in ann.post("/api/answers", json={"lease": 8}).json()["records"]]
+    # Enough to need new pages of the file.
+    answers = [said(row, None, skip_reason="x" * 200) for _ in range(12) for row in rows]
+    with outage(campaign):
+        for path, body in (
+            ("/api/answers", {"answers": answers}),
+            ("/api/undo", {"event_id": answers[0]["event_id"], "new_event_id": str(uuid4())}),
+            ("/api/answers", {"lease": BATCH}),
+        )[: 1 if name == "full" else 3]:
+            refused = ann.post(path, json=body)
+            assert refused.status_code == 503, (name, refused.text)
+            assert int(refused.headers["retry-after"]) > 0
+            assert remedy in refused.json()["detail"]
+            assert "secret-place" not in refused.text
+    for expected in ({"new", "same"}, {"repeated"}):
+        told = ann.post("/api/answers", json={"answers": answers}).json()["outcomes"]
+        assert {each["outcome"] for each in told} == expected
+    assert sorted(campaign.latest_answers().rows.tolist()) == sorted(rows)
+    assert len(list(campaign.answer_log())) == len(answers)
+
+
+@pytest.mark.slow
+def test_a_postgres_that_is_started_again_is_reached_again(pool: Pool, tmp_path: Path) -> None:
+    with databases.running() as home:
+        url = databases.fresh_schema(home)
+        campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], batch=BATCH, seed=5, database=url)
+        next_batch(campaign)
+        ann = as_person(campaign, "ann")
+        row = ann.post("/api/answers", json={"lease": 1}).json()["records"][0]["row"]
+        answer = said(row)
+        databases.stop(home)
+        for path, body in (("/enter", {"token": "x"}), ("/api/answers", {"answers": [answer]})):
+            refused = ann.post(path, json=body)
+            assert refused.status_code == 503
+            assert home not in refused.text
+            assert "postgresql" not in refused.text
+        databases.start(home)
+        [told] = ann.post("/api/answers", json={"answers": [answer]}).json()["outcomes"]
+        assert told["outcome"] == "new"
+
+
+def test_an_impossible_answer_is_refused_alone(backend: str, campaign: Campaign) -> None:
+    ann = client(campaign)
+    rows = [each["row"] for each in ann.post("/api/answers", json={"lease": 8}).json()["records"]]
+    impossible = [
+        said(rows[0], answered_at="0001-01-01T00:00:00+14:00"),
+        said(rows[1], shown_at="9999-12-31T23:59:59-14:00"),
+        said(rows[2], None, skip_reason="a\x00b"),
+    ]
+    told = ann.post("/api/answers", json={"answers": [*impossible, said(rows[3])]})
+    assert told.status_code == 200, told.text
+    assert [each["outcome"] for each in told.json()["outcomes"]] == ["refused"] * 3 + ["new"]
+    assert campaign.latest_answers().rows.tolist() == [rows[3]]
+
+
+HOSTILE = {
+    "digits": b'{"lease": ' + b"9" * 5000 + b"}",
+    "many-digits": b'{"lease": ' + b"9" * 4200 + b"}",
+    "deep": b'{"answers": ' + b"[" * 60_000 + b"]" * 60_000 + b"}",
+    "not-so-deep": b'{"lease": ' + b"[" * 600 + b"]" * 600 + b"}",
+    "half": b'{"answers": [{"event_id": "\\ud800aaaaaaaa", "row": 1, "status": "\\udfff", "\\udc00": 1}]}',
+    "nan": b'{"lease": NaN, "answers": [{"lead_time": Infinity}]}',
+    "float": b'{"lease": 1e400}',
+    "bytes": b'{"lease": "\xff\xfe"}',
+    "list": b"[]",
+    "null": b"null",
+    "nothing": b"",
+    "utf-16": '{"lease": 1, "x": 2}'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_body_is_refused_in_words(campaign: Campaign, name: str) -> None:
+    ann = client(campaign)
+    for path in ("/api/answers", "/api/undo", "/api/renew", "/enter", "/api/actions"):
+        answer = ann.post(path, content=HOSTILE[name], headers={"content-type": "application/json"})
+        assert 400 <= answer.status_code < 500, (path, answer.text)
+        assert isinstance(answer.json()["detail"], str)
+
+
+@pytest.mark.parametrize("host", ["[::1", "[", "a b", "a/b", "a:b", "a:99999", "@", "[::1]x", ":80"])
+def test_a_hostile_host_is_refused_in_words(campaign: Campaign, host: str) -> None:
+    ann = client(campaign)
+    for headers in ({"host": host}, {"host": "127.0.0.1", "origin": f"http://{host}", "sec-fetch-site": ""}):
+        answer = ann.post("/api/answers", json={"lease": 1}, headers=headers)
+        assert answer.status_code in (400, 403), answer.text
+        assert isinstance(answer.json()["detail"], str)
+
+
+# -- exports -----------------------------------------------------------------------------------------------------------
+
+
+def many_answers(campaign: Campaign) -> int:
+    rows, people = campaign.asked_rows().tolist(), 250
+    given = (Answer(row, str(row), f"p{who}", "submitted", who % 2) for who in range(people) for row in rows)
+    return campaign.add_answers(given, source="file").new
+
+
+def handles(campaign: Campaign) -> int:
+    """Count the files of the campaign's database that this process holds open."""
+    found = 0
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found += "campaign.db" in str(each.readlink())
+    return found
+
+
+def test_exports_are_whole_while_others_work_and_broken_ones_leave_nothing_open(campaign: Campaign) -> None:
+    given = many_answers(campaign)
+    rows = campaign.asked_rows().tolist()
+    assert given == 250 * len(rows)
+    with running(campaign) as url, ThreadPoolExecutor(12) as people:
+
+        def download(form: str) -> int:
+            text = httpx.get(f"{url}export.{form}", timeout=60).content.decode("utf-8-sig")
+            if form == "jsonl":
+                return len(
+                    {json.loads(line)["annotator"] + json.loads(line)["record_id"] for line in text.splitlines()}
+                )
+            return len({line["annotator"] + line["record_id"] for line in csv.DictReader(io.StringIO(text))})
+
+        def answer(at: int) -> int:
+            row = rows[at % len(rows)]
+            told = httpx.post(f"{url}api/answers", json={"answers": [said(row)], "lease": 3}, headers=SAME, timeout=60)
+            return told.status_code
+
+        def broken(_: int) -> None:
+            with httpx.stream("GET", f"{url}export.jsonl", timeout=60) as response:
+                next(response.iter_raw(64))
+
+        answered = people.map(answer, range(60))
+        ended = people.map(broken, range(20))
+        sizes = list(people.map(download, ["csv", "jsonl"] * 6))
+        assert list(answered) == [200] * 60
+        list(ended)
+        # Those that ann gave meanwhile may be in it or not: an export is what counted when it began.
+        assert all(given <= size <= given + len(rows) for size in sizes)
+        deadline = time.monotonic() + 10
+        while handles(campaign) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert handles(campaign) == 0
+
+
+def test_an_export_is_what_counted_when_it_began(campaign: Campaign) -> None:
+    many_answers(campaign)
+    rows = campaign.asked_rows().tolist()
+    lines = exported(campaign, "jsonl")
+    first = next(lines)
+    # The last ones are corrected while the first are being sent.
+    campaign.add_answers([Answer(row, str(row), "p249", "skipped", None) for row in rows], source="file")
+    told = [json.loads(line) for line in (first + b"".join(lines)).splitlines()]
+    assert len(told) == 250 * len(rows)
+    assert {each["label"] for each in told if each["annotator"] == "p249"} == {"spam"}
+
+
+# -- people who are slow, or many --------------------------------------------------------------------------------------
+
+SHORT = Limits(connections=40, head_seconds=1.0, body_seconds=1.0, idle_seconds=1.0, head_bytes=4096)
+
+
+def opened(url: str, sent: bytes) -> socket.socket:
+    address = httpx.URL(url)
+    connection = socket.create_connection((address.host, address.port), timeout=20)
+    connection.sendall(sent)
+    return connection
+
+
+def received(connection: socket.socket) -> str:
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts).decode()
+
+
+def test_half_sent_requests_hold_up_nobody(campaign: Campaign) -> None:
+    patient = Limits(connections=40, head_seconds=60.0)
+    with running(campaign, patient) as url:
+        half = [opened(url, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n") for _ in range(100)]
+        for _ in range(5):
+            assert httpx.get(f"{url}api/state", timeout=10).json()["phase"] == "open"
+        bodies = [
+            opened(url, b"POST /enter HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 90\r\n"
+                   b"Content-Type: application/json\r\nSec-Fetch-Site: same-origin\r\n\r\n{")
+            for _ in range(60)
+        ]  # fmt: skip
+        assert httpx.get(f"{url}api/state", timeout=10).json()["phase"] == "open"
+        for each in half + bodies:
+            each.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-", "408"),
+        (b"POST /enter HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 90\r\nContent-Type: application/json\r\n"
+         b"Sec-Fetch-Site: same-origin\r\n\r\n{", "408"),
+        (b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Large: " + b"x" * 5000, "400"),
+        (b"POST /enter HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 900000\r\nContent-Type: application/json\r\n"
+         b"Sec-Fetch-Site: same-origin\r\n\r\n{", "413"),
+        (b"\x16\x03\x01\x02\x00\x01\x00", "400"),
+        (b"GET / HTTP/1.1\r\n\r\n", "400"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400"),
+    ],
+    ids=["head", "body", "large-head", "large-body", "tls", "no-host", "two-hosts"],
+)  # fmt: skip
+def test_what_does_not_arrive_is_refused_in_words(campaign: Campaign, sent: bytes, status: str) -> None:
+    with running(campaign, SHORT) as url, opened(url, sent) as connection:
+        answer = received(connection)
+    head, _, body = answer.partition("\r\n\r\n")
+    assert head.split()[1] == status
+    assert "connection: close" in head.lower()
+    assert json.loads(body)["detail"]
+
+
+def test_connections_that_say_nothing_are_closed(campaign: Campaign) -> None:
+    get = b"GET /static/dom.js HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+    with (
+        running(campaign, SHORT) as url,
+        opened(url, b"") as silent,
+        opened(url, get + b"\r\n") as idle,
+        opened(url, get + b"Content-Length: 99\r\n\r\n") as unread,
+    ):
+        assert received(silent) == ""
+        assert received(idle).startswith("HTTP/1.1 200")
+        assert received(unread).startswith("HTTP/1.1 200")
+
+
+def persist(url: str) -> httpx.Response:
+    """Ask for a record until there is something else than 503, as the page does."""
+    while (answer := httpx.post(url, json={"lease": 1}, headers=SAME, timeout=30)).status_code == 503:
+        time.sleep(0.05)
+    return answer
+
+
+def test_too_many_requests_at_once_are_told_to_come_again(campaign: Campaign) -> None:
+    with running(campaign, Limits(requests=2)) as url, ThreadPoolExecutor(3) as people:
+        with campaign.database.writing():
+            waiting = [people.submit(persist, f"{url}api/answers") for _ in range(2)]
+            deadline = time.monotonic() + 20
+            while (answer := httpx.get(f"{url}api/state")).status_code == 200 and time.monotonic() < deadline:
+                pass
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "2"
+            assert "come again" in answer.json()["detail"]
+        assert [each.result().status_code for each in waiting] == [200, 200]
+
+
+# -- who comes from where ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-forwarded-for": "192.0.2.9"},
+        {"forwarded": "for=192.0.2.9"},
+        {"via": "1.1 proxy"},
+        {"x-real-ip": "192.0.2.9"},
+        {"x-forwarded-host": "label.example.org"},
+        {"x-forwarded-proto": "https"},
+        {"x-forwarded-context": "/proxy"},
+        {"cf-connecting-ip": "192.0.2.9"},
+        {"origin": "https://label.example.org"},
+    ],
+)
+def test_without_tokens_a_forwarded_request_is_not_a_local_one(campaign: Campaign, headers: dict[str, str]) -> None:
+    ann = client(campaign)
+    assert ann.get("/api/campaign").status_code == 200
+    for path in ("/api/state", "/api/campaign", "/export.csv"):
+        answer = ann.get(path, headers=headers)
+        assert answer.status_code == 403
+        assert "dal annotator add" in answer.json()["detail"]
+    assert as_person(campaign, "ann").get("/api/state", headers=headers).status_code == 200
+
+
+def test_a_logout_ends_the_session_and_not_the_link(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dal.web.app._ACCOUNT_SECONDS", 0.0)
+    token = Annotators(campaign).add("ann")
+    app = create_app(campaign, Options("x"))
+    here, there = (TestClient(app, base_url="https://127.0.0.1:8000", headers=SAME) for _ in range(2))
+    for browser in (here, there):
+        assert browser.post("/enter", json={"token": token}).json()["session"]
+        assert browser.get("/api/state").status_code == 200
+    [(name, secret)] = here.cookies.items()
+    assert here.post("/leave", json={}).status_code == 200
+    assert list(here.cookies.items()) == []
+    here.cookies.set(name, secret)  # somebody kept it
+    assert here.get("/api/state").status_code == 401
+    assert there.get("/api/state").status_code == 200
+    here.cookies.clear()
+    assert here.post("/leave", json={}).status_code == 200, "who is out already is out"
+    assert here.post("/enter", json={"token": token}).status_code == 200
+    # A session that nobody uses ends by itself; one in use is renewed.
+    start = time.time()
+    for hours, status in ((11, 200), (22, 200), (33, 200), (45.1, 401)):
+        monkeypatch.setattr(campaign.database, "clock", partial(datetime.fromtimestamp, start + hours * 3600, UTC))
+        assert there.get("/api/state").status_code == status, hours
+
+
+def test_answers_of_another_campaign_or_person_do_not_land_here(campaign: Campaign) -> None:
+    ann = client(campaign)
+    row = ann.post("/api/answers", json={"lease": 1}).json()["records"][0]["row"]
+    for meant, status in ((f"{campaign.id}/ann", 200), (f"{campaign.id}/bob", 421), ("other/ann", 421)):
+        answer = ann.post("/api/answers", json={"answers": [said(row)]}, headers={"dal-for": meant})
+        assert answer.status_code == status
+    assert len(list(campaign.answer_log())) == 1
+
+
+# -- a pool that changes while it is served ----------------------------------------------------------------------------
+
+
+def test_appended_records_are_shown_and_another_pool_is_not(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    pool = build_pool(rng.random((40, 3)), tmp_path / "pool.zarr", display={"text": [f"old {at}" for at in range(40)]})
+    campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], batch=40, strategy="random", stop_set=0)
+    ann = client(campaign)
+    np.save(tmp_path / "more.npy", rng.random((40, 3)))
+    append_pool(tmp_path / "more.npy", pool.path, display={"text": [f"new {at}" for at in range(40, 80)]})
+    next_batch(campaign)
+    records = ann.post("/api/answers", json={"lease": 20}).json()["records"]
+    assert {each["fields"][0]["value"] for each in records} == {
+        f"{'old' if each['row'] < 40 else 'new'} {each['row']}" for each in records
+    }
+    assert any(each["row"] >= 40 for each in records)
+    build_pool(rng.random((90, 3)), tmp_path / "pool.zarr", overwrite=True)
+    answer = ann.post("/api/answers", json={"lease": 40})
+    assert answer.status_code == 503
+    assert str(tmp_path) not in answer.text
