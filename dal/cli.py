@@ -41,7 +41,7 @@ from dal.learner import imported
 from dal.map import map_of
 from dal.pool import Pool, append_pool, build_pool
 from dal.pool.encodings import ENCODINGS
-from dal.pool.store import listed
+from dal.pool.store import Missing, listed
 from dal.progress import shown
 from dal.rounds import Stop, Wait
 from dal.scan import Progress
@@ -225,11 +225,21 @@ def append(
     _describe(longer)
 
 
+_missing_chunks = click.option(
+    "--missing-chunks",
+    type=click.Choice(get_args(Missing)),
+    default="refuse",
+    show_default=True,
+    help="Of a plain Zarr array: whether a chunk that is not stored is an error, or means the fill value.",
+)
+
+
 @pool.command("info")
 @click.argument("pool_path", metavar="POOL")
-def info(pool_path: str) -> None:
+@_missing_chunks
+def info(pool_path: str, missing_chunks: Missing) -> None:
     """Describe POOL."""
-    _describe(Pool.open(pool_path))
+    _describe(Pool.open(pool_path, missing_chunks=missing_chunks))
 
 
 def _describe(opened: Pool) -> None:
@@ -240,6 +250,9 @@ def _describe(opened: Pool) -> None:
     if opened.left_out:
         console.print(f"left out, as an index: {listed(opened.left_out)}; --features takes them")
     console.print(f"display fields: {', '.join(opened.fields) or 'none'}; fingerprint {opened.fingerprint}")
+    if opened.missing_chunks == "fill":
+        missing, expected = opened.holes()
+        console.print(f"{missing:,} of {expected:,} chunks are not stored, and read as the fill value")
 
 
 # -- campaigns ---------------------------------------------------------------------------------------------------------
@@ -275,6 +288,7 @@ def _describe(opened: Pool) -> None:
 @click.option("--reserve", default=0.0, show_default=True, help="Records beyond the batch, as a share, for the pause.")
 @click.option("--stop-set", type=int, help="Records held back to compare models on. Default: 1 %, 1,000 at most.")
 @click.option("--holdout", type=click.Path(exists=True, dir_okay=False), help="Labelled records apart, as .npz: X, y.")
+@_missing_chunks
 def init(
     directory: Path,
     pool_path: str,
@@ -295,6 +309,7 @@ def init(
     reserve: float,
     stop_set: int | None,
     holdout: str | None,
+    missing_chunks: Missing,
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
     campaign = create_campaign(
@@ -317,6 +332,7 @@ def init(
         reserve=reserve,
         stop_set=stop_set,
         holdout=holdout,
+        missing_chunks=missing_chunks,
     )
     console.print(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
     console.print(f"To label in a browser: dal serve {directory}, and beside it dal run {directory}")
@@ -760,6 +776,7 @@ def _tell(directory: Path, act: Act, said: str) -> None:
 @click.option("--learner", default="logistic", show_default=True, help="As in dal init.")
 @click.option("--scheduler", help="Address of a Dask scheduler. Default: a local cluster of this machine's cores.")
 @click.option("--output", default="explorer.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
+@_missing_chunks
 def compare_(
     pool_path: str,
     answers: Path,
@@ -771,13 +788,14 @@ def compare_(
     learner: str,
     scheduler: str | None,
     output: Path,
+    missing_chunks: Missing,
 ) -> None:
     """Replay strategies on POOL against known answers, and write a page that shows them side by side.
 
     Each finished replay is kept beside the page, in a folder that ends in .run: interrupted and run again, it goes on;
     with more seeds or strategies, it plays those.
     """
-    opened = Pool.open(pool_path)
+    opened = Pool.open(pool_path, missing_chunks=missing_chunks)
     named = tuple(dict.fromkeys(_split(strategies)))
     plan = explorer.Plan(
         opened, explorer.Known.read(answers, opened.n_rows), named, seeds, learner, batch, rounds, test

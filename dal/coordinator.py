@@ -30,6 +30,7 @@ from dal.client import map_on
 from dal.errors import CampaignError, CampaignMismatch, LearnerError, PoolError, PoolNotFound, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
+from dal.pool.store import Missing
 from dal.ruler import RoundRecord
 from dal.scan import Journal, Progress, Summary, cells_written, sample_codebook, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
@@ -110,6 +111,7 @@ def create_campaign(
     reserve: float = 0.0,
     stop_set: int | None = None,
     holdout: str | Path | None = None,
+    missing_chunks: Missing | None = None,
 ) -> Campaign:
     """Make a campaign; everything that can be refused is refused now, before anything is written.
 
@@ -156,6 +158,9 @@ def create_campaign(
     holdout : path, optional
         An .npz file with ``X`` (n, d) and ``y`` (n,), names of classes or their codes: labelled records outside of the
         pool. Accuracy is then measured on them.
+    missing_chunks : {"refuse", "fill"}, optional
+        What a chunk that is not stored means where the pool is a plain Zarr array: an error, or its fill value. Every
+        later step of the campaign goes by it. By default as the pool was opened, else an error.
 
     Returns
     -------
@@ -168,7 +173,10 @@ def create_campaign(
     CampaignError
         If the directory holds something else.
     """
-    pool = pool if isinstance(pool, Pool) else Pool.open(pool)
+    if not isinstance(pool, Pool):
+        pool = Pool.open(pool, missing_chunks=missing_chunks or "refuse")
+    elif missing_chunks is not None:
+        pool = Pool.open(pool.place, missing_chunks=missing_chunks)
     name = learner if isinstance(learner, str) else SAVED_LEARNER
     settings = Settings(
         pool=pool.path,
@@ -189,6 +197,7 @@ def create_campaign(
         reserve=reserve,
         stop_set=_stop_set_of(pool.n_rows) if stop_set is None else stop_set,
         holdout="" if holdout is None else str(Path(holdout).absolute()),
+        missing_chunks=missing_chunks or pool.missing_chunks,
     )
     settings.check()
     score = Strategy.named(strategy, explore).score
@@ -322,7 +331,7 @@ def pool_of(campaign: Campaign) -> Pool:
     CampaignMismatch
         If another pool lies where it was: labels would land on the wrong records.
     """
-    pool = Pool.open(campaign.settings.pool)
+    pool = Pool.open(campaign.settings.pool, missing_chunks=campaign.settings.missing_chunks)
     if pool.fingerprint != campaign.pool_fingerprint:
         raise _other_pool(campaign)
     return pool

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import zarr
 from click.testing import CliRunner, Result
 from distributed import Client
 
 from dal.campaign import Annotators, Answer, Campaign
 from dal.cli import main
-from dal.coordinator import next_batch
+from dal.coordinator import create_campaign, next_batch, pool_of
 from dal.pool import Pool
+from dal.simulation import TestSet, simulate
+from dal.web import Listening, Options, make_server
 
 N = 3_000
 
@@ -186,6 +189,51 @@ def test_an_import_names_the_lines_that_it_cannot_take(
     assert "eggs" in shown
     assert "line 4: nobody" in shown
     assert "3 waiting" in ok("status", campaign)
+
+
+def test_chunks_of_zeros_that_are_not_stored_are_read_by_every_command(tmp_path: Path) -> None:
+    """As Zarr and Dask write a sparse array; the choice is kept with the campaign."""
+    X = np.zeros((600, 3), dtype=np.float32)
+    X[:200] = np.random.default_rng(0).standard_normal((200, 3))
+    codes = (X[:, 0] > 0).astype(int)
+    zarr.create_array(tmp_path / "sparse.zarr", data=X, chunks=(100, 3))
+    pool, campaign = tmp_path / "sparse.zarr", tmp_path / "c"
+    np.save(tmp_path / "y.npy", codes)
+    init = ("init", campaign, pool, "--classes", "a,b", "--batch", 10, "--stop-set", 0)
+    compare = ("compare", pool, "--answers", tmp_path / "y.npy", "--seeds", 1, "--strategies", "margin", "--rounds", 2)
+    fill = ("--missing-chunks", "fill")
+    for refused in (dal("pool", "info", pool), dal(*init), dal(*compare, "--output", tmp_path / "e.html")):
+        assert refused.exit_code == 1
+        assert "4 of 6 chunks are not stored" in refused.output
+        assert "--missing-chunks fill" in refused.output
+    assert "4 of 6 chunks are not stored, and read as" in ok("pool", "info", pool, *fill)
+    ok(*init, *fill)
+    opened = Campaign.open(campaign)
+    for _ in range(2):
+        batch = next_batch(opened)
+        opened.add_answers(
+            (
+                Answer(row, key, "ann", "submitted", int(codes[row]))
+                for row, key in zip(batch.rows.tolist(), batch.record_ids, strict=True)
+            ),
+            source="test",
+        )
+    np.testing.assert_array_equal(pool_of(opened).read(0, 600), X)
+    ok("status", campaign)
+    ok("label", "export", campaign, tmp_path / "batch.csv")
+    ok("report", campaign, "--output", tmp_path / "report.html")
+    with make_server(opened, Listening("127.0.0.1", 0, None, None, None), Options("ann", show_suggestions=False)):
+        pass
+    kept = campaign / "campaign.toml"
+    kept.write_text(kept.read_text().replace('missing_chunks = "fill"', 'missing_chunks = "refuse"'))
+    assert 'missing_chunks = "fill" in campaign.toml' in dal("report", campaign, "--output", tmp_path / "r.html").output
+    kept.write_text(kept.read_text().replace('missing_chunks = "refuse"', 'missing_chunks = "zero"'))
+    assert "missing_chunks: refuse or fill was expected" in dal("status", campaign).output
+    sparse = Pool.open(pool, missing_chunks="fill")
+    made = create_campaign(tmp_path / "other", sparse, ["a", "b"], batch=10, stop_set=0)
+    assert Campaign.open(made.directory).settings.missing_chunks == "fill"
+    test = TestSet(X[:200], codes[:200])
+    simulate(sparse, codes, test, ["a", "b"], strategy="margin", batch=10, rounds=2)
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,12 @@ import json
 import tomllib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Self, get_args
+from typing import Any, Literal, Self, get_args
 
 from dal.agreement import Vote
 from dal.campaign.objects import check_store
-from dal.errors import SettingsError
+from dal.errors import InputError, SettingsError
+from dal.places import place_of
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class Settings:
         Records held back from asking, on which successive models are compared.
     holdout : str
         Path of an .npz file with ``X`` and ``y``, labelled records outside of the pool; empty where there is none.
+    missing_chunks : {"refuse", "fill"}
+        What a chunk that is not stored means in a pool that is a plain Zarr array: an error, or the array's fill value.
 
     Examples
     --------
@@ -80,6 +83,7 @@ class Settings:
     reserve: float = 0.0
     stop_set: int = 0
     holdout: str = ""
+    missing_chunks: Literal["refuse", "fill"] = "refuse"
 
     def check(self) -> None:
         """Refuse settings that no campaign can have.
@@ -89,8 +93,9 @@ class Settings:
         SettingsError
             Saying which setting, what was expected and what came.
         """
-        for name in ("pool", "learner", "strategy"):
+        for name in ("learner", "strategy"):
             _check_text(name, getattr(self, name))
+        _check_pool(self.pool)
         for name in ("classes", "stop", "trusted"):
             _check_texts(name, getattr(self, name))
         if len(self.classes) < 2:
@@ -110,6 +115,8 @@ class Settings:
         _check_number("reserve", self.reserve, lambda share: 0 <= share <= 10, "a multiple of the batch from 0 to 10")
         if not isinstance(self.holdout, str):
             raise SettingsError(f"holdout: the path of a file was expected, {self.holdout!r} came")
+        if self.missing_chunks not in ("refuse", "fill"):
+            raise SettingsError(f"missing_chunks: refuse or fill was expected, {self.missing_chunks!r} came")
 
     def to_toml(self) -> str:
         """Give the settings as the TOML table ``[settings]``."""
@@ -152,6 +159,17 @@ def _check_text(name: str, value: object) -> None:
         value.encode()
     except UnicodeEncodeError as error:
         raise SettingsError(f"{name}: {value!r} cannot be written as UTF-8") from error
+
+
+def _check_pool(pool: object) -> None:
+    # A path may end in a blank, unlike the other texts.
+    if not isinstance(pool, str):
+        raise SettingsError(f"pool: a path or a URL was expected, {pool!r} came")
+    try:
+        place_of(pool)
+        pool.encode()
+    except (InputError, UnicodeEncodeError) as error:
+        raise SettingsError(f"pool: a path or a URL that can be written as UTF-8 was expected ({error})") from error
 
 
 def _check_texts(name: str, values: object) -> None:

@@ -48,6 +48,10 @@ def description(group: zarr.Group) -> Description:
     return dict(told) if isinstance(told, Mapping) else {}
 
 
+Missing = Literal["refuse", "fill"]
+"""What a chunk that is not stored means: an error, or the fill value."""
+
+
 class Pool:
     """The records of a pool, read in place. Small and picklable: it carries opened arrays, never data.
 
@@ -87,12 +91,15 @@ class Pool:
         where the pool was built of an array or of pictures.
     left_out : tuple of str
         The columns of the table that were taken for its index, and so for no features.
+    missing_chunks : {"refuse", "fill"}
+        As `open` was told; a pool that dal built refuses always.
     """
 
     def __init__(self, place: Place, features: "zarr.Array[Any]", group: zarr.Group | None, *, fill: bool) -> None:
         self.place = place
         self._features = features
         self._group = group
+        self.missing_chunks: Missing = "fill" if fill else "refuse"
         self._fill = fill
         self._described = described = {} if group is None else description(group)
         self._has_ids = bool(described.get("has_ids"))
@@ -120,7 +127,7 @@ class Pool:
         return str(self.place)
 
     @classmethod
-    def open(cls, path: str | Path | Url, *, missing_chunks: Literal["refuse", "fill"] = "refuse") -> "Pool":
+    def open(cls, path: str | Path | Url, *, missing_chunks: Missing = "refuse") -> "Pool":
         """Open a pool that dal built, or a plain Zarr array.
 
         A plain array has its row numbers for record ids and no display fields.
@@ -191,6 +198,10 @@ class Pool:
         if isinstance(now, zarr.Array):
             return self
         return Pool(self.place, _features_of(self.place, now), now, fill=self._fill)
+
+    def holes(self) -> tuple[int, int]:
+        """Count the chunks (shards, where there are any) that are not stored, and those that there should be."""
+        return missing_chunks(self._features)
 
     def reader(self) -> "Reader":
         """Return a new reader; one for each task or thread."""
@@ -495,7 +506,8 @@ def _refuse_holes(where: Place, array: "zarr.Array[Any]") -> None:
     if missing:
         raise PoolError(
             f"{where}: {missing} of {expected} chunks are not stored; restore them, or, if they mean the fill value "
-            f"{array.fill_value}, open the pool with missing_chunks='fill'"
+            f"{array.fill_value}, as Zarr and Dask leave out chunks of zeros, say so: missing_chunks='fill' "
+            '(--missing-chunks fill, or missing_chunks = "fill" in campaign.toml)'
         )
 
 
