@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +26,7 @@ from dal.campaign.control import Control
 from dal.coordinator import Batch, create_campaign, next_batch
 from dal.pool import build_pool
 from dal.simulation import answer_batch
+from tests import databases
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -222,6 +223,73 @@ def test_a_server_killed_in_mid_typing_loses_nothing(
     all_sent(again)
     assert answers(campaign)[last] == 6
     assert len(answers(campaign)) == 17
+
+
+@pytest.mark.parametrize("kept_in", ["file", "server"])
+def test_answers_given_while_the_database_is_away_arrive_once_and_pages_opened_meanwhile_go_on(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened, kept_in: str
+) -> None:
+    with databases.running() if kept_in == "server" else nullcontext("") as home:
+        campaign = made(digits, tmp_path / "c", database=databases.fresh_schema(home) if home else "")
+        next_batch(campaign)
+        link = f"enter#{Annotators(campaign).add('ann')}" if home else ""
+        server = serve(campaign)
+        page = opened()
+        page.goto(server.url + link)
+        in_state(page, "record")
+        watch(page)
+        away = tmp_path / "away"
+        if home:
+            databases.stop(home)
+        else:
+            campaign.directory.rename(away)
+        for key in KEYS[:8]:
+            page.keyboard.press(str(key))
+            page.wait_for_timeout(60)
+        page.get_by_text("The campaign's database fails just now").first.wait_for()
+        shot(page, f"database-away-{kept_in}")
+        late = opened()
+        late.goto(server.url + link)
+        late.get_by_text(
+            "This page tries again by itself" if home else "The page tries again by itself"
+        ).first.wait_for()
+        assert str(tmp_path) not in late.locator("body").inner_text()
+        shot(late, f"opened-meanwhile-{kept_in}")
+        boss = opened()
+        boss.goto(f"{server.url}campaign")
+        boss.get_by_text("This page tries again by itself").wait_for()
+        if home:
+            databases.start(home)
+        else:
+            away.rename(campaign.directory)
+        right(page, campaign, 8)
+        assert len(list(campaign.answer_log())) == 8
+        in_state(late, "record")
+        boss.get_by_text("Your link is needed" if home else "round 1, labelling").first.wait_for()
+
+
+def test_a_logout_takes_records_back_and_asks_for_the_link(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch=10)
+    next_batch(campaign)
+    links = {name: Annotators(campaign).add(name, role) for name, role in (("ann", "annotator"), ("boss", "manager"))}
+    server = serve(campaign)
+    for name in links:
+        page = opened()
+        page.goto(f"{server.url}enter#{links[name]}")
+        page.get_by_role("button", name="Log out").wait_for()
+        shot(page, f"log-out-{name}")
+        if name == "ann":
+            in_state(page, "record")
+            page.keyboard.press("1")
+        page.get_by_role("button", name="Log out").click()
+        page.get_by_role("heading", name="Your link is needed").wait_for()
+        assert page.context.cookies() == []
+        page.goto(server.url)
+        in_state(page, "token")
+    assert len(answers(campaign)) == 1
+    assert len(Queue(campaign).lease("bob", 10)) == 9
 
 
 def test_an_image_that_the_server_could_not_give_in_time_comes_when_it_is_back(

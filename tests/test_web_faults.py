@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import os
+import shutil
 import socket
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,10 +27,12 @@ from sqlalchemy import event
 
 from dal.campaign import Annotators, Answer, Campaign, database
 from dal.coordinator import create_campaign, next_batch
+from dal.errors import SettingsError
 from dal.pool import Pool, append_pool, build_pool
 from dal.web import Limits, Listening, Options, create_app, make_server
 from dal.web.overview import exported
 from tests import databases
+from tests.conftest import missing_service
 
 N, BATCH = 300, 12
 SAME = {"sec-fetch-site": "same-origin"}
@@ -468,3 +473,86 @@ def test_appended_records_are_shown_and_another_pool_is_not(tmp_path: Path) -> N
     answer = ann.post("/api/answers", json={"lease": 40})
     assert answer.status_code == 503
     assert str(tmp_path) not in answer.text
+
+
+@pytest.mark.parametrize(
+    ("listening", "user", "told"),
+    [
+        ({"port": "taken"}, "ann", "in use"),
+        ({"host": "127.0.0.1.", "port": 0}, "ann", "annotator add"),
+        ({"tls_certificate": "bad.pem", "tls_key": "bad.pem"}, "ann", "PEM"),
+        ({}, " ", "--user"),
+        ({}, "\x00", "--user"),
+    ],
+)
+def test_what_cannot_be_served_is_said_before_it_is(
+    campaign: Campaign, tmp_path: Path, listening: dict[str, Any], user: str, told: str
+) -> None:
+    (tmp_path / "bad.pem").write_text("no certificate")
+    given = {name: tmp_path / value if str(value).endswith(".pem") else value for name, value in listening.items()}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        given["port"] = taken.getsockname()[1] if given.get("port") == "taken" else 0
+        with pytest.raises(SettingsError, match=told):
+            make_server(campaign, Listening(**given), Options(user))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.7", "no such host", "a..b", "x" * 100])
+def test_a_host_that_cannot_be_listened_on_is_said(campaign: Campaign, host: str) -> None:
+    Annotators(campaign).add("ann")
+    with pytest.raises(SettingsError, match="cannot be listened on"):
+        make_server(campaign, Listening(host, 0), Options("ann"))
+
+
+# -- a real proxy, as the documentation has it -------------------------------------------------------------------------
+
+
+def documented(port: int, upstream: str) -> str:
+    """Give nginx's settings with the block of docs/labelling.md in them."""
+    page = (Path(__file__).parents[1] / "docs" / "labelling.md").read_text()
+    block = page.split("```nginx\n")[1].split("```")[0]
+    assert "http://127.0.0.1:8000/" in block
+    server = f"server {{ listen 127.0.0.1:{port}; {block.replace('http://127.0.0.1:8000/', upstream)} }}"
+    paths = " ".join(f"{kind}_temp_path tmp;" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    return f"daemon off; pid pid; error_log stderr; events {{}} http {{ access_log off; {paths} {server} }}"
+
+
+@contextmanager
+def nginx(folder: Path, upstream: str) -> Iterator[str]:
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        missing_service("nginx")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder.mkdir()
+    (folder / "nginx.conf").write_text(documented(port, upstream))
+    with subprocess.Popen([program, "-p", str(folder), "-c", "nginx.conf"]) as process:
+        try:
+            deadline = time.monotonic() + 20
+            while time.monotonic() < deadline:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                    break
+            yield f"http://127.0.0.1:{port}/label/"
+        finally:
+            process.terminate()
+
+
+def test_the_documented_proxy_lets_writes_through_and_makes_nobody_a_manager(
+    campaign: Campaign, tmp_path: Path
+) -> None:
+    with running(campaign, trusted_proxy="127.0.0.1") as upstream, nginx(tmp_path / "nginx", upstream) as url:
+        assert httpx.get(f"{url}api/state").status_code == 403
+        assert httpx.get(f"{upstream}api/state").json()["me"]["role"] == "manager"
+        token = Annotators(campaign).add("ann")
+        deadline = time.monotonic() + 20  # the server looks every other second whether there are people
+        while httpx.get(f"{upstream}api/state").status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        # As a browser over plain http does: no Sec-Fetch-Site, and an Origin with the port.
+        with httpx.Client(headers={"origin": url.removesuffix("/label/")}) as browser:
+            assert browser.post(f"{url}enter", json={"token": token}).status_code == 200
+            records = browser.post(f"{url}api/answers", json={"lease": 1}).json()["records"]
+            [told] = browser.post(f"{url}api/answers", json={"answers": [said(records[0]["row"])]}).json()["outcomes"]
+            assert told["outcome"] == "new"
+            foreign = browser.post(f"{url}api/answers", json={}, headers={"origin": "http://127.0.0.1:1"})
+            assert foreign.status_code == 403
+            assert "Host" in foreign.json()["detail"]

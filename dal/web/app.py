@@ -519,7 +519,9 @@ def _told(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 -
     """Answer with what a person can do about an error; what fails for the moment is 503, and pages send it again."""
     match error:
         case DatabaseError():
-            status, detail = 503, f"The campaign's database fails just now. {error.remedy}."
+            # Of a server the remedy speaks of its address and password files.
+            remedy = "" if _PLACE.search(error.remedy) else f" {error.remedy}."
+            status, detail = 503, f"The campaign's database fails just now.{remedy}"
         case InputError():
             status, detail = 400, str(error)
         case CampaignMismatch():

@@ -9,6 +9,7 @@ import uvicorn
 
 from dal.campaign import Annotators, Campaign
 from dal.errors import SettingsError
+from dal.texts import name_flaw
 from dal.web.app import Options, create_app
 from dal.web.connections import LimitedServer, Limits
 from dal.web.doors import is_loopback
@@ -75,9 +76,10 @@ class Server:
         try:
             family = socket.AF_INET6 if ":" in listening.host else socket.AF_INET
             self._socket = socket.create_server((listening.host, listening.port), family=family, backlog=2048)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the second for what cannot be the name of a host
+            why = getattr(error, "strerror", None) or error
             raise SettingsError(
-                f"{listening.host}, port {listening.port}, cannot be listened on: {error.strerror or error}."
+                f"{listening.host}, port {listening.port}, cannot be listened on: {why}."
                 " Choose another one; port 0 takes any that is free"
             ) from error
         host = f"[{listening.host}]" if ":" in listening.host else listening.host
@@ -107,11 +109,13 @@ def make_server(campaign: Campaign, listening: Listening, options: Options, limi
     Raises
     ------
     SettingsError
-        See `Listening.check`; or if the address is not free.
+        See `Listening.check`; or if the address is not free, or a TLS file or the user's name cannot be used.
     PoolError
         If the campaign's pool cannot be opened.
     """
     listening.check(campaign)
+    if wrong := name_flaw(options.user):
+        raise SettingsError(f"the name of whoever labels (--user) {wrong}; choose another one")
     limits = limits.fitting()
     config = uvicorn.Config(
         create_app(campaign, options, body_seconds=limits.body_seconds),
@@ -130,4 +134,11 @@ def make_server(campaign: Campaign, listening: Listening, options: Options, limi
         timeout_keep_alive=round(limits.idle_seconds),
         timeout_graceful_shutdown=5,
     )
+    try:
+        config.load()
+    except OSError as error:  # of ssl, too
+        raise SettingsError(
+            f"{listening.tls_certificate} and {listening.tls_key} cannot be used for TLS: {error.strerror or error}."
+            " A certificate and its key were expected, both PEM"
+        ) from error
     return Server(LimitedServer(config, limits), listening)
