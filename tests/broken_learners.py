@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from threadpoolctl import threadpool_info
 
 POISON = 1000.0
 
@@ -39,6 +40,16 @@ class Raises(Steady):
         raise ValueError("cannot digest this record")
 
 
+class WantsOneThread(Steady):
+    """Refuses to predict where linear algebra may use more than one thread."""
+
+    def shaped(self, p: np.ndarray) -> np.ndarray:
+        threads = {library["prefix"]: library["num_threads"] for library in threadpool_info()}
+        if set(threads.values()) != {1}:
+            raise ValueError(f"threads: {threads}")
+        return p
+
+
 class KillsItsWorker(Steady):
     def poisoned(self) -> None:
         os._exit(1)
@@ -54,5 +65,5 @@ class ReturnsTooManyColumns(Steady):
         return np.concatenate([p, p], axis=1)
 
 
-NAMES = [f"tests.broken_learners.{kind.__name__}" for kind in (Steady, Raises, KillsItsWorker, ReturnsNaN)]
-NAMES.append("tests.broken_learners.ReturnsTooManyColumns")
+KINDS = (Steady, Raises, WantsOneThread, KillsItsWorker, ReturnsNaN, ReturnsTooManyColumns)
+NAMES = [f"tests.broken_learners.{kind.__name__}" for kind in KINDS]

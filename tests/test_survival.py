@@ -25,7 +25,14 @@ from dal.scan import Journal, Progress, Scan, plan, scan
 from dal.scan import cluster as engine
 from dal.selection import Strategy
 from tests import broken_learners
-from tests.broken_learners import KillsItsWorker, Raises, ReturnsNaN, ReturnsTooManyColumns, Steady
+from tests.broken_learners import (
+    KillsItsWorker,
+    Raises,
+    ReturnsNaN,
+    ReturnsTooManyColumns,
+    Steady,
+    WantsOneThread,
+)
 from tests.clusters import own_cluster
 
 N, TILE = 40_000, 1024
@@ -306,10 +313,15 @@ def test_predictions_that_are_none_are_refused(
             run(pools["clean"], model(estimator), client=client)
 
 
-def test_the_result_is_the_same_with_two_threads_a_worker(pools: dict[str, Pool]) -> None:
+def test_the_result_is_the_same_with_two_threads_a_worker_and_three_of_linear_algebra(
+    pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = run(pools["clean"], model(Steady()))
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.setenv(name, "3")
     with own_cluster(2, threads=2) as (_, client):
-        assert_same(run(pools["clean"], model(Steady()), client=client), expected)
+        found = run(pools["clean"], model(WantsOneThread(seconds=0.005)), client=client)
+    assert_same(found, expected)
 
 
 def test_a_pool_that_one_host_cannot_read_is_refused_before_work_starts(tmp_path: Path, cluster: Client) -> None:
