@@ -28,6 +28,19 @@ def cluster() -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(scope="session")
+def _mortals() -> Iterator[Client]:
+    with local_cluster(2) as client:
+        yield client
+
+
+@pytest.fixture
+def mortal_cluster(_mortals: Client) -> Client:
+    """Two real worker processes that a test may kill: others come in their place."""
+    _mortals.wait_for_workers(2, timeout=60)
+    return _mortals
+
+
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 
 

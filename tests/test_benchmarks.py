@@ -23,6 +23,7 @@ CANDIDATE_BYTES = 32
 CONTENDERS = ["dal", "hand", "plain", "dask_ml", "numpy"]
 
 
+@pytest.mark.slow
 def test_scan_measures_all_contenders_in_one_run(tmp_path: Path) -> None:
     target = tmp_path / "result.json"
     options = ["--rows=40000", "--dim=16", "--repeats=1", "--processes=1", f"--json={target}"]
@@ -43,6 +44,7 @@ def test_scan_measures_all_contenders_in_one_run(tmp_path: Path) -> None:
     assert {"cores", "cpu", "python", "packages"} <= set(result["machine"])
 
 
+@pytest.mark.slow
 def test_a_narrow_pool_is_scanned_by_those_that_decode_it(tmp_path: Path) -> None:
     result = run(tmp_path, 12_000, 8, "logistic", 1, 1, "int8")
     assert result["dtype"] == "int8"

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import zarr
 from click.testing import CliRunner, Result
 from distributed import Client
 
+from dal import cli
 from dal.campaign import Annotators, Answer, Campaign
 from dal.cli import main
 from dal.coordinator import create_campaign, next_batch, pool_of
@@ -283,14 +285,23 @@ def test_an_unreachable_scheduler_is_refused_before_anything_changes(pool: Path,
     assert Campaign.open(tmp_path / "c").rounds() == []
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("ending", "own_workers"),
+    [
+        (signal.SIGKILL, False),
+        (signal.SIGINT, False),
+        pytest.param(signal.SIGKILL, True, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
+    ],
+)
 def test_dal_next_ended_in_mid_work_gives_the_same_batch_when_run_again(
-    ending: signal.Signals, pool: Path, tmp_path: Path, cluster: Client
+    ending: signal.Signals, own_workers: bool, pool: Path, tmp_path: Path, cluster: Client
 ) -> None:
     for name in ("undisturbed", "ended"):
         ok("init", tmp_path / name, pool, "--classes", "ham,spam", "--batch", 15, "--seed", 3)
     ok("next", tmp_path / "undisturbed", "--scheduler", cluster.scheduler.address)
     command = [sys.executable, "-m", "dal.cli", "next", str(tmp_path / "ended")]
+    command += [] if own_workers else ["--scheduler", cluster.scheduler.address]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -299,7 +310,7 @@ def test_dal_next_ended_in_mid_work_gives_the_same_batch_when_run_again(
         os.kill(process.pid, ending)
         shown, _ = process.communicate(timeout=60)
     finally:
-        if ending == signal.SIGKILL:
+        if ending == signal.SIGKILL and own_workers:
             os.killpg(process.pid, signal.SIGKILL)  # the workers of the killed coordinator
     assert "Traceback" not in shown
     ok("next", tmp_path / "ended", "--scheduler", cluster.scheduler.address)
@@ -315,7 +326,10 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)  # polls another process's database
 
 
-def test_the_demo_is_the_same_for_the_same_seed_and_saves_a_page(tmp_path: Path) -> None:
+def test_the_demo_is_the_same_for_the_same_seed_and_saves_a_page(
+    tmp_path: Path, cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cli, "local_cluster", lambda: nullcontext(cluster))
     command = ("demo", "--rows", 4000, "--rounds", 3, "--batch", 10, "--seed", 5)
     first = ok(*command, "--directory", tmp_path / "a")
     second = ok(*command, "--directory", tmp_path / "b")

@@ -36,10 +36,9 @@ def listening(process: psutil.Process) -> set[str]:
     }
 
 
-@pytest.fixture(scope="module")
-def client() -> Client:
-    with local_cluster(2) as opened:
-        yield opened
+@pytest.fixture
+def client(cluster: Client) -> Client:
+    return cluster
 
 
 def test_a_local_cluster_has_processes_of_one_thread(client: Client) -> None:
@@ -221,10 +220,9 @@ def test_results_come_in_order_and_only_a_few_items_are_taken_ahead(client: Clie
         list(map_on(client, refuses, [7]))
 
 
-def test_what_a_dead_worker_had_is_done_by_others(tmp_path: Path) -> None:
-    with local_cluster(2) as client:
-        marker = str(tmp_path / "died")
-        assert list(map_on(client, dies_once, [marker])) == [marker]
+def test_what_a_dead_worker_had_is_done_by_others(tmp_path: Path, mortal_cluster: Client) -> None:
+    marker = str(tmp_path / "died")
+    assert list(map_on(mortal_cluster, dies_once, [marker])) == [marker]
 
 
 def added(shared: int, item: int, beat: Beat) -> int:
@@ -297,14 +295,14 @@ def test_beats_keep_long_work_alive(client: Client, tmp_path: Path, monkeypatch:
 
 def test_a_large_batch_is_the_same_for_any_number_of_workers(client: Client) -> None:
     rng = np.random.default_rng(0)
-    n = 12_000
+    n = 8_400  # five leaves
     nothing = np.zeros(n, np.int64)
     points = rng.standard_normal((n, 6)).astype(np.float32)
     candidates = Candidates(np.arange(n) + 77, rng.random(n), nothing, nothing, points)
     labeled = rng.standard_normal((300, 6)).astype(np.float32)
-    alone = select(candidates, Strategy(), 1200, labeled, 3, 1).tolist()
-    assert len(set(alone)) == 1200
-    with local_cluster(1) as smaller:
+    alone = select(candidates, Strategy(), 500, labeled, 3, 1).tolist()
+    assert len(set(alone)) == 500
+    with own_cluster(1, processes=False, protocol="tcp") as (_, smaller):
         for one in (client, smaller):
-            together = select(candidates, Strategy(), 1200, labeled, 3, 1, mapper=partial(map_on, one))
+            together = select(candidates, Strategy(), 500, labeled, 3, 1, mapper=partial(map_on, one))
             assert together.tolist() == alone

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import skops.io
 from dask_ml.wrappers import Incremental, ParallelPostFit
+from distributed import Client
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -24,7 +25,6 @@ from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_info
 
 from dal._threads import one_thread
-from dal.client import local_cluster
 from dal.errors import LabelError, LearnerError
 from dal.learner import Learner, Model
 
@@ -669,7 +669,7 @@ def test_gradients_are_refused_before_the_first_round_where_there_is_no_softmax_
     learner_of(kind).check(5, "bald")
 
 
-def test_tuned_finds_on_a_cluster_what_scikit_learn_finds_here() -> None:
+def test_tuned_finds_on_a_cluster_what_scikit_learn_finds_here(cluster: Client) -> None:
     from sklearn.model_selection import GridSearchCV
 
     X, codes = records(n=120, n_features=8, seed=5)
@@ -677,8 +677,7 @@ def test_tuned_finds_on_a_cluster_what_scikit_learn_finds_here() -> None:
     learner = Learner(make_pipeline(StandardScaler(), LogisticRegression(C=1e-4)), CLASSES)
     grid = {"logisticregression__C": [1e-4, 1e-2, 1.0, 100.0]}
     alone = GridSearchCV(learner.estimator, grid, cv=5, scoring="accuracy").fit(X, codes)
-    with local_cluster(1) as client:
-        tuned = learner.tuned(X, codes, grid, client)
+    tuned = learner.tuned(X, codes, grid, cluster)
     assert tuned.estimator.get_params()["logisticregression__C"] == alone.best_params_["logisticregression__C"]
     assert alone.best_params_["logisticregression__C"] != learner.estimator.get_params()["logisticregression__C"]
     assert (tuned.classes, tuned.trusted) == (learner.classes, learner.trusted)

@@ -20,7 +20,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
 
-from dal.client import local_cluster
 from dal.errors import ChunkError, ClusterError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
@@ -31,6 +30,7 @@ from dal.scan.kernel import Order, SpanResult, Tally, score_block
 from dal.scan.merge import Best
 from dal.scan.run import Run
 from dal.selection import Candidates, Capacity, Codebook, Strategy, key_order, power_keys, uniform
+from tests.clusters import own_cluster
 
 CLASSES = ("a", "b", "c", "d")
 N, D = 20_011, 12
@@ -323,7 +323,7 @@ def test_one_and_three_workers_give_the_same(
     monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     alone = run(pools["built"], models["forest"], Strategy(), codebook)
-    with local_cluster(workers) as client:
+    with own_cluster(workers, processes=False, protocol="tcp") as (_, client):
         together = run(pools["sharded"], models["forest"], Strategy(), codebook, client=client)
     assert_same(together.candidates, alone.candidates)
 
@@ -633,21 +633,20 @@ def test_finished_spans_are_not_scored_again(
 
 
 def test_a_killed_worker_costs_only_its_spans(
-    pools: dict[str, Pool], models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+    pools: dict[str, Pool], models: dict[str, Model], mortal_cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "MOST_TILE_ROWS", 512)
     monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     expected = run(pools["odd"], models["forest"], Strategy(), codebook)
-    with local_cluster(2) as client:
-        victims = list(client.run(os.getpid).values())
+    victims = list(mortal_cluster.run(os.getpid).values())
 
-        def kill_one(progress: Progress) -> None:
-            if progress.rows_done > N // 4 and victims:
-                os.kill(victims.pop(), signal.SIGKILL)
-                victims.clear()
+    def kill_one(progress: Progress) -> None:
+        if progress.rows_done > N // 4 and victims:
+            os.kill(victims.pop(), signal.SIGKILL)
+            victims.clear()
 
-        survived = run(pools["odd"], models["forest"], Strategy(), codebook, client=client, progress=kill_one)
+    survived = run(pools["odd"], models["forest"], Strategy(), codebook, client=mortal_cluster, progress=kill_one)
     assert not victims
     assert_same(survived.candidates, expected.candidates)
     assert summary_of(survived) == summary_of(expected)
@@ -749,16 +748,18 @@ def test_a_plugin_that_a_dead_coordinator_left_serves_nobody_else(
 
 
 def test_a_worker_that_was_stopped_does_not_hang_the_start(
-    pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch
+    pools: dict[str, Pool], mortal_cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_engine, "PROBE_SECONDS", 2.0)
-    with local_cluster(1) as client:
-        [worker] = client.run(os.getpid).values()
-        os.kill(worker, signal.SIGSTOP)
-        try:
-            with pytest.raises(ClusterError, match="answered within 2 s"):
-                scan(pools["built"], None, Strategy.named("random"), 5, client=client)
-        finally:
+    monkeypatch.setattr(cluster_engine, "PROBE_SECONDS", 1.0)
+    cluster_engine._PROVEN.clear()
+    workers = list(mortal_cluster.run(os.getpid).values())
+    try:
+        for worker in workers:
+            os.kill(worker, signal.SIGSTOP)
+        with pytest.raises(ClusterError, match="answered within 1 s"):
+            scan(pools["built"], None, Strategy.named("random"), 5, client=mortal_cluster)
+    finally:
+        for worker in workers:
             os.kill(worker, signal.SIGCONT)
 
 

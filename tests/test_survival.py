@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client
+from threadpoolctl import threadpool_limits
 
 from dal import client as client_module
 from dal.client import connect, local_cluster
@@ -214,7 +215,7 @@ def test_a_cluster_may_grow_and_shrink(pools: dict[str, Pool]) -> None:
 
 def test_a_worker_that_cannot_hold_the_scan_is_refused_with_the_numbers(pools: dict[str, Pool]) -> None:
     with (
-        own_cluster(1, threads=16, memory_limit="600MiB") as (_, client),
+        own_cluster(1, threads=16, memory_limit="600MiB", processes=False, protocol="tcp") as (_, client),
         pytest.raises(ClusterError, match=r"has 600 MiB for 16 threads; this scan takes about .* MiB.*base 500"),
     ):
         run(pools["clean"], model(Steady()), client=client)
@@ -314,13 +315,12 @@ def test_predictions_that_are_none_are_refused(
 
 
 def test_the_result_is_the_same_with_two_threads_a_worker_and_three_of_linear_algebra(
-    pools: dict[str, Pool], monkeypatch: pytest.MonkeyPatch
+    pools: dict[str, Pool],
 ) -> None:
     expected = run(pools["clean"], model(Steady()))
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(name, "3")
-    with own_cluster(2, threads=2) as (_, client):
-        found = run(pools["clean"], model(WantsOneThread(seconds=0.005)), client=client)
+    fitted = model(WantsOneThread(seconds=0.005))
+    with threadpool_limits(3), own_cluster(2, threads=2, processes=False, protocol="tcp") as (_, client):
+        found = run(pools["clean"], fitted, client=client)
     assert_same(found, expected)
 
 
