@@ -258,10 +258,41 @@ def _describe(opened: Pool) -> None:
 # -- campaigns ---------------------------------------------------------------------------------------------------------
 
 
+def _class_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option(
+            "--classes-from",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="A file of classes, UTF-8, one a line.",
+        ),
+        click.option("--class", "each_class", multiple=True, help="A class; repeat it for each. It may hold commas."),
+        click.option("--classes", help="The classes, separated by commas."),
+    ):
+        command = option(command)
+    return command
+
+
+def _classes(classes: str | None, each_class: tuple[str, ...], classes_from: Path | None) -> list[str]:
+    given = [
+        name
+        for name, value in (("--classes", classes), ("--class", each_class), ("--classes-from", classes_from))
+        if value
+    ]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} name the classes twice: give one of them.")
+    if classes_from is not None:
+        try:
+            lines = classes_from.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"{classes_from} must be UTF-8: save it as such.") from error
+        return [line.strip() for line in lines if line.strip()]
+    return list(each_class) or _split(classes or "")
+
+
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("pool_path", metavar="POOL")
-@click.option("--classes", required=True, help="The classes, separated by commas.")
+@_class_options
 @click.option(
     "--learner", default="logistic", show_default=True, help="logistic, forest, hgb, mlp, or module:object of your own."
 )
@@ -292,7 +323,9 @@ def _describe(opened: Pool) -> None:
 def init(
     directory: Path,
     pool_path: str,
-    classes: str,
+    classes: str | None,
+    each_class: tuple[str, ...],
+    classes_from: Path | None,
     learner: str,
     strategy: str,
     batch: int,
@@ -312,10 +345,13 @@ def init(
     missing_chunks: Missing,
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
+    named = _classes(classes, each_class, classes_from)
+    if not named:
+        raise click.UsageError("The classes are missing: --classes ham,spam, --class for each, or --classes-from.")
     campaign = create_campaign(
         directory,
         pool_path,
-        _split(classes),
+        named,
         learner=learner,
         strategy=strategy,
         batch=batch,
@@ -538,6 +574,9 @@ def _tell_import(report: ImportReport) -> None:
             console.print("  " + ": ".join(filter(None, (line.place, line.record_id, what, line.reason))))
         if total > _LISTED_LINES:
             console.print(f"  and {total - _LISTED_LINES:,} more")
+    refused = report.rejections + report.kept_out
+    if refused and not report.new + report.changed + report.same + report.superseded:
+        raise click.ClickException(f"No answer was taken: all {refused:,} were refused.")
 
 
 @label.command("export")
@@ -545,16 +584,15 @@ def _tell_import(report: ImportReport) -> None:
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--round", "number", type=int, help="Default: the newest.")
 @click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
-@click.option(
-    "--labels", is_flag=True, help="The labelled set instead, as Parquet: every label, and all that led to it."
-)
+@click.option("--labels", is_flag=True, help="The labelled set instead: every label, and all that led to it.")
 def export(directory: Path, file: Path, number: int | None, file_format: str | None, labels: bool) -> None:
     """Write a batch with the answers known so far to FILE."""
     campaign = Campaign.open(directory)
     if labels:
-        if number is not None or file_format not in (None, "parquet"):
-            raise click.UsageError("--labels writes all rounds as Parquet: leave out --round and --format.")
-        console.print(f"Wrote {write_labels(campaign, pool_of(campaign), file):,} labels to {file}")
+        if number is not None:
+            raise click.UsageError("--labels writes all rounds: leave out --round.")
+        written = write_labels(campaign, pool_of(campaign), file, file_format=file_format)
+        console.print(f"Wrote {written:,} labels to {file}")
         return
     lines = write_batch(campaign, pool_of(campaign), _round_of(campaign, number), file, file_format=file_format)
     console.print(f"Wrote {lines:,} lines to {file}")
@@ -768,6 +806,7 @@ def _tell(directory: Path, act: Act, said: str) -> None:
 @main.command("compare")
 @click.argument("pool_path", metavar="POOL")
 @click.option("--answers", required=True, type=click.Path(path_type=Path), help="An .npy file: the class of each row.")
+@_class_options
 @click.option("--strategies", default="random,margin,default", show_default=True, help=f"Of {', '.join(STRATEGIES)}.")
 @click.option("--seeds", default=5, show_default=True, help="Replays of each strategy.")
 @click.option("--test", type=click.Path(path_type=Path), help="An .npz file with X and y. Default: drawn from POOL.")
@@ -780,6 +819,9 @@ def _tell(directory: Path, act: Act, said: str) -> None:
 def compare_(
     pool_path: str,
     answers: Path,
+    classes: str | None,
+    each_class: tuple[str, ...],
+    classes_from: Path | None,
     strategies: str,
     seeds: int,
     test: Path | None,
@@ -795,12 +837,13 @@ def compare_(
     Each finished replay is kept beside the page, in a folder that ends in .run: interrupted and run again, it goes on;
     with more seeds or strategies, it plays those.
     """
+    explorer.check_page(output)
     opened = Pool.open(pool_path, missing_chunks=missing_chunks)
     named = tuple(dict.fromkeys(_split(strategies)))
-    plan = explorer.Plan(
-        opened, explorer.Known.read(answers, opened.n_rows), named, seeds, learner, batch, rounds, test
-    )
+    known = explorer.Known.read(answers, opened.n_rows, _classes(classes, each_class, classes_from))
+    plan = explorer.Plan(opened, known, named, seeds, learner, batch, rounds, test)
     plan.check()
+    _tell_known(known)
     folder = explorer.RunFolder(output.with_suffix(".run"), plan.settings())
     done, total = 0, seeds * len(named)
     with _cluster(scheduler, start=True) as client:
@@ -825,6 +868,12 @@ def compare_(
     console.print(f"Open {output} in a browser.")
 
 
+def _tell_known(known: explorer.Known) -> None:
+    shares = ", ".join(f"{name}: {share:.1%}" for name, share in zip(known.classes, known.shares, strict=True))
+    unknown = f"; {len(known.unknown):,} records without a class are never asked" if len(known.unknown) else ""
+    console.print(f"classes: {shares}{unknown}")
+
+
 @main.command("report")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.option(
@@ -837,6 +886,7 @@ def report(directory: Path, output: Path, scheduler: str | None) -> None:
     It is the explorer of dal compare: what was asked on the map of the pool, what the model thought, accuracy with its
     interval, stopping criteria, annotators. The file opens anywhere, and fetches nothing.
     """
+    explorer.check_page(output)
     campaign = Campaign.open(directory)
     opened = pool_of(campaign)
     with _cluster(scheduler, start=False) as client, shown("map", console) as show:

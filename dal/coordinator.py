@@ -26,8 +26,9 @@ from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
 from dal.campaign.objects import digest_of
+from dal.classes import codes_of, names_of
 from dal.client import map_on
-from dal.errors import CampaignError, CampaignMismatch, LearnerError, PoolError, PoolNotFound, SettingsError
+from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
 from dal.pool.store import Missing
@@ -121,7 +122,7 @@ def create_campaign(
         Empty, or not there yet.
     pool : Pool or path
     classes : sequence of str
-        At least two.
+        At least two; numbers stand for themselves as text.
     learner : str or estimator, default="logistic"
         ``logistic``, ``forest``, ``hgb``, ``mlp``, ``module:object``, or a scikit-learn classifier.
     strategy : str, default="default"
@@ -156,8 +157,8 @@ def create_campaign(
         Records that are held back from asking, so that criteria can compare successive models on them. By default one
         in a hundred and at most 1,000, and none where that would be fewer than 100.
     holdout : path, optional
-        An .npz file with ``X`` (n, d) and ``y`` (n,), names of classes or their codes: labelled records outside of the
-        pool. Accuracy is then measured on them.
+        An .npz file with ``X`` (n, d) and ``y`` (n,), the names of classes: labelled records outside of the pool.
+        Accuracy is then measured on them. Numbers are names, too, never positions.
     missing_chunks : {"refuse", "fill"}, optional
         What a chunk that is not stored means where the pool is a plain Zarr array: an error, or its fill value. Every
         later step of the campaign goes by it. By default as the pool was opened, else an error.
@@ -180,7 +181,7 @@ def create_campaign(
     name = learner if isinstance(learner, str) else SAVED_LEARNER
     settings = Settings(
         pool=pool.path,
-        classes=tuple(classes),
+        classes=names_of(classes),
         learner=name,
         strategy=strategy,
         batch=batch,
@@ -906,15 +907,10 @@ def _read_holdout(settings: Settings, n_features: int) -> tuple[npt.NDArray[np.f
     if X.ndim < 2 or X[:1].size != n_features or y.shape != X.shape[:1]:
         raise SettingsError(f"{expected} holds X {X.shape} and y {y.shape}.")
     X = X.reshape(len(X), n_features)
-    if y.dtype.kind in "iu":
-        codes = y.astype(np.int64)
-        unknown = np.unique(codes[(codes < 0) | (codes >= len(settings.classes))]).tolist()
-    else:
-        position = {name: code for code, name in enumerate(settings.classes)}
-        codes = np.array([position.get(str(name), -1) for name in y.tolist()], dtype=np.int64)
-        unknown = sorted({str(name) for name in y.tolist()} - set(position))
-    if unknown:
-        raise SettingsError(f"The holdout's labels {unknown[:5]} are no classes of {', '.join(settings.classes)}.")
+    try:
+        codes = codes_of(y, settings.classes, what="y")
+    except LabelError as error:
+        raise SettingsError(f"The holdout {settings.holdout}: {error}.") from error
     if not np.isfinite(X).all():
         raise SettingsError("The holdout holds NaN or infinite features: no model can be tried on them.")
     return X, codes

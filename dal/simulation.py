@@ -14,6 +14,7 @@ from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, Campaign
+from dal.classes import UNLABELLED, codes_of, names_of
 from dal.client import Beat, each_on
 from dal.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
 from dal.errors import SettingsError
@@ -24,7 +25,7 @@ from dal.selection import Strategy
 
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int64]
-Oracle = Callable[[Rows], Codes]
+Oracle = Callable[[Rows], npt.ArrayLike]
 
 NO_CLASS = 255
 """In a view: no learner yet, or a class beyond the 255 that a byte can name."""
@@ -37,18 +38,28 @@ class TestSet:
     Attributes
     ----------
     X : ndarray of shape (n, d), float32
-    y : ndarray of shape (n,), int64
-        Class codes.
+    y : ndarray of shape (n,)
+        Names of classes, or their codes where no class is called by a number; codes once it is used.
     """
 
     __test__ = False  # the name is not a test's
 
     X: npt.NDArray[np.float32]
-    y: Codes
+    y: npt.NDArray[Any]
 
     def accuracy(self, model: Model) -> float:
         """Share of the records whose class the model predicts."""
         return float((model.predict_proba(self.X).argmax(axis=1) == self.y).mean())
+
+    def coded(self, classes: Sequence[str]) -> "TestSet":
+        """Give the same records with the codes of their classes.
+
+        Raises
+        ------
+        LabelError
+            If one has none.
+        """
+        return replace(self, y=codes_of(self.y, classes, what="test.y", codes=True))
 
 
 @dataclass(frozen=True)
@@ -238,10 +249,13 @@ def simulate(
     Parameters
     ----------
     pool : Pool
-    oracle : array of class codes by row, or callable from rows to class codes
+    oracle : array by row, or callable from rows
+        Gives the names of classes, or their codes where no class is called by a number. Records that an array has no
+        class for (None, NaN, an empty text, masked) are not asked.
     test : TestSet
         Records that are not in the pool, or are reserved.
     classes : sequence of str
+        Numbers stand for themselves as text.
     strategy, learner, batch, seed
         As in :func:`dal.create_campaign`.
     rounds : int, default=10
@@ -263,10 +277,18 @@ def simulate(
     Returns
     -------
     Replay
+
+    Raises
+    ------
+    LabelError
+        If the oracle or the test set names something that is no class, or may be read in two ways.
     """
     if rounds < 1:
         raise SettingsError(f"Expected at least 1 round, got {rounds}.")
-    ask = oracle if callable(oracle) else _from_array(np.asarray(oracle), pool)
+    classes = names_of(classes)
+    test = test.coded(classes)
+    ask, unknown = _asking(oracle, pool, classes)
+    reserved = np.union1d(np.asarray(reserved, np.int64), unknown)
     with ExitStack() as stack:
         place = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="dal-"))
         campaign = create_campaign(
@@ -287,9 +309,7 @@ def simulate(
             coverage = (
                 Strategy.named(strategy).score != "random" and len(np.unique(campaign.latest_answers().labels)) == 1
             )
-            given = next_batch(
-                campaign, client=client, progress=progress, coverage=coverage, reserved=np.asarray(reserved, np.int64)
-            )
+            given = next_batch(campaign, client=client, progress=progress, coverage=coverage, reserved=reserved)
             if isinstance(given, Stopped):
                 break
             answer_batch(campaign, given.rows, given.record_ids, ask(given.rows))
@@ -362,7 +382,7 @@ def compare(
 
 def compare_side_by_side(
     pool: Pool,
-    codes: Codes,
+    oracle: Oracle | npt.ArrayLike,
     test: TestSet,
     classes: Sequence[str],
     strategies: Sequence[str],
@@ -381,9 +401,8 @@ def compare_side_by_side(
     ----------
     pool : Pool
         Workers must be able to read it.
-    codes : ndarray of shape (n_rows,), int64
-    test, classes, strategies, seeds, known, on_replay
-        As in :func:`compare`.
+    oracle, test, classes, strategies, seeds, known, on_replay
+        As in :func:`compare`; a callable is sent to the workers.
     client : distributed.Client
     **settings
         ``learner``, ``batch``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
@@ -395,7 +414,7 @@ def compare_side_by_side(
         by others.
     """
     played = {(replay.strategy, replay.seed): replay for replay in known}
-    shared = {"pool": pool, "oracle": codes, "test": test, "classes": tuple(classes), **settings}
+    shared = {"pool": pool, "oracle": oracle, "test": test, "classes": tuple(classes), **settings}
     wanted = [(strategy, seed) for seed in seeds for strategy in strategies if (strategy, seed) not in played]
     for which, replay in each_on(client, _replayed, wanted, shared):
         played[which] = replay
@@ -410,13 +429,36 @@ def _replayed(shared: dict[str, Any], which: tuple[str, int], beat: Beat) -> Rep
 
 
 def answer_batch(
-    campaign: Campaign, rows: Rows, record_ids: Sequence[str], codes: Codes, annotator: str = "oracle"
+    campaign: Campaign,
+    rows: npt.ArrayLike,
+    record_ids: Sequence[str],
+    labels: object,
+    annotator: str = "oracle",
 ) -> None:
-    """Give an answer to each of these records."""
-    answers = (
+    """Give answers to records.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    rows : array of int64
+    record_ids : sequence of str
+    labels : array-like
+        Names of classes, or their codes where no class is called by a number. A record without one (None, NaN, an
+        empty text, masked) gets no answer.
+    annotator : str, default="oracle"
+        Who answers.
+
+    Raises
+    ------
+    LabelError
+        If a label names no class, or may be read in two ways; no answer was added then.
+    """
+    codes = codes_of(labels, campaign.settings.classes, what="labels", gaps=True, codes=True)
+    answers = [
         Answer(row=row, record_id=record_id, annotator=annotator, status="submitted", label=code)
-        for row, record_id, code in zip(rows.tolist(), record_ids, np.asarray(codes).tolist(), strict=True)
-    )
+        for row, record_id, code in zip(np.asarray(rows).tolist(), record_ids, codes.tolist(), strict=True)
+        if code != UNLABELLED
+    ]
     campaign.add_answers(answers, source=annotator)
 
 
@@ -436,10 +478,14 @@ def saved_labels(comparison: Comparison, strategy: str, against: str = "random")
     return {"accuracy": last.accuracy[-1], "labels": needed, "labels_against": spent, "share": 1 - needed / spent}
 
 
-def _from_array(codes: npt.NDArray[np.integer], pool: Pool) -> Oracle:
+def _asking(oracle: Oracle | npt.ArrayLike, pool: Pool, classes: Sequence[str]) -> tuple[Callable[[Rows], Codes], Rows]:
+    """Give what tells the class codes of rows, and the rows whose class it does not know."""
+    if callable(oracle):
+        return lambda rows: codes_of(oracle(rows), classes, what="oracle(rows)", codes=True), np.empty(0, np.int64)
+    codes = codes_of(oracle, classes, what="oracle", gaps=True, codes=True)
     if codes.shape != (pool.n_rows,):
-        raise SettingsError(f"Expected one class code for each of the {pool.n_rows:,} rows, got shape {codes.shape}.")
-    return lambda rows: codes[rows].astype(np.int64)
+        raise SettingsError(f"Expected one class for each of the {pool.n_rows:,} rows, got shape {codes.shape}.")
+    return lambda rows: codes[rows], np.flatnonzero(codes == UNLABELLED)
 
 
 def _measured(

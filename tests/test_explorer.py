@@ -331,14 +331,16 @@ def test_folders_that_are_no_run_or_another_run_are_refused(tmp_path: Path) -> N
     ("labels", "said"),
     [
         (np.zeros(3, int), "holds 3 labels, the pool has 1,200 records"),
-        (np.zeros(1200), "holds float64; labels are integers or strings"),
+        (np.arange(1200) / 2, "holds fractions such as 0.5"),
+        (np.full(1200, np.nan), "a learner needs two classes"),
         (np.zeros((1200, 2), int), r"shape \(1200, 2\)"),
         (np.zeros(1200, int), "a learner needs two classes"),
-        (np.arange(1200) % 3 - 1, "-1, which looks like a record of unknown class"),
-        (np.array(["a", None] * 600, dtype=object), "cannot be read as .npy"),
-        (np.array([True, False] * 600), "holds bool"),
+        (np.arange(1200) % 3 - 1, "'-1', which may be a class, or mean that the class is not known"),
+        (np.array(["a", "b", "nan"] * 400), "'nan', which may be a class, or mean that the class is not known"),
+        (np.array(["a", None] * 600, dtype=object), r"cannot be read as .npy.*fillna\(''\)"),
+        (np.arange(1200).astype("datetime64[s]"), "datetime64"),
     ],
-    ids=["length", "floats", "shape", "one class", "negative", "objects", "booleans"],
+    ids=["length", "fractions", "unknown", "shape", "one class", "negative", "made of NaN", "objects", "times"],
 )
 def test_labels_that_are_none_are_refused(labels: np.ndarray, said: str, tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", labels, allow_pickle=True)
@@ -355,8 +357,61 @@ def test_integers_and_strings_become_classes(folder: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
+    ("labels", "classes", "codes"),
+    [
+        (np.array([-1, 1, 1, -1]), ("-1", "1"), [0, 1, 1, 0]),
+        (np.array([-2, -1, 1, 2]), ("-2", "-1", "1", "2"), [0, 1, 2, 3]),
+        (np.array([2.0, np.nan, 10.0, 2.0]), ("2", "10"), [0, -1, 1, 0]),
+        (np.array([True, False, True, True]), ("False", "True"), [1, 0, 1, 1]),
+        (np.array(["b", "", "a", "  "]), ("a", "b"), [1, -1, 0, -1]),
+        (np.array([b"b", b"a", b"a", b"b"]), ("a", "b"), [1, 0, 0, 1]),
+    ],
+    ids=["signs", "negatives", "floats", "booleans", "empty texts", "bytes"],
+)
+def test_what_names_the_classes(labels: np.ndarray, classes: tuple[str, ...], codes: list[int], tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", labels)
+    known = Known.read(tmp_path / "y.npy", 4)
+    assert (known.classes, known.codes.tolist()) == (classes, codes)
+    assert known.unknown.tolist() == [row for row, code in enumerate(codes) if code < 0]
+
+
+def test_named_classes_decide_what_a_doubtful_label_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "y.npy", np.array([-1, 0, 1, 0]))
+    known = Known.read(tmp_path / "y.npy", 4, ["1", "0", "-1"])
+    assert (known.classes, known.codes.tolist()) == (("1", "0", "-1"), [2, 1, 0, 1])
+    np.save(tmp_path / "y.npy", np.array(["a", "nan", "b", "None"]))
+    assert Known.read(tmp_path / "y.npy", 4, ["a", "b"]).codes.tolist() == [0, -1, 1, -1]
+    assert Known.read(tmp_path / "y.npy", 4, ["a", "b", "nan", "None"]).codes.tolist() == [0, 2, 1, 3]
+    np.save(tmp_path / "y.npy", np.array(["a", "c", "b", "a"]))
+    with pytest.raises(SettingsError, match="'c' is no class of a, b"):
+        Known.read(tmp_path / "y.npy", 4, ["a", "b"])
+
+
+def test_records_of_unknown_class_are_neither_asked_nor_tested_on(folder: Path, tmp_path: Path) -> None:
+    """Classes are numbers in an order that is not theirs, which codes taken for names would show."""
+    pool, codes = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
+    y = np.array(["1", "0", "2"], dtype=object)[codes]
+    y[::7] = ""
+    np.save(tmp_path / "y.npy", y.astype(str))
+    known = Known.read(tmp_path / "y.npy", pool.n_rows)
+    assert known.classes == ("0", "1", "2")
+    plan = Plan(pool, known, ("random", "margin"), 1, "logistic", 10, 4, None)
+    plan.check()
+    tested, test = held_out(pool, known)
+    assert not np.isin(tested, known.unknown).any()
+    assert test.y.tolist() == known.codes[tested].tolist()
+    run = play(plan, RunFolder(tmp_path / "e.run", plan.settings()), map_of(pool, None, 0))
+    for replay in run.replays:
+        assert not np.isin(np.concatenate(replay.batches), known.unknown).any()
+        assert replay.accuracy[-1] > 0.6
+    assert run.shares == pytest.approx(tuple(np.mean(y[y != ""] == name) for name in known.classes))
+    assert any("172 records is not known" in note for note in run.notes)
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
+        (["--output", "page.pdf"], "must end in .html"),
         (["--strategies", "margin,martin"], "martin"),
         (["--strategies", ","], "at least one strategy"),
         (["--seeds", "0"], "at least 1 seed"),

@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from dal.errors import SettingsError
+from dal.campaign import Campaign
+from dal.coordinator import create_campaign, next_batch
+from dal.errors import LabelError, SettingsError
 from dal.pool import Pool, build_pool
-from dal.simulation import Comparison, Replay, TestSet, compare, saved_labels, simulate
+from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, saved_labels, simulate
 
 CLASSES = ("a", "b", "c")
 
@@ -41,6 +44,67 @@ def test_a_replay_ends_where_the_pool_does(tmp_path: Path, world: tuple[Pool, np
     pool = build_pool(rng.standard_normal((40, 4)), tmp_path / "pool.zarr")
     replay = simulate(pool, np.arange(40) % 3, world[2], CLASSES, strategy="margin", batch=30, rounds=9)
     assert replay.labels == (30, 40)
+
+
+@pytest.mark.parametrize("kind", [int, float, str, bool, object], ids=lambda kind: kind.__name__)
+def test_numbers_are_names_and_never_positions(
+    tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet], kind: type
+) -> None:
+    pool, y, test = world
+    told, tested = (y == 1).astype(int), (test.y == 1).astype(int)
+    if kind is str:
+        told, tested = told.astype(str), tested.astype(str)
+    else:
+        told, tested = told.astype(kind), tested.astype(kind)
+    curves = []
+    for classes in (["0", "1"], ["1", "0"]):
+        for oracle in (told, lambda rows: told[rows]):
+            place = tmp_path / f"{classes[0]}-{len(curves)}"
+            replay = simulate(pool, oracle, TestSet(test.X, tested), classes, batch=15, rounds=3, directory=place)
+            latest = Campaign.open(place).latest_answers()
+            assert [classes[code] for code in latest.labels.tolist()] == [str(int(y[row] == 1)) for row in latest.rows]
+            curves.append(replay.accuracy)
+    assert curves[0] == curves[1]
+    assert curves[2] == curves[3]
+    assert min(curve[-1] for curve in curves) > 0.8
+
+
+def test_a_number_that_may_be_a_name_or_a_position_is_refused(world: tuple[Pool, np.ndarray, TestSet]) -> None:
+    pool, y, test = world
+    for oracle in (y, lambda rows: y[rows]):
+        with pytest.raises(LabelError, match=r"'0' is no class of 1, 2, 3.*positions they would be 0 = 1"):
+            simulate(pool, oracle, TestSet(test.X, test.y + 1), ["1", "2", "3"], batch=15, rounds=1)
+    with pytest.raises(LabelError, match=r"`test.y`"):
+        simulate(pool, y + 1, test, ["1", "2", "3"], batch=15, rounds=1)
+
+
+@pytest.mark.parametrize("gap", [None, np.nan, pd.NA, ""], ids=repr)
+def test_records_that_the_oracle_has_no_class_for_are_not_asked(
+    world: tuple[Pool, np.ndarray, TestSet], gap: object
+) -> None:
+    pool, y, test = world
+    told = np.array(CLASSES, dtype=object)[y]
+    told[::2] = gap
+    replay = simulate(pool, told, test, CLASSES, batch=15, rounds=3)
+    assert (np.concatenate(replay.batches) % 2 == 1).all()
+    with pytest.raises(LabelError, match="without one"):
+        simulate(pool, lambda rows: told[rows], test, CLASSES, batch=15, rounds=1)
+
+
+def test_the_labels_of_a_batch_are_names_or_codes_and_gaps_are_left_open(
+    tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet]
+) -> None:
+    campaign = create_campaign(tmp_path / "c", world[0], np.unique([0, 1, 2])[::-1], batch=6)
+    assert campaign.settings.classes == ("2", "1", "0")
+    batch = next_batch(campaign)
+    answer_batch(campaign, batch.rows.tolist(), batch.record_ids, [0, 1, "2", 2.0, None, np.nan])
+    latest = campaign.latest_answers()
+    said = {row: campaign.settings.classes[code] for row, code in zip(latest.rows.tolist(), latest.labels, strict=True)}
+    assert said == dict(zip(batch.rows.tolist()[:4], ["0", "1", "2", "2"], strict=True))
+    assert campaign.pending(1) == 2
+    with pytest.raises(LabelError, match="no class"):
+        answer_batch(campaign, batch.rows[4:], batch.record_ids[4:], ["1", "eggs"])
+    assert campaign.pending(1) == 2
 
 
 def test_a_rare_class_does_not_end_a_replay(tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet]) -> None:

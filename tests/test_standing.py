@@ -186,9 +186,22 @@ def test_a_holdout_is_what_accuracy_is_measured_on(truth: tuple[Pool, np.ndarray
     now = status(campaign)
     assert (now.accuracy.value, now.accuracy.n) == (right / 500, 500)
     assert (now.accuracy.low, now.accuracy.high) == wilson(right, 500)
-    # Codes are as good as names.
-    np.savez(tmp_path / "holdout.npz", X=X, y=codes[apart])
-    assert played(truth, tmp_path / "d", 3, holdout=tmp_path / "holdout.npz").history()[-1].holdout_asked == 500
+
+
+@pytest.mark.parametrize("kind", ["int64", "float32", "str", "bool"])
+def test_a_holdout_of_numbers_names_classes_and_no_positions(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, kind: str
+) -> None:
+    from dal.coordinator import _read_holdout
+
+    numbers = np.array([0, 1, 1, 0, 1])
+    np.savez(tmp_path / "holdout.npz", X=truth[0].take(np.arange(5)), y=numbers.astype(kind))
+    for classes, codes in ((["1", "0"], [1, 0, 0, 1, 0]), (["0", "1"], [0, 1, 1, 0, 1])):
+        place = tmp_path / "-".join(classes)
+        campaign = create_campaign(place, truth[0], classes, holdout=tmp_path / "holdout.npz")
+        read = _read_holdout(campaign.settings, D)
+        assert read is not None
+        assert read[1].tolist() == codes
 
 
 @pytest.mark.parametrize(
@@ -199,8 +212,11 @@ def test_a_holdout_is_what_accuracy_is_measured_on(truth: tuple[Pool, np.ndarray
         ({"X": np.zeros((4, D)), "y": np.zeros(3, int)}, r"and y \(3,\)"),
         ({"X": np.zeros((0, D)), "y": np.zeros(0, int)}, r"holds X \(0, 6\)"),
         ({"X": np.zeros((2, D)), "y": np.array(["red", "Green"])}, "'Green'"),
-        ({"X": np.zeros((2, D)), "y": np.array([0, 3])}, "3"),
-        ({"X": np.full((1, D), np.nan), "y": np.array([0])}, "NaN"),
+        ({"X": np.zeros((2, D)), "y": np.array([0, 1])}, "positions they would be 0 = red, 1 = "),
+        ({"X": np.zeros((2, D)), "y": np.array(["red", "nan"])}, "got 1 without one"),
+        ({"X": np.zeros((2, D)), "y": np.array(["red", ""])}, "got 1 without one"),
+        ({"X": np.zeros((2, D)), "y": np.array(["red", None], object)}, "cannot be read so"),
+        ({"X": np.full((1, D), np.nan), "y": np.array(["red"])}, "NaN"),
     ],
 )
 def test_a_holdout_that_is_none_is_refused_before_anything_is_made(

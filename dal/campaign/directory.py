@@ -18,6 +18,7 @@ from dal.campaign.disk import LOCK, exclusive, replacing, sync_directory, told
 from dal.campaign.objects import objects_of
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, SettingsError
+from dal.texts import composed
 
 DATABASE, TOML, LEARNER = "campaign.db", "campaign.toml", "learner.skops"
 PART = f"{DATABASE}.part"
@@ -210,7 +211,8 @@ def _read_settings(path: Path, row: Row[Any]) -> Settings:
             f"{path} is of campaign {identity}, and its database of {row.id}: put back the right one"
         )
     settings = _settings_from(text, path)
-    if list(settings.classes) != (fixed := json.loads(row.classes)):
+    fixed = [composed(name) for name in json.loads(row.classes)]
+    if list(settings.classes) != fixed:
         raise CampaignMismatch(
             f"{path} lists the classes {list(settings.classes)}, and the answers were given for {fixed}: put these back"
         )

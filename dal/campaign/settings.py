@@ -10,6 +10,7 @@ from dal.agreement import Vote
 from dal.campaign.objects import check_store
 from dal.errors import InputError, SettingsError
 from dal.places import place_of
+from dal.texts import composed, flaw
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Settings:
     pool : str
         Path or URL of the pool.
     classes : tuple of str
-        The classes, at least two. Their order is the order of the label codes, so it is fixed for ever.
+        The classes, at least two, in Unicode's composed form. Their order is the order of the label codes, so it is
+        fixed for ever.
     learner : str
         A preset's name or ``module:object``.
     strategy : str
@@ -84,6 +86,12 @@ class Settings:
     stop_set: int = 0
     holdout: str = ""
     missing_chunks: Literal["refuse", "fill"] = "refuse"
+
+    def __post_init__(self) -> None:
+        # A class has one name, whichever keyboard or file system spelt its accents.
+        if isinstance(self.classes, tuple):
+            names = tuple(composed(name) if isinstance(name, str) else name for name in self.classes)
+            object.__setattr__(self, "classes", names)
 
     def check(self) -> None:
         """Refuse settings that no campaign can have.
@@ -155,10 +163,8 @@ def _arguments(table: dict[str, Any]) -> dict[str, Any]:
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or value != value.strip():
         raise SettingsError(f"{name}: a text without surrounding blanks was expected, {value!r} came")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise SettingsError(f"{name}: {value!r} cannot be written as UTF-8") from error
+    if wrong := flaw(value):
+        raise SettingsError(f"{name}: {value!r} {wrong}")
 
 
 def _check_pool(pool: object) -> None:

@@ -1,9 +1,10 @@
 """The labelled set, as a table that says where every label comes from."""
 
+import codecs
 import json
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +12,10 @@ import pyarrow.parquet
 
 from dal.campaign import Asked, Campaign, Event, Round
 from dal.campaign.disk import replacing
+from dal.errors import LabelError
 from dal.exchange.files import Records
-from dal.exchange.formats import arrow_type, columns_for
+from dal.exchange.formats import arrow_type, as_json, columns_for, csv_bytes, csv_cell
+from dal.texts import guarded
 
 _AT_ONCE = 4096
 _TIME = pa.timestamp("us", tz="UTC")
@@ -55,12 +58,24 @@ COLUMNS = pa.schema(
 """What `docs/exchange.md` tells of each column."""
 
 
-def write_labels(campaign: Campaign, pool: Records, path: str | Path) -> int:
-    """Write every record that has an answer as a Parquet file, with its label and all that led to it.
+LABEL_FORMATS = ("parquet", "csv", "jsonl")
+_SUFFIXES = {
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 
-    The columns are those of `docs/exchange.md`, then the pool's display fields; the campaign's id and classes are in
-    the file's metadata. Records are in the order of their rows. A record whose answers were all skipped or taken back
-    has no label. Answers that come while the file is written are not in it.
+
+def write_labels(campaign: Campaign, pool: Records, path: str | Path, *, file_format: str | None = None) -> int:
+    """Write every record that has an answer, with its label and all that led to it, as Parquet, CSV or JSON lines.
+
+    The columns are those of `docs/exchange.md`, then the pool's display fields; a Parquet file has the campaign's id
+    and classes in its metadata, and a CSV file its lists as JSON. Records are in the order of their rows. A record
+    whose answers were all skipped or taken back has no label. Answers that come while the file is written are not in
+    it.
 
     Parameters
     ----------
@@ -68,6 +83,8 @@ def write_labels(campaign: Campaign, pool: Records, path: str | Path) -> int:
     pool : Records
         The campaign's pool.
     path : str or Path
+    file_format : str, optional
+        One of `LABEL_FORMATS`. Default: by the ending of `path`.
 
     Returns
     -------
@@ -76,23 +93,102 @@ def write_labels(campaign: Campaign, pool: Records, path: str | Path) -> int:
 
     Raises
     ------
+    LabelError
+        If the ending says none of the formats.
     CampaignError
         If the file cannot be written.
     """
+    path = Path(path)
+    sink = _sink(path, file_format)
     upto = campaign.last_answer()
     known = campaign.labels(upto)
     labels = dict(zip(known.rows.tolist(), known.codes.tolist(), strict=True))
     rounds = {each.number: each for each in campaign.rounds()}
     records = campaign.answers_by_record(upto)
     about = {"dal": json.dumps({"campaign": campaign.id, "classes": campaign.settings.classes, "last_answer": upto})}
-    with replacing(Path(path)) as file:
-        writer = None
-        while (block := list(islice(records, _AT_ONCE))) or writer is None:
-            batch = _batch(block, pool, campaign.settings.classes, labels, rounds).replace_schema_metadata(about)
-            writer = writer or pa.parquet.ParquetWriter(file, batch.schema, compression="zstd")
-            writer.write_batch(batch)
-        writer.close()
+    with replacing(path) as file:
+        first = True
+        while (block := list(islice(records, _AT_ONCE))) or first:
+            batch = _batch(block, pool, campaign.settings.classes, labels, rounds)
+            sink.write(file, batch.replace_schema_metadata(about))
+            first = False
+        sink.close()
     return len(labels)
+
+
+class _Sink(Protocol):
+    """A way to write the table, some records at a time; there is a first batch, if an empty one."""
+
+    def write(self, file: BinaryIO, batch: "pa.RecordBatch") -> None:
+        """Write records."""
+
+    def close(self) -> None:
+        """Write what comes last."""
+
+
+class _Parquet:
+    def __init__(self) -> None:
+        self._writer: pa.parquet.ParquetWriter | None = None
+
+    def write(self, file: BinaryIO, batch: "pa.RecordBatch") -> None:
+        if self._writer is None:
+            self._writer = pa.parquet.ParquetWriter(file, batch.schema, compression="zstd")
+        self._writer.write_batch(batch)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class _JsonLines:
+    def write(self, file: BinaryIO, batch: "pa.RecordBatch") -> None:
+        for record in batch.to_pylist():
+            file.write(_json({name: as_json(value) for name, value in record.items()}).encode() + b"\n")
+
+    def close(self) -> None:
+        """Do nothing: each line stands for itself."""
+
+
+class _Csv:
+    def __init__(self, delimiter: str) -> None:
+        self._delimiter, self._begun = delimiter, False
+
+    def write(self, file: BinaryIO, batch: "pa.RecordBatch") -> None:
+        if not self._begun:
+            file.write(codecs.BOM_UTF8 + csv_bytes([[guarded(name) for name in batch.schema.names]], self._delimiter))
+            self._begun = True
+        cells = ([_cell(value) for value in record.values()] for record in batch.to_pylist())
+        file.write(csv_bytes(cells, self._delimiter))
+
+    def close(self) -> None:
+        """Do nothing: each line stands for itself."""
+
+
+def _cell(value: object) -> str:
+    # Nothing is cut, as the cells of a batch are for spreadsheets: the labelled set is for programs, too.
+    if isinstance(value, str):
+        return guarded(value)
+    return guarded(_json(value)) if isinstance(value, list | dict) else csv_cell(value)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, default=lambda moment: moment.isoformat())
+
+
+def _sink(path: Path, name: str | None) -> _Sink:
+    found = name or _SUFFIXES.get(path.suffix.lower())
+    match found:
+        case "parquet":
+            return _Parquet()
+        case "csv":
+            return _Csv("\t" if path.suffix.lower() == ".tsv" else ",")
+        case "jsonl":
+            return _JsonLines()
+        case _:
+            raise LabelError(
+                f"`path` must end in {', '.join(_SUFFIXES)} for the labelled set, got {name or path.name}; or name one "
+                f"of the formats {', '.join(LABEL_FORMATS)}"
+            )
 
 
 def _batch(

@@ -5,7 +5,7 @@
 in ``explorer.js`` beside them.
 """
 
-from dal.explorer.page import write_explorer
+from dal.explorer.page import check_page, write_explorer
 from dal.explorer.play import Known, Plan, play, table
 from dal.explorer.report import view_of_campaign
 from dal.explorer.run import Run, RunFolder, run_of_campaign
@@ -16,6 +16,7 @@ __all__ = [
     "Plan",
     "Run",
     "RunFolder",
+    "check_page",
     "play",
     "run_of_campaign",
     "table",

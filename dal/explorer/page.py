@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dal.campaign.disk import replacing
+from dal.errors import SettingsError
 
 
 def write_explorer(path: str | Path, view: dict[str, Any]) -> None:
@@ -21,10 +22,27 @@ def write_explorer(path: str | Path, view: dict[str, Any]) -> None:
         Of the HTML file.
     view : dict
         As :func:`dal.explorer.view_of_run` gives it.
+
+    Raises
+    ------
+    SettingsError
+        If the path does not end like a page.
     """
+    check_page(path)
     page = explorer_html(view).encode()
     with replacing(Path(path)) as file:
         file.write(page)
+
+
+def check_page(path: str | Path) -> None:
+    """Refuse a path whose ending promises another kind of file than a page.
+
+    Raises
+    ------
+    SettingsError
+    """
+    if Path(path).suffix.lower() not in (".html", ".htm"):
+        raise SettingsError(f"`output` must end in .html, got {Path(path).name}: what is written is a page of HTML")
 
 
 def explorer_html(view: dict[str, Any]) -> str:

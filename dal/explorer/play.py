@@ -1,7 +1,8 @@
 """From a pool and a file of known classes to a run: what `dal compare` does."""
 
 import hashlib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client
 
-from dal.errors import SettingsError
+from dal.classes import Classes, codes_of, distinct_names
+from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
 from dal.learner import Learner
@@ -30,6 +32,10 @@ _TEST_ROUND = 2**31
 """The round of the hash that draws the test records: none that a campaign reaches."""
 
 
+_MADE_OF_NOTHING = frozenset({"nan", "None", "<NA>", "NaT"})
+"""What ``astype(str)`` makes of labels that are none."""
+
+
 @dataclass(frozen=True)
 class Known:
     """The classes of all records.
@@ -38,14 +44,23 @@ class Known:
     ----------
     classes : tuple of str
     codes : ndarray of shape (n_rows,), int64
+        -1 where the class is not known: such records are never asked, nor tested on.
     """
 
     classes: tuple[str, ...]
     codes: Rows
 
     @classmethod
-    def read(cls, path: str | Path, n_rows: int) -> "Known":
-        """Read an .npy file with one class a row, as integers or strings.
+    def read(cls, path: str | Path, n_rows: int, classes: Sequence[str] = ()) -> "Known":
+        """Read an .npy file with one class a row, as numbers or texts; NaN and empty texts are no class.
+
+        Parameters
+        ----------
+        path : path
+        n_rows : int
+            Of the pool.
+        classes : sequence of str, optional
+            Default: all that there are.
 
         Raises
         ------
@@ -58,10 +73,31 @@ class Known:
                 f"{path} holds {len(values):,} labels, the pool has {n_rows:,} records: expected one label for each"
                 " record, in the order of the pool's rows."
             )
-        names, codes = np.unique(values, return_inverse=True)
+        try:
+            if classes:
+                return cls(Classes(classes).names, codes_of(values, classes, what=str(path), gaps=True))
+            names, codes = distinct_names(values, what=str(path))
+        except LabelError as error:
+            raise SettingsError(str(error)) from error
         if len(names) < 2:
-            raise SettingsError(f"All labels in {path} are {str(names[0])!r}: a learner needs two classes.")
-        return cls(tuple(str(name) for name in names.tolist()), codes.astype(np.int64))
+            raise SettingsError(f"All labels in {path} are {', '.join(names)!r}: a learner needs two classes.")
+        _refuse_doubtful(names, Path(path))
+        return cls(names, codes)
+
+    def __call__(self, rows: Rows) -> npt.NDArray[np.object_]:
+        """Give the names of the classes of rows: codes could be taken for names, where classes are numbers."""
+        return np.array(self.classes, dtype=object)[self.codes[rows]]
+
+    @property
+    def unknown(self) -> Rows:
+        """The rows whose class is not known."""
+        return np.flatnonzero(self.codes < 0)
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each class among the records whose class is known."""
+        known = self.codes[self.codes >= 0]
+        return tuple((np.bincount(known, minlength=len(self.classes)) / max(len(known), 1)).tolist())
 
     def coded(self, values: npt.NDArray[Any], path: Path) -> Rows:
         """Give the codes of other labels.
@@ -71,14 +107,10 @@ class Known:
         SettingsError
             If one of them is none of the classes.
         """
-        code_of = {name: code for code, name in enumerate(self.classes)}
-        texts = [str(value) for value in _labels(values, path).tolist()]
-        if unknown := sorted(set(texts) - set(code_of)):
-            raise SettingsError(
-                f"{path} holds the classes {', '.join(unknown[:5])}, which no record of the pool has; these are"
-                f" {', '.join(self.classes[:20])}."
-            )
-        return np.array([code_of[text] for text in texts], dtype=np.int64)
+        try:
+            return codes_of(_labels(values, path), self.classes, what=f"y of {path}")
+        except LabelError as error:
+            raise SettingsError(f"{error}. These are the classes that records of the pool have.") from error
 
 
 def _loaded(path: Path) -> npt.NDArray[Any]:
@@ -88,8 +120,9 @@ def _loaded(path: Path) -> npt.NDArray[Any]:
         raise SettingsError(f"There is no file {path}.") from error
     except (ValueError, EOFError, OSError) as error:
         raise SettingsError(
-            f"{path} cannot be read as .npy: {error}. Write it with np.save(path, labels); labels that are Python"
-            " objects with np.save(path, labels.astype(str))."
+            f"{path} cannot be read as .npy: {error}. Write it with np.save(path, labels). Labels that are Python"
+            " objects become texts by pandas.Series(labels).fillna('').astype(str).to_numpy(str): those that are none"
+            " are empty then, and an empty text is no class."
         ) from error
     if not isinstance(found, np.ndarray):
         raise SettingsError(f"{path} is an .npz archive; expected an .npy file of labels alone.")
@@ -99,17 +132,25 @@ def _loaded(path: Path) -> npt.NDArray[Any]:
 def _labels(values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     if values.ndim != 1:
         raise SettingsError(f"{path} holds an array of shape {values.shape}; expected one label for each record.")
-    if values.dtype.kind not in "iuU":
-        raise SettingsError(
-            f"{path} holds {values.dtype}; labels are integers or strings. Convert them: labels.astype(int) or"
-            " labels.astype(str)."
-        )
-    if values.dtype.kind == "i" and len(values) and values.min() < 0:
-        raise SettingsError(
-            f"{path} holds {values.min()}, which looks like a record of unknown class: a replay needs the class of"
-            " every record."
-        )
+    if values.dtype.kind not in "biufUS":
+        raise SettingsError(f"{path} holds {values.dtype}; labels are numbers or texts. Convert them.")
+    if values.dtype.kind == "f" and ((values % 1 != 0) & np.isfinite(values)).any():
+        raise SettingsError(f"{path} holds fractions such as {values[values % 1 != 0][0]}; labels name classes.")
     return values
+
+
+def _refuse_doubtful(names: Sequence[str], path: Path) -> None:
+    """Refuse labels that may be classes, or the mark of a record that has none."""
+    marks = [name for name in names if name in _MADE_OF_NOTHING]
+    # scikit-learn's mark of unlabelled records; but -1 and 1 are classes, and so it is where there are other negatives.
+    numbers = {int(name) for name in names} if all(re.fullmatch(r"-?\d+", name) for name in names) else set()
+    if -1 in numbers and min(numbers) == -1 and numbers != {-1, 1}:
+        marks.append("-1")
+    if marks:
+        raise SettingsError(
+            f"{path} holds {marks[0]!r}, which may be a class, or mean that the class is not known. If it is one, name "
+            "the classes (--class for each); else write NaN, or an empty text, in its place."
+        )
 
 
 def read_test(path: str | Path, known: Known, n_features: int) -> TestSet:
@@ -140,6 +181,10 @@ def read_test(path: str | Path, known: Known, n_features: int) -> TestSet:
     return TestSet(X, known.coded(y, path))
 
 
+def _test_size(pool: Pool, known: Known) -> int:
+    return min(MOST_TEST, int(TEST_SHARE * (pool.n_rows - len(known.unknown))))
+
+
 def held_out(pool: Pool, known: Known) -> tuple[Rows, TestSet]:
     """Draw test records out of the pool by hash: a fifth of it, at most 5,000, the same ones for any seed.
 
@@ -150,8 +195,8 @@ def held_out(pool: Pool, known: Known) -> tuple[Rows, TestSet]:
     test : TestSet
         The valid ones of them.
     """
-    count = min(MOST_TEST, int(TEST_SHARE * pool.n_rows))
-    drawn = uniform_rows(pool.n_rows, np.empty(0, np.int64), 0, _TEST_ROUND)
+    count = _test_size(pool, known)
+    drawn = uniform_rows(pool.n_rows, known.unknown, 0, _TEST_ROUND)
     rows = np.sort(np.fromiter(islice(drawn, count), np.int64))
     X = pool.take(rows)
     valid = np.isfinite(X).all(axis=1)
@@ -202,7 +247,8 @@ class Plan:
         for what, value in (("seed", self.seeds), ("record in a batch", self.batch), ("round", self.rounds)):
             if value < 1:
                 raise SettingsError(f"Expected at least 1 {what}, got {value}.")
-        room = self.pool.n_rows - (0 if self.test else min(MOST_TEST, int(TEST_SHARE * self.pool.n_rows)))
+        room = self.pool.n_rows - len(self.known.unknown)
+        room -= 0 if self.test else _test_size(self.pool, self.known)
         if self.batch > room:
             raise SettingsError(
                 f"Expected a batch of at most the {room:,} records that can be asked, got {self.batch:,}."
@@ -253,6 +299,10 @@ def play(
     else:
         reserved, test = np.empty(0, np.int64), read_test(plan.test, known, pool.n_features)
         note = f"Accuracy is measured on {len(test.y):,} test records of your own."
+    notes = [f"Learner {plan.learner}, {plan.batch} records asked in a round, no explore share.", note]
+    if len(known.unknown):
+        reserved = np.union1d(reserved, known.unknown)
+        notes.append(f"The class of {len(known.unknown):,} records is not known: they are never asked.")
     wanted = [(strategy, seed) for seed in range(plan.seeds) for strategy in plan.strategies]
     done = [replay for replay in folder.replays() if (replay.strategy, replay.seed) in wanted]
 
@@ -275,9 +325,10 @@ def play(
         "known": done,
         "on_replay": told,
     }
+    names = np.array(known.classes, dtype=object)
     side_by_side = client is not None and pool.nbytes <= WHOLE_POOL_BYTES
     played = (compare_side_by_side if side_by_side else compare)(
-        pool, known.codes, test, known.classes, plan.strategies, **common
+        pool, known, TestSet(test.X, names[test.y]), known.classes, plan.strategies, **common
     )
     rows = np.unique(np.concatenate([pool_map.sample, *(rows for each in played.replays for rows in each.batches)]))
     run = Run(
@@ -287,8 +338,8 @@ def play(
         rows=rows,
         codes=known.codes[rows],
         pool_map=pool_map,
-        shares=tuple((np.bincount(known.codes, minlength=len(known.classes)) / len(known.codes)).tolist()),
-        notes=(f"Learner {plan.learner}, {plan.batch} records asked in a round, no explore share.", note),
+        shares=known.shares,
+        notes=tuple(notes),
     )
     folder.finish(run)
     return run
