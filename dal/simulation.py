@@ -312,7 +312,7 @@ def simulate(
             given = next_batch(campaign, client=client, progress=progress, coverage=coverage, reserved=reserved)
             if isinstance(given, Stopped):
                 break
-            answer_batch(campaign, given.rows, given.record_ids, ask(given.rows))
+            _answer(campaign, given.rows, given.record_ids, ask(given.rows), "oracle")
             replay = _measured(replay, campaign, pool, test, given, watched)
             if on_round is not None:
                 on_round(replay)
@@ -454,6 +454,10 @@ def answer_batch(
         If a label names no class, or may be read in two ways; no answer was added then.
     """
     codes = codes_of(labels, campaign.settings.classes, what="labels", gaps=True, codes=True)
+    _answer(campaign, rows, record_ids, codes, annotator)
+
+
+def _answer(campaign: Campaign, rows: npt.ArrayLike, record_ids: Sequence[str], codes: Codes, annotator: str) -> None:
     answers = [
         Answer(row=row, record_id=record_id, annotator=annotator, status="submitted", label=code)
         for row, record_id, code in zip(np.asarray(rows).tolist(), record_ids, codes.tolist(), strict=True)

@@ -16,10 +16,11 @@ import pytest
 from PIL import Image
 
 from dal.campaign import Answer, Campaign, Settings
-from dal.errors import CampaignError, LabelError, PoolNotFound
-from dal.exchange import files, read_answers, write_batch
+from dal.errors import CampaignError, LabelError, PoolNotFound, SettingsError
+from dal.exchange import files, read_answers, read_gold, write_batch
 from dal.exchange.formats import CELL_CHARACTERS
 from dal.pool import build_pool
+from dal.web import overview
 
 HEADER = "record_id,label,status,annotator\n"
 CLASSES = ("cat", "dog", "-1", "naïve 🐱")
@@ -778,3 +779,230 @@ def test_with_a_real_pool(tmp_path: Path) -> None:
     report = read_answers(tmp_path / "batch.csv", campaign, pool, "ann")
     assert (report.new, [each.record_id for each in report.rejected]) == (3, ["unknown"])
     assert answered(campaign) == dict.fromkeys([(7, "ann"), (300, "ann"), (401, "ann")], "dog")
+
+
+# -- through other programs ------------------------------------------------------------------------------------------
+
+OWN_NAMES = ["Label", "Status", "status ", "ANNOTATOR", "record_id", "Record_ID", "pool.label", "\ufeffstatus", "text"]
+
+
+@pytest.mark.parametrize("name", ["batch.csv", "batch.tsv", "batch.jsonl", "batch.parquet", "batch.json"])
+def test_display_fields_called_like_columns_do_not_stand_in_the_way(tmp_path: Path, name: str) -> None:
+    pool = InMemory(["a", "b"], **{field: [f"{field} of a", "spam"] for field in OWN_NAMES})
+    campaign = start(tmp_path / "c", pool, [100, 101])
+    if name != "batch.json":
+        campaign.add_answers([Answer(100, "a", "bob", "submitted", 1)], source="web")
+    write_batch(campaign, pool, 1, tmp_path / name)
+    report = read_answers(tmp_path / name, campaign, pool, "ann")
+    known = name != "batch.json"
+    assert (report.same, report.pending, report.new, report.rejections) == (known, 2 - known, 0, 0)
+    if name == "batch.jsonl":
+        first = json.loads((tmp_path / name).read_text().splitlines()[0])
+        assert len(first) == 4 + len(OWN_NAMES), "no field has taken the place of another"
+        assert [first[f"pool.{field}"] for field in ("Label", "record_id")] == ["Label of a", "record_id of a"]
+
+
+def test_a_column_of_the_users_own_in_other_letters_is_left_alone(
+    campaign: Campaign, bring: Callable[..., files.ImportReport]
+) -> None:
+    assert bring("Label,record_id,label,STATUS,status\nwhatever,r7,cat,draft,\n").new == 1
+    assert answered(campaign) == {(107, "ann"): "cat"}
+    for header in ("record_id,Label,LABEL", "record_id,label,label"):
+        with pytest.raises(LabelError, match="'label' more than once"):
+            bring(f"{header}\nr7,cat,dog\n")
+
+
+NUMBERED = InMemory(["192", "007", "-5", "1e5", "nan"], text=["x"] * 5)
+BINARY = ("0", "1")
+
+
+def binary(directory: Path, classes: Sequence[str] = BINARY) -> Campaign:
+    chosen = Settings("pool.zarr", tuple(classes), learner="logistic", strategy="margin", batch=4)
+    campaign = Campaign.create(directory, chosen, pool_fingerprint="f", n_rows=NUMBERED.n_rows)
+    frozen = {"pool_fingerprint": "f", "n_rows": NUMBERED.n_rows, "k": 5, "explore": 0.0, "seed": 0}
+    nothing, asked = [None] * 5, list(range(100, 105))
+    ids = [NUMBERED.ids[row] for row in asked]
+    campaign.open_batch(campaign.freeze_round(**frozen, strategy="margin"), asked, ids, nothing, nothing, [False] * 5)
+    return campaign
+
+
+def labels_of(campaign: Campaign) -> dict[int, str]:
+    latest = campaign.latest_answers()
+    return {
+        row: campaign.settings.classes[code]
+        for row, code in zip(latest.rows.tolist(), latest.labels.tolist(), strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.CSV", "x.jsonl", "x.parquet", "x.pq"])
+@pytest.mark.parametrize("labels", [[1.0, np.nan], [True, None], ["1", np.nan]], ids=["floats", "booleans", "texts"])
+def test_a_batch_comes_back_through_pandas(tmp_path: Path, name: str, labels: list[object]) -> None:
+    campaign = binary(tmp_path / "c", ("1", "0"))
+    campaign.add_answers([Answer(104, "nan", "bob", "submitted", 1)], source="web")
+    path = tmp_path / name
+    write_batch(campaign, NUMBERED, 1, path)
+    suffix = path.suffix.lower()
+    texts = {"record_id": str}
+    if suffix == ".csv":
+        frame = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values={"label": [""], "status": [""]})
+    elif suffix == ".jsonl":
+        frame = pd.read_json(path, lines=True, dtype={"record_id": str})
+    else:
+        frame = pd.read_parquet(path)
+    frame = frame[frame["record_id"].isin(["192", "-5", "nan", "'-5"])].reset_index(drop=True)
+    kept = frame["label"].astype(object)
+    kept[:2] = labels
+    kept[2] = {float: 0.0, bool: False, str: "0"}[type(labels[0])]
+    frame["label"] = kept.astype(float) if isinstance(labels[0], float) else kept
+    frame["status"] = np.array([np.nan, np.nan, np.nan])
+    frame["annotator"] = np.array([np.nan, np.nan, np.nan])
+    if suffix == ".csv":
+        frame.to_csv(path, index=False)
+    elif suffix == ".jsonl":
+        path.write_text("\n".join(json.dumps(line) for line in frame.to_dict("records")))  # NaN, as Python writes it
+    else:
+        frame.to_parquet(path)
+    report = read_answers(path, campaign, NUMBERED, "ann")
+    assert (report.new, report.pending, report.rejected) == (2, 1, ())
+    assert labels_of(campaign) == {100: "1", 104: "0"}
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+def test_whole_numbers_that_became_fractions_are_the_same_records(tmp_path: Path, as_text: bool) -> None:
+    campaign = binary(tmp_path / "c")
+    frame = pd.DataFrame({"record_id": [192.0, -5.0, np.nan], "label": [1.0, 0.0, np.nan], "status": [np.nan] * 3})
+    if as_text:
+        frame = frame.astype(str)
+    frame.to_csv(tmp_path / "x.csv", index=False, na_rep="NaN")
+    frame.to_parquet(tmp_path / "x.parquet")
+    frame.to_json(tmp_path / "x.jsonl", orient="records", lines=True)
+    for name, who in (("x.csv", "a"), ("x.parquet", "b"), ("x.jsonl", "c")):
+        report = read_answers(tmp_path / name, campaign, NUMBERED, who)
+        assert report.new == 2, (name, report)
+    assert set(labels_of(campaign).items()) == {(100, "1"), (102, "0")}
+    (tmp_path / "y.csv").write_text("record_id,label\n7,1\n")
+    (rejected,) = read_answers(tmp_path / "y.csv", campaign, NUMBERED, "a").rejected
+    assert "007 into 7" in rejected.reason
+    (tmp_path / "far.jsonl").write_text('{"record_id": 9007199254740992.0, "label": 1}')
+    assert "no record_id" in read_answers(tmp_path / "far.jsonl", campaign, NUMBERED, "a").rejected[0].reason
+
+
+def test_an_id_that_is_written_so_is_found_before_what_it_may_have_been(tmp_path: Path) -> None:
+    pool = InMemory(["7", "7.0", "'=1", "=1", " 8", "8"])
+    campaign = start(tmp_path / "c", pool, [100])
+    (tmp_path / "x.csv").write_text("record_id,label\n7.0,cat\n'=1,dog\n''=1,-1\n 8,cat\n8 ,dog\n")
+    assert read_answers(tmp_path / "x.csv", campaign, pool, "ann").rejected == ()
+    names = {event.record_id: CLASSES[event.label or 0] for event in campaign.answer_log()}
+    assert names == {"7.0": "cat", "=1": "dog", "'=1": "-1", " 8": "cat", "8": "dog"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'\xef\xbb\xbf"record_id";"label";"status";"annotator"\r\n"192";"TRUE";"";""\r\n"-5";"FALSE";"";""\r\n',
+        b"sep=;\r\nrecord_id;label;status\r\n192;TRUE;\r\n-5;FALSE;\r\n",
+        b'"sep=\t"\r\nrecord_id\tlabel\r\n192\tTRUE\r\n-5\tFALSE\r\n',
+        b"\r\n\nrecord_id;label\r192;true\n-5;false\r\n",
+        b"\xef\xbb\xbfrecord_id,label,status\n 192 , true ,NaN\n'-5,FALSE,SUBMITTED \n",
+    ],
+    ids=["LibreOffice", "Excel", "tabs", "mixed line ends", "blanks"],
+)
+def test_spreadsheets_write_truth_values_in_their_own_way(tmp_path: Path, content: bytes) -> None:
+    campaign = binary(tmp_path / "c", ("false", "true"))
+    (tmp_path / "x.CSV").write_bytes(content)
+    report = read_answers(tmp_path / "x.CSV", campaign, NUMBERED, "ann")
+    assert (report.new, report.rejected) == (2, ())
+    assert labels_of(campaign) == {100: "true", 102: "false"}
+
+
+def test_what_is_missing_is_pending_unless_a_class_or_a_person_is_called_so(tmp_path: Path) -> None:
+    content = "record_id,label,status,annotator\n192,NaN,nan,NaN\n007,<NA>,None,nan\n-5,1,nan,<NA>\n"
+    (tmp_path / "x.csv").write_text(content)
+    report = read_answers(tmp_path / "x.csv", binary(tmp_path / "a"), NUMBERED, "ann")
+    assert (report.new, report.pending, report.rejections) == (1, 2, 0)
+    campaign = binary(tmp_path / "b", ("NaN", "1"))
+    campaign.add_answers([Answer(103, "1e5", "Nan", "submitted", 1)], source="web")
+    assert read_answers(tmp_path / "x.csv", campaign, NUMBERED, "ann").new == 2
+    people = {(event.record_id, event.annotator) for event in campaign.answer_log()}
+    assert people == {("1e5", "Nan"), ("192", "Nan"), ("-5", "ann")}
+
+
+def test_a_decomposed_class_is_the_class(tmp_path: Path) -> None:
+    decomposed, composed = "cafe\u0301", "caf\u00e9"
+    campaign = binary(tmp_path / "c", (decomposed, "tea"))
+    assert campaign.settings.classes == (composed, "tea")
+    assert Campaign.open(campaign.directory).settings.classes == (composed, "tea")
+    toml = campaign.directory / "campaign.toml"
+    toml.write_text(toml.read_text(encoding="utf-8").replace(composed, decomposed), encoding="utf-8")
+    assert Campaign.open(campaign.directory).settings.classes == (composed, "tea")
+    for at, spelling in enumerate((decomposed, composed)):
+        (tmp_path / "x.csv").write_text(f"record_id,label\n{NUMBERED.ids[100 + at]},{spelling}\n", encoding="utf-8")
+        assert read_answers(tmp_path / "x.csv", campaign, NUMBERED, "ann").new == 1
+    with pytest.raises(SettingsError, match="more than once"):
+        Settings("p", (decomposed, composed), learner="logistic", strategy="margin", batch=4).check()
+
+
+# -- one line is one line --------------------------------------------------------------------------------------------
+
+
+def test_an_impossible_line_is_refused_and_the_others_are_taken(
+    campaign: Campaign, bring: Callable[..., files.ImportReport]
+) -> None:
+    lines = [
+        '{"record_id": "r7", "label": "cat", "answered_at": "0001-01-01T00:00:00+14:00"}',
+        '{"record_id": "r7", "label": "cat", "answered_at": "9999-12-31T23:59:59-12:00"}',
+        '{"record_id": "r7", "label": ' + "1" * 5000 + "}",
+        '{"record_id": ' + "9" * 4300 + ', "label": "cat"}',
+        '{"record_id": "r7", "label": ' + "[" * 50_000 + "]" * 50_000 + "}",
+        '{"record_id": "r7", "label": "\\ud83d"}',
+        '{"record_id": "r\\u0000", "label": "cat"}',
+        '{"record_id": "r7", "label": "cat", "annotator": "a\\u0000b"}',
+        '{"record_id": "r7", "label": "cat", "annotator": "' + "x" * 5000 + '"}',
+        '{"record_id": "r7", "label": Infinity}',
+        '{"record_id": "unknown", "label": "cat"}',
+        '{"record_id": "r1", "label": "dog", "lead_time": ' + "1" * 400 + "}",
+        '{"record_id": "r2", "label": NaN, "annotator": NaN}',
+    ]
+    report = bring("\n".join(lines), name="x.jsonl")
+    assert [each.place for each in report.rejected] == [f"line {number}" for number in range(1, 12)]
+    assert (report.new, report.pending) == (1, 1)
+    assert answered(campaign) == {(101, "ann"): "dog"}
+
+
+def test_a_refused_line_is_taken_when_its_record_is_there(tmp_path: Path) -> None:
+    """The pool grows after the file was handed in, and after the campaign's last round froze."""
+    small, grown = InMemory(["a"]), InMemory(["a", "b"])
+    campaign = start(tmp_path / "c", small, [100])
+    (tmp_path / "x.csv").write_text("record_id,label\na,cat\nb,dog\n")
+    report = read_answers(tmp_path / "x.csv", campaign, small, "ann")
+    assert (report.new, report.rejections) == (1, 1)
+    campaign.add_answers([Answer(100, "a", "ann", "submitted", 1)], source="web")
+    report = read_answers(tmp_path / "x.csv", campaign, grown, "ann")
+    assert (report.new, report.changed, report.superseded, report.rejections) == (1, 0, 1, 0)
+    assert answered(campaign) == {(100, "ann"): "dog", (101, "ann"): "dog"}
+    assert read_answers(tmp_path / "x.csv", campaign, grown, "ann").seen
+    (tmp_path / "gold.csv").write_text("record_id,label\nc,cat\n")
+    with pytest.raises(LabelError, match="no such record"):
+        read_gold(tmp_path / "gold.csv", campaign, grown)
+    assert read_gold(tmp_path / "gold.csv", campaign, InMemory(["a", "b", "c"])) == 1
+
+
+# -- the export of the pages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_the_export_of_the_pages_comes_back_as_it_is(tmp_path: Path, form: Literal["csv", "jsonl"]) -> None:
+    ids = [*DANGEROUS, *AWKWARD]
+    pool = InMemory(ids)
+    campaign = start(tmp_path / "c", pool, range(100, 100 + len(ids)))
+    campaign.add_answers(
+        [Answer(100 + at, record_id, "=ann", "submitted", at % 4) for at, record_id in enumerate(ids)], source="web"
+    )
+    path = tmp_path / f"export.{form}"
+    path.write_text("".join(overview.exported(campaign, form)), encoding="utf-8", newline="")
+    assert path.read_bytes().startswith(b"\xef\xbb\xbf") == (form == "csv")
+    if form == "csv":
+        cells = [cell for line in table(path) for name, cell in line.items() if name != "row"]
+        assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))] == []
+    report = read_answers(path, campaign, pool, "somebody else")
+    assert (report.same, report.new, report.changed, report.rejections) == (len(ids), 0, 0, 0)

@@ -12,13 +12,18 @@ def spelling(connection: Connection, name: str) -> str:
     return shown_name(name) if known is None else known
 
 
+def is_enrolled(connection: Connection, name: str) -> bool:
+    """Say whether the campaign knows anybody of this name."""
+    return connection.scalar(select(people.c.name).where(people.c.key == folded(name))) is not None
+
+
 def enrolled(connection: Connection, name: str) -> str:
     """Return the name that the campaign knows a person by; the first spelling is kept for all that follow.
 
     Takes a transaction that writes.
     """
     known = spelling(connection, name)
-    if connection.scalar(select(func.count()).where(people.c.key == folded(name))) == 0:
+    if not is_enrolled(connection, name):
         connection.execute(insert(people).values(key=folded(name), name=known))
     return known
 

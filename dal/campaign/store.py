@@ -32,7 +32,7 @@ from dal.campaign.database import Database, immediate
 from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
 from dal.campaign.leases import held
 from dal.campaign.objects import digest_of, objects_of
-from dal.campaign.people import enrol_staged
+from dal.campaign.people import enrol_staged, is_enrolled
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
@@ -605,6 +605,11 @@ class Campaign:
         """Give what the last import of this digest came to, None if there was none."""
         with self.database.reading() as connection:
             return ledger.seen(connection, digest, folded(annotator))
+
+    def knows(self, annotator: str) -> bool:
+        """Say whether anybody of this name has answered or may, however the name is spelt."""
+        with self.database.reading() as connection:
+            return is_enrolled(connection, annotator)
 
     def latest_answers(self, upto: int | None = None, *, asked_in: int | None = None) -> Answers:
         """Read the latest answer of each annotator to each record.

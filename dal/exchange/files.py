@@ -320,7 +320,7 @@ def read_answers(
     known = campaign.import_seen(digest, file.annotator)
     if known is not None and file.changes_nothing(known):
         return ImportReport(0, 0, known.new + known.changed + known.same, 0, 0, seen=True)
-    reading = Reading(path, written, campaign.settings.classes, pool, file.annotator)
+    reading = Reading(path, written, campaign.settings.classes, pool, file.annotator, campaign.knows)
     imported = campaign.import_answers(reading.answers(progress), file, rejected=lambda: reading.rejections)
     return reading.report(imported)
 
@@ -365,8 +365,16 @@ def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_forma
 class Reading:
     """One pass over a file: gives its answers, and keeps count of the lines that are none."""
 
-    def __init__(self, path: Path, written: Format, classes: tuple[str, ...], pool: Records, annotator: str) -> None:
-        self.path, self.format, self.pool, self.annotator = path, written, pool, annotator
+    def __init__(
+        self,
+        path: Path,
+        written: Format,
+        classes: tuple[str, ...],
+        pool: Records,
+        annotator: str,
+        is_known: Callable[[str], bool] = lambda _: False,
+    ) -> None:
+        self.path, self.format, self.pool, self.annotator, self._is_known = path, written, pool, annotator, is_known
         self.classes = Classes(classes)
         self.fit = self.pending = self.rejections = 0
         self.rejected: list[Rejected] = []
@@ -476,7 +484,9 @@ class Reading:
             self._reject(line, "the pool has no such record: has a spreadsheet changed the id, such as 007 into 7?")
             return None
         name = self.format.own(line.annotator)
-        annotator = self.annotator if name.strip() in _NO_NAMES else shown_name(name) or self.annotator
+        annotator = shown_name(name) or self.annotator
+        if name.strip() in _NO_NAMES and not self._is_known(name):
+            annotator = self.annotator
         if wrong := name_flaw(annotator):
             self._reject(line, f"the annotator's name {wrong}")
             return None
