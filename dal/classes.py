@@ -121,7 +121,7 @@ def text_of(value: object) -> str | None:
     ['7', '7', '-1.5', 'True', '3', '0.1', 'cat', None]
     """
     if isinstance(value, str):
-        return composed(value)
+        return composed(str(value))  # NumPy's texts are called by another name in messages
     if isinstance(value, bytes):
         try:
             return composed(value.decode())

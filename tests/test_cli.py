@@ -1,6 +1,7 @@
 """The command line as a person uses it: files in, files out, real processes."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -346,3 +347,73 @@ def test_the_demo_is_the_same_for_the_same_seed_and_saves_a_page(
     pool = Pool.open(tmp_path / "a" / "digits-4000-5.zarr")
     assert pool.record_shape == (8, 8, 1)
     assert pool.fields == ("original",)
+
+
+def test_classes_with_commas_and_from_a_file(pool: Path, tmp_path: Path) -> None:
+    ok("init", tmp_path / "a", pool, "--class", "ham, eggs", "--class", "-1", "--class", "cafe\u0301")
+    named = tmp_path / "classes.txt"
+    named.write_bytes("\ufeffham, eggs\r\n-1\r\n\r\ncaf\u00e9\r\n".encode())
+    ok("init", tmp_path / "b", pool, "--classes-from", named)
+    for name in "ab":
+        assert Campaign.open(tmp_path / name).settings.classes == ("ham, eggs", "-1", "caf\u00e9")
+    for options, said in (
+        ((), "are missing"),
+        (("--classes", "a,b", "--class", "c"), "--classes and --class"),
+        (("--class", "cafe\u0301", "--class", "caf\u00e9"), "more than once"),
+        (("--class", "a"), "at least two"),
+    ):
+        refused = dal("init", tmp_path / "c", pool, *options)
+        assert refused.exit_code != 0
+        assert said in refused.output
+    assert not (tmp_path / "c").exists()
+
+
+def test_an_import_of_which_everything_is_refused_fails(pool: Path, tmp_path: Path) -> None:
+    campaign, path = tmp_path / "campaign", tmp_path / "x.csv"
+    ok("init", campaign, pool, "--classes", "ham,spam")
+    for content, code in (
+        ("record_id,label\n000001,Ham\nunknown,spam\n", 1),
+        ("record_id,label\n000001,Ham\n000001,\n", 1),
+        ("record_id,label\n000001,ham\n000002,eggs\n", 0),
+        ("record_id,label\n000002,eggs\n000001,ham\n", 0),  # known already
+        ("record_id,label\n000002,eggs\n", 1),
+        ("record_id,label\n000002,\n", 0),
+        ("record_id,label\n", 0),
+    ):
+        path.write_text(content)
+        for _ in range(2):  # a second time, too: nothing was imported before
+            result = dal("label", "import", campaign, path, "--annotator", "ann")
+            assert result.exit_code == code, (content, result.output)
+    path.write_text("record_id,label\n000003,eggs\n")
+    assert dal("label", "gold", campaign, path).exit_code == 1
+
+
+def test_exports_are_what_their_ending_says(pool: Path, tmp_path: Path) -> None:
+    campaign, path = tmp_path / "campaign", tmp_path / "x.csv"
+    ok("init", campaign, pool, "--classes", "ham,spam")
+    path.write_text("record_id,label\n000001,ham\n000002,spam\n")
+    ok("label", "import", campaign, path, "--annotator", "=ann")
+    for name in ("labels.csv", "labels.tsv", "labels.jsonl", "labels.parquet", "labels.PQ"):
+        assert "2 labels" in ok("label", "export", campaign, tmp_path / name, "--labels")
+    expected = [("000001", "ham", ["=ann"]), ("000002", "spam", ["=ann"])]
+    text = {"record_id": str, "annotators": str}
+    for name, separator in (("labels.csv", ","), ("labels.tsv", "\t")):
+        frame = pd.read_csv(tmp_path / name, dtype=text, sep=separator)
+        frame["annotators"] = frame["annotators"].map(json.loads)
+        assert list(zip(frame["record_id"], frame["label"], frame["annotators"], strict=True)) == expected
+    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert [(each["record_id"], each["label"], each["annotators"]) for each in lines] == expected
+    assert lines[0]["answers"][0]["annotator"] == "=ann"
+    for name in ("labels.parquet", "labels.PQ"):
+        frame = pd.read_parquet(tmp_path / name)
+        assert list(zip(frame["record_id"], frame["label"], map(list, frame["annotators"]), strict=True)) == expected
+    for command in (
+        ("label", "export", campaign, tmp_path / "labels.xlsx", "--labels"),
+        ("label", "export", campaign, tmp_path / "labels", "--labels"),
+        ("label", "export", campaign, tmp_path / "labels.json", "--labels", "--format", "prodigy"),
+        ("report", campaign, "--output", tmp_path / "report.pdf"),
+    ):
+        refused = dal(*command)
+        assert refused.exit_code == 1, refused.output
+        assert "must end in" in refused.output
+    assert not list(tmp_path.glob("*.xlsx")) + list(tmp_path.glob("*.pdf")) + list(tmp_path.glob("labels.json"))

@@ -330,7 +330,9 @@ def test_an_export_of_label_studio_1_23(tmp_path: Path) -> None:
     ("given", "place", "reason"),
     [
         (17, "$[1]", "is no task"),
-        ({"id": 1, "text": "a", "label": "cat"}, "$[1]", "JSON-MIN"),
+        ({"id": 1, "text": "a", "label": "cat"}, "$[1]", "no record_id"),
+        ({"record_id": "r", "label": {"choices": ["cat", "dog"]}}, "$[1]", "one class was expected"),
+        ({"data": {"record_id": True}}, "$[1]", "no data.record_id"),
         ({"data": {"text": "a"}}, "$[1]", "no data.record_id"),
         ({"data": {"record_id": "r", "batch": "other-r001"}}, "$[1]", "of another campaign"),
         ({"data": {"record_id": "r"}, "annotations": {"a": 1}}, "$[1]", "is no list"),
@@ -376,14 +378,90 @@ def test_ways_in_which_an_annotation_names_its_annotator(who: object, name: str,
         (b"", "no JSON list of tasks"),
         (b'{"tasks": []}', "no JSON list of tasks"),
         (b'[{"data": {"record_id": "a"}}, {"data": ', r"damaged after 1 tasks, in \$\[1\]"),
-        (b'[{"data": {"record_id": "a"}} {}]', r"damaged after 1 tasks, in \$\[1\]"),
-        (b'[{"data": {"record_id": "na\xefve"}}]', "damaged after 0 tasks"),
+        (b'[{"data": {"record_id": "a"}}] {}', "goes on after its list of 1 tasks"),
+        (b'[{"data": {"record_id": "a}}]', r"damaged after 0 tasks, in \$\[0\]"),
     ],
 )
 def test_json_that_is_damaged_is_refused_whole(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(LabelError, match=message):
         read(LabelStudio(), tmp_path / "x.json")
+
+
+def test_a_task_that_no_program_reads_is_refused_alone(tmp_path: Path) -> None:
+    broken = [
+        b'{"data": {"record_id": "na\xefve"}}',
+        b'{"data": {"record_id": ' + b"1" * 5000 + b"}}",
+        b'{"data": {"record_id": "a\\ud83d"}}',
+        b'{"data": {"record_id": "a"}} {}',
+        b'{"data": {"record_id": NaN}}',
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"data": {"record_id": "a"}, "annotations": [{"result": [{"type": "choices", "value": {"choices": ['
+        + b"[" * 500 + b"]" * 500 + b"]}}]}]}",
+    ]  # fmt: skip
+    whole = b'{"data": {"record_id": "b", "text": "], \\" {", "big": ' + b"9" * 30 + b', "x": NaN}}'
+    (tmp_path / "x.json").write_bytes(b"\xef\xbb\xbf [" + b",\n".join([*broken, whole]) + b"]\n")
+    *refused, last = read(LabelStudio(), tmp_path / "x.json")
+    assert all(isinstance(line, Rejected) for line in refused)
+    assert [line.place.partition(".")[0] for line in refused if isinstance(line, Rejected)] == [
+        f"$[{at}]" for at in range(len(broken))
+    ]
+    assert last == Line(len(broken) + 1, "b")
+
+
+def test_tasks_longer_than_what_is_read_at_once_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dal.exchange.label_studio._BLOCK", 64)
+    tasks = [{"data": {"record_id": f"r{at}", "text": '\\"[{,]}' * at * 7}} for at in range(40)]
+    (tmp_path / "x.json").write_text(json.dumps(tasks, indent=1))
+    assert read(LabelStudio(), tmp_path / "x.json") == [Line(at + 1, f"r{at}") for at in range(40)]
+
+
+@pytest.mark.parametrize("chosen", ["cat", ["cat"], {"choices": ["cat"]}, {"choices": "cat"}], ids=repr)
+@pytest.mark.parametrize("form", ["annotations", "completions", "min", "csv", "tsv"])
+def test_exports_of_other_versions_and_kinds(form: str, chosen: object, tmp_path: Path) -> None:
+    at, text = "2021-03-05T08:00:00.000000Z", "a, b"
+    told = {"created_at": at, "updated_at": at, "lead_time": 2.5}
+    value = chosen if isinstance(chosen, dict) else {"choices": chosen}
+    if form in ("annotations", "completions"):
+        result = [{"from_name": "label", "to_name": "text", "type": "choices", "value": value}]
+        said = [{"id": 1, "completed_by": 7, "result": result, **told}]
+        path = tmp_path / "x.json"
+        path.write_text(json.dumps([{"id": 3, "data": {"record_id": "r", "text": text}, form: said}]))
+    elif form == "min":
+        path = tmp_path / "x.json"
+        flat = {"id": 3, "record_id": "r", "text": text, "label": chosen, "annotator": 7, "annotation_id": 1, **told}
+        path.write_text(json.dumps([flat]))
+    else:
+        path = tmp_path / f"x.{form}"
+        cell = chosen if isinstance(chosen, str) else json.dumps(value)
+        flat = {"annotation_id": 1, "annotator": 7, "id": 3, "label": cell, "record_id": "r", "text": text, **told}
+        pd.DataFrame([flat]).to_csv(path, index=False, sep="\t" if form == "tsv" else ",")
+    for name in (None, "label-studio"):
+        written = format_of(path, name, CLASSES)
+        (line,) = read(written, path)
+        assert isinstance(line, Line), line
+        assert (line.record_id, line.label, line.annotator, line.lead_time) == ("r", "cat", "user 7", 2.5)
+        assert line.answered_at is not None
+        assert line.answered_at.isoformat() == "2021-03-05T08:00:00+00:00"
+        if form in ("min", "annotations", "completions"):
+            assert written.place(1) == ("$[0]" if form == "min" else "$[0].annotations[0]")
+
+
+def test_an_export_from_before_version_1(tmp_path: Path) -> None:
+    """As version 0.7 wrote it: completions, times as seconds, skipped ones marked in two ways, nobody named."""
+    chosen = [{"from_name": "label", "to_name": "text", "type": "choices", "value": {"choices": ["dog"]}}]
+    completions = [
+        {"id": 1001, "created_at": 1599573600, "lead_time": 3, "result": chosen},
+        {"id": 1002, "created_at": 1599573600, "skipped": True, "result": []},
+        {"id": 1003, "created_at": 1599573600, "was_cancelled": True, "result": []},
+    ]
+    (tmp_path / "x.json").write_text(json.dumps([{"id": 0, "data": {"record_id": 5}, "completions": completions}]))
+    lines = read(LabelStudio(), tmp_path / "x.json")
+    assert said(LabelStudio(), lines) == [
+        ("5", "dog", "submitted", ""),
+        ("5", "", "skipped", ""),
+        ("5", "", "skipped", ""),
+    ]
 
 
 def test_a_prediction_says_what_the_model_thinks_and_how_sure_it_is() -> None:

@@ -5,6 +5,7 @@ several annotations of one person to one task, and the same task any number of t
 and the batch in its data, and everything is checked here on the way back.
 """
 
+import codecs
 import io
 import json
 import re
@@ -14,22 +15,29 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import ijson
-
 from dal.errors import LabelError
-from dal.exchange.formats import Item, Line, Rejected, Sheet, as_json, as_text
-from dal.texts import as_seconds, as_time
+from dal.exchange.formats import Item, Line, Rejected, Sheet, as_json, as_label, as_text, chosen_in
+from dal.texts import as_seconds, as_time, brief, composed, folded, parsed
 
 CONTROL = "label"
 """Name of the labelling page's choice of a class; annotations refer to it."""
 
 # What a task's data holds besides, and the name of the choice: a page's names are unique.
-_OWN = ("record_id", "batch", "round", "image", CONTROL)
+_OWN = (
+    "record_id", "batch", "round", "image", CONTROL,
+    # The columns of its tables.
+    "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "status",
+)  # fmt: skip
 _HOTKEYS = "1234567890"
+_BLOCK = 1 << 20
+_TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
+_DEPTHS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
 
 class LabelStudio:
-    """A JSON file: a list of tasks to import there, or a project exported from there as JSON (not JSON-MIN).
+    """A JSON file: a list of tasks to import there, or a project exported from there as JSON or JSON-MIN.
+
+    Exports of versions before 1.0, which call annotations completions, are read as well.
 
     Parameters
     ----------
@@ -41,12 +49,13 @@ class LabelStudio:
 
     def __init__(self, annotators: Mapping[int, str] | None = None, batches: str | None = None) -> None:
         self._annotators, self._batches = annotators or {}, batches
-        self._first = array("q")
+        self._first, self._flat = array("q"), False
 
     def place(self, number: int) -> str:
         """Say which annotation it is, as a JSON path: a file of JSON has no lines to go by."""
         task = bisect_right(self._first, number) - 1
-        return f"$[{task}].annotations[{number - self._first[task]}]"
+        within = "" if self._flat else f".annotations[{number - self._first[task]}]"
+        return f"$[{task}]{within}"
 
     def own(self, text: str) -> str:
         """Give the text: JSON needs no guard."""
@@ -55,27 +64,41 @@ class LabelStudio:
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
         """Read the annotations; a task without any is one pending line."""
         number = 1
-        self._first = array("q")
-        for index, task in enumerate(_tasks(path)):
+        self._first, self._flat = array("q"), False
+        for index, text in enumerate(_elements(path)):
             self._first.append(number)
-            for line in self._task(number, f"$[{index}]", task):
+            place = f"$[{index}]"
+            try:
+                task = parsed(text)
+            except ValueError as error:
+                yield Rejected(number, place, "", str(error))
+                number += 1
+                continue
+            for line in self._task(number, place, task):
                 yield line
                 number += 1
 
     def _task(self, number: int, place: str, task: object) -> Iterator[Line | Rejected]:
-        data = task.get("data") if isinstance(task, dict) else None
-        if not isinstance(task, dict) or not isinstance(data, dict):
-            yield Rejected(number, place, "", "is no task with `data`; export the project as JSON, not as JSON-MIN")
+        if not isinstance(task, dict):
+            yield Rejected(number, place, "", "is no task with `data`")
             return
+        # As JSON-MIN, and as a table that another program wrote: one answer an object, the data beside it.
+        flat = not isinstance(task.get("data"), dict)
+        data: dict[str, object] = task if flat else task["data"]
         record_id = as_text(data.get("record_id"))
         if record_id is None:
-            yield Rejected(number, place, "", "no data.record_id, as a text or a whole number")
+            where = "record_id, in `data` or beside it" if flat else "data.record_id"
+            yield Rejected(number, place, "", f"no {where}, as a text or a whole number")
             return
         batch = data.get("batch")
         if self._batches and isinstance(batch, str) and not batch.startswith(self._batches):
             yield Rejected(number, place, record_id, f"is of the batch {batch!r}, of another campaign")
             return
-        annotations = task.get("annotations") or []
+        if flat:
+            self._flat = True
+            yield self._alone(number, place, record_id, task)
+            return
+        annotations = task.get("annotations") or task.get("completions") or []
         if not isinstance(annotations, list):
             yield Rejected(number, place, record_id, "`annotations` is no list")
             return
@@ -84,21 +107,31 @@ class LabelStudio:
         if not annotations:
             yield Line(number, record_id)
 
+    def _alone(self, number: int, place: str, record_id: str, said: dict[str, object]) -> Line | Rejected:
+        annotator = self._annotator(said.get("annotator"))
+        given = as_time(said.get("updated_at")) or as_time(said.get("created_at"))
+        seconds, chosen = as_seconds(said.get("lead_time")), chosen_in(said.get(CONTROL))
+        label = "" if not chosen else as_label(chosen[0])
+        if len(chosen) > 1 or label is None:
+            return Rejected(number, place, record_id, f"the choice {brief(said.get(CONTROL))}: one class was expected")
+        status = as_text(said.get("status")) or ""
+        return Line(number, record_id, label, status, annotator, given, seconds)
+
     def _annotation(self, number: int, place: str, record_id: str, said: object) -> Line | Rejected:
         if not isinstance(said, dict):
             return Rejected(number, place, record_id, "is no annotation")
         annotator = self._annotator(said.get("completed_by"))
         given = as_time(said.get("updated_at")) or as_time(said.get("created_at"))
         seconds, suggested = as_seconds(said.get("lead_time")), bool(said.get("prediction"))
-        if said.get("was_cancelled"):
+        if said.get("was_cancelled") or said.get("skipped"):
             return Line(number, record_id, "", "skipped", annotator, given, seconds, None, suggested)
         chosen = _choices(said.get("result"))
         if len(chosen) != 1:
             what = f"{len(chosen)} classes were chosen" if chosen else "no class was chosen"
             return Rejected(number, place, record_id, f"{what}, and one was expected")
-        label = as_text(chosen[0])
+        label = as_label(chosen[0])
         if not label:
-            return Rejected(number, place, record_id, f"the choice {chosen[0]!r} is no text")
+            return Rejected(number, place, record_id, f"the choice {brief(chosen[0])} is no text")
         return Line(number, record_id, label, "submitted", annotator, given, seconds, None, suggested)
 
     def _annotator(self, who: object) -> str:
@@ -120,21 +153,39 @@ class LabelStudio:
         return count
 
 
-def _tasks(path: Path) -> Iterator[object]:
-    """Give the tasks of a file one by one: a project of pictures does not fit into memory."""
-    read = 0
+def _elements(path: Path) -> Iterator[bytes]:
+    """Give the elements of a JSON list one by one, as they are written: a project of pictures does not fit into memory.
+
+    They are cut and not read, so that one that is no JSON, or holds a number that no program reads, is refused alone.
+    """
+    told = 0
     try:
         with path.open("rb") as file:
-            if file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] != b"[":
+            buffer = file.read(_BLOCK).removeprefix(codecs.BOM_UTF8).lstrip()
+            if buffer[:1] != b"[":
                 raise LabelError(f"{path} is no JSON list of tasks: export the project from Label Studio as JSON")
-            file.seek(0)
-            for said in ijson.items(file, "item", use_float=True):
-                yield said
-                read += 1
+            at, begin, depth = 1, 1, 1
+            while True:
+                for token in _TOKENS.finditer(buffer, at):
+                    if token[0] == b'"':  # the text goes on in the next block
+                        break
+                    at = token.end()
+                    depth += _DEPTHS.get(token[0], 0)
+                    if not depth or (depth == 1 and token[0] == b","):
+                        if (element := buffer[begin : at - 1]).strip():
+                            yield element
+                            told += 1
+                        begin = at
+                    if not depth:
+                        if (buffer[at:] + file.read()).strip():
+                            raise LabelError(f"{path} goes on after its list of {told:,} tasks: export it again")
+                        return
+                more = file.read(max(_BLOCK, len(buffer) - begin))
+                if not more:
+                    raise LabelError(f"{path} is damaged after {told:,} tasks, in $[{told}]: export it again")
+                buffer, at, begin = buffer[begin:] + more, at - begin, 0
     except OSError as error:
         raise LabelError(f"{path} cannot be read: {error.strerror}. Check the path") from error
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise LabelError(f"{path} is damaged after {read:,} tasks, in $[{read}]: export it again") from error
 
 
 def _choices(result: object) -> list[object]:
@@ -144,9 +195,7 @@ def _choices(result: object) -> list[object]:
     own = [region for region in choices if region.get("from_name") == CONTROL] or choices
     found: list[object] = []
     for region in own:
-        value = region.get("value")
-        chosen = value.get("choices") if isinstance(value, dict) else None
-        found += chosen if isinstance(chosen, list) else []
+        found += chosen_in(region.get("value"))
     return found
 
 
@@ -181,7 +230,9 @@ def choice(shown: str, label: str) -> list[dict[str, object]]:
 def keys(fields: tuple[str, ...]) -> dict[str, str]:
     """Name display fields in a task's data: plain words as they are, since its pages cannot refer to others."""
     return {
-        name: name if re.fullmatch(r"(?!field_\d)[A-Za-z_]\w*", name, re.ASCII) and name not in _OWN else f"field_{at}"
+        name: name
+        if re.fullmatch(r"(?!field_\d)[A-Za-z_]\w*", name, re.ASCII) and folded(name) not in _OWN
+        else f"field_{at}"
         for at, name in enumerate(fields)
     }
 
@@ -233,7 +284,7 @@ def page_classes(label_config: str) -> tuple[str, set[str]] | None:
         return None
     for choices in view.iter("Choices"):
         if choices.get("name") == CONTROL:
-            names = {each.get("value") or "" for each in choices.iter("Choice")}
+            names = {composed(each.get("value") or "") for each in choices.iter("Choice")}
             return choices.get("toName") or "", names
     return None
 
