@@ -19,7 +19,7 @@ from dal.campaign import Answer, Campaign, Settings
 from dal.errors import CampaignError, LabelError, PoolNotFound, SettingsError
 from dal.exchange import files, read_answers, read_gold, write_batch
 from dal.exchange.formats import CELL_CHARACTERS
-from dal.pool import build_pool
+from dal.pool import append_pool, build_pool
 from dal.web import overview
 
 HEADER = "record_id,label,status,annotator\n"
@@ -37,6 +37,9 @@ class InMemory:
         self.record_shape: tuple[int, ...] = (2,)
         self.encoding = "float32"
         self.n_rows = len(self.ids)
+
+    def refreshed(self) -> "InMemory":
+        return self
 
     def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         index = {record_id: row for row, record_id in enumerate(self.ids)}
@@ -985,6 +988,21 @@ def test_a_refused_line_is_taken_when_its_record_is_there(tmp_path: Path) -> Non
     with pytest.raises(LabelError, match="no such record"):
         read_gold(tmp_path / "gold.csv", campaign, grown)
     assert read_gold(tmp_path / "gold.csv", campaign, InMemory(["a", "b", "c"])) == 1
+
+
+def test_records_appended_since_the_pool_was_opened_are_known(tmp_path: Path) -> None:
+    X = np.zeros((4, 2), np.float32)
+    pool = build_pool(X[:2], tmp_path / "pool.zarr", ids=["a", "b"])
+    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=2)
+    campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=2)
+    append_pool(X[2:], tmp_path / "pool.zarr", ids=["c", "d"])
+    (tmp_path / "x.csv").write_text("record_id,label\nd,cat\nnowhere,dog\na,dog\n")
+    report = read_answers(tmp_path / "x.csv", campaign, pool, "ann")
+    assert (report.new, [each.record_id for each in report.rejected]) == (2, ["nowhere"])
+    assert answered(campaign) == {(3, "ann"): "cat", (0, "ann"): "dog"}
+    (tmp_path / "gold.csv").write_text("record_id,label\nc,cat\n")
+    assert read_gold(tmp_path / "gold.csv", campaign, pool) == 1
+    assert campaign.gold() == {2: 0}
 
 
 # -- the export of the pages -----------------------------------------------------------------------------------------

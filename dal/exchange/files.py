@@ -77,6 +77,9 @@ class Records(Protocol):
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Read the features of rows, in the order asked."""
 
+    def refreshed(self) -> "Records":
+        """Give the pool as it is now, with the records that were appended since it was opened."""
+
 
 @dataclass(frozen=True)
 class ImportReport:
@@ -359,7 +362,7 @@ def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_forma
     if reading.rejected:
         first = reading.rejected[0]
         raise LabelError(f"{first.place}: {first.record_id}: {first.reason}; no gold record was taken")
-    return campaign.add_gold(known, n_rows=pool.n_rows)
+    return campaign.add_gold(known, n_rows=reading.pool.n_rows)
 
 
 class Reading:
@@ -374,7 +377,9 @@ class Reading:
         annotator: str,
         is_known: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        self.path, self.format, self.pool, self.annotator, self._is_known = path, written, pool, annotator, is_known
+        # The records that a file tells of may have been appended since this process opened the pool.
+        self.path, self.format, self.pool, self.annotator = path, written, pool.refreshed(), annotator
+        self._is_known = is_known
         self.classes = Classes(classes)
         self.fit = self.pending = self.rejections = 0
         self.rejected: list[Rejected] = []
