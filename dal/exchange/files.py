@@ -47,6 +47,7 @@ _NO_NAMES = frozenset({"nan", "NaN", "<NA>", "None", "null", "NULL"})
 """What programs write where no annotator is named; a person may be called Nan."""
 
 _POINT_ZERO = re.compile(r"-?\d+\.0+")
+_PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -129,6 +130,8 @@ def format_of(path: Path, name: str | None, classes: tuple[str, ...]) -> Format:
         If there is no such format, or the ending says nothing.
     """
     if name is None and path.suffix.lower() not in _SUFFIXES:
+        if path.suffix.lower() in _PACKED:
+            raise LabelError(f"{path} is packed: unpack it first")
         raise LabelError(
             f"{path}: the ending says no format; name one of {', '.join(FORMATS)} with --format (file_format=)"
         )
