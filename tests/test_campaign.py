@@ -446,7 +446,7 @@ def test_a_lost_toml_is_said(campaign: Campaign) -> None:
         ({"classes": ("cat", "")}, "classes"),
         ({"classes": ["cat", "dog"]}, "several texts"),
         ({"classes": ("cat", 3)}, "classes"),
-        ({"classes": ("cat", "\ud800")}, "UTF-8"),
+        ({"classes": ("cat", "\ud800")}, "surrogate"),
         ({"batch": 0}, "batch"),
         ({"batch": True}, "batch"),
         ({"batch": 2.0}, "batch"),
