@@ -87,7 +87,7 @@ def _in_child(task: Callable[[], object], folder: str, at: int | None, fault: st
     try:
         sys.addaudithook(watch)
         task()
-    except BaseException as raised:  # noqa: BLE001 - told to the test
+    except BaseException as raised:
         error = f"{' '.join(each.__name__ for each in type(raised).__mro__)}: {raised}"
     finally:
         os.write(pipe, json.dumps({"operations": count, "error": error}).encode())

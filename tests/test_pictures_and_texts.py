@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from dal.cli import main
 from dal.errors import PoolIncomplete, SourceError
-from dal.pool import Pool, build_pool, pictures, tables, texts
+from dal.pool import Pool, append_pool, build_pool, pictures, tables, texts
 
 RNG = np.random.default_rng(0)
 
@@ -187,6 +187,140 @@ def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytes
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.5e6
+
+
+def transparent() -> Image.Image:
+    """A black figure on a transparent ground that is black as well, half of it half transparent."""
+    pixels = np.zeros((4, 6, 4), np.uint8)
+    pixels[1:3, 1:3, 3] = 255
+    pixels[1:3, 3:5] = (200, 100, 0, 128)
+    return Image.fromarray(pixels)
+
+
+def test_transparent_pictures_are_drawn_on_white_or_a_background(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in").mkdir()
+    transparent().save(tmp_path / "in" / "a.png")
+    save(tmp_path / "in" / "b.png", np.full((4, 6, 3), 77, np.uint8))
+    with caplog.at_level("WARNING"):
+        pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    assert "1 of 2 pictures are transparent in places; drawn on #ffffff" in caplog.text
+    pixels = pool.read(0, 2).reshape(2, 4, 6, 3)
+    assert pixels[0, 0, 0].tolist() == [255, 255, 255]
+    assert pixels[0, 1, 1].tolist() == [0, 0, 0]
+    np.testing.assert_allclose(pixels[0, 1, 3], [255 - 55 * 128 / 255, 255 - 155 * 128 / 255, 127], atol=1.1)
+    assert (pixels[1] == 77).all()
+    shown = CliRunner().invoke(
+        main, ["pool", "build", str(tmp_path / "in"), str(tmp_path / "red.zarr"), "--background", "red"]
+    )
+    assert "drawn on #ff0000" in shown.output
+    red = Pool.open(tmp_path / "red.zarr")
+    assert red.read(0, 1).reshape(4, 6, 3)[0, 0].tolist() == [255, 0, 0]
+    (tmp_path / "more").mkdir()
+    transparent().save(tmp_path / "more" / "c.png")
+    grown = append_pool(tmp_path / "more", tmp_path / "red.zarr")  # on the background of the pool
+    np.testing.assert_array_equal(grown.read(2, 3), red.read(0, 1))
+    with pytest.raises(SourceError, match="background is a colour"):
+        build_pool(tmp_path / "in", tmp_path / "x.zarr", background="paper")
+    with pytest.raises(SourceError, match="background are for a folder"):
+        build_pool(np.eye(2), tmp_path / "x.zarr", background="white")
+
+
+@pytest.mark.parametrize("kind", ["LA", "P", "PA", "RGB with a colour", "L with a grey", "1", "palette with alphas"])
+def test_every_kind_of_transparency_is_drawn_on_white(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / ("a.tif" if kind == "PA" else "a.png")
+    grey = np.zeros((4, 6), np.uint8)
+    grey[1:3, 1:3] = 90
+    if kind == "LA":
+        Image.fromarray(np.stack([grey, (grey > 0).astype(np.uint8) * 255], axis=2)).save(path)
+    elif kind == "RGB with a colour":
+        Image.fromarray(np.repeat(grey[..., None], 3, axis=2)).save(path, transparency=(0, 0, 0))
+    elif kind in ("L with a grey", "1"):
+        Image.fromarray(grey).convert("1" if kind == "1" else "L").save(path, transparency=0)
+    else:
+        picture = Image.fromarray((grey > 0).astype(np.uint8), "P")
+        picture.putpalette([0, 0, 0, 90, 90, 90])
+        if kind == "PA":
+            picture = Image.merge("LA", (picture.convert("L"), Image.fromarray((grey > 0).astype(np.uint8) * 255)))
+            picture.convert("RGBA").save(path)
+        else:
+            picture.save(path, transparency=b"\x00\xff" if kind == "palette with alphas" else 0)
+    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    pixels = pool.read(0, 1).reshape(4, 6, -1)
+    assert (pixels[0] == 255).all()
+    figure = 255 if kind == "1" else 90
+    assert (pixels[1:3, 1:3] == figure).all()
+
+
+def test_an_interrupted_build_goes_on_on_its_own_background(tmp_path: Path, small: None) -> None:
+    (tmp_path / "in").mkdir()
+    for at in range(30):
+        transparent().resize((4, 5)).save(tmp_path / "in" / f"{at:02d}.png")
+
+    def stop(done: int, _: int | None) -> None:
+        if done >= 15:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        build_pool(tmp_path / "in", tmp_path / "pool.zarr", progress=stop, background="#0000ff")
+    with pytest.raises(SourceError, match="another source"):
+        build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr", background="blue")
+    assert (pool.read(0, 30) == pool.read(0, 1)).all()
+
+
+def test_pictures_by_other_endings_are_taken_and_what_is_left_out_is_counted_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pixels = noise(5, 4, 3)
+    for name, kind in (
+        ("a.jfif", "JPEG"),
+        ("b.AVIF", "AVIF"),
+        ("c.JPG", "JPEG"),
+        ("d.jp2", "JPEG2000"),
+        ("e.ppm", "PPM"),
+    ):
+        save(tmp_path / "in" / name, pixels, format=kind)
+    for name in ("f.heic", "g.HEIC", "h.svg", "sub/README", "i.pdf", "Thumbs.db"):
+        (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"x")
+    with caplog.at_level("WARNING"):
+        pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    assert pool.record_ids(range(5)) == ["a.jfif", "b.AVIF", "c.JPG", "d.jp2", "e.ppm"]
+    np.testing.assert_array_equal(pool.read(4, 5), pixels.reshape(1, -1))
+    for told in ("2 .heic (such as f.heic)", "1 .svg", "1 .pdf", "1 without ending (such as sub/README)"):
+        assert told in caplog.text
+    assert "Thumbs" not in caplog.text
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "x.heic").write_bytes(b"x")
+    with pytest.raises(SourceError, match=r"holds no pictures; .*1 \.heic"):
+        build_pool(tmp_path / "none", tmp_path / "x.zarr")
+
+
+def test_of_an_animation_the_first_picture_is_taken_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames = [Image.fromarray(np.full((5, 4), value, np.uint8)) for value in (0, 255)]
+    (tmp_path / "in").mkdir()
+    frames[0].save(tmp_path / "in" / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "in" / "b.tif", save_all=True, append_images=frames[1:])
+    with caplog.at_level("WARNING"):
+        pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    assert (pool.read(0, 2) == 0).all()
+    assert "2 of 2 pictures hold several pictures, of which the first is taken" in caplog.text
+
+
+def test_grey_pictures_appended_to_a_pool_in_colour_are_made_like_the_others(tmp_path: Path) -> None:
+    save(tmp_path / "in" / "a.png", noise(8, 20, 3))
+    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(5, 4))
+    grey = noise(5, 4)
+    save(tmp_path / "more" / "b.png", grey)
+    assert append_pool(tmp_path / "more", pool.path).record_shape == (5, 4, 3)
+    np.testing.assert_array_equal(Pool.open(pool.path).read(1, 2), np.repeat(grey, 3).reshape(1, -1))
+    save(tmp_path / "wide" / "c.png", noise(9, 9, 3))
+    assert append_pool(tmp_path / "wide", pool.path).n_rows == 3  # of the size of the pool
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------

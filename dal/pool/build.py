@@ -10,6 +10,7 @@ import contextlib
 import errno
 import itertools
 import logging
+import os
 import re
 import secrets
 import tempfile
@@ -23,7 +24,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from dal.errors import PoolError, SourceError
+from dal.errors import DalError, PoolError, SourceError
 from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool.chunks import read_rows
@@ -44,9 +45,12 @@ FIELD_ROWS = 2**12
 INDEX_ROWS = 2**17
 
 _ARRAYS = ("features", "ids", "fields", "scale")
+_PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
+"""Names of files that Zarr writes before it renames them."""
 
 Progress = Callable[[int, int | None], None]
 _log = logging.getLogger(__name__)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def build_pool(
@@ -139,7 +143,7 @@ def build_pool(
     identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
     where = place_of(path)
     # Zarr leaves out chunks that hold nothing but the fill value, and a pool takes a missing chunk for a lost one.
-    with zarr.config.set({"array.write_empty_chunks": True}):
+    with _faults_told(where), zarr.config.set({"array.write_empty_chunks": True}):
         group = _existing(where)
         build = _resumed(where, group, identity, overwrite=overwrite)
         start = build.rows if build else 0
@@ -159,7 +163,7 @@ def build_pool(
             build.write(blocks, progress)
             build.write_index()
             build.complete()
-    return Pool.open(where)
+        return Pool.open(where)
 
 
 def append_pool(
@@ -216,8 +220,10 @@ def append_pool(
     (3, 2, [2])
     >>> folder.cleanup()
     """
-    where = Pool.open(path).place
-    group = zarr.open(for_zarr(where), mode="r+")
+    where = place_of(path)
+    with _faults_told(where):
+        Pool.open(where)
+        group = zarr.open(for_zarr(where), mode="r+")
     if not isinstance(group, zarr.Group):
         raise PoolError(f"{where} is a plain Zarr array: only pools that dal built can be appended to")
     state = description(group)
@@ -228,13 +234,14 @@ def append_pool(
             "a vectoriser that is not fitted would make other features than the pool's: pass the fitted one"
         )
     _tell_order(where, state.get("made_from", {}), opened)
-    with zarr.config.set({"array.write_empty_chunks": True}), _alone(where):
+    with _faults_told(where), zarr.config.set({"array.write_empty_chunks": True}), _alone(where):
+        _remove_partial(where)
         build = _Build(where, zarr.open_group(for_zarr(where), mode="r+"))
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
         blocks = build.checked(opened.blocks(0), encode)
         with build.full_disk_told():
             build.append(blocks, progress, opened.n_rows)
-    return Pool.open(where)
+        return Pool.open(where)
 
 
 @contextlib.contextmanager
@@ -354,6 +361,19 @@ def _tell_order(where: Place, told: Mapping[str, Any], opened: Source) -> None:
 
 
 @contextlib.contextmanager
+def _faults_told(where: Place) -> Iterator[None]:
+    """Say what a disk that fails means for a build or an append."""
+    try:
+        yield
+    except DalError:
+        raise
+    except OSError as error:
+        what = "no space left; free space" if error.errno in _FULL else f"{error.strerror or error}; mend that"
+        file = f" ({error.filename})" if error.filename else ""
+        raise PoolError(f"{where}: {what}, and run the same again{file}") from error
+
+
+@contextlib.contextmanager
 def _denial_told(where: Place) -> Iterator[None]:
     """Say that a pool cannot be made at a place, as on a file system that is read-only or full."""
     try:
@@ -383,7 +403,9 @@ def _existing(where: Place) -> zarr.Group | None:
     try:
         group = zarr.open_group(for_zarr(where), mode="r")  # to write, Zarr would make a folder of what is not there
     except (OSError, ValueError) as error:
-        if isinstance(where, Path) and where.exists() and not (where.is_dir() and not any(where.iterdir())):
+        if isinstance(where, Path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise
+        if isinstance(where, Path) and where.exists() and not _is_begun(where):
             raise PoolError(
                 f"{where} holds something that is not a pool; it is left alone, choose another path"
             ) from error
@@ -391,6 +413,27 @@ def _existing(where: Place) -> zarr.Group | None:
     if not description(group):
         raise PoolError(f"{where} is a Zarr group that is not a pool; it is left alone, choose another path")
     return zarr.open_group(for_zarr(where), mode="r+")
+
+
+def _is_begun(folder: Path) -> bool:
+    """Say whether a folder is empty, or holds nothing but what Zarr writes before a group's first file is whole."""
+    return folder.is_dir() and all(
+        _PARTIAL.fullmatch(path.name) and path.name.startswith("zarr.") and path.is_file() for path in folder.iterdir()
+    )
+
+
+def _remove_partial(where: Place) -> None:
+    """Delete the files that Zarr was writing in a local pool when it was interrupted; stores of objects have none."""
+    if isinstance(where, Url):
+        return
+    for name in ("", *_ARRAYS, *_indexes(where)):
+        for folder, folders, files in os.walk(where / name):
+            if not name:
+                folders.clear()  # others may have put their own into the pool's folder
+            for file in files:
+                path = Path(folder) / file
+                if _PARTIAL.fullmatch(file) and not path.is_symlink():
+                    path.unlink()
 
 
 def _resumed(
@@ -421,6 +464,7 @@ def _resumed(
             f"{where} holds an interrupted build of another source or dtype: {state['source']}, not {dict(identity)}; "
             "pass overwrite=True (--overwrite) to begin anew"
         )
+    _remove_partial(where)
     return _Build(where, group)
 
 
@@ -487,8 +531,10 @@ def _created(
         "source": identity,
     }
     if group is None:
+        _remove_partial(where)
         group = zarr.create_group(for_zarr(where), attributes={ATTRIBUTE: state})
     else:  # marked incomplete first: whatever interrupts the removal, what is left is known as a pool to begin anew
+        _remove_partial(where)
         own = _own(where, [*_ARRAYS, *_indexes(where)])
         group.attrs[ATTRIBUTE] = state
         own.delete()
@@ -671,7 +717,7 @@ class _Build:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in _FULL:
                 raise
             raise PoolError(
                 f"{self._where}: no space left; free space and run again; it goes on from row {self.rows}"

@@ -94,6 +94,7 @@ class Pictures:
 
     def blocks(self, start: int) -> Iterator[Block]:
         """Decode the pictures from number `start` on."""
+        self._seen.clear()
         height, width = self._size_of_all
         channels = 1 if self._mode == "L" else 3
         step = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES // (height * width * channels)))
@@ -105,7 +106,6 @@ class Pictures:
             yield Block(pixels, names)
         for told, count in self._seen.items():
             _log.warning("%s: %s of %s pictures %s", self._folder, f"{count:,}", f"{len(self._names):,}", told)
-        self._seen.clear()
 
     def _pixels(self, name: str) -> npt.NDArray[Any]:
         picture = self._open(name)
