@@ -3,9 +3,6 @@
 import errno
 import itertools
 import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -221,51 +218,6 @@ def test_chosen_features_in_the_order_asked_and_a_column_may_also_be_shown(tmp_p
 
 
 # ---- interruptions
-
-CHILD = """
-import os, signal, sys
-from pathlib import Path
-import numpy as np
-from zarr.storage import LocalStore
-from dal.pool import build_pool, build, ids, sources
-build.CHUNK_BYTES, build.FIELD_ROWS, build.INDEX_ROWS = 16 * 5 * 4, 8, 16
-sources.BLOCK_BYTES = 23 * 5 * 4
-left, original = int(sys.argv[1]), LocalStore.set
-async def dying(self, *args, **options):
-    global left
-    left -= 1
-    if left < 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    await original(self, *args, **options)
-LocalStore.set = dying
-names = [f"{row * 7919 % 1009:04d}" for row in range(237)]
-build_pool("x.npy", "pool.zarr", ids=names)
-"""
-
-
-@pytest.mark.parametrize("writes", [0, 9, 31, 50])
-def test_killed_and_run_again(writes: int, tmp_path: Path, small: None) -> None:
-    source = npy(tmp_path / "x.npy")
-    root = str(Path(building.__file__).parents[2])
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(writes)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        check=False,
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr.decode()
-    held = zarr.open_group(tmp_path / "pool.zarr", mode="r").attrs["dal"] if writes else {"n_rows": 0}
-    if writes:
-        with pytest.raises(PoolIncomplete, match=rf"holds {held['n_rows']} of {N} rows; run the same build again"):
-            Pool.open(tmp_path / "pool.zarr")
-    told: list[int] = []
-    pool = build_pool(source, tmp_path / "pool.zarr", ids=names(), progress=lambda done, _: told.append(done))
-    assert writes < 31 or held["n_rows"] >= 64
-    assert not told or told[0] == held["n_rows"] + min(23, N - held["n_rows"])
-    np.testing.assert_array_equal(pool.read(0, N), records())
-    np.testing.assert_array_equal(pool.rows_of(names()), np.arange(N))
-    assert not list(tmp_path.glob(".*"))
 
 
 class Stopped(BaseException):
