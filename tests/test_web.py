@@ -33,6 +33,7 @@ from dal.campaign.queue import Outcome
 from dal.cli import main
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch
 from dal.errors import CampaignError, SettingsError
+from dal.figures import COLORS, color_of
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.simulation import answer_batch
@@ -212,6 +213,14 @@ def test_suggestions_are_hidden_unless_wanted(campaign: Campaign, truth: tuple[P
     assert all(each["suggestion"] is None for each in took(client(campaign)))
     wanted = took(client(campaign, show_suggestions=True))
     assert {each["row"]: each["suggestion"][0] for each in wanted} == {a.row: a.predicted for a in campaign.batch(2)}
+
+
+def test_the_page_shows_classes_in_the_colors_of_the_figures(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    classes = [f"class {code}" for code in range(20)]
+    state = client(create_campaign(tmp_path / "c", truth[0], classes, batch=BATCH)).get("/api/state").json()
+    assert state["colors"] == [color_of(code) for code in range(20)]
+    scripts = [path.read_text() for path in (Path(__file__).parents[1] / "dal/web/static").glob("*.js")]
+    assert not any(color.lower() in script.lower() for color in COLORS for script in scripts)
 
 
 def test_guidelines_are_a_file_beside_the_campaign(campaign: Campaign) -> None:

@@ -4,15 +4,17 @@ import csv
 import io
 import json
 import os
+import resource
 import shutil
 import socket
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -334,6 +336,22 @@ def test_half_sent_requests_hold_up_nobody(campaign: Campaign) -> None:
         assert httpx.get(f"{url}api/state", timeout=10).json()["phase"] == "open"
         for each in half + bodies:
             each.close()
+
+
+@pytest.mark.slow
+def test_more_silent_connections_than_files_hold_up_nobody(campaign: Campaign) -> None:
+    few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (1024, 1024))
+    command = [sys.executable, "-m", "dal.cli", "serve", str(campaign.directory), "--port", "0"]
+    with ExitStack() as open_until_the_end, subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=few) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split()[-1].decode()
+            for _ in range(1300):
+                open_until_the_end.enter_context(opened(url, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX"))
+            for _ in range(5):
+                assert httpx.get(f"{url}api/state", timeout=20).json()["phase"] == "open"
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize(

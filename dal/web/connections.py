@@ -22,8 +22,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 _FILES = 65_536
-_FILES_FOR_OTHERS = 256
-"""Files that are kept free for the database and the pool."""
+_FILES_FOR_OTHERS = 512
+"""Files that are kept free for the database, the pool, and connections that are accepted and not counted yet."""
+
+_BACKLOG = 100
+"""asyncio accepts so many connections before the first of them can make room; out of files, it stands still."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +213,7 @@ class LimitedServer(uvicorn.Server):
                 sock=each,
                 ssl=config.ssl,
                 ssl_handshake_timeout=None if config.ssl is None else self._limits.head_seconds,
-                backlog=config.backlog,
+                backlog=_BACKLOG,
             )
             for each in sockets or ()
         ]

@@ -126,7 +126,6 @@ def make_server(campaign: Campaign, listening: Listening, options: Options, limi
         forwarded_allow_ips=listening.trusted_proxy or "",
         ws="none",
         lifespan="off",
-        backlog=2048,
         access_log=False,
         log_config=None,
         server_header=False,
