@@ -390,6 +390,8 @@ def next_(directory: Path, scheduler: str | None, close: bool, coverage: bool) -
         _tell_stopped(given)
         return
     _tell_batch(campaign, directory, given)
+    if close and not given.fresh:
+        console.print(f"Nobody has begun this batch, so it stays open. To close it all the same: dal close {directory}")
 
 
 @main.command("run")
@@ -707,9 +709,13 @@ def add_annotator(directory: Path, name: str, manager: bool, url: str) -> None:
 
     From the first one on, nobody gets in without a link.
     """
-    token = Annotators(Campaign.open(directory)).add(name, "manager" if manager else "annotator")
-    console.print(f"The link of {name}, shown this once:")
-    console.print(f"{url.rstrip('/')}/enter#{token}")
+
+    def show(token: str) -> None:
+        console.print(f"The link of {name}, shown this once:")
+        console.print(f"{url.rstrip('/')}/enter#{token}")
+        console.file.flush()
+
+    Annotators(Campaign.open(directory)).add(name, "manager" if manager else "annotator", show=show)
 
 
 @annotator.command("revoke")

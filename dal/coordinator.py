@@ -243,7 +243,8 @@ def next_batch(
     progress : callable, optional
         Told of the scan's progress.
     close : bool, default=False
-        Close an open batch with the answers it has. Records that nobody answered are not asked again.
+        Close an open batch with the answers it has, once there is one, or somebody holds a record of it. Records that
+        nobody answered are not asked again.
     coverage : bool, default=False
         Choose the new batch by coverage of the pool, as in a cold start, even though there are labels.
     reserved : array of int64, default=()
@@ -429,8 +430,10 @@ class Coordinator:
     def run(self, *, close: bool) -> Batch | Stopped:
         """Go on to the next batch, or to the end; the caller holds the campaign's lock."""
         fresh = checked = False
-        # Before the loop: it ends the round that was open when it was asked for, never the one that is opened next.
-        if close and (current := self.campaign.current_round) is not None and current.status == "open":
+        # Before the loop, and only if somebody has begun: killed and run again, it must not close the batch that it has
+        # opened, which nobody has seen.
+        current = self.campaign.current_round if close else None
+        if current is not None and current.status == "open" and self.campaign.begun(current.number):
             self.campaign.close_round(current)
         while True:
             state = self.state()

@@ -1,24 +1,31 @@
 """Faults of the system: full and read-only disks, kills, locks that are deleted, files that editors have changed."""
 
+import dataclasses
 import multiprocessing
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from sqlalchemy import Connection
 
 from dal import cli
-from dal.campaign import Answer, Campaign, Settings
+from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, database, store
+from dal.campaign.control import Control
 from dal.campaign.disk import replacing
-from dal.coordinator import create_campaign
+from dal.coordinator import Batch, create_campaign, next_batch
 from dal.errors import CampaignError, CampaignLocked, SettingsError
+from dal.exchange import write_batch
 from dal.pool import Pool, build_pool
+from dal.simulation import answer_batch
 
 CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
 CLASSES = ("red", "green", "blue")
@@ -291,3 +298,174 @@ def test_a_pipe_is_not_renamed_over(tmp_path: Path) -> None:
     with pytest.raises(CampaignError, match="pipe must be a file"), replacing(tmp_path / "pipe"):
         pass
     assert (tmp_path / "pipe").is_fifo()
+
+
+# -- killed, and run again ---------------------------------------------------------------------------------------------
+
+
+def run(command: Sequence[str], fatal: int, directory: Path, told: "multiprocessing.connection.Connection") -> None:
+    """Run a command, and be killed at the n-th change of a file below a directory, or of the database."""
+    seen = 0
+
+    def changed() -> None:
+        nonlocal seen
+        seen += 1
+        if seen - 1 == fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in CHANGES) and str(arguments[0]).startswith(str(directory)):
+            changed()
+
+    real = database.immediate
+
+    @contextmanager
+    def deadly(connection: Connection) -> Iterator[None]:
+        with real(connection):
+            yield
+            changed()
+        changed()
+
+    database.immediate = store.immediate = deadly  # type: ignore[attr-defined]
+    cli._cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
+    sys.addaudithook(audit)
+    told.send((dal(*command).exit_code, seen))
+
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+
+
+def ran(command: Sequence[str], directory: Path, fatal: int = -1) -> tuple[int, int]:
+    """Run a command in another process; its exit status, and the changes that it made."""
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=run, args=(command, fatal, directory, there))
+    process.start()
+    there.close()
+    try:
+        told: tuple[int, int] = here.recv()
+    except EOFError:
+        told = -signal.SIGKILL, fatal
+    process.join()
+    return told
+
+
+def outcome(directory: Path) -> dict[str, object]:
+    campaign = Campaign.open(directory)
+    return {
+        "rounds": [(each.number, each.status, campaign.batch(each.number)) for each in campaign.rounds()],
+        "answers": [(each.row, each.annotator, each.label) for each in campaign.answer_log()],
+        "gold": campaign.gold(),
+        "acts": {each.act for each in Control(campaign).history()},
+        "people": [each.name for each in Annotators(campaign).all()],
+    }
+
+
+@pytest.fixture(scope="module")
+def stages(pool: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Campaigns as they stand before the commands that are killed."""
+    place = tmp_path_factory.mktemp("stages")
+    (place / "nothing").mkdir()
+    for stage in ("made", "open", "answered"):
+        campaign = create_campaign(place / stage / "c", pool[0], CLASSES, batch=10, seed=7)
+        if stage != "made":
+            batch = next_batch(campaign)
+            assert isinstance(batch, Batch)
+            write_batch(campaign, pool[0], 1, place / stage / "c" / "batch-0001.csv")
+        if stage == "answered":
+            answer_batch(campaign, batch.rows, batch.record_ids, pool[1][batch.rows], annotator="ann")
+    for name, rows in (("gold", range(900, 910)), ("answers", range(10))):
+        lines = "".join(f"{row},{CLASSES[pool[1][row]]}\n" for row in rows)
+        (place / f"{name}.csv").write_text(f"record_id,label\n{lines}")
+    return place
+
+
+COMMANDS = {
+    "init": ("nothing", ("init", "c", "POOL", "--classes", "red,green,blue", "--batch", "10", "--seed", "7")),
+    "next": ("made", ("next", "c")),
+    "next after answers": ("answered", ("next", "c")),
+    "next --close": ("answered", ("next", "c", "--close")),
+    "import": ("open", ("label", "import", "c", "answers.csv", "--annotator", "ann")),
+    "export": ("answered", ("label", "export", "c", "c/out.csv")),
+    "labels": ("answered", ("label", "export", "c", "c/out.parquet", "--labels")),
+    "gold": ("made", ("label", "gold", "c", "gold.csv")),
+    "pause": ("open", ("pause", "c")),
+    "stop": ("open", ("stop", "c")),
+    "status": ("answered", ("status", "c")),
+    "report": ("answered", ("report", "c", "-o", "c/report.html")),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "points"),
+    [("init", 3), ("next --close", 3), ("stop", 2), ("import", 2)]
+    + [pytest.param(command, None, marks=pytest.mark.slow) for command in COMMANDS],
+)
+def test_a_command_that_is_killed_anywhere_is_run_again(
+    command: str, points: int | None, stages: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    stage, words = COMMANDS[command]
+    place = tmp_path / "place"
+    directory = place / "c"
+    named = {
+        "c": directory,
+        "POOL": pool[0].place,
+        "answers.csv": stages / "answers.csv",
+        "gold.csv": stages / "gold.csv",
+    }
+    words = tuple(str(named.get(word, place / word if word.startswith("c/") else word)) for word in words)
+
+    def begun() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(stages / stage, place)
+
+    begun()
+    status, changes = ran(words, place)
+    assert status == 0
+    expected, files = outcome(directory), {path.name for path in directory.iterdir()}
+    assert changes or command == "status"
+    for fatal in range(changes) if points is None else np.linspace(0, changes - 1, points).astype(int).tolist():
+        begun()
+        assert ran(words, place, fatal)[0] == -signal.SIGKILL
+        assert ran(words, place)[0] == 0, fatal
+        assert outcome(directory) == expected, fatal
+        left = {path.name for path in directory.iterdir() if not path.name.startswith(".dal-")}
+        assert left <= files | {"campaign.db-wal", "campaign.db-shm"}, fatal
+
+
+def test_what_nobody_has_begun_is_not_closed(stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    campaign = Campaign.open(shutil.copytree(stages / "open" / "c", tmp_path / "c"))
+    told = dal("next", campaign.directory, "--close")
+    assert (told.exit_code, [each.status for each in campaign.rounds()]) == (0, ["open"])
+    assert "dal close" in told.output
+    Queue(campaign).lease("ann", 1)
+    assert campaign.begun(1)
+
+
+def test_the_link_of_an_annotator_is_shown_before_it_is_valid(stages: Path, tmp_path: Path) -> None:
+    campaign = Campaign.open(shutil.copytree(stages / "open" / "c", tmp_path / "c"))
+
+    def killed(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Annotators(campaign).add("bob", show=killed)
+    assert Annotators(campaign).all() == []
+    shown: list[str] = []
+    assert Annotators(campaign).add("bob", show=shown.append) == shown[0]
+    told = dal("annotator", "add", campaign.directory, "cat")
+    account = Annotators(campaign).verify(told.output.split("#")[1].strip())
+    assert account is not None
+    assert account.name == "cat"
+
+
+def test_a_campaign_in_which_something_has_happened_is_not_made_again(tmp_path: Path) -> None:
+    made = created(tmp_path / "c")
+    assert created(tmp_path / "c").id == made.id
+    with pytest.raises(CampaignError, match="holds a campaign already"):
+        Campaign.create(tmp_path / "c", CHOSEN, pool_fingerprint="beef", n_rows=1000)
+    with pytest.raises(CampaignError, match="holds a campaign already"):
+        Campaign.create(tmp_path / "c", dataclasses.replace(CHOSEN, seed=12), pool_fingerprint="f00d", n_rows=1000)
+    Annotators(made).add("ann")
+    with pytest.raises(CampaignError, match="holds a campaign already"):
+        created(tmp_path / "c")

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, get_args
@@ -42,8 +43,15 @@ class Annotators:
     def __init__(self, campaign: Campaign) -> None:
         self._database = campaign.database
 
-    def add(self, name: str, role: Role = "annotator") -> str:
+    def add(self, name: str, role: Role = "annotator", *, show: Callable[[str], None] = lambda _: None) -> str:
         """Let somebody in.
+
+        Parameters
+        ----------
+        name : str
+        role : {"annotator", "manager"}
+        show : callable, optional
+            Given the token before it is valid: a process that is killed leaves no valid token that nobody has seen.
 
         Returns
         -------
@@ -67,6 +75,7 @@ class Annotators:
                 raise InputError(f"{name!r} has a token already: revoke it before giving another one")
             now = self._database.now(connection).isoformat()
             connection.execute(insert(annotators).values(token_hash=_hash(token), name=name, role=role, created_at=now))
+            show(token)
         return token
 
     def revoke(self, name: str) -> None:

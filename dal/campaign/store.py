@@ -35,7 +35,7 @@ from dal.campaign.objects import digest_of, objects_of
 from dal.campaign.people import enrol_staged, is_enrolled
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
-from dal.errors import CampaignError, CampaignMismatch, InputError, LabelError, SettingsError
+from dal.errors import CampaignError, CampaignMismatch, DalError, InputError, LabelError, SettingsError
 from dal.ruler import RoundRecord
 from dal.texts import folded
 
@@ -94,7 +94,8 @@ class Campaign:
     ) -> Self:
         """Make a campaign in a directory that is empty or does not exist.
 
-        The database appears last: what was interrupted before is no campaign, and is made anew.
+        The database appears last: what was interrupted before is no campaign, and is made anew. Where this very
+        campaign was made and nothing has happened in it yet, it is opened: so the call can be repeated after a kill.
 
         Raises
         ------
@@ -110,8 +111,22 @@ class Campaign:
         if n_rows < 1:
             raise SettingsError(f"a pool with at least one row was expected, {n_rows} rows came")
         directory = Path(directory).absolute()
+        try:
+            made = cls.open(directory)
+        except DalError:  # nothing is there, or something that is refused below
+            pass
+        else:
+            asked_for = settings, pool_fingerprint, n_rows
+            if (made.settings, made.pool_fingerprint, made.n_rows) == asked_for and made._is_untouched(learner):
+                return made
         lay_out(directory, settings, pool_fingerprint=pool_fingerprint, n_rows=n_rows, learner=learner)
         return cls.open(directory)
+
+    def _is_untouched(self, learner: bytes | None) -> bool:
+        with self.database.reading() as connection:
+            tables = [table for table in schema.metadata.sorted_tables if table is not schema.campaign]
+            used = any(connection.scalar(select(exists(select(table)))) for table in tables)
+        return not used and self.objects.find(LEARNER) == learner
 
     @classmethod
     def open(cls, directory: str | Path) -> Self:
@@ -420,6 +435,13 @@ class Campaign:
         with self.database.reading() as connection:
             still = query.where(asked.c.round == number, ~asked.c.reserve, given < self.settings.overlap)
             return connection.scalar(still) or 0
+
+    def begun(self, number: int) -> bool:
+        """Return whether anybody has answered a record of a round's batch, or holds one now."""
+        with self.database.reading() as connection:
+            answered = exists().where(schema.answers.c.round == number)
+            looked_at = exists().where(asked.c.round == number, held(asked.c.row, self.database.now(connection)))
+            return bool(connection.scalar(select(or_(answered, looked_at))))
 
     def asked_rows(self) -> npt.NDArray[np.int64]:
         """Read the rows that were ever asked, ascending."""
