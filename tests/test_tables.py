@@ -219,6 +219,10 @@ def test_a_header_of_numbers_is_refused_with_both_readings(tmp_path: Path) -> No
     assert (shown.exit_code, "--no-header" in shown.output) == (1, True)
     shown = CliRunner().invoke(main, ["pool", "build", str(source), str(tmp_path / "cli.zarr"), "--no-header"])
     assert "2 records of 3 float32" in shown.output
+    assert build_pool(write(tmp_path / "y.csv", "y,2020_01\n1,2\n"), tmp_path / "y.zarr").feature_names == (
+        "y",
+        "2020_01",
+    )
     for other in (np.eye(2), parquet(tmp_path / "x.parquet", x=[1.0])):
         with pytest.raises(SourceError, match="header is for CSV files"):
             build_pool(other, tmp_path / "other.zarr", header=False)
@@ -385,7 +389,7 @@ def test_extension_types_are_ids_and_features(tmp_path: Path) -> None:
     flags = pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, None], pa.int8()))
     columns = {
         "key": pa.ExtensionArray.from_storage(pa.uuid(), raw),
-        "word": pa.array(["a", "b"]).dictionary_encode(),
+        "word": pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", "b"], pa.string_view())),
         "x": pa.array([7, 8], pa.int8()).dictionary_encode(),
         "run": pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), pa.array([1.5])),
         "flag": flags,
@@ -395,7 +399,8 @@ def test_extension_types_are_ids_and_features(tmp_path: Path) -> None:
     np.testing.assert_array_equal(pool.read(0, 2), [[7, 1.5], [8, 1.5]])
     assert pool.record_ids([0, 1]) == list(map(str, keys))
     assert pool.display([0, 1]) == {"word": ["a", "b"], "flag": [True, None]}
-    pa.parquet.write_table(table.drop(["run"]), tmp_path / "x.parquet")
+    plain = table.drop(["run", "word"]).append_column("word", pa.array(["a", "b"]).dictionary_encode())
+    pa.parquet.write_table(plain, tmp_path / "x.parquet")
     stored = build_pool(tmp_path / "x.parquet", tmp_path / "stored.zarr", ids="key", display=["word", "flag"])
     assert stored.record_ids([0, 1]) == list(map(str, keys))
     of_frame = build_pool(pd.DataFrame({"key": keys, "x": [1.0, 2]}), tmp_path / "frame.zarr", ids="key")
@@ -667,6 +672,22 @@ def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path, small: None) -> 
     ):
         pool = build_pool(source, tmp_path / f"{number}.zarr")
         np.testing.assert_array_equal(pool.read(0, 20), expected)
+
+    class DataArray:  # gives a stream of one row for each number, as that of xarray does
+        data = da.from_array(rows, chunks=(6, 3))
+        dtype = data.dtype
+
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object:
+            raise AssertionError
+
+    class Dataset(DataArray):
+        data_vars = ()
+
+    for each in (DataArray, Dataset):
+        each.__module__ = "xarray.core"
+    np.testing.assert_array_equal(build_pool(DataArray(), tmp_path / "xarray.zarr").read(0, 20), rows)
+    with pytest.raises(SourceError, match="a Dataset holds several arrays"):
+        build_pool(Dataset(), tmp_path / "dataset.zarr")
     with pytest.raises(SourceError, match=r"20,000 columns.*TruncatedSVD"):
         build_pool(sparse.csr_matrix((3, 20_000)), tmp_path / "wide.zarr")
 

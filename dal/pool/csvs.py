@@ -191,6 +191,8 @@ def _record(text: str, start: int, separator: str) -> tuple[list[str], int] | No
 
 
 def _is_number(text: str) -> bool:
+    if "_" in text:  # Python takes 2020_01 for a number
+        return False
     if text.strip().lower() in ("true", "false"):
         return True
     try:

@@ -272,7 +272,10 @@ def plain(array: "pa.Array") -> "pa.Array":
         storage = array.storage
         return storage.cast(pa.bool_()) if kind.extension_name == "arrow.bool8" else plain(storage)
     if pa.types.is_dictionary(kind):
-        return plain(array.dictionary_decode())
+        values = plain(array.dictionary)
+        if is_text(values.type):  # Arrow takes no rows of string views, which Polars writes
+            values = values.cast(pa.large_string())
+        return values.take(array.indices)
     if pa.types.is_run_end_encoded(kind):
         return plain(pc.run_end_decode(array))
     return array

@@ -89,9 +89,9 @@ def open_source(
     path = None
     if isinstance(source, str | Path):
         path, source = Path(source), _mapped(Path(source))
-    if type(source).__module__.startswith("xarray.") and hasattr(source, "data_vars"):
+    if is_of_xarray(source) and hasattr(source, "data_vars"):
         raise SourceError("a Dataset holds several arrays: pass one of them, such as dataset['x']")
-    if type(source).__module__.startswith("xarray.") and hasattr(source, "data"):
+    if is_of_xarray(source) and hasattr(source, "data"):
         source = source.data
     if is_dask_collection(source) and not hasattr(source, "chunks"):
         raise SourceError(f"of Dask, a pool is built from an array or a DataFrame, got {type(source).__name__}")
@@ -121,6 +121,11 @@ def file_identity(path: Path) -> Identity:
     """Return what makes a file the same: path, size and time."""
     told = path.stat()
     return {"kind": "file", "path": str(path.absolute()), "size": told.st_size, "mtime_ns": told.st_mtime_ns}
+
+
+def is_of_xarray(source: object) -> bool:
+    """Say whether this is an array, or several, of xarray."""
+    return type(source).__module__.startswith("xarray.")
 
 
 def is_frame_of_dask(source: object) -> bool:

@@ -33,6 +33,7 @@ from dal.pool.sources import (
     Identity,
     file_identity,
     is_frame_of_dask,
+    is_of_xarray,
     token_of,
 )
 
@@ -84,7 +85,9 @@ def is_table(source: object) -> bool:
         return csvs.ending_of(Path(source)) in ENDINGS and not Path(source).is_dir()
     if isinstance(source, pd.DataFrame) or is_frame_of_dask(source):
         return True
-    return hasattr(source, "__arrow_c_stream__") and not isinstance(source, pd.Series)
+    # Series, and arrays of xarray, give streams as well: one column, or one row for each number.
+    is_array = hasattr(source, "dtype") or is_of_xarray(source)
+    return hasattr(source, "__arrow_c_stream__") and not is_array
 
 
 def open_table(
