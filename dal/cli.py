@@ -250,6 +250,8 @@ def _describe(opened: Pool) -> None:
     if opened.left_out:
         console.print(f"left out, as an index: {listed(opened.left_out)}; --features takes them")
     console.print(f"display fields: {', '.join(opened.fields) or 'none'}; fingerprint {opened.fingerprint}")
+    if opened.packing is not None:
+        console.print(f"by its attributes: {opened.packing}")
     if opened.missing_chunks == "fill":
         missing, expected = opened.holes()
         console.print(f"{missing:,} of {expected:,} chunks are not stored, and read as the fill value")

@@ -4,11 +4,12 @@ import json
 import os
 import pickle
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
-from dal.pool import Pool, build_pool, chunks
+from dal.pool import Pool, append_pool, build_pool, chunks
 from dal.pool import build as building
 from dal.pool import ids as indexing
 from dal.pool import store as reading
@@ -548,8 +549,92 @@ def test_arrays_that_are_no_pool(shape: tuple[int, ...], dtype: str | type, mess
 def test_a_group_of_others(tmp_path: Path) -> None:
     group = zarr.create_group(tmp_path / "group")
     group.create_array("embeddings", shape=(3, 2), dtype="f4")
-    with pytest.raises(PoolError, match="name one of its arrays instead: embeddings"):
+    group.create_array("models/clip/image", shape=(5, 4), dtype="f2")
+    (tmp_path / "group" / "README").write_text("of nobody's interest")
+    with pytest.raises(PoolError, match=r"group/embeddings .3, 2. float32, .*group/models/clip/image .5, 4. float16"):
         Pool.open(tmp_path / "group")
+    with pytest.raises(PoolError, match="holds no array"):
+        Pool.open(zarr.create_group(tmp_path / "empty").store.root)
+    (tmp_path / "x.npy").write_bytes(b"no zip")
+    for inner in ("x.npy", "x.npy/features"):
+        with pytest.raises(PoolError, match=r"x\.npy is a file"):
+            Pool.open(tmp_path / inner)
+
+
+def test_a_zip_archive_is_read(tmp_path: Path, small: None) -> None:
+    built = build_pool(records(), tmp_path / "pool.zarr", ids=names())
+    shutil.make_archive(str(tmp_path / "root"), "zip", tmp_path / "pool.zarr")
+    shutil.make_archive(str(tmp_path / "folder"), "zip", tmp_path, "pool.zarr")
+    for place in (tmp_path / "root.zip", tmp_path / "folder.zip" / "pool.zarr"):
+        opened = pickle.loads(pickle.dumps(Pool.open(place)))
+        assert opened.fingerprint == built.fingerprint
+        np.testing.assert_array_equal(opened.read(3, N), records()[3:])
+        assert opened.rows_of(names()[::-1]).tolist() == list(range(N))[::-1]
+        assert Pool.open(str(place / "features")).read(0, 2).tolist() == records()[:2].tolist()
+        assert opened.refreshed() is opened
+        with pytest.raises(PoolError, match="ZIP archive"):
+            append_pool(records(), place, ids=[f"new {name}" for name in names()])
+        with pytest.raises(PoolError):
+            build_pool(records(), place, overwrite=True)
+    with pytest.raises(PoolNotFound, match=r"open one of .*folder\.zip/pool\.zarr"):
+        Pool.open(tmp_path / "folder.zip")
+
+
+PACKED = [
+    (np.int16, {"scale_factor": 0.5, "add_offset": 10}, lambda x: x * 0.5 + 10),
+    (np.int16, {"scale_factor": [0.01], "_FillValue": 3}, lambda x: np.where(x == 3, np.nan, x * 0.01)),
+    (np.uint8, {"_FillValue": 0, "missing_value": [1, 2]}, lambda x: np.where(x < 3, np.nan, x)),
+    (np.float32, {"_FillValue": -9999.9}, lambda x: np.where(x == np.float32(-9999.9), np.nan, x)),
+    (np.float64, {"missing_value": "AAAAAAAAFEA="}, lambda x: np.where(x == 5, np.nan, x)),
+    (np.float32, {"valid_range": [0, 7]}, lambda x: np.where((x < 0) | (x > 7), np.nan, x)),
+    (np.float32, {"_FillValue": "AAAAAAAA+H8=", "scale_factor": 1.0, "units": "K"}, lambda x: x),
+    (np.float32, {"_FillValue": "NaN"}, lambda x: x),
+]
+
+
+@pytest.mark.parametrize(("dtype", "attributes", "meant"), PACKED, ids=[str(each[1]) for each in PACKED])
+@pytest.mark.parametrize("version", [2, 3])
+def test_packed_values_are_unpacked(
+    version: Literal[2, 3],
+    dtype: type,
+    attributes: dict[str, Any],
+    meant: Callable[[Any], Any],
+    tmp_path: Path,
+    small: None,
+) -> None:
+    stored = (np.arange(N * D).reshape(N, D) % 13).astype(dtype)
+    if np.dtype(dtype).kind == "f":
+        stored[5, 2] = -9999.9
+    array = zarr.create_array(
+        tmp_path / "a", shape=stored.shape, chunks=(16, D), dtype=dtype, zarr_format=version, fill_value=12
+    )
+    array[:] = stored
+    array.attrs.update(attributes)
+    expected = meant(stored.astype(np.float64) if np.dtype(dtype).kind in "iu" else stored).astype(np.float32)
+    pool = Pool.open(tmp_path / "a")
+    np.testing.assert_array_equal(pool.read(3, N), expected[3:])
+    np.testing.assert_array_equal(pool.take([200, 5]), expected[[200, 5]])
+    np.testing.assert_array_equal(Reader(pool).read(5, 9), expected[5:9])
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"scale_factor": "a"},
+        {"scale_factor": [1.0, 2.0]},
+        {"scale_factor": 0},
+        {"_FillValue": 300},
+        {"_FillValue": 1.5},
+        {"_Unsigned": "true"},
+        {"scale_factor": 2, "valid_max": 5},
+        {"missing_value": "none"},
+    ],
+    ids=str,
+)
+def test_packing_that_is_not_applied_is_refused_by_name(attributes: dict[str, Any], tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a", data=np.ones((3, 2), np.int8), attributes=attributes)
+    with pytest.raises(PoolError, match=list(attributes)[-1]):
+        Pool.open(tmp_path / "a")
 
 
 def change(pool: Pool, **values: object) -> None:

@@ -223,6 +223,8 @@ def append_pool(
     where = place_of(path)
     with _faults_told(where):
         Pool.open(where)
+        if isinstance(where, Path) and not where.is_dir():
+            raise PoolError(f"{where} lies in a ZIP archive, which is only read; unpack it first")
         group = zarr.open(for_zarr(where), mode="r+")
     if not isinstance(group, zarr.Group):
         raise PoolError(f"{where} is a plain Zarr array: only pools that dal built can be appended to")

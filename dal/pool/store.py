@@ -3,13 +3,16 @@
 import copy
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.storage import ZipStore
 
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
 from dal.places import Place, Url, for_zarr, place_of
@@ -17,6 +20,7 @@ from dal.pool import ids
 from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
 from dal.pool.encodings import ENCODINGS, Decode, decoder
 from dal.pool.fields import from_store
+from dal.pool.packing import Packing
 
 # Everything that dal says about a pool is under one key of the group's attributes.
 ATTRIBUTE = "dal"
@@ -27,6 +31,7 @@ INDEX = "ids_index"
 UNIT_BYTES = 8 * 2**20
 # Zarr keeps a task for each chunk that it reads: a unit of a million chunks of one row would take gigabytes.
 UNIT_CHUNKS = 1024
+_DEPTH = 5
 _NAMED_COLUMNS = 20
 
 # What a build writes there.
@@ -91,6 +96,8 @@ class Pool:
         where the pool was built of an array or of pictures.
     left_out : tuple of str
         The columns of the table that were taken for its index, and so for no features.
+    packing : Packing or None
+        How the values of a plain array become those that are meant, where its attributes say so.
     missing_chunks : {"refuse", "fill"}
         As `open` was told; a pool that dal built refuses always.
     """
@@ -99,6 +106,8 @@ class Pool:
         self.place = place
         self._features = features
         self._group = group
+        # What other programs packed; dal's own pools have encodings.
+        self.packing = None if group is not None else Packing.of(place, np.dtype(features.dtype), dict(features.attrs))
         self.missing_chunks: Missing = "fill" if fill else "refuse"
         self._fill = fill
         self._described = described = {} if group is None else description(group)
@@ -268,6 +277,8 @@ class Pool:
         return hashes, rows, fence
 
     def _decoder(self) -> Decode:
+        if self.packing is not None:
+            return self.packing.unpack
         if self._group is None or self.encoding != "int8":  # int8 in a plain array is integers
             return decoder(self.encoding, None)
         return decoder(self.encoding, read_rows(self._array("scale"), 0, self.n_features))
@@ -328,6 +339,7 @@ class Reader:
         self._unit_rows = unit_rows or pool.chunk_rows * min(max(1, -(-UNIT_BYTES // chunk_bytes)), UNIT_CHUNKS)
         self._files = ChunkFiles.of(pool._features, fill=pool._fill)
         self._decode = pool._decoder()
+        self._as_stored = pool.dtype == np.float32 and pool.packing is None
         self._bytes = np.empty(0, dtype=np.uint8)
         self._number = -1
         self._arriving: Iterator[int] = iter(())
@@ -356,7 +368,7 @@ class Reader:
         self._pool._refuse_range(start, stop)
         number = start // self._unit_rows
         base = number * self._unit_rows
-        within = self._held.dtype == np.float32 and start < stop <= base + self._unit_rows
+        within = self._as_stored and start < stop <= base + self._unit_rows
         records = self._held[:0] if within else self._room(stop - start)
         for first in range(start, stop, height):
             last = min(first + height, stop)
@@ -403,7 +415,7 @@ class Reader:
     def picked(self, number: int, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return some records of one read unit as a new array."""
         stored = self.unit(number)[offsets]
-        if stored.dtype == np.float32:
+        if self._as_stored:
             return stored
         records = np.empty(stored.shape, dtype=np.float32)
         self._decode(stored, records)
@@ -459,22 +471,62 @@ class Reader:
 
 def _opened(where: Place) -> "zarr.Array[Any] | zarr.Group":
     try:
+        if isinstance(where, Path) and (archive := _archive_of(where)) is not None:
+            return _opened_within(archive, "/".join(where.relative_to(archive).parts))
         return zarr.open(for_zarr(where), mode="r")
+    except PoolError:
+        raise
     except FileNotFoundError as error:
         raise PoolNotFound(f"no pool at {where}; build one with `dal pool build`, or check the path") from error
     except ImportError as error:
         raise PoolError(
             f"{where}: this kind of store needs more packages: {error}; pip install 'dal[remote]'"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, BadZipFile) as error:
         raise PoolError(f"{where}: the metadata cannot be read: {error}") from error
+
+
+def _archive_of(where: Path) -> Path | None:
+    """Return the file that a path goes through, which is a ZIP archive; None where there is no file on the way."""
+    file = next((path for path in (where, *where.parents) if path.is_file()), None)
+    if file is not None and not is_zipfile(file):
+        raise PoolError(
+            f"{file} is a file; a pool is a folder or a ZIP archive that Zarr wrote, or a URL. Build one of it first:"
+            " dal pool build"
+        )
+    return file
+
+
+def _opened_within(archive: Path, path: str) -> "zarr.Array[Any] | zarr.Group":
+    try:
+        return zarr.open(ZipStore(archive, mode="r", read_only=True), path=path, mode="r")
+    except FileNotFoundError as error:
+        with ZipFile(archive) as file:
+            names = [name.rpartition("/") for name in file.namelist()]
+        nodes = sorted({folder for folder, _, name in names if name in ("zarr.json", ".zarray", ".zgroup")})
+        raise PoolNotFound(
+            f"no pool at {path or 'the root'} of {archive}; "
+            + (f"open one of {listed([f'{archive}/{node}' for node in nodes])}" if nodes else "Zarr did not write it")
+        ) from error
+
+
+def _arrays_in(where: Place, group: zarr.Group) -> str:
+    """Say which arrays a group holds, at any depth, and what they are."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of files that are no Zarr: they are left out
+        members = group.members(max_depth=_DEPTH)
+    found = [
+        f"{where}/{path} {node.shape} {node.dtype}" for path, node in sorted(members) if isinstance(node, zarr.Array)
+    ]
+    return f"open one of its arrays: {listed(found)}" if found else "it holds no array"
 
 
 def _features_of(where: Place, group: zarr.Group) -> "zarr.Array[Any]":
     described = description(group)
     if not described:
-        arrays = ", ".join(sorted(name for name, _ in group.arrays())) or "none"
-        raise PoolError(f"{where} is a Zarr group that dal did not build; name one of its arrays instead: {arrays}")
+        raise PoolError(f"{where} is a Zarr group that dal did not build; {_arrays_in(where, group)}")
+    if not {"version", "complete", "n_rows"} <= set(described):
+        raise PoolError(f"{where}: its description is damaged; restore zarr.json from a copy, or build the pool again")
     if described["version"] != VERSION:
         raise PoolError(f"{where} has pool format {described['version']}, this dal reads {VERSION}; use a newer dal")
     if not described["complete"]:
