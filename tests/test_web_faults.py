@@ -493,6 +493,26 @@ def test_appended_records_are_shown_and_another_pool_is_not(tmp_path: Path) -> N
     assert str(tmp_path) not in answer.text
 
 
+def test_a_record_whose_chunk_is_restored_is_shown_again(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).random((40, 3))
+    pool = build_pool(X, tmp_path / "pool.zarr", display={"text": [f"text {at}" for at in range(40)]})
+    campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], batch=5, strategy="random")
+    next_batch(campaign)
+    ann = client(campaign)
+    chunks = [path for path in (tmp_path / "pool.zarr" / "fields" / "text" / "c").rglob("*") if path.is_file()]
+    kept = {path: path.read_bytes() for path in chunks}
+    for path in chunks:
+        path.write_bytes(b"torn")
+    broken = ann.post("/api/answers", json={"lease": 5})
+    assert all(each["error"] for each in broken.json()["records"])
+    assert str(tmp_path) not in broken.text
+    for path, content in kept.items():
+        path.write_bytes(content)
+    records = ann.post("/api/answers", json={"lease": 5}).json()["records"]
+    assert {each["fields"][0]["value"] for each in records} == {f"text {each['row']}" for each in records}
+    assert {each["error"] for each in records} == {None}
+
+
 @pytest.mark.parametrize(
     ("listening", "user", "told"),
     [
