@@ -134,7 +134,7 @@ def told_to(*pragmas: str) -> Outage:
 
 
 OUTAGES = {
-    "gone": (gone, "write access"),
+    "gone": (gone, "file is gone"),
     "damaged": (damaged, "damaged"),
     "locked": (locked, "writing for too long"),
     "full": (told_to("max_page_count = 1"), "full"),

@@ -174,7 +174,7 @@ def open_file(path: Path, mode: str = "rw") -> Database:
                 raise
             try:
                 return _connected_alone(path, pragmas)
-            except sqlite3.Error:
+            except (sqlite3.Error, OSError):  # the second where the file is gone
                 raise error from None
 
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool)
