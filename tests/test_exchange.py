@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -1024,3 +1026,17 @@ def test_the_export_of_the_pages_comes_back_as_it_is(tmp_path: Path, form: Liter
         assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))] == []
     report = read_answers(path, campaign, pool, "somebody else")
     assert (report.same, report.new, report.changed, report.rejections) == (len(ids), 0, 0, 0)
+
+
+def test_a_field_keeps_its_type_where_the_first_block_has_only_gaps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.exchange.files._AT_ONCE", 2)
+    pool = InMemory(IDS, n=[None] * 4 + [2**60 + 1] * 6, ok=[None] * 9 + [True])
+    pool.kinds = {"n": "integer", "ok": "boolean"}
+    campaign = start(tmp_path / "campaign", pool, asked=(101, 102, 107, 109))
+    write_batch(campaign, pool, 1, tmp_path / "batch.parquet")
+    written = pa.parquet.read_table(tmp_path / "batch.parquet")
+    assert written.column("n").to_pylist() == [None, None, 2**60 + 1, 2**60 + 1]
+    assert written.column("ok").to_pylist() == [None, None, None, True]
+    assert [str(written.schema.field(name).type) for name in ("n", "ok")] == ["int64", "bool"]
