@@ -345,3 +345,13 @@ def test_labels_of_records_beyond_what_a_round_froze_are_learned_and_nobody_is_a
 def written(path: Path, labels: dict[str, str]) -> Path:
     path.write_text("record_id,label\n" + "".join(f"{record},{name}\n" for record, name in labels.items()))
     return path
+
+
+def test_a_record_masked_late_is_nan(tmp_path: Path) -> None:
+    features = np.ma.array(np.ones((1000, D), np.uint8), mask=False)
+    features[900, 1] = np.ma.masked
+    expected = np.ones((1000, D), np.float32)
+    expected[900, 1] = np.nan
+    np.testing.assert_array_equal(build_pool(features, tmp_path / "pool.zarr").read(0, 1000), expected)
+    grown = append_pool(features, tmp_path / "pool.zarr")
+    np.testing.assert_array_equal(grown.read(1000, 2000), expected)

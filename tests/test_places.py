@@ -237,6 +237,7 @@ def test_a_pool_that_holds_more_than_dal_wrote_keeps_it(what: str, tmp_path: Pat
     build_pool(X[:100], place, ids=ids)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "zarr.json").write_bytes((place / "ids/zarr.json").read_bytes())
+    (tmp_path / "elsewhere" / f"zarr.{'0' * 32}.partial").write_bytes(b"of another program at work")
     match what:
         case "file":
             (place / "features/c/notes.txt").write_text("mine")

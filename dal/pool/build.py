@@ -429,6 +429,8 @@ def _remove_partial(where: Place) -> None:
     if isinstance(where, Url):
         return
     for name in ("", *_ARRAYS, *_indexes(where)):
+        if name and (where / name).is_symlink():  # it leads out of the pool
+            continue
         for folder, folders, files in os.walk(where / name):
             if not name:
                 folders.clear()  # others may have put their own into the pool's folder

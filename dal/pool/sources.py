@@ -217,7 +217,7 @@ def _dense(part: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever an array g
             )
         return np.asarray(part.toarray())
     if isinstance(part, np.ma.MaskedArray):
-        if not np.ma.getmaskarray(part).any():
+        if part.mask is np.ma.nomask:  # an array with a mask is of floats from its first rows on, masked or not
             return np.asarray(part.data)
         return np.where(np.ma.getmaskarray(part), np.float32(np.nan), part.data)
     return np.asarray(part)
