@@ -47,7 +47,7 @@ from dal.rounds import Stop, Wait
 from dal.scan import Progress
 from dal.selection import STRATEGIES
 from dal.simulation import Replay
-from dal.standing import Status, doubtful, saved, status
+from dal.standing import Status, doubtful, left_out, saved, status
 from dal.web import Listening, Options, make_server
 from dal.web.overview import MAP
 
@@ -430,6 +430,8 @@ def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
     invalid = (campaign.round(batch.number).summary or {}).get("invalid", 0)
     if batch.fresh and invalid:
         console.print(f"{invalid:,} records hold NaN or infinite values: they are never asked.")
+    if batch.fresh and (told := left_out(campaign.round(batch.number))):
+        console.print(f"{told}.")
     if batch.fresh:
         console.print(f"Round {batch.number}: {len(batch.rows):,} records to label, in {path}")
     else:
@@ -499,6 +501,8 @@ def status_(directory: Path) -> None:
         if share.value is not None:
             console.print(f"share of {name} in the pool: {share.text}")
     _tell_verdicts(now)
+    if now.left_out:
+        console.print(now.left_out)
     for note in now.notes:
         console.print(f"the learner warned: {note}")
 

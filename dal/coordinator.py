@@ -29,13 +29,13 @@ from dal.campaign.objects import digest_of
 from dal.classes import codes_of, names_of
 from dal.client import map_on
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
-from dal.learner import Learner, Model
+from dal.learner import Learner, Model, score_block
 from dal.pool import Pool
 from dal.pool.store import Missing
 from dal.ruler import RoundRecord
 from dal.scan import Journal, Progress, Summary, cells_written, sample_codebook, scan, stored_cells
+from dal.scan.driver import sample_rows
 from dal.scan.journal import candidate_arrays, candidates_from
-from dal.scan.kernel import score_block
 from dal.scores import of_probabilities
 from dal.selection import (
     Candidates,
@@ -44,6 +44,7 @@ from dal.selection import (
     explore_count,
     interleaved,
     uniform_rows,
+    usable,
 )
 from dal.selectors import choose
 from dal.stopping import Criterion, Verdict, advice, first_stop, label_budget, parse
@@ -53,6 +54,7 @@ SAVED_LEARNER = "saved"
 """The learner's name in the settings where an estimator object was given; it lies in the campaign's directory."""
 
 COVERAGE = "coverage"
+TRIED_ROWS, TRIED_BYTES = 1280, 64 * 2**20
 STOP_SET = -1
 """Stands for the round in the hashes that draw the stop set: no round has it."""
 
@@ -210,13 +212,15 @@ def create_campaign(
         raise SettingsError(
             f"Expected a stop set of at most half of the pool's {pool.n_rows:,} records, got {settings.stop_set:,}."
         )
-    _read_holdout(settings, pool.n_features)
     if isinstance(learner, str):
         named = Learner.named(learner, settings.classes, random_state=seed, trusted=settings.trusted)
     else:
         named = Learner(learner, settings.classes, trusted=settings.trusted)
-    named.check(pool.n_features, score)
+    apart = _read_holdout(settings, pool.n_features)
     _check_weights(named, settings)
+    named.check(pool.n_features, score, records=records_to_try(pool), weighted=settings.vote == "dawid_skene")
+    if apart is not None and not usable(apart[0], missing=named.takes_missing(pool.n_features)).all():
+        raise SettingsError("The holdout holds NaN or infinite features: the learner cannot be tried on them.")
     saved = named.dumps() if name == SAVED_LEARNER else None
     return Campaign.create(directory, settings, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows, learner=saved)
 
@@ -581,13 +585,20 @@ class Coordinator:
         return np.sort(np.fromiter(islice(draws, count), np.int64))
 
     def _fit(self, current: Round) -> None:
-        labels = self.labels(current.last_answer)
-        rows, X = labels.rows, self.features(labels.rows)
-        valid = np.isfinite(X).all(axis=1)
+        labels, learner = self.labels(current.last_answer), learner_of(self.campaign)
+        X = self.features(labels.rows)
+        valid = usable(X, missing=learner.takes_missing(self.pool.n_features))
         positions, codes, weights = labels.weighted()
         sound = valid[positions]
+        left_out = int((~valid).sum())
         with self._withdrawing(current):
-            model = learner_of(self.campaign).fit(
+            if left_out and len(np.unique(codes[sound])) < 2:
+                raise LearnerError(
+                    f"The labels that the learner can be given are of fewer than two classes: {left_out:,} of"
+                    f" {len(valid):,} are left out, because features of their records are missing or infinite. Label"
+                    " other records, or choose a learner that takes missing features, such as hgb."
+                )
+            model = learner.fit(
                 X[positions[sound]],
                 codes[sound],
                 None if weights is None else weights[sound],
@@ -596,25 +607,28 @@ class Coordinator:
             model.predict_proba(X[valid][:1000])
         notes = {
             "warnings": list(model.warnings),
-            "invalid_labeled": int((~valid).sum()),
+            "invalid_labeled": left_out,
             "measured": self._measured(current, model),
         }
-        self.campaign.save_model(current, model.dumps(), trained_on=len(rows), notes=notes)
+        self.campaign.save_model(current, model.dumps(), trained_on=len(valid) - left_out, notes=notes)
 
     def _measured(self, current: Round, model: Model) -> dict[str, float]:
         """Compare the model with the one before on the stop set, and try it on the user's holdout."""
         measured: dict[str, float] = {}
-        if len(X := self._stop_set(current.stop_set)):
+        X = self._stop_set(current.stop_set)
+        if len(X := X[usable(X, missing=model.takes_missing)]):
             proba = model.predict_proba(X)
             measured["uncertainty"] = float(of_probabilities("entropy", proba).score.mean())
             if current.parent_model is not None:
                 before = Model.loads(self.campaign.load_model(current.parent_model), self.settings.trusted)
+                proba, X = (each[usable(X, missing=before.takes_missing)] for each in (proba, X))
                 now, then = proba.argmax(axis=1), before.predict_proba(X).argmax(axis=1)
                 measured["changed"] = float((now != then).mean())
                 # Kappa of two models that agree on a single class is 0 / 0.
                 measured["kappa"] = 1.0 if (now == then).all() else float(cohen_kappa_score(now, then))
         if (holdout := _read_holdout(self.settings, self.pool.n_features)) is not None:
-            X, codes = holdout
+            given = usable(holdout[0], missing=model.takes_missing)  # all, unless the learner was changed since
+            X, codes = holdout[0][given], holdout[1][given]
             measured["holdout_correct"] = int((model.predict_proba(X).argmax(axis=1) == codes).sum())
             measured["holdout_asked"] = len(codes)
         return measured
@@ -628,7 +642,7 @@ class Coordinator:
             with replacing(path) as file:
                 np.savez(file, allow_pickle=False, **kept)
         X: npt.NDArray[np.float32] = kept["features"]
-        return X[np.isfinite(X).all(axis=1)]
+        return X
 
     @contextmanager
     def _withdrawing(self, current: Round) -> Iterator[None]:
@@ -717,6 +731,7 @@ class Coordinator:
                 journal=journal,
                 progress=self.progress,
                 with_features=True,
+                missing=self._takes_missing(model),
             )
         summary = _summary_as_json(found.summary) | ({} if digest is None else {"codebook": digest})
         self.campaign.save_scan(current, _as_npz(**candidate_arrays(found.candidates)), summary)
@@ -751,7 +766,8 @@ class Coordinator:
             candidates = candidates_from(arrays)
         drawn = _Drawn.none(self.pool.n_features)
         if len(candidates):
-            drawn = self._drawn(current, self._held_back(excluded, current.stop_set))
+            held = self._held_back(excluded, current.stop_set)
+            drawn = self._drawn(current, held, missing=self._takes_missing(model))
         asked = _Asked(np.append(excluded, drawn.rows), np.concatenate([self.features(excluded), drawn.X]))
         chosen = self._chosen(current, strategy, candidates, asked, current.k - len(drawn.rows))
         order = interleaved(chosen.rows.tolist(), drawn.rows)
@@ -786,17 +802,23 @@ class Coordinator:
             reserve=len(spare),
         )
 
-    def _drawn(self, current: Round, excluded: Rows) -> "_Drawn":
+    def _takes_missing(self, model: Model | None) -> bool:
+        """Say whether a round asks records with missing features: a model says so itself, as of when it was fitted."""
+        if model is not None:
+            return model.takes_missing
+        return learner_of(self.campaign).takes_missing(self.pool.n_features)
+
+    def _drawn(self, current: Round, excluded: Rows, *, missing: bool) -> "_Drawn":
         """Draw the explore share: valid records only, because an invalid one is never asked."""
         before = [asked for each in self.campaign.rounds() for asked in self.campaign.batch(each.number)]
         explored = sum(asked.explore for asked in before)
         count = explore_count(current.explore, len(before), explored, current.k)
         drawn = _Drawn.none(self.pool.n_features)
         draws = uniform_rows(current.n_rows, excluded[excluded < current.n_rows], current.seed, current.number)
-        while missing := list(islice(draws, count - len(drawn.rows))):
-            X = self.pool.take(missing)
-            valid = np.isfinite(X).all(axis=1)
-            rows = [row for row, keep in zip(missing, valid.tolist(), strict=True) if keep]
+        while wanted := list(islice(draws, count - len(drawn.rows))):
+            X = self.pool.take(wanted)
+            valid = usable(X, missing=missing)
+            rows = [row for row, keep in zip(wanted, valid.tolist(), strict=True) if keep]
             drawn = _Drawn(drawn.rows + rows, np.concatenate([drawn.X, X[valid]]))
         return drawn
 
@@ -891,6 +913,12 @@ def _summary_as_json(summary: Summary) -> dict[str, object]:
     return {**tally, **rest, "mean_confidence": None if np.isnan(confidence) else confidence}
 
 
+def records_to_try(pool: Pool) -> npt.NDArray[np.float32]:
+    """Draw the records that a learner is tried on: out of a few chunks, so that making a campaign stays cheap."""
+    size = min(TRIED_ROWS, max(8, TRIED_BYTES // (4 * pool.n_features)))
+    return pool.take(sample_rows(pool.n_rows, 0, size, blocks=8, block_rows=size // 8 + 1))
+
+
 def _stop_set_of(n_rows: int) -> int:
     """Give the stop set's size where none was chosen: in a small pool each record is worth more as a label."""
     size = min(n_rows // 100, 1000)
@@ -914,6 +942,4 @@ def _read_holdout(settings: Settings, n_features: int) -> tuple[npt.NDArray[np.f
         codes = codes_of(y, settings.classes, what="y")
     except LabelError as error:
         raise SettingsError(f"The holdout {settings.holdout}: {error}.") from error
-    if not np.isfinite(X).all():
-        raise SettingsError("The holdout holds NaN or infinite features: no model can be tried on them.")
     return X, codes

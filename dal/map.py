@@ -23,12 +23,12 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.driver import SAMPLE_BYTES, SAMPLE_ROWS, sample_rows
 from dal.scan.plan import Interval
-from dal.selection import MOST_DEVIATIONS, Codebook, row_hash
+from dal.selection import MOST_DEVIATIONS, Codebook, row_hash, usable
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
-VERSION = 1
+VERSION = 2
 BINS = 256
 SAMPLE_POINTS = 2000
 _MARGIN = 0.04
@@ -45,20 +45,27 @@ class Projection:
     components : ndarray of shape (2, d), float32
     axes : tuple of str
         What the axes are.
+    filling : ndarray of shape (d,), float32
+        What a missing feature (NaN) is taken for.
     """
 
     mean: Floats32
     scale: Floats32
     components: Floats32
     axes: tuple[str, str]
+    filling: Floats32
 
     @one_thread
     def place(self, X: Floats32) -> Floats32:
-        """Give the place of each record on the map, shape (n, 2); NaN where a feature is not finite."""
+        """Give the place of each record on the map, shape (n, 2); NaN where one is infinite or all are missing."""
+        nowhere, missing = np.isinf(X).any(axis=1), np.isnan(X)
+        if missing.any():
+            nowhere |= missing.all(axis=1)
+            X = np.where(missing, self.filling, X)
         with np.errstate(over="ignore", invalid="ignore"):
             standard = np.clip((X - self.mean) / self.scale, -MOST_DEVIATIONS, MOST_DEVIATIONS)
             placed: Floats32 = (standard @ self.components.T).astype(np.float32)
-        placed[~np.isfinite(X).all(axis=1)] = np.nan
+        placed[nowhere] = np.nan
         return placed
 
 
@@ -116,7 +123,9 @@ class PoolMap:
         axes: list[str] = stored["axes"].tolist()
         left, right, bottom, top = stored["extent"].tolist()
         return cls(
-            projection=Projection(stored["mean"], stored["scale"], stored["components"], (axes[0], axes[1])),
+            projection=Projection(
+                stored["mean"], stored["scale"], stored["components"], (axes[0], axes[1]), stored["filling"]
+            ),
             extent=(left, right, bottom, top),
             density=stored["density"],
             outside=int(stored["outside"]),
@@ -188,15 +197,14 @@ def fit_projection(pool: Pool, seed: int) -> tuple[Projection, tuple[float, floa
     """
     size = min(SAMPLE_ROWS, max(1000, SAMPLE_BYTES // (4 * pool.n_features)))
     sample = pool.take(sample_rows(pool.n_rows, seed, size))
-    sample = sample[np.isfinite(sample).all(axis=1)]
+    sample = sample[usable(sample, missing=True) & np.isfinite(sample).any(axis=1)]
     if not len(sample):
         raise SettingsError("Every sampled record has a NaN or infinite feature: there is nothing to draw a map of.")
-    d = pool.n_features
+    d, space = pool.n_features, Codebook.fit(sample, 0, seed)
     if d == 2:
         plain = np.zeros(2, np.float32), np.ones(2, np.float32), np.eye(2, dtype=np.float32)
-        projection = Projection(*plain, ("feature 1", "feature 2"))
+        projection = Projection(*plain, ("feature 1", "feature 2"), space.mean)
     else:
-        space = Codebook.fit(sample, 0, seed)
         components = np.zeros((2, d), dtype=np.float32)
         count = min(2, d, len(sample))
         # Where all records are equal there is no variance to explain a share of: the components are as good as any.
@@ -208,7 +216,7 @@ def fit_projection(pool: Pool, seed: int) -> tuple[Projection, tuple[float, floa
         signs = np.sign(found[np.arange(count), np.abs(found).argmax(axis=1)])
         components[:count] = found * np.where(signs == 0, 1, signs)[:, None]
         axes = ("first principal component", "second principal component")
-        projection = Projection(space.mean, space.scale, components, axes)
+        projection = Projection(space.mean, space.scale, components, axes, space.mean)
     return projection, _extent(projection.place(sample))
 
 

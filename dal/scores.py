@@ -8,10 +8,11 @@ along with the score: all three come from the same numbers.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from dal.errors import SettingsError
 
@@ -261,7 +262,7 @@ def _votes(p: Floats) -> Floats:
     return votes
 
 
-def of_gradients(probabilities: Floats, inputs: Floats) -> Scored:
+def of_gradients(probabilities: Floats, inputs: Any) -> Scored:  # noqa: ANN401 - dense or sparse
     r"""Score records by how much their label is expected to move a linear softmax layer.
 
     The gradient of the log loss in the layer's weights and intercepts, were c the label, is
@@ -275,7 +276,7 @@ def of_gradients(probabilities: Floats, inputs: Floats) -> Scored:
     Parameters
     ----------
     probabilities : ndarray of shape (n_records, n_classes)
-    inputs : ndarray of shape (n_records, n_inputs)
+    inputs : ndarray or sparse array of shape (n_records, n_inputs)
         What goes into the layer, h.
 
     Examples
@@ -284,9 +285,13 @@ def of_gradients(probabilities: Floats, inputs: Floats) -> Scored:
     [0.414214, 0.0]
     """
     p = np.ascontiguousarray(probabilities.T, dtype=np.float64)
-    h = np.asarray(inputs, dtype=np.float64)
+    if sparse.issparse(inputs):
+        squared = np.asarray(inputs.multiply(inputs).sum(axis=1), dtype=np.float64).ravel()
+    else:
+        h = np.asarray(inputs, dtype=np.float64)
+        squared = np.einsum("nd,nd->n", h, h)
     # At p = e_c rounding may leave less than nothing.
     distance = np.sqrt(np.maximum(np.einsum("cn,cn->n", p, p) - 2.0 * p + 1.0, 0.0))
-    length = np.sqrt(np.einsum("nd,nd->n", h, h) + 1.0) * np.einsum("cn,cn->n", p, distance)
+    length = np.sqrt(squared + 1.0) * np.einsum("cn,cn->n", p, distance)
     top = top_two(p)
     return Scored(length / (1.0 + length), top.position, top.first)

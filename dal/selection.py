@@ -443,16 +443,15 @@ class Codebook:
         Parameters
         ----------
         sample : ndarray of shape (n, d), float32
-            Rows with a value that is not finite are left out.
+            Rows with an infinite value are left out; a missing one (NaN) counts as the mean of its column.
         n_cells : int
             At most one per row of the sample is made.
         seed : int
         """
-        sample = sample[np.isfinite(sample).all(axis=1)]
-        if not len(sample):
+        sample = sample[usable(sample, missing=True)]
+        if not np.isfinite(sample).any():
             raise SettingsError("Every sampled record has a NaN or infinite feature: there is nothing to compare.")
-        mean = sample.mean(axis=0, dtype=np.float64)
-        scale = sample.std(axis=0, dtype=np.float64)
+        mean, scale = _moments(sample)
         # A column that is constant but for rounding would be blown up to look like any other.
         scale[~(scale > 1e-6 * np.abs(mean))] = 1.0
         nothing = np.empty((0, 0), np.float32)
@@ -470,10 +469,12 @@ class Codebook:
     def embed(self, X: Floats32) -> Floats32:
         """Standardise and divide by the square root of d, so that distances do not grow with the dimension.
 
-        What is more than 10,000 deviations away is put there: its square would overflow in single precision.
+        What is more than 10,000 deviations away is put there: its square would overflow in single precision. What is
+        missing (NaN) is put at the mean.
         """
         with np.errstate(over="ignore"):
             standard = (X - self.mean) / self.scale
+        standard[np.isnan(standard)] = 0.0
         np.clip(standard, -MOST_DEVIATIONS, MOST_DEVIATIONS, out=standard)
         embedded: Floats32 = standard / np.float32(np.sqrt(X.shape[1]))
         return embedded
@@ -482,7 +483,8 @@ class Codebook:
     def assign(self, X: Floats32) -> npt.NDArray[np.uint16]:
         """Give each record the cell whose center is nearest along the axes; the first of equals.
 
-        ``X`` is in feature space, (n, d), and finite. It is taken in blocks that stay in the core's cache.
+        ``X`` is in feature space, (n, d); what is missing (NaN) is taken for the mean. It is taken in blocks that stay
+        in the core's cache.
         """
         projection = self.axes / (self.scale * np.float32(np.sqrt(X.shape[1])))[:, None]
         halves = 0.5 * (self.centers * self.centers).sum(axis=1)
@@ -490,9 +492,12 @@ class Codebook:
         # What overflows far from everything else is put into some cell, and always into the same one.
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(X), _BLOCK_ROWS):
-                block = X[start : start + _BLOCK_ROWS]
-                distances = halves - (block - self.mean) @ projection @ self.centers.T
-                cells[start : start + len(block)] = distances.argmin(axis=1)
+                centred = X[start : start + _BLOCK_ROWS] - self.mean
+                along = centred @ projection
+                if np.isnan(along).any():
+                    # All of the block again: the last bits of a product depend on its height.
+                    along = np.where(np.isnan(centred), np.float32(0), centred) @ projection
+                cells[start : start + len(along)] = (halves - along @ self.centers.T).argmin(axis=1)
         return cells
 
     def digest(self) -> str:
@@ -501,6 +506,17 @@ class Codebook:
         for part in (self.mean, self.scale, self.axes, self.centers):
             sha.update(np.ascontiguousarray(part).tobytes())
         return sha.hexdigest()
+
+
+def _moments(sample: Floats32) -> tuple[Floats64, Floats64]:
+    """Give the mean and deviation of each column's values that are there; 0 where there are none."""
+    present = ~np.isnan(sample)
+    if present.all():
+        return sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)
+    count = np.maximum(present.sum(axis=0), 1)
+    values = np.where(present, sample, 0.0).astype(np.float64)
+    mean = values.sum(axis=0) / count
+    return mean, np.sqrt((np.where(present, values - mean, 0.0) ** 2).sum(axis=0) / count)
 
 
 def _principal_axes(embedded: Floats32) -> Floats32:
@@ -568,6 +584,15 @@ def explore_count(share: float, asked_before: int, explored_before: int, k: int)
     """
     due = int(np.floor(share * (asked_before + k) + 1e-9))
     return min(max(due - explored_before, 0), k)
+
+
+def usable(X: Floats32, *, missing: bool) -> npt.NDArray[np.bool_]:
+    """Mark the records that a learner can be given: all features finite, or missing where it takes such records.
+
+    An infinite feature is no missing one: no learner is given it.
+    """
+    finite = np.isfinite(X).all(axis=1)
+    return ~np.isinf(X).any(axis=1) if missing and not finite.all() else finite
 
 
 def uniform_rows(n_rows: int, excluded: Rows, seed: int, round: int) -> Iterator[int]:

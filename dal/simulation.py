@@ -21,14 +21,14 @@ from dal.errors import SettingsError
 from dal.learner import Model
 from dal.pool import Pool
 from dal.scan import Progress
-from dal.selection import Strategy
+from dal.selection import Strategy, usable
 
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int64]
 Oracle = Callable[[Rows], npt.ArrayLike]
 
 NO_CLASS = 255
-"""In a view: no learner yet, or a class beyond the 255 that a byte can name."""
+"""In a view: no learner yet or none that takes the record, or a class beyond the 255 that a byte can name."""
 
 
 @dataclass(frozen=True)
@@ -527,8 +527,10 @@ def view_of(model: Model | None, watched: npt.NDArray[np.float32]) -> npt.NDArra
     if model is None:
         view[:, 1] = 0
         return view
-    probabilities = model.predict_proba(watched)
-    code = probabilities.argmax(axis=1)
-    view[:, 0] = np.minimum(code, NO_CLASS)
-    view[:, 1] = np.round(255 * probabilities.max(axis=1))
+    given = usable(watched, missing=model.takes_missing)
+    view[~given, 1] = 0
+    if given.any():
+        probabilities = model.predict_proba(watched[given])
+        view[given, 0] = np.minimum(probabilities.argmax(axis=1), NO_CLASS)
+        view[given, 1] = np.round(255 * probabilities.max(axis=1))
     return view

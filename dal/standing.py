@@ -6,11 +6,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dal.agreement import Agreement, agreement, dawid_skene, relabelling
-from dal.campaign import Campaign
+from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
+from dal.classes import UNLABELLED
 from dal.coordinator import Coordinator, Rows, learner_of, pool_of
 from dal.ruler import Estimate, accuracy, class_shares, explore_counts, labels_saved
-from dal.selection import Strategy
+from dal.selection import Strategy, usable
 from dal.stopping import Verdict, advice
 
 
@@ -44,6 +45,8 @@ class Status:
         Share of each class in the pool, by the explore answers.
     notes : tuple of str
         What the learner warned of in its last fit.
+    left_out : str
+        How many labels that fit could not use, in words; empty where it used all.
     """
 
     round: int
@@ -61,6 +64,7 @@ class Status:
     first_stops: dict[str, int]
     shares: dict[str, Estimate]
     notes: tuple[str, ...]
+    left_out: str
 
 
 def status(campaign: Campaign) -> Status:
@@ -71,8 +75,8 @@ def status(campaign: Campaign) -> Status:
     answers = campaign.latest_answers()
     counts = np.bincount(codes, minlength=len(campaign.settings.classes))
     history = campaign.history()
-    fits = [each.notes for each in campaign.rounds() if each.notes]
-    notes = tuple(str(note) for note in fits[-1].get("warnings", ())) if fits else ()
+    fits = [each for each in campaign.rounds() if each.notes]
+    notes = tuple(str(note) for note in (fits[-1].notes or {}).get("warnings", ())) if fits else ()
     return Status(
         round=state.number,
         status=state.status,
@@ -89,6 +93,18 @@ def status(campaign: Campaign) -> Status:
         first_stops=coordinator.first_stops(history),
         shares=dict(zip(campaign.settings.classes, class_shares(coordinator.explored()), strict=True)),
         notes=notes,
+        left_out=left_out(fits[-1]) if fits else "",
+    )
+
+
+def left_out(fitted: Round) -> str:
+    """Say how many labels the fit of a round could not use; nothing where it used all, or where there was no fit."""
+    count = int((fitted.notes or {}).get("invalid_labeled", 0))
+    if not count:
+        return ""
+    return (
+        f"round {fitted.number} was trained on {fitted.trained_on:,} labels; {count:,} were left out, because features"
+        " of their records are missing or infinite"
     )
 
 
@@ -103,14 +119,19 @@ def saved(campaign: Campaign) -> Estimate:
     history = campaign.history()
     learner = learner_of(campaign)
     X: npt.NDArray[np.float32] | None = None
+    sound: npt.NDArray[np.bool_] | None = None
 
     def fit_and_judge(learned: Rows, judged: Rows) -> npt.NDArray[np.bool_]:
-        nonlocal X
-        if X is None:
+        nonlocal X, sound
+        if X is None or sound is None:
             X = coordinator.features(rows)
-        predicted = np.full(len(judged), codes[learned[0]])
-        if len(np.unique(codes[learned])) > 1:
-            predicted = learner.try_fit(X[learned], codes[learned]).predict_proba(X[judged]).argmax(axis=1)
+            # The learner of now may take fewer records than the one that they were drawn for.
+            sound = usable(X, missing=learner.takes_missing(X.shape[1]))
+        learned, given = learned[sound[learned]], sound[judged]
+        predicted = np.full(len(judged), codes[learned[0]] if len(learned) else UNLABELLED)
+        if len(np.unique(codes[learned])) > 1 and given.any():
+            model = learner.try_fit(X[learned], codes[learned])
+            predicted[given] = model.predict_proba(X[judged[given]]).argmax(axis=1)
         return np.asarray(predicted == codes[judged])
 
     spent = len(coordinator.labels(None).rows)

@@ -40,6 +40,7 @@ class _Tree(NamedTuple):
     right: Integers
     leaf: npt.NDArray[np.bool_]
     values: Floats64  # of each node, in columns
+    missing_left: npt.NDArray[np.bool_]  # where a record goes whose feature is missing
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +62,8 @@ class Trees:
     n_features : int
     boosted : HistGradientBoostingClassifier or None
         Whose sums are no probabilities yet.
+    missing : ndarray of shape (n_nodes,), uint8
+        Where a record without the feature goes: 0 to the left child, 1 to the right.
     """
 
     nodes: npt.NDArray[np.uint32]
@@ -70,6 +73,7 @@ class Trees:
     start: Floats64
     n_features: int
     boosted: HistGradientBoostingClassifier | None
+    missing: npt.NDArray[np.uint8]
 
     @classmethod
     def of(cls, estimator: BaseEstimator) -> "Trees | None":
@@ -93,6 +97,7 @@ class Trees:
         turns = 1 if boosted is None else len(start)
         first_node = np.cumsum([0, *(len(tree.leaf) for tree in trees)])
         first_leaf = np.cumsum([0, *(np.count_nonzero(tree.leaf) for tree in trees)])
+        missing = np.concatenate([_in_place(tree, ~(tree.missing_left | tree.leaf)) for tree in trees])
         return cls(
             np.concatenate(
                 [_nodes(tree, *firsts) for tree, *firsts in zip(trees, first_node, first_leaf, strict=False)]
@@ -103,6 +108,7 @@ class Trees:
             start,
             estimator.n_features_in_,
             boosted,
+            missing.astype(np.uint8),
         )
 
     def predict_proba(self, X: npt.NDArray[Any]) -> Floats64 | None:
@@ -115,7 +121,7 @@ class Trees:
         Returns
         -------
         ndarray of shape (n_records, n_classes) or None
-            None where records are of another width, or hold values that are not finite, or that a boosted model would
+            None where records are of another width, or hold values that are infinite, or that a boosted model would
             look at in double precision: what to do with those, or to say of them, the estimator itself knows.
         """
         # The walk looks at no bounds: a record that is too short would be read past its end.
@@ -124,12 +130,15 @@ class Trees:
         records: Floats32 = np.ascontiguousarray(X, dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
             total = records.sum()  # instead of a mask of all values, unless it overflows
+        missing = None
         if not np.isfinite(total) and not np.isfinite(records).all():
-            return None
+            if np.isinf(records).any():
+                return None
+            missing = self.missing
         sums = np.tile(self.start, (len(records), 1))
         block = max(_ABREAST, _BLOCK_BYTES // (4 * records.shape[1]))
         thresholds = self.nodes.view(np.float32)
-        _walker()(records, self.nodes, thresholds, self.roots, self.columns, self.leaves, block, sums)
+        _walker()(records, self.nodes, thresholds, missing, self.roots, self.columns, self.leaves, block, sums)
         if self.boosted is None:
             # In one order, which a forest's threads would not keep.
             return sums / len(self.roots)
@@ -139,20 +148,22 @@ class Trees:
 
 def _of_forest(tree: Any) -> _Tree:  # noqa: ANN401 - compiled, without types
     leaf = tree.children_left < 0
-    return _Tree(tree.feature, tree.threshold, tree.children_left, tree.children_right, leaf, tree.value[:, 0, :])
+    missing_left = tree.missing_go_to_left.astype(bool)
+    return _Tree(
+        tree.feature, tree.threshold, tree.children_left, tree.children_right, leaf, tree.value[:, 0, :], missing_left
+    )
 
 
 def _of_boosting(nodes: npt.NDArray[Any]) -> _Tree:
     feature, threshold, left, right = (nodes[name] for name in ("feature_idx", "num_threshold", "left", "right"))
-    return _Tree(feature, threshold, left, right, nodes["is_leaf"].astype(bool), nodes["value"][:, None])
+    leaf, missing_left = nodes["is_leaf"].astype(bool), nodes["missing_go_to_left"].astype(bool)
+    return _Tree(feature, threshold, left, right, leaf, nodes["value"][:, None], missing_left)
 
 
 def _nodes(tree: _Tree, first_node: int, first_leaf: int) -> npt.NDArray[np.uint32]:
     """Order the nodes of a tree so that siblings are neighbours."""
     inner, leaves = np.flatnonzero(~tree.leaf), np.flatnonzero(tree.leaf)
-    place = np.full(len(tree.leaf), first_node)
-    place[tree.left[inner]] += 1 + 2 * np.arange(len(inner))
-    place[tree.right[inner]] += 2 + 2 * np.arange(len(inner))
+    place = first_node + _places(tree)
     nodes = np.zeros((len(tree.leaf), 4), dtype=np.uint32)
     own = place - first_node
     nodes[own[inner], _FEATURE] = tree.feature[inner]
@@ -163,6 +174,21 @@ def _nodes(tree: _Tree, first_node: int, first_leaf: int) -> npt.NDArray[np.uint
     thresholds[own[inner], _THRESHOLD] = _largest_float32_up_to(tree.threshold[inner])
     thresholds[own[leaves], _THRESHOLD] = np.inf
     return nodes
+
+
+def _places(tree: _Tree) -> Integers:
+    """Give the place of each node among those of its tree."""
+    inner = np.flatnonzero(~tree.leaf)
+    place = np.zeros(len(tree.leaf), dtype=np.int64)
+    place[tree.left[inner]] = 1 + 2 * np.arange(len(inner))
+    place[tree.right[inner]] = 2 + 2 * np.arange(len(inner))
+    return place
+
+
+def _in_place(tree: _Tree, values: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    placed = np.empty_like(values)
+    placed[_places(tree)] = values
+    return placed
 
 
 def _largest_float32_up_to(values: Floats64) -> Floats32:
@@ -195,6 +221,7 @@ def _walk(
     X: Floats32,
     nodes: npt.NDArray[np.uint32],
     thresholds: Floats32,
+    missing: npt.NDArray[np.uint8] | None,
     roots: npt.NDArray[np.uint32],
     columns: npt.NDArray[np.uint32],
     leaves: Floats64,
@@ -218,7 +245,13 @@ def _walk(
                     for lane in range(_ABREAST):
                         here = at[lane]
                         value = X[row[lane], np.uint64(nodes[here, feature])]
-                        there = np.uint64(nodes[here, left]) + np.uint64(value > thresholds[here, threshold])
+                        if missing is None:  # known when this is compiled
+                            right = np.uint64(value > thresholds[here, threshold])
+                        elif value != value:
+                            right = np.uint64(missing[here])
+                        else:
+                            right = np.uint64(value > thresholds[here, threshold])
+                        there = np.uint64(nodes[here, left]) + right
                         moved |= here ^ there
                         at[lane] = there
                 for lane in range(min(_ABREAST, stop - start)):

@@ -103,7 +103,7 @@ def test_every_learner_is_fitted_aligned_and_comes_back_bit_equal(kind: object) 
     assert (probabilities[:, 1] == 0).all()
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-5)
     # the columns are the right ones: the estimator's own prediction is the most probable class
-    own = model.estimator.predict(X)
+    own = model.seen[model.estimator.predict(X)]
     assert (probabilities.argmax(axis=1) == own).mean() > 0.95
     assert (own == codes).mean() > 0.8
     loaded = Model.loads(model.dumps())
@@ -461,7 +461,7 @@ def test_predictions_of_which_none_is_finite_are_refused_and_single_ones_are_giv
         (b"", "got 0 bytes"),
         (b"not a model", "skops cannot read"),
         (skops.io.dumps([1, 2]), "got a saved list"),
-        (skops.io.dumps({"format": 99}), "expected a model of format 1, got format 99"),
+        (skops.io.dumps({"format": 99}), "expected a model of format 2, got format 99"),
     ],
 )
 def test_loads_refuses_what_is_no_model(data: bytes, said: str) -> None:
@@ -479,7 +479,7 @@ def test_what_cannot_be_saved_is_refused() -> None:
     estimator = GaussianNB().fit(*records())
     estimator.generator_ = (n for n in range(3))
     with pytest.raises(LearnerError, match="GaussianNB cannot be saved with skops"):
-        Model(estimator, CLASSES, 5).dumps()
+        Model(estimator, CLASSES, 5, (0, 1, 2, 3)).dumps()
 
 
 def test_a_learner_is_named_by_its_place(monkeypatch: pytest.MonkeyPatch) -> None:

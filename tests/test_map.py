@@ -93,7 +93,13 @@ def test_a_pool_without_a_finite_record_is_refused(tmp_path: Path) -> None:
 def test_a_span_counts_by_hand(tmp_path: Path) -> None:
     X = np.array([[9, 9], [0.1, 0.1], [0.1, 0.9], [0.1, 0.9], [-1, 0], [1, 0.5]], dtype=np.float32)
     pool = build_pool(X, tmp_path / "pool.zarr")
-    plain = Projection(np.zeros(2, np.float32), np.ones(2, np.float32), np.eye(2, dtype=np.float32), ("x", "y"))
+    plain = Projection(
+        np.zeros(2, np.float32),
+        np.ones(2, np.float32),
+        np.eye(2, dtype=np.float32),
+        ("x", "y"),
+        np.zeros(2, np.float32),
+    )
     counts = count_span(Interval(1, 6), pool, plain, (0, 1, 0, 1), tile=4)
     column, low, high = int(0.1 * BINS), int(0.1 * BINS), int(np.float32(0.9) * BINS)
     assert counts[low * BINS + column] == 1

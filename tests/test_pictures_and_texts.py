@@ -428,6 +428,7 @@ class Odd:
         ({"text": "sent", "vectoriser": Odd(None)}, "'sent' holds int64; a vectoriser takes texts"),
         ({"text": "subject", "vectoriser": Odd(None), "features": ["sent"]}, "takes the place of features"),
         ({"text": "subject", "vectoriser": Odd(np.zeros(3))}, "one row a text was expected"),
+        ({"text": "subject", "vectoriser": Odd([[1], [1, 2]])}, "rows of different lengths"),
         ({"text": "subject", "vectoriser": Odd(np.zeros((1, 2), "U3"))}, "numbers were expected"),
         ({"text": "subject", "vectoriser": Odd(lambda: 0)}, "cannot be pickled"),
         ({"text": "subject", "vectoriser": TfidfVectorizer(min_df=1000)}, "cannot be fitted on 150 texts"),
@@ -452,3 +453,26 @@ def test_the_command_line_names_a_vectoriser(tmp_path: Path, monkeypatch: pytest
     assert "display fields: subject" in shown.output
     shown = CliRunner().invoke(main, ["pool", "build", *arguments, "vectorisers_of_a_test:nothing"])
     assert "expected a vectoriser at 'vectorisers_of_a_test:nothing'" in shown.output
+
+
+@pytest.mark.parametrize("name", ["only", "both", "Only"])
+def test_a_vectoriser_of_ones_own_needs_nothing_but_transform(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = table(tmp_path / "x.csv")
+    (tmp_path / "transformers_of_a_test.py").write_text(
+        "class Only:\n"
+        "    def transform(self, texts):\n"
+        "        return [[len(text), text.count('e')] for text in texts]\n"
+        "class Both(Only):\n"
+        "    def fit(self, texts, y=None):\n"
+        "        raise AssertionError('it came as it is')\n"
+        "only, both = Only(), Both()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    place = tmp_path / "pool.zarr"
+    arguments = [str(source), str(place), "--text", "subject", "--vectoriser", f"transformers_of_a_test:{name}"]
+    shown = CliRunner().invoke(main, ["pool", "build", *arguments])
+    assert shown.exit_code == 0, shown.output
+    expected = [[len(text), text.count("e")] for text in MANY]
+    np.testing.assert_array_equal(Pool.open(place).read(0, len(MANY)), expected)

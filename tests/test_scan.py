@@ -16,11 +16,14 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PowerTransformer, StandardScaler
 
-from dal.errors import ChunkError, ClusterError, SettingsError
+from dal.errors import ChunkError, ClusterError, LearnerError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
 from dal.scan import Cells, Journal, Progress, Scan, plan, sample_codebook, scan
@@ -35,6 +38,7 @@ from tests.clusters import own_cluster
 CLASSES = ("a", "b", "c", "d")
 N, D = 20_011, 12
 BAD_ROWS = [5, 8_191, 8_192, 20_010]
+TAKE_MISSING = ("forest", "hgb", "imputing")
 FIELDS = ("rows", "scores", "cells", "predicted", "embeddings", "proba")
 
 
@@ -77,12 +81,22 @@ def models(records: np.ndarray) -> dict[str, Model]:
         "svc": "sklearn.svm:LinearSVC",
         "mlp": "mlp",
         "plain": "sklearn.linear_model:LogisticRegression",
+        "hgb": "hgb",
     }
     made = {key: Learner.named(name, CLASSES, random_state=0).fit(X, y) for key, name in names.items()}
+    imputing = make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression())
+    made["imputing"] = Learner(imputing, CLASSES).fit(X, y)
     return {**made, "bootstraps": Learner.named(names["plain"], CLASSES).fit(X, y, committee=True)}
 
 
-def kernel_scores(X: np.ndarray, model: Model | None, name: str, tile: int) -> tuple[np.ndarray, np.ndarray]:
+def invalid_of(X: np.ndarray, model: Model | None) -> np.ndarray:
+    missing = np.isnan(X).any(axis=1) & (model is None or not model.takes_missing)
+    return np.isinf(X).any(axis=1) | missing
+
+
+def kernel_scores(
+    X: np.ndarray, model: Model | None, name: str, tile: int, bad: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Scores and predicted classes as the scan computes them, to the last bit; see `plain_scores`."""
     score = np.empty(len(X))
     predicted = np.full(len(X), -1)
@@ -92,7 +106,7 @@ def kernel_scores(X: np.ndarray, model: Model | None, name: str, tile: int) -> t
     for start in range(0, len(X), tile):
         block = np.zeros((tile, X.shape[1]), np.float32)
         part = X[start : start + tile]
-        block[: len(part)] = np.where(np.isfinite(part).all(axis=1, keepdims=True), part, 0)
+        block[: len(part)] = np.where(bad[start : start + tile, None], 0, part)
         scored = score_block(name, model, block)
         score[start : start + tile] = scored.score[: len(part)]
         predicted[start : start + tile] = model.seen[scored.predicted[: len(part)]]
@@ -158,18 +172,26 @@ def assert_scores_are_right(found: tuple[np.ndarray, np.ndarray], X: np.ndarray,
 
 
 def full_sort(
-    X: np.ndarray, model: Model | None, strategy: Strategy, k: int, exclude: list[int], codebook: Codebook, tile: int
+    X: np.ndarray,
+    model: Model | None,
+    strategy: Strategy,
+    k: int,
+    exclude: list[int],
+    codebook: Codebook,
+    tile: int,
+    bad: np.ndarray,
 ) -> Candidates:
     """Score the whole pool in memory, tile after tile, sort it by key, and cut."""
-    score, predicted = kernel_scores(X, model, strategy.score, tile)
-    asked = set(exclude) | set(np.flatnonzero(~np.isfinite(X).all(axis=1)).tolist())
+    score, predicted = kernel_scores(X, model, strategy.score, tile, bad)
+    clean = np.where(np.isnan(X), codebook.mean, np.where(np.isfinite(X), X, 0)).astype(np.float32)
+    asked = set(exclude) | set(np.flatnonzero(bad).tolist())
     capacity = strategy.capacity(k, len(X), len(codebook.centers))
     ranked = score if capacity.beta is None else power_keys(score, np.arange(len(X)), capacity.beta, 11, 4)
     order = [i for i in key_order(ranked, np.arange(len(X)), 11, 4).tolist() if i not in asked]
     keep = set(order[: capacity.total])
     cells = np.full(len(X), -1)
     if capacity.cells:
-        cells = codebook.assign(np.where(np.isfinite(X), X, 0).astype(np.float32)).astype(np.int64)
+        cells = codebook.assign(clean).astype(np.int64)
         for cell in range(capacity.cells):
             keep |= set([i for i in order if cells[i] == cell][: capacity.per_cell])
     rows = np.array(sorted(keep), dtype=np.int64)
@@ -215,6 +237,8 @@ CASES = [
     ("forest", Strategy.named("bald")),
     ("bootstraps", Strategy(score="vote_entropy")),
     ("plain", Strategy.named("expected_gradient_length")),
+    ("hgb", Strategy()),
+    ("imputing", Strategy(score="entropy")),
     (None, Strategy().cold()),
     (None, Strategy.named("random")),
 ]
@@ -228,12 +252,14 @@ def test_every_layout_gives_what_a_full_sort_gives(
     model = models[learner] if learner else None
     codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
     tile = plan.tile_rows(D, model.tile_rows if model else None)
-    expected = full_sort(records, model, strategy, 40, [7, 4095, 4096, 19_999], codebook, tile)
+    bad = invalid_of(records, model)
+    expected = full_sort(records, model, strategy, 40, [7, 4095, 4096, 19_999], codebook, tile, bad)
     first = run(pools["built"], model, strategy, codebook)
     assert_same(first.candidates, expected)
-    assert first.summary.tally.invalid_rows.tolist() == BAD_ROWS
+    invalid = BAD_ROWS[1:3] if learner in TAKE_MISSING else BAD_ROWS
+    assert first.summary.tally.invalid_rows.tolist() == invalid
     assert first.summary.tally.rows == N
-    assert first.summary.tally.histogram.sum() == N - len(BAD_ROWS)
+    assert first.summary.tally.histogram.sum() == N - len(invalid)
     for name in ("odd", "sharded", "split"):
         other = run(pools[name], model, strategy, codebook)
         assert_same(other.candidates, expected)
@@ -246,7 +272,8 @@ def test_what_is_sorted_are_the_scores_of_the_definitions(
     learner: str, name: str, models: dict[str, Model], records: np.ndarray
 ) -> None:
     model = models[learner]
-    found = kernel_scores(records, model, name, plan.tile_rows(D, model.tile_rows))
+    bad = invalid_of(records, model)
+    found = kernel_scores(records, model, name, plan.tile_rows(D, model.tile_rows), bad)
     assert_scores_are_right(found, records, model, name)
 
 
@@ -314,6 +341,51 @@ def test_a_network_asks_no_record_with_a_value_that_is_not_finite(
     found = scan(build_pool(X, tmp_path / "pool.zarr"), model, Strategy.named(name), 3000)
     assert found.summary.tally.invalid_rows.tolist() == sorted(bad.tolist())
     assert sorted(found.candidates.rows.tolist()) == np.setdiff1d(np.arange(3000), bad).tolist()
+
+
+@pytest.mark.parametrize("learner", [*TAKE_MISSING, "logistic", None])
+def test_records_with_missing_features_are_asked_where_the_learner_takes_them(
+    learner: str | None, models: dict[str, Model], records: np.ndarray, cluster: Client, tmp_path: Path
+) -> None:
+    model, strategy = (models[learner], Strategy()) if learner else (None, Strategy().cold())
+    X = records[:9000].copy()
+    rng = np.random.default_rng(5)
+    holed = rng.choice(9000, 3000, replace=False)
+    X[holed, rng.integers(0, D, 3000)] = np.nan
+    X[16:64] = np.nan
+    one = build_pool(X, tmp_path / "one.zarr")
+    array = zarr.create_array(tmp_path / "other.zarr", shape=X.shape, dtype="float32", chunks=(777, 5))
+    array[:] = X
+    other = Pool.open(tmp_path / "other.zarr")
+    codebook = sample_codebook(one, strategy.capacity(40, 9000).cells, 3)
+    tile = plan.tile_rows(D, model.tile_rows if model else None)
+    missing = np.isnan(X).any(axis=1)
+    for taken in [True, False] if model is None else [model.takes_missing]:
+        given = SimpleNamespace(takes_missing=taken) if model is None else model
+        expected = full_sort(X, model, strategy, 40, [3, 20], codebook, tile, invalid_of(X, given))
+        assert (missing[expected.rows].sum() > 100) == taken
+        for pool, client in [(one, None), (other, None), (other, cluster)]:
+            found = run(pool, model, strategy, codebook, exclude=[3, 20], client=client, missing=taken)
+            assert_same(found.candidates, expected)
+            assert found.summary.tally.invalid == invalid_of(X, given).sum()
+            assert np.isfinite(found.candidates.scores).all()
+
+
+def test_a_learner_is_given_no_record_that_the_pool_does_not_hold(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.gamma(2, 1, (700, 3)).astype(np.float32) + np.float32(0.1)
+    model = Learner(make_pipeline(PowerTransformer("box-cox"), LogisticRegression()), CLASSES).fit(
+        X[:90], np.arange(90) % 4
+    )
+    X[100] = np.nan
+    X[300] = 0  # which the learner would refuse
+    pool = build_pool(X, tmp_path / "pool.zarr")
+    with pytest.raises(LearnerError, match="Rows 0 to 699"):
+        scan(pool, model, Strategy.named("margin"), 5)
+    X[300] = 1
+    found = scan(build_pool(X, tmp_path / "other.zarr"), model, Strategy.named("margin"), 700)
+    assert found.summary.tally.invalid_rows.tolist() == [100]
+    assert len(found.candidates) == 699
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -540,8 +612,9 @@ def test_stored_cells_are_read_back_and_change_nothing(
     path = tmp_path / "cells.zarr"
     written = run(pools["built"], models["forest"], Strategy(), codebook, cells=Cells(path, write=True), client=client)
     assert written.summary.wrote_cells
-    clean = np.where(np.isfinite(records).all(axis=1, keepdims=True), records, 0).astype(np.float32)
-    np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:], codebook.assign(clean))
+    clean = np.where(np.isnan(records), codebook.mean, records).astype(np.float32)
+    finite = np.isfinite(clean).all(axis=1)
+    np.testing.assert_array_equal(zarr.open_array(path, mode="r")[:][finite], codebook.assign(clean)[finite])
     read = run(pools["built"], models["logistic"], Strategy(), codebook, cells=Cells(path, write=False), client=client)
     assert_same(read.candidates, computed.candidates)
     assert not read.summary.wrote_cells

@@ -115,11 +115,37 @@ def test_a_scikit_learn_without_what_is_private_is_asked_itself(monkeypatch: pyt
     assert again.predict_proba(X).tobytes() == expected.tobytes()
 
 
-def test_values_that_are_not_finite_are_left_to_scikit_learn() -> None:
+@pytest.mark.parametrize("holes_in_fit", [0.0, 0.2])
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        RandomForestClassifier(7, random_state=0),
+        ExtraTreesClassifier(7, random_state=0),
+        DecisionTreeClassifier(random_state=0),
+        RandomForestClassifier(5, monotonic_cst=[1, 0, -1, 0], random_state=0),
+        HistGradientBoostingClassifier(max_iter=9, min_samples_leaf=3, random_state=0),
+    ],
+    ids=lambda estimator: type(estimator).__name__,
+)
+def test_missing_values_go_where_scikit_learn_sends_them(estimator: BaseEstimator, holes_in_fit: float) -> None:
+    X, codes = labelled(0, 300, 4, 2)
+    rng = np.random.default_rng(0)
+    estimator = fitted_to(estimator, np.where(rng.random(X.shape) < holes_in_fit, np.float32(np.nan), X), codes)
+    others = np.where(rng.random(X.shape) < 0.3, np.float32(np.nan), labelled(1, 300, 4, 2)[0])
+    others[7] = np.nan
+    laid_out = Trees.of(estimator)
+    assert laid_out is not None
+    found, expected = laid_out.predict_proba(others), estimator.predict_proba(others)
+    assert found is not None
+    assert len(np.unique(expected, axis=0)) > 2
+    assert found.tobytes() == expected.tobytes()
+
+
+def test_values_that_no_tree_takes_are_left_to_scikit_learn() -> None:
     X, codes = labelled(0, 60, 2, 2)
     laid_out = Trees.of(RandomForestClassifier(3, random_state=0).fit(X, codes))
     assert laid_out is not None
-    for value in (np.nan, np.inf, -np.inf):
+    for value in (np.inf, -np.inf):
         assert laid_out.predict_proba(np.where(X > 0.9, np.float32(value), X)) is None
     assert laid_out.predict_proba(np.full((3, 2), 3e38, np.float32)) is not None  # whose sum overflows
 

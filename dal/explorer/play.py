@@ -13,13 +13,14 @@ import numpy.typing as npt
 from distributed import Client
 
 from dal.classes import Classes, codes_of, distinct_names
+from dal.coordinator import records_to_try
 from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
 from dal.learner import Learner
 from dal.map import PoolMap
 from dal.pool import Pool
-from dal.selection import Strategy, uniform_rows
+from dal.selection import Strategy, uniform_rows, usable
 from dal.simulation import Comparison, Replay, TestSet, compare, compare_side_by_side
 
 Rows = npt.NDArray[np.int64]
@@ -153,8 +154,8 @@ def _refuse_doubtful(names: Sequence[str], path: Path) -> None:
         )
 
 
-def read_test(path: str | Path, known: Known, n_features: int) -> TestSet:
-    """Read a test set from an .npz file with the arrays ``X`` and ``y``.
+def read_test(path: str | Path, known: Known, n_features: int, *, missing: bool = False) -> TestSet:
+    """Read a test set from an .npz file with the arrays ``X`` and ``y``; `missing` where the learner takes NaN.
 
     Raises
     ------
@@ -176,7 +177,7 @@ def read_test(path: str | Path, known: Known, n_features: int) -> TestSet:
             f"{path} holds X of shape {X.shape} and {len(y)} labels; expected as many of both, and {n_features}"
             " features."
         )
-    if not np.isfinite(X).all():
+    if not usable(X, missing=missing).all():
         raise SettingsError(f"{path} holds features that are NaN or infinite: leave those records out.")
     return TestSet(X, known.coded(y, path))
 
@@ -185,7 +186,7 @@ def _test_size(pool: Pool, known: Known) -> int:
     return min(MOST_TEST, int(TEST_SHARE * (pool.n_rows - len(known.unknown))))
 
 
-def held_out(pool: Pool, known: Known) -> tuple[Rows, TestSet]:
+def held_out(pool: Pool, known: Known, *, missing: bool = False) -> tuple[Rows, TestSet]:
     """Draw test records out of the pool by hash: a fifth of it, at most 5,000, the same ones for any seed.
 
     Returns
@@ -193,13 +194,13 @@ def held_out(pool: Pool, known: Known) -> tuple[Rows, TestSet]:
     rows : ndarray of int64
         Ascending; they are never to be asked.
     test : TestSet
-        The valid ones of them.
+        Those of them that the learner can be given: with `missing`, records with NaN are among them.
     """
     count = _test_size(pool, known)
     drawn = uniform_rows(pool.n_rows, known.unknown, 0, _TEST_ROUND)
     rows = np.sort(np.fromiter(islice(drawn, count), np.int64))
     X = pool.take(rows)
-    valid = np.isfinite(X).all(axis=1)
+    valid = usable(X, missing=missing)
     if not valid.any():
         raise SettingsError(
             f"None of the {count:,} records drawn for testing can be used (too few, or NaN in each): pass a test set of"
@@ -253,9 +254,16 @@ class Plan:
             raise SettingsError(
                 f"Expected a batch of at most the {room:,} records that can be asked, got {self.batch:,}."
             )
-        Learner.named(self.learner, self.known.classes).check(self.pool.n_features)
+        learner, records = Learner.named(self.learner, self.known.classes), records_to_try(self.pool)
+        for score in {Strategy.named(name).score for name in self.strategies}:
+            learner.check(self.pool.n_features, score, records=records)
         if self.test is not None:
-            read_test(self.test, self.known, self.pool.n_features)
+            read_test(self.test, self.known, self.pool.n_features, missing=self.takes_missing)
+
+    @property
+    def takes_missing(self) -> bool:
+        """Whether the learner takes records with missing features."""
+        return Learner.named(self.learner, self.known.classes).takes_missing(self.pool.n_features)
 
     def settings(self) -> dict[str, object]:
         """Give what defines the replays: a run folder with others is another run. Strategies and seeds may be added."""
@@ -294,10 +302,10 @@ def play(
     """
     pool, known = plan.pool, plan.known
     if plan.test is None:
-        reserved, test = held_out(pool, known)
+        reserved, test = held_out(pool, known, missing=plan.takes_missing)
         note = f"Accuracy is measured on {len(test.y):,} records that were drawn from the pool and are never asked."
     else:
-        reserved, test = np.empty(0, np.int64), read_test(plan.test, known, pool.n_features)
+        reserved, test = np.empty(0, np.int64), read_test(plan.test, known, pool.n_features, missing=plan.takes_missing)
         note = f"Accuracy is measured on {len(test.y):,} test records of your own."
     notes = [f"Learner {plan.learner}, {plan.batch} records asked in a round, no explore share.", note]
     if len(known.unknown):

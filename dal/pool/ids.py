@@ -124,7 +124,9 @@ def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:
         for start in range(0, ids.shape[0], height):
             texts = read_rows(ids, start, min(start + height, ids.shape[0])).astype(object)
             if (texts == "").any():
-                raise ChunkError(f"{ids.store_path}: ids from row {start} on are gone; build with overwrite=True")
+                raise ChunkError(
+                    f"{ids.store_path}: ids from row {start} on are gone; build with overwrite=True (--overwrite)"
+                )
             entries = np.empty(len(texts), dtype=ENTRY)
             entries["hash"] = hash_ids(texts)
             entries["row"] = np.arange(start, start + len(texts))

@@ -122,21 +122,26 @@ class Texts:
         told = f"the vectoriser, on the texts from row {row} on,"
         try:
             with one_thread:
-                found = self._fitted.transform(texts)
+                found: Any = self._fitted.transform(texts)
         except (ValueError, TypeError, AttributeError) as error:
             raise SourceError(f"{told} fails: {error}") from error
-        if getattr(found, "ndim", 0) != 2 or found.shape[0] != len(texts):
-            raise SourceError(f"{told} gives {getattr(found, 'shape', found)}; one row a text was expected")
+        try:
+            found = found if sparse.issparse(found) else np.asarray(found)
+        except ValueError as error:
+            raise SourceError(f"{told} gives rows of different lengths: {error}") from error
+        if found.ndim != 2 or found.shape[0] != len(texts):
+            raise SourceError(f"{told} gives {found.shape}; one row a text was expected")
         if found.shape[1] > MAX_FEATURES:
             raise SourceError(
                 f"{told} gives {found.shape[1]:,} columns, and records have at most {MAX_FEATURES:,} features: put a "
                 "TruncatedSVD behind it"
             )
-        dense = found.toarray() if sparse.issparse(found) else np.asarray(found)
+        dense = found.toarray() if sparse.issparse(found) else found
         if dense.dtype.kind not in "fiub":
             raise SourceError(f"{told} gives {dense.dtype}, and numbers were expected")
         with np.errstate(over="ignore"):
-            return dense.astype(np.float32)
+            features: npt.NDArray[np.float32] = dense.astype(np.float32)
+        return features
 
 
 def _is_seed(name: str) -> bool:
@@ -148,6 +153,6 @@ def _is_fitted(vectoriser: Any) -> bool:  # noqa: ANN401 - an estimator
         check_is_fitted(vectoriser)
     except NotFittedError:
         return False
-    except TypeError:  # not of scikit-learn: it has `transform`, and is taken as it is
+    except (TypeError, AttributeError):  # not of scikit-learn: it has `transform`, and is taken as it is
         return True
     return True

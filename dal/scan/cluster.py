@@ -122,7 +122,7 @@ def _packed(model: Model | None, score: str) -> tuple[bytes, ...]:
     if model is None:
         return ()
     # Either way without its archive, which is as large as itself.
-    pickled = pickle.dumps(replace(model) if score in OF_COMMITTEE else model.for_probabilities())
+    pickled = pickle.dumps(model.for_score(score))
     most = 2**30  # Blosc takes less than 2 GiB at a time
     return tuple(_PACKING.encode(pickled[start : start + most]) for start in range(0, len(pickled), most))
 

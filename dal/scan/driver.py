@@ -60,6 +60,7 @@ def scan(
     progress: Callable[[Progress], None] | None = None,
     with_features: bool = False,
     skip_failed: bool = False,
+    missing: bool = False,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
 
@@ -92,6 +93,8 @@ def scan(
     skip_failed : bool, default=False
         On a cluster, leave out rows that fail every time, and say so in the summary, instead of ending in an error: a
         span that fails is scored again in its smallest units, of whole tiles and chunks, and only these are left out.
+    missing : bool, default=False
+        Without a model, whether records with missing (NaN) features may be asked; a model knows that itself.
 
     Returns
     -------
@@ -109,6 +112,7 @@ def scan(
         If the cluster is lost or makes no progress.
     """
     order = _order(pool, model, strategy, k, seed, round, codebook)
+    order = replace(order, missing=missing if model is None else model.takes_missing)
     if with_features:
         order = replace(order, carry=True)
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))

@@ -11,23 +11,14 @@ import zarr
 
 from dal._threads import one_thread
 from dal.errors import LearnerError
-from dal.learner import Model
+from dal.learner import Model, score_block
 from dal.places import Place, for_zarr
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
 from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
 from dal.scan.plan import Interval
-from dal.scores import (
-    OF_COMMITTEE,
-    OF_GRADIENTS,
-    OF_ONE_MODEL,
-    Scored,
-    of_committee,
-    of_decisions,
-    of_gradients,
-    of_probabilities,
-)
-from dal.selection import Candidates, Capacity, Codebook, power_masses, uniform
+from dal.scores import OF_ONE_MODEL, Scored, of_decisions
+from dal.selection import Candidates, Capacity, Codebook, power_masses, uniform, usable
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -41,7 +32,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 6
+KERNEL_VERSION = 7
 """Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
@@ -60,6 +51,8 @@ class Order:
         Where cells are wanted.
     carry : bool
         Whether the features of candidates are wanted.
+    missing : bool
+        Whether records with missing (NaN) features may be asked.
     """
 
     score: str
@@ -69,6 +62,7 @@ class Order:
     round: int
     codebook: Codebook | None
     carry: bool
+    missing: bool = False
 
     @property
     def slack(self) -> float:
@@ -106,7 +100,8 @@ class Tally:
     rows : int
         Rows read.
     invalid : int
-        Rows with a NaN or an infinite feature, or whose score overflows; never asked.
+        Rows with an infinite feature, with a missing one (NaN) unless the learner takes such, or whose score overflows;
+        never asked.
     invalid_rows : ndarray of int64
         The first of them.
     histogram : ndarray of shape (64,), int64
@@ -265,32 +260,21 @@ class _Span:
 
     def score_tile(self, start: int, stop: int) -> None:
         count = stop - start
+        valid = np.ones(count, dtype=bool)
         if self.shows_invalid and count == self.order.tile:
-            invalid = np.empty(0, np.int64)
             X, scored = self._scored_while_read(start, stop)
         else:
-            X = self._padded(self.reader.read(start, stop))
-            invalid = np.empty(0, np.int64) if self.shows_invalid else invalid_rows(X)
-            X = _without(X, invalid)
-            scored = self._scored(X, start, count)
+            X = self.reader.read(start, stop)
+            valid[invalid_rows(X, missing=self.order.missing)] = False
+            scored = self._scored(X, start, valid) if valid.any() else _nothing(count)
         score = scored.score[:count].astype(np.float64)
-        valid = np.isfinite(score) & np.isfinite(scored.confidence[:count])
-        valid[invalid] = False
-        if self.shows_invalid:
-            X = _without(X, np.flatnonzero(~valid))
+        valid &= np.isfinite(score) & np.isfinite(scored.confidence[:count])
         tally = self._counted(score, scored, start, valid)
         score[~valid] = -np.inf
         low, high = np.searchsorted(self.excluded, (start, stop))
         score[self.excluded[low:high] - start] = -np.inf
         self.tally += replace(tally, mass=self._mass(score))
         self._keep(X, score, scored.predicted, start)
-
-    def _padded(self, X: Floats32) -> Floats32:
-        if len(X) == self.order.tile:
-            return X
-        padded = np.zeros((self.order.tile, X.shape[1]), dtype=np.float32)
-        padded[: len(X)] = X
-        return padded
 
     def _scored_while_read(self, start: int, stop: int) -> tuple[Floats32, Scored]:
         """Multiply each block as it comes from storage: then it is in the core's cache, later it would be in memory."""
@@ -308,12 +292,12 @@ class _Span:
             scored = of_decisions(self.order.score, decisions, len(self.model.classes))
         return X, scored._replace(predicted=self.model.seen[scored.predicted])
 
-    def _scored(self, X: Floats32, start: int, count: int) -> Scored:
+    def _scored(self, X: Floats32, start: int, valid: npt.NDArray[np.bool_]) -> Scored:
         if self.model is None:
-            rows = np.arange(start, start + count, dtype=np.int64)
-            nothing = np.full(count, -1, dtype=np.int64)
-            return Scored(uniform(rows, self.order.seed, self.order.round), nothing, np.zeros(count))
-        scored = score_block(self.order.score, self.model, X)
+            rows = np.arange(start, start + len(X), dtype=np.int64)
+            drawn = uniform(rows, self.order.seed, self.order.round)
+            return _nothing(len(X))._replace(score=drawn, confidence=np.zeros(len(X)))
+        scored = score_block(self.order.score, self.model, _filled(X, valid, self.order.tile))
         return scored._replace(predicted=self.model.seen[scored.predicted])
 
     def _counted(self, score: Floats64, scored: Scored, start: int, valid: npt.NDArray[np.bool_]) -> Tally:
@@ -373,47 +357,29 @@ class _Span:
         return SpanResult(self.interval, best, self.tally, time.perf_counter() - started)
 
 
-def _without(X: Floats32, invalid: Rows) -> Floats32:
-    """Give the records with zeros in place of the invalid ones."""
-    if not len(invalid):
+def _nothing(count: int) -> Scored:
+    """Give the score of records that no model was asked of."""
+    return Scored(np.full(count, np.nan), np.full(count, -1, dtype=np.int64), np.full(count, np.nan))
+
+
+def _filled(X: Floats32, valid: npt.NDArray[np.bool_], tile: int) -> Floats32:
+    """Give a whole tile, with its first valid record in place of those that are invalid or beyond the pool's end.
+
+    Not zeros: to a learner of positive numbers or of categories, a record of zeros may be one that it refuses.
+    """
+    if valid.all() and len(X) == tile:
         return X
-    X = X.copy()
-    X[invalid] = 0.0
-    return X
+    filled = np.repeat(X[np.argmax(valid)][None], tile, axis=0)
+    filled[: len(X)][valid] = X[valid]
+    return filled
 
 
-def invalid_rows(X: Floats32) -> Rows:
-    """Find the positions of rows with a NaN or an infinite value.
+def invalid_rows(X: Floats32, *, missing: bool) -> Rows:
+    """Find the positions of rows with an infinite value, or, unless those may be asked, a NaN.
 
     One matrix-vector product finds the suspects: a value that is not finite makes its row's sum not finite. Only those
     are looked at closely, because a sum may also overflow by itself.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         suspects = np.flatnonzero(~np.isfinite(X @ np.ones(X.shape[1], dtype=np.float32)))
-    return suspects[~np.isfinite(X[suspects]).all(axis=1)] if len(suspects) else suspects
-
-
-@one_thread
-def score_block(name: str, model: Model, X: Floats32) -> Scored:
-    """Score a block of finite records with a model.
-
-    A network, which a logistic regression is as well, is scored from its decision values, computed class-major by
-    products of blocks: the same as from ``predict_proba`` within 1e-6, and twice as fast. With hidden layers, either is
-    as near to the exact value as single precision allows.
-
-    Returns
-    -------
-    Scored
-        ``predicted`` holds positions in ``model.seen``.
-    """
-    if name in OF_ONE_MODEL and model.network is not None:
-        with np.errstate(over="ignore", invalid="ignore"):
-            return of_decisions(name, model.network.decisions(X), len(model.classes))
-    # Columns of unseen classes are zero and never the first; all classes count, for the score's normalisation.
-    if name in OF_COMMITTEE:
-        scored = of_committee(name, model.committee(X))
-    elif name == OF_GRADIENTS:
-        scored = of_gradients(model.predict_proba(X), model.layer_inputs(X))
-    else:
-        scored = of_probabilities(name, model.predict_proba(X))
-    return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
+    return suspects[~usable(X[suspects], missing=missing)] if len(suspects) else suspects

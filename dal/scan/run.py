@@ -203,7 +203,7 @@ class Run:
             self.pool.fingerprint,
             self.pool.n_rows,
             self.model_digest,
-            (order.score, tuple(order.capacity), order.tile, order.seed, order.round),
+            (order.score, tuple(order.capacity), order.tile, order.seed, order.round, order.missing),
             order.codebook.digest() if order.codebook else "",
             hashlib.sha256(self.excluded.tobytes()).hexdigest(),
             self.cells.write if self.cells else None,

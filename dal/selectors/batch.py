@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from dal._threads import one_thread
-from dal.selection import Candidates, Capacity, Codebook, Selector, Strategy, key_order, power_keys, shortlist
+from dal.selection import Candidates, Capacity, Codebook, Selector, Strategy, key_order, power_keys, shortlist, usable
 from dal.selectors import methods
 from dal.selectors.facility_location import facility_location
 from dal.selectors.problem import Floats32, Mapper, Positions, Problem, Rows
@@ -74,8 +74,8 @@ def choose(
         cells = codebook.assign(candidates.embeddings).astype(np.int64)
         candidates = replace(candidates, cells=cells)
     candidates = replace(candidates, embeddings=codebook.embed(candidates.embeddings))
-    # A label can be volunteered for a record that is never asked, because a feature is NaN.
-    labeled = codebook.embed(asked[np.isfinite(asked).all(axis=1)])
+    # A label can be volunteered for a record that is never asked, because a feature is infinite.
+    labeled = codebook.embed(asked[usable(asked, missing=True)])
     return select(candidates, strategy, k, labeled, seed, round, mapper=mapper)
 
 

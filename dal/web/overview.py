@@ -167,7 +167,11 @@ class Overviews:
             per_hour=lately * 3600 / PACE.total_seconds(),
             left_low=low,
             left_high=high,
-            warnings=[*known.notes, *_warnings(known.per_class, known.people, past)],
+            warnings=[
+                *known.notes,
+                *([known.left_out] if known.left_out else []),
+                *_warnings(known.per_class, known.people, past),
+            ],
             actions=[Told(**vars(each)) for each in reversed(self._control.history()[-20:])],
             figures=self._there(past, known),
             version=f"{standing.round} {standing.step} {campaign.last_answer()}",

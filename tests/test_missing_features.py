@@ -1,0 +1,154 @@
+"""Records with missing (NaN) features, from the pool to the labels: asked and learned from where the learner can."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from dal.cli import main
+from dal.coordinator import create_campaign, next_batch
+from dal.errors import LearnerError, SettingsError
+from dal.learner import Learner
+from dal.map import fit_projection
+from dal.pool import Pool, build_pool
+from dal.selection import Codebook, usable
+from dal.simulation import TestSet, answer_batch, simulate, view_of
+from dal.standing import saved, status
+
+CLASSES = ("ham", "spam")
+
+
+def holed(n: int = 900, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2, n)
+    X = (rng.standard_normal((n, 4)) + 3 * codes[:, None]).astype(np.float32)
+    rows = np.flatnonzero(rng.random(n) < share)
+    X[rows, rng.integers(0, 4, len(rows))] = np.nan
+    X[7] = np.inf
+    return X, codes
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> tuple[Pool, np.ndarray, np.ndarray]:
+    X, codes = holed()
+    return build_pool(X, tmp_path / "pool.zarr"), X, codes
+
+
+def label(campaign: object, rows: np.ndarray, codes: np.ndarray) -> None:
+    answer_batch(campaign, rows, [str(row) for row in rows], codes[rows])
+
+
+@pytest.mark.parametrize("strategy", ["default", "margin", "random"])
+def test_a_learner_that_takes_them_is_given_them_in_every_step(
+    strategy: str, pool: tuple[Pool, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    opened, X, codes = pool
+    missing = np.isnan(X).any(axis=1)
+    apart = usable(X, missing=True)
+    np.savez(tmp_path / "apart.npz", X=X[apart], y=np.array(CLASSES)[codes[apart]])
+    how = {"strategy": strategy, "batch": 40, "explore": 0.25, "stop_set": 100, "holdout": tmp_path / "apart.npz"}
+    with pytest.raises(SettingsError, match="holdout"):
+        create_campaign(tmp_path / "c", opened, CLASSES, **how)
+    campaign = create_campaign(tmp_path / "c", opened, CLASSES, learner="hgb", **how)
+    asked: list[int] = []
+    for number in (1, 2, 3):
+        batch = next_batch(campaign)
+        assert len(batch.rows) == 40
+        assert missing[batch.rows].sum() > 4
+        drawn = [each.row for each in campaign.batch(number) if each.explore]
+        assert missing[drawn].any()
+        label(campaign, batch.rows, codes)
+        asked += batch.rows.tolist()
+        if number > 1:
+            told = campaign.round(number)
+            assert (told.trained_on, told.notes["invalid_labeled"]) == (40 * (number - 1), 0)
+            assert told.summary["invalid_rows"] == [7]
+            assert told.notes["measured"]["holdout_asked"] == 899
+            assert told.notes["measured"]["holdout_correct"] > 800
+            assert "uncertainty" in told.notes["measured"]
+    assert 7 not in asked
+    assert status(campaign).left_out == ""
+    assert saved(campaign).n == 30
+
+
+def test_for_other_learners_people_are_told_what_was_left_out(
+    pool: tuple[Pool, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    opened, X, codes = pool
+    missing = np.flatnonzero(np.isnan(X).any(axis=1))
+    whole = np.flatnonzero(np.isfinite(X).all(axis=1))
+    campaign = create_campaign(tmp_path / "c", opened, CLASSES, batch=20, stop_set=0, explore=0.5)
+    label(campaign, np.r_[whole[:30], missing[:9], 7], codes)
+    batch = next_batch(campaign)
+    assert np.isfinite(X[batch.rows]).all()
+    assert campaign.round(1).trained_on == 30
+    told = status(campaign)
+    assert told.labels == 40
+    assert told.left_out.startswith("round 1 was trained on 30 labels; 10 were left out")
+    shown = CliRunner().invoke(main, ["status", str(tmp_path / "c")])
+    assert "trained on 30 labels; 10 were left out" in " ".join(shown.output.split())
+
+
+def test_labels_of_one_class_left_over_are_refused_in_words(
+    pool: tuple[Pool, np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    opened, X, codes = pool
+    missing = np.isnan(X).any(axis=1)
+    campaign = create_campaign(tmp_path / "c", opened, CLASSES, batch=20, stop_set=0)
+    label(
+        campaign,
+        np.r_[
+            np.flatnonzero(missing & (codes == 1))[:10], np.flatnonzero(np.isfinite(X).all(axis=1) & (codes == 0))[:4]
+        ],
+        codes,
+    )
+    with pytest.raises(LearnerError, match="10 of 14 are left out"):
+        next_batch(campaign)
+    assert campaign.rounds() == []
+
+
+def test_a_pool_in_which_every_record_lacks_something_is_labelled(tmp_path: Path) -> None:
+    X, codes = holed(400, share=1.0)
+    test = TestSet(*(each[:100] for each in holed(400, share=0.0)))
+    test.X[7] = 0
+    replay = simulate(build_pool(X, tmp_path / "p.zarr"), codes, test, CLASSES, learner="hgb", batch=30, rounds=3)
+    assert replay.labels == (30, 60, 90)
+    assert replay.accuracy[-1] > 0.9
+    assert np.isfinite(replay.scores[-1]).all()
+
+
+def test_missing_features_stand_at_their_mean() -> None:
+    X = holed()[0]
+    filled = np.where(np.isnan(X), np.nanmean(np.where(np.isinf(X), np.nan, X), axis=0), X)[usable(X, missing=True)]
+    codebook = Codebook.fit(X, 8, 0)
+    sound = X[usable(X, missing=True)]
+    np.testing.assert_allclose(codebook.mean, np.nanmean(sound, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(codebook.scale, np.nanstd(sound, axis=0), rtol=1e-5)
+    np.testing.assert_allclose(codebook.embed(sound), codebook.embed(filled.astype(np.float32)), atol=1e-6)
+    np.testing.assert_array_equal(codebook.assign(sound), codebook.assign(filled.astype(np.float32)))
+
+
+@pytest.mark.parametrize("width", [2, 4])
+def test_the_map_places_them_at_their_mean(width: int, tmp_path: Path) -> None:
+    X = holed()[0][:, :width] + np.float32(5)
+    X[3] = np.nan
+    projection, extent = fit_projection(build_pool(X, tmp_path / "p.zarr"), seed=0)
+    assert np.isfinite(extent).all()
+    mean = np.nanmean(X[usable(X, missing=True)], axis=0)
+    places = projection.place(X)
+    assert np.flatnonzero(np.isnan(places).any(axis=1)).tolist() == [3, 7]
+    sound = np.delete(np.arange(len(X)), [3, 7])
+    filled = np.where(np.isnan(X), mean, X).astype(np.float32)
+    np.testing.assert_allclose(places[sound], projection.place(filled)[sound], atol=1e-4)
+
+
+def test_a_view_of_records_that_a_model_does_not_take_is_empty() -> None:
+    X, codes = holed()
+    whole = np.isfinite(X).all(axis=1)
+    model = Learner.named("logistic", CLASSES).fit(X[whole], codes[whole])
+    view = view_of(model, X)
+    assert (view[~whole] == [255, 0]).all()
+    assert (view[whole, 0] == model.predict_proba(X[whole]).argmax(axis=1)).all()
+    boosted = view_of(Learner.named("hgb", CLASSES).fit(X[whole], codes[whole]), X)
+    assert np.flatnonzero(boosted[:, 0] == 255).tolist() == [7]
