@@ -430,11 +430,11 @@ class Learner:
             )
         records = np.ascontiguousarray(X, dtype=np.float32)
         codes = _class_codes(labels, len(records), self.classes)
-        search = GridSearchCV(
-            _single_threaded(_cloned(self.estimator)), grid, cv=5, scoring="accuracy", scheduler=client, refit=False
-        )
+        seen, encoded = np.unique(codes, return_inverse=True)
+        estimator = _for_classes(_single_threaded(_cloned(self.estimator)), seen, self.classes)
+        search = GridSearchCV(estimator, grid, cv=5, scoring="accuracy", scheduler=client, refit=False)
         with client.as_current():  # dask-ml waits for its futures on the current client, whatever its scheduler is
-            search.fit(records, codes)
+            search.fit(records, encoded)
         best = int(np.argmax(search.cv_results_["mean_test_score"]))
         estimator = _cloned(self.estimator).set_params(**search.cv_results_["params"][best])
         return type(self)(estimator, self.classes, trusted=self.trusted)
@@ -922,6 +922,8 @@ def _check_kind(estimator: BaseEstimator) -> None:
     for name, value in _parameters(estimator).items():
         if _ends(name, "decision_function_shape") and value == "ovo":
             raise LearnerError(f"expected one decision value a class: set {name}='ovr' instead of 'ovo'")
+        if isinstance(estimator, VotingClassifier | Pipeline) and _ends(name, "voting") and value == "hard":
+            raise LearnerError(f"votes alone are no probabilities to score by: set {name}='soft' instead of 'hard'")
 
 
 def _codes_of(estimator: BaseEstimator, seen: npt.NDArray[np.int64]) -> tuple[int, ...]:

@@ -371,6 +371,7 @@ class Refusing(Constant):
         (NoMethods(), "neither predict_proba nor decision_function"),
         (Uncloneable(), "Uncloneable cannot be cloned"),
         (Foreign(), r"Foreign\.classes_: expected some of the codes"),
+        (VotingClassifier([("nb", GaussianNB())]), "set voting='soft'"),
         (Refusing(), r"made-up records of 5 features: .*640 labels of 3 classes: cannot learn this"),
         (SVC(decision_function_shape="ovo"), "set decision_function_shape='ovr'"),
         (make_pipeline(StandardScaler(), SVC(decision_function_shape="ovo")), "svc__decision_function_shape='ovr'"),
