@@ -35,8 +35,9 @@ def programs() -> Path | None:
 @contextmanager
 def running() -> Iterator[str]:
     """Start a server without TCP and give the directory of its socket; it ends with the context."""
-    # Not pytest's own folder: its parents let nobody else through, and the server does not run as root.
-    home = Path(tempfile.mkdtemp(prefix="dal-postgres-"))
+    # Not pytest's own folder: its parents let nobody else through, and the server does not run as root. Nor a TMPDIR:
+    # the path of a socket is short, and has no blank or comma.
+    home = Path(tempfile.mkdtemp(prefix="dal-postgres-", dir="/tmp"))
     data = home / "data"
     if os.geteuid() == 0:
         owner = pwd.getpwnam("postgres")

@@ -152,7 +152,7 @@ def test_chunks_are_as_tall_as_16_mib_allow(
 ) -> None:
     pool = build_pool(np.zeros(shape, dtype), tmp_path / "pool.zarr")
     assert (pool.chunk_rows, pool.write_rows) == (chunk_rows, chunk_rows)
-    codecs = zarr.open_group(pool.path, mode="r")["features"].metadata.codecs  # type: ignore[union-attr]
+    codecs = zarr.open_group(Path(pool.path), mode="r")["features"].metadata.codecs  # type: ignore[union-attr]
     assert [codec.to_dict()["name"] for codec in codecs] == ["bytes", "crc32c"]
 
 

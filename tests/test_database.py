@@ -23,6 +23,11 @@ def create(place: Path, database: str) -> Campaign:
 # -- a network file system ---------------------------------------------------------------------------------------------
 
 
+def in_a_table(place: Path) -> str:
+    """Write a path as Linux does in its table of mounts."""
+    return re.sub(r"[\\ \t\n#]", lambda sign: f"\\{ord(sign[0]):03o}", str(place))
+
+
 @pytest.fixture
 def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
     """Have the system tell that a file system of some kind is mounted somewhere."""
@@ -30,7 +35,7 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, 
     real = disk.MOUNTS.read_text()
 
     def mount(point: Path, kind: str) -> None:
-        name = str(point).replace(" ", "\\040")
+        name = in_a_table(point)
         table.write_text(f"{real}99 27 0:99 / {name} rw,relatime shared:1 - {kind} server:/export rw\n")
         monkeypatch.setattr(disk, "MOUNTS", table)
 
@@ -41,13 +46,13 @@ def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, 
 def test_sqlite_on_a_network_file_system_is_refused(
     tmp_path: Path, mounted: Callable[[Path, str], None], kind: str
 ) -> None:
-    campaign = create(tmp_path / "a share" / "c", "")
-    mounted(tmp_path / "a share", kind)
+    campaign = create(tmp_path / "große\u3000Ablage 1" / "c", "")
+    mounted(tmp_path / "große\u3000Ablage 1", kind)
     with pytest.raises(CampaignError, match=rf"network file system \({re.escape(kind)}\).*PostgreSQL"):
         Campaign.open(campaign.directory)
     with pytest.raises(CampaignError, match="network file system"):
-        create(tmp_path / "a share" / "d", "")
-    assert not (tmp_path / "a share" / "d" / "campaign.toml").exists()
+        create(tmp_path / "große\u3000Ablage 1" / "d", "")
+    assert not (tmp_path / "große\u3000Ablage 1" / "d" / "campaign.toml").exists()
     create(tmp_path / "a disk" / "c", "")
 
 
@@ -60,7 +65,7 @@ def test_a_local_disk_is_not(tmp_path: Path, mounted: Callable[[Path, str], None
 def test_the_nearest_mount_counts(tmp_path: Path, mounted: Callable[[Path, str], None]) -> None:
     mounted(tmp_path, "nfs4")
     table = disk.MOUNTS
-    inner = f"98 99 0:98 / {tmp_path / 'local'} rw - ext4 /dev/sda1 rw\n"
+    inner = f"98 99 0:98 / {in_a_table(tmp_path / 'local')} rw - ext4 /dev/sda1 rw\n"
     table.write_text(inner + table.read_text())
     assert disk.network_filesystem(tmp_path / "local" / "c") is None
     assert disk.network_filesystem(tmp_path / "locality") == "nfs4"

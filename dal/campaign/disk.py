@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -45,14 +46,14 @@ NETWORKED = frozenset(
 def network_filesystem(path: Path) -> str | None:
     """Say which network file system a path lies on; None for a local disk, and where the system does not tell."""
     try:
-        lines = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:
         return None
     place = path.resolve()
     found: tuple[Path, str] | None = None
-    for line in lines:
+    for line in filter(None, lines):
         before, after = line.split(" - ", 1)
-        point = Path(before.split()[4].encode().decode("unicode_escape"))
+        point = Path(re.sub(r"\\([0-7]{3})", lambda escaped: chr(int(escaped[1], 8)), before.split(" ")[4]))
         # The last of several at one place is the one on top.
         if place.is_relative_to(point) and (found is None or point.is_relative_to(found[0])):
             found = point, after.split()[0]
