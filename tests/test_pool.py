@@ -256,7 +256,7 @@ def test_hashes_are_those_that_older_pools_hold() -> None:
 
 
 def test_the_index_is_sorted_and_whole(pool: Pool) -> None:
-    index = zarr.open_group(f"{pool.path}/ids_index", mode="r")
+    index = zarr.open_group(Path(pool.path) / "ids_index", mode="r")
     hashes, rows, fence = (np.asarray(index[name][:]) for name in ("hash", "row", "fence"))
     expected = indexing.hash_ids(np.array(names(), dtype=object))
     np.testing.assert_array_equal(hashes, np.sort(expected))
