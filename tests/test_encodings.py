@@ -19,9 +19,10 @@ from zarr.storage import LocalStore
 from dal.cli import main
 from dal.errors import ChunkError, PoolError, SourceError
 from dal.learner import Learner
-from dal.pool import Block, Pool, build_pool, sources, tables
+from dal.pool import Block, Pool, build_pool, sources
 from dal.pool import build as building
 from dal.pool import store as reading
+from dal.pool import tables as reading_tables
 from dal.pool.encodings import ENCODINGS, decoder, encoder, scale_of
 from dal.scan import sample_codebook, scan
 from dal.selection import Strategy
@@ -76,7 +77,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "UNIT_BYTES", 2 * 16 * D)
     monkeypatch.setattr(sources, "BLOCK_BYTES", 23 * D * 4)
     monkeypatch.setattr(sources, "MAX_BLOCK_ROWS", 23)
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 1500)
+    monkeypatch.setattr(reading_tables, "CSV_BLOCK_BYTES", 1500)
 
 
 # ---- what is read
