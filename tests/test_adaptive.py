@@ -50,7 +50,7 @@ def fall_asleep(cluster: LocalCluster, client: Client, **options: object) -> Non
     while client.nthreads():
         assert time.monotonic() < deadline
         time.sleep(0.02)  # polls the scheduler
-    cluster.adapt(minimum=0, maximum=2, **{"interval": "50ms", "wait_count": 20, **options})
+    cluster.adapt(minimum=0, maximum=2, **{"interval": "50ms", "wait_count": 10_000, **options})
 
 
 def scanned(pool: Pool, client: Client | None) -> object:

@@ -362,7 +362,12 @@ def test_bad_classes_and_pools_leave_no_campaign(truth: tuple[Pool, np.ndarray],
 
 
 def test_a_directory_that_is_another_campaigns_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    made(truth, tmp_path / "c")
+    campaign = made(truth, tmp_path / "c")
+    # The same one again, before anything happened in it, is a call that was killed at its end and is repeated.
+    assert made(truth, tmp_path / "c").id == campaign.id
+    with pytest.raises(CampaignError, match="holds a campaign already"):
+        made(truth, tmp_path / "c", seed=8)
+    asked(campaign)
     with pytest.raises(CampaignError, match="holds a campaign already"):
         made(truth, tmp_path / "c")
 
