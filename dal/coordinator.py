@@ -212,10 +212,7 @@ def create_campaign(
         raise SettingsError(
             f"Expected a stop set of at most half of the pool's {pool.n_rows:,} records, got {settings.stop_set:,}."
         )
-    if isinstance(learner, str):
-        named = Learner.named(learner, settings.classes, random_state=seed, trusted=settings.trusted)
-    else:
-        named = Learner(learner, settings.classes, trusted=settings.trusted)
+    named = Learner.of(learner, settings.classes, random_state=seed, trusted=settings.trusted)
     apart = _read_holdout(settings, pool.n_features)
     _check_weights(named, settings)
     named.check(pool.n_features, score, records=records_to_try(pool), weighted=settings.vote == "dawid_skene")
@@ -595,8 +592,8 @@ class Coordinator:
             if left_out and len(np.unique(codes[sound])) < 2:
                 raise LearnerError(
                     f"The labels that the learner can be given are of fewer than two classes: {left_out:,} of"
-                    f" {len(valid):,} are left out, because features of their records are missing or infinite. Label"
-                    " other records, or choose a learner that takes missing features, such as hgb."
+                    f" {len(valid):,} are left out, because features of their records are missing or infinite, and"
+                    " some learners take missing ones, such as hgb"
                 )
             model = learner.fit(
                 X[positions[sound]],
@@ -652,9 +649,12 @@ class Coordinator:
         """
         try:
             yield
-        except LearnerError:
+        except LearnerError as error:
             self.campaign.withdraw_round(current)
-            raise
+            raise LearnerError(
+                f"{str(error).rstrip('.')}. Label more records, imported or asked by dal next --coverage, or choose"
+                " another learner."
+            ) from error
 
     def _model(self, current: Round) -> Model | None:
         if current.model is None:

@@ -118,6 +118,8 @@ FROM_ARRAYS = (*FORESTS, BaggingClassifier)
 _BY_CLASS = ("class_weight", "class_weights", "sampling_strategy")
 """Parameters that may be mappings from a class to something."""
 
+_FEW, _MORE = 48, 640
+"""Records that a learner is tried on: some need more, as a PCA of 64 components does."""
 _MOST_TRIED_BYTES = 256 * 2**20
 
 _TAKES_MISSING: dict[str, bool] = {}
@@ -189,6 +191,20 @@ class Learner:
         estimator = preset(random_state) if preset else imported(name)
         return cls(estimator, classes, trusted=trusted)
 
+    @classmethod
+    def of(
+        cls,
+        learner: str | BaseEstimator,
+        classes: Sequence[str],
+        *,
+        random_state: int = 0,
+        trusted: Sequence[str] = (),
+    ) -> Self:
+        """Make a learner of what is given as one: a name, as in `named`, or an estimator."""
+        if isinstance(learner, str):
+            return cls.named(learner, classes, random_state=random_state, trusted=trusted)
+        return cls(learner, classes, trusted=trusted)
+
     def dumps(self) -> bytes:
         """Save the estimator, not fitted, as a skops archive.
 
@@ -246,12 +262,12 @@ class Learner:
             else:
                 records = None
         try:
-            self._try_on(40, n_features, score, records, weighted=weighted)
+            self._try_on(_FEW, n_features, score, records, weighted=weighted)
             return
         except LearnerError:
-            pass  # some need more records, as a PCA of 64 components does
+            pass
         try:
-            self._try_on(640, n_features, score, records, weighted=weighted)
+            self._try_on(_MORE, n_features, score, records, weighted=weighted)
         except LearnerError as error:
             raise LearnerError(f"tried on {told}: {error}") from error
 
@@ -276,19 +292,26 @@ class Learner:
         return _TAKES_MISSING[key]
 
     def _tried_missing(self, n_features: int) -> bool:
-        # Numbers around zero are nothing to a learner of counts, and some scalers leave nothing of small counts.
-        return any(
-            self._tried_missing_on(*made) for made in (_made_up_records(48, n_features, 2), _made_up_counts(n_features))
-        )
+        for n in _FEW, _tried_rows(_MORE, n_features):
+            # Numbers around zero are nothing to a learner of counts, and some scalers leave nothing of small counts.
+            made = _made_up_records(n, n_features, 2), _made_up_counts(n, n_features)
+            found = [self._tried_missing_on(*each) for each in made]
+            if any(each is not None for each in found):
+                return any(found)
+        return False
 
-    def _tried_missing_on(self, X: npt.NDArray[np.float32], codes: npt.NDArray[np.int64]) -> bool:
+    def _tried_missing_on(self, X: npt.NDArray[np.float32], codes: npt.NDArray[np.int64]) -> bool | None:
+        """Say whether the learner takes such records with gaps; None if it does not take them without any either."""
+        try:
+            complete = self._try_fit(X, codes)
+            right = (complete.predict_proba(X).argmax(axis=1) == codes).mean()
+        except LearnerError:
+            return None
         incomplete = X.copy()
         rows = np.arange(len(X))
         # One feature of two records in three, each feature in turn, so that no class lacks one.
         incomplete[rows[rows % 3 > 0], (rows // 3 % X.shape[1])[rows % 3 > 0]] = np.nan
         try:
-            complete = self._try_fit(X, codes)
-            right = (complete.predict_proba(X).argmax(axis=1) == codes).mean()
             for model in (complete, self._try_fit(incomplete, codes)):
                 predicted = model.predict_proba(incomplete)
                 if not np.isfinite(predicted).all():
@@ -448,11 +471,12 @@ class Learner:
         *,
         weighted: bool,
     ) -> None:
+        n = _tried_rows(n, n_features)
         if records is None:
             X, codes = _made_up_records(n, n_features, len(self.classes))
             others = X
         else:
-            X = records[np.arange(min(n, max(40, _MOST_TRIED_BYTES // (4 * n_features)))) % len(records)]
+            X = records[np.arange(n) % len(records)]
             codes, others = _made_up_codes(X, len(self.classes)), records
         weights = np.ones(len(X)) if weighted else None
         model = self.try_fit(X, codes, weights)
@@ -1077,16 +1101,20 @@ def _softmax(values: Floats) -> Floats:
     return probabilities
 
 
+def _tried_rows(n: int, n_features: int) -> int:
+    return min(n, max(_FEW, _MOST_TRIED_BYTES // (4 * n_features)))
+
+
 def _made_up_records(n: int, n_features: int, n_classes: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    # Three classes at most: with more, 40 records would leave too few of each for an inner cross-validation.
+    # Three classes at most: with more, few records would leave too few of each for an inner cross-validation.
     codes = np.arange(n) % min(n_classes, 3)
     X = np.random.default_rng(0).standard_normal((n, n_features), dtype=np.float32)
     return X + codes[:, None].astype(np.float32), codes
 
 
-def _made_up_counts(n_features: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    codes = np.arange(48) % 2
-    return np.random.default_rng(0).integers(1, 4, (48, n_features)).astype(np.float32) + codes[:, None], codes
+def _made_up_counts(n: int, n_features: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    codes = np.arange(n) % 2
+    return np.random.default_rng(0).integers(1, 4, (n, n_features)).astype(np.float32) + codes[:, None], codes
 
 
 def _made_up_codes(X: npt.NDArray[np.float32], n_classes: int) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from dal.classes import UNLABELLED, codes_of, names_of
 from dal.client import Beat, each_on
 from dal.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
 from dal.errors import SettingsError
-from dal.learner import Model
+from dal.learner import Learner, Model
 from dal.pool import Pool
 from dal.scan import Progress
 from dal.selection import Strategy, usable
@@ -50,6 +50,27 @@ class TestSet:
     def accuracy(self, model: Model) -> float:
         """Share of the records whose class the model predicts."""
         return float((model.predict_proba(self.X).argmax(axis=1) == self.y).mean())
+
+    def check(self, learner: Learner, n_features: int) -> None:
+        """Refuse records that the learner cannot be given.
+
+        Raises
+        ------
+        SettingsError
+            If they are of another width than those of the pool, or some have features that are infinite, or missing
+            (NaN) where the learner takes no such records.
+        """
+        if self.X.shape != (len(self.y), n_features):
+            raise SettingsError(
+                f"`test.X` must be of shape {(len(self.y), n_features)}, for as many labels and the pool's features,"
+                f" got {self.X.shape}."
+            )
+        given = usable(self.X, missing=learner.takes_missing(n_features))
+        if not given.all():
+            raise SettingsError(
+                f"`test.X` must hold records that the learner takes, got {np.count_nonzero(~given):,} with features"
+                " that are missing (NaN) or infinite; leave them out."
+            )
 
     def coded(self, classes: Sequence[str]) -> "TestSet":
         """Give the same records with the codes of their classes.
@@ -282,6 +303,8 @@ def simulate(
     ------
     LabelError
         If the oracle or the test set names something that is no class, or may be read in two ways.
+    SettingsError
+        If the learner cannot be given the records of the test set.
     """
     if rounds < 1:
         raise SettingsError(f"Expected at least 1 round, got {rounds}.")
@@ -289,6 +312,7 @@ def simulate(
     test = test.coded(classes)
     ask, unknown = _asking(oracle, pool, classes)
     reserved = np.union1d(np.asarray(reserved, np.int64), unknown)
+    test.check(Learner.of(learner, classes, random_state=seed), pool.n_features)
     with ExitStack() as stack:
         place = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="dal-"))
         campaign = create_campaign(

@@ -369,7 +369,7 @@ def test_a_directory_that_is_another_campaigns_is_refused(truth: tuple[Pool, np.
         made(truth, tmp_path / "c", seed=8)
     asked(campaign)
     with pytest.raises(CampaignError, match="holds a campaign already"):
-        made(truth, tmp_path / "c")
+        made(truth, tmp_path / "c", seed=8)
 
 
 def test_another_pool_in_the_old_place_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -482,7 +482,7 @@ def test_labels_that_a_learner_refuses_do_not_block_the_campaign(
     trusted = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"]
     campaign = made(truth, tmp_path / "c", learner=calibrated, trusted=trusted, batch=4)
     answered(campaign, truth, asked(campaign))
-    with pytest.raises(LearnerError, match="could not be fitted on 4 labels"):
+    with pytest.raises(LearnerError, match=r"could not be fitted on 4 labels.*dal next --coverage"):
         next_batch(campaign)
     rows = np.arange(100, 160)
     answer_batch(campaign, rows, [f"record {row}" for row in rows], truth[1][rows])

@@ -5,6 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from dal.campaign import Campaign
 from dal.coordinator import create_campaign, next_batch
@@ -146,6 +149,22 @@ def test_saved_labels_by_hand() -> None:
     assert saved["labels_against"] == pytest.approx(40)
     assert saved["share"] == pytest.approx(0.375)
     assert saved_labels(Comparison((random, better)), "random", against="default") is None
+
+
+def test_test_records_that_the_learner_cannot_be_given_are_refused_at_once(
+    world: tuple[Pool, np.ndarray, TestSet], tmp_path: Path
+) -> None:
+    pool, y, test = world
+    X = test.X.copy()
+    X[3, 0] = np.nan
+    with pytest.raises(SettingsError, match=r"test\.X.* 1 with features"):
+        simulate(pool, y, TestSet(X, test.y), CLASSES, batch=15, rounds=1, directory=tmp_path / "c")
+    with pytest.raises(SettingsError, match=r"test\.X.*shape"):
+        simulate(pool, y, TestSet(X[:, :1], test.y), CLASSES, batch=15, rounds=1, directory=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+    imputed = make_pipeline(SimpleImputer(), LogisticRegression())
+    replay = simulate(pool, y, TestSet(X, test.y), CLASSES, learner=imputed, batch=15, rounds=2)
+    assert replay.accuracy[-1] > 0.5
 
 
 def test_an_oracle_of_the_wrong_length_is_refused(world: tuple[Pool, np.ndarray, TestSet]) -> None:

@@ -410,6 +410,12 @@ def test_whether_a_learner_takes_missing_features_is_tried(name: str) -> None:
     assert type(model).loads(model.dumps(), TRUSTED).takes_missing == model.takes_missing
 
 
+def test_a_learner_that_needs_many_records_is_tried_on_many_for_missing_ones() -> None:
+    neighbours = KNeighborsClassifier(60)
+    assert Learner(make_pipeline(SimpleImputer(), neighbours), CLASSES).takes_missing(4)
+    assert not Learner(neighbours, CLASSES).takes_missing(4)
+
+
 REAL = {
     "xgboost": lambda: pytest.importorskip("xgboost").XGBClassifier(n_estimators=4),
     "lightgbm": lambda: pytest.importorskip("lightgbm").LGBMClassifier(n_estimators=4, verbose=-1, min_child_samples=2),

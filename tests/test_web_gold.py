@@ -11,7 +11,10 @@ from fastapi.testclient import TestClient
 from dal.campaign import Annotators, Campaign
 from dal.coordinator import create_campaign, next_batch
 from dal.pool import build_pool
+from dal.simulation import answer_batch
 from dal.web import Options, create_app
+from dal.web.guesses import Guesses
+from dal.web.records import Records
 
 N, BATCH = 300, 10
 GOLD = range(200, 230)
@@ -121,3 +124,14 @@ def test_gold_cannot_be_found_by_asking_for_rows(campaign: Campaign) -> None:
             next_batch(campaign)
             served = [each["row"] for each in ask(ann, "/api/answers", {"lease": 15})["records"]]
             assert any(row in GOLD for row in served)
+
+
+def test_gold_with_missing_features_is_suggested_what_the_model_says_of_it(tmp_path: Path) -> None:
+    codes = np.arange(N) % 2
+    X = np.random.default_rng(0).normal(0.0, 0.1, (N, 2)).astype(np.float32)
+    X[codes == 1] = np.nan  # to a forest, missing is the second class; zeros would be the first one
+    pool = build_pool(X, tmp_path / "pool.zarr")
+    campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], learner="forest", stop_set=0)
+    answer_batch(campaign, range(100), [str(row) for row in range(100)], codes[:100])
+    known = Guesses(campaign, Records(pool))._predicted(next_batch(campaign).number, frozenset(GOLD))
+    assert {row: code for row, (code, _) in known.items()} == {row: codes[row] for row in GOLD}

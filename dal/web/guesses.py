@@ -57,8 +57,11 @@ class Guesses:
             return {}
         try:
             model = Model.loads(self._campaign.load_model(digest), self._campaign.settings.trusted)
-            # Nobody is asked of records with NaN, but gold may have some.
-            proba = model.predict_proba(np.nan_to_num(self._records.features(rows), posinf=0.0, neginf=0.0))
+            # Nobody is asked of records that the model cannot be given, but gold may be such.
+            missing = np.nan if model.takes_missing else 0.0
+            proba = model.predict_proba(
+                np.nan_to_num(self._records.features(rows), nan=missing, posinf=0.0, neginf=0.0)
+            )
         except DalError as error:
             _log.warning("No suggestions are shown in round %d: %s", number, error)
             return None
