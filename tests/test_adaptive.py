@@ -45,7 +45,7 @@ def asleep(adaptive: tuple[LocalCluster, Client]) -> Client:
 
 
 def fall_asleep(cluster: LocalCluster, client: Client, **options: object) -> None:
-    cluster.adapt(minimum=0, maximum=0, interval="50ms")
+    cluster.adapt(minimum=0, maximum=0, interval="50ms", wait_count=3)
     deadline = time.monotonic() + 60
     while client.nthreads():
         assert time.monotonic() < deadline
@@ -136,7 +136,7 @@ def test_a_cluster_that_stays_empty_says_what_to_do(
     asleep: Client,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    adaptive[0].adapt(minimum=0, maximum=0, interval="50ms")
+    adaptive[0].adapt(minimum=0, maximum=0, interval="50ms", wait_count=3)
     monkeypatch.setattr(client_module, "NO_WORKERS_SECONDS", 0.3)
     with pytest.raises(ClusterError, match=r"no worker for 0 s.*adapt\(minimum=1\)"):
         door(pool, asleep)
@@ -147,7 +147,7 @@ def test_work_that_lost_its_workers_ends_in_an_error(
 ) -> None:
     monkeypatch.setattr(client_module, "NO_WORKERS_SECONDS", 1.0)
     results = map_on(asleep, waits_for_ever, [1])
-    adaptive[0].adapt(minimum=0, maximum=0, interval="50ms")
+    adaptive[0].adapt(minimum=0, maximum=0, interval="50ms", wait_count=3)
     with pytest.raises(ClusterError, match="no worker for 1 s"):
         next(results)
 
