@@ -9,7 +9,9 @@ unless a class is called that.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence, Set
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,7 @@ _NUMBER = re.compile(r"([+-]?)0*(\d*)(?:\.(\d*?)0*)?", re.ASCII)
 _TRUTHS = ("false", "true")
 _WHOLE = 2.0**53  # from here on a float may stand for another whole number than the one that it was
 _LISTED = 5
+_DIGITS = 80  # a longer number is written with its exponent
 
 
 class Classes:
@@ -108,8 +111,8 @@ def is_missing(value: object) -> bool:
         return True
     try:
         return bool(value != value)
-    except (TypeError, ValueError):
-        return False
+    except (TypeError, ValueError, ArithmeticError):  # a signalling NaN of decimal compares with nothing
+        return isinstance(value, Decimal)
 
 
 def text_of(value: object) -> str | None:
@@ -133,6 +136,36 @@ def text_of(value: object) -> str | None:
         return str(int(value)) if abs(int(value)).bit_length() <= 256 else None
     if isinstance(value, float | np.floating):
         return str(int(value)) if _is_whole(value) else str(value)
+    if isinstance(value, Decimal):  # what databases and Parquet files hold for numbers of fixed length
+        text = format(value, "f") if value.is_finite() and abs(value.adjusted()) < _DIGITS else str(value)
+        return _plain(text) or text
+    return None
+
+
+def class_flaw(name: str) -> str | None:
+    r"""Say why a text cannot be a class's name; None if it can.
+
+    Examples
+    --------
+    >>> class_flaw("a, b"), class_flaw("a\tb")
+    (None, 'holds a control character or a line end, which no page can show')
+    """
+    if any(unicodedata.category(each) in ("Cc", "Zl", "Zp") or each in "\ufffe\uffff" for each in name):
+        return "holds a control character or a line end, which no page can show"
+    return None
+
+
+def alike(names: Sequence[str]) -> tuple[str, str] | None:
+    """Find two names that are the same number or truth value written in two ways.
+
+    Examples
+    --------
+    >>> alike(["2", "1", "1.0"]), alike(["a", "A"])
+    (('1', '1.0'), None)
+    """
+    for found in Classes(names)._alike.values():
+        if len(found) > 1:
+            return names[found[0]], names[found[1]]
     return None
 
 
@@ -217,10 +250,15 @@ def names_of(classes: Sequence[object]) -> tuple[str, ...]:
     Raises
     ------
     LabelError
-        If one cannot name a class, or all came as one text.
+        If one cannot name a class, or they have no order, or all came as one text.
     """
     if isinstance(classes, str | bytes):
         raise LabelError(f"`classes` must be a sequence of names, got the text {classes!r}; split it")
+    # The order is that of the codes: a set has none, and a mapping may tell other codes.
+    if isinstance(classes, Set | Mapping) or not hasattr(classes, "__len__"):
+        raise LabelError(
+            f"`classes` must be a sequence of names, got a {type(classes).__name__}; give a list, in order"
+        )
     names = [None if is_missing(each) else text_of(each) for each in classes]
     for each, name in zip(classes, names, strict=True):
         if name is None:
@@ -305,7 +343,7 @@ def _as_array(values: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever holds
         return values
     # A list of numbers and None, or of texts and NaN, would be cast to one kind: 'nan' is what astype(str) leaves.
     array: npt.NDArray[Any]
-    if isinstance(values, Mapping) or not hasattr(values, "__len__"):
+    if isinstance(values, Mapping | str | bytes) or not hasattr(values, "__len__"):
         return np.asarray(values, dtype=object)
     if hasattr(values, "dtype") and hasattr(values, "__array__"):
         return np.asarray(values, dtype=object if getattr(values.dtype, "kind", "O") not in "biuf" else None)

@@ -29,6 +29,7 @@ from dal.campaign.objects import digest_of
 from dal.classes import codes_of, names_of
 from dal.client import map_on
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
+from dal.labelled import read_labelled
 from dal.learner import Learner, Model, score_block
 from dal.pool import Pool
 from dal.pool.store import Missing
@@ -929,17 +930,8 @@ def _read_holdout(settings: Settings, n_features: int) -> tuple[npt.NDArray[np.f
     """Read the labelled records that the user has set apart."""
     if not settings.holdout:
         return None
-    expected = f"Expected an .npz file with X (n, {n_features}) and y (n,) as holdout: {settings.holdout}"
     try:
-        with np.load(settings.holdout, allow_pickle=False) as stored:
-            X, y = np.asarray(stored["X"], dtype=np.float32), np.asarray(stored["y"])
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise SettingsError(f"{expected} cannot be read so ({error}).") from error
-    if X.ndim < 2 or X[:1].size != n_features or y.shape != X.shape[:1]:
-        raise SettingsError(f"{expected} holds X {X.shape} and y {y.shape}.")
-    X = X.reshape(len(X), n_features)
-    try:
-        codes = codes_of(y, settings.classes, what="y")
-    except LabelError as error:
-        raise SettingsError(f"The holdout {settings.holdout}: {error}.") from error
-    return X, codes
+        X, y = read_labelled(settings.holdout, n_features)
+        return X, codes_of(y, settings.classes, what="y")
+    except (LabelError, SettingsError) as error:
+        raise SettingsError(f"The holdout: {error}.") from error

@@ -25,6 +25,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", 
 _NAME_BYTES = 1000
 _REMEMBERED = 1000  # a file of millions of lines has a few people
 _BLANKS = re.compile(r"\s+")
+_POINT_ZERO = re.compile(r"(-?\d{1,17})\.0+", re.ASCII)
 # Unicode's Default_Ignorable_Code_Point beyond the category Cf: fillers and variation selectors, which show nothing.
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -118,6 +119,20 @@ def guarded(text: str) -> str:
 def unguarded(text: str) -> str:
     """Undo `guarded`; texts that it cannot have made stay as they are."""
     return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA) else text
+
+
+def whole(text: str) -> str:
+    """Return a whole number as it was before a program wrote it as a fraction: others stay as they are.
+
+    pandas makes fractions of all numbers of a column that has a gap.
+
+    Examples
+    --------
+    >>> whole("192.0"), whole(" 7.00 "), whole("1.5"), whole("v2.0")
+    ('192', '7', '1.5', 'v2.0')
+    """
+    found = _POINT_ZERO.fullmatch(text.strip())
+    return found[1] if found else text
 
 
 # -- JSON and numbers --------------------------------------------------------------------------------------------------

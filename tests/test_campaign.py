@@ -37,6 +37,7 @@ from dal.campaign import (
     schema,
 )
 from dal.campaign.disk import exclusive
+from dal.classes import class_flaw
 from dal.errors import (
     CampaignError,
     CampaignLocked,
@@ -448,6 +449,7 @@ def test_a_lost_toml_is_said(campaign: Campaign) -> None:
         ({"classes": ["cat", "dog"]}, "several texts"),
         ({"classes": ("cat", 3)}, "classes"),
         ({"classes": ("cat", "\ud800")}, "surrogate"),
+        ({"classes": ("cat", "d\nog")}, "control character"),
         ({"batch": 0}, "batch"),
         ({"batch": True}, "batch"),
         ({"batch": 2.0}, "batch"),
@@ -471,13 +473,14 @@ def test_unusable_settings_are_refused_before_anything_is_written(
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1).map(str.strip)
 texts = texts.filter(bool)
+names = texts.filter(lambda text: class_flaw(text) is None)
 
 
 @sqlite_only
 @settings(max_examples=100, deadline=None)
 @given(
     texts.filter(lambda path: "://" not in path),
-    st.lists(texts, min_size=2, unique_by=composed),
+    st.lists(names, min_size=2, unique_by=composed),
     st.floats(0, 1, exclude_max=True),
     st.integers(0, 2**63 - 1),
 )

@@ -1,6 +1,7 @@
 """Which class a label names, however it was written."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dal.classes import Classes, codes_of, distinct_names, is_missing, names_of
+from dal.classes import Classes, alike, class_flaw, codes_of, distinct_names, is_missing, names_of, text_of
 from dal.errors import LabelError
 
 
@@ -28,6 +29,7 @@ from dal.errors import LabelError
         pd.Series([0, 1, 1, 0]).astype("category"),
         pd.Series(["0", "1", "1", "0"], dtype="string"),
         np.ma.array([0, 1, 1, 0]),
+        [Decimal(0), Decimal("1.00"), Decimal("1E+0"), Decimal("-0")],
     ],
     ids=lambda labels: f"{type(labels).__name__}-{getattr(labels, 'dtype', '')}",
 )
@@ -110,7 +112,9 @@ def test_names_decide_by_their_letters() -> None:
             known.find(value)
 
 
-@pytest.mark.parametrize("labels", [[[0, 1], [1, 0]], np.eye(2), np.array(1), "ham", {"a": 1}], ids=repr)
+@pytest.mark.parametrize(
+    "labels", [[[0, 1], [1, 0]], np.eye(2), np.array(1), "ham", "01", b"10", {"a": 1}, None], ids=repr
+)
 def test_labels_of_another_shape_are_refused(labels: object) -> None:
     with pytest.raises(LabelError):
         codes_of(labels, ["0", "1"], what="y")
@@ -130,9 +134,27 @@ def test_the_classes_of_labels() -> None:
 def test_classes_may_be_numbers() -> None:
     assert names_of(np.unique([3, 1, 3])) == ("1", "3")  # type: ignore[arg-type]
     assert names_of([True, False]) == ("True", "False")
-    for wrong in ("ham,spam", [None, "a"], [[1], "a"]):
+    for wrong in ("ham,spam", [None, "a"], [[1], "a"], {"a", "b"}, {"a": 1, "b": 0}, (name for name in "ab"), 2, None):
         with pytest.raises(LabelError, match="classes"):
             names_of(wrong)
+
+
+def test_a_number_that_is_none_is_no_label() -> None:
+    assert [is_missing(Decimal(text)) for text in ("NaN", "sNaN", "0")] == [True, True, False]
+    assert codes_of([Decimal("sNaN"), Decimal("1E+2")], ["100", "b"], what="y", gaps=True).tolist() == [-1, 0]
+    assert text_of(Decimal("1E+999999")) == "1E+999999"
+
+
+def test_names_that_programs_take_for_one_another() -> None:
+    assert alike(["b", "01", "x", "1.0"]) == ("01", "1.0")
+    assert alike(["True", "b", "true"]) == ("True", "true")
+    assert alike(["1", "2", "a", "A", "True"]) is None
+
+
+@pytest.mark.parametrize("sign", ["\x07", "\n", "\t", "\r", "\x7f", "\x85", "\u2028", "\u2029", "\ufffe"])
+def test_a_class_is_called_by_what_can_be_shown(sign: str) -> None:
+    assert class_flaw(f"a{sign}b") is not None
+    assert class_flaw("a, \"b\" = 'c' <&> 😀 é") is None
 
 
 @given(st.lists(st.integers(-3, 12), min_size=1), st.permutations([str(number) for number in range(-3, 13)]))

@@ -1,8 +1,10 @@
 import base64
 import csv
+import gzip
 import hashlib
 import io
 import json
+import os
 import tracemalloc
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -425,6 +427,11 @@ def test_many_wrong_lines_are_counted_and_the_first_ones_named(
         b"Record_ID , LABEL,status\nr7,cat\nr1,,skipped\n\n,,\n",
         b'record_id,label,status,annotator,text,mine\nr7,cat,,,"a ""quoted""\r\ntext, and more",=1\nr1,,skipped,,,\n',
         b"\n\nrecord_id,label,status\nr7,cat,\nr1,,skipped",
+        b"record_id|label|status\nr7|cat|\nr1||skipped\n",
+        "record_id\tlabel\tstatus\r\nr7\tcat\t\r\nr1\t\tskipped\r\n".encode("utf-16"),
+        b"\xfe\xff" + "sep=;\nrecord_id;label;status\nr7;cat;\nr1;;skipped\n".encode("utf-16-be"),
+        b"record_id,label,status,text\nr7,cat,," + b"x" * 1_000_000 + b"\nr1,,skipped\n",
+        b'record_id,label,status,"' + b"x" * 200_000 + b'"\nr7,cat,,\nr1,,skipped\n',
     ],
     ids=[
         "bom",
@@ -437,6 +444,11 @@ def test_many_wrong_lines_are_counted_and_the_first_ones_named(
         "short lines",
         "extra columns",
         "no end",
+        "bars",
+        "UTF-16",
+        "UTF-16, the other way round",
+        "a long cell",
+        "a long header",
     ],
 )
 def test_ways_to_write_the_same_file(
@@ -459,10 +471,11 @@ def test_ways_to_write_the_same_file(
         (b"record_id,label,label\nr7,cat,dog\n", "column 'label' more than once"),
         (b"record_id,label\nr7,cat\nr1,na\xefve\n", "not UTF-8, in line 3"),
         (b"record_id,label\nr7,cat\nr1,na\xc3", "not UTF-8, in line 3"),
-        ("record_id,label\nr7,cat\n".encode("utf-16"), "not UTF-8, in line 1"),
         (b'record_id,label\nr7,cat\nr1,"dog\nr4,cat\n', "line 3: .*quotation mark"),
         (b'record_id,label\nr7,cat\nr1,"d"og\n', "line 3: .*quotation mark"),
-        (b"record_id,label\nr7,cat\nr1," + b"x" * 200_000 + b"\n", "line 3: field larger"),
+        ("record_id,label\nr7,c\u00e4t\n".encode("utf-16")[:-1], "not UTF-16, in line 2"),
+        (b"PK\x03\x04\x14\x00", "Excel workbook"),
+        (b"PAR1\x15\x04", "Parquet"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_whole(
@@ -472,6 +485,16 @@ def test_a_file_that_cannot_be_read_is_refused_whole(
         bring(content)
     assert answered(campaign) == {}
     assert campaign.import_seen(hashlib.sha256(content).hexdigest(), "ann") is None
+
+
+def test_a_cell_beyond_all_measure_does_not_fill_memory(bring: Callable[..., files.ImportReport]) -> None:
+    before = csv.field_size_limit(10_000)
+    assert before >= 1 << 26
+    try:
+        with pytest.raises(LabelError, match="line 3: field larger"):
+            bring(b"record_id,label\nr7,cat\nr1," + b"x" * 20_000 + b"\n")
+    finally:
+        csv.field_size_limit(before)
 
 
 def test_a_character_on_the_border_of_two_blocks_is_read(bring: Callable[..., files.ImportReport]) -> None:
@@ -1040,3 +1063,106 @@ def test_a_field_keeps_its_type_where_the_first_block_has_only_gaps(
     assert written.column("n").to_pylist() == [None, None, 2**60 + 1, 2**60 + 1]
     assert written.column("ok").to_pylist() == [None, None, None, True]
     assert [str(written.schema.field(name).type) for name in ("n", "ok")] == ["int64", "bool"]
+
+
+# -- what programs make of a file on the way ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", [".csv", ".parquet", ".jsonl", ".json"])
+@pytest.mark.parametrize("name", ["7", "@ann", "'=x"])
+def test_an_annotator_whose_name_was_rewritten_on_the_way_is_the_same_person(
+    tmp_path: Path, name: str, end: str
+) -> None:
+    campaign = start(tmp_path / "c")
+    (tmp_path / "first.jsonl").write_text(json.dumps({"record_id": "r1", "label": "cat", "annotator": name}))
+    read_answers(tmp_path / "first.jsonl", campaign, POOL, "ann")
+    write_batch(campaign, POOL, 1, tmp_path / "batch.csv")
+    frame = pd.read_csv(tmp_path / "batch.csv")
+    frame.loc[frame["record_id"] == "r7", "label"] = "dog"
+    path = tmp_path / f"back{end}"
+    match end:
+        case ".csv":
+            frame.to_csv(path)
+        case ".parquet":
+            frame.to_parquet(path)
+        case _:
+            frame.to_json(path, orient="records", lines=end == ".jsonl")
+    report = read_answers(path, campaign, POOL, "bob")
+    assert (report.new, report.same, report.rejected) == (1, 1, ())
+    assert answered(campaign) == {(101, name): "cat", (107, "bob"): "dog"}
+
+
+@pytest.mark.parametrize("end", [".csv", ".parquet", ".jsonl", ".json"])
+def test_what_was_guarded_comes_back_in_any_format(tmp_path: Path, end: str) -> None:
+    pool = InMemory(["=1+2", "'=1", "-5", "plain"])
+    campaign = start(tmp_path / "c", pool, [100, 101, 102, 103])
+    write_batch(campaign, pool, 1, tmp_path / "batch.csv")
+    frame = pd.read_csv(tmp_path / "batch.csv", dtype=str)
+    frame["label"] = ["'-1", "-1", "cat", "'-1"]
+    path = tmp_path / f"back{end}"
+    match end:
+        case ".csv":
+            frame.to_csv(path, sep=";")
+        case ".parquet":
+            frame.set_index("record_id").to_parquet(path)
+        case _:
+            frame.to_json(path, orient="records", lines=end == ".jsonl")
+    report = read_answers(path, campaign, pool, "ann")
+    assert (report.new, report.rejected) == (4, ())
+    assert answered(campaign) == {(100, "ann"): "-1", (101, "ann"): "-1", (102, "ann"): "cat", (103, "ann"): "-1"}
+
+
+def test_a_line_with_more_cells_than_the_header_is_refused_alone(bring: Callable[..., files.ImportReport]) -> None:
+    report = bring("record_id,label\nr1,cat,dog\nr7,cat\n")
+    assert report.new == 1
+    assert [(line.place, line.record_id) for line in report.rejected] == [("line 2", "r1")]
+
+
+def test_keys_in_other_letters_are_the_columns(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+    bring(
+        '{"Record_ID": "r1", "LABEL": "cat", "Label": "dog"}\n{"record_id": "r7", "label": null, "Label": "dog"}',
+        name="a.jsonl",
+    )
+    assert answered(campaign) == {(101, "ann"): "cat"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"record_id": "r1", "klass": "cat"}\n', "lacks the key label"),
+        ("a.jsonl", b'[\n{"record_id": "r1", "label": "cat"}]', "name it .json"),
+        ("a.jsonl", gzip.compress(b'{"record_id": "r1", "label": "cat"}'), "gzip"),
+        ("a.jsonl", '{"record_id": "r1", "label": "cat"}'.encode("utf-16"), "UTF-16"),
+        ("a.json", gzip.compress(b'[{"record_id": "r1", "label": "cat"}]'), "gzip"),
+        ("a.json", '[{"record_id": "r1", "label": "cat"}]'.encode("utf-16"), "UTF-16"),
+        ("a.json", b'{"record_id": {"0": "r1"}, "label": {"0": "cat"}}', "orient='records'"),
+        ("a.csv", gzip.compress(b"record_id,label\nr1,cat\n"), "gzip"),
+        ("a.xlsx", b"PK\x03\x04", "workbook"),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_by_what_it_is(
+    campaign: Campaign, bring: Callable[..., files.ImportReport], name: str, content: bytes, said: str
+) -> None:
+    with pytest.raises(LabelError, match=said):
+        bring(content, name=name)
+    assert answered(campaign) == {}
+
+
+def test_an_annotation_whose_choice_has_another_name_is_said(
+    campaign: Campaign, bring: Callable[..., files.ImportReport]
+) -> None:
+    flat = [{"record_id": "r1", "feeling": "cat", "annotation_id": 5, "annotator": 2.0}, {"record_id": "r7"}]
+    report = bring(json.dumps(flat), name="a.json")
+    assert (report.new, report.pending) == (0, 1)
+    assert [(line.place, line.record_id) for line in report.rejected] == [("$[0]", "r1")]
+    report = bring(json.dumps([flat[0] | {"label": "cat"}]), name="a.json")
+    assert answered(campaign) == {(101, "user 2"): "cat"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are texts there")
+def test_a_file_may_be_called_by_any_bytes(campaign: Campaign, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"caf\xe9.csv")
+    assert write_batch(campaign, POOL, 1, path) == 4
+    path.write_text("record_id,label\nr1,cat\n")
+    assert read_answers(path, campaign, POOL, "ann").new == 1
+    assert read_answers(path, campaign, POOL, "ann").seen

@@ -337,10 +337,22 @@ def test_folders_that_are_no_run_or_another_run_are_refused(tmp_path: Path) -> N
         (np.zeros(1200, int), "a learner needs two classes"),
         (np.arange(1200) % 3 - 1, "'-1', which may be a class, or mean that the class is not known"),
         (np.array(["a", "b", "nan"] * 400), "'nan', which may be a class, or mean that the class is not known"),
-        (np.array(["a", None] * 600, dtype=object), r"cannot be read as .npy.*fillna\(''\)"),
+        (np.array(["1", "1.0"] * 600), "'1' and '1.0', which may be one class or two"),
+        (np.array(["a", None] * 600, dtype=object), r"cannot be read as an .npy.*fillna\(''\)"),
         (np.arange(1200).astype("datetime64[s]"), "datetime64"),
     ],
-    ids=["length", "fractions", "unknown", "shape", "one class", "negative", "made of NaN", "objects", "times"],
+    ids=[
+        "length",
+        "fractions",
+        "unknown",
+        "shape",
+        "one class",
+        "negative",
+        "made of NaN",
+        "twins",
+        "objects",
+        "times",
+    ],
 )
 def test_labels_that_are_none_are_refused(labels: np.ndarray, said: str, tmp_path: Path) -> None:
     np.save(tmp_path / "y.npy", labels, allow_pickle=True)
@@ -417,8 +429,8 @@ def test_records_of_unknown_class_are_neither_asked_nor_tested_on(folder: Path, 
         (["--seeds", "0"], "at least 1 seed"),
         (["--batch", "1000"], "at most the 960 records"),
         (["--learner", "magic"], "magic"),
-        (["--answers", "nowhere.npy"], "no file nowhere.npy"),
-        (["--test", "nowhere.npz"], "cannot be read as a test set"),
+        (["--answers", "nowhere.npy"], "nowhere.npy cannot be read (No such file"),
+        (["--test", "nowhere.npz"], "nowhere.npz cannot be read (No such file"),
     ],
 )
 def test_compare_refuses_at_the_door(options: list[str], said: str, folder: Path, tmp_path: Path) -> None:
@@ -434,7 +446,7 @@ def test_a_test_set_of_other_classes_or_widths_is_refused(folder: Path, tmp_path
     np.savez(tmp_path / "a.npz", X=np.zeros((2, 4)), y=np.array(["ham", "eggs"]))
     np.savez(tmp_path / "b.npz", X=np.zeros((2, 5)), y=np.array(["ham", "ham"]))
     np.savez(tmp_path / "c.npz", X=np.full((2, 4), np.nan), y=np.array(["ham", "ham"]))
-    for name, said in (("a", "eggs"), ("b", "4 features"), ("c", "NaN")):
+    for name, said in (("a", "eggs"), ("b", r"holds X \(2, 5\)"), ("c", "NaN")):
         with pytest.raises(InputError, match=said):
             read_test(tmp_path / f"{name}.npz", known, 4)
 

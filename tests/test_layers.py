@@ -16,7 +16,7 @@ LEVELS = [
     {"errors", "_threads", "locks"},
     {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "rounds", "trees", "texts", "classes"},
     {"places"},
-    {"pool", "learner", "campaign", "client", "progress"},
+    {"pool", "learner", "campaign", "client", "progress", "labelled"},
     {"scan"},
     {"map"},
     {"figures"},
@@ -36,8 +36,8 @@ SIDEWAYS = {
     ("classes", "texts"),
 }
 PURE_MAY_IMPORT = {
-    "collections", "dataclasses", "datetime", "functools", "hashlib", "heapq", "itertools", "json", "math", "re",
-    "statistics", "typing", "unicodedata",
+    "collections", "dataclasses", "datetime", "decimal", "functools", "hashlib", "heapq", "itertools", "json", "math",
+    "re", "statistics", "typing", "unicodedata",
     "numba", "numpy", "scipy", "sklearn", "dal",
 }  # fmt: skip
 

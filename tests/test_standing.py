@@ -207,7 +207,7 @@ def test_a_holdout_of_numbers_names_classes_and_no_positions(
 @pytest.mark.parametrize(
     ("stored", "said"),
     [
-        ({"X": np.zeros((4, D))}, "cannot be read so"),
+        ({"X": np.zeros((4, D))}, "lacks y"),
         ({"X": np.zeros((4, D + 1)), "y": np.zeros(4, int)}, r"holds X \(4, 7\) and y \(4,\)"),
         ({"X": np.zeros((4, D)), "y": np.zeros(3, int)}, r"and y \(3,\)"),
         ({"X": np.zeros((0, D)), "y": np.zeros(0, int)}, r"holds X \(0, 6\)"),
@@ -215,7 +215,7 @@ def test_a_holdout_of_numbers_names_classes_and_no_positions(
         ({"X": np.zeros((2, D)), "y": np.array([0, 1])}, "positions they would be 0 = red, 1 = "),
         ({"X": np.zeros((2, D)), "y": np.array(["red", "nan"])}, "got 1 without one"),
         ({"X": np.zeros((2, D)), "y": np.array(["red", ""])}, "got 1 without one"),
-        ({"X": np.zeros((2, D)), "y": np.array(["red", None], object)}, "cannot be read so"),
+        ({"X": np.zeros((2, D)), "y": np.array(["red", None], object)}, r"fillna\(''\)"),
         ({"X": np.full((1, D), np.nan), "y": np.array(["red"])}, "NaN"),
     ],
 )
@@ -225,7 +225,7 @@ def test_a_holdout_that_is_none_is_refused_before_anything_is_made(
     np.savez(tmp_path / "holdout.npz", **stored)
     with pytest.raises(SettingsError, match=said):
         create_campaign(tmp_path / "c", truth[0], CLASSES, holdout=tmp_path / "holdout.npz")
-    with pytest.raises(SettingsError, match="cannot be read so"):
+    with pytest.raises(SettingsError, match=r"none\.npz cannot be read"):
         create_campaign(tmp_path / "c", truth[0], CLASSES, holdout=tmp_path / "none.npz")
     assert not (tmp_path / "c").exists()
 

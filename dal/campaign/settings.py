@@ -8,6 +8,7 @@ from typing import Any, Literal, Self, get_args
 
 from dal.agreement import Vote
 from dal.campaign.objects import check_store
+from dal.classes import class_flaw
 from dal.errors import InputError, SettingsError
 from dal.places import place_of
 from dal.texts import composed, flaw
@@ -106,6 +107,9 @@ class Settings:
         _check_pool(self.pool)
         for name in ("classes", "stop", "trusted"):
             _check_texts(name, getattr(self, name))
+        for name in self.classes:
+            if wrong := class_flaw(name):
+                raise SettingsError(f"classes: {name!r} {wrong}")
         if len(self.classes) < 2:
             raise SettingsError(f"classes: at least two were expected, {list(self.classes)} came")
         _check_integer("batch", self.batch, least=1)

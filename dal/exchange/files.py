@@ -7,7 +7,6 @@ import base64
 import difflib
 import hashlib
 import io
-import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from dal.classes import MISSING, UNLABELLED, Classes, listed
 from dal.errors import CampaignError, LabelError
 from dal.exchange.formats import Csv, Format, Item, JsonLines, Known, Line, Parquet, Prodigy, Rejected, Sheet, bytes_of
 from dal.exchange.label_studio import LabelStudio
-from dal.texts import composed, folded, name_flaw, shown_name
+from dal.texts import composed, folded, name_flaw, shown_name, unguarded, whole
 
 FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
 LISTED = 1000
@@ -46,8 +45,8 @@ _SUFFIXES = {
 _NO_NAMES = frozenset({"nan", "NaN", "<NA>", "None", "null", "NULL"})
 """What programs write where no annotator is named; a person may be called Nan."""
 
-_POINT_ZERO = re.compile(r"-?\d+\.0+")
 _PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z")
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
@@ -132,6 +131,8 @@ def format_of(path: Path, name: str | None, classes: tuple[str, ...]) -> Format:
     if name is None and path.suffix.lower() not in _SUFFIXES:
         if path.suffix.lower() in _PACKED:
             raise LabelError(f"{path} is packed: unpack it first")
+        if path.suffix.lower() in _WORKBOOKS:
+            raise LabelError(f"{path} is a workbook: save it as 'CSV UTF-8'")
         raise LabelError(
             f"{path}: the ending says no format; name one of {', '.join(FORMATS)} with --format (file_format=)"
         )
@@ -193,7 +194,7 @@ def write_batch(
         digesting = _Digesting(file)
         lines = written.write(digesting, sheet, blocks)
         # Before the rename: a file that is there without its export on record could not be told from an edited one.
-        campaign.record_export(number, path.name, digesting.digest.hexdigest(), upto)
+        campaign.record_export(number, _name_of(path), digesting.digest.hexdigest(), upto)
     return lines
 
 
@@ -322,7 +323,7 @@ def read_answers(
     written = format_of(path, file_format, campaign.settings.classes)
     # Read as another format, a file is another one: whoever forgot to name it must be able to say it now.
     digest = digest_of(path) if file_format is None else f"{digest_of(path)} {file_format}"
-    file = AnswerFile(path.name, digest, shown_name(annotator), take_conflicts=conflicts == "take")
+    file = AnswerFile(_name_of(path), digest, shown_name(annotator), take_conflicts=conflicts == "take")
     known = campaign.import_seen(digest, file.annotator)
     if known is not None and file.changes_nothing(known):
         return ImportReport(0, 0, known.new + known.changed + known.same, 0, 0, seen=True)
@@ -449,14 +450,27 @@ class Reading:
             return False
 
     def _code(self, label: str) -> int:
-        """Find a class; in a file that was not written here, a guard may be the name's own."""
+        """Find a class; a guard may be the name's own, and may have come from CSV into another format."""
         own = self.format.own(label)
         try:
             return self.classes.find(own)
         except LabelError:
-            if own == label:
+            other = label if own != label else unguarded(label)
+            if other == own:
                 raise
-            return self.classes.find(label)
+            return self.classes.find(other)
+
+    def _annotator(self, written: str) -> str:
+        """Find who gave an answer: a name that nobody has may be what a program made of another, or of no name."""
+        name = self.format.own(written)
+        if name.strip() in _NO_NAMES and not self._is_known(name):
+            return self.annotator
+        plain, bare = whole(name), unguarded(name)
+        if plain != name and not self._is_known(name):
+            name = plain
+        elif bare != name and self._is_known(bare) and not self._is_known(name):
+            name = bare
+        return shown_name(name) or self.annotator
 
     def _is_answer(self, line: Line) -> bool:
         """Sort out what is pending or contradicts itself, before anything is looked up."""
@@ -491,10 +505,7 @@ class Reading:
         if row < 0:
             self._reject(line, "the pool has no such record: has a spreadsheet changed the id, such as 007 into 7?")
             return None
-        name = self.format.own(line.annotator)
-        annotator = shown_name(name) or self.annotator
-        if name.strip() in _NO_NAMES and not self._is_known(name):
-            annotator = self.annotator
+        annotator = self._annotator(line.annotator)
         if wrong := name_flaw(annotator):
             self._reject(line, f"the annotator's name {wrong}")
             return None
@@ -564,9 +575,14 @@ def _readings(own: str, text: str) -> list[str]:
     (['192.0', '192'], ['=1', "'=1"])
     """
     likely = [own, text, text.strip(), composed(text), unicodedata.normalize("NFD", text)]
-    if _POINT_ZERO.fullmatch(text.strip()) and len(text) < 20:
-        likely.append(text.strip().partition(".")[0])
+    # A file that was written as CSV may have become another one, guards and all.
+    likely += [whole(text), unguarded(text)]
     return list(dict.fromkeys(each for each in likely if each))
+
+
+def _name_of(path: Path) -> str:
+    """Give a file's name as a database can keep it: bytes that are no UTF-8 are escaped."""
+    return path.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def digest_of(path: Path) -> str:

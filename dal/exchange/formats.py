@@ -28,12 +28,26 @@ from dal.campaign import Asked
 from dal.classes import UNLABELLED, Classes, is_missing
 from dal.errors import LabelError
 from dal.pool.fields import KINDS
-from dal.texts import as_seconds, as_time, brief, flaw, folded, guarded, parsed, unguarded
+from dal.texts import as_seconds, as_time, brief, flaw, folded, guarded, parsed, unguarded, whole
 
 COLUMNS = ("record_id", "label", "status", "annotator")
 CELL_CHARACTERS = 32_000
 """Excel breaks cells above 32,767 characters, and with them the rest of the line."""
 
+# A cell may hold a document, but a quotation mark that was left open must not fill memory with the rest of a file.
+_CELL_MOST = 1 << 26
+_KEYS_MOST = 200  # of an object, beyond which it was not written by hand
+csv.field_size_limit(max(csv.field_size_limit(), _CELL_MOST))
+
+_PACKED = {
+    b"\x1f\x8b": "packed by gzip",
+    b"PK\x03\x04": "a ZIP archive or an Excel workbook",
+    b"\xd0\xcf\x11\xe0": "an Excel workbook",
+    b"BZh": "packed by bzip2",
+    b"\xfd7zXZ": "packed by xz",
+    b"\x28\xb5\x2f\xfd": "packed by Zstandard",
+    b"PAR1": "a Parquet file",
+}
 _ANSWERS = ("accept", "reject", "ignore")
 # Columns by which a table that Label Studio exported is known.
 _TIMES: tuple[str, ...] = ("created_at", "updated_at", "lead_time")
@@ -144,8 +158,7 @@ class Csv:
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
         """Read the lines; columns are found by name, in any order, and others are left alone."""
-        _refuse_other_encodings(path)
-        rows = _rows(path)
+        rows = _rows(path, _encoding(path))
         _, header = next(rows, (0, []))
         if not header:
             raise LabelError(f"{path} is empty: a header with record_id and label was expected")
@@ -154,7 +167,7 @@ class Csv:
         exported = all(name in header for name in _LABEL_STUDIO)
         for number, cells in rows:
             # A line cut short has its last columns empty; spreadsheets leave those out.
-            said = [cells[at[name]] if at.get(name, width) < len(cells) else "" for name in COLUMNS]
+            said = [cells[at[name]] if name in at and at[name] < len(cells) else "" for name in COLUMNS]
             if any(cells[width:]):
                 reason = f"{len(cells)} cells where the header has {width}: is a separator not in quotes?"
                 yield Rejected(number, self.place(number), unguarded(said[0]), reason)
@@ -223,13 +236,18 @@ def _from_label_studio(number: int, said: Sequence[str], told: Mapping[str, str]
         if len(chosen) != 1:
             return Rejected(number, f"line {number}", record_id, f"{len(chosen)} classes chosen, and one was expected")
         label = as_text(chosen[0]) or ""
-    who = f"user {annotator.strip()}" if annotator.strip().isdecimal() else annotator
+    who = user(known) if (known := whole(annotator).strip()).isdecimal() else annotator
     given = as_time(told.get("updated_at")) or as_time(told.get("created_at"))
     try:
         seconds = as_seconds(float(told.get("lead_time") or "nan"))
     except ValueError:
         seconds = None
     return Line(number, record_id, label.strip(), "", who, given, seconds)
+
+
+def user(number: object) -> str:
+    """Name an annotator of Label Studio's that is known by number."""
+    return f"user {number}"
 
 
 def chosen_in(value: object) -> list[object]:
@@ -241,9 +259,9 @@ def chosen_in(value: object) -> list[object]:
     return list(value) if isinstance(value, list) else [value]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _rows(path: Path, encoding: str) -> Iterator[tuple[int, list[str]]]:
     """Give the cells of each line that has any, the header's first, and the number of the line they begin in."""
-    with path.open(encoding="utf-8-sig", newline="") as text:
+    with path.open(encoding=encoding, newline="") as text:
         begins, delimiter = 1, ","
         while line := text.readline(1 << 16):
             if found := re.fullmatch(r"\"?sep=(.)\"?\s*", line, re.IGNORECASE):  # Excel's own, and no line of the table
@@ -268,7 +286,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _delimiter(header: str) -> str:
     """Find what separates the columns: spreadsheets write semicolons where the comma is the decimal sign."""
-    for delimiter in ",;\t":
+    for delimiter in ",;\t|":
         names = next(csv.reader([header], delimiter=delimiter), [])
         if {"record_id", "label"} <= {folded(name) for name in names}:
             return delimiter
@@ -292,15 +310,56 @@ def _positions(header: Sequence[str], path: Path) -> dict[str, int]:
     return at
 
 
-def _refuse_other_encodings(path: Path) -> None:
-    decoder, line = codecs.getincrementaldecoder("utf-8")(), 1
+def _encoding(path: Path) -> str:
+    """Find how a text is encoded: UTF-8, or UTF-16 as Excel's "Unicode Text" and PowerShell write it.
+
+    Raises
+    ------
+    LabelError
+        If it is neither; the message names the line.
+    """
+    _, encoding = _begins(path)
+    decoder, line = codecs.getincrementaldecoder(encoding)(), 1
     try:
         for block in bytes_of(path):
             line += decoder.decode(block).count("\n")
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         line += error.object[: error.start].count(b"\n")
-        raise LabelError(f"{path} is not UTF-8, in line {line}: save it as 'CSV UTF-8'") from error
+        named = encoding.upper().removesuffix("-SIG")
+        raise LabelError(f"{path} is not {named}, in line {line}: save it as 'CSV UTF-8'") from error
+    return encoding
+
+
+def opening(path: Path) -> bytes:
+    """Give the first sign of a JSON file.
+
+    Raises
+    ------
+    LabelError
+        If the file is packed, or in UTF-16.
+    """
+    first, encoding = _begins(path)
+    if encoding == "utf-16":
+        raise LabelError(f"{path} is UTF-16: save it as UTF-8")
+    return first.lstrip()[:1]
+
+
+def _begins(path: Path) -> tuple[bytes, str]:
+    """Give the first bytes of a text file after its mark, and the encoding that the mark tells.
+
+    Raises
+    ------
+    LabelError
+        If they are those of a packed file, which is no text.
+    """
+    first = next(bytes_of(path), b"")[:16]
+    for mark, kind in _PACKED.items():
+        if first.startswith(mark):
+            raise LabelError(f"{path} is {kind}, whatever its name says: unpack it, or save it as text")
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return first[2:], "utf-16"
+    return first.removeprefix(codecs.BOM_UTF8), "utf-8-sig"
 
 
 def bytes_of(path: Path) -> Iterator[bytes]:
@@ -327,6 +386,9 @@ class _Unfit(Exception):
 class JsonLines:
     """One JSON object a line, with the names of the columns as keys."""
 
+    _telling: tuple[str, ...] = ("label", "status", "answer")
+    """Keys by which an object may say something: a file without any has called them otherwise."""
+
     def place(self, number: int) -> str:
         """Name the place of a line."""
         return f"line {number}"
@@ -337,13 +399,20 @@ class JsonLines:
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
         """Read the objects; other keys are left alone."""
+        if opening(path) == b"[":
+            raise LabelError(f"{path} is a JSON list, and one object a line was expected: name it .json")
+        read = telling = False
         for number, text in enumerate(_lines_of(path), start=1):
             if not text.strip():
                 continue
             try:
-                yield self._line(number, _parsed(text))
+                said = _by_column(_parsed(text))
+                read, telling = True, telling or any(key in said for key in self._telling)
+                yield self._line(number, said)
             except _Unfit as unfit:
                 yield Rejected(number, self.place(number), unfit.record_id, unfit.reason)
+        if read and not telling:
+            raise LabelError(f"{path} lacks the key label: no object has it")
 
     def _line(self, number: int, said: dict[str, Any]) -> Line:
         record_id = as_text(said.get("record_id"))
@@ -402,6 +471,15 @@ def _parsed(text: bytes) -> dict[str, Any]:
     return said
 
 
+def _by_column(said: dict[str, Any]) -> dict[str, Any]:
+    """Name the columns of an object as they are called, as `_positions` does: exact names count first."""
+    missing = [name for name in COLUMNS if name not in said]
+    if not missing or len(said) > _KEYS_MOST:
+        return said
+    spelt = {folded(key): key for key in reversed(said)}
+    return said | {name: said[spelt[name]] for name in missing if name in spelt}
+
+
 def _optional_text(said: dict[str, Any], name: str, record_id: str) -> str:
     value = said.get(name)
     text = "" if is_missing(value) else as_text(value)
@@ -453,6 +531,8 @@ class Prodigy(JsonLines):
     An accepted choice is a label, and ``ignore`` a skipped record. Nothing chosen is no label. Where the task asked
     one class yes or no, ``reject`` is the other class if there are two, and no label if there are more.
     """
+
+    _telling = ("answer", "options", "text")
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.classes = Classes(classes)

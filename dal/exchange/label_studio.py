@@ -16,7 +16,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from dal.errors import LabelError
-from dal.exchange.formats import Item, Line, Rejected, Sheet, as_json, as_label, as_text, chosen_in
+from dal.exchange.formats import Item, Line, Rejected, Sheet, as_json, as_label, as_text, chosen_in, opening, user
 from dal.texts import as_seconds, as_time, brief, composed, folded, parsed
 
 CONTROL = "label"
@@ -108,10 +108,14 @@ class LabelStudio:
             yield Line(number, record_id)
 
     def _alone(self, number: int, place: str, record_id: str, said: dict[str, object]) -> Line | Rejected:
-        annotator = self._annotator(said.get("annotator"))
+        # A number is one of its users there; in a table of another program it is a name as any other.
+        exported = "annotation_id" in said
+        annotator = self._annotator(said.get("annotator")) if exported else as_text(said.get("annotator")) or ""
         given = as_time(said.get("updated_at")) or as_time(said.get("created_at"))
         seconds, chosen = as_seconds(said.get("lead_time")), chosen_in(said.get(CONTROL))
         label = "" if not chosen else as_label(chosen[0])
+        if exported and not chosen and not said.get("status"):
+            return Rejected(number, place, record_id, f"no class was chosen by the name {CONTROL!r}")
         if len(chosen) > 1 or label is None:
             return Rejected(number, place, record_id, f"the choice {brief(said.get(CONTROL))}: one class was expected")
         status = as_text(said.get("status")) or ""
@@ -137,8 +141,10 @@ class LabelStudio:
     def _annotator(self, who: object) -> str:
         if isinstance(who, dict):
             return as_text(who.get("email")) or self._annotator(who.get("id"))
+        if isinstance(who, float) and who.is_integer():  # a table of pandas with a gap in it
+            who = int(who)
         if isinstance(who, int) and not isinstance(who, bool):
-            return self._annotators.get(who, f"user {who}")
+            return self._annotators.get(who, user(who))
         return as_text(who) or ""
 
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
@@ -158,12 +164,15 @@ def _elements(path: Path) -> Iterator[bytes]:
 
     They are cut and not read, so that one that is no JSON, or holds a number that no program reads, is refused alone.
     """
+    if opening(path) != b"[":
+        raise LabelError(
+            f"{path} is no JSON list of tasks: export the project from Label Studio as JSON, or write a list of "
+            "objects (pandas: orient='records'); objects that have a line each are named .jsonl"
+        )
     told = 0
     try:
         with path.open("rb") as file:
             buffer = file.read(_BLOCK).removeprefix(codecs.BOM_UTF8).lstrip()
-            if buffer[:1] != b"[":
-                raise LabelError(f"{path} is no JSON list of tasks: export the project from Label Studio as JSON")
             at, begin, depth = 1, 1, 1
             while True:
                 for token in _TOKENS.finditer(buffer, at):

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from distributed import Client
 
-from dal.classes import Classes, codes_of, distinct_names
+from dal.classes import Classes, alike, codes_of, distinct_names
 from dal.coordinator import records_to_try
 from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
+from dal.labelled import read_labelled, read_labels
 from dal.learner import Learner
 from dal.map import PoolMap
 from dal.pool import Pool
@@ -68,7 +69,7 @@ class Known:
         SettingsError
             If it is no such file; the message says what it is and what to do.
         """
-        values = _labels(_loaded(Path(path)), Path(path))
+        values = _labels(read_labels(Path(path)), Path(path))
         if len(values) != n_rows:
             raise SettingsError(
                 f"{path} holds {len(values):,} labels, the pool has {n_rows:,} records: expected one label for each"
@@ -114,22 +115,6 @@ class Known:
             raise SettingsError(f"{error}. These are the classes that records of the pool have.") from error
 
 
-def _loaded(path: Path) -> npt.NDArray[Any]:
-    try:
-        found = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise SettingsError(f"There is no file {path}.") from error
-    except (ValueError, EOFError, OSError) as error:
-        raise SettingsError(
-            f"{path} cannot be read as .npy: {error}. Write it with np.save(path, labels). Labels that are Python"
-            " objects become texts by pandas.Series(labels).fillna('').astype(str).to_numpy(str): those that are none"
-            " are empty then, and an empty text is no class."
-        ) from error
-    if not isinstance(found, np.ndarray):
-        raise SettingsError(f"{path} is an .npz archive; expected an .npy file of labels alone.")
-    return found
-
-
 def _labels(values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     if values.ndim != 1:
         raise SettingsError(f"{path} holds an array of shape {values.shape}; expected one label for each record.")
@@ -141,7 +126,12 @@ def _labels(values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
 
 
 def _refuse_doubtful(names: Sequence[str], path: Path) -> None:
-    """Refuse labels that may be classes, or the mark of a record that has none."""
+    """Refuse labels that may be classes, or the mark of a record that has none; or one class, written in two ways."""
+    if twins := alike(names):
+        raise SettingsError(
+            f"{path} holds {twins[0]!r} and {twins[1]!r}, which may be one class or two. If they are two, name the"
+            " classes (--class for each); else write them in one way."
+        )
     marks = [name for name in names if name in _MADE_OF_NOTHING]
     # scikit-learn's mark of unlabelled records; but -1 and 1 are classes, and so it is where there are other negatives.
     numbers = {int(name) for name in names} if all(re.fullmatch(r"-?\d+", name) for name in names) else set()
@@ -163,20 +153,7 @@ def read_test(path: str | Path, known: Known, n_features: int, *, missing: bool 
         If it is no such file, or does not fit the pool.
     """
     path = Path(path)
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            X, y = np.asarray(stored["X"], dtype=np.float32), stored["y"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise SettingsError(
-            f"{path} cannot be read as a test set: {error}. Expected an .npz file, written by"
-            " np.savez(path, X=features, y=labels)."
-        ) from error
-    X = X.reshape(len(X), -1)
-    if X.shape != (len(y), n_features) or not len(y):
-        raise SettingsError(
-            f"{path} holds X of shape {X.shape} and {len(y)} labels; expected as many of both, and {n_features}"
-            " features."
-        )
+    X, y = read_labelled(path, n_features)
     if not usable(X, missing=missing).all():
         raise SettingsError(f"{path} holds features that are NaN or infinite: leave those records out.")
     return TestSet(X, known.coded(y, path))
