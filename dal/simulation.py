@@ -17,11 +17,12 @@ from dal.campaign import Answer, Campaign
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.client import Beat, each_on
 from dal.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
-from dal.errors import SettingsError
+from dal.errors import LabelError, SettingsError
 from dal.learner import Learner, Model
 from dal.pool import Pool
 from dal.scan import Progress
 from dal.selection import Strategy, usable
+from dal.texts import brief
 
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int64]
@@ -475,9 +476,21 @@ def answer_batch(
     Raises
     ------
     LabelError
-        If a label names no class, or may be read in two ways; no answer was added then.
+        If a label names no class, or may be read in two ways, or rows, ids and labels do not belong together; no answer
+        was added then.
     """
     codes = codes_of(labels, campaign.settings.classes, what="labels", gaps=True, codes=True)
+    rows, record_ids = np.asarray(rows), list(record_ids)
+    if rows.shape != (len(codes),) or len(record_ids) != len(codes):
+        raise LabelError(
+            f"`rows`, `record_ids` and `labels` must be as many, got {rows.size:,}, {len(record_ids):,} and "
+            f"{len(codes):,}"
+        )
+    if rows.size and rows.dtype.kind not in "iu":
+        raise LabelError(f"`rows` must hold whole numbers, got {rows.dtype}")
+    for name, texts in (("record_ids", record_ids), ("annotator", [annotator])):
+        if wrong := [each for each in texts if not isinstance(each, str)]:
+            raise LabelError(f"`{name}` must be text, got {brief(wrong[0])}")
     _answer(campaign, rows, record_ids, codes, annotator)
 
 

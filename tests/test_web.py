@@ -32,7 +32,7 @@ from dal.campaign.control import Control
 from dal.campaign.queue import Outcome
 from dal.cli import main
 from dal.coordinator import Batch, Stopped, create_campaign, next_batch
-from dal.errors import CampaignError, SettingsError
+from dal.errors import CampaignError, LabelError, SettingsError
 from dal.figures import COLORS, color_of
 from dal.map import map_of
 from dal.pool import Pool, build_pool
@@ -774,3 +774,30 @@ def test_the_wheel_holds_the_pages(tmp_path: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if "/static/" in name}
     assert packed == {path.relative_to(root).as_posix() for path in (root / "dal/web/static").iterdir()}
     assert {"dal/web/static/label.html", "dal/web/static/label.js", "dal/web/static/style.css"} <= packed
+
+
+def test_without_accounts_one_is_called_as_the_campaign_spelt_one_first(campaign: Campaign) -> None:
+    asked = campaign.batch(1)[0]
+    answer_batch(campaign, [asked.row], [asked.record_id], ["ham"], annotator="ANN")
+    assert client(campaign).get("/api/state").json()["me"]["name"] == "ANN"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"labels": ["ham"]}, "must be as many"),
+        ({"record_ids": ["r"]}, "must be as many"),
+        ({"rows": [[0, 1]]}, "must be as many"),
+        ({"rows": [0.5, 1.0]}, "whole numbers"),
+        ({"record_ids": [0, 1]}, "record_ids"),
+        ({"annotator": None}, "annotator"),
+        ({"labels": "ham"}, "labels"),
+    ],
+)
+def test_answers_that_do_not_belong_together_are_refused(campaign: Campaign, wrong: dict[str, Any], said: str) -> None:
+    fit: dict[str, Any] = {"rows": [0, 1], "record_ids": ["0", "1"], "labels": ["ham", "spam"], "annotator": "ann"}
+    with pytest.raises(LabelError, match=said):
+        answer_batch(campaign, **fit | wrong)
+    assert len(campaign.latest_answers().rows) == 0
+    answer_batch(campaign, **fit)
+    assert campaign.latest_answers().labels.tolist() == [0, 1]

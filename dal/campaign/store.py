@@ -32,7 +32,7 @@ from dal.campaign.database import Database, immediate
 from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
 from dal.campaign.leases import held
 from dal.campaign.objects import digest_of, objects_of
-from dal.campaign.people import enrol_staged, is_enrolled
+from dal.campaign.people import enrol_staged, is_enrolled, spelling
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, DalError, InputError, LabelError, SettingsError
@@ -632,6 +632,11 @@ class Campaign:
         """Say whether anybody of this name has answered or may, however the name is spelt."""
         with self.database.reading() as connection:
             return is_enrolled(connection, annotator)
+
+    def spelling(self, annotator: str) -> str:
+        """Return a person's name as the campaign shows it: as it was spelt first."""
+        with self.database.reading() as connection:
+            return spelling(connection, annotator)
 
     def latest_answers(self, upto: int | None = None, *, asked_in: int | None = None) -> Answers:
         """Read the latest answer of each annotator to each record.

@@ -286,6 +286,7 @@ class _Site:
     def __init__(self, campaign: Campaign, options: Options) -> None:
         self.campaign = campaign
         self.options = options
+        self.user = campaign.spelling(options.user)
         self.queue = Queue(campaign)
         self.people = _People(Annotators(campaign))
         self.standings = Standings(campaign)
@@ -352,7 +353,7 @@ class _Site:
             refusal = local_request(request.scope)
             if refusal is not None:
                 raise HTTPException(refusal.status, refusal.detail)
-            me: Me | None = Me(name=self.options.user, role="manager")
+            me: Me | None = Me(name=self.user, role="manager")
         elif (secret := request.cookies.get(self.cookie)) is not None:
             me = self.people.in_session(secret)
         else:
