@@ -602,7 +602,8 @@ class Coordinator:
                 None if weights is None else weights[sound],
                 committee=Strategy.named(current.strategy).committee,
             )
-            model.predict_proba(X[valid][:1000])
+            if not np.isfinite(model.predict_proba(X[valid][:1000])).all(axis=1).any():
+                raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
         notes = {
             "warnings": list(model.warnings),
             "invalid_labeled": left_out,
@@ -616,7 +617,9 @@ class Coordinator:
         X = self._stop_set(current.stop_set)
         if len(X := X[usable(X, missing=model.takes_missing)]):
             proba = model.predict_proba(X)
-            measured["uncertainty"] = float(of_probabilities("entropy", proba).score.mean())
+            # A record may be so far from all others that an estimator overflows.
+            if (finite := np.isfinite(proba).all(axis=1)).any():
+                measured["uncertainty"] = float(of_probabilities("entropy", proba[finite]).score.mean())
             if current.parent_model is not None:
                 before = Model.loads(self.campaign.load_model(current.parent_model), self.settings.trusted)
                 proba, X = (each[usable(X, missing=before.takes_missing)] for each in (proba, X))
@@ -768,7 +771,7 @@ class Coordinator:
         drawn = _Drawn.none(self.pool.n_features)
         if len(candidates):
             held = self._held_back(excluded, current.stop_set)
-            drawn = self._drawn(current, held, missing=self._takes_missing(model))
+            drawn = self._drawn(current, held, model, missing=self._takes_missing(model))
         asked = _Asked(np.append(excluded, drawn.rows), np.concatenate([self.features(excluded), drawn.X]))
         chosen = self._chosen(current, strategy, candidates, asked, current.k - len(drawn.rows))
         order = interleaved(chosen.rows.tolist(), drawn.rows)
@@ -809,8 +812,11 @@ class Coordinator:
             return model.takes_missing
         return learner_of(self.campaign).takes_missing(self.pool.n_features)
 
-    def _drawn(self, current: Round, excluded: Rows, *, missing: bool) -> "_Drawn":
-        """Draw the explore share: valid records only, because an invalid one is never asked."""
+    def _drawn(self, current: Round, excluded: Rows, model: Model | None, *, missing: bool) -> "_Drawn":
+        """Draw the explore share: valid records only, because an invalid one is never asked.
+
+        As in the scan, a record is invalid, too, that is so far from all others that the model overflows.
+        """
         before = [asked for each in self.campaign.rounds() for asked in self.campaign.batch(each.number)]
         explored = sum(asked.explore for asked in before)
         count = explore_count(current.explore, len(before), explored, current.k)
@@ -819,6 +825,8 @@ class Coordinator:
         while wanted := list(islice(draws, count - len(drawn.rows))):
             X = self.pool.take(wanted)
             valid = usable(X, missing=missing)
+            if model is not None and valid.any():
+                valid[valid] = np.isfinite(model.predict_proba(X[valid])).all(axis=1)
             rows = [row for row, keep in zip(wanted, valid.tolist(), strict=True) if keep]
             drawn = _Drawn(drawn.rows + rows, np.concatenate([drawn.X, X[valid]]))
         return drawn

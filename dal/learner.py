@@ -710,8 +710,8 @@ class Model:
         Raises
         ------
         LearnerError
-            If what the estimator returns has another shape or nothing finite. A row of it that is not finite, as of a
-            record so far from all others that the estimator overflows, is given as it is.
+            If what the estimator returns has another shape. A row of it that is not finite, as of a record so far from
+            all others that the estimator overflows, is given as it is.
         """
         return self._aligned(self._seen_probabilities(X))
 
@@ -886,10 +886,6 @@ class Model:
     def _checked(self, values: npt.NDArray[Any], rows: int, columns: int, method: str) -> Floats:
         if values.shape != (rows, columns):
             raise LearnerError(f"{self.kind}.{method}: expected shape {(rows, columns)}, got {values.shape}")
-        # One sum instead of a mask of all values: this stands between every tile and its scores. A record far from all
-        # others may overflow inside an estimator; one that gives nothing finite at all is broken.
-        if rows and not np.isfinite(values.sum()) and not np.isfinite(values).all(axis=1).any():
-            raise LearnerError(f"{self.kind}.{method}: all {rows} rows hold values that are not finite")
         return values
 
 

@@ -565,9 +565,11 @@ def view_of(model: Model | None, watched: npt.NDArray[np.float32]) -> npt.NDArra
         view[:, 1] = 0
         return view
     given = usable(watched, missing=model.takes_missing)
-    view[~given, 1] = 0
     if given.any():
         probabilities = model.predict_proba(watched[given])
+        said = np.isfinite(probabilities).all(axis=1)
+        given[given], probabilities = said, probabilities[said]
         view[given, 0] = np.minimum(probabilities.argmax(axis=1), NO_CLASS)
         view[given, 1] = np.round(255 * probabilities.max(axis=1))
+    view[~given, 1] = 0
     return view

@@ -7,13 +7,15 @@ import pandas as pd
 import pytest
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 
 from dal.campaign import Campaign
 from dal.coordinator import create_campaign, next_batch
 from dal.errors import LabelError, SettingsError
+from dal.learner import Learner
 from dal.pool import Pool, build_pool
-from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, saved_labels, simulate
+from dal.simulation import NO_CLASS, Comparison, Replay, TestSet, answer_batch, compare, saved_labels, simulate, view_of
 
 CLASSES = ("a", "b", "c")
 
@@ -170,3 +172,11 @@ def test_test_records_that_the_learner_cannot_be_given_are_refused_at_once(
 def test_an_oracle_of_the_wrong_length_is_refused(world: tuple[Pool, np.ndarray, TestSet]) -> None:
     with pytest.raises(SettingsError, match=r"each of the 2,000 rows, got shape \(3,\)"):
         simulate(world[0], [0, 1, 2], world[2], CLASSES)
+
+
+def test_a_view_of_a_record_that_the_model_says_nothing_of_is_empty(world: tuple[Pool, np.ndarray, TestSet]) -> None:
+    test = world[2]
+    model = Learner(GaussianNB(), CLASSES).fit(test.X, test.y)
+    watched = test.X[:4].copy()
+    watched[1], watched[2] = 1e30, np.inf
+    assert (view_of(model, watched) == [NO_CLASS, 0]).all(axis=1).tolist() == [False, True, True, False]

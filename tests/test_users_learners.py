@@ -1,5 +1,6 @@
 """Learners that users of scikit-learn bring: what `check` accepts, a round uses, and scores as the learner says."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ from dal.coordinator import create_campaign, next_batch
 from dal.errors import LabelError, LearnerError
 from dal.learner import Learner, score_block
 from dal.pool import build_pool
+from dal.selection import uniform_rows
 from dal.simulation import answer_batch
 
 CLASSES = ("ant", "bee", "cat")
@@ -104,7 +106,14 @@ def to_csc(X: np.ndarray) -> sparse.csc_matrix:
     return sparse.csc_matrix(X)
 
 
-TRUSTED = [f"{__name__}.{each.__name__}" for each in (DrawsAgain, Balanced, FromZero, Unsure, to_csc)]
+class OfNearOnes(GaussianNB):
+    """As label spreading: of a record that is far from all others, it says nothing."""
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        return np.where(np.abs(X).max(axis=1, keepdims=True) > 50, np.nan, super().predict_proba(X))
+
+
+TRUSTED = [f"{__name__}.{each.__name__}" for each in (DrawsAgain, Balanced, FromZero, OfNearOnes, Unsure, to_csc)]
 
 
 def bins() -> KBinsDiscretizer:
@@ -229,8 +238,13 @@ def margin_of(model: Any, X: np.ndarray, seen: list[int]) -> np.ndarray:  # noqa
     return 1 - (first - second)
 
 
+HEAVY = ("factors", "one-hot, network", "powers", "searched", "stacked")
+
+
 @pytest.mark.filterwarnings("ignore:Bins whose width")
-@pytest.mark.parametrize("name", sorted(USERS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in HEAVY else []) for name in sorted(USERS)]
+)
 def test_what_is_accepted_for_a_pool_scores_it_as_the_users_estimator_does(name: str) -> None:
     kind, estimator = USERS[name]
     X, codes = drawn(kind)
@@ -286,6 +300,20 @@ def test_what_a_campaign_accepts_it_asks_by(name: str, tmp_path: Path) -> None:
         answer_batch(campaign, batch.rows, batch.record_ids, found[batch.rows])
     assert len(next_batch(campaign).rows) == 9
     assert campaign.round(3).trained_on == 18
+
+
+def test_records_of_which_a_learner_says_nothing_are_not_drawn_and_stop_no_campaign(tmp_path: Path) -> None:
+    X, codes = drawn("numbers", 600)
+    far = np.fromiter(islice(uniform_rows(600, np.arange(30), 0, 1), 20), np.int64)  # those that would be drawn first
+    X[far] *= 1000
+    pool = build_pool(X, tmp_path / "pool.zarr")
+    how = {"learner": OfNearOnes(), "batch": 10, "trusted": TRUSTED, "stop_set": 200, "explore": 0.1}
+    campaign = create_campaign(tmp_path / "c", pool, CLASSES, strategy="margin", **how)
+    answer_batch(campaign, range(30), [str(row) for row in range(30)], codes[:30])
+    batch = next_batch(campaign)
+    assert sum(asked.explore for asked in campaign.batch(1)) == 1
+    assert not np.isin(batch.rows, far).any()
+    assert 0 <= campaign.round(1).notes["measured"]["uncertainty"] <= 1
 
 
 @pytest.mark.parametrize(

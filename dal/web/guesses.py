@@ -59,9 +59,8 @@ class Guesses:
             model = Model.loads(self._campaign.load_model(digest), self._campaign.settings.trusted)
             # Nobody is asked of records that the model cannot be given, but gold may be such.
             missing = np.nan if model.takes_missing else 0.0
-            proba = model.predict_proba(
-                np.nan_to_num(self._records.features(rows), nan=missing, posinf=0.0, neginf=0.0)
-            )
+            X = np.nan_to_num(self._records.features(rows), nan=missing, posinf=0.0, neginf=0.0)
+            proba = np.nan_to_num(model.predict_proba(X))  # of a record too far from all others, nothing is said
         except DalError as error:
             _log.warning("No suggestions are shown in round %d: %s", number, error)
             return None
