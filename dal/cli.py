@@ -1,6 +1,7 @@
 """The command line: one verb for each thing people do."""
 
 import getpass
+import io
 import logging
 import signal
 import sys
@@ -101,6 +102,10 @@ def main() -> None:
     # A learner of one's own is named as module:object, and its module lies where one stands.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+    # Names of files may be any bytes, and a terminal may know few letters: neither is worth a traceback.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     handler = RichHandler(console=console, show_time=False, show_path=False)
     handler.addFilter(_no_interrupt)
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s", force=True)

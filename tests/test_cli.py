@@ -417,3 +417,12 @@ def test_exports_are_what_their_ending_says(pool: Path, tmp_path: Path) -> None:
         assert refused.exit_code == 1, refused.output
         assert "must end in" in refused.output
     assert not list(tmp_path.glob("*.xlsx")) + list(tmp_path.glob("*.pdf")) + list(tmp_path.glob("labels.json"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of files are texts there")
+def test_a_name_that_is_no_text_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((3, 2), np.float32))
+    result = CliRunner().invoke(main, ["pool", "build", "x.npy", os.fsdecode(b"caf\xe9.zarr")])
+    assert "caf\\udce9.zarr: 3 records" in result.output, result.output
+    assert result.exit_code == 0
