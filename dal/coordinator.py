@@ -31,6 +31,7 @@ from dal.client import map_on
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
 from dal.labelled import read_labelled
 from dal.learner import Learner, Model, score_block
+from dal.places import place_of
 from dal.pool import Pool
 from dal.pool.store import Missing
 from dal.ruler import RoundRecord
@@ -335,7 +336,8 @@ def pool_of(campaign: Campaign) -> Pool:
     CampaignMismatch
         If another pool lies where it was: labels would land on the wrong records.
     """
-    pool = Pool.open(campaign.settings.pool, missing_chunks=campaign.settings.missing_chunks)
+    place = place_of(campaign.settings.pool, beside=campaign.directory)
+    pool = Pool.open(place, missing_chunks=campaign.settings.missing_chunks)
     if pool.fingerprint != campaign.pool_fingerprint:
         raise _other_pool(campaign)
     return pool
@@ -627,7 +629,8 @@ class Coordinator:
                 measured["changed"] = float((now != then).mean())
                 # Kappa of two models that agree on a single class is 0 / 0.
                 measured["kappa"] = 1.0 if (now == then).all() else float(cohen_kappa_score(now, then))
-        if (holdout := _read_holdout(self.settings, self.pool.n_features)) is not None:
+        holdout = _read_holdout(self.settings, self.pool.n_features, self.campaign.directory)
+        if holdout is not None:
             given = usable(holdout[0], missing=model.takes_missing)  # all, unless the learner was changed since
             X, codes = holdout[0][given], holdout[1][given]
             measured["holdout_correct"] = int((model.predict_proba(X).argmax(axis=1) == codes).sum())
@@ -717,7 +720,6 @@ class Coordinator:
     def _scan(self, current: Round, *, cold: bool) -> None:
         model = None if cold else self._model(current)
         strategy = self._strategy(current, model)
-        journal = Journal(self.campaign.directory / "journal")
         codebook, digest = self._codebook() if strategy.traits.features else (None, None)
         cells = None if codebook is None else stored_cells(self.campaign.objects.cells, current.n_rows, codebook)
         with self._withdrawing(current):
@@ -732,7 +734,7 @@ class Coordinator:
                 codebook=codebook,
                 cells=cells,
                 client=self.client,
-                journal=journal,
+                journal=self._journal,
                 progress=self.progress,
                 with_features=True,
                 missing=self._takes_missing(model),
@@ -741,7 +743,6 @@ class Coordinator:
         self.campaign.save_scan(current, _as_npz(**candidate_arrays(found.candidates)), summary)
         if codebook is not None and cells is not None and found.summary.wrote_cells:
             cells_written(cells, codebook)
-        journal.clear()
 
     def _reserve(self, current: Round) -> int:
         """Say how many records to choose beyond the batch: none beyond the budget, in the last batch."""
@@ -761,7 +762,13 @@ class Coordinator:
         known, held = self.labels(None).rows, self.campaign.in_hand()
         return self._budget(len(known) + len(np.setdiff1d(held, known)))
 
+    @property
+    def _journal(self) -> Journal:
+        return Journal(self.campaign.directory / "journal")
+
     def _select(self, current: Round) -> None:
+        # The scan is durable. Not cleared by the scan itself: killed in between, the journal would stay for good.
+        self._journal.clear()
         model = self._model(current)
         strategy = self._strategy(current, model)
         # From here on people have the records that they hold; the page holds ten of them.
@@ -934,12 +941,14 @@ def _stop_set_of(n_rows: int) -> int:
     return size if size >= 100 else 0
 
 
-def _read_holdout(settings: Settings, n_features: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
+def _read_holdout(
+    settings: Settings, n_features: int, beside: Path = Path()
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
     """Read the labelled records that the user has set apart."""
     if not settings.holdout:
         return None
     try:
-        X, y = read_labelled(settings.holdout, n_features)
+        X, y = read_labelled(beside / settings.holdout, n_features)
         return X, codes_of(y, settings.classes, what="y")
     except (LabelError, SettingsError) as error:
         raise SettingsError(f"The holdout: {error}.") from error

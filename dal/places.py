@@ -46,11 +46,17 @@ class Url:
 Place = Path | Url
 
 
-def place_of(said: "str | os.PathLike[str] | Url") -> Place:
+def place_of(said: "str | os.PathLike[str] | Url", beside: Path = Path()) -> Place:
     """Return the place that a user names: an absolute path, or a URL.
 
     A text is a URL where it begins with ``scheme://``, or chains stores by ``::``, and fsspec knows the scheme. Every
     other text is a local path, whatever signs are in it, and so is a ``file://`` URL, without its percent-encoding.
+
+    Parameters
+    ----------
+    said : str, path or Url
+    beside : Path, default=Path()
+        Folder that a relative path begins at; by default the one where the process stands.
 
     Raises
     ------
@@ -70,14 +76,14 @@ def place_of(said: "str | os.PathLike[str] | Url") -> Place:
     if not isinstance(text, str) or not text or "\0" in text:
         raise InputError(f"a path or a URL was expected, got {text!r}")
     if isinstance(said, os.PathLike):
-        return Path(text).absolute()
+        return (beside / text).absolute()
     if _SCHEME.match(text.strip()) and text != text.lstrip():
         raise InputError(f"a path or a URL was expected, got {text!r}; remove the blanks before it")
     found = _SCHEME.match(text)
     if found is not None and (scheme := found[1].lower()) in _LOCAL_SCHEMES:
         return _local_of(text, text[found.end() :])
     if found is None and not _is_chain(text):
-        return Path(text).absolute()
+        return (beside / text).absolute()
     if found is not None:
         if scheme not in _known():
             raise InputError(

@@ -29,6 +29,13 @@ class Ended:
     """Names of the error's classes, and what it says; None where there was no error."""
 
 
+def points(count: int, sampled: int) -> list[int]:
+    """Choose the points that a test looks at, spread over all; with DAL_TEST_EVERY_POINT in the environment, all."""
+    if os.environ.get("DAL_TEST_EVERY_POINT") or count <= sampled:
+        return list(range(count))
+    return [round(at * (count - 1) / (sampled - 1)) for at in range(sampled)]
+
+
 def run(
     task: Callable[[], object], folder: Path, at: int | None = None, fault: str = "kill", *, reads: bool = False
 ) -> Ended:

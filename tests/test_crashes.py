@@ -1,6 +1,6 @@
 """Builds and appends that are killed, or whose disk fails, at any operation on files: run again, they give the same."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from tests import faults
 
 N, D = 45, 3
 X = np.random.default_rng(3).standard_normal((N, D)).astype(np.float32)
-SAMPLED = 4
-"""Points that the fast tests look at, spread over all; the slow ones look at every one."""
+SAMPLED, SAMPLED_SLOWLY = 4, 10
+"""Points that the fast tests and the slow ones look at; see `faults.points`."""
 
 
 @pytest.fixture(autouse=True)
@@ -79,11 +79,11 @@ SCENES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {
 }
 
 
-def every_and_some(*some: str) -> pytest.MarkDecorator:
-    """Run a test at every point of every scene, slowly, and at some points of some scenes."""
-    fast = [pytest.param(scene, False, id=f"{scene}, some points") for scene in some]
-    slow = [pytest.param(scene, True, id=scene, marks=pytest.mark.slow) for scene in SCENES]
-    return pytest.mark.parametrize(("scene", "every"), fast + slow)
+def at_few_and_many_points(*few: str) -> pytest.MarkDecorator:
+    """Run a test at many points of every scene, slowly, and at a few points of some scenes."""
+    fast = [pytest.param(scene, SAMPLED, id=f"{scene}, few points") for scene in few]
+    slow = [pytest.param(scene, SAMPLED_SLOWLY, id=scene, marks=pytest.mark.slow) for scene in SCENES]
+    return pytest.mark.parametrize(("scene", "sampled"), fast + slow)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -104,20 +104,15 @@ def finished(path: Path, task: Callable[[Path], None]) -> bool:
         return False
 
 
-def points(count: int, *, every: bool) -> Iterator[int]:
-    assert count > SAMPLED
-    yield from range(count) if every else sorted({int(at) for at in np.linspace(0, count - 1, SAMPLED)})
-
-
-@every_and_some("build", "overwrite", "append again")
-def test_killed_at_any_operation_and_run_again(scene: str, every: bool, tmp_path: Path) -> None:
+@at_few_and_many_points("build", "overwrite", "append again")
+def test_killed_at_any_operation_and_run_again(scene: str, sampled: int, tmp_path: Path) -> None:
     before, task = SCENES[scene]
     (tmp_path / "quiet").mkdir()
     before(quiet := tmp_path / "quiet" / "pool.zarr")
     ended = faults.run(lambda: task(quiet), tmp_path / "quiet")
     assert ended.error is None
     expected = contents(quiet.parent)
-    for at in points(ended.operations, every=every):
+    for at in faults.points(ended.operations, sampled):
         (folder := tmp_path / str(at)).mkdir()
         before(path := folder / "pool.zarr")
         old = Pool.open(path) if before in (shorter, grown) else None
@@ -139,10 +134,10 @@ def test_killed_at_any_operation_and_run_again(scene: str, every: bool, tmp_path
         assert contents(folder) == expected, at
 
 
-@every_and_some("build", "append")
+@at_few_and_many_points("build", "append")
 @pytest.mark.parametrize("fault", ["ENOSPC", "EIO"])
 def test_a_disk_that_fails_at_any_operation_is_told_and_run_again(
-    scene: str, fault: str, every: bool, tmp_path: Path
+    scene: str, fault: str, sampled: int, tmp_path: Path
 ) -> None:
     before, task = SCENES[scene]
     (quiet := tmp_path / "quiet").mkdir()
@@ -150,7 +145,7 @@ def test_a_disk_that_fails_at_any_operation_is_told_and_run_again(
     reads = fault == "EIO"
     ended = faults.run(lambda: task(quiet / "pool.zarr"), quiet, reads=reads)
     expected = contents(quiet)
-    for at in points(ended.operations, every=every):
+    for at in faults.points(ended.operations, sampled):
         (folder := tmp_path / str(at)).mkdir()
         before(path := folder / "pool.zarr")
         failed = faults.run(lambda path=path: task(path), folder, at, fault, reads=reads)  # type: ignore[misc]

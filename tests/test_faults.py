@@ -1,6 +1,7 @@
 """Faults of the system: full and read-only disks, kills, locks that are deleted, files that editors have changed."""
 
 import dataclasses
+import errno
 import multiprocessing
 import os
 import shutil
@@ -8,7 +9,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -26,6 +29,7 @@ from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
 from dal.pool import Pool, build_pool
 from dal.simulation import answer_batch
+from tests import faults
 
 CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
 CLASSES = ("red", "green", "blue")
@@ -36,8 +40,8 @@ CONTEXT.set_forkserver_preload(["dal.cli"])
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
     rng = np.random.default_rng(0)
-    codes = rng.integers(0, 3, 1_000)
-    X = (2.0 * rng.standard_normal((3, 4))[codes] + rng.standard_normal((1_000, 4))).astype(np.float32)
+    codes = rng.integers(0, 3, 2_000)
+    X = (2.0 * rng.standard_normal((3, 4))[codes] + rng.standard_normal((2_000, 4))).astype(np.float32)
     return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
 
 
@@ -303,15 +307,29 @@ def test_a_pipe_is_not_renamed_over(tmp_path: Path) -> None:
 # -- killed, and run again ---------------------------------------------------------------------------------------------
 
 
-def run(command: Sequence[str], fatal: int, directory: Path, told: "multiprocessing.connection.Connection") -> None:
-    """Run a command, and be killed at the n-th change of a file below a directory, or of the database."""
+@dataclasses.dataclass(frozen=True)
+class Ran:
+    """What a command came to: exit status (negative by a signal), output, and the changes of files that it made."""
+
+    status: int
+    output: str
+    changes: int
+
+
+def run(
+    command: Sequence[str], fatal: int, fault: str, directory: Path, told: "multiprocessing.connection.Connection"
+) -> None:
+    """Run a command, and fail it at the n-th change of a file below a directory, or of the database."""
     seen = 0
 
-    def changed() -> None:
+    def changed(*, by_system: bool = True) -> None:
         nonlocal seen
         seen += 1
         if seen - 1 == fatal:
-            os.kill(os.getpid(), signal.SIGKILL)
+            if fault.startswith("SIG"):
+                os.kill(os.getpid(), getattr(signal, fault))
+            elif by_system:
+                raise OSError(getattr(errno, fault), os.strerror(getattr(errno, fault)), str(directory))
 
     def audit(event: str, arguments: tuple[object, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
@@ -324,28 +342,31 @@ def run(command: Sequence[str], fatal: int, directory: Path, told: "multiprocess
     def deadly(connection: Connection) -> Iterator[None]:
         with real(connection):
             yield
-            changed()
-        changed()
+            changed(by_system=False)
+        changed(by_system=False)
 
     database.immediate = store.immediate = deadly  # type: ignore[attr-defined]
     cli._cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
     sys.addaudithook(audit)
-    told.send((dal(*command).exit_code, seen))
+    result = dal(*command)
+    if not (result.exception is None or isinstance(result.exception, SystemExit)):
+        result.output_bytes, result.exit_code = repr(result.exception).encode(), -1
+    told.send(Ran(result.exit_code, result.output, seen))
 
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 
-def ran(command: Sequence[str], directory: Path, fatal: int = -1) -> tuple[int, int]:
-    """Run a command in another process; its exit status, and the changes that it made."""
+def ran(command: Sequence[object], directory: Path, fatal: int = -1, fault: str = "SIGKILL") -> Ran:
+    """Run a command in another process."""
     here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=run, args=(command, fatal, directory, there))
+    process = CONTEXT.Process(target=run, args=(tuple(map(str, command)), fatal, fault, directory, there))
     process.start()
     there.close()
     try:
-        told: tuple[int, int] = here.recv()
+        told: Ran = here.recv()
     except EOFError:
-        told = -signal.SIGKILL, fatal
+        told = Ran(-signal.SIGKILL, "", fatal)
     process.join()
     return told
 
@@ -367,7 +388,7 @@ def stages(pool: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPathFacto
     place = tmp_path_factory.mktemp("stages")
     (place / "nothing").mkdir()
     for stage in ("made", "open", "answered"):
-        campaign = create_campaign(place / stage / "c", pool[0], CLASSES, batch=10, seed=7)
+        campaign = create_campaign(place / stage / "c", pool[0], CLASSES, batch=5, seed=7)
         if stage != "made":
             batch = next_batch(campaign)
             assert isinstance(batch, Batch)
@@ -383,6 +404,7 @@ def stages(pool: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPathFacto
 COMMANDS = {
     "init": ("nothing", ("init", "c", "POOL", "--classes", "red,green,blue", "--batch", "10", "--seed", "7")),
     "next": ("made", ("next", "c")),
+    "run": ("answered", ("run", "c")),
     "next after answers": ("answered", ("next", "c")),
     "next --close": ("answered", ("next", "c", "--close")),
     "import": ("open", ("label", "import", "c", "answers.csv", "--annotator", "ann")),
@@ -396,41 +418,179 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(
-    ("command", "points"),
-    [("init", 3), ("next --close", 3), ("stop", 2), ("import", 2)]
-    + [pytest.param(command, None, marks=pytest.mark.slow) for command in COMMANDS],
-)
-def test_a_command_that_is_killed_anywhere_is_run_again(
-    command: str, points: int | None, stages: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path
-) -> None:
-    stage, words = COMMANDS[command]
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A command at a stage of a campaign, and what it comes to when nothing disturbs it."""
+
+    before: Path
+    place: Path
+    words: tuple[object, ...]
+
+    @property
+    def directory(self) -> Path:
+        return self.place / "c"
+
+    def begin(self) -> None:
+        shutil.rmtree(self.place, ignore_errors=True)
+        shutil.copytree(self.before, self.place)
+
+    def run(self, fatal: int = -1, fault: str = "SIGKILL") -> Ran:
+        return ran(self.words, self.place, fatal, fault)
+
+
+@pytest.fixture
+def scene(stages: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path) -> Callable[[str], Scene]:
     place = tmp_path / "place"
-    directory = place / "c"
-    named = {
-        "c": directory,
-        "POOL": pool[0].place,
-        "answers.csv": stages / "answers.csv",
-        "gold.csv": stages / "gold.csv",
+    named = {"c": place / "c", "POOL": pool[0].place} | {
+        f"{each}.csv": stages / f"{each}.csv" for each in ("gold", "answers")
     }
-    words = tuple(str(named.get(word, place / word if word.startswith("c/") else word)) for word in words)
 
-    def begun() -> None:
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(stages / stage, place)
+    def of(command: str) -> Scene:
+        stage, words = COMMANDS[command]
+        found = (named.get(word, place / word if word.startswith("c/") else word) for word in words)
+        return Scene(stages / stage, place, tuple(found))
 
-    begun()
-    status, changes = ran(words, place)
-    assert status == 0
-    expected, files = outcome(directory), {path.name for path in directory.iterdir()}
-    assert changes or command == "status"
-    for fatal in range(changes) if points is None else np.linspace(0, changes - 1, points).astype(int).tolist():
-        begun()
-        assert ran(words, place, fatal)[0] == -signal.SIGKILL
-        assert ran(words, place)[0] == 0, fatal
-        assert outcome(directory) == expected, fatal
-        left = {path.name for path in directory.iterdir() if not path.name.startswith(".dal-")}
+    return of
+
+
+def few_and_many(*few: tuple[str, int], many: Iterable[str] = COMMANDS) -> pytest.MarkDecorator:
+    slow = [pytest.param(command, 9, marks=pytest.mark.slow) for command in many]
+    return pytest.mark.parametrize(("command", "points"), [*few, *slow])
+
+
+@few_and_many(("init", 3), ("next --close", 3), ("stop", 2), ("import", 2))
+def test_a_command_that_is_killed_anywhere_is_run_again(
+    command: str, points: int, scene: Callable[[str], Scene]
+) -> None:
+    told = scene(command)
+    again = scene("next after answers") if command == "run" else told  # the one that ends when a batch is open
+    told.begin()
+    undisturbed = again.run()
+    assert undisturbed.status == 0
+    expected, files = outcome(told.directory), {path.name for path in told.directory.iterdir()}
+    assert undisturbed.changes or command == "status"
+    for fatal in faults.points(undisturbed.changes, points):
+        told.begin()
+        assert told.run(fatal).status == -signal.SIGKILL
+        assert again.run().status == 0, fatal
+        assert outcome(told.directory) == expected, fatal
+        left = {path.name for path in told.directory.iterdir()}
         assert left <= files | {"campaign.db-wal", "campaign.db-shm"}, fatal
+        assert not list(told.directory.rglob(".dal-*")), fatal
+
+
+@few_and_many(("next after answers", 2), many=("next", "next after answers"))
+@pytest.mark.parametrize("fault", ["ENOSPC", "EIO"])
+def test_a_disk_that_fails_a_command_anywhere_is_told_in_a_line(
+    command: str, points: int, fault: str, scene: Callable[[str], Scene]
+) -> None:
+    told = scene(command)
+    told.begin()
+    undisturbed = told.run()
+    expected = outcome(told.directory)
+    for fatal in faults.points(undisturbed.changes, points):
+        told.begin()
+        failed = told.run(fatal, fault)
+        assert failed.status in (0, 1), (fatal, failed.output)
+        if failed.status:
+            assert os.strerror(getattr(errno, fault)) in failed.output, (fatal, failed.output)
+        assert told.run().status == 0, fatal
+        assert outcome(told.directory) == expected, fatal
+
+
+@few_and_many(("next after answers", 2), ("import", 2), many=("init", "next"))
+@pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_command_that_is_told_to_end_says_so_and_is_run_again(
+    command: str, points: int, ending: str, status: int, scene: Callable[[str], Scene]
+) -> None:
+    told = scene(command)
+    told.begin()
+    undisturbed = told.run()
+    expected = outcome(told.directory)
+    for fatal in faults.points(undisturbed.changes, points):
+        told.begin()
+        ended = told.run(fatal, ending)
+        assert (ended.status, ended.output.count("Interrupted")) == (status, 1), (fatal, ended.output)
+        assert told.run().status == 0, fatal
+        assert outcome(told.directory) == expected, fatal
+
+
+@pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_pool_build_that_is_told_to_end_says_so_and_goes_on(ending: str, status: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "X.npy", np.arange(40, dtype=np.float32).reshape(10, 4))
+    words = ("pool", "build", tmp_path / "X.npy", tmp_path / "pools" / "pool.zarr")
+    ended = ran(words, tmp_path / "pools", 4, ending)
+    assert (ended.status, ended.output.count("Interrupted")) == (status, 1), ended.output
+    assert ran(words, tmp_path / "pools").status == 0
+    assert Pool.open(tmp_path / "pools" / "pool.zarr").read(0, 10)[9].tolist() == [36, 37, 38, 39]
+
+
+def served(directory: Path, ending: signal.Signals, told: "multiprocessing.connection.Connection") -> None:
+    """Serve a campaign, and be told to end as soon as a page was fetched."""
+    make, pages = cli.make_server, []
+
+    def made(*given: object) -> object:
+        server = make(*given)  # type: ignore[arg-type]
+
+        def visit() -> None:
+            with urllib.request.urlopen(server.url) as page:  # it listens already, and answers once it runs
+                pages.append(page.status)
+            os.kill(os.getpid(), ending)
+
+        threading.Thread(target=visit).start()
+        return server
+
+    cli.make_server = made  # type: ignore[assignment]
+    result = dal("serve", directory, "--port", 0, "--user", "ann")
+    told.send((pages, result.exit_code, result.output))
+
+
+@pytest.mark.parametrize(("ending", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_server_that_is_told_to_end_ends_in_order(
+    ending: signal.Signals, status: int, stages: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(stages / "open" / "c", tmp_path / "c")
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=served, args=(tmp_path / "c", ending, there))
+    process.start()
+    there.close()
+    pages, code, output = here.recv()
+    process.join()
+    assert (pages, code, output.count("Interrupted")) == ([200], status, 1), output
+    assert not (tmp_path / "c" / "campaign.db-wal").exists(), "the last one to use the database tidies up"
+
+
+def test_a_campaign_that_is_moved_with_its_pool_finds_it_from_anywhere(
+    stages: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "first").mkdir()
+    shutil.copytree(pool[0].place, tmp_path / "first" / "pool.zarr")
+    toml = shutil.copytree(stages / "answered" / "c", tmp_path / "first" / "c") / "campaign.toml"
+    toml.write_text(toml.read_text().replace(pool[0].path, "../pool.zarr"))
+    (tmp_path / "first").rename(tmp_path / "second")
+    shutil.copytree(tmp_path / "second", tmp_path / "third")
+    for place, there in (("second", tmp_path), ("third", tmp_path / "third" / "c")):
+        monkeypatch.chdir(there)
+        batch = next_batch(Campaign.open(tmp_path / place / "c"))
+        assert isinstance(batch, Batch)
+        assert batch.number == 2
+    assert Campaign.open(tmp_path / "second" / "c").batch(2) == Campaign.open(tmp_path / "third" / "c").batch(2)
+
+
+def test_what_was_killed_while_it_wrote_is_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    left = tmp_path / f".dal-{'0' * 16}.part"
+    left.write_text("half")
+    others = [tmp_path / f".dal-{'0' * 15}.part", tmp_path / ".dal-notes.part", tmp_path / f".dal-{'1' * 16}.part"]
+    for other in others[:2]:
+        other.write_text("of somebody else")
+    others[2].symlink_to(others[0])
+    with replacing(tmp_path / "long") as long:
+        long.write(b"long")
+        assert not left.exists()
+        with replacing(tmp_path / "short") as short:
+            short.write(b"short")
+    assert {path.name for path in tmp_path.iterdir()} == {"long", "short", *(other.name for other in others)}
+    assert (tmp_path / "long").read_bytes() == b"long"
 
 
 def test_what_nobody_has_begun_is_not_closed(stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

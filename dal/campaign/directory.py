@@ -2,7 +2,6 @@
 
 import codecs
 import json
-import re
 import secrets
 import tomllib
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from sqlalchemy import Connection, Row, insert, inspect, select
 
 from dal.campaign import migrations, schema
 from dal.campaign.database import Database, open_file, open_server
-from dal.campaign.disk import LOCK, exclusive, replacing, sync_directory, told
+from dal.campaign.disk import LOCK, exclusive, is_part, replacing, sync_directory, told
 from dal.campaign.objects import objects_of
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, SettingsError
@@ -84,15 +83,9 @@ def _refuse_foreign(directory: Path) -> None:
     names = {entry.name for entry in directory.iterdir()}
     if DATABASE in names or _made_on_server(directory):
         raise CampaignError(f"{directory} holds a campaign already: open it, or choose another directory")
-    own = {
-        TOML,
-        LEARNER,
-        LOCK,
-        *(PART + end for end in _BESIDE),
-        *FOLDERS,
-    }
+    own = {TOML, LEARNER, LOCK, *(PART + end for end in _BESIDE), *FOLDERS}
     filled = {name for name in names & set(FOLDERS) if any((directory / name).iterdir())}
-    own |= {name for name in names if re.fullmatch(r"\.dal-[0-9a-f]{16}\.part", name)}
+    own |= set(filter(is_part, names))
     if foreign := sorted(names - own | filled):
         raise CampaignError(
             f"an empty directory was expected; {directory} holds {', '.join(foreign[:5])}. Choose another directory"
@@ -163,10 +156,8 @@ def _database_of(directory: Path) -> Database:
         return open_server(url)
     path = directory / DATABASE
     if not path.is_file():
-        if (directory / TOML).exists():
-            _settings_from(
-                _toml_in(directory / TOML)[1], directory / TOML
-            )  # where the database is may be what cannot be read
+        if (directory / TOML).exists():  # where the database is may be what cannot be read
+            _settings_from(_toml_in(directory / TOML)[1], directory / TOML)
         raise CampaignNotFound(
             f"{directory} holds no campaign: there is no {DATABASE}. Check the path, or make a campaign there first"
         )

@@ -1,6 +1,7 @@
 """Files that are either whole or not there, the lock that dies with its process, and what kind of disk it is."""
 
 import errno
+import fcntl
 import os
 import re
 import secrets
@@ -60,9 +61,14 @@ def network_filesystem(path: Path) -> str | None:
     return found[1] if found is not None and found[1] in NETWORKED else None
 
 
+_PART = re.compile(r"\.dal-[0-9a-f]{16}\.part")
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Write a file beside `path`, and put it in its place once it is safely on disk.
+
+    What a process that was killed has left of such files in the directory is deleted.
 
     Raises
     ------
@@ -72,22 +78,58 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     if path.exists() and not path.is_file():
         # Renamed over, a device or a pipe would be gone.
         raise CampaignError(f"{path} must be a file or not there yet, got something else: choose another name")
-    # A name of its own: `labels.csv.part` may be a file of the user's, and another process may write the same file.
-    part = path.with_name(f".dal-{secrets.token_hex(8)}.part")
+    part = None
     try:
-        with part.open("xb") as file:
+        _sweep(path.parent)
+        part, file = _begun(path.parent)
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.replace(path)
+            part.replace(path)  # while it is locked
         sync_directory(path.parent)
     except OSError as error:
         if isinstance(error, DalError):  # a pool or a campaign that the writer found missing
             raise
         raise CampaignError(f"{path} cannot be written: {told(error)}") from error
     finally:
-        with suppress(OSError):  # where there is no access, there is nothing left behind either
-            part.unlink(missing_ok=True)
+        if part is not None:
+            with suppress(OSError):  # where there is no access, there is nothing left behind either
+                part.unlink(missing_ok=True)
+
+
+def _begun(directory: Path) -> tuple[Path, BinaryIO]:
+    """Make a file that is not whole yet, and lock it until it is closed.
+
+    It has a name of its own: `labels.csv.part` may be a file of the user's, and another process may write the same
+    file.
+    """
+    while True:
+        part = directory / f".dal-{secrets.token_hex(8)}.part"
+        file = part.open("xb")
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()  # somebody has swept it before it was locked
+
+
+def is_part(name: str) -> bool:
+    """Return whether a name is one that `replacing` gives to a file that is not whole yet."""
+    return _PART.fullmatch(name) is not None
+
+
+def _sweep(directory: Path) -> None:
+    """Delete what killed processes have left in a directory of files that are not whole: those that nobody locks."""
+    if network_filesystem(directory) is not None:  # locks of other machines may not be seen here
+        return
+    with suppress(OSError):
+        for part in [path for path in directory.iterdir() if is_part(path.name)]:
+            if part.is_symlink() or not part.is_file():  # none of dal's
+                continue
+            with suppress(OSError), part.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                part.unlink()
 
 
 def told(error: OSError) -> str:
