@@ -24,7 +24,7 @@ from dal import cli
 from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, database, store
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
-from dal.coordinator import Batch, create_campaign, next_batch
+from dal.coordinator import Batch, create_campaign, next_batch, run_campaign
 from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
 from dal.pool import Pool, build_pool
@@ -316,6 +316,16 @@ class Ran:
     changes: int
 
 
+def run_to_a_batch(campaign: Campaign, *, on_batch: Callable[[Batch], None], **given: object) -> object:
+    ended = threading.Event()
+
+    def opened(batch: Batch) -> None:
+        on_batch(batch)
+        ended.set()
+
+    return run_campaign(campaign, on_batch=opened, ended=ended, **given)  # type: ignore[arg-type]
+
+
 def run(
     command: Sequence[str], fatal: int, fault: str, directory: Path, told: "multiprocessing.connection.Connection"
 ) -> None:
@@ -347,6 +357,7 @@ def run(
 
     database.immediate = store.immediate = deadly  # type: ignore[attr-defined]
     cli._cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
+    cli.run_campaign = run_to_a_batch  # type: ignore[assignment]
     sys.addaudithook(audit)
     result = dal(*command)
     if not (result.exception is None or isinstance(result.exception, SystemExit)):
@@ -463,16 +474,15 @@ def test_a_command_that_is_killed_anywhere_is_run_again(
     command: str, points: int, scene: Callable[[str], Scene]
 ) -> None:
     told = scene(command)
-    again = scene("next after answers") if command == "run" else told  # the one that ends when a batch is open
     told.begin()
-    undisturbed = again.run()
+    undisturbed = told.run()
     assert undisturbed.status == 0
     expected, files = outcome(told.directory), {path.name for path in told.directory.iterdir()}
     assert undisturbed.changes or command == "status"
     for fatal in faults.points(undisturbed.changes, points):
         told.begin()
         assert told.run(fatal).status == -signal.SIGKILL
-        assert again.run().status == 0, fatal
+        assert told.run().status == 0, fatal
         assert outcome(told.directory) == expected, fatal
         left = {path.name for path in told.directory.iterdir()}
         assert left <= files | {"campaign.db-wal", "campaign.db-shm"}, fatal

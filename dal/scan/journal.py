@@ -87,8 +87,8 @@ class Journal:
             yield
         except OSError as error:
             raise ScanError(
-                f"{self.path} cannot be read or written: {error.strerror}. Free space, get access or mend the disk, and run"
-                " again: the spans that are written are not scored again."
+                f"{self.path} cannot be read or written: {error.strerror}. Free space, get access or mend the disk, and"
+                " run again: the spans that are written are not scored again."
             ) from error
 
     def clear(self) -> None:
