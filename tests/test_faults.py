@@ -27,7 +27,7 @@ from dal.campaign.disk import replacing
 from dal.coordinator import Batch, create_campaign, next_batch, run_campaign
 from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
-from dal.pool import Pool, build_pool
+from dal.pool import Pool, append_pool, build_pool
 from dal.simulation import answer_batch
 from tests import faults
 
@@ -568,6 +568,53 @@ def test_a_server_that_is_told_to_end_ends_in_order(
     process.join()
     assert (pages, code, output.count("Interrupted")) == ([200], status, 1), output
     assert not (tmp_path / "c" / "campaign.db-wal").exists(), "the last one to use the database tidies up"
+
+
+def carry_on(directory: Path, told: "multiprocessing.connection.Connection") -> None:
+    cli._cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
+    opened = run_campaign
+
+    def telling(*given: object, on_batch: Callable[[Batch], None], **more: object) -> object:
+        def tell(batch: Batch) -> None:
+            on_batch(batch)
+            told.send(batch)
+
+        return opened(*given, on_batch=tell, **more)  # type: ignore[arg-type]
+
+    cli.run_campaign = telling  # type: ignore[assignment]
+    told.send(dal("run", directory).exit_code)
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_sees_what_others_append_and_ends_when_it_is_told(
+    stages: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    shutil.copytree(pool[0].place, tmp_path / "pool.zarr")
+    toml = shutil.copytree(stages / "made" / "c", tmp_path / "c") / "campaign.toml"
+    toml.write_text(toml.read_text().replace(pool[0].path, "../pool.zarr"))
+    campaign = Campaign.open(tmp_path / "c")
+    here, there = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=carry_on, args=(tmp_path / "c", there))
+    process.start()
+    there.close()
+    try:
+        first = here.recv()
+        with pytest.raises(CampaignLocked, match=str(process.pid)):
+            next_batch(campaign)
+        far = np.full((4, 4), 50, dtype=np.float32)
+        append_pool(far, tmp_path / "pool.zarr")
+        (tmp_path / "new.csv").write_text("record_id,label\n2001,green\n")
+        assert "1 new" in dal("label", "import", tmp_path / "c", tmp_path / "new.csv", "--annotator", "ann").output
+        answer_batch(campaign, first.rows, first.record_ids, pool[1][first.rows], annotator="ann")
+        assert here.recv().number == 2
+        assert [each.n_rows for each in campaign.rounds()] == [2_000, 2_004]
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGTERM)
+        assert here.recv() == 143
+    finally:
+        process.kill()
+        process.join()
+    assert next_batch(campaign).number == 2  # type: ignore[union-attr]
 
 
 def test_a_campaign_that_is_moved_with_its_pool_finds_it_from_anywhere(
