@@ -56,6 +56,8 @@ _TRUSTED = (
     "collections.OrderedDict",
     "functools.partial",  # what it calls is looked at by itself
     "numpy.dtype",
+    "scipy.interpolate._bsplines.BSpline",
+    "scipy.interpolate._bsplines._BSpline",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.metrics._scorer._PassthroughScorer",
     "sklearn.model_selection._split.StratifiedKFold",

@@ -38,6 +38,7 @@ from sklearn.preprocessing import (
     MaxAbsScaler,
     OneHotEncoder,
     PowerTransformer,
+    SplineTransformer,
     StandardScaler,
 )
 from sklearn.svm import SVC, LinearSVC
@@ -219,6 +220,7 @@ USERS = {
             VotingClassifier([("a", logistic()), ("b", GaussianNB())], voting="soft"),
         ),
     ),
+    "splines": ("numbers", make_pipeline(SplineTransformer(), logistic())),
     "nothing before": ("numbers", Pipeline([("p", "passthrough"), ("s", StandardScaler()), ("l", logistic())])),
 }
 
