@@ -23,7 +23,8 @@ _CHAINED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://.*)?", re.DOTALL)
 _LOCAL_SCHEMES = ("file", "local")
 # Names that Zarr gives to files: metadata, chunks, and what it writes beside them before it renames it.
 _WRITTEN_BY_ZARR = re.compile(
-    r"(?:.*/)?(?:zarr(?:\.json|\.[0-9a-f]{32}\.partial)|c(?:/\d+)*(?:\.[0-9a-f]{32}\.partial)?)"
+    r"(?:.*/)?(?:zarr(?:\.json|\.[0-9a-f]{32}\.partial)|c(?:/\d+)*(?:\.[0-9a-f]{32}\.partial)?)",
+    re.DOTALL,  # display fields may have line ends in their names
 )
 
 _DELETIONS = 16

@@ -196,7 +196,7 @@ def test_what_cannot_grow_is_refused(tmp_path: Path, path: Path) -> None:
     zarr.create_array(tmp_path / "plain.zarr", data=OLD)
     with pytest.raises(PoolError, match="only pools that dal built"):
         append_pool(NEW, tmp_path / "plain.zarr")
-    with building._alone(path), pytest.raises(PoolError, match="is appending to"):
+    with building._alone(path), pytest.raises(PoolError, match="is writing to"):
         append_pool(NEW, path, **named(101, 57))
     (tmp_path / "x.csv").write_text("text,n\nham,1\n")
     with pytest.raises(SourceError, match="not fitted"):
@@ -286,7 +286,7 @@ def test_a_second_append_is_kept_away_even_if_the_lock_file_is_deleted(tmp_path:
 
     def blocks() -> Iterator[Block]:
         (tmp_path / ".pool.zarr.lock").unlink()
-        with pytest.raises(PoolError, match="is appending to"):
+        with pytest.raises(PoolError, match="is writing to"):
             append_pool(NEW, path)
         yield Block(NEW)
 
@@ -355,3 +355,77 @@ def test_a_record_masked_late_is_nan(tmp_path: Path) -> None:
     np.testing.assert_array_equal(build_pool(features, tmp_path / "pool.zarr").read(0, 1000), expected)
     grown = append_pool(features, tmp_path / "pool.zarr")
     np.testing.assert_array_equal(grown.read(1000, 2000), expected)
+
+
+@pytest.mark.parametrize("first", ["append", "build", "overwrite"])
+def test_a_pool_has_one_writer_at_a_time(first: str, tmp_path: Path) -> None:
+    path = tmp_path / "pool.zarr"
+    if first != "build":
+        build_pool(OLD, path)
+
+    def blocks() -> Iterator[Block]:
+        yield Block(NEW)
+        with pytest.raises(PoolError, match="is writing to"):
+            build_pool(OLD, path, overwrite=True)
+        with pytest.raises(PoolError):
+            append_pool(OLD, path)
+        yield Block(NEW)
+
+    if first == "append":
+        append_pool(blocks(), path)
+    else:
+        build_pool(blocks(), path, overwrite=first == "overwrite")
+    expected = np.concatenate([OLD, NEW, NEW] if first == "append" else [NEW, NEW])
+    np.testing.assert_array_equal(Pool.open(path).read(0, len(expected)), expected)
+
+
+def test_a_build_leaves_a_pool_alone_that_was_begun_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "pool.zarr"
+
+    def blocks() -> Iterator[Block]:
+        build_pool(OLD, path)
+        yield Block(NEW)
+
+    with pytest.raises(PoolError, match="begun"):
+        build_pool(blocks(), path)
+    np.testing.assert_array_equal(Pool.open(path).read(0, len(OLD)), OLD)
+
+
+def test_an_append_without_records_keeps_the_index(path: Path) -> None:
+    append_pool(NEW, path, **named(101, 57))
+    with pytest.raises(SourceError, match="no rows"):
+        append_pool([Block(NEW[:0], [], {"text": [], "n": []})], path)
+    same(Pool.open(path), 158)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"n_rows": "x"},
+        {"n_rows": None},
+        {"n_rows": -1},
+        {"complete": "no"},
+        {"version": "1"},
+        {"fields": None},
+        {"fields": ["../x"]},
+        {"fields": ["gone"]},
+        {"kinds": None},
+        {"kinds": {"n": "other"}},
+        {"made_from": None},
+        {"made_from": {"features": "x"}},
+        {"index": "../x"},
+    ],
+    ids=str,
+)
+def test_a_damaged_description_is_refused_and_replaced_when_told(wrong: dict[str, object], path: Path) -> None:
+    group = zarr.open_group(path, mode="r+")
+    group.attrs["dal"] = {**building.description(group), **wrong}
+    for act in (
+        lambda: Pool.open(path).display([0]),
+        lambda: append_pool(NEW, path, **named(101, 57)),
+        lambda: build_pool(NEW, path),
+    ):
+        with pytest.raises(PoolError):
+            act()
+    build_pool(OLD, path, overwrite=True, **named(0, 101))
+    same(Pool.open(path), 101)

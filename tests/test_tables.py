@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from scipy import sparse
 
 from dal.cli import main
-from dal.errors import PoolIncomplete, SourceError
+from dal.errors import DalError, PoolIncomplete, SourceError
 from dal.pool import Block, Pool, append_pool, build_pool, sources, tables
 from dal.pool import build as building
 
@@ -730,3 +730,116 @@ def test_sources_of_other_kinds_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.eye(2))
     (tmp_path / "x.npy").rename(tmp_path / "x.NPY")
     assert rows_of(build_pool(tmp_path / "x.NPY", tmp_path / "npy.zarr")) == [[1, 0], [0, 1]]
+
+
+# ---- what new users bring
+
+
+@pytest.mark.parametrize(
+    "values", [{"a", "b"}, "ab", {"a": 1, "b": 2}, (each for each in "ab")], ids=["set", "text", "dict", "generator"]
+)
+def test_what_has_no_order_is_no_column(values: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    for given in ({"ids": values} if not isinstance(values, str) else {}, {"display": {"v": values}}):
+        for source in (np.eye(2), da.from_array(np.eye(2), chunks=1)):
+            if given:
+                with pytest.raises(SourceError, match="one value a record"):
+                    build_pool(source, tmp_path / "pool.zarr", **given)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (pd.to_timedelta([1.5, None], unit="D"), ["1 days 12:00:00", ""]),
+        (np.array([36, "NaT"], "m8[h]"), ["1 days 12:00:00", ""]),
+        (pd.period_range("2020-01", periods=2, freq="M"), ["2020-01", "2020-02"]),
+        (pd.interval_range(0, 2), ["(0, 1]", "(1, 2]"]),
+        (pd.arrays.SparseArray([0, 7]), [0, 7]),
+        (pd.Categorical(["a", None]), ["a", ""]),
+    ],
+    ids=["timedelta", "timedelta of NumPy", "period", "interval", "sparse", "category"],
+)
+def test_a_field_is_shown_alike_whatever_holds_it(values: Any, shown: list[object], tmp_path: Path) -> None:  # noqa: ANN401
+    whole = pd.DataFrame({"x": [1.0, 2], "v": values})
+    sources: list[Any] = [whole, dd.from_pandas(whole, npartitions=2)]
+    if whole.v.dtype.kind == "m":
+        whole.to_parquet(tmp_path / "a.parquet")
+        sources += [tmp_path / "a.parquet", pa.Table.from_pandas(whole)]
+    for at, source in enumerate(sources):
+        assert build_pool(source, tmp_path / f"{at}.zarr", display=["v"]).display([0, 1])["v"] == shown
+    for at, each in enumerate((values, whole.v)):
+        assert build_pool(np.eye(2), tmp_path / f"array{at}.zarr", display={"v": each}).display([0, 1])["v"] == shown
+
+
+def test_bytes_that_are_no_text_are_refused_by_field(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="'v' holds text that is no Unicode"):
+        build_pool(np.eye(2), tmp_path / "pool.zarr", display={"v": [b"a", b"\xff"]})
+
+
+def test_display_fields_have_any_name(tmp_path: Path) -> None:
+    names = ["zarr.json", "km/h", "a\\b", "a", ".x", "__x", "x" * 300, "..", "~x", "c", "é", "e\u0301", "A", "a\nb"]
+    path = tmp_path / "pool.zarr"
+    build_pool(np.eye(2), path, display={name: [f"{name}0", f"{name}1"] for name in names})
+    frame = pd.DataFrame([[1.0, 0.0, *(f"{name}2" for name in names)]], columns=["u", "v", *names])
+    pool = append_pool(frame, path, features=["u", "v"], display=names)
+    assert pool.display([0, 2]) == {name: [f"{name}0", f"{name}2"] for name in names}
+    assert build_pool(np.eye(2), path, overwrite=True).fields == ()
+    assert sorted(found.name for found in path.iterdir()) == ["features", "zarr.json"]
+    for wrong in ("", "a\0b", "a\ud800", 5):
+        with pytest.raises(SourceError, match="cannot name a display field"):
+            build_pool(np.eye(2), tmp_path / "other.zarr", display={wrong: [1, 2]})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("column", ["note", "unused"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_quote_that_is_never_closed_swallows_no_records(column: str, encoding: str, tmp_path: Path) -> None:
+    display = ["note"] if column == "note" else []
+    for at, end in enumerate(('2,"abc\n3,d\n', '2,"abc\n3,""\n', '2,"12"" wide\r\n3,d', '2,"\n3,d\n\n')):
+        path = write(tmp_path / f"{at}.csv", f"x,{column}\n1,a\n{end}", encoding)
+        with pytest.raises(SourceError, match=f"quote is opened in the column '{column}'"):
+            build_pool(path, tmp_path / "pool.zarr", features=["x"], display=display)
+    for at, (end, last) in enumerate((('2,"a\nb"', "a\nb"), ('2,"a\n"\n\n', "a\n"), ('2,"a\n"""\r\n', 'a\n"'))):
+        path = write(tmp_path / f"sound{at}.csv", f"x,{column}\n1,a\n{end}", encoding)
+        pool = build_pool(path, tmp_path / f"{at}.zarr", features=["x"], display=display)
+        assert rows_of(pool) == [[1], [2]]
+        assert not display or pool.display([1])["note"] == [last]
+
+
+def test_separators_that_an_ending_or_a_line_promises(tmp_path: Path) -> None:
+    assert build_pool(write(tmp_path / "a.tsv", "x,y\n1,2\n"), tmp_path / "1.zarr").feature_names == ("x", "y")
+    assert build_pool(write(tmp_path / "b.tsv", "x,1\ty\n1\t2\n"), tmp_path / "2.zarr").feature_names == ("x,1", "y")
+    with pytest.raises(SourceError, match="'é'"):
+        build_pool(write(tmp_path / "c.csv", "sep=é\nxéy\n1é2\n"), tmp_path / "3.zarr")
+
+
+def test_columns_of_frames_that_are_called_by_numbers_or_not_at_all(tmp_path: Path) -> None:
+    numbered = pd.DataFrame({0: [5, 6], 1: [1.0, 2], 2: ["a", "b"]})
+    pool = build_pool(numbered, tmp_path / "1.zarr", ids=0, display=[2])  # type: ignore[arg-type, list-item]
+    assert (pool.record_ids([0, 1]), pool.display([1]), rows_of(pool)) == (["5", "6"], {"2": ["b"]}, [[1], [2]])
+    more = pd.DataFrame({2: ["c"], 1: [3.0], 0: [7]})
+    assert append_pool(more, tmp_path / "1.zarr", ids=0, display=[2]).record_ids([2]) == ["7"]  # type: ignore[arg-type, list-item]
+    unnamed = pd.DataFrame(np.arange(6.0).reshape(2, 3), columns=[None, "", "x"])
+    assert build_pool(unnamed, tmp_path / "2.zarr").feature_names == ("x",)
+    unnamed[["", "x"]].to_parquet(tmp_path / "a.parquet")
+    assert build_pool(tmp_path / "a.parquet", tmp_path / "3.zarr").feature_names == ("x",)
+    with pytest.raises(SourceError, match="more than once"):
+        build_pool(numbered, tmp_path / "4.zarr", features=["1", "1"])
+
+
+def test_sources_of_dask_that_are_no_frame_are_refused(tmp_path: Path) -> None:
+    part = pd.DataFrame({"x": [1.0], "y": [2.0]})
+    broken = dd.from_map(lambda at: part[["x", "y"][: 2 - at]], [0, 1], meta=part)
+    with pytest.raises(SourceError, match=r"no columns \['y'\]"):
+        build_pool(broken, tmp_path / "pool.zarr")
+    with pytest.raises(SourceError, match="got Delayed"):
+        build_pool(dd.from_pandas(part, npartitions=1).to_delayed()[0], tmp_path / "other.zarr")
+
+
+def test_a_source_is_a_place_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "a%20#b.npy", np.eye(2))
+    url = f"file://{tmp_path}/a%2520%23b.npy"
+    assert rows_of(build_pool(url, tmp_path / "pool.zarr")) == [[1, 0], [0, 1]]
+    monkeypatch.chdir(tmp_path)
+    for wrong in ("", "https://localhost/a.csv"):
+        with pytest.raises(DalError):
+            build_pool(wrong, tmp_path / "other.zarr")
+    assert not (tmp_path / "other.zarr").exists()

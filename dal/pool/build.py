@@ -29,11 +29,11 @@ from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool.chunks import read_rows
 from dal.pool.encodings import ENCODINGS, Encode, Floats32, encoder, scale_of
-from dal.pool.fields import Values, kind_of, stored_type, to_store
+from dal.pool.fields import Values, field_path, kind_of, stored_type, to_store
 from dal.pool.ids import is_bucket, sorted_entries
 from dal.pool.pictures import Pictures, size_of
 from dal.pool.sources import Block, Source, checked, open_source
-from dal.pool.store import ATTRIBUTE, INDEX, VERSION, Pool, description
+from dal.pool.store import ATTRIBUTE, INDEX, VERSION, Pool, array_of, damaged, description
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 
@@ -143,8 +143,11 @@ def build_pool(
     identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
     where = place_of(path)
     # Zarr leaves out chunks that hold nothing but the fill value, and a pool takes a missing chunk for a lost one.
-    with _faults_told(where), zarr.config.set({"array.write_empty_chunks": True}):
+    with _faults_told(where), zarr.config.set({"array.write_empty_chunks": True}), contextlib.ExitStack() as held:
         group = _existing(where)
+        if group is not None:
+            held.enter_context(_alone(where, tidy=True))
+            group = _existing(where)  # as whoever held it left it
         build = _resumed(where, group, identity, overwrite=overwrite)
         start = build.rows if build else 0
         scale = None
@@ -155,6 +158,8 @@ def build_pool(
             head, n_rows = _head(blocks, opened.n_rows)
             encoding = dtype or head[0].features.dtype.name
             with _denial_told(where):
+                if group is None:
+                    held.enter_context(_alone_in_new(where))
                 build = _created(
                     where, group, head[0], n_rows, opened, encoding=encoding, identity=identity, scale=scale
                 )
@@ -247,20 +252,42 @@ def append_pool(
 
 
 @contextlib.contextmanager
-def _alone(where: Place) -> Iterator[None]:
-    """Keep a second append to a local pool away; the system frees the lock when the process ends, however it ends."""
+def _alone(where: Place, *, tidy: bool = False) -> Iterator[None]:
+    """Keep a second writer of a local pool away; the system frees the lock when the process ends, however it ends.
+
+    Parameters
+    ----------
+    where
+        The pool; its folder is there.
+    tidy
+        Whether the file beside it that tells others which process holds it is deleted in the end.
+    """
     if isinstance(where, Url):
         yield
         return
+    note = where.with_name(f".{where.name}.lock")
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locked(where, where.with_name(f".{where.name}.lock")))
+            stack.enter_context(locked(where, note))
         except BlockingIOError as error:
-            raise PoolError(f"process {error.strerror} is appending to {where}: wait for it to end") from error
+            raise PoolError(f"process {error.strerror} is writing to {where}: wait for it to end") from error
         except OSError as error:
             raise PoolError(
                 f"{where} cannot be locked: {error.strerror}; get write access to it and to the folder that it is in"
             ) from error
+        if tidy:
+            stack.callback(note.unlink, missing_ok=True)  # before the lock ends
+        yield
+
+
+@contextlib.contextmanager
+def _alone_in_new(where: Place) -> Iterator[None]:
+    """Make the folder of a new pool and lock it; refuse one in which another process has begun a pool meanwhile."""
+    if isinstance(where, Path):
+        where.mkdir(parents=True, exist_ok=True)
+    with _alone(where, tidy=True):
+        if _existing(where) is not None:
+            raise PoolError(f"another process has begun a pool at {where}: choose another path, or run the same again")
         yield
 
 
@@ -280,7 +307,11 @@ class _Options:
 
 def _source(source: object, how: _Options, state: Mapping[str, Any] | None = None) -> Source:
     """Recognise what a pool is to be built from, and refuse options of another kind of source."""
-    folder = isinstance(source, str | Path) and Path(source).is_dir()
+    if isinstance(source, str | os.PathLike):
+        source = place_of(source)
+    if isinstance(source, Url):
+        raise SourceError(f"a pool is built from a file of this machine, got {source}: download it, or open it by Dask")
+    folder = isinstance(source, Path) and source.is_dir()
     if not folder and (how.size is not None or how.background is not None):
         raise SourceError("size and background are for a folder of pictures")
     if (how.text is None) != (how.vectoriser is None):
@@ -301,11 +332,11 @@ def _source(source: object, how: _Options, state: Mapping[str, Any] | None = Non
         return open_source(source, how.ids, how.features, how.display)
     if how.ids is not None or how.features is not None or len(how.display):
         raise SourceError("pictures have their paths for ids and no columns: pass neither ids, features nor display")
-    path = Path(str(source))
-    _refuse_folder(path)
+    assert isinstance(source, Path)
+    _refuse_folder(source)
     told = (state or {}).get("made_from", {})
     size = how.size if how.size is not None else told.get("size")
-    return Pictures(path, size_of(size), how.background or told.get("background"), told.get("mode"))
+    return Pictures(source, size_of(size), how.background or told.get("background"), told.get("mode"))
 
 
 def _refuse_folder(path: Path) -> None:
@@ -339,14 +370,14 @@ def _by_name(where: Place, state: Mapping[str, Any], source: object, given: _Opt
 
     ids, text, features = given.ids, given.text, given.features
     if told.get("ids"):
-        ids = agreed("ids", ids, told["ids"], same=ids == told["ids"])
+        ids = agreed("ids", ids, told["ids"], same=str(ids) == told["ids"])
     if told.get("text") or told.get("features"):
         text = agreed("text", text, told.get("text"), same=text == told.get("text"))
     if told.get("features"):
         known = told["features"]
         asked = None if features is None else [str(name) for name in features]
         features = agreed("features", asked, known, same=asked is not None and sorted(asked) == sorted(known))
-    shown = [name for name in given.display if name != text]
+    shown = [str(name) for name in given.display if name != text]
     fields = [name for name in state["fields"] if name != text]
     display = agreed("display", shown or None, fields, same=sorted(shown) == sorted(fields))
     return replace(given, ids=ids, text=text, features=features, display=display)
@@ -404,7 +435,7 @@ def _existing(where: Place) -> zarr.Group | None:
     """Return the pool at `where`, finished or not; None where there is nothing."""
     try:
         group = zarr.open_group(for_zarr(where), mode="r")  # to write, Zarr would make a folder of what is not there
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(where, Path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise
         if isinstance(where, Path) and where.exists() and not _is_begun(where):
@@ -447,6 +478,10 @@ def _resumed(
     if group is None or overwrite:
         return None
     state = description(group)
+    if (wrong := damaged(state)) is not None:
+        raise PoolError(
+            f"{where}: its description is damaged ({wrong}); pass overwrite=True (--overwrite) to replace it"
+        )
     if state["complete"]:
         raise PoolError(
             f"{where} is a finished pool of {state['n_rows']} rows; pass overwrite=True (--overwrite) to replace it"
@@ -552,7 +587,7 @@ def _created(
     for name, values in first.fields.items():
         kind = kind_of(values)
         assert kind is not None  # `checked` gives every field one
-        _create(group, f"fields/{name}", stored_type(kind), _Layout.of(FIELD_ROWS, n_rows), n_rows)
+        _create(group, field_path(name), stored_type(kind), _Layout.of(FIELD_ROWS, n_rows), n_rows)
     return _Build(where, group)
 
 
@@ -656,6 +691,8 @@ class _Build:
         for rows in self._written(blocks):
             if progress is not None:
                 progress(rows - before, n_new)
+        if rows == before:  # the index in use has this number of rows in its name
+            raise SourceError("the source has no rows to append")
         index = f"{INDEX}_{rows}"
         self._index_written(index, rows)
         old = self._state.get("index", INDEX)
@@ -668,7 +705,7 @@ class _Build:
     def _written(self, blocks: Iterator[Block]) -> Iterator[int]:
         features = self._column("features")
         ids = self._column("ids") if self._state["has_ids"] else None
-        fields = {name: self._column(f"fields/{name}") for name in self._state["fields"]}
+        fields = {name: self._column(field_path(name)) for name in self._state["fields"]}
         columns = [features, *([ids] if ids else []), *fields.values()]
         for block in blocks:
             features.append(block.features)
@@ -728,20 +765,18 @@ class _Build:
             ) from error
 
     def _array(self, name: str) -> "zarr.Array[Any]":
-        array = self._group[name]
-        assert isinstance(array, zarr.Array)
-        return array
+        return array_of(self._where, self._group, name)
 
     def _names(self) -> list[str]:
         """Name the arrays that have a row for each record."""
         ids = ["ids"] if self._state["has_ids"] else []
-        return ["features", *ids, *(f"fields/{name}" for name in self._state["fields"])]
+        return ["features", *ids, *(field_path(name) for name in self._state["fields"])]
 
     @property
     def kinds(self) -> dict[str, str]:
         """Name the kind of each display field."""
         known = dict(self._state.get("kinds", {}))
-        return {name: known.get(name) or _kind(self._array(f"fields/{name}").dtype) for name in self._state["fields"]}
+        return {name: known.get(name) or _kind(self._array(field_path(name)).dtype) for name in self._state["fields"]}
 
     def checked(self, blocks: Iterator[Block], encode: Encode) -> Iterator[Block]:
         """Pass blocks on as they are stored, and refuse the first one if the pool is not made of such."""

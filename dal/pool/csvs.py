@@ -11,7 +11,7 @@ import pyarrow as pa
 from dal.errors import SourceError
 
 ENDINGS = {".csv": None, ".tsv": "\t", ".tab": "\t"}
-"""Endings of names, and the separator that they promise."""
+"""Endings of names, and the separator that they promise; it is believed where it cuts the header."""
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 SAMPLE_BYTES = 2**20
 COMPARED_RECORDS = 100
@@ -57,6 +57,15 @@ class Dialect:
     skipped: int
     """Bytes before the first record, in UTF-8."""
 
+    def ends_in_quotes(self) -> bool:
+        """Say whether the file ends with a quote that closes a field."""
+        kept = b""
+        with self.open() as stream:
+            while read := stream.read(SAMPLE_BYTES):
+                kept = (kept + read)[-SAMPLE_BYTES:]
+        tail = kept.rstrip(b"\r\n")
+        return (len(tail) - len(tail.rstrip(b'"'))) % 2 == 1  # two stand for a quote within the field
+
     def open(self) -> "pa.NativeFile":
         """Open the file at its first record, as UTF-8 without compression."""
         stream = _opened(self.path)
@@ -91,10 +100,16 @@ def dialect_of(path: Path, *, header: bool | None, wanted: Sequence[str]) -> Dia
     text = _decoded(path, sample, encoding)
     blank = _BLANK_LINES.match(text)
     start = blank.end() if blank else 0
-    separator = ENDINGS.get(ending_of(path))
     if told := _SEP_LINE.match(text, start):
         separator, start = told.group(1), told.end()
-    separator = separator or _separator(path, text, start)
+        if not separator.isascii() or separator == '"':
+            raise SourceError(
+                f"{path}: the line sep= names {separator!r}; a sign of ASCII other than a quote is expected"
+            )
+    else:
+        promised = ENDINGS.get(ending_of(path))
+        cuts = promised is not None and len((_record(text, start, promised) or ([], 0))[0]) > 1
+        separator = promised if promised is not None and cuts else _separator(path, text, start)
     found = _record(text, start, separator)
     if found is None or not any(found[0]):
         raise SourceError(f"{path} is empty, or its first line is: a line with the names of the columns was expected")

@@ -5,7 +5,10 @@ store its values are an Arrow array, in which a gap is null. In the store a gap 
 `NO_INTEGER` among integers and `NO_BOOLEAN` among booleans, which are int8 for its sake.
 """
 
+import hashlib
+import re
 import uuid
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,9 @@ NO_BOOLEAN = -1
 WHOLE = {2: 2**11, 4: 2**24}
 """Up to here a float of so many bytes tells every whole number from the next; a float64 up to 2**53."""
 CHECKED_IDS = 2**16
+MAX_NAME_BYTES = 200
+"""Longest name of an array; file systems take 255 bytes, and Zarr adds to the names of files while it writes."""
+_PLAIN_NAME = re.compile(r"(?![.~]|__)[^/\\]+", re.DOTALL)
 
 Values = Any
 """A sequence, or an array of NumPy, pandas or Arrow."""
@@ -72,8 +78,8 @@ def as_field(name: str, values: Values, row: int, height: int) -> "pa.Array":
     SourceError
         They cannot be shown.
     """
-    if not isinstance(name, str) or not name or name.startswith((".", "__")) or "/" in name:
-        raise SourceError(f"{name!r} cannot name a display field: it becomes a path in the store; rename it")
+    field_path(name)
+    refuse_no_sequence(values, f"the display field {name!r}")
     shape = getattr(values, "shape", None)
     if shape is not None and len(shape) != 1:
         raise SourceError(f"the display field {name!r} has shape {shape}; a field has one value a record")
@@ -81,13 +87,36 @@ def as_field(name: str, values: Values, row: int, height: int) -> "pa.Array":
         raise SourceError(f"{len(values)} values of {name!r} were given for the {height} records from row {row} on")
     try:
         array = _one_kind(_arrow(values))
-    except UnicodeEncodeError as error:
+    except UnicodeError as error:
         raise SourceError(f"{name!r} holds text that is no Unicode, from row {row} on: {error}; mend it") from error
     except (pa.ArrowException, TypeError) as error:
         raise SourceError(f"{name!r} cannot be shown, from row {row} on: {error}; store it as text") from error
     if array.type == pa.int64() and pc.any(pc.equal(array, NO_INTEGER)).as_py():
         raise SourceError(f"{name!r} holds {NO_INTEGER}, which stands for a gap; store the field as text")
     return array
+
+
+def field_path(name: object) -> str:
+    """Return the path in a pool of the array of a display field: by its name, where that can be one in any store.
+
+    Raises
+    ------
+    SourceError
+        It cannot name a field.
+    """
+    if not isinstance(name, str) or not name or flaw(name):
+        raise SourceError(f"{name!r} cannot name a display field: a text of Unicode was expected; rename it")
+    if _PLAIN_NAME.fullmatch(name) and name != "zarr.json" and len(name.encode()) <= MAX_NAME_BYTES:
+        return f"fields/{name}"
+    return f"fields/~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+def refuse_no_sequence(values: Values, what: str) -> None:
+    """Refuse what has no order, and what is one value, where one value a record was expected."""
+    if isinstance(values, str | bytes | Set | Mapping) or not hasattr(values, "__len__"):
+        raise SourceError(
+            f"{what}: a list or an array with one value a record was expected, got {type(values).__name__}"
+        )
 
 
 def _arrow(values: Values) -> "pa.Array":
@@ -101,10 +130,27 @@ def _arrow(values: Values) -> "pa.Array":
     if isinstance(values, pd.Series | pd.Index):
         values = values.array
     if isinstance(values, pd.api.extensions.ExtensionArray) and not pd.api.types.is_object_dtype(values.dtype):
-        return pa.array(values, from_pandas=True)
-    if isinstance(values, np.ndarray) and values.dtype.kind in "biufMm" and values.dtype != np.longdouble:
+        return of_pandas(values)
+    if isinstance(values, np.ndarray) and values.dtype.kind == "m":
+        return _of_objects(pd.Series(values).tolist())
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biufM" and values.dtype != np.longdouble:
         return pa.array(values.astype(values.dtype.newbyteorder("="), copy=False))
     return _of_objects(list(values.tolist() if isinstance(values, np.ndarray) else values))
+
+
+def of_pandas(values: Any) -> "pa.Array":  # noqa: ANN401 - a Series or an array of pandas
+    """Convert values of a type of pandas, not objects, to Arrow; what Arrow would show otherwise becomes text."""
+    if isinstance(values.dtype, pd.SparseDtype):
+        return _arrow(np.asarray(values))
+    if isinstance(values.dtype, pd.PeriodDtype | pd.IntervalDtype) or values.dtype.kind == "m":
+        return as_texts(values.tolist())
+    array = pa.array(values, from_pandas=True)
+    return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def as_texts(values: list[Any]) -> "pa.Array":
+    """Convert values of any kind to text as Python writes them; what is no value becomes null."""
+    return pa.array([None if is_gap(value) else worded(value) for value in values], pa.large_string())
 
 
 def _of_objects(values: list[Any]) -> "pa.Array":
@@ -119,7 +165,7 @@ def _of_objects(values: list[Any]) -> "pa.Array":
             pass
     if kinds and kinds <= {int, float}:
         return pa.array(plain, pa.float64())
-    return pa.array([None if value is None else worded(value) for value in plain], pa.large_string())
+    return as_texts(plain)
 
 
 def worded(value: object) -> str:
@@ -142,6 +188,8 @@ def _one_kind(array: "pa.Array") -> "pa.Array":
         return array.cast(pa.float64())
     if types.is_integer(kind) and kind != pa.uint64():
         return array.cast(pa.int64())
+    if types.is_duration(kind):  # Arrow writes the number of units
+        return as_texts(array.to_pandas().tolist())
     return array.cast(pa.large_string())
 
 
@@ -170,7 +218,8 @@ def as_kind(array: "pa.Array", kind: str, name: str, row: int) -> "pa.Array":
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), target)
     if kind == "text":
-        return array.cast(target)
+        # As Python writes them, and so CSV files of pandas: True, not true.
+        return as_texts(array.to_pylist()) if pa.types.is_boolean(array.type) else array.cast(target)
     found = [_parsed(value, kind) for value in array.to_pylist()]
     strange = [at for at, value in enumerate(found) if value is ...]
     if strange:
@@ -306,6 +355,7 @@ def as_ids(ids: Values, row: int, height: int) -> npt.NDArray[np.object_]:
     SourceError
         They cannot be ids; the rows are named.
     """
+    refuse_no_sequence(ids, "ids")
     if len(ids) != height:
         raise SourceError(f"{len(ids)} ids were given for the {height} records from row {row} on")
     width = getattr(getattr(ids, "dtype", None), "itemsize", 8)

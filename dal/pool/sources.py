@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from dask.base import compute, is_dask_collection
+from dask.delayed import Delayed
 from dask.tokenize import TokenizationError, tokenize
 from scipy import sparse
 
 from dal.errors import SourceError
 from dal.pool.encodings import Encode
-from dal.pool.fields import NAMED, Values, as_field, as_ids, as_kind, kind_of
+from dal.pool.fields import NAMED, Values, as_field, as_ids, as_kind, kind_of, refuse_no_sequence
 
 BLOCK_BYTES = 16 * 2**20
 MAX_BLOCK_ROWS = 2**16
@@ -93,7 +94,7 @@ def open_source(
         raise SourceError("a Dataset holds several arrays: pass one of them, such as dataset['x']")
     if is_of_xarray(source) and hasattr(source, "data"):
         source = source.data
-    if is_dask_collection(source) and not hasattr(source, "chunks"):
+    if is_dask_collection(source) and (isinstance(source, Delayed) or not hasattr(source, "chunks")):
         raise SourceError(f"of Dask, a pool is built from an array or a DataFrame, got {type(source).__name__}")
     if _is_array(source) or sparse.issparse(source):
         if features is not None:
@@ -245,6 +246,7 @@ class _DaskArray:
         if hasattr(values, "to_dask_array"):
             values = values.to_dask_array()
         if not is_dask_collection(values):
+            refuse_no_sequence(values, name)
             if self._known and len(values) != self.n_rows:
                 raise SourceError(f"{len(values)} values of {name} were given for {self.n_rows} records")
             return values

@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
 from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
 from dal.pool.encodings import ENCODINGS, Decode, decoder
-from dal.pool.fields import from_store
+from dal.pool.fields import KINDS, field_path, from_store
 from dal.pool.packing import Packing
 
 # Everything that dal says about a pool is under one key of the group's attributes.
@@ -51,6 +52,44 @@ def description(group: zarr.Group) -> Description:
     """Return what dal says about the pool, nothing where it says nothing."""
     told = group.attrs.get(ATTRIBUTE)
     return dict(told) if isinstance(told, Mapping) else {}
+
+
+def damaged(described: Description) -> str | None:
+    """Name what is wrong in a description that is there; None if nothing is."""
+    made_from = described.get("made_from", {})
+    features = made_from.get("features", []) if isinstance(made_from, dict) else None
+    kinds = described.get("kinds", {})
+    sound = {
+        "complete": isinstance(described.get("complete"), bool),
+        "version": type(described.get("version")) is int,
+        "n_rows": type(described.get("n_rows")) is int and described["n_rows"] >= 0,
+        "fields": _are_texts(described.get("fields", [])),
+        "kinds": isinstance(kinds, dict) and _are_texts(list(kinds.values())) and set(kinds.values()) <= set(KINDS),
+        "made_from": _are_texts(features),
+        "index": re.fullmatch(rf"{INDEX}(_\d+)?", str(described.get("index", INDEX))) is not None,
+    }
+    return next((name for name, is_sound in sound.items() if not is_sound), None)
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def array_of(where: Place, group: zarr.Group, name: str) -> "zarr.Array[Any]":
+    """Return an array of a pool.
+
+    Raises
+    ------
+    PoolError
+        It is missing.
+    """
+    try:
+        array = group[name]
+    except (KeyError, ValueError) as error:
+        raise PoolError(f"{where}: the array {name!r} is missing; restore it, or build the pool again") from error
+    if not isinstance(array, zarr.Array):
+        raise PoolError(f"{where}: {name!r} is a group, an array was expected; restore it, or build the pool again")
+    return array
 
 
 Missing = Literal["refuse", "fill"]
@@ -268,7 +307,7 @@ class Pool:
         """Display fields of `rows`: for each field its values, in the order asked."""
         wanted = self._checked(rows)
         return {
-            name: from_store(take_rows(self._array(f"fields/{name}"), wanted), self.kinds.get(name))
+            name: from_store(take_rows(self._array(field_path(name)), wanted), self.kinds.get(name))
             for name in self.fields
         }
 
@@ -285,14 +324,7 @@ class Pool:
 
     def _array(self, name: str) -> "zarr.Array[Any]":
         assert self._group is not None  # ids and fields exist in groups only
-        try:
-            array = self._group[name]
-        except KeyError as error:
-            raise PoolError(
-                f"{self.path}: the array {name!r} is missing; restore it, or build the pool again"
-            ) from error
-        assert isinstance(array, zarr.Array)
-        return array
+        return array_of(self.place, self._group, name)
 
     def _row_named(self, record_id: str) -> int:
         # "007" and "٧" are digits to int(), and no record's id
@@ -525,8 +557,10 @@ def _features_of(where: Place, group: zarr.Group) -> "zarr.Array[Any]":
     described = description(group)
     if not described:
         raise PoolError(f"{where} is a Zarr group that dal did not build; {_arrays_in(where, group)}")
-    if not {"version", "complete", "n_rows"} <= set(described):
-        raise PoolError(f"{where}: its description is damaged; restore zarr.json from a copy, or build the pool again")
+    if (wrong := damaged(described)) is not None:
+        raise PoolError(
+            f"{where}: its description is damaged ({wrong}); restore zarr.json from a copy, or build the pool again"
+        )
     if described["version"] != VERSION:
         raise PoolError(f"{where} has pool format {described['version']}, this dal reads {VERSION}; use a newer dal")
     if not described["complete"]:

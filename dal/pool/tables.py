@@ -24,7 +24,7 @@ from dask.delayed import delayed
 
 from dal.errors import SourceError
 from dal.pool import csvs
-from dal.pool.fields import NAMED, is_gap, is_text, plain, plain_type, worded
+from dal.pool.fields import NAMED, as_texts, is_gap, is_text, of_pandas, plain, plain_type
 from dal.pool.sources import (
     BLOCK_BYTES,
     MAX_BLOCK_ROWS,
@@ -40,7 +40,7 @@ from dal.pool.sources import (
 CSV_BLOCK_BYTES = 4 * 2**20
 PARQUET = (".parquet", ".pq", ".parq")
 ENDINGS = (*PARQUET, *csvs.ENDINGS)
-INDEX = re.compile(r"Unnamed: \d+(\.\d+)?|__index_level_\d+__|__null_dask_index__")
+INDEX = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__|__null_dask_index__")
 """Names that pandas and Dask give to an index that has none, and to a column without a name."""
 _NO_VALUE = frozenset(text.lower() for text in pa.csv.ConvertOptions().null_values)
 
@@ -118,11 +118,16 @@ def open_table(
         It cannot be used; the message says why.
     """
     told = str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
+    if isinstance(ids, int | tuple):
+        ids = str(ids)
     if not (ids is None or isinstance(ids, str)) or isinstance(display, Mapping | str):
         raise SourceError(f"{told} is a table: ids is the name of a column, display a list of names of columns")
     if isinstance(features, str):
         raise SourceError(f"features is a list of names of columns, got {features!r}")
-    features = None if features is None else [str(name) for name in features]
+    features, display = None if features is None else [str(name) for name in features], [str(name) for name in display]
+    twice = sorted({name for name in features or () if (features or []).count(name) > 1})
+    if twice:
+        raise SourceError(f"features names the columns {twice} more than once")
     wanted = [*([ids] if ids else []), *(features or ()), *display, *([text] if text else [])]
     try:
         table = _opened(source, wanted, header)
@@ -440,9 +445,22 @@ class _Csv:
         words = {field.name for field in self.schema if pa.types.is_boolean(field.type) or pa.types.is_null(field.type)}
         numbers = set(columns.features) - words
         # A column that is both a feature and shown is read as a number.
-        types = {name: pa.float64() if name in numbers else pa.string() for name in columns.all}
-        with self._open(types, columns.all) as reader:
-            yield from _without(reader, start)
+        last = self._dialect.names[-1]
+        wanted = list(dict.fromkeys([*columns.all, last]))
+        types = {name: pa.float64() if name in numbers else pa.string() for name in wanted}
+        ending: object = None
+        with self._open(types, wanted) as reader:
+            for batch in _without(reader, start):
+                if batch.num_rows:
+                    ending = batch.column(last)[-1].as_py()
+                yield batch.select(columns.all)
+        # Arrow takes a quote that is never closed for one that is closed by the end of the file.
+        if isinstance(ending, str) and re.search("[\r\n]", ending) and not self._dialect.ends_in_quotes():
+            begin = ending.splitlines()[0]
+            raise SourceError(
+                f"{self._path}: a quote is opened in the column {last!r} and never closed, at {begin[:40]!r}: all that "
+                "follows would be part of that field; close the quote, or write it twice within quotes"
+            )
 
 
 def _has_commas(column: "pa.Array") -> bool:
@@ -525,7 +543,8 @@ def _schema_of(frame: pd.DataFrame) -> tuple["pa.Schema", frozenset[str]]:
     names = [str(name) for name in frame.columns]
     levels = [str(name) for name in frame.index.names if name is not None and str(name) not in names]
     types = [(name, _arrow_of(values).type) for name, values in _columns_of(frame, [*levels, *names])]
-    return pa.schema(types), frozenset(levels)
+    unnamed = [str(name) for name in frame.columns if is_gap(name)]
+    return pa.schema(types), frozenset([*levels, *unnamed])
 
 
 def _columns_of(frame: pd.DataFrame, wanted: Sequence[str]) -> Iterator[tuple[str, pd.Series]]:
@@ -541,6 +560,9 @@ def _columns_of(frame: pd.DataFrame, wanted: Sequence[str]) -> Iterator[tuple[st
 
 
 def _batch_of(frame: pd.DataFrame, schema: "pa.Schema", wanted: Sequence[str]) -> "pa.RecordBatch":
+    missing = [name for name in wanted if name not in map(str, [*frame.columns, *frame.index.names])]
+    if missing:
+        raise SourceError(f"there are no columns {missing} in one of the partitions; it has {list(frame.columns)}")
     arrays = {name: _arrow_of(values, schema.field(name).type) for name, values in _columns_of(frame, wanted)}
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
@@ -564,15 +586,12 @@ def _arrow_of(values: pd.Series, kind: "pa.DataType | None" = None) -> "pa.Array
     kind
         What its objects are in all rows; some of them may look like something else.
     """
-    if isinstance(values.dtype, pd.SparseDtype):
-        values = pd.Series(np.asarray(values))
-    objects = pd.api.types.is_object_dtype(values.dtype)
     try:
-        if isinstance(values.dtype, pd.PeriodDtype | pd.IntervalDtype):  # Arrow would make integers and structures
-            raise TypeError(values.dtype)
-        array = pa.array(values, type=kind if objects and kind is not None else None, from_pandas=True)
+        if not pd.api.types.is_object_dtype(values.dtype):
+            return of_pandas(values)
+        array = pa.array(values, type=kind, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        array = pa.array([None if is_gap(value) else worded(value) for value in values.tolist()], pa.large_string())
+        return as_texts(values.tolist())
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
 
 
