@@ -167,6 +167,8 @@ def build_pool(
         with build.full_disk_told():
             build.write(blocks, progress)
             build.write_index()
+            if isinstance(where, Path):  # last of all the pool is finished: a build that was killed can be run again
+                _note(where).unlink(missing_ok=True)
             build.complete()
         return Pool.open(where)
 
@@ -251,6 +253,10 @@ def append_pool(
         return Pool.open(where)
 
 
+def _note(where: Path) -> Path:
+    return where.with_name(f".{where.name}.lock")
+
+
 @contextlib.contextmanager
 def _alone(where: Place, *, tidy: bool = False) -> Iterator[None]:
     """Keep a second writer of a local pool away; the system frees the lock when the process ends, however it ends.
@@ -260,12 +266,12 @@ def _alone(where: Place, *, tidy: bool = False) -> Iterator[None]:
     where
         The pool; its folder is there.
     tidy
-        Whether the file beside it that tells others which process holds it is deleted in the end.
+        Whether the file beside it that tells others which process holds it is deleted where the writing fails.
     """
     if isinstance(where, Url):
         yield
         return
-    note = where.with_name(f".{where.name}.lock")
+    note = _note(where)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(where, note))
@@ -275,9 +281,12 @@ def _alone(where: Place, *, tidy: bool = False) -> Iterator[None]:
             raise PoolError(
                 f"{where} cannot be locked: {error.strerror}; get write access to it and to the folder that it is in"
             ) from error
-        if tidy:
-            stack.callback(note.unlink, missing_ok=True)  # before the lock ends
-        yield
+        try:
+            yield
+        except BaseException:
+            if tidy:
+                note.unlink(missing_ok=True)
+            raise
 
 
 @contextlib.contextmanager
