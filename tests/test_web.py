@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,15 @@ def test_answers_that_wait_for_one_another_are_written_together_each_to_its_own(
     assert len(commits) <= 2
     known = campaign.latest_answers()
     assert dict(zip(known.rows.tolist(), known.labels.tolist(), strict=True)) == {row: row % 2 for row in rows}
+
+
+@pytest.mark.parametrize("label", [True, "1", 1.0])
+def test_what_may_mean_another_class_is_refused(campaign: Campaign, label: object) -> None:
+    ann = client(campaign)
+    [record] = took(ann, 1)
+    answer = said(record["row"]) | {"label": label}
+    assert ann.post("/api/answers", json={"answers": [answer]}).status_code == 422
+    assert len(list(campaign.answer_log())) == 0
 
 
 def test_an_undone_answer_comes_back(campaign: Campaign) -> None:
@@ -695,6 +705,29 @@ def test_every_figure_that_is_promised_is_drawn(campaign: Campaign, truth: tuple
             assert drawn
             assert all(each["doc"]["roots"] for each in drawn)
     assert ann.get("/api/figures/nothing").status_code == 422
+
+
+def test_the_map_places_records_as_it_is_drawn_now(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
+    ann = client(campaign)
+    drawn = []
+    for seed in (0, 1):
+        pool_map = map_of(truth[0], None, seed)
+        turned = replace(pool_map.projection, components=pool_map.projection.components * (1, -1)[seed])
+        replace(pool_map, projection=turned).save(campaign.directory / "map.npz")
+        drawn.append(ann.get("/api/figures/map").json())
+    fresh = client(campaign).get("/api/figures/map").json()
+    assert places(drawn[1]) == places(fresh)
+    assert places(drawn[0]) != places(fresh)
+
+
+def places(told: Any) -> list[Any]:  # noqa: ANN401 - Bokeh's JSON
+    """Find the coordinates of all points in a figure, wherever they lie in it."""
+    if isinstance(told, list):
+        return [found for each in told for found in places(each)]
+    if not isinstance(told, dict):
+        return []
+    own = [each for each in told.get("entries", []) if isinstance(each, list) and each and each[0] in ("x", "y")]
+    return own + [found for each in told.values() for found in places(each)]
 
 
 def test_exports_hold_every_answer_that_counts(campaign: Campaign) -> None:

@@ -1,5 +1,6 @@
 """Gold records as annotators meet them: nothing that a server tells may tell them from others."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -135,3 +136,15 @@ def test_gold_with_missing_features_is_suggested_what_the_model_says_of_it(tmp_p
     answer_batch(campaign, range(100), [str(row) for row in range(100)], codes[:100])
     known = Guesses(campaign, Records(pool))._predicted(next_batch(campaign).number, frozenset(GOLD))
     assert {row: code for row, (code, _) in known.items()} == {row: codes[row] for row in GOLD}
+
+
+def test_gold_keeps_its_place_among_the_records_in_hand(campaign: Campaign) -> None:
+    """Were the records in hand told in an order of their own when they are asked for again, gold alone would move."""
+    ann = as_person(campaign, "ann")
+    next_batch(campaign)
+    told: list[list[int]] = []
+    for n in (4, 7, 9, 9):
+        told.append([each["row"] for each in ask(ann, "/api/answers", {"lease": n})["records"]])
+        ask(ann, "/api/renew", {"rows": told[-1][::-1]})
+    assert any(row in GOLD for row in told[0])
+    assert [rows[: len(before)] for before, rows in pairwise(told)] == told[:-1]

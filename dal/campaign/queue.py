@@ -12,7 +12,7 @@ hash decides; nothing that is given out tells them from others.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -200,7 +200,7 @@ class Queue:
             serving = _serving(connection)
             held, free = self._servable(connection, annotator, serving, now)
             held_gold, free_gold = self._servable_gold(connection, annotator, now)
-            mine = self._ordered(annotator, held + held_gold, _ORDER)[:n]
+            mine = self._as_served(connection, annotator, held + held_gold)[:n]
             served = self._served(connection, annotator, now)
             new = self._mixed(annotator, free, free_gold, served, n - len(mine))
             self._hold(connection, annotator, mine + new, now)
@@ -218,7 +218,7 @@ class Queue:
             batch = select(slots.c.row).where(slots.c.row.in_(known), self._is_free(slots))
             records = select(gold.c.row).where(gold.c.row.in_(known))
             kept = set(connection.scalars(batch)) | set(connection.scalars(records))
-            self._hold(connection, annotator, sorted(kept), now)
+            self._hold(connection, annotator, self._as_served(connection, annotator, kept), now)
             return [row for row in rows if row in kept]
 
     def release(self, annotator: str, rows: Sequence[int]) -> None:
@@ -406,12 +406,21 @@ class Queue:
             chosen.append(row)
         return chosen
 
+    def _as_served(self, connection: Connection, annotator: str, rows: Iterable[int]) -> list[int]:
+        """Bring rows that the annotator holds, or held, into the order in which they were served."""
+        own = leases.c.annotator == annotator, leases.c.row.in_(list(rows))
+        return list(connection.scalars(select(leases.c.row).where(*own).order_by(leases.c.expires_at, leases.c.row)))
+
     def _hold(self, connection: Connection, annotator: str, rows: Sequence[int], now: datetime) -> None:
         if rows:
             until = (now + LEASE).timestamp()
             connection.execute(delete(leases).where(leases.c.annotator == annotator, leases.c.row.in_(rows)))
+            # A millisecond apart, which keeps the order in which they are served: asked again, all come as before. Any
+            # order that is made from rows would move gold records, and nothing else.
+            ends = [until + 0.001 * place for place in range(len(rows))]
             connection.execute(
-                insert(leases), [{"row": row, "annotator": annotator, "expires_at": until} for row in rows]
+                insert(leases),
+                [{"row": row, "annotator": annotator, "expires_at": end} for row, end in zip(rows, ends, strict=True)],
             )
 
     def _leased(

@@ -61,7 +61,7 @@ _log = logging.getLogger(__name__)
 
 _PROBLEMS = (400, 401, 403, 404, 408, 409, 413, 415, 421, 422, 429, 503)
 
-Row = Annotated[int, Field(ge=0, le=MOST_ROW)]
+Row = Annotated[int, Field(ge=0, le=MOST_ROW, strict=True)]
 EventId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
 
 
@@ -113,7 +113,8 @@ class AnswerIn(_Strict):
     event_id: EventId
     row: Row
     status: Literal["submitted", "skipped"]
-    label: Annotated[int, Field(ge=0, le=100_000)] | None = None
+    # Strict: "1" may be meant for the class of that name, and true for anything.
+    label: Annotated[int, Field(ge=0, le=100_000, strict=True)] | None = None
     skip_reason: Annotated[str, Field(max_length=200)] | None = None
     lead_time: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] | None = None
     shown_at: AwareDatetime | None = None
@@ -289,6 +290,8 @@ class _Site:
         self.user = campaign.spelling(options.user)
         self.queue = Queue(campaign)
         self.people = _People(Annotators(campaign))
+        # As the campaign spells it: a page that holds answers of "ann" is not another person's to a server of "Ann".
+        self.user = Annotators(campaign).known_as(options.user)
         self.standings = Standings(campaign)
         self.records = Records(pool_of(campaign))
         self.overviews = Overviews(campaign, self.records)

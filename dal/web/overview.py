@@ -142,6 +142,7 @@ class Overviews:
             "map": self._map,
         }
         self._places: dict[int, tuple[float, float]] = {}
+        self._placed_by = b""
 
     def now(self, standing: Standing) -> Overview:
         """Give all but the figures."""
@@ -270,6 +271,9 @@ class Overviews:
         pool_map = PoolMap.load(campaign.directory / MAP)
         if pool_map is None:
             raise InputError("this campaign has no map yet; dal map makes one")
+        projection = pool_map.projection.components.tobytes()
+        if projection != self._placed_by:  # dal map draws another one after the pool has grown
+            self._places, self._placed_by = {}, projection
         newest = campaign.rounds()[-1].number
         batch = {each.row: each for each in campaign.batch(newest)}
         others = np.setdiff1d(campaign.asked_rows(), list(batch))

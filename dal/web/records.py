@@ -135,9 +135,14 @@ def _read(pool: Pool, rows: list[int]) -> list[Content]:
     if _of_images(pool) and pool.record_shape[2] not in (1, 3, 4):
         error = f"images have 1, 3 or 4 channels, and this one has {pool.record_shape[2]}."
     return [
-        Content(fields=given, image=f"media/{row}/image" if _of_images(pool) else None, error=error)
+        Content(fields=given, image=_address(pool, row) if _of_images(pool) else None, error=error)
         for row, given in zip(rows, fields, strict=True)
     ]
+
+
+def _address(pool: Pool, row: int) -> str:
+    """Give the address of an image; it names the pool, because browsers keep images, and addresses change campaigns."""
+    return f"media/{row}/image?pool={pool.fingerprint[:16]}"
 
 
 def _alone(pool: Pool, row: int) -> Content:

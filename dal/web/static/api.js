@@ -6,6 +6,11 @@ export class Failure extends Error {
     Object.assign(this, { kind, status, wait });
   }
 
+  /** Whether the server lets nobody in as whom this page is open: nothing may be answered until that is mended. */
+  get barred() {
+    return BARRED.has(this.kind);
+  }
+
   /** Whether a rule of the server's refused what was sent, and would refuse it again. Everything else passes. */
   get final() {
     return this.kind === "refused" && FINAL.has(this.status);
@@ -13,6 +18,7 @@ export class Failure extends Error {
 }
 
 const FINAL = new Set([400, 413, 422]);
+const BARRED = new Set(["token", "forbidden", "elsewhere"]);
 const KINDS = { 401: "token", 403: "forbidden", 404: "refused", 408: "busy", 409: "refused", 415: "refused", 421: "elsewhere", 425: "busy", 429: "busy" };
 const SLOW = 20000;
 let holder = null; // for which campaign and person this page holds answers

@@ -1,4 +1,4 @@
-import { ask, Failure, spread } from "./api.js";
+import { ask, Failure, holdFor, spread } from "./api.js";
 import { count, find, make, span } from "./dom.js";
 
 const POLL = 4000;
@@ -137,10 +137,17 @@ async function drawingCode() {
   });
 }
 
+/** Ask who this is, and stay with them and their campaign: what is told to one must not steer another. */
+async function known() {
+  const state = await ask("api/state");
+  holdFor(state.campaign.id, state.me.name);
+  return state.me;
+}
+
 async function refresh() {
   clearTimeout(timer);
   try {
-    me ??= (await ask("api/state")).me;
+    me ??= await known();
     find("me").textContent = me.name;
     find("leave").hidden = !me.session;
     draw(await ask("api/campaign"));

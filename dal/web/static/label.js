@@ -18,9 +18,7 @@ let loggedOut = false;
 /** Name the state: what stands on the stage. */
 function stateOf() {
   const { state, failure } = work;
-  if (failure?.kind === "token") return "token";
-  if (failure?.kind === "forbidden") return "forbidden";
-  if (failure?.kind === "elsewhere") return "elsewhere";
+  if (failure?.barred) return failure.kind;
   if (!state) return failure ? "gone" : "loading";
   if (work.finished) return "finished";
   if (work.current) return work.current.error ? "broken" : "record";
@@ -210,7 +208,7 @@ function drawClasses() {
     button.classList.toggle("was", Boolean(earlier) && earlier.status !== "skipped" && String(earlier.label) === button.dataset.code);
   }
   find("skip").disabled = find("reasons").disabled = !work.current;
-  find("undo").disabled = !work.done.length;
+  find("undo").disabled = !work.done.length || Boolean(work.failure?.barred);
 }
 
 function drawPrevious() {

@@ -6,15 +6,17 @@
  */
 export class Outbox {
   constructor(campaign, annotator, storage = window.localStorage) {
-    this.prefix = `dal/${campaign}/${annotator}/outbox/`;
+    // Encoded: a name that holds a stroke would begin as another person's outbox does.
+    this.prefix = `dal/${campaign}/${encodeURIComponent(annotator)}/outbox/`;
     this.storage = storage;
     this.last = 0;
   }
 
   /** Add an operation; it is on disk when this returns. */
   push(operation) {
-    // The clock orders entries across tabs and reloads; within one millisecond the counter does.
-    this.last = Math.max(Date.now(), this.last + 1);
+    // The clock orders entries across tabs and reloads; within one millisecond, and where it was set back, the newest does.
+    const newest = Number(this.#keys().at(-1)?.slice(this.prefix.length).split("/")[0] ?? 0);
+    this.last = Math.max(Date.now(), this.last + 1, newest + 1);
     const key = `${this.prefix}${String(this.last).padStart(15, "0")}/${operation.event_id ?? operation.new_event_id}`;
     this.storage.setItem(key, JSON.stringify(operation));
     return key;
@@ -22,12 +24,15 @@ export class Outbox {
 
   /** All operations as [key, operation], the oldest first. */
   entries() {
-    const keys = Object.keys(this.storage).filter((key) => key.startsWith(this.prefix)).sort();
-    return keys.map((key) => [key, this.#read(key)]).filter(([, operation]) => operation !== null);
+    return this.#keys().map((key) => [key, this.#read(key)]).filter(([, operation]) => operation !== null);
   }
 
   get size() {
-    return Object.keys(this.storage).filter((key) => key.startsWith(this.prefix)).length;
+    return this.#keys().length;
+  }
+
+  #keys() {
+    return Object.keys(this.storage).filter((key) => key.startsWith(this.prefix)).sort();
   }
 
   #read(key) {

@@ -71,6 +71,7 @@ export class Work {
   // -- what is on screen ---------------------------------------------------------------------------------------------
 
   get current() {
+    if (this.failure?.barred) return null;
     if (this.looking) return this.looking.record;
     return this.finished ? null : (this.queue[0] ?? null);
   }
@@ -82,14 +83,14 @@ export class Work {
   /** Begin to count the time that a record is looked at; time in a hidden tab does not count. */
   seen(record) {
     if (this.shown.row !== record.row) {
-      this.shown = { row: record.row, at: Date.now(), hidden: 0, since: document.hidden ? Date.now() : null };
+      this.shown = { row: record.row, at: Date.now(), from: performance.now(), hidden: 0, since: document.hidden ? performance.now() : null };
     }
   }
 
   #visible() {
-    if (document.hidden) this.shown.since = Date.now();
+    if (document.hidden) this.shown.since = performance.now();
     else {
-      if (this.shown.since !== null) this.shown.hidden += Date.now() - this.shown.since;
+      if (this.shown.since !== null) this.shown.hidden += performance.now() - this.shown.since;
       this.shown.since = null;
       this.renew();
       this.sync();
@@ -102,7 +103,6 @@ export class Work {
   answer(label, reason = null) {
     const record = this.current;
     if (!record) return null;
-    const now = Date.now();
     const operation = {
       kind: "answer",
       event_id: crypto.randomUUID?.() ?? uuid(),
@@ -111,12 +111,13 @@ export class Work {
       status: label === null ? "skipped" : "submitted",
       label,
       skip_reason: label === null ? reason : null,
-      lead_time: Math.max(0, now - this.shown.at - this.shown.hidden) / 1000,
+      // Not by the clock, which may be put right meanwhile: years would be no time that the server takes.
+      lead_time: Math.max(0, performance.now() - this.shown.from - this.shown.hidden) / 1000,
       shown_at: new Date(this.shown.at).toISOString(),
-      answered_at: new Date(now).toISOString(),
+      answered_at: new Date().toISOString(),
       suggestion_shown: Boolean(record.suggestion),
     };
-    this.outbox.push(operation);
+    if (!this.#keep(operation)) return null;
     this.#remember(operation, record);
     if (this.looking) this.looking = null;
     else this.queue.shift();
@@ -125,6 +126,19 @@ export class Work {
     this.told();
     this.sync();
     return operation;
+  }
+
+  /** Put an operation into the outbox; where it has no room, say so: what was not kept was not done. */
+  #keep(operation) {
+    try {
+      this.outbox.push(operation);
+      return true;
+    } catch (error) {
+      if (!(error instanceof DOMException)) throw error;
+      this.remark = { kind: "bad", text: "This browser has no room left to keep an answer until it is sent. Free some, or use another one: nothing was done." };
+      this.told();
+      return false;
+    }
   }
 
   #remember(operation, record) {
@@ -140,11 +154,11 @@ export class Work {
 
   /** Take back the newest answer, or the one that is on screen again; its record comes back to be answered anew. */
   async undo() {
-    const entry = this.looking ?? this.done.at(-1);
+    const entry = this.failure?.barred ? null : (this.looking ?? this.done.at(-1));
     if (!entry || !(await this.#load(entry))) return null;
+    if (!this.#keep({ kind: "undo", undoes: entry.event_id, new_event_id: crypto.randomUUID?.() ?? uuid() })) return null;
     this.done.splice(this.done.indexOf(entry), 1);
     this.looking = null;
-    this.outbox.push({ kind: "undo", undoes: entry.event_id, new_event_id: crypto.randomUUID?.() ?? uuid() });
     this.queue = this.queue.filter((record) => record.row !== entry.row);
     this.queue.unshift({ ...entry.record, was: { label: entry.label, status: entry.status } });
     this.finished = false;
@@ -266,14 +280,20 @@ export class Work {
 
   async #sendUndo([key, { undoes, new_event_id }]) {
     try {
-      const { state } = await ask("api/undo", { event_id: undoes, new_event_id });
-      this.outbox.drop([key]);
-      this.#newState(state, this.remark);
+      const remark = this.remark;
+      const { outcome, state } = await ask("api/undo", { event_id: undoes, new_event_id });
+      if (outcome.outcome === "refused") this.#stands(key, outcome.reason);
+      else this.outbox.drop([key]);
+      this.#newState(state, remark);
     } catch (error) {
       if (!error.final) throw error;
-      this.outbox.setAside(key);
-      this.remark = { kind: "bad", text: `An answer could not be taken back: ${error.message}` };
+      this.#stands(key, error.message);
     }
+  }
+
+  #stands(key, reason) {
+    this.outbox.setAside(key);
+    this.remark = { kind: "bad", text: `An answer could not be taken back: ${reason}` };
   }
 
   async #sendAnswers(sending) {
