@@ -38,6 +38,7 @@ from dal.figures import COLORS, color_of
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.simulation import answer_batch
+from dal.standing import status as standing_of
 from dal.web import Listening, Options, create_app, make_server
 from dal.web.doors import BODY_BYTES, CHART_POLICY, STRICT_POLICY, Rates
 from dal.web.overview import agreements, time_left
@@ -667,6 +668,30 @@ def test_the_overview_adds_up(campaign: Campaign, truth: tuple[Pool, np.ndarray]
     assert bob.get("/api/state").json()["me"]["name"] == "bob"
 
 
+def test_the_overview_is_computed_once_for_all_who_ask_at_once(
+    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+
+    def counted(of: Campaign) -> Any:  # noqa: ANN401 - as the original
+        computed.append(1)
+        return standing_of(of)
+
+    monkeypatch.setattr("dal.web.overview.status", counted)
+    monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 60.0)
+    ann = client(campaign)
+    [record] = took(ann, 1)
+    gave(ann, said(record["row"]))
+    assert ann.post("/api/actions", json={"act": "pause"}).status_code == 200
+    with ThreadPoolExecutor(8) as managers:
+        told = list(managers.map(lambda _: ann.get("/api/campaign").json(), range(16)))
+    assert len(computed) == 1
+    assert all((each["labels"], each["standing"]["phase"]) == (1, "paused") for each in told)
+    # What a manager does is shown at once.
+    ann.post("/api/actions", json={"act": "resume"})
+    assert [each["act"] for each in ann.get("/api/campaign").json()["actions"]] == ["resume", "pause"]
+
+
 def test_the_stopping_figure_says_what_the_verdict_says(tmp_path: Path, truth: tuple[Pool, np.ndarray]) -> None:
     campaign = create_campaign(tmp_path / "c", truth[0], ["ham", "spam"], batch=10, stop=["max_labels=20"])
     for _ in range(2):
@@ -685,7 +710,10 @@ def test_the_stopping_figure_says_what_the_verdict_says(tmp_path: Path, truth: t
     assert '"value", [10.0, 20.0]' in drawn or '"value", [10, 20]' in drawn
 
 
-def test_every_figure_that_is_promised_is_drawn(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
+def test_every_figure_that_is_promised_is_drawn(
+    campaign: Campaign, truth: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 0.0)
     ann = client(campaign)
     for _ in range(2):
         batch = campaign.batch(campaign.rounds()[-1].number)

@@ -391,6 +391,19 @@ def test_connections_that_say_nothing_are_closed(campaign: Campaign) -> None:
         assert received(unread).startswith("HTTP/1.1 200")
 
 
+@pytest.mark.slow
+def test_a_server_that_ends_cuts_off_what_is_half_sent_without_a_traceback(
+    campaign: Campaign, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = b"POST /api/answers HTTP/1.1\r\nHost: 127.0.0.1\r\nSec-Fetch-Site: same-origin\r\n"
+    with running(campaign) as url:
+        half = opened(url, head + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
+        assert httpx.get(f"{url}api/state", timeout=10).status_code == 200
+    half.close()
+    assert "graceful shutdown exceeded" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 def persist(url: str) -> httpx.Response:
     """Ask for a record until there is something else than 503, as the page does."""
     while (answer := httpx.post(url, json={"lease": 1}, headers=SAME, timeout=30)).status_code == 503:

@@ -19,7 +19,7 @@ from dal.web import Listening, Options, make_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-N, BATCH = 120, 12
+N, BATCH = 120, 40
 Opened = Callable[[], Page]
 
 
@@ -164,7 +164,7 @@ def test_an_answer_counts_also_when_the_clock_was_put_right_while_its_record_was
     with running(campaign) as url:
         page.goto(url)
         in_state(page, "record")
-        page.evaluate("{ const now = Date.now; Date.now = () => now() + 20 * 365 * 86_400_000; }")
+        page.evaluate("() => { const now = Date.now; Date.now = () => now() + 20 * 365 * 86_400_000; }")
         shown = on_screen(page)
         page.keyboard.press("2")
         all_sent(page)
@@ -180,14 +180,14 @@ def test_what_the_browser_cannot_keep_is_said_and_its_record_stays(campaign: Cam
         page.goto(url)
         in_state(page, "record")
         page.evaluate(
-            "{ window.keep = Storage.prototype.setItem;"
+            "() => { window.keep = Storage.prototype.setItem;"
             " Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }; }"
         )
         shown = on_screen(page)
         page.keyboard.press("1")
         page.get_by_text("This browser has no room left").wait_for()
         assert on_screen(page) == shown
-        page.evaluate("{ Storage.prototype.setItem = window.keep; }")
+        page.evaluate("() => { Storage.prototype.setItem = window.keep; }")
         page.keyboard.press("2")
         all_sent(page)
     assert answers(campaign) == {shown: 1}
@@ -207,9 +207,6 @@ def test_a_person_with_a_stroke_in_their_name_sends_nothing_of_another_ones(camp
         page.unroute("**/api/answers")
         in_state(page, "record")
         page.keyboard.press("2")
-        print(page.evaluate("Object.keys(localStorage)"))
-        page.wait_for_timeout(3000)
-        print(page.evaluate("Object.keys(localStorage)"), page.locator("body").inner_text())
         page.wait_for_function("() => Object.keys(localStorage).filter((key) => key.includes('/outbox/')).length === 1")
     assert campaign.latest_answers().annotators == ["ann"]
 

@@ -93,11 +93,6 @@ class Annotators:
             if connection.execute(active.values(revoked_at=now)).rowcount == 0:
                 raise InputError(f"{name!r} has no token that could be revoked")
 
-    def known_as(self, name: str) -> str:
-        """Return the name that the campaign knows a person by; where it knows nobody, the name as it is shown."""
-        with self._database.reading() as connection:
-            return spelling(connection, name)
-
     def verify(self, token: str) -> Account | None:
         """Say whose token this is; None if it is nobody's, or was revoked."""
         with self._database.reading() as connection:

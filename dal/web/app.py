@@ -290,8 +290,6 @@ class _Site:
         self.user = campaign.spelling(options.user)
         self.queue = Queue(campaign)
         self.people = _People(Annotators(campaign))
-        # As the campaign spells it: a page that holds answers of "ann" is not another person's to a server of "Ann".
-        self.user = Annotators(campaign).known_as(options.user)
         self.standings = Standings(campaign)
         self.records = Records(pool_of(campaign))
         self.overviews = Overviews(campaign, self.records)

@@ -7,6 +7,7 @@ those that wait for their sender make room.
 
 import asyncio
 import json
+import logging
 import resource
 import socket
 from contextlib import suppress
@@ -189,6 +190,16 @@ async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
         {"retry-after": "2", "connection": "close"},
     )
     await response(scope, receive, send)
+
+
+class _Ended(logging.Filter):
+    """Keeps requests that were cut off by the server's end out of its log: each would be a page of traceback."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+logging.getLogger("uvicorn.error").addFilter(_Ended())
 
 
 class LimitedServer(uvicorn.Server):

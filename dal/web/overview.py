@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -143,9 +144,17 @@ class Overviews:
         }
         self._places: dict[int, tuple[float, float]] = {}
         self._placed_by = b""
+        self._computing = threading.Lock()
+        self._known: Overview | None = None
 
     def now(self, standing: Standing) -> Overview:
-        """Give all but the figures."""
+        """Give all but the figures, computed once for each standing, however many ask."""
+        with self._computing:
+            if self._known is None or self._known.standing is not standing:
+                self._known = self._computed(standing)
+            return self._known
+
+    def _computed(self, standing: Standing) -> Overview:
         campaign, settings = self._campaign, self._campaign.settings
         known = status(campaign)
         past = campaign.rounds()
