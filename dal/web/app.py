@@ -511,7 +511,7 @@ def _bearer(request: Request) -> str | None:
     return token.strip() if kind.lower() == "bearer" else None
 
 
-_PLACE = re.compile(r"\w+://|(?:^|[\s'\"(=,:])(?:/|~/)[\w.@%+~-]+|\\b[A-Za-z]:\\\\")
+_PLACE = re.compile(r"\w+://|(?:^|[\s'\"(=,:])(?:/|~/)[\w.@%+~-]+|\b[A-Za-z]:\\")
 """What reads like a path or a URL of the server: nobody's business but its keeper's, who finds it in the log."""
 
 _HIDDEN = "Something is wrong with the campaign on the server. Whoever runs it finds what in the server's log."

@@ -215,7 +215,7 @@ export class Work {
   /** Log this browser out, after what is unsent was sent or tried; what is left waits here for the same person. */
   async logOut() {
     await this.sync();
-    this.leave();
+    await this.finish(); // waited for: without the session nothing can be handed back
     await ask("leave", {});
   }
 
