@@ -257,7 +257,7 @@ def test_the_lock_is_refused_within_one_process_and_freed_by_an_error(campaign: 
 def test_opens_as_it_was_created(tmp_path: Path) -> None:
     chosen = Settings(
         'a "quoted" \\ path/пул.zarr',
-        ("-1", "+1", "naïve 🐱", "tab\tinside", "del\x7finside"),
+        ("-1", "+1", "naïve 🐱", "two  blanks", "=1+2"),
         learner="module:object",
         strategy="margin",
         batch=7,

@@ -278,6 +278,7 @@ def test_odd_names_and_numbers_give_no_traceback(
     assert "--annotator" in result.output
 
 
+@pytest.mark.slow
 def test_an_unreachable_scheduler_is_refused_before_anything_changes(pool: Path, tmp_path: Path) -> None:
     ok("init", tmp_path / "c", pool, "--classes", "ham,spam")
     result = dal("next", tmp_path / "c", "--scheduler", "tcp://127.0.0.1:9")
@@ -290,7 +291,7 @@ def test_an_unreachable_scheduler_is_refused_before_anything_changes(pool: Path,
     ("ending", "own_workers"),
     [
         (signal.SIGKILL, False),
-        (signal.SIGINT, False),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, True, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
     ],

@@ -174,6 +174,7 @@ SCRIPT = textwrap.dedent(
 )
 
 
+@pytest.mark.slow
 def test_a_cluster_leaves_without_noise_or_traces_and_respects_what_is_set(tmp_path: Path) -> None:
     """Work still under way, a task that failed; every warning an error; the user's own settings go first."""
     script = tmp_path / "script.py"

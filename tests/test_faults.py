@@ -234,6 +234,7 @@ def test_a_full_disk_takes_no_reading_with_it_even_of_what_a_killed_process_left
     assert Campaign.open(directory).latest_answers().rows.tolist() == [7, 8]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_said_by_every_command_that_writes_and_halves_nothing(
     disk: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
@@ -469,7 +470,7 @@ def few_and_many(*few: tuple[str, int], many: Iterable[str] = COMMANDS) -> pytes
     return pytest.mark.parametrize(("command", "points"), [*few, *slow])
 
 
-@few_and_many(("init", 3), ("next --close", 3), ("stop", 2), ("import", 2))
+@few_and_many(("init", 2), ("stop", 2))
 def test_a_command_that_is_killed_anywhere_is_run_again(
     command: str, points: int, scene: Callable[[str], Scene]
 ) -> None:
@@ -490,7 +491,7 @@ def test_a_command_that_is_killed_anywhere_is_run_again(
 
 
 @few_and_many(("next after answers", 2), many=("next", "next after answers"))
-@pytest.mark.parametrize("fault", ["ENOSPC", "EIO"])
+@pytest.mark.parametrize("fault", ["ENOSPC", pytest.param("EIO", marks=pytest.mark.slow)])
 def test_a_disk_that_fails_a_command_anywhere_is_told_in_a_line(
     command: str, points: int, fault: str, scene: Callable[[str], Scene]
 ) -> None:
@@ -508,8 +509,8 @@ def test_a_disk_that_fails_a_command_anywhere_is_told_in_a_line(
         assert outcome(told.directory) == expected, fatal
 
 
-@few_and_many(("next after answers", 2), ("import", 2), many=("init", "next"))
-@pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+@few_and_many(("import", 2), many=("init", "next", "next after answers"))
+@pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.slow)])
 def test_a_command_that_is_told_to_end_says_so_and_is_run_again(
     command: str, points: int, ending: str, status: int, scene: Callable[[str], Scene]
 ) -> None:

@@ -200,7 +200,10 @@ def test_a_campaign_beside_the_users_files(name: str, tmp_path: Path) -> None:
         assert {path.name for path in (tmp_path / sibling).iterdir()} <= {"chapter.tex", "#2026"}
 
 
-@pytest.mark.parametrize("name", ["with#hash", "a*", "100%25"])
+SLOW_NAMES = [pytest.param(name, marks=pytest.mark.slow) for name in ("a*", "100%25")]
+
+
+@pytest.mark.parametrize("name", ["with#hash", *SLOW_NAMES])
 def test_pools_in_an_object_store_leave_their_siblings_alone(name: str, s3: str) -> None:
     store = s3fs.S3FileSystem(use_listings_cache=False)
     kept = [f"{s3}/{each}/features/mine" for each in ("with", "a", "abc", "x", f"{name}2", f"{name}/features2")]

@@ -301,17 +301,21 @@ def test_a_span_that_kills_its_worker_is_named(pools: dict[str, Pool]) -> None:
             run(pools["poisoned"], model(KillsItsWorker()), client=client)
 
 
-@pytest.mark.parametrize(
-    ("estimator", "says"),
-    [(ReturnsNaN(), "finite"), (ReturnsTooManyColumns(), "columns|shape")],
-    ids=["nan", "columns"],
-)
-def test_predictions_that_are_none_are_refused(
-    estimator: Steady, says: str, pools: dict[str, Pool], cluster: Client
-) -> None:
+def test_predictions_of_another_shape_are_refused(pools: dict[str, Pool], cluster: Client) -> None:
     for client in (None, cluster):
-        with pytest.raises(LearnerError, match=says):
-            run(pools["clean"], model(estimator), client=client)
+        with pytest.raises(LearnerError, match=r"columns|shape"):
+            run(pools["clean"], model(ReturnsTooManyColumns()), client=client)
+
+
+def test_records_of_which_a_model_says_nothing_are_counted_and_not_asked(
+    pools: dict[str, Pool], cluster: Client
+) -> None:
+    pool = pools["clean"]
+    for client in (None, cluster):
+        found = run(pool, model(ReturnsNaN()), client=client)
+        assert found.candidates.rows.tolist() == []
+        assert found.summary.tally.invalid == pool.n_rows
+        assert found.summary.tally.invalid_rows.tolist() == list(range(len(found.summary.tally.invalid_rows)))
 
 
 def test_the_result_is_the_same_with_two_threads_a_worker_and_three_of_linear_algebra(
