@@ -416,8 +416,8 @@ class Queue:
             until = (now + LEASE).timestamp()
             connection.execute(delete(leases).where(leases.c.annotator == annotator, leases.c.row.in_(rows)))
             # A millisecond apart, which keeps the order in which they are served: asked again, all come as before. Any
-            # order that is made from rows would move gold records, and nothing else.
-            ends = [until + 0.001 * place for place in range(len(rows))]
+            # order that is made from rows would move gold records, and nothing else. None outlasts a lease.
+            ends = [until - 0.001 * place for place in reversed(range(len(rows)))]
             connection.execute(
                 insert(leases),
                 [{"row": row, "annotator": annotator, "expires_at": end} for row, end in zip(rows, ends, strict=True)],
