@@ -104,7 +104,7 @@ class Activity:
             return [datetime.fromisoformat(at) for at in found]
 
     def standing(self, upto: int, after: int = 0, limit: int = 1000) -> list[Row[Any]]:
-        """Read the next answers, in the order in which they came, of those that counted when `upto` was the newest id.
+        """Read the next answers that counted when `upto` was the newest id, in the order in which they came.
 
         Each block is a transaction of its own, opened and ended by one call: a reader that goes away between two of
         them, or goes on in another thread, leaves nothing open.

@@ -117,7 +117,7 @@ class Annotators:
         return account, secret
 
     def in_session(self, secret: str) -> Account | None:
-        """Say whose session this is, which renews it; None after its end, or its token's."""
+        """Return the account of a session and renew it; None where the session or its token has ended."""
         own = sessions.c.session_hash == _hash(secret)
         query = select(annotators, sessions.c.expires_at).join(sessions).where(own, annotators.c.revoked_at.is_(None))
         with self._database.reading() as connection:

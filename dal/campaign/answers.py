@@ -312,9 +312,9 @@ def utc(moment: datetime | None) -> str | None:
 
 
 def complaint(answer: Answer, n_classes: int) -> str | None:
-    """Say why an answer cannot be one; None if it can.
+    """Return why an answer cannot be kept; None if it can.
 
-    Whatever passes here can be kept by either database, so no answer fails those that are committed with it.
+    Both databases keep every answer that passes, so that none fails the others of its transaction.
     """
     if wrong := name_flaw(answer.annotator):
         return f"needs an annotator's name; this one {wrong}"

@@ -120,7 +120,7 @@ def is_part(name: str) -> bool:
 
 
 def _sweep(directory: Path) -> None:
-    """Delete what killed processes have left in a directory of files that are not whole: those that nobody locks."""
+    """Delete the unfinished files of killed processes from a directory; a file that is being written is locked."""
     if network_filesystem(directory) is not None:  # locks of other machines may not be seen here
         return
     with suppress(OSError):

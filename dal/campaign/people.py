@@ -13,7 +13,7 @@ def spelling(connection: Connection, name: str) -> str:
 
 
 def is_enrolled(connection: Connection, name: str) -> bool:
-    """Say whether the campaign knows anybody of this name."""
+    """Return whether the campaign knows a person of this name."""
     return connection.scalar(select(people.c.name).where(people.c.key == folded(name))) is not None
 
 
