@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks import machine
 from dal.campaign import Campaign, Given, Queue
 from dal.client import local_cluster
-from dal.coordinator import create_campaign, run_campaign
+from dal.loop.coordinator import create_campaign, run_campaign
+from dal.loop.standing import status
 from dal.pool import build_pool
-from dal.standing import status
 from dal.web.overview import pauses
 
 CLASSES = ("red", "green", "blue")

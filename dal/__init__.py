@@ -6,14 +6,14 @@ coordinator chooses a diverse batch, people label it, the learner is trained aga
 
 from dal import scan
 from dal.campaign import Answer, Campaign
-from dal.coordinator import Batch, Stopped, create_campaign, next_batch, run_campaign
 from dal.learner import Learner, Model
+from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, run_campaign
+from dal.loop.standing import status
 from dal.pool import Pool, build_pool
 from dal.scan import Scan
 from dal.selection import Candidates, Strategy
 from dal.selectors import choose
 from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
-from dal.standing import status
 
 __all__ = [
     # the pool and the learner

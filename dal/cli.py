@@ -24,7 +24,6 @@ from dal.campaign import Annotators, Campaign, Settings
 from dal.campaign.control import Act, Control
 from dal.campaign.disk import DISK_ERRORS, told
 from dal.client import connect, local_cluster
-from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, run_campaign
 from dal.errors import CampaignError, DalError
 from dal.exchange import (
     FORMATS,
@@ -39,16 +38,17 @@ from dal.exchange import (
 )
 from dal.figures import Table
 from dal.learner import imported
+from dal.loop.actions import Stop, Wait
+from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, run_campaign
+from dal.loop.standing import Status, doubtful, left_out, saved, status
 from dal.map import map_of
 from dal.pool import Pool, append_pool, build_pool
 from dal.pool.encodings import ENCODINGS
 from dal.pool.store import Missing, listed
 from dal.progress import shown
-from dal.rounds import Stop, Wait
 from dal.scan import Progress
 from dal.selection import STRATEGIES
 from dal.simulation import Replay
-from dal.standing import Status, doubtful, left_out, saved, status
 from dal.web import Listening, Options, make_server
 from dal.web.overview import MAP
 

@@ -16,9 +16,9 @@ from sklearn.base import BaseEstimator
 from dal.campaign import Answer, Campaign
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.client import Beat, each_on
-from dal.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
 from dal.errors import LabelError, SettingsError
 from dal.learner import Learner, Model
+from dal.loop.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
 from dal.pool import Pool
 from dal.scan import Progress
 from dal.selection import Strategy, usable

@@ -10,9 +10,9 @@ from distributed import Client, LocalCluster
 
 from dal import client as client_module
 from dal.client import map_on
-from dal.coordinator import Batch, create_campaign, next_batch
 from dal.errors import ClusterError
 from dal.learner import Learner
+from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.scan import cluster as engine

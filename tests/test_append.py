@@ -14,13 +14,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 import dal
 from dal.campaign import Campaign
 from dal.cli import main
-from dal.coordinator import Coordinator, pool_of
 from dal.errors import CampaignMismatch, InputError, PoolError, PoolNotFound, SourceError
 from dal.exchange import read_answers
+from dal.loop.coordinator import Coordinator, pool_of
+from dal.loop.standing import status
 from dal.pool import Block, Pool, append_pool, build_pool
 from dal.pool import build as building
 from dal.pool import ids as indexing
-from dal.standing import status
 
 D = 3
 RNG = np.random.default_rng(5)

@@ -21,7 +21,7 @@ from distributed import Client
 from dal import cli
 from dal.campaign import Annotators, Answer, Campaign
 from dal.cli import main
-from dal.coordinator import create_campaign, next_batch, pool_of
+from dal.loop.coordinator import create_campaign, next_batch, pool_of
 from dal.pool import Pool
 from dal.simulation import TestSet, simulate
 from dal.web import Listening, Options, make_server

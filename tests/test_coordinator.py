@@ -19,17 +19,17 @@ from sklearn.svm import SVR
 
 from dal.agreement import dawid_skene
 from dal.campaign import Answer, Campaign, Given, Queue
-from dal.coordinator import STOP_SET, Batch, Coordinator, Stopped, create_campaign, next_batch, next_step, pool_of
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
 from dal.learner import Learner, Model
+from dal.loop.actions import Fit, Open, Select, Stop, Wait
+from dal.loop.actions import Scan as ScanAction
+from dal.loop.coordinator import STOP_SET, Batch, Coordinator, Stopped, create_campaign, next_batch, next_step, pool_of
+from dal.loop.standing import doubtful, status
 from dal.pool import Pool, build_pool
-from dal.rounds import Fit, Open, Select, Stop, Wait
-from dal.rounds import Scan as ScanAction
 from dal.scan import sample_codebook, scan
 from dal.selection import Strategy, explore_count, interleaved, uniform_rows
 from dal.selectors import choose
 from dal.simulation import answer_batch
-from dal.standing import doubtful, status
 
 CLASSES = ("red", "green", "blue")
 N, D = 6_000, 6

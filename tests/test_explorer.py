@@ -15,13 +15,13 @@ from distributed import Client
 
 from dal import cli, explorer
 from dal.client import local_cluster
-from dal.coordinator import Batch, create_campaign, next_batch
 from dal.errors import CampaignMismatch, InputError, SettingsError
 from dal.explorer import Known, Plan, Run, RunFolder
 from dal.explorer.page import explorer_html
 from dal.explorer.play import held_out, play, read_test, table
 from dal.explorer.run import GRID, watched_by
 from dal.explorer.view import MOST_POINTS, view_of_run
+from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, compare_side_by_side, simulate, view_of

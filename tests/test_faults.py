@@ -24,9 +24,9 @@ from dal import cli
 from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, database, store
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
-from dal.coordinator import Batch, create_campaign, next_batch, run_campaign
 from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
+from dal.loop.coordinator import Batch, create_campaign, next_batch, run_campaign
 from dal.pool import Pool, append_pool, build_pool
 from dal.simulation import answer_batch
 from tests import faults

@@ -32,8 +32,8 @@ from dal.campaign import Annotators, Answer, AnswerFile, Campaign, Given, Queue,
 from dal.campaign.control import Control
 from dal.campaign.database import Database
 from dal.campaign.leases import LEASE
-from dal.coordinator import Batch, create_campaign, next_batch
 from dal.errors import CampaignLocked, InputError
+from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.pool import Pool, build_pool
 from tests import databases
 

@@ -14,14 +14,14 @@ PACKAGE = Path(dal.__file__).parent
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
     {"errors", "_threads", "locks"},
-    {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "rounds", "trees", "texts", "classes"},
+    {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "trees", "texts", "classes"},
     {"places"},
     {"pool", "learner", "campaign", "client", "progress", "labelled"},
     {"scan"},
     {"map"},
     {"figures"},
-    {"coordinator", "exchange"},
-    {"simulation", "standing"},
+    {"loop", "exchange"},
+    {"simulation"},
     {"explorer"},
     {"demo", "web"},
     {"cli"},
@@ -30,7 +30,6 @@ LEVELS = [
 SIDEWAYS = {
     ("selection", "scores"),
     ("selectors", "selection"),
-    ("rounds", "stopping"),
     ("stopping", "ruler"),
     ("agreement", "selection"),
     ("classes", "texts"),
@@ -100,6 +99,15 @@ def test_the_pure_modules_touch_no_clock_file_or_network(module: str) -> None:
     for path in modules()[module]:
         roots = {name.split(".")[0] for name in imported(path)}
         assert roots <= PURE_MAY_IMPORT, f"{path.name} imports {roots - PURE_MAY_IMPORT}"
+
+
+def test_the_loop_as_a_value_is_pure() -> None:
+    assert {name for name in imported(PACKAGE / "loop" / "actions.py") if name.startswith("dal")} <= {
+        "dal.stopping",
+        "dal.stopping.Verdict",
+    }
+    roots = {name.split(".")[0] for name in imported(PACKAGE / "loop" / "actions.py")}
+    assert roots <= PURE_MAY_IMPORT
 
 
 def test_dask_ml_is_imported_in_one_place() -> None:

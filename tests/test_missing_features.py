@@ -7,14 +7,14 @@ import pytest
 from click.testing import CliRunner
 
 from dal.cli import main
-from dal.coordinator import create_campaign, next_batch
 from dal.errors import LearnerError, SettingsError
 from dal.learner import Learner
+from dal.loop.coordinator import create_campaign, next_batch
+from dal.loop.standing import saved, status
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
 from dal.selection import Codebook, usable
 from dal.simulation import TestSet, answer_batch, simulate, view_of
-from dal.standing import saved, status
 
 CLASSES = ("ham", "spam")
 

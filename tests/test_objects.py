@@ -15,9 +15,9 @@ from sklearn.linear_model import LogisticRegression
 from dal.campaign import Campaign
 from dal.campaign.objects import Objects, objects_of
 from dal.client import local_cluster
-from dal.coordinator import Batch, create_campaign, next_batch
 from dal.errors import CampaignError, CampaignNotFound, SettingsError
 from dal.learner import Model
+from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.places import for_zarr
 from dal.pool import Pool, append_pool, build_pool
 from dal.simulation import answer_batch

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from dal.campaign import Campaign, Given, Queue
-from dal.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, run_campaign
 from dal.errors import CampaignLocked
+from dal.loop.actions import Close, Wait
+from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, run_campaign
 from dal.pool import Pool, build_pool
-from dal.rounds import Close, Wait
 from dal.simulation import answer_batch
 from dal.web.overview import pauses
 

@@ -10,16 +10,16 @@ from sklearn.metrics import cohen_kappa_score
 
 from dal.agreement import dawid_skene, majority
 from dal.campaign import Campaign
-from dal.coordinator import Coordinator, create_campaign, learner_of, next_batch
 from dal.errors import SettingsError
 from dal.explorer.report import view_of_campaign
 from dal.explorer.run import run_of_campaign
 from dal.learner import Model
+from dal.loop.coordinator import Coordinator, create_campaign, learner_of, next_batch
+from dal.loop.standing import saved, status
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.ruler import wilson
 from dal.simulation import answer_batch
-from dal.standing import saved, status
 from dal.web.overview import Overviews
 from dal.web.records import Records
 from dal.web.state import Standings
@@ -146,7 +146,7 @@ def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(
 def test_large_pools_hold_one_in_a_hundred_back_and_small_ones_none(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
-    from dal.coordinator import _stop_set_of
+    from dal.loop.coordinator import _stop_set_of
 
     assert [_stop_set_of(n) for n in (3_000, 9_999, 10_000, 70_000, 10**9)] == [0, 0, 100, 700, 1000]
     assert create_campaign(tmp_path / "c", truth[0], CLASSES).settings.stop_set == 0
@@ -192,7 +192,7 @@ def test_a_holdout_is_what_accuracy_is_measured_on(truth: tuple[Pool, np.ndarray
 def test_a_holdout_of_numbers_names_classes_and_no_positions(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, kind: str
 ) -> None:
-    from dal.coordinator import _read_holdout
+    from dal.loop.coordinator import _read_holdout
 
     numbers = np.array([0, 1, 1, 0, 1])
     np.savez(tmp_path / "holdout.npz", X=np.zeros((5, D)), y=numbers.astype(kind))

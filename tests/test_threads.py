@@ -19,8 +19,8 @@ from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dal._threads import one_thread
-from dal.coordinator import Batch, create_campaign, next_batch
 from dal.learner import Learner, Model
+from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
 from dal.scan import sample_codebook, scan

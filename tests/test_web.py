@@ -32,13 +32,13 @@ from dal.campaign import Annotators, Campaign, Given, Queue
 from dal.campaign.control import Control
 from dal.campaign.queue import Outcome
 from dal.cli import main
-from dal.coordinator import Batch, Stopped, create_campaign, next_batch
 from dal.errors import CampaignError, LabelError, SettingsError
 from dal.figures import COLORS, color_of
+from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch
+from dal.loop.standing import status as standing_of
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.simulation import answer_batch
-from dal.standing import status as standing_of
 from dal.web import Listening, Options, create_app, make_server
 from dal.web.doors import BODY_BYTES, CHART_POLICY, STRICT_POLICY, Rates
 from dal.web.overview import agreements, time_left

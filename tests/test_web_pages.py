@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page
 
 from dal.campaign import Annotators, Campaign
 from dal.campaign.control import Control
-from dal.coordinator import create_campaign, next_batch
+from dal.loop.coordinator import create_campaign, next_batch
 from dal.pool import Pool, build_pool
 from dal.web import Listening, Options, make_server
 

@@ -13,12 +13,12 @@ import numpy.typing as npt
 from distributed import Client
 
 from dal.classes import Classes, alike, codes_of, distinct_names
-from dal.coordinator import records_to_try
 from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
 from dal.labelled import read_labelled, read_labels
 from dal.learner import Learner
+from dal.loop.coordinator import records_to_try
 from dal.map import PoolMap
 from dal.pool import Pool
 from dal.selection import Strategy, uniform_rows, usable

@@ -27,9 +27,9 @@ import numpy.typing as npt
 
 from dal.campaign import Campaign
 from dal.campaign.disk import replacing
-from dal.coordinator import pool_of
 from dal.errors import CampaignMismatch, SettingsError
 from dal.learner import Model
+from dal.loop.coordinator import pool_of
 from dal.map import PoolMap
 from dal.pool import Pool
 from dal.ruler import wilson

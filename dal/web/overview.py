@@ -21,10 +21,10 @@ from dal.agreement import Agreement
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Control
-from dal.coordinator import Coordinator, features_of
 from dal.errors import InputError
+from dal.loop.coordinator import Coordinator, features_of
+from dal.loop.standing import Status, status
 from dal.map import PoolMap
-from dal.standing import Status, status
 from dal.stopping import as_they_ended, label_budget, parse
 from dal.texts import guarded
 from dal.web.records import Records

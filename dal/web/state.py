@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from dal.campaign import Campaign, Queue, Round
 from dal.campaign.activity import Activity
 from dal.campaign.control import Control
-from dal.standing import status
+from dal.loop.standing import status
 
 Phase = Literal["waiting", "training", "open", "between", "paused", "stopped"]
 

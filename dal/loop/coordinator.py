@@ -1,4 +1,4 @@
-"""The loop: carries out what :func:`dal.rounds.next_action` says, one durable step at a time."""
+"""The loop: carries out what :func:`dal.loop.actions.next_action` says, one durable step at a time."""
 
 import io
 import logging
@@ -20,7 +20,6 @@ from distributed import Client
 from sklearn.base import BaseEstimator
 from sklearn.metrics import cohen_kappa_score
 
-from dal import rounds
 from dal.agreement import Labels, Vote
 from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
@@ -31,6 +30,7 @@ from dal.client import map_on
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
 from dal.labelled import read_labelled
 from dal.learner import Learner, Model, score_block
+from dal.loop import actions
 from dal.places import place_of
 from dal.pool import Pool
 from dal.pool.store import Missing
@@ -323,9 +323,9 @@ def run_campaign(
     return None
 
 
-def next_step(campaign: Campaign) -> rounds.Action:
+def next_step(campaign: Campaign) -> actions.Action:
     """Say what :func:`next_batch` would do first. Changes nothing and needs no lock."""
-    return rounds.next_action(Coordinator(campaign, None, None, coverage=False).state())
+    return actions.next_action(Coordinator(campaign, None, None, coverage=False).state())
 
 
 def pool_of(campaign: Campaign) -> Pool:
@@ -441,37 +441,37 @@ class Coordinator:
             self.campaign.close_round(current)
         while True:
             state = self.state()
-            action = rounds.next_action(state)
-            if not checked and not isinstance(action, rounds.Close | rounds.Wait | rounds.Stop):
+            action = actions.next_action(state)
+            if not checked and not isinstance(action, actions.Close | actions.Wait | actions.Stop):
                 self.campaign.objects.check()
                 checked = True
             match action:
-                case rounds.Open():
+                case actions.Open():
                     self._freeze()
-                case rounds.Fit():
+                case actions.Fit():
                     self._fit(self._current())
-                case rounds.Scan(cold=cold):
+                case actions.Scan(cold=cold):
                     self._scan(self._current(), cold=cold)
-                case rounds.Select():
+                case actions.Select():
                     self._select(self._current())
                     fresh = True
-                case rounds.Close():
+                case actions.Close():
                     self.campaign.close_round(self._current())
-                case rounds.Wait(pending=pending):
+                case actions.Wait(pending=pending):
                     return self._batch(state.number, pending, fresh=fresh)
-                case rounds.Stop(verdicts=verdicts):
+                case actions.Stop(verdicts=verdicts):
                     return Stopped(verdicts)
 
-    def state(self) -> rounds.State:
+    def state(self) -> actions.State:
         """Read where the campaign stands."""
         past = self.campaign.rounds()
         verdicts = self._verdicts(past)
         if not past:
-            return rounds.State(0, "none", trainable=False, pending=0, verdicts=verdicts)
+            return actions.State(0, "none", trainable=False, pending=0, verdicts=verdicts)
         last = past[-1]
         pending, spare = self._awaited(last) if last.status == "open" else (0, 0)
         trainable = last.strategy != COVERAGE and self._classes_seen(last.last_answer) > 1
-        return rounds.State(last.number, last.status, trainable, pending, spare, verdicts)
+        return actions.State(last.number, last.status, trainable, pending, spare, verdicts)
 
     def waiting(self) -> bool:
         """Say whether the open batch still waits for answers, by a look that costs little."""

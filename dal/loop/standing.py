@@ -9,7 +9,7 @@ from dal.agreement import Agreement, agreement, dawid_skene, relabelling
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.classes import UNLABELLED
-from dal.coordinator import Coordinator, Rows, learner_of, pool_of
+from dal.loop.coordinator import Coordinator, Rows, learner_of, pool_of
 from dal.ruler import Estimate, accuracy, class_shares, explore_counts, labels_saved
 from dal.selection import Strategy, usable
 from dal.stopping import Verdict, advice

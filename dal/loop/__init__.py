@@ -1,0 +1,1 @@
+"""The loop: what happens next in a campaign, and what carries it out."""
