@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, synthetic
-from dal.client import local_cluster
+from dal.compute.local import local_cluster
 from dal.learner import Model
 from dal.pool import Pool
 from dal.scan import plan, scan

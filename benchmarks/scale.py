@@ -46,7 +46,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine, synthetic
-from dal.client import local_cluster
+from dal.compute.local import local_cluster
 from dal.pool import Pool
 from dal.scan import Journal, cluster, plan
 from dal.scan.kernel import HISTOGRAM_BINS, Order, SpanResult, Tally

@@ -57,7 +57,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from benchmarks import machine, synthetic
 from benchmarks.synthetic import NO_ROWS
-from dal.client import SETTINGS, local_cluster
+from dal.compute.local import SETTINGS, local_cluster
 from dal.learner import Model
 from dal.places import for_zarr, place_of
 from dal.pool import Pool

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import machine
 from dal.campaign import Campaign, Given, Queue
-from dal.client import local_cluster
+from dal.compute.local import local_cluster
 from dal.loop.coordinator import create_campaign, run_campaign
 from dal.loop.standing import status
 from dal.pool import build_pool

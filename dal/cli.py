@@ -23,7 +23,8 @@ from dal.agreement import Vote
 from dal.campaign import Annotators, Campaign, Settings
 from dal.campaign.control import Act, Control
 from dal.campaign.disk import DISK_ERRORS, told
-from dal.client import connect, local_cluster
+from dal.compute.client import connect
+from dal.compute.local import local_cluster
 from dal.errors import CampaignError, DalError
 from dal.exchange import (
     FORMATS,

@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 
 from dal._threads import one_thread
 from dal.campaign.disk import replacing
-from dal.client import each_on
+from dal.compute.work import each_on
 from dal.errors import SettingsError
 from dal.pool import Pool
 from dal.scan import plan

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, Campaign
 from dal.classes import UNLABELLED, codes_of, names_of
-from dal.client import Beat, each_on
+from dal.compute.work import Beat, each_on
 from dal.errors import LabelError, SettingsError
 from dal.learner import Learner, Model
 from dal.loop.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch

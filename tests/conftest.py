@@ -7,7 +7,7 @@ import pytest
 from distributed import Client
 from playwright.sync_api import Browser, sync_playwright
 
-from dal.client import local_cluster
+from dal.compute.local import local_cluster
 from tests import databases, object_store
 
 SERVICES_REQUIRED = os.environ.get("DAL_TEST_SERVICES") == "required"

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from dal import client as client_module
-from dal.client import map_on
+from dal.compute import plugins, waits
+from dal.compute.work import map_on
 from dal.errors import ClusterError
 from dal.learner import Learner
 from dal.loop.coordinator import Batch, create_campaign, next_batch
@@ -125,7 +125,7 @@ def test_a_worker_that_leaves_takes_nothing_from_others_of_its_process(
     found = scan(pool, model, Strategy.named("margin"), 30, client=client, progress=one_leaves).candidates
     assert len(left) == 1
     assert (found.rows.tolist(), found.scores.tolist()) == scanned(pool, None)
-    assert not client_module._HELD
+    assert not plugins._HELD
 
 
 @pytest.mark.parametrize("door", [scanned, mapped, replayed, computed])
@@ -137,7 +137,7 @@ def test_a_cluster_that_stays_empty_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     adaptive[0].adapt(minimum=0, maximum=0, interval="50ms", wait_count=3)
-    monkeypatch.setattr(client_module, "NO_WORKERS_SECONDS", 0.3)
+    monkeypatch.setattr(waits, "NO_WORKERS_SECONDS", 0.3)
     with pytest.raises(ClusterError, match=r"no worker for 0 s.*adapt\(minimum=1\)"):
         door(pool, asleep)
 
@@ -145,7 +145,7 @@ def test_a_cluster_that_stays_empty_says_what_to_do(
 def test_work_that_lost_its_workers_ends_in_an_error(
     adaptive: tuple[LocalCluster, Client], asleep: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "NO_WORKERS_SECONDS", 1.0)
+    monkeypatch.setattr(waits, "NO_WORKERS_SECONDS", 1.0)
     results = map_on(asleep, waits_for_ever, [1])
     adaptive[0].adapt(minimum=0, maximum=0, interval="50ms", wait_count=3)
     with pytest.raises(ClusterError, match="no worker for 1 s"):

@@ -16,7 +16,8 @@ import yaml
 import zarr
 
 import dal
-from dal.client import SETTINGS, connect
+from dal.compute.client import connect
+from dal.compute.local import SETTINGS
 from dal.exchange import write_batch
 
 ROOT = Path(__file__).parents[1]

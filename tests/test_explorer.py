@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from distributed import Client
 
 from dal import cli, explorer
-from dal.client import local_cluster
+from dal.compute.local import local_cluster
 from dal.errors import CampaignMismatch, InputError, SettingsError
 from dal.explorer import Known, Plan, Run, RunFolder
 from dal.explorer.page import explorer_html

@@ -16,7 +16,7 @@ LEVELS = [
     {"errors", "_threads", "locks"},
     {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "trees", "texts", "classes"},
     {"places"},
-    {"pool", "learner", "campaign", "client", "progress", "labelled"},
+    {"pool", "learner", "campaign", "compute", "progress", "labelled"},
     {"scan"},
     {"map"},
     {"figures"},

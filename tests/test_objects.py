@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from dal.campaign import Campaign
 from dal.campaign.objects import Objects, objects_of
-from dal.client import local_cluster
+from dal.compute.local import local_cluster
 from dal.errors import CampaignError, CampaignNotFound, SettingsError
 from dal.learner import Model
 from dal.loop.coordinator import Batch, create_campaign, next_batch

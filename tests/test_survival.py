@@ -17,8 +17,9 @@ import zarr
 from distributed import Client
 from threadpoolctl import threadpool_limits
 
-from dal import client as client_module
-from dal.client import connect, local_cluster
+from dal.compute import waits
+from dal.compute.client import connect
+from dal.compute.local import local_cluster
 from dal.errors import ClusterError, LearnerError, SpanError
 from dal.learner import Learner, Model
 from dal.pool import Pool, build_pool
@@ -143,7 +144,7 @@ def test_results_that_a_worker_died_with_are_asked_for_again(
         return gather(client, futures, **options)
 
     monkeypatch.setattr(Client, "gather", counted)
-    monkeypatch.setattr(client_module, "_FIRST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(waits, "_FIRST_PATIENCE_SECONDS", 0.2)
     with local_cluster(2) as client:
         found = run(pools["clean"], model(Steady(seconds=0.02)), client=client)
     assert len(sent) > len(asked) > 2

@@ -26,7 +26,7 @@ from dal.campaign.control import Control
 from dal.campaign.disk import replacing
 from dal.campaign.objects import digest_of
 from dal.classes import codes_of, names_of
-from dal.client import map_on
+from dal.compute.work import map_on
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
 from dal.labelled import read_labelled
 from dal.learner import Learner, Model, score_block

@@ -24,7 +24,8 @@ from numcodecs import Blosc
 from threadpoolctl import threadpool_info
 from tornado.platform.asyncio import BaseAsyncIOLoop as AsyncIOLoop
 
-from dal.client import NO_WORKERS_SECONDS, Brought, bring, brought, gathered, wait_for_worker
+from dal.compute.plugins import Brought, bring, brought
+from dal.compute.waits import NO_WORKERS_SECONDS, gathered, wait_for_worker
 from dal.errors import ClusterError, DalError, SpanError
 from dal.learner import Model
 from dal.pool import Pool

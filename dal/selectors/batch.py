@@ -108,7 +108,7 @@ def select(
         Embeddings of the records already asked: what they cover is not worth asking again.
     seed, round : int
     mapper : callable, default=map
-        Solves independent parts of a large batch, such as :func:`dal.client.map_on` on a cluster, which gives the same.
+        Solves independent parts of a large batch: :func:`dal.compute.work.map_on` does so on a cluster, same result.
 
     Returns
     -------

@@ -14,8 +14,10 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
-from dal import client as module
-from dal.client import SETTINGS, Beat, connect, each_on, local_cluster, map_on
+from dal.compute import plugins, waits
+from dal.compute.client import connect
+from dal.compute.local import SETTINGS, local_cluster
+from dal.compute.work import Beat, each_on, map_on
 from dal.errors import ClusterError, SettingsError
 from dal.selection import Candidates, Strategy
 from dal.selectors import select
@@ -147,7 +149,7 @@ SCRIPT = textwrap.dedent(
     import time
     from concurrent.futures import Future
     import dask
-    from dal.client import connect
+    from dal.compute.client import connect
 
     def busy(seconds):
         end = time.monotonic() + seconds
@@ -253,7 +255,7 @@ def test_items_come_as_they_end_with_what_is_shared(client: Client) -> None:
     assert list(each_on(client, added, [], 100)) == []
     with pytest.raises(FileNotFoundError, match=r"no 7\.zarr"):
         list(each_on(client, cannot_read, [7], None))
-    assert client.run(lambda: len(module._HELD)) == dict.fromkeys(client.nthreads(), 0)
+    assert client.run(lambda: len(plugins._HELD)) == dict.fromkeys(client.nthreads(), 0)
 
 
 @pytest.mark.slow
@@ -277,19 +279,19 @@ def test_what_is_shared_outlives_every_worker_that_had_it(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_work_that_stands_still_and_a_cluster_without_workers_end_in_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STALL_SECONDS", 1.0)
-    monkeypatch.setattr(module, "NO_WORKERS_SECONDS", 1.0)
+    monkeypatch.setattr(waits, "_STALL_SECONDS", 1.0)
+    monkeypatch.setattr(waits, "NO_WORKERS_SECONDS", 1.0)
     with own_cluster(1) as (cluster, client):
         with pytest.raises(ClusterError, match="nothing has come further on the cluster for 1 s"):
             list(each_on(client, stands_still, [1], None))
-        monkeypatch.setattr(module, "_STALL_SECONDS", 60.0)
+        monkeypatch.setattr(waits, "_STALL_SECONDS", 60.0)
         cluster.scale(0)
         with pytest.raises(ClusterError, match="has had no worker for 1 s"):
             list(each_on(client, added, [1], 1))
 
 
 def test_beats_keep_long_work_alive(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STALL_SECONDS", 1.2)
+    monkeypatch.setattr(waits, "_STALL_SECONDS", 1.2)
     [(_, (item, _))] = each_on(client, told_at, [5], str(tmp_path))
     assert item == 5
 

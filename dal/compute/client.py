@@ -1,0 +1,100 @@
+"""Clients of Dask clusters: those that people bring, and those of an address."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from distributed import Client, Security
+from distributed.comm.core import connect as connect_comm
+from distributed.deploy.cluster import Cluster
+
+from dal.compute.local import local_cluster
+from dal.errors import ClusterError, SettingsError
+
+
+@contextmanager
+def connect(
+    client: Client | Cluster | str | None, *, workers: int | None = None, timeout: float = 10.0
+) -> Iterator[Client | None]:
+    """Give the client that a scan runs on, and close what was opened for it, nothing else.
+
+    Parameters
+    ----------
+    client
+        None: no cluster, work is done in this process; with `workers`, a local cluster of that many processes.
+        An address such as ``"tcp://10.0.0.5:8786"``: a client of that scheduler, closed at the end.
+        A Cluster: a client of it, closed at the end; the cluster is left running.
+        A Client: itself, never closed.
+    workers
+        Processes of the local cluster; only without a `client`.
+    timeout
+        Seconds in which the scheduler at an address must answer.
+
+    Raises
+    ------
+    ClusterError
+        If nobody answers at the address, or the client is closed.
+    SettingsError
+        If `workers` comes with a cluster that has its own, or the client or cluster is an asynchronous one.
+    """
+    if client is not None and workers is not None:
+        raise SettingsError(
+            f"workers={workers} sizes a local cluster, {client!r} has workers of its own: pass one of the two"
+        )
+    if client is None and workers is None:
+        yield None
+    elif client is None:
+        with local_cluster(workers) as opened:
+            yield opened
+    elif isinstance(client, Client):
+        yield _usable(client)
+    else:
+        with _opened(client, timeout) as opened:
+            yield opened
+
+
+def _usable(client: Client) -> Client:
+    if client.asynchronous:
+        raise SettingsError("expected a synchronous Client, got one made with asynchronous=True")
+    if client.status != "running":
+        raise ClusterError(
+            f"expected a connected Client, got {client!r}: connect it again, or pass its scheduler's address"
+        )
+    return client
+
+
+def _opened(target: Cluster | str, timeout: float) -> Client:
+    if isinstance(target, str):
+        _knock(target, timeout)
+    elif not isinstance(target, Cluster):
+        raise SettingsError(f"expected None, a Client, a Cluster or a scheduler's address, got {type(target).__name__}")
+    elif target.asynchronous:
+        raise SettingsError("expected a synchronous Cluster, got one made with asynchronous=True")
+    return Client(target, timeout=timeout, set_as_default=False)
+
+
+def _knock(address: str, timeout: float) -> None:
+    """Refuse an address where nobody answers.
+
+    A Client that failed to connect cannot be closed: it prints a traceback when the interpreter exits. So a bare
+    connection goes first, in a thread of its own, because the caller may be inside an event loop (a notebook is).
+    """
+
+    async def shake_hands() -> None:
+        security = Security().get_connection_args("client")
+        comm = await connect_comm(address, timeout=timeout, **security)
+        await comm.close()
+
+    try:
+        with ThreadPoolExecutor(max_workers=1) as thread:
+            thread.submit(asyncio.run, shake_hands()).result()
+    except OSError as error:
+        raise ClusterError(
+            f"nobody answers at {address} ({error}): start a scheduler there (cluster/README.md), or check the address"
+        ) from error
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ClusterError(
+            f"expected a scheduler's address such as tcp://10.0.0.5:8786, or tls:// with distributed.comm.tls "
+            f"configured, got {address!r} ({error})"
+        ) from error

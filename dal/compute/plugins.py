@@ -1,0 +1,71 @@
+"""Things that every worker process of a cluster has, also those that join later."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from distributed import Client, Worker, WorkerPlugin
+
+_ATTEMPTS = 3
+
+
+class Brought(WorkerPlugin):
+    """Makes something in every worker process, once, and keeps it while a worker of the process has the plugin.
+
+    Workers may share a process, as those of a cluster without processes do: the first that leaves takes nothing away
+    from the others.
+
+    Parameters
+    ----------
+    name
+    make
+        Called on the worker.
+    """
+
+    def __init__(self, name: str, make: Callable[[], object]) -> None:
+        self.name = name
+        self.make = make
+
+    def setup(self, worker: Worker) -> None:
+        """Make it, unless another worker of this process has."""
+        with _holding:
+            if self.name not in _HELD:
+                _HELD[self.name] = (self.make(), set())
+            _HELD[self.name][1].add(worker.id)
+
+    def teardown(self, worker: Worker) -> None:
+        """Let it go with the last worker."""
+        with _holding:
+            _, holders = _HELD.get(self.name, (None, set()))
+            holders.discard(worker.id)
+            if not holders:
+                _HELD.pop(self.name, None)
+
+
+_HELD: dict[str, tuple[object, set[object]]] = {}
+"""What was made, by name, with the workers of this process that hold it."""
+_holding = threading.Lock()
+
+
+def brought(name: str) -> Any:  # noqa: ANN401 - whatever was made
+    """Give what :class:`Brought` has made in this worker process."""
+    return _HELD[name][0]
+
+
+def bring(client: Client, plugin: WorkerPlugin) -> None:
+    """Set a plugin up on every worker, also on those that join later.
+
+    Raises
+    ------
+    OSError
+        If the cluster cannot be told.
+    """
+    for attempt in range(_ATTEMPTS):
+        # A worker that dies while it is told breaks the whole call; it is safe to tell the others twice.
+        try:
+            client.register_plugin(plugin)
+        except OSError:
+            if attempt + 1 == _ATTEMPTS:
+                raise
+        else:
+            return
