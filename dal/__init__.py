@@ -5,6 +5,7 @@ coordinator chooses a diverse batch, people label it, the learner is trained aga
 """
 
 from dal import scan
+from dal._distribution import __version__ as __version__
 from dal.campaign import Answer, Campaign
 from dal.learner import Learner, Model
 from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, run_campaign

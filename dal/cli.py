@@ -19,6 +19,7 @@ from rich.table import Table as RichTable
 
 from dal import demo as demonstration
 from dal import explorer
+from dal._distribution import __version__
 from dal.agreement import Vote
 from dal.campaign import Annotators, Campaign, Settings
 from dal.campaign.control import Act, Control
@@ -97,7 +98,7 @@ def _terminable() -> Iterator[None]:
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="dal")
+@click.version_option(__version__, prog_name="dal")
 def main() -> None:
     """Distributed active learning on very large pools."""
     # A learner of one's own is named as module:object, and its module lies where one stands.

@@ -13,7 +13,7 @@ PACKAGE = Path(dal.__file__).parent
 
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
-    {"errors", "_threads", "locks"},
+    {"errors", "_distribution", "_threads", "locks"},
     {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "trees", "texts", "classes"},
     {"places"},
     {"pool", "learner", "campaign", "compute", "progress", "labelled"},

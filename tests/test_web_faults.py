@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import os
 import resource
 import shutil
@@ -394,11 +393,9 @@ def test_connections_that_say_nothing_are_closed(campaign: Campaign) -> None:
 
 @pytest.mark.slow
 def test_a_server_that_ends_cuts_off_what_is_half_sent_without_a_traceback(
-    campaign: Campaign, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    campaign: Campaign, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = b"POST /api/answers HTTP/1.1\r\nHost: 127.0.0.1\r\nSec-Fetch-Site: same-origin\r\n"
-    # Not through the root: a command that another test ran in this process has set that up for itself.
-    monkeypatch.setattr(logging.getLogger("uvicorn.error"), "handlers", [caplog.handler])
     with running(campaign) as url:
         half = opened(url, head + b"Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{")
         assert httpx.get(f"{url}api/state", timeout=10).status_code == 200

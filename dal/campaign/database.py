@@ -20,6 +20,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from dal._distribution import install_line
 from dal.campaign.disk import network_filesystem
 from dal.errors import CampaignError, CampaignLocked, DatabaseError, LabelError, SettingsError
 
@@ -292,7 +293,7 @@ def open_server(url: str) -> Database:
         engine = create_engine(parsed.difference_update_query(["options"]), connect_args=told, poolclass=NullPool)
     except ModuleNotFoundError as error:
         raise CampaignError(
-            "PostgreSQL is reached by psycopg, which is missing: pip install 'dal[postgres]'"
+            f"PostgreSQL is reached by psycopg, which is missing: {install_line('postgres')}"
         ) from error
 
     @event.listens_for(engine, "begin")

@@ -7,6 +7,7 @@ from typing import Any
 
 import fsspec
 
+from dal._distribution import install_line
 from dal.campaign.disk import replacing
 from dal.errors import CampaignError, InputError, SettingsError
 from dal.places import Place, Url, place_of
@@ -109,7 +110,7 @@ class RemoteObjects(Objects):
         try:
             self._store, self._prefix = fsspec.core.url_to_fs(url.text)
         except ImportError as error:
-            raise CampaignError(f"{url}: this store needs more packages: {error}; pip install 'dal[remote]'") from error
+            raise CampaignError(f"{url}: this store needs more packages: {error}; {install_line('remote')}") from error
         except ValueError as error:
             raise SettingsError(
                 f"store: a URL such as s3://bucket/folder was expected, {url.text!r} came: {error}"

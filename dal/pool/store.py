@@ -15,6 +15,7 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import ZipStore
 
+from dal._distribution import install_line
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
 from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
@@ -512,7 +513,7 @@ def _opened(where: Place) -> "zarr.Array[Any] | zarr.Group":
         raise PoolNotFound(f"no pool at {where}; build one with `dal pool build`, or check the path") from error
     except ImportError as error:
         raise PoolError(
-            f"{where}: this kind of store needs more packages: {error}; pip install 'dal[remote]'"
+            f"{where}: this kind of store needs more packages: {error}; {install_line('remote')}"
         ) from error
     except (ValueError, KeyError, TypeError, BadZipFile) as error:
         raise PoolError(f"{where}: the metadata cannot be read: {error}") from error
