@@ -23,13 +23,13 @@ from rich.table import Table
 
 from benchmarks import machine, synthetic
 from dal.compute.local import local_cluster
-from dal.learner import Model
+from dal.learners.learner import Model
 from dal.pool import Pool
 from dal.scan import plan, scan
 from dal.scan.cluster import predicted
 from dal.scan.kernel import Order
 from dal.scan.run import Run
-from dal.selection import Strategy
+from dal.selection.strategy import Strategy
 
 CANDIDATES = 10_000
 STRATEGY = Strategy.named("margin")

@@ -53,7 +53,7 @@ from dal.scan.kernel import HISTOGRAM_BINS, Order, SpanResult, Tally
 from dal.scan.merge import Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
 from dal.scan.run import Run, Task
-from dal.selection import Candidates, Capacity, Strategy, row_hash
+from dal.selection.strategy import Candidates, Capacity, Strategy, row_hash
 
 BATCH = 10_000
 """Its shortlist is 1e5 rows in the default strategy."""

@@ -18,10 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from dal.selection import Candidates, Strategy
-from dal.selectors import LEAF_ROWS, select
-from dal.selectors.batch import posed
-from dal.selectors.facility_location import Leaf, solve_leaf
+from dal.selection.batch import posed, select
+from dal.selection.facility_location import LEAF_ROWS, Leaf, solve_leaf
+from dal.selection.strategy import Candidates, Strategy
 
 SIZES = ((1_000, 32), (10_000, 32), (100_000, 32), (10_000, 128))
 """Records of a batch, and width of a record."""

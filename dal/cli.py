@@ -20,13 +20,13 @@ from rich.table import Table as RichTable
 from dal import demo as demonstration
 from dal import explorer
 from dal._distribution import __version__
-from dal.agreement import Vote
 from dal.campaign import Annotators, Campaign, Settings
 from dal.campaign.control import Act, Control
 from dal.campaign.disk import DISK_ERRORS, told
 from dal.compute.client import connect
 from dal.compute.local import local_cluster
 from dal.errors import CampaignError, DalError
+from dal.evidence.agreement import Vote
 from dal.exchange import (
     FORMATS,
     ImportReport,
@@ -39,7 +39,7 @@ from dal.exchange import (
     write_labels,
 )
 from dal.figures import Table
-from dal.learner import imported
+from dal.learners.learner import imported
 from dal.loop.actions import Stop, Wait
 from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, run_campaign
 from dal.loop.standing import Status, doubtful, left_out, saved, status
@@ -49,7 +49,7 @@ from dal.pool.encodings import ENCODINGS
 from dal.pool.store import Missing, listed
 from dal.progress import shown
 from dal.scan import Progress
-from dal.selection import STRATEGIES
+from dal.selection.strategy import STRATEGIES
 from dal.simulation import Replay
 from dal.web import Listening, Options, make_server
 from dal.web.overview import MAP

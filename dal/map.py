@@ -23,7 +23,7 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.driver import SAMPLE_BYTES, SAMPLE_ROWS, sample_rows
 from dal.scan.plan import Interval
-from dal.selection import MOST_DEVIATIONS, Codebook, row_hash, usable
+from dal.selection.strategy import MOST_DEVIATIONS, Codebook, row_hash, usable
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

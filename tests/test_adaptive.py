@@ -11,13 +11,13 @@ from distributed import Client, LocalCluster
 from dal.compute import plugins, waits
 from dal.compute.work import map_on
 from dal.errors import ClusterError
-from dal.learner import Learner
+from dal.learners.learner import Learner
 from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.scan import cluster as engine
 from dal.scan import plan, scan
-from dal.selection import Strategy
+from dal.selection.strategy import Strategy
 from dal.simulation import TestSet, answer_batch, compare, compare_side_by_side
 from tests.clusters import own_cluster
 

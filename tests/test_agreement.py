@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
-from dal.agreement import Labels, agreement, dawid_skene, label, majority, relabelling
 from dal.errors import LabelError
-from dal.selection import row_hash
+from dal.evidence.agreement import Labels, agreement, dawid_skene, label, majority, relabelling
+from dal.selection.strategy import row_hash
 
 
 def slow_majority(rows: list[int], labels: list[int], seed: int) -> dict[int, int]:

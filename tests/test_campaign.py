@@ -22,7 +22,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, event, update
 
-from dal.agreement import majority
 from dal.campaign import (
     Answer,
     AnswerFile,
@@ -47,6 +46,7 @@ from dal.errors import (
     LabelError,
     SettingsError,
 )
+from dal.evidence.agreement import majority
 from dal.texts import composed
 from tests import databases
 from tests.databases import sqlite_only

@@ -17,18 +17,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVR
 
-from dal.agreement import dawid_skene
 from dal.campaign import Answer, Campaign, Given, Queue
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
-from dal.learner import Learner, Model
+from dal.evidence.agreement import dawid_skene
+from dal.learners.learner import Learner, Model
 from dal.loop.actions import Fit, Open, Select, Stop, Wait
 from dal.loop.actions import Scan as ScanAction
 from dal.loop.coordinator import STOP_SET, Batch, Coordinator, Stopped, create_campaign, next_batch, next_step, pool_of
 from dal.loop.standing import doubtful, status
 from dal.pool import Pool, build_pool
 from dal.scan import sample_codebook, scan
-from dal.selection import Strategy, explore_count, interleaved, uniform_rows
-from dal.selectors import choose
+from dal.selection.batch import choose
+from dal.selection.strategy import Strategy, explore_count, interleaved, uniform_rows
 from dal.simulation import answer_batch
 
 CLASSES = ("red", "green", "blue")

@@ -18,14 +18,14 @@ from zarr.storage import LocalStore
 
 from dal.cli import main
 from dal.errors import ChunkError, PoolError, SourceError
-from dal.learner import Learner
+from dal.learners.learner import Learner
 from dal.pool import Block, Pool, build_pool, sources
 from dal.pool import build as building
 from dal.pool import store as reading
 from dal.pool import tables as reading_tables
 from dal.pool.encodings import ENCODINGS, decoder, encoder, scale_of
 from dal.scan import sample_codebook, scan
-from dal.selection import Strategy
+from dal.selection.strategy import Strategy
 
 N, D = 237, 5
 NARROW = [name for name in ENCODINGS if name != "float32"]

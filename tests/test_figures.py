@@ -9,8 +9,8 @@ from bokeh.models import GlyphRenderer, HBar, Quad, Rect, Scatter, Span, Whisker
 from bokeh.plotting import figure
 
 from dal import figures
+from dal.evidence.ruler import RoundRecord, wilson
 from dal.figures import Annotator, Balance, BatchMap, Criterion, Curve, Pause, Points
-from dal.ruler import RoundRecord, wilson
 
 
 def glyphs(plot: figure, kind: type) -> list[GlyphRenderer]:

@@ -14,9 +14,9 @@ PACKAGE = Path(dal.__file__).parent
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
     {"errors", "_distribution", "_threads", "locks"},
-    {"scores", "selection", "selectors", "stopping", "agreement", "ruler", "trees", "texts", "classes"},
+    {"scores", "selection", "evidence", "texts", "classes"},
     {"places"},
-    {"pool", "learner", "campaign", "compute", "progress", "labelled"},
+    {"pool", "learners", "campaign", "compute", "progress", "labelled"},
     {"scan"},
     {"map"},
     {"figures"},
@@ -29,9 +29,7 @@ LEVELS = [
 # The pure level is one page of mathematics; it may refer to itself, without cycles.
 SIDEWAYS = {
     ("selection", "scores"),
-    ("selectors", "selection"),
-    ("stopping", "ruler"),
-    ("agreement", "selection"),
+    ("evidence", "selection"),
     ("classes", "texts"),
 }
 PURE_MAY_IMPORT = {
@@ -103,8 +101,8 @@ def test_the_pure_modules_touch_no_clock_file_or_network(module: str) -> None:
 
 def test_the_loop_as_a_value_is_pure() -> None:
     assert {name for name in imported(PACKAGE / "loop" / "actions.py") if name.startswith("dal")} <= {
-        "dal.stopping",
-        "dal.stopping.Verdict",
+        "dal.evidence.stopping",
+        "dal.evidence.stopping.Verdict",
     }
     roots = {name.split(".")[0] for name in imported(PACKAGE / "loop" / "actions.py")}
     assert roots <= PURE_MAY_IMPORT

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal.scan.merge import Best, Thresholds, concatenate, no_thresholds
-from dal.selection import Candidates, Capacity, key_order
+from dal.selection.strategy import Candidates, Capacity, key_order
 
 
 def made(n: int, seed: int, levels: int, cells: int) -> Candidates:

@@ -8,12 +8,12 @@ from click.testing import CliRunner
 
 from dal.cli import main
 from dal.errors import LearnerError, SettingsError
-from dal.learner import Learner
+from dal.learners.learner import Learner
 from dal.loop.coordinator import create_campaign, next_batch
 from dal.loop.standing import saved, status
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
-from dal.selection import Codebook, usable
+from dal.selection.strategy import Codebook, usable
 from dal.simulation import TestSet, answer_batch, simulate, view_of
 
 CLASSES = ("ham", "spam")

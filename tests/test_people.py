@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from dal.agreement import agreement
 from dal.campaign import Account, Annotators, Answer, Campaign, Given, Queue, Settings
 from dal.campaign.activity import Activity
 from dal.errors import InputError
+from dal.evidence.agreement import agreement
 from dal.exchange import read_answers
 from tests import databases
 from tests.test_exchange import InMemory

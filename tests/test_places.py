@@ -17,12 +17,12 @@ from dal.campaign import Campaign
 from dal.campaign.disk import replacing
 from dal.campaign.objects import objects_of
 from dal.errors import InputError, PoolError, ScanError
-from dal.learner import Learner
+from dal.learners.learner import Learner
 from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.places import Nodes, NotOurs, Url, for_zarr, place_of
 from dal.pool import Pool, append_pool, build_pool
 from dal.scan import Cells, Journal, sample_codebook, scan, stored_cells
-from dal.selection import Strategy
+from dal.selection.strategy import Strategy
 from dal.simulation import answer_batch
 
 X = np.random.default_rng(5).standard_normal((300, 3)).astype(np.float32)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal.errors import InputError
-from dal.ruler import (
+from dal.evidence.ruler import (
     RoundRecord,
     accuracy,
     class_shares,

@@ -12,7 +12,11 @@ from sklearn.cluster import kmeans_plusplus
 from sklearn.datasets import load_digits
 
 from dal.errors import SettingsError
-from dal.selection import (
+from dal.selection import facility_location
+from dal.selection.batch import choose, select
+from dal.selection.facility_location import LEAF_ROWS
+from dal.selection.problem import DUPLICATE_DISTANCE
+from dal.selection.strategy import (
     STRATEGIES,
     Candidates,
     Capacity,
@@ -29,7 +33,6 @@ from dal.selection import (
     uniform,
     uniform_rows,
 )
-from dal.selectors import DUPLICATE_DISTANCE, LEAF_ROWS, choose, facility_location, select
 
 pytestmark = pytest.mark.exact
 

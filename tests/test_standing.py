@@ -8,17 +8,17 @@ import pytest
 from bokeh.models import ColumnDataSource
 from sklearn.metrics import cohen_kappa_score
 
-from dal.agreement import dawid_skene, majority
 from dal.campaign import Campaign
 from dal.errors import SettingsError
+from dal.evidence.agreement import dawid_skene, majority
+from dal.evidence.ruler import wilson
 from dal.explorer.report import view_of_campaign
 from dal.explorer.run import run_of_campaign
-from dal.learner import Model
+from dal.learners.learner import Model
 from dal.loop.coordinator import Coordinator, create_campaign, learner_of, next_batch
 from dal.loop.standing import saved, status
 from dal.map import map_of
 from dal.pool import Pool, build_pool
-from dal.ruler import wilson
 from dal.simulation import answer_batch
 from dal.web.overview import Overviews
 from dal.web.records import Records

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal.errors import SettingsError
-from dal.ruler import RoundRecord, wilson
-from dal.stopping import (
+from dal.evidence.ruler import RoundRecord, wilson
+from dal.evidence.stopping import (
     All,
     ClassificationChange,
     Criterion,

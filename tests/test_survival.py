@@ -21,11 +21,11 @@ from dal.compute import waits
 from dal.compute.client import connect
 from dal.compute.local import local_cluster
 from dal.errors import ClusterError, LearnerError, SpanError
-from dal.learner import Learner, Model
+from dal.learners.learner import Learner, Model
 from dal.pool import Pool, build_pool
 from dal.scan import Journal, Progress, Scan, plan, scan
 from dal.scan import cluster as engine
-from dal.selection import Strategy
+from dal.selection.strategy import Strategy
 from tests import broken_learners
 from tests.broken_learners import (
     KillsItsWorker,

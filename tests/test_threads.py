@@ -19,13 +19,13 @@ from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dal._threads import one_thread
-from dal.learner import Learner, Model
+from dal.learners.learner import Learner, Model
 from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
 from dal.scan import sample_codebook, scan
-from dal.selection import Strategy
-from dal.selectors import select
+from dal.selection.batch import select
+from dal.selection.strategy import Strategy
 from dal.simulation import answer_batch
 
 CLASSES = ("a", "b", "c")

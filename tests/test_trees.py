@@ -16,10 +16,10 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 from threadpoolctl import threadpool_limits
 
-from dal import trees
 from dal.errors import LearnerError
-from dal.learner import Learner
-from dal.trees import Trees
+from dal.learners import trees
+from dal.learners.learner import Learner
+from dal.learners.trees import Trees
 
 pytestmark = pytest.mark.exact
 

@@ -22,9 +22,9 @@ from benchmarks.labels.sets import SETS, Source
 from benchmarks.labels.statistics import area, labels_to_final, mean_interval, paired
 from benchmarks.labels.table import protocol_table, tables
 from dal.errors import LearnerError
-from dal.learner import Learner
+from dal.learners.learner import Learner
 from dal.scores import OF_GRADIENTS
-from dal.selection import STRATEGIES, Strategy
+from dal.selection.strategy import STRATEGIES, Strategy
 
 PROTOCOL = "lu"
 CONTENDERS: Mapping[str, Contender] = {

@@ -17,17 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.labels.sets import Setup, World
-from dal.learner import Learner, Model
+from dal.learners.learner import Learner, Model
 from dal.pool import Pool, build_pool
 from dal.scan import Cells, sample_codebook, scan
-from dal.selection import (
-    Codebook,
-    Strategy,
-    explore_count,
-    interleaved,
-    uniform_rows,
-)
-from dal.selectors import choose
+from dal.selection.batch import choose
+from dal.selection.strategy import Codebook, Strategy, explore_count, interleaved, uniform_rows
 
 Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-from dal.agreement import Vote
 from dal.campaign.objects import check_store
 from dal.classes import class_flaw
 from dal.errors import InputError, SettingsError
+from dal.evidence.agreement import Vote
 from dal.places import place_of
 from dal.texts import composed, flaw
 

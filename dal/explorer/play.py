@@ -17,11 +17,11 @@ from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
 from dal.labelled import read_labelled, read_labels
-from dal.learner import Learner
+from dal.learners.learner import Learner
 from dal.loop.coordinator import records_to_try
 from dal.map import PoolMap
 from dal.pool import Pool
-from dal.selection import Strategy, uniform_rows, usable
+from dal.selection.strategy import Strategy, uniform_rows, usable
 from dal.simulation import Comparison, Replay, TestSet, compare, compare_side_by_side
 
 Rows = npt.NDArray[np.int64]

@@ -2,15 +2,15 @@
 
 from typing import Any
 
-from dal.agreement import Agreement
 from dal.campaign import Campaign
 from dal.campaign.activity import Work
+from dal.evidence.agreement import Agreement
+from dal.evidence.ruler import class_shares, wilson
 from dal.explorer.run import run_of_campaign
 from dal.explorer.view import view_of_run
 from dal.loop.coordinator import Coordinator, pool_of
 from dal.loop.standing import status
 from dal.map import PoolMap
-from dal.ruler import class_shares, wilson
 
 FEWEST_FOR_SHARES = 30
 """Explore answers below which no shares of the pool are drawn: bars have no room for intervals that wide."""

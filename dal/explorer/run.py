@@ -28,11 +28,11 @@ import numpy.typing as npt
 from dal.campaign import Campaign
 from dal.campaign.disk import replacing
 from dal.errors import CampaignMismatch, SettingsError
-from dal.learner import Model
+from dal.evidence.ruler import wilson
+from dal.learners.learner import Model
 from dal.loop.coordinator import pool_of
 from dal.map import PoolMap
 from dal.pool import Pool
-from dal.ruler import wilson
 from dal.simulation import Comparison, Replay, view_of
 
 FORMAT, VERSION = "dal-run", 1

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from bokeh.models import ColumnDataSource, HoverTool, Span, Whisker
 from bokeh.plotting import figure
 
+from dal.evidence.ruler import RoundRecord, wilson
 from dal.figures.style import color_of, marker_of, plain_figure
-from dal.ruler import RoundRecord, wilson
 
 _TOOLS = "pan,wheel_zoom,box_zoom,reset"
 

@@ -11,7 +11,7 @@ nothing else, so a coordinator that died anywhere is continued by asking again.
 from dataclasses import dataclass
 from typing import Literal
 
-from dal.stopping import Verdict
+from dal.evidence.stopping import Verdict
 
 Status = Literal["none", "frozen", "fitted", "scanned", "open", "closed"]
 

@@ -20,7 +20,6 @@ from distributed import Client
 from sklearn.base import BaseEstimator
 from sklearn.metrics import cohen_kappa_score
 
-from dal.agreement import Labels, Vote
 from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
@@ -28,28 +27,21 @@ from dal.campaign.objects import digest_of
 from dal.classes import codes_of, names_of
 from dal.compute.work import map_on
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
+from dal.evidence.agreement import Labels, Vote
+from dal.evidence.ruler import RoundRecord
+from dal.evidence.stopping import Criterion, Verdict, advice, first_stop, label_budget, parse
 from dal.labelled import read_labelled
-from dal.learner import Learner, Model, score_block
+from dal.learners.learner import Learner, Model, score_block
 from dal.loop import actions
 from dal.places import place_of
 from dal.pool import Pool
 from dal.pool.store import Missing
-from dal.ruler import RoundRecord
 from dal.scan import Journal, Progress, Summary, cells_written, sample_codebook, scan, stored_cells
 from dal.scan.driver import sample_rows
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scores import of_probabilities
-from dal.selection import (
-    Candidates,
-    Codebook,
-    Strategy,
-    explore_count,
-    interleaved,
-    uniform_rows,
-    usable,
-)
-from dal.selectors import choose
-from dal.stopping import Criterion, Verdict, advice, first_stop, label_budget, parse
+from dal.selection.batch import choose
+from dal.selection.strategy import Candidates, Codebook, Strategy, explore_count, interleaved, uniform_rows, usable
 
 Rows = npt.NDArray[np.int64]
 SAVED_LEARNER = "saved"

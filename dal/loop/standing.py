@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from dal.agreement import Agreement, agreement, dawid_skene, relabelling
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.classes import UNLABELLED
+from dal.evidence.agreement import Agreement, agreement, dawid_skene, relabelling
+from dal.evidence.ruler import Estimate, accuracy, class_shares, explore_counts, labels_saved
+from dal.evidence.stopping import Verdict, advice
 from dal.loop.coordinator import Coordinator, Rows, learner_of, pool_of
-from dal.ruler import Estimate, accuracy, class_shares, explore_counts, labels_saved
-from dal.selection import Strategy, usable
-from dal.stopping import Verdict, advice
+from dal.selection.strategy import Strategy, usable
 
 
 @dataclass(frozen=True)

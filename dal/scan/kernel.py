@@ -11,14 +11,14 @@ import zarr
 
 from dal._threads import one_thread
 from dal.errors import LearnerError
-from dal.learner import Model, score_block
+from dal.learners.learner import Model, score_block
 from dal.places import Place, for_zarr
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
 from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scores import OF_ONE_MODEL, Scored, of_decisions
-from dal.selection import Candidates, Capacity, Codebook, power_masses, uniform, usable
+from dal.selection.strategy import Candidates, Capacity, Codebook, power_masses, uniform, usable
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]

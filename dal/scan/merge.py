@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dal.selection import Candidates, Capacity, best_by_key, key_order
+from dal.selection.strategy import Candidates, Capacity, best_by_key, key_order
 
 Floats64 = npt.NDArray[np.float64]
 

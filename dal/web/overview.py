@@ -17,15 +17,15 @@ from bokeh.plotting import figure as Figure  # noqa: N812 - a method below has t
 from pydantic import BaseModel
 
 from dal import figures
-from dal.agreement import Agreement
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Control
 from dal.errors import InputError
+from dal.evidence.agreement import Agreement
+from dal.evidence.stopping import as_they_ended, label_budget, parse
 from dal.loop.coordinator import Coordinator, features_of
 from dal.loop.standing import Status, status
 from dal.map import PoolMap
-from dal.stopping import as_they_ended, label_budget, parse
 from dal.texts import guarded
 from dal.web.records import Records
 from dal.web.state import Standing

@@ -33,6 +33,7 @@ from sklearn.utils.validation import has_fit_parameter
 from dal._threads import one_thread
 from dal.classes import codes_of
 from dal.errors import LabelError, LearnerError
+from dal.learners.trees import FORESTS, Trees
 from dal.scores import (
     OF_COMMITTEE,
     OF_GRADIENTS,
@@ -43,8 +44,7 @@ from dal.scores import (
     of_gradients,
     of_probabilities,
 )
-from dal.selection import usable
-from dal.trees import FORESTS, Trees
+from dal.selection.strategy import usable
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from dal.errors import LabelError
-from dal.selection import row_hash
+from dal.selection.strategy import row_hash
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]

@@ -6,10 +6,20 @@ from dataclasses import replace
 import numpy as np
 
 from dal._threads import one_thread
-from dal.selection import Candidates, Capacity, Codebook, Selector, Strategy, key_order, power_keys, shortlist, usable
-from dal.selectors import methods
-from dal.selectors.facility_location import facility_location
-from dal.selectors.problem import Floats32, Mapper, Positions, Problem, Rows
+from dal.selection import methods
+from dal.selection.facility_location import facility_location
+from dal.selection.problem import Floats32, Mapper, Positions, Problem, Rows
+from dal.selection.strategy import (
+    Candidates,
+    Capacity,
+    Codebook,
+    Selector,
+    Strategy,
+    key_order,
+    power_keys,
+    shortlist,
+    usable,
+)
 
 _SELECTORS: Mapping[Selector, Callable[[Problem, int], Positions]] = {
     "top": methods.top,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 
 from dal.errors import SettingsError
-from dal.ruler import RoundRecord, critical_value, explore_counts, wilson
+from dal.evidence.ruler import RoundRecord, critical_value, explore_counts, wilson
 
 __all__ = [
     "All",
