@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks import machine, synthetic
 from dal.compute.local import local_cluster
-from dal.learners.learner import Model
+from dal.learners.models import Model
 from dal.pool import Pool
 from dal.scan import plan, scan
 from dal.scan.cluster import predicted

@@ -53,7 +53,9 @@ from dal.scan.kernel import HISTOGRAM_BINS, Order, SpanResult, Tally
 from dal.scan.merge import Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
 from dal.scan.run import Run, Task
-from dal.selection.strategy import Candidates, Capacity, Strategy, row_hash
+from dal.selection.candidates import Candidates, Capacity
+from dal.selection.order import row_hash
+from dal.selection.strategy import Strategy
 
 BATCH = 10_000
 """Its shortlist is 1e5 rows in the default strategy."""

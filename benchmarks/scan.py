@@ -58,13 +58,16 @@ from sklearn.ensemble import RandomForestClassifier
 from benchmarks import machine, synthetic
 from benchmarks.synthetic import NO_ROWS
 from dal.compute.local import SETTINGS, local_cluster
-from dal.learners.learner import Model
+from dal.learners.models import Model
 from dal.places import for_zarr, place_of
 from dal.pool import Pool
 from dal.scan import Cells, plan, sample_codebook, scan
 from dal.scan.kernel import Order, score_span
 from dal.scan.merge import Best, no_thresholds
-from dal.selection.strategy import Candidates, Capacity, Codebook, Strategy, best_by_key
+from dal.selection.candidates import Candidates, Capacity
+from dal.selection.codebook import Codebook
+from dal.selection.order import best_by_key
+from dal.selection.strategy import Strategy
 
 CANDIDATES = 10_000
 NUMPY_BLOCK_ROWS = 16_384

@@ -19,8 +19,9 @@ from rich.table import Table
 
 from benchmarks import machine
 from dal.selection.batch import posed, select
+from dal.selection.candidates import Candidates
 from dal.selection.facility_location import LEAF_ROWS, Leaf, solve_leaf
-from dal.selection.strategy import Candidates, Strategy
+from dal.selection.strategy import Strategy
 
 SIZES = ((1_000, 32), (10_000, 32), (100_000, 32), (10_000, 128))
 """Records of a batch, and width of a record."""

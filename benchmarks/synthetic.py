@@ -15,9 +15,10 @@ from sklearn.neural_network import MLPClassifier
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from dal.errors import PoolIncomplete, PoolNotFound
-from dal.learners.learner import Learner, Model
+from dal.learners.learner import Learner
+from dal.learners.models import Model
 from dal.pool import Block, Pool, build_pool
-from dal.selection.strategy import row_hash
+from dal.selection.order import row_hash
 
 CLASSES = 10
 NO_ROWS = np.empty(0, dtype=np.int64)

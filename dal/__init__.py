@@ -7,13 +7,15 @@ coordinator chooses a diverse batch, people label it, the learner is trained aga
 from dal import scan
 from dal._distribution import __version__ as __version__
 from dal.campaign import Answer, Campaign
-from dal.learners.learner import Learner, Model
+from dal.learners.learner import Learner
+from dal.learners.models import Model
 from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, run_campaign
 from dal.loop.standing import status
 from dal.pool import Pool, build_pool
 from dal.scan import Scan
 from dal.selection.batch import choose
-from dal.selection.strategy import Candidates, Strategy
+from dal.selection.candidates import Candidates
+from dal.selection.strategy import Strategy
 from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
 
 __all__ = [

@@ -26,7 +26,7 @@ from dal.campaign.disk import DISK_ERRORS, told
 from dal.compute.client import connect
 from dal.compute.local import local_cluster
 from dal.errors import CampaignError, DalError
-from dal.evidence.agreement import Vote
+from dal.evidence.votes import Vote
 from dal.exchange import (
     FORMATS,
     ImportReport,
@@ -39,7 +39,7 @@ from dal.exchange import (
     write_labels,
 )
 from dal.figures import Table
-from dal.learners.learner import imported
+from dal.learners.presets import import_estimator
 from dal.loop.actions import Stop, Wait
 from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, pool_of, run_campaign
 from dal.loop.standing import Status, doubtful, left_out, saved, status
@@ -171,7 +171,7 @@ def build(
             features=_split(features) if features else None,
             display=_split(display),
             text=text,
-            vectoriser=None if vectoriser is None else imported(vectoriser, "vectoriser"),
+            vectoriser=None if vectoriser is None else import_estimator(vectoriser, "vectoriser"),
             header=header,
             size=None if size is None else _size(size),
             background=background,
@@ -224,7 +224,7 @@ def append(
             features=_split(features) if features else None,
             display=_split(display),
             text=text,
-            vectoriser=None if vectoriser is None else imported(vectoriser, "vectoriser"),
+            vectoriser=None if vectoriser is None else import_estimator(vectoriser, "vectoriser"),
             header=header,
             size=None if size is None else _size(size),
             progress=lambda done, total: show(done, total, "rows"),

@@ -23,7 +23,9 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.driver import SAMPLE_BYTES, SAMPLE_ROWS, sample_rows
 from dal.scan.plan import Interval
-from dal.selection.strategy import MOST_DEVIATIONS, Codebook, row_hash, usable
+from dal.selection.candidates import usable
+from dal.selection.codebook import MOST_DEVIATIONS, Codebook
+from dal.selection.order import row_hash
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

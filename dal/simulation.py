@@ -17,11 +17,13 @@ from dal.campaign import Answer, Campaign
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.compute.work import Beat, each_on
 from dal.errors import LabelError, SettingsError
-from dal.learners.learner import Learner, Model
+from dal.learners.learner import Learner
+from dal.learners.models import Model
 from dal.loop.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
 from dal.pool import Pool
 from dal.scan import Progress
-from dal.selection.strategy import Strategy, usable
+from dal.selection.candidates import usable
+from dal.selection.strategy import Strategy
 from dal.texts import brief
 
 Rows = npt.NDArray[np.int64]

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score
 
 from dal.errors import LabelError
-from dal.evidence.agreement import Labels, agreement, dawid_skene, label, majority, relabelling
-from dal.selection.strategy import row_hash
+from dal.evidence.agreement import agreement
+from dal.evidence.votes import Labels, dawid_skene, label, majority, relabelling
+from dal.selection.order import row_hash
 
 
 def slow_majority(rows: list[int], labels: list[int], seed: int) -> dict[int, int]:

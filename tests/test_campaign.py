@@ -46,7 +46,7 @@ from dal.errors import (
     LabelError,
     SettingsError,
 )
-from dal.evidence.agreement import majority
+from dal.evidence.votes import majority
 from dal.texts import composed
 from tests import databases
 from tests.databases import sqlite_only

@@ -20,7 +20,8 @@ from dal.compute.local import SETTINGS, local_cluster
 from dal.compute.work import Beat, each_on, map_on
 from dal.errors import ClusterError, SettingsError
 from dal.selection.batch import select
-from dal.selection.strategy import Candidates, Strategy
+from dal.selection.candidates import Candidates
+from dal.selection.strategy import Strategy
 from tests.clusters import own_cluster
 
 ROOT = Path(__file__).parents[1]

@@ -19,8 +19,9 @@ from sklearn.svm import SVR
 
 from dal.campaign import Answer, Campaign, Given, Queue
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
-from dal.evidence.agreement import dawid_skene
-from dal.learners.learner import Learner, Model
+from dal.evidence.votes import dawid_skene
+from dal.learners.learner import Learner
+from dal.learners.models import Model
 from dal.loop.actions import Fit, Open, Select, Stop, Wait
 from dal.loop.actions import Scan as ScanAction
 from dal.loop.coordinator import STOP_SET, Batch, Coordinator, Stopped, create_campaign, next_batch, next_step, pool_of
@@ -28,7 +29,8 @@ from dal.loop.standing import doubtful, status
 from dal.pool import Pool, build_pool
 from dal.scan import sample_codebook, scan
 from dal.selection.batch import choose
-from dal.selection.strategy import Strategy, explore_count, interleaved, uniform_rows
+from dal.selection.explore import explore_count, interleaved, uniform_rows
+from dal.selection.strategy import Strategy
 from dal.simulation import answer_batch
 
 CLASSES = ("red", "green", "blue")

@@ -26,7 +26,8 @@ from threadpoolctl import threadpool_info
 
 from dal._threads import one_thread
 from dal.errors import LabelError, LearnerError
-from dal.learners.learner import Learner, Model
+from dal.learners.learner import Learner
+from dal.learners.models import Model
 
 CLASSES = ("ant", "bee", "cat", "dog")
 
@@ -235,7 +236,7 @@ ACTIVATIONS = {
 def test_a_networks_decision_values_are_as_exact_as_its_probabilities(
     activation: str, n_classes: int, scaled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dal.learners.learner.BLOCK_BYTES", 4 * 5 * 128)
+    monkeypatch.setattr("dal.learners.network.BLOCK_BYTES", 4 * 5 * 128)
     X, codes = records(1500, n_classes)
     X += np.float32(1)
     network = MLPClassifier((12, 7), activation=activation, max_iter=60, random_state=0)

@@ -3,7 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal.scan.merge import Best, Thresholds, concatenate, no_thresholds
-from dal.selection.strategy import Candidates, Capacity, key_order
+from dal.selection.candidates import Candidates, Capacity
+from dal.selection.order import key_order
 
 
 def made(n: int, seed: int, levels: int, cells: int) -> Candidates:

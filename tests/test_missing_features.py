@@ -13,7 +13,8 @@ from dal.loop.coordinator import create_campaign, next_batch
 from dal.loop.standing import saved, status
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
-from dal.selection.strategy import Codebook, usable
+from dal.selection.candidates import usable
+from dal.selection.codebook import Codebook
 from dal.simulation import TestSet, answer_batch, simulate, view_of
 
 CLASSES = ("ham", "spam")

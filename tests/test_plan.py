@@ -3,7 +3,7 @@ from hypothesis import strategies as st
 
 from dal.scan import plan
 from dal.scan.plan import Interval
-from dal.selection.strategy import Capacity
+from dal.selection.candidates import Capacity
 
 intervals = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 15)), max_size=6).map(
     lambda pairs: disjoint([Interval(10 * a, 10 * a + b) for a, b in pairs])

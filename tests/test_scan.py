@@ -24,7 +24,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PowerTransformer, StandardScaler
 
 from dal.errors import ChunkError, ClusterError, LearnerError, SettingsError
-from dal.learners.learner import Learner, Model
+from dal.learners.learner import Learner
+from dal.learners.models import Model
 from dal.pool import Pool, build_pool
 from dal.scan import Cells, Journal, Progress, Scan, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
@@ -32,7 +33,10 @@ from dal.scan.journal import decode, encode
 from dal.scan.kernel import Order, SpanResult, Tally, score_block
 from dal.scan.merge import Best
 from dal.scan.run import Run
-from dal.selection.strategy import Candidates, Capacity, Codebook, Strategy, key_order, power_keys, uniform
+from dal.selection.candidates import Candidates, Capacity
+from dal.selection.codebook import Codebook
+from dal.selection.order import key_order, power_keys, uniform
+from dal.selection.strategy import Strategy
 from tests.clusters import own_cluster
 
 CLASSES = ("a", "b", "c", "d")

@@ -14,25 +14,13 @@ from sklearn.datasets import load_digits
 from dal.errors import SettingsError
 from dal.selection import facility_location
 from dal.selection.batch import choose, select
+from dal.selection.candidates import Candidates, Capacity, shortlist
+from dal.selection.codebook import Codebook
+from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.facility_location import LEAF_ROWS
+from dal.selection.order import best_by_key, key_order, power_keys, propensities, row_hash, uniform
 from dal.selection.problem import DUPLICATE_DISTANCE
-from dal.selection.strategy import (
-    STRATEGIES,
-    Candidates,
-    Capacity,
-    Codebook,
-    Strategy,
-    best_by_key,
-    explore_count,
-    interleaved,
-    key_order,
-    power_keys,
-    propensities,
-    row_hash,
-    shortlist,
-    uniform,
-    uniform_rows,
-)
+from dal.selection.strategy import STRATEGIES, Strategy
 
 pytestmark = pytest.mark.exact
 

@@ -10,11 +10,11 @@ from sklearn.metrics import cohen_kappa_score
 
 from dal.campaign import Campaign
 from dal.errors import SettingsError
-from dal.evidence.agreement import dawid_skene, majority
 from dal.evidence.ruler import wilson
+from dal.evidence.votes import dawid_skene, majority
 from dal.explorer.report import view_of_campaign
 from dal.explorer.run import run_of_campaign
-from dal.learners.learner import Model
+from dal.learners.models import Model
 from dal.loop.coordinator import Coordinator, create_campaign, learner_of, next_batch
 from dal.loop.standing import saved, status
 from dal.map import map_of

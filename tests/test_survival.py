@@ -21,7 +21,8 @@ from dal.compute import waits
 from dal.compute.client import connect
 from dal.compute.local import local_cluster
 from dal.errors import ClusterError, LearnerError, SpanError
-from dal.learners.learner import Learner, Model
+from dal.learners.learner import Learner
+from dal.learners.models import Model
 from dal.pool import Pool, build_pool
 from dal.scan import Journal, Progress, Scan, plan, scan
 from dal.scan import cluster as engine

@@ -44,10 +44,11 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, LinearSVC
 
 from dal.errors import LabelError, LearnerError
-from dal.learners.learner import Learner, score_block
+from dal.learners.learner import Learner
+from dal.learners.models import score_block
 from dal.loop.coordinator import create_campaign, next_batch
 from dal.pool import build_pool
-from dal.selection.strategy import uniform_rows
+from dal.selection.explore import uniform_rows
 from dal.simulation import answer_batch
 
 CLASSES = ("ant", "bee", "cat")

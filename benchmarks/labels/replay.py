@@ -17,11 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.labels.sets import Setup, World
-from dal.learners.learner import Learner, Model
+from dal.learners.learner import Learner
+from dal.learners.models import Model
 from dal.pool import Pool, build_pool
 from dal.scan import Cells, sample_codebook, scan
 from dal.selection.batch import choose
-from dal.selection.strategy import Codebook, Strategy, explore_count, interleaved, uniform_rows
+from dal.selection.codebook import Codebook
+from dal.selection.explore import explore_count, interleaved, uniform_rows
+from dal.selection.strategy import Strategy
 
 Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]

@@ -27,7 +27,7 @@ from dal.campaign.people import enrolled, spelling
 from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
 from dal.campaign.store import Campaign
 from dal.errors import LabelError
-from dal.selection.strategy import row_hash, uniform
+from dal.selection.order import row_hash, uniform
 from dal.texts import as_seconds, brief, flaw, name_flaw
 
 _ORDER, _GOLD_ORDER, _GOLD_PLACES = 1, 2, 3

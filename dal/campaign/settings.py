@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 from dal.campaign.objects import check_store
 from dal.classes import class_flaw
 from dal.errors import InputError, SettingsError
-from dal.evidence.agreement import Vote
+from dal.evidence.votes import Vote
 from dal.places import place_of
 from dal.texts import composed, flaw
 

@@ -35,8 +35,8 @@ from dal.campaign.people import enrol_staged, is_enrolled, spelling
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, DalError, InputError, LabelError, SettingsError
-from dal.evidence.agreement import Labels, label
 from dal.evidence.ruler import RoundRecord
+from dal.evidence.votes import Labels, label
 from dal.texts import folded
 
 _READ_AT_ONCE = 4096

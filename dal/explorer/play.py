@@ -21,7 +21,9 @@ from dal.learners.learner import Learner
 from dal.loop.coordinator import records_to_try
 from dal.map import PoolMap
 from dal.pool import Pool
-from dal.selection.strategy import Strategy, uniform_rows, usable
+from dal.selection.candidates import usable
+from dal.selection.explore import uniform_rows
+from dal.selection.strategy import Strategy
 from dal.simulation import Comparison, Replay, TestSet, compare, compare_side_by_side
 
 Rows = npt.NDArray[np.int64]

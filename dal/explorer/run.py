@@ -29,7 +29,7 @@ from dal.campaign import Campaign
 from dal.campaign.disk import replacing
 from dal.errors import CampaignMismatch, SettingsError
 from dal.evidence.ruler import wilson
-from dal.learners.learner import Model
+from dal.learners.models import Model
 from dal.loop.coordinator import pool_of
 from dal.map import PoolMap
 from dal.pool import Pool

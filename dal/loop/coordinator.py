@@ -27,11 +27,12 @@ from dal.campaign.objects import digest_of
 from dal.classes import codes_of, names_of
 from dal.compute.work import map_on
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
-from dal.evidence.agreement import Labels, Vote
 from dal.evidence.ruler import RoundRecord
 from dal.evidence.stopping import Criterion, Verdict, advice, first_stop, label_budget, parse
+from dal.evidence.votes import Labels, Vote
 from dal.labelled import read_labelled
-from dal.learners.learner import Learner, Model, score_block
+from dal.learners.learner import Learner
+from dal.learners.models import Model, score_block
 from dal.loop import actions
 from dal.places import place_of
 from dal.pool import Pool
@@ -41,7 +42,10 @@ from dal.scan.driver import sample_rows
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scores import of_probabilities
 from dal.selection.batch import choose
-from dal.selection.strategy import Candidates, Codebook, Strategy, explore_count, interleaved, uniform_rows, usable
+from dal.selection.candidates import Candidates, usable
+from dal.selection.codebook import Codebook
+from dal.selection.explore import explore_count, interleaved, uniform_rows
+from dal.selection.strategy import Strategy
 
 Rows = npt.NDArray[np.int64]
 SAVED_LEARNER = "saved"
@@ -122,7 +126,7 @@ def create_campaign(
     learner : str or estimator, default="logistic"
         ``logistic``, ``forest``, ``hgb``, ``mlp``, ``module:object``, or a scikit-learn classifier.
     strategy : str, default="default"
-        A name out of :data:`dal.selection.STRATEGIES`.
+        A name out of :data:`dal.selection.strategy.STRATEGIES`.
     batch : int, default=100
         Records asked in a round.
     seed : int, default=0

@@ -8,11 +8,13 @@ import numpy.typing as npt
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.classes import UNLABELLED
-from dal.evidence.agreement import Agreement, agreement, dawid_skene, relabelling
+from dal.evidence.agreement import Agreement, agreement
 from dal.evidence.ruler import Estimate, accuracy, class_shares, explore_counts, labels_saved
 from dal.evidence.stopping import Verdict, advice
+from dal.evidence.votes import dawid_skene, relabelling
 from dal.loop.coordinator import Coordinator, Rows, learner_of, pool_of
-from dal.selection.strategy import Strategy, usable
+from dal.selection.candidates import usable
+from dal.selection.strategy import Strategy
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def left_out(fitted: Round) -> str:
 
 
 def saved(campaign: Campaign) -> Estimate:
-    """Estimate how many labels were saved against random sampling; see `dal.ruler.labels_saved`.
+    """Estimate how many labels were saved against random sampling; see `dal.evidence.ruler.labels_saved`.
 
     Fits the learner some hundred times on explore answers, if there is evidence at all: seconds, and with a heavy
     learner minutes.

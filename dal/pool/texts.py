@@ -19,7 +19,7 @@ from dal.errors import SourceError
 from dal.pool.fields import as_field, as_kind
 from dal.pool.sources import BLOCK_BYTES, MAX_FEATURES, Block, Identity
 from dal.pool.tables import Rows
-from dal.selection.strategy import row_hash
+from dal.selection.order import row_hash
 
 FITTED_ON = 50_000
 """Texts that a vectoriser is fitted on, where it is not fitted yet: drawn from the whole table, the same every time."""

@@ -27,7 +27,7 @@ from tornado.platform.asyncio import BaseAsyncIOLoop as AsyncIOLoop
 from dal.compute.plugins import Brought, bring, brought
 from dal.compute.waits import NO_WORKERS_SECONDS, gathered, wait_for_worker
 from dal.errors import ClusterError, DalError, SpanError
-from dal.learners.learner import Model
+from dal.learners.models import Model
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
@@ -36,7 +36,7 @@ from dal.scan.kernel import Cells, Order, SpanResult, score_span
 from dal.scan.plan import Interval
 from dal.scan.run import Progress, Run, Scan, Task, with_the_rest
 from dal.scores import OF_COMMITTEE
-from dal.selection.strategy import Capacity
+from dal.selection.candidates import Capacity
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -16,7 +16,7 @@ from distributed import Client
 from zarr.errors import ContainsArrayError, ContainsGroupError, NodeNotFoundError
 
 from dal.errors import ScanError, SettingsError
-from dal.learners.learner import Model
+from dal.learners.models import Model
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, place_of
 from dal.pool import Pool
 from dal.scan import plan
@@ -24,7 +24,9 @@ from dal.scan.cluster import scan_on_cluster
 from dal.scan.journal import Journal
 from dal.scan.kernel import NO_CELL, Cells, Order
 from dal.scan.run import Progress, Run, Scan
-from dal.selection.strategy import Codebook, Strategy, row_hash
+from dal.selection.codebook import Codebook
+from dal.selection.order import row_hash
+from dal.selection.strategy import Strategy
 
 Rows = npt.NDArray[np.int64]
 

@@ -15,7 +15,7 @@ import numpy as np
 from dal.errors import ScanError
 from dal.scan.kernel import SpanResult, Tally
 from dal.scan.plan import Interval
-from dal.selection.strategy import Candidates
+from dal.selection.candidates import Candidates
 
 FILE_NAME, FEATURES = "spans", "embeddings"
 _HEAD = struct.Struct("<QI")

@@ -11,14 +11,16 @@ import zarr
 
 from dal._threads import one_thread
 from dal.errors import LearnerError
-from dal.learners.learner import Model, score_block
+from dal.learners.models import Model, score_block
 from dal.places import Place, for_zarr
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
 from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scores import OF_ONE_MODEL, Scored, of_decisions
-from dal.selection.strategy import Candidates, Capacity, Codebook, power_masses, uniform, usable
+from dal.selection.candidates import Candidates, Capacity, usable
+from dal.selection.codebook import Codebook
+from dal.selection.order import power_masses, uniform
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -153,7 +155,7 @@ class Tally:
 
     @property
     def power_mass(self) -> float:
-        """Sum of score^beta over the rows that may be asked; see :func:`dal.selection.propensities`."""
+        """Sum of score^beta over the rows that may be asked; see :func:`dal.selection.order.propensities`."""
         return self.mass / _MASS_STEPS
 
 

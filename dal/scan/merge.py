@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from dal.selection.strategy import Candidates, Capacity, best_by_key, key_order
+from dal.selection.candidates import Candidates, Capacity
+from dal.selection.order import best_by_key, key_order
 
 Floats64 = npt.NDArray[np.float64]
 

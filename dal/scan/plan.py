@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dal.selection.strategy import Capacity, row_hash
+from dal.selection.candidates import Capacity
+from dal.selection.order import row_hash
 
 MOST_TILE_ROWS = 16_384
 MOST_TILE_BYTES = 8 * 2**20

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dal.learners.learner import Model
+from dal.learners.models import Model
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
@@ -17,7 +17,7 @@ from dal.scan.kept import Kept
 from dal.scan.kernel import HISTOGRAM_BINS, KERNEL_VERSION, Cells, Order, SpanResult, Tally, score_span
 from dal.scan.merge import Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
-from dal.selection.strategy import Candidates, Capacity
+from dal.selection.candidates import Candidates, Capacity
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

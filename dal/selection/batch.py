@@ -7,19 +7,12 @@ import numpy as np
 
 from dal._threads import one_thread
 from dal.selection import methods
+from dal.selection.candidates import Candidates, Capacity, shortlist, usable
+from dal.selection.codebook import Codebook
 from dal.selection.facility_location import facility_location
+from dal.selection.order import key_order, power_keys
 from dal.selection.problem import Floats32, Mapper, Positions, Problem, Rows
-from dal.selection.strategy import (
-    Candidates,
-    Capacity,
-    Codebook,
-    Selector,
-    Strategy,
-    key_order,
-    power_keys,
-    shortlist,
-    usable,
-)
+from dal.selection.strategy import Selector, Strategy
 
 _SELECTORS: Mapping[Selector, Callable[[Problem, int], Positions]] = {
     "top": methods.top,
@@ -128,7 +121,7 @@ def select(
 
     See Also
     --------
-    dal.selectors.facility_location.facility_location, dal.selectors.methods : the formulas and their sources.
+    dal.selection.facility_location.facility_location, dal.selection.methods : the formulas and their sources.
     """
     k = min(k, len(candidates))
     if k <= 0:

@@ -3,8 +3,8 @@
 import numpy as np
 from sklearn.cluster import KMeans, kmeans_plusplus
 
+from dal.selection.order import rank_within, row_hash, uniform
 from dal.selection.problem import Floats32, Floats64, Positions, Problem, squared_distances, squared_to_nearest
-from dal.selection.strategy import rank_within, row_hash, uniform
 
 
 def top(problem: Problem, k: int) -> Positions:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from dal.selection.strategy import row_hash
+from dal.selection.order import row_hash
 
 Rows = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int64]

@@ -8,7 +8,7 @@ import numpy as np
 
 from dal.campaign import Campaign, Leased
 from dal.errors import DalError
-from dal.learners.learner import Model
+from dal.learners.models import Model
 from dal.web.records import Records
 
 Guess = tuple[int, float | None]

@@ -1,0 +1,341 @@
+"""Models: fitted learners, their probabilities, committees and scores, saved and loaded."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from sklearn.base import BaseEstimator
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+
+from dal._threads import one_thread
+from dal.errors import LearnerError
+from dal.learners.archive import FORMAT, archived, load
+from dal.learners.estimators import (
+    ENSEMBLES,
+    FROM_ARRAYS,
+    before_last,
+    is_committee,
+    kind_of,
+    last_step,
+    plain_scikit_learn,
+    rows_of,
+)
+from dal.learners.network import ACTIVATIONS, Floats, Network, network_of
+from dal.learners.trees import FORESTS, Trees
+from dal.scores import (
+    OF_COMMITTEE,
+    OF_GRADIENTS,
+    OF_ONE_MODEL,
+    Scored,
+    of_committee,
+    of_decisions,
+    of_gradients,
+    of_probabilities,
+)
+
+# Rows scored at once where a learner cares; measured, see the scan's study of tile heights.
+_TILE_ROWS = {
+    "HistGradientBoostingClassifier": 4096,
+    "RandomForestClassifier": 8192,
+    "ExtraTreesClassifier": 8192,
+}
+
+
+@one_thread
+def score_block(name: str, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
+    """Score a block of records with a model.
+
+    Networks, logistic regressions included, are scored from their decision values, computed class-major by products of
+    blocks: the same as from ``predict_proba`` within 1e-6, and twice as fast. With hidden layers, either is as near to
+    the exact value as single precision allows.
+
+    Returns
+    -------
+    Scored
+        ``predicted`` holds positions in ``model.seen``.
+    """
+    try:
+        return _scored(name, model, X)
+    except LearnerError:
+        raise
+    except Exception as error:  # of a step before the last one: anybody's code, with anybody's exceptions
+        raise LearnerError(f"a step before {model.kind} refused records of shape {X.shape}: {error}") from error
+
+
+def _scored(name: str, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
+    if name in OF_ONE_MODEL and model.network is not None:
+        with np.errstate(all="ignore"):
+            return of_decisions(name, model.network.decisions(X), len(model.classes))
+    # Columns of unseen classes are zero and never the first; all classes count, for the score's normalisation.
+    if name in OF_COMMITTEE:
+        scored = of_committee(name, model.committee(X))
+    elif name == OF_GRADIENTS:
+        scored = of_gradients(model.predict_proba(X), model.layer_inputs(X))
+    else:
+        scored = of_probabilities(name, model.predict_proba(X))
+    return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A fitted learner, as `Learner.fit` or `Model.loads` returns it. Immutable.
+
+    Parameters
+    ----------
+    estimator
+        The fitted estimator.
+    classes
+        Names of all classes of the campaign.
+    n_features
+        Width of the records.
+    codes
+        Codes of the classes that the estimator's columns stand for: it was fitted on the numbers 0 to k-1.
+    warnings
+        Warnings of the fit, such as that it did not converge.
+    trusted
+        Types beside those of scikit-learn that a process must trust to load the saved model.
+    bootstraps
+        Clones fitted on bootstraps, if a committee was wanted and the estimator is none.
+    takes_missing
+        Whether it predicts records with missing (NaN) features; see `Learner.takes_missing`.
+    """
+
+    estimator: BaseEstimator
+    classes: tuple[str, ...]
+    n_features: int
+    codes: tuple[int, ...]
+    warnings: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
+    bootstraps: tuple[BaseEstimator, ...] = ()
+    takes_missing: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Class name of the estimator, of the last step where it is a pipeline."""
+        return kind_of(self.estimator)
+
+    @cached_property
+    def seen(self) -> npt.NDArray[np.int64]:
+        """Codes of the classes that the fit has seen, in the order of the estimator's columns."""
+        return np.asarray(self.codes, dtype=np.int64)
+
+    @property
+    def tile_rows(self) -> int | None:
+        """Rows at once that suit the estimator; None if it does not matter."""
+        return _TILE_ROWS.get(self.kind)
+
+    @cached_property
+    def network(self) -> Network | None:
+        """The decision values of a logistic regression or a network as matrix products; None of any other estimator."""
+        return network_of(self.estimator)
+
+    @one_thread
+    def decision_function(self, X: npt.NDArray[np.float32]) -> Floats | None:
+        """Return the decision values (n, C') of the classes seen; None without any. Of two classes C' may be 1."""
+        if not hasattr(self.estimator, "decision_function"):
+            return None
+        values = self._called("decision_function", X)
+        values = values.reshape(len(values), -1)
+        columns = 1 if len(self.seen) == 2 and values.shape[1] != 2 else len(self.seen)
+        return self._checked(values, X.shape[0], columns, "decision_function")
+
+    @one_thread
+    def predict_proba(self, X: npt.NDArray[np.float32]) -> Floats:
+        """Return the probabilities (n, C) of all classes of the campaign; 0 for classes that the fit has not seen.
+
+        An estimator that has only a `decision_function` gives the softmax of its values (the sigmoid for two classes):
+        these order the records, but are not calibrated.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator returns another shape. Rows that are not finite are returned as they are: a record far from
+            all others may overflow the estimator.
+        """
+        return self._aligned(self._seen_probabilities(X))
+
+    def _aligned(self, probabilities: Floats) -> Floats:
+        if np.array_equal(self.seen, np.arange(len(self.classes))):
+            return probabilities
+        aligned = np.zeros((len(probabilities), len(self.classes)), dtype=probabilities.dtype)
+        aligned[:, self.seen] = probabilities
+        return aligned
+
+    def committee(self, X: npt.NDArray[np.float32]) -> Iterator[Floats]:
+        """Yield the probabilities (n, C) of one member of the committee after another, never of all at once.
+
+        Members are the trees of a forest, the estimators of a ``VotingClassifier`` or ``BaggingClassifier``, the items
+        of the estimator's method ``committee_proba(X)``, such as passes with different dropout masks (the same masks
+        for all records), or else the bootstraps of the fit.
+
+        Raises
+        ------
+        LearnerError
+            If there is no committee.
+        """
+        last = last_step(self.estimator)
+        ensemble = is_committee(self.estimator)
+        if not ensemble and not self.bootstraps:
+            raise LearnerError(f"this {self.kind} has no committee: fit it with committee=True")
+        # Bootstraps are whole pipelines; members of a pipeline's last step take what its first steps give.
+        records = before_last(self.estimator, X) if ensemble else X
+        if hasattr(last, "committee_proba"):
+            for probabilities in last.committee_proba(records):
+                yield self._aligned(self._checked(np.asarray(probabilities), len(X), len(self.seen), "committee_proba"))
+            return
+        if isinstance(last, FROM_ARRAYS):
+            # Their members are fitted on plain arrays, which have no names of columns.
+            records = rows_of(records)
+        for model, columns in self._members:
+            yield model.predict_proba(records if columns is None else records[:, columns])
+
+    @cached_property
+    def _members(self) -> "list[tuple[Model, npt.NDArray[np.integer[Any]] | None]]":
+        last = last_step(self.estimator)
+        if not isinstance(last, ENSEMBLES):
+            return [(replace(self, estimator=each, bootstraps=()), None) for each in self.bootstraps]
+        chosen = getattr(last, "estimators_features_", [None] * len(last.estimators_))
+        # Ensembles number the classes they have seen from 0.
+        codes = [self.seen[np.asarray(each.classes_, dtype=np.int64)] for each in last.estimators_]
+        return [
+            (replace(self, estimator=each, codes=tuple(own.tolist()), bootstraps=()), columns)
+            for each, own, columns in zip(last.estimators_, codes, chosen, strict=True)
+        ]
+
+    @one_thread
+    def layer_inputs(self, X: npt.NDArray[np.float32]) -> Any:  # noqa: ANN401 - dense or sparse
+        """Return the inputs (n, h) of the last, linear softmax layer of a logistic regression or a network.
+
+        Sparse, if a pipeline gives its logistic regression sparse records.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator has no such layer.
+        """
+        last = last_step(self.estimator)
+        records = before_last(self.estimator, X)
+        if isinstance(last, LogisticRegression):
+            return rows_of(records)
+        if not isinstance(last, MLPClassifier):
+            raise LearnerError(
+                f"expected gradient lengths are those of a linear softmax layer, which {self.kind} has not: use"
+                " LogisticRegression or MLPClassifier, or another score"
+            )
+        activate, records = ACTIVATIONS[last.activation], rows_of(records)
+        for weights, intercepts in zip(last.coefs_[:-1], last.intercepts_[:-1], strict=True):
+            records = activate(records @ weights + intercepts)
+        return records
+
+    def for_score(self, score: str) -> "Model":
+        """Return a copy for workers that compute this score only: of a forest, mostly without scikit-learn's trees.
+
+        These are most of a forest's bytes; the flat trees that replace them take a third.
+        """
+        # The first steps of a pipeline may give values that only scikit-learn's own trees can handle.
+        if type(self.estimator) not in FORESTS or self._trees is None or score in (*OF_COMMITTEE, OF_GRADIENTS):
+            return replace(self)
+        emptied = copy(self.estimator)
+        emptied.estimators_ = []
+        alone = replace(self, estimator=emptied)
+        alone.__dict__["_trees"] = self._trees
+        return alone
+
+    def dumps(self) -> bytes:
+        """Save as a skops archive.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator holds something that cannot be saved.
+        """
+        return self._archive
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the saved model."""
+        return hashlib.sha256(self.dumps()).hexdigest()
+
+    @cached_property
+    def _archive(self) -> bytes:
+        # Kept, because an archive carries the time: saved twice, a model would have two digests.
+        content = {
+            "format": FORMAT,
+            "estimator": self.estimator,
+            "classes": list(self.classes),
+            "n_features": self.n_features,
+            "codes": list(self.codes),
+            "takes_missing": self.takes_missing,
+            "warnings": list(self.warnings),
+            # An archive each: saving takes the square of the number of parts, which boosting has thousands of.
+            "bootstraps": [archived({"format": FORMAT, "estimator": each}, self.kind) for each in self.bootstraps],
+        }
+        return archived(content, self.kind)
+
+    @classmethod
+    def loads(cls, data: bytes, trusted: Sequence[str] = ()) -> Self:
+        """Load what `dumps` saved, without running code of types that are not trusted.
+
+        Raises
+        ------
+        LearnerError
+            If the data is no model, or holds types that are neither scikit-learn's nor `trusted`.
+        """
+        content = load(data, trusted)
+        model = cls(
+            content["estimator"],
+            tuple(content["classes"]),
+            int(content["n_features"]),
+            tuple(content["codes"] if "codes" in content else content["estimator"].classes_.tolist()),
+            tuple(content["warnings"]),
+            tuple(trusted),
+            tuple(load(each, trusted)["estimator"] for each in content.get("bootstraps", ())),
+            bool(content.get("takes_missing")),
+        )
+        model.__dict__["_archive"] = data
+        return model
+
+    def _seen_probabilities(self, X: npt.NDArray[np.float32]) -> Floats:
+        if hasattr(self.estimator, "predict_proba"):
+            return self._checked(self._called("predict_proba", X), X.shape[0], len(self.seen), "predict_proba")
+        values = self.decision_function(X)
+        if values is None:
+            raise LearnerError(
+                f"{self.kind} has neither predict_proba nor decision_function: there is nothing to score by"
+            )
+        return _softmax(np.hstack([np.zeros_like(values), values]) if values.shape[1] == 1 else values)
+
+    @cached_property
+    def _trees(self) -> Trees | None:
+        return Trees.of(last_step(self.estimator))
+
+    def _called(self, method: str, X: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+        try:
+            # What overflows shows in the result, which is looked at; a warning for every tile says no more.
+            with np.errstate(all="ignore"), plain_scikit_learn():
+                if method == "predict_proba" and self._trees is not None:
+                    records = before_last(self.estimator, X)
+                    probabilities = None if sparse.issparse(records) else self._trees.predict_proba(np.asarray(records))
+                    if probabilities is not None:
+                        return probabilities
+                return np.asarray(getattr(self.estimator, method)(X))
+        except Exception as error:  # anybody's code, with anybody's exceptions
+            raise LearnerError(f"{self.kind}.{method} refused records of shape {X.shape}: {error}") from error
+
+    def _checked(self, values: npt.NDArray[Any], rows: int, columns: int, method: str) -> Floats:
+        if values.shape != (rows, columns):
+            raise LearnerError(f"{self.kind}.{method}: expected shape {(rows, columns)}, got {values.shape}")
+        return values
+
+
+def _softmax(values: Floats) -> Floats:
+    powers = np.exp(values - values.max(axis=1, keepdims=True))
+    probabilities: Floats = powers / powers.sum(axis=1, keepdims=True)
+    return probabilities

@@ -1,0 +1,126 @@
+"""Candidates: the rows a scan keeps, how many of them, and the shortlist that a batch is chosen from."""
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.selection.order import Floats64, Positions, Rows, best_by_key, key_order, power_keys, rank_within
+
+Floats32 = npt.NDArray[np.float32]
+
+
+STRATIFIED_SHARE = 0.5
+"""Share of the shortlist that is spread over the cells; half guards against one large ambiguous region at hardly any
+cost where there is none (10 % noise: area .813 against .798 global; no noise: .840 against .8385)."""
+
+
+class Capacity(NamedTuple):
+    """What a scan keeps, fixed before the pass: the best `total` rows, and the best `per_cell` of each cell.
+
+    ``cells`` is 0 where nothing is stratified. With a ``beta`` the best are those by :func:`power_keys`.
+    """
+
+    total: int
+    cells: int
+    per_cell: int
+    beta: float | None = None
+
+    def ranked(self, score: Floats64, rows: Rows, seed: int, round: int) -> Floats64:
+        """Give the numbers by which rows are kept: their scores, unless these are only the odds of a draw."""
+        return score if self.beta is None else power_keys(score, rows, self.beta, seed, round)
+
+    @property
+    def rows(self) -> int:
+        """The most rows that are kept."""
+        return self.total + self.cells * self.per_cell
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best rows of a scan.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n,), int64
+        Absolute rows, ascending.
+    scores : ndarray of shape (n,), float64
+    cells : ndarray of shape (n,), int64
+        Cell of each row; -1 where nothing is stratified.
+    predicted : ndarray of shape (n,), int64
+        Class code the learner predicts; -1 without a model.
+    embeddings : ndarray of shape (n, d), float32
+        Where the records stand for the sake of diversity; (n, 0) where the selector does not look.
+    """
+
+    rows: Rows
+    scores: Floats64
+    cells: Positions
+    predicted: Positions
+    embeddings: Floats32
+    proba: Floats32 | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        parts = (self.rows, self.scores, self.cells, self.predicted, self.embeddings)
+        return sum(part.nbytes for part in parts) + (self.proba.nbytes if self.proba is not None else 0)
+
+    def without_embeddings(self) -> "Candidates":
+        """Give the candidates with embeddings of no width."""
+        return replace(self, embeddings=np.empty((len(self), 0), dtype=np.float32))
+
+    def take(self, positions: Positions) -> "Candidates":
+        """Give the candidates at these positions, in this order."""
+        return Candidates(
+            self.rows[positions],
+            self.scores[positions],
+            self.cells[positions],
+            self.predicted[positions],
+            self.embeddings[positions],
+            None if self.proba is None else self.proba[positions],
+        )
+
+
+def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
+    """Cut what a scan kept down to the shortlist: half by score alone, half spread over the cells.
+
+    The quotas of the cells are water-filled: the largest q with sum over cells of min(kept, q) <= share of the total,
+    so that small cells are exhausted and a large ambiguous one is capped.
+    """
+    everything = np.arange(len(candidates))
+    if not capacity.cells:
+        best = best_by_key(candidates.scores, candidates.rows, capacity.total, seed, round)
+        return candidates.take(np.sort(best))
+    stratified = int(STRATIFIED_SHARE * capacity.total)
+    best = best_by_key(candidates.scores, candidates.rows, capacity.total - stratified, seed, round)
+    order = key_order(candidates.scores, candidates.rows, seed, round)
+    rank = rank_within(candidates.cells[order])
+    quota = _water_fill(np.bincount(candidates.cells, minlength=capacity.cells), stratified, capacity.per_cell)
+    spread = order[rank < quota]
+    return candidates.take(np.intersect1d(everything, np.union1d(best, spread)))
+
+
+def _water_fill(counts: Positions, total: int, most: int) -> int:
+    """Find the largest quota up to `most` with ``minimum(counts, quota).sum() <= total``."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if np.minimum(counts, middle).sum() <= total:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def usable(X: Floats32, *, missing: bool) -> npt.NDArray[np.bool_]:
+    """Mark the records that a learner can be given: all features finite, or missing where it takes such records.
+
+    An infinite feature is no missing one: no learner is given it.
+    """
+    finite = np.isfinite(X).all(axis=1)
+    return ~np.isinf(X).any(axis=1) if missing and not finite.all() else finite
