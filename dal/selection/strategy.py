@@ -85,7 +85,8 @@ class Strategy:
     score : str, default="margin"
         A name out of :data:`dal.scores.NAMES`.
     selector : str, default="facility_location"
-        How the batch is taken out of the best by score: a name out of :data:`TRAITS`; see :func:`dal.selection.batch.select`.
+        How the batch is chosen among the best by score: a name out of :data:`TRAITS`; see
+        :func:`dal.selection.batch.select`.
     shortlist : int, default=10
         Candidates for each record of the batch.
     explore : float, default=0.05
