@@ -4,18 +4,18 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from dal.compute import plugins, waits
+from dal.compute import plugins, work
 from dal.compute.work import map_on
 from dal.errors import ClusterError
 from dal.learners.learner import Learner
 from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
-from dal.scan import cluster as engine
 from dal.scan import plan, scan
 from dal.selection.strategy import Strategy
 from dal.simulation import TestSet, answer_batch, compare, compare_side_by_side
@@ -93,14 +93,14 @@ def test_a_cluster_of_no_workers_is_woken(
 def test_a_cluster_that_falls_asleep_before_the_first_span_is_woken_again(
     pool: Pool, adaptive: tuple[LocalCluster, Client], asleep: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bring, slept = engine.bring, []
+    bring, slept = work.bring, []
 
     def brought_to_nobody(client: Client, plugin: object) -> None:
         bring(client, plugin)
         slept.append(len(client.nthreads()))
         fall_asleep(*adaptive)
 
-    monkeypatch.setattr(engine, "bring", brought_to_nobody)
+    monkeypatch.setattr(work, "bring", brought_to_nobody)
     assert scanned(pool, asleep) == scanned(pool, None)
     assert slept == [1]
 
@@ -137,18 +137,19 @@ def test_a_cluster_that_stays_empty_says_what_to_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     adaptive[0].adapt(minimum=0, maximum=0, interval="50ms", wait_count=3)
-    monkeypatch.setattr(waits, "NO_WORKERS_SECONDS", 0.3)
-    with pytest.raises(ClusterError, match=r"no worker for 0 s.*adapt\(minimum=1\)"):
+    with (
+        dask.config.set({"dal.no-workers-timeout": 0.3}),
+        pytest.raises(ClusterError, match=r"no worker for 0 s.*adapt\(minimum=1\)"),
+    ):
         door(pool, asleep)
 
 
 def test_work_that_lost_its_workers_ends_in_an_error(
     adaptive: tuple[LocalCluster, Client], asleep: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(waits, "NO_WORKERS_SECONDS", 1.0)
     results = map_on(asleep, waits_for_ever, [1])
     adaptive[0].adapt(minimum=0, maximum=0, interval="50ms", wait_count=3)
-    with pytest.raises(ClusterError, match="no worker for 1 s"):
+    with dask.config.set({"dal.no-workers-timeout": 1}), pytest.raises(ClusterError, match="no worker for 1 s"):
         next(results)
 
 

@@ -559,9 +559,14 @@ def test_a_second_pass_knows_the_pace_and_finds_the_same(
 def test_a_host_is_asked_once_until_something_is_in_the_way(
     pools: dict[str, Pool], cluster: Client, tmp_path: Path, records: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[object] = []
-    answer = cluster_engine._answer
-    monkeypatch.setattr(cluster_engine, "_answer", lambda future: asked.append(future) or answer(future))
+    asked: list[str] = []
+    ask = cluster_engine.ask_workers
+
+    def counted(client: Client, function: object, addresses: list[str], **options: float) -> object:
+        asked.extend(addresses)
+        return ask(client, function, addresses, **options)
+
+    monkeypatch.setattr(cluster_engine, "ask_workers", counted)
     pool = build_pool(records, tmp_path / "pool.zarr")
     for _ in range(2):
         scan(pool, None, Strategy.named("random"), 5, client=cluster)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -127,26 +128,25 @@ def test_results_that_a_worker_died_with_are_asked_for_again(
     expected = run(pools["clean"], model(Steady()))
     asked: list[int] = []
     sent: list[int] = []
-    gathered, gather = engine.gathered, Client.gather
+    gathered, gather = waits.gathered, Client.gather
 
-    async def killing_whom_it_asks(client: Client, futures: list[object]) -> list[object]:
+    async def killing_whom_it_asks(client: Client, futures: list[object], patience: float) -> list[object]:
         asked.append(len(futures))
         if len(asked) == 2:
             holders = await client.scheduler.who_has(keys=[futures[0].key])  # type: ignore[attr-defined]
             told = await client.run(os.getpid, workers=list(holders[futures[0].key]))  # type: ignore[attr-defined]
             for pid in told.values():
                 os.kill(pid, signal.SIGKILL)
-        return await gathered(client, futures)
+        return await gathered(client, futures, patience)
 
-    monkeypatch.setattr(engine, "gathered", killing_whom_it_asks)
+    monkeypatch.setattr(waits, "gathered", killing_whom_it_asks)
 
     def counted(client: Client, futures: list[object], **options: object) -> object:
         sent.append(len(futures))
         return gather(client, futures, **options)
 
     monkeypatch.setattr(Client, "gather", counted)
-    monkeypatch.setattr(waits, "_FIRST_PATIENCE_SECONDS", 0.2)
-    with local_cluster(2) as client:
+    with dask.config.set({"dal.fetch-timeout": 0.2}), local_cluster(2) as client:
         found = run(pools["clean"], model(Steady(seconds=0.02)), client=client)
     assert len(sent) > len(asked) > 2
     assert_same(found, expected)
@@ -182,11 +182,11 @@ def test_features_that_a_worker_died_with_are_read_from_the_pool(
 
 @pytest.mark.slow
 def test_a_cluster_that_loses_all_workers_ends_in_an_error_and_the_next_goes_on(
-    pools: dict[str, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pools: dict[str, Pool], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(engine, "NO_WORKERS_SECONDS", 2.0)
     fitted = model(Steady(seconds=0.02))
     with (
+        dask.config.set({"dal.no-workers-timeout": 2}),
         own_cluster(1) as (cluster, client),
         at_progress(0.3, lambda: cluster.scale(0)) as told,
         pytest.raises(ClusterError, match=r"no worker for 2 s.*goes on from there"),

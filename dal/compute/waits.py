@@ -1,22 +1,69 @@
-"""Waiting for a cluster that may die: every wait has an end."""
+"""The one wait for tasks on a cluster that may die: every wait has an end."""
 
 import asyncio
 import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
-from typing import TypeVar, cast
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, cast
 
+import dask.config
+from dask.utils import parse_timedelta
 from distributed import Client, Future, KilledWorker
 
 from dal.errors import ClusterError
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
+Fetched = TypeVar("Fetched")
 
-_STALL_SECONDS = 600.0
-_FIRST_PATIENCE_SECONDS = 4.0
-NO_WORKERS_SECONDS = 60.0
 _TICK_SECONDS = 1.0
+"""Between two looks at the cluster while nothing ends."""
+_STALL_FACTOR = 20
+"""A task may take this many times as long as the longest so far before it counts as stalled."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a wait lasts before it ends in an error, in seconds.
+
+    Dask's configuration has the values: ``dal.no-workers-timeout``, ``dal.stall-timeout``, ``dal.fetch-timeout``.
+
+    Attributes
+    ----------
+    no_workers : float
+        Without a single worker.
+    stall : float
+        Without a task that ends, or a sign of life from one.
+    fetch : float
+        For results, before they are asked for again.
+    """
+
+    no_workers: float = 60.0
+    stall: float = 600.0
+    fetch: float = 4.0
+
+    @classmethod
+    def configured(cls) -> "Patience":
+        """Return the patience of Dask's configuration.
+
+        Examples
+        --------
+        >>> with dask.config.set({"dal.stall-timeout": "2 minutes"}):
+        ...     Patience.configured()
+        Patience(no_workers=60.0, stall=120.0, fetch=4.0)
+        """
+        return cls(
+            _seconds("no-workers-timeout", cls.no_workers),
+            _seconds("stall-timeout", cls.stall),
+            _seconds("fetch-timeout", cls.fetch),
+        )
+
+
+def _seconds(name: str, default: float) -> float:
+    return float(parse_timedelta(dask.config.get(f"dal.{name}", default)))
 
 
 def wait_for_worker(client: Client) -> None:
@@ -29,15 +76,16 @@ def wait_for_worker(client: Client) -> None:
     ClusterError
         If none comes within a minute, or the cluster is gone.
     """
+    patience = Patience.configured()
     asking = None
     try:
         if not client.nthreads():
             asking = client.submit(_nothing, pure=False)
-            client.wait_for_workers(1, timeout=NO_WORKERS_SECONDS)
+            client.wait_for_workers(1, timeout=patience.no_workers)
     except TimeoutError as error:
-        raise _without_workers() from error
+        raise ClusterError(_without_workers(patience)) from error
     except OSError as error:
-        raise ClusterError(f"the cluster is gone ({error}): bring it up and run again") from error
+        raise ClusterError(f"The cluster is gone ({error}): bring it up and run again.") from error
     finally:
         if asking is not None and client.status == "running":
             asking.release()
@@ -47,33 +95,21 @@ def _nothing() -> None:
     pass
 
 
-def _without_workers() -> ClusterError:
-    return ClusterError(
-        f"the cluster has had no worker for {NO_WORKERS_SECONDS:.0f} s: start workers, and run again. Where a queue or"
-        " an autoscaler takes longer to start them, keep one, as with cluster.adapt(minimum=1)"
+def _without_workers(patience: Patience) -> str:
+    return (
+        f"The cluster has had no worker for {patience.no_workers:.0f} s: start workers, and run again. Where a queue or"
+        " an autoscaler takes longer to start them, keep one, as with cluster.adapt(minimum=1), or set"
+        " dal.no-workers-timeout in Dask's configuration."
     )
 
 
-def result_of(future: "Future[Result]") -> Result:
-    """Return the result of a finished task; raise what the task raised, or ClusterError where it is lost."""
-    client = future.client
-    try:
-        [result] = client.sync(gathered, client, [future], callback_timeout=_STALL_SECONDS)
-    except (TimeoutError, CancelledError, KilledWorker) as error:
-        raise ClusterError(
-            f"the cluster did not give a result ({type(error).__name__}: {error}): look at its workers and run again"
-        ) from error
-    return cast("Result", result)
+async def gathered(client: Client, futures: Sequence["Future[Result]"], patience: float = 4.0) -> list[Result]:
+    """Fetch results; ask again for those that are slow, with twice the patience.
 
-
-async def gathered(client: Client, futures: Sequence["Future[Result]"]) -> list[Result]:
-    """Fetch results; those that are long in coming are asked for again, with twice the patience.
-
-    A worker may die between saying that it has finished and being asked for what it found. The scheduler then knocks at
-    its address for minutes, while it has long seen that worker leave and had the work done again by another: who asks
-    again is sent there. Results that are large and a slow network are what the patience is for.
+    A worker may die between finishing a task and sending its result. The scheduler then tries its address for minutes,
+    although it has long had the work done again by another worker. A new request goes to the live one. The patience
+    grows because results may be large and a network slow.
     """
-    patience = _FIRST_PATIENCE_SECONDS
     while True:
         asked = asyncio.ensure_future(client.gather(futures, asynchronous=True))
         try:
@@ -86,21 +122,168 @@ async def gathered(client: Client, futures: Sequence["Future[Result]"]) -> list[
         patience *= 2
 
 
-def next_moved(client: Client, moved: "queue.SimpleQueue[Future[Result] | None]") -> "Future[Result] | None":
-    """Wait until an item ends, or, with None, one has come further."""
-    waited_from = alive = time.monotonic()
-    while True:
+class InFlight(Generic[Item, Result]):
+    """Tasks in flight on a cluster, and one wait for them that every loss of the cluster ends.
+
+    Used as a context: what is still in flight at its end is cancelled, for others may use the cluster.
+
+    Parameters
+    ----------
+    client
+    remedy
+        What to do when the cluster is lost; the end of the error's message.
+
+    Attributes
+    ----------
+    pending : dict of Future to Item
+    """
+
+    def __init__(self, client: Client, remedy: str = "bring it up and run again") -> None:
+        self.client = client
+        self.patience = Patience.configured()
+        self.pending: dict[Future[Result], Item] = {}
+        self._remedy = remedy
+        self._moved: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
+
+    def __enter__(self) -> "InFlight[Item, Result]":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the work.
+        with suppress(OSError):
+            if self.pending and self.client.status == "running":
+                self.client.cancel(list(self.pending), force=True)
+
+    def submit(self, function: Callable[[Item], Result], items: Sequence[Item], **options: Any) -> None:  # noqa: ANN401 - Dask's own
+        """Send tasks, together: one message, at a fraction of the cost of one each."""
         try:
-            return moved.get(timeout=_TICK_SECONDS)
-        except queue.Empty:
-            now = time.monotonic()
-            if client.status != "running":
-                raise ClusterError("the cluster is gone: bring it up and run again") from None
-            alive = now if client.nthreads() else alive
-            if now - alive > NO_WORKERS_SECONDS:
-                raise _without_workers() from None
-            if now - waited_from > _STALL_SECONDS:
-                raise ClusterError(
-                    f"nothing has come further on the cluster for {_STALL_SECONDS:.0f} s: look at its workers and run"
-                    " again"
-                ) from None
+            futures = self.client.map(function, items, pure=False, **options)
+        except OSError as error:
+            raise self.lost(f"is gone ({error})") from error
+        for future, item in zip(futures, items, strict=True):
+            self.pending[future] = item
+            future.add_done_callback(self._moved.put)
+
+    def beat(self) -> None:
+        """Count as a sign of life: a task has come further."""
+        self._moved.put(None)
+
+    def ended(self, longest: float = 0.0) -> list[tuple[Item, Result | BaseException]]:
+        """Wait until tasks end; return each item with its result or its exception.
+
+        Parameters
+        ----------
+        longest
+            Seconds that the longest task so far took; the next may take twenty times as long.
+
+        Raises
+        ------
+        ClusterError
+            If the cluster is lost, has no worker or makes no progress for too long.
+        """
+        futures = self._next_done(max(self.patience.stall, _STALL_FACTOR * longest))
+        if any(future.status in ("cancelled", "lost") for future in futures):
+            raise self.lost("has lost its scheduler")
+        outcomes = self._outcomes(futures)
+        return [(self.pending.pop(future), outcome) for future, outcome in zip(futures, outcomes, strict=True)]
+
+    def _next_done(self, stall: float) -> "list[Future[Result]]":
+        waited_from = alive = time.monotonic()
+        while True:
+            try:
+                moved = [self._moved.get(timeout=_TICK_SECONDS), *self._drained()]
+            except queue.Empty:
+                now = time.monotonic()
+                alive = now if self.nthreads() else alive
+                if now - alive > self.patience.no_workers:
+                    raise self.lost(f"has had no worker for {self.patience.no_workers:.0f} s") from None
+                if now - waited_from > stall:
+                    raise self.lost(f"has made no progress for {now - waited_from:.0f} s") from None
+            else:
+                done = [future for future in moved if future is not None]
+                if done:
+                    return done
+                waited_from = time.monotonic()
+
+    def _drained(self) -> "list[Future[Result] | None]":
+        drained = []
+        while not self._moved.empty():
+            drained.append(self._moved.get())
+        return drained
+
+    def _outcomes(self, futures: "list[Future[Result]]") -> list[Result | BaseException]:
+        """Fetch results together, which costs one round trip a worker; errors stand in the place of their results."""
+        finished = [future for future in futures if future.status == "finished"]
+        try:
+            results = dict(zip(finished, self.fetch(finished), strict=True))
+        except ClusterError:
+            raise
+        except Exception:  # a worker died with its result, and the task failed when it was done again
+            results = {}
+        return [results[future] if future in results else self._one(future) for future in futures]
+
+    def _one(self, future: "Future[Result]") -> Result | BaseException:
+        try:
+            result: Result = future.result(timeout=self.patience.stall)
+        except Exception as error:  # the task's own, whatever it is
+            return error
+        return result
+
+    def fetch(self, futures: Sequence["Future[Fetched]"]) -> list[Fetched]:
+        """Fetch the results of tasks, and raise what one of them raised.
+
+        Raises
+        ------
+        ClusterError
+            If they do not come in time.
+        """
+        try:
+            found = self.client.sync(
+                gathered, self.client, futures, self.patience.fetch, callback_timeout=self.patience.stall
+            )
+        except TimeoutError as error:
+            raise self.lost(f"has not sent its results for {self.patience.stall:.0f} s") from error
+        except CancelledError as error:
+            raise self.lost("has lost its scheduler") from error
+        return cast("list[Fetched]", found)
+
+    def nthreads(self) -> dict[str, int]:
+        """Return the threads of each worker, by address.
+
+        Raises
+        ------
+        ClusterError
+            If the cluster is gone.
+        """
+        if self.client.status != "running":
+            raise self.lost("is gone")
+        try:
+            return dict(self.client.nthreads())
+        except OSError as error:
+            raise self.lost(f"does not answer ({error})") from error
+
+    def threads(self) -> int:
+        """Count the threads of all workers now, at least one: a cluster that adapts may have no worker just now."""
+        return max(1, sum(self.nthreads().values()))
+
+    def lost(self, what: str) -> ClusterError:
+        """Return the error for a cluster that is lost."""
+        return ClusterError(f"The cluster {what}: {self._remedy}.")
+
+
+def value_of(outcome: Result | BaseException) -> Result:
+    """Return a result; raise an exception that stands in its place.
+
+    Raises
+    ------
+    ClusterError
+        If the task ended every worker that was at it, or was lost.
+    """
+    if isinstance(outcome, TimeoutError | CancelledError | KilledWorker):
+        raise ClusterError(
+            f"The cluster did not give a result ({type(outcome).__name__}: {outcome}): look at its workers and run"
+            " again."
+        ) from outcome
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome

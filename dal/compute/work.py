@@ -1,18 +1,16 @@
 """Work shared out among the workers of a cluster."""
 
-import queue
 import secrets
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
-from distributed import Client, Future, get_worker
+from distributed import Client, get_worker, wait
 
 from dal._threads import one_thread
 from dal.compute.plugins import Brought, bring, brought
-from dal.compute.waits import next_moved, result_of, wait_for_worker
+from dal.compute.waits import InFlight, value_of, wait_for_worker
 from dal.errors import ClusterError
 
 Item = TypeVar("Item")
@@ -25,7 +23,7 @@ _IN_FLIGHT = 4
 
 
 def map_on(client: Client, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Give ``function(item)`` for each item, in their order, each computed on one thread of a cluster's workers.
+    """Return ``function(item)`` for each item, in their order, each computed on one thread of a cluster's workers.
 
     A few items a thread are in flight at a time, so that neither side ever holds all of them; a worker that dies has
     its items done by others.
@@ -44,43 +42,42 @@ def map_on(client: Client, function: Callable[[Item], Result], items: Iterable[I
         If the cluster is lost, has no worker for a minute, or gives no result for ten minutes.
     """
     wait_for_worker(client)
-    moved: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
-    pending: deque[Future[Result]] = deque()
-    try:
-        window = max(_IN_FLIGHT * sum(client.nthreads().values()), _IN_FLIGHT)
+    flight: InFlight[tuple[int, Item], Result] = InFlight(client)
+    task = cast("Callable[[tuple[int, Item]], Result]", partial(_on_one_thread, function))
+    with flight:
+        window = _IN_FLIGHT * flight.threads()
+        outcomes: dict[int, Result | BaseException] = {}
+        sent = given = 0
         for item in items:
-            pending.append(client.submit(_on_one_thread, function, item, pure=False))
-            pending[-1].add_done_callback(moved.put)
-            if len(pending) >= window:
-                yield _first_result(client, pending, moved)
-        while pending:
-            yield _first_result(client, pending, moved)
-    except OSError as error:
-        raise ClusterError(f"the cluster is gone ({error}): bring it up and run again") from error
-    finally:
-        if pending and client.status == "running":
-            client.cancel(list(pending))
+            flight.submit(task, [(sent, item)])
+            sent += 1
+            if sent - given >= window:
+                yield _outcome_of(given, outcomes, flight)
+                given += 1
+        while given < sent:
+            yield _outcome_of(given, outcomes, flight)
+            given += 1
 
 
-def _first_result(
-    client: Client, pending: "deque[Future[Result]]", moved: "queue.SimpleQueue[Future[Result] | None]"
+def _outcome_of(
+    number: int, outcomes: dict[int, Result | BaseException], flight: InFlight[tuple[int, Item], Result]
 ) -> Result:
-    while not pending[0].done():
-        next_moved(client, moved)
-    return result_of(pending.popleft())
+    while number not in outcomes:
+        outcomes.update((ended, outcome) for (ended, _), outcome in flight.ended())
+    return value_of(outcomes.pop(number))
 
 
-def _on_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
+def _on_one_thread(function: Callable[[Item], Result], numbered: tuple[int, Item]) -> Result:
     with one_thread:
-        return function(item)
+        return function(numbered[1])
 
 
 def each_on(
     client: Client, function: Callable[[Shared, Item, Beat], Result], items: Iterable[Item], shared: Shared
 ) -> Iterator[tuple[Item, Result]]:
-    """Give each item with ``function(shared, item, beat)``, as they end: for few items that take long.
+    """Return each item with ``function(shared, item, beat)``, as they end: for few items that take long.
 
-    What is shared reaches every worker once, also those that join later, and is lost with none of them. A worker that
+    The shared value reaches every worker once, also those that join later, and is lost with none of them. A worker that
     dies has its items begun again by others.
 
     Parameters
@@ -90,7 +87,6 @@ def each_on(
         Known to the workers by its module. It calls ``beat()`` whenever it has come further, so that work that takes
         hours is told from work that stands still.
     items
-        Hashable.
     shared
 
     Raises
@@ -101,31 +97,46 @@ def each_on(
     """
     wait_for_worker(client)
     token = secrets.token_hex(8)
-    moved: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
-    pending: dict[Future[Result], Item] = {}
-    ended: Future[Result] | None = None
+    flight: InFlight[Item, Result] = InFlight(client)
+    task = cast("Callable[[Item], Result]", partial(_with_shared, token, function))
+    with held_by_workers(client, token, partial(_itself, shared)), flight, _heard(flight, token):
+        flight.submit(task, list(items), retries=2)
+        while flight.pending:
+            for item, outcome in flight.ended():
+                yield item, value_of(outcome)
+
+
+@contextmanager
+def _heard(flight: InFlight[Any, Any], topic: str) -> Iterator[None]:
+    """Count what workers log to a topic as signs of life."""
+    with _told_of_losses():
+        flight.client.subscribe_topic(topic, lambda _: flight.beat())
     try:
-        bring(client, Brought(token, partial(_itself, shared)))
-        client.subscribe_topic(token, lambda _: moved.put(None))
-        for item in items:
-            future = client.submit(_with_shared, token, function, item, pure=False, retries=2)
-            pending[future] = item
-            future.add_done_callback(moved.put)
-        while pending:
-            ended = next_moved(client, moved)
-            if ended is not None:
-                yield pending.pop(ended), result_of(ended)
-    except OSError as error:
-        if ended is not None and ended.status == "error":
-            raise  # the function's own
-        raise ClusterError(f"the cluster is gone ({error}): bring it up and run again") from error
+        yield
     finally:
-        if client.status == "running":
-            # A cluster that dies meanwhile needs no cleaning, and must not hide what went wrong.
-            with suppress(OSError):
-                client.cancel(list(pending), force=True)
-                client.unsubscribe_topic(token)
-                client.unregister_worker_plugin(token)
+        with suppress(OSError):
+            if flight.client.status == "running":
+                flight.client.unsubscribe_topic(topic)
+
+
+@contextmanager
+def held_by_workers(client: Client, name: str, make: Callable[[], object]) -> Iterator[None]:
+    """Have every worker process make something and hold it, also those that join later; see :func:`brought`.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster cannot be told.
+    """
+    with _told_of_losses():
+        bring(client, Brought(name, make))
+    try:
+        yield
+    finally:
+        # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the work.
+        with suppress(OSError):
+            if client.status == "running":
+                client.unregister_worker_plugin(name)
 
 
 def _itself(value: object) -> object:
@@ -135,3 +146,68 @@ def _itself(value: object) -> object:
 def _with_shared(token: str, function: Callable[[Any, Item, Beat], Result], item: Item) -> Result:
     worker = get_worker()
     return function(brought(token), item, lambda: worker.log_event(token, None))
+
+
+class WorkerInfo(NamedTuple):
+    """What a cluster's scheduler knows of a worker.
+
+    Attributes
+    ----------
+    host : str
+    threads : int
+    memory_limit : int
+        In bytes; 0 where there is none.
+    """
+
+    host: str
+    threads: int
+    memory_limit: int
+
+
+def workers_of(client: Client) -> dict[str, WorkerInfo]:
+    """Return the workers of a cluster by address."""
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    return {
+        address: WorkerInfo(str(worker["host"]), int(worker["nthreads"]), int(worker["memory_limit"] or 0))
+        for address, worker in workers.items()
+    }
+
+
+def ask_workers(
+    client: Client, function: Callable[[], Result], addresses: Sequence[str], *, seconds: float
+) -> Mapping[str, Result | BaseException]:
+    """Run a function on each of some workers; return the outcomes of those that answer in time.
+
+    A worker that was stopped, or died just now, gives none.
+
+    Parameters
+    ----------
+    client
+    function
+    addresses
+    seconds
+        How long to wait.
+    """
+    futures = {
+        address: client.submit(function, workers=[address], allow_other_workers=False, pure=False, priority=10)
+        for address in addresses
+    }
+    with suppress(TimeoutError), client.as_current():  # wait() knows no other way to be told the client
+        wait(list(futures.values()), timeout=seconds)
+    answers: dict[str, Result | BaseException] = {}
+    for address, future in futures.items():
+        if future.done():
+            try:
+                answers[address] = future.result(timeout=seconds)
+            except Exception as error:  # the function's own, for the caller to judge
+                answers[address] = error
+    client.cancel([future for future in futures.values() if not future.done()])
+    return answers
+
+
+@contextmanager
+def _told_of_losses() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ClusterError(f"The cluster is gone ({error}): bring it up and run again.") from error

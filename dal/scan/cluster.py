@@ -1,31 +1,29 @@
 """The pass on a Dask cluster: every span scored once, whatever dies; every wait with an end."""
 
-import asyncio
 import logging
-import queue
+import pickle
 import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import TimeoutError as WaitedTooLong
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 from weakref import WeakKeyDictionary
 
+import cloudpickle
 import numpy as np
 import numpy.typing as npt
 import zarr
-from distributed import Client, Future, get_worker, wait
-from distributed.protocol import pickle
+from distributed import Client, get_worker
 from numcodecs import Blosc
 from threadpoolctl import threadpool_info
-from tornado.platform.asyncio import BaseAsyncIOLoop as AsyncIOLoop
 
-from dal.compute.plugins import Brought, bring, brought
-from dal.compute.waits import NO_WORKERS_SECONDS, gathered, wait_for_worker
+from dal.compute.plugins import brought
+from dal.compute.waits import InFlight, wait_for_worker
+from dal.compute.work import ask_workers, held_by_workers, workers_of
 from dal.errors import ClusterError, DalError, SpanError
 from dal.learners.models import Model
 from dal.pool import Pool
@@ -45,8 +43,8 @@ MOST_KEPT_BYTES = 128 * 2**20
 """Candidates with their features that a process keeps; larger ones, as of images, are read again in the end."""
 ATTEMPTS = 3
 PROBE_SECONDS = 60.0
-STALL_SECONDS = 600.0
 _TICK_SECONDS = 1.0
+_REMEDY = "finished spans are kept; bring it up and run again, the scan goes on from there"
 _TASK_NAME = "dal-score"
 
 _log = logging.getLogger(__name__)
@@ -123,7 +121,7 @@ def _packed(model: Model | None, score: str) -> tuple[bytes, ...]:
     if model is None:
         return ()
     # Either way without its archive, which is as large as itself.
-    pickled = pickle.dumps(model.for_score(score))
+    pickled = cloudpickle.dumps(model.for_score(score))
     most = 2**30  # Blosc takes less than 2 GiB at a time
     return tuple(_PACKING.encode(pickled[start : start + most]) for start in range(0, len(pickled), most))
 
@@ -254,24 +252,16 @@ def _probe(client: Client, pool: Pool, cells: Cells | None) -> _Hosts:
 
 def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[str, _Host]:
     wait_for_worker(client)
-    workers = client.scheduler_info(n_workers=-1)["workers"]
+    workers = workers_of(client)
     proven = _PROVEN.setdefault(client, {})
     known = {address: proven[address, pool.path, cells] for address in workers if (address, pool.path, cells) in proven}
-    known_hosts = {workers[address]["host"] for address in known}
-    one_per_host = {worker["host"]: address for address, worker in workers.items() if worker["host"] not in known_hosts}
+    known_hosts = {workers[address].host for address in known}
+    one_per_host = {worker.host: address for address, worker in workers.items() if worker.host not in known_hosts}
     if not one_per_host:
         return known
-    futures = {
-        address: client.submit(
-            _probe_task, pool, cells, workers=[address], allow_other_workers=False, pure=False, priority=10
-        )
-        for address in one_per_host.values()
-    }
-    # A worker that was stopped, or died just now, says nothing of its host; the scan itself survives such deaths.
-    with suppress(TimeoutError), client.as_current():  # wait() knows no other way to be told the client
-        wait(list(futures.values()), timeout=PROBE_SECONDS)
-    answers = {address: _answer(future) for address, future in futures.items() if future.done()}
-    client.cancel([future for future in futures.values() if not future.done()])
+    # A worker that does not answer says nothing of its host; the scan itself survives such deaths.
+    probe = partial(_probe_task, pool, cells)
+    answers = ask_workers(client, probe, list(one_per_host.values()), seconds=PROBE_SECONDS)
     if not answers:
         raise ClusterError(
             f"No worker of {client} answered within {PROBE_SECONDS:.0f} s: look at their logs, and run again."
@@ -287,14 +277,6 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[s
     sound = {address: host for address, host in told.items() if host.pool_trouble is host.cells_trouble is None}
     proven.update({(address, pool.path, cells): host for address, host in sound.items()})
     return known | told
-
-
-def _answer(future: "Future[_Host]") -> _Host | BaseException:
-    try:
-        host: _Host = future.result(timeout=PROBE_SECONDS)
-    except Exception as error:  # the task's own, told to the person at the coordinator
-        return error
-    return host
 
 
 def predicted(run: Run) -> plan.WorkerBytes:
@@ -319,8 +301,7 @@ def predicted(run: Run) -> plan.WorkerBytes:
 def _refuse_too_small(client: Client, run: Run) -> None:
     """Refuse workers that cannot hold what the pass will take, before it starts."""
     need = predicted(run)
-    for address, worker in client.scheduler_info(n_workers=-1)["workers"].items():
-        limit, threads = worker["memory_limit"], worker["nthreads"]
+    for address, (_, threads, limit) in workers_of(client).items():
         if limit and need.for_threads(threads) > limit:
             raise ClusterError(
                 f"The worker at {address} has {limit / 2**20:,.0f} MiB for {threads} threads; this scan takes about"
@@ -333,7 +314,7 @@ def _refuse_too_small(client: Client, run: Run) -> None:
 
 
 class _Cluster:
-    """A client with a job on its workers, and every way it can be lost turned into a ClusterError."""
+    """A client with a job on its workers."""
 
     def __init__(self, client: Client, job: Job) -> None:
         self.client = client
@@ -342,46 +323,35 @@ class _Cluster:
         # with a directory of its own perhaps, must not be served by that.
         self.name = f"dal-scan-{secrets.token_hex(8)}"
         self.task: Callable[[Task], _Sent] = partial(_score_task, self.name)
-        self.done: queue.SimpleQueue[Future[_Sent]] = queue.SimpleQueue()
-        self.pending: dict[Future[_Sent], Task] = {}
         self.keepers: dict[Interval, str] = {}
+        self._flight: InFlight[Task, _Sent] = InFlight(client, _REMEDY)
+        self._open = ExitStack()
 
     def __enter__(self) -> "_Cluster":
-        try:
-            bring(self.client, Brought(self.name, partial(_Loaded, self.job)))
-        except OSError as error:
-            raise ClusterError(self._lost(f"could not be told what to do ({error})")) from error
+        self._open.enter_context(held_by_workers(self.client, self.name, partial(_Loaded, self.job)))
+        self._open.enter_context(self._flight)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self.client.status != "running":
-            return
-        # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the scan.
-        with suppress(OSError):
-            # A scan that ends early must not leave its spans running on a cluster that others use.
-            if self.pending:
-                self.client.cancel(list(self.pending), force=True)
-            self.client.unregister_worker_plugin(self.name)
+        self._open.close()
+
+    @property
+    def pending(self) -> Collection[object]:
+        """What is in flight."""
+        return self._flight.pending
 
     def threads(self) -> int:
-        """Count the threads of all workers now, at least one: a cluster that adapts may have no worker just now."""
-        return max(1, sum(self._nthreads().values()))
+        """Count the threads of all workers now, at least one."""
+        return self._flight.threads()
 
     def submit(self, tasks: Sequence[Task]) -> None:
-        """Send tasks, together: one message, at a fraction of what each alone would cost."""
-        futures = self.client.map(self.task, tasks, key=_TASK_NAME, pure=False)
-        for future, task in zip(futures, tasks, strict=True):
-            self.pending[future] = task
-            future.add_done_callback(self.done.put)
+        """Send tasks, together."""
+        self._flight.submit(self.task, tasks, key=_TASK_NAME)
 
     def ended(self, longest_span: float) -> list[tuple[Task, SpanResult | BaseException]]:
-        """Wait for spans to end, and give what each came to."""
-        futures = self._next_done(longest_span)
-        if any(future.status in ("cancelled", "lost") for future in futures):
-            raise ClusterError(self._lost("lost its scheduler"))
+        """Wait for spans to end; return the outcome of each."""
         ended: list[tuple[Task, SpanResult | BaseException]] = []
-        for future, outcome in zip(futures, self._outcomes(futures), strict=True):
-            task = self.pending.pop(future)
+        for task, outcome in self._flight.ended(longest_span):
             if isinstance(outcome, _Sent):
                 if task.sounded is None:
                     self.keepers[task.interval] = outcome.worker
@@ -389,66 +359,6 @@ class _Cluster:
             else:
                 ended.append((task, outcome))
         return ended
-
-    def _next_done(self, longest_span: float) -> list[Future[_Sent]]:
-        waited_from = alive = time.monotonic()
-        while True:
-            try:
-                return [self.done.get(timeout=_TICK_SECONDS), *self._drained()]
-            except queue.Empty:
-                now = time.monotonic()
-                if self._nthreads():
-                    alive = now
-                if now - alive > NO_WORKERS_SECONDS:
-                    raise ClusterError(self._lost(f"has had no worker for {NO_WORKERS_SECONDS:.0f} s")) from None
-                if now - waited_from > max(STALL_SECONDS, 20 * longest_span):
-                    raise ClusterError(self._lost(f"has finished no span for {now - waited_from:.0f} s")) from None
-
-    def _drained(self) -> list[Future[_Sent]]:
-        drained = []
-        while not self.done.empty():
-            drained.append(self.done.get())
-        return drained
-
-    def _nthreads(self) -> Mapping[str, int]:
-        if self.client.status != "running":
-            raise ClusterError(self._lost("is gone"))
-        try:
-            present: Mapping[str, int] = self.client.nthreads()
-        except OSError as error:
-            raise ClusterError(self._lost("does not answer")) from error
-        return present
-
-    def _outcomes(self, futures: list[Future[_Sent]]) -> list[_Sent | BaseException]:
-        """Fetch results together, which costs one round trip a worker; errors stand in the place of their results."""
-        finished = [future for future in futures if future.status == "finished"]
-        try:
-            results = dict(zip(finished, self._wait(gathered(self.client, finished)), strict=True))
-        except DalError:
-            raise
-        except Exception:  # a worker died with its result, and the span failed when it was scored again
-            results = {}
-        return [results[future] if future in results else self._one(future) for future in futures]
-
-    def _one(self, future: Future[_Sent]) -> _Sent | BaseException:
-        try:
-            result: _Sent = future.result(timeout=STALL_SECONDS)
-        except Exception as error:  # the task's own, whatever it is
-            return error
-        return result
-
-    def _wait(self, coroutine: Any) -> Any:  # noqa: ANN401 - passes through what it is given
-        loop = cast("AsyncIOLoop", self.client.loop).asyncio_loop
-        waiting = asyncio.run_coroutine_threadsafe(coroutine, loop)
-        try:
-            return waiting.result(timeout=STALL_SECONDS)
-        except WaitedTooLong:
-            raise ClusterError(self._lost(f"has not sent what it finished for {STALL_SECONDS:.0f} s")) from None
-        finally:
-            waiting.cancel()
-
-    def _lost(self, what: str) -> str:
-        return f"The cluster {what}. Finished spans are kept: bring it up and run again, the scan goes on from there."
 
     def features(self, rows: Rows) -> Floats32:
         """Gather the features of rows: from the workers that keep them, else from the pool.
@@ -460,14 +370,14 @@ class _Cluster:
         """
         if not self.job.order.carry:
             return self._take(rows)
-        present = self._nthreads()
+        present = self._flight.nthreads()
         asked = [
             # Another worker, if this one has just died, keeps none of them, which is an answer as well.
             self.client.submit(_kept_task, self.name, own, workers=[worker], allow_other_workers=True, pure=False)
             for worker, own in self._by_keeper(rows)
             if worker in present
         ]
-        return with_the_rest(rows, self._wait(gathered(self.client, asked)), self._take)
+        return with_the_rest(rows, self._flight.fetch(asked), self._take)
 
     def _by_keeper(self, rows: Rows) -> list[tuple[str, Rows]]:
         spans = sorted(self.keepers.items())
@@ -485,7 +395,7 @@ class _Cluster:
         """Read rows on the workers, each chunk once."""
         groups = np.split(rows, np.flatnonzero(np.diff(rows // self.job.pool.write_rows)) + 1)
         futures = self.client.map(_take_task, [self.name] * len(groups), groups, pure=False)
-        return np.concatenate(self._wait(gathered(self.client, futures)))
+        return np.concatenate(self._flight.fetch(futures))
 
 
 class _Engine:
