@@ -74,7 +74,7 @@ def _campaign(directory: Path, batch: int) -> Campaign:
 
 @contextmanager
 def _served(campaign: Campaign) -> Iterator[tuple[str, psutil.Process]]:
-    command = [sys.executable, "-m", "dal.cli", "serve", str(campaign.directory), "--port", "0", "--user", "ann"]
+    command = [sys.executable, "-m", "dal", "serve", str(campaign.directory), "--port", "0", "--user", "ann"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found = re.search(r"http://\S+", process.stdout.readline())

@@ -30,6 +30,9 @@ from dal.selection.order import row_hash
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
+MAP = "map.npz"
+"""The file of a campaign's directory that keeps its map."""
+
 VERSION = 2
 BINS = 256
 SAMPLE_POINTS = 2000

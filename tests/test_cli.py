@@ -18,7 +18,6 @@ import zarr
 from click.testing import CliRunner, Result
 from distributed import Client
 
-from dal import cli
 from dal.campaign import Annotators, Answer, Campaign
 from dal.cli import main
 from dal.loop.coordinator import create_campaign, next_batch, pool_of
@@ -302,7 +301,7 @@ def test_dal_next_ended_in_mid_work_gives_the_same_batch_when_run_again(
     for name in ("undisturbed", "ended"):
         ok("init", tmp_path / name, pool, "--classes", "ham,spam", "--batch", 15, "--seed", 3)
     ok("next", tmp_path / "undisturbed", "--scheduler", cluster.scheduler.address)
-    command = [sys.executable, "-m", "dal.cli", "next", str(tmp_path / "ended")]
+    command = [sys.executable, "-m", "dal", "next", str(tmp_path / "ended")]
     command += [] if own_workers else ["--scheduler", cluster.scheduler.address]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -331,7 +330,7 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
 def test_the_demo_is_the_same_for_the_same_seed_and_saves_a_page(
     tmp_path: Path, cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cli, "local_cluster", lambda: nullcontext(cluster))
+    monkeypatch.setattr("dal.compute.local.local_cluster", lambda: nullcontext(cluster))
     command = ("demo", "--rows", 4000, "--rounds", 3, "--batch", 10, "--seed", 5)
     first = ok(*command, "--directory", tmp_path / "a")
     second = ok(*command, "--directory", tmp_path / "b")

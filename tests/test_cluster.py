@@ -132,7 +132,7 @@ def test_the_recipe_gives_a_working_cluster(tmp_path: Path, monkeypatch: pytest.
 
 def run_next(directory: Path, address: str, environment: dict[str, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "dal.cli", "next", str(directory), "--scheduler", address],
+        [sys.executable, "-m", "dal", "next", str(directory), "--scheduler", address],
         cwd=ROOT,
         env=os.environ | environment,
         capture_output=True,

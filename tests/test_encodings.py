@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
+from dal.choices import ENCODINGS
 from dal.cli import main
 from dal.errors import ChunkError, PoolError, SourceError
 from dal.learners.learner import Learner
@@ -23,7 +24,7 @@ from dal.pool import Block, Pool, build_pool, sources
 from dal.pool import build as building
 from dal.pool import store as reading
 from dal.pool import tables as reading_tables
-from dal.pool.encodings import ENCODINGS, decoder, encoder, scale_of
+from dal.pool.encodings import decoder, encoder, scale_of
 from dal.scan import sample_codebook, scan
 from dal.selection.strategy import Strategy
 

@@ -20,12 +20,14 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Connection
 
-from dal import cli
+from dal import web
 from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, database, store
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
+from dal.cli import main, rounds
 from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
+from dal.loop import coordinator
 from dal.loop.coordinator import Batch, create_campaign, next_batch, run_campaign
 from dal.pool import Pool, append_pool, build_pool
 from dal.simulation import answer_batch
@@ -34,7 +36,7 @@ from tests import faults
 CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
 CLASSES = ("red", "green", "blue")
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["dal.cli"])
+CONTEXT.set_forkserver_preload(["dal.web"])
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,7 @@ def says(row: int, label: int) -> Answer:
 
 
 def dal(*arguments: object) -> Result:
-    return CliRunner().invoke(cli.main, [str(each) for each in arguments])
+    return CliRunner().invoke(main, [str(each) for each in arguments])
 
 
 # -- the lock ----------------------------------------------------------------------------------------------------------
@@ -357,8 +359,8 @@ def run(
         changed(by_system=False)
 
     database.immediate = store.immediate = deadly  # type: ignore[attr-defined]
-    cli._cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
-    cli.run_campaign = run_to_a_batch  # type: ignore[assignment]
+    rounds.cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
+    coordinator.run_campaign = run_to_a_batch  # type: ignore[assignment]
     sys.addaudithook(audit)
     result = dal(*command)
     if not (result.exception is None or isinstance(result.exception, SystemExit)):
@@ -538,7 +540,7 @@ def test_a_pool_build_that_is_told_to_end_says_so_and_goes_on(ending: str, statu
 
 def served(directory: Path, ending: signal.Signals, told: "multiprocessing.connection.Connection") -> None:
     """Serve a campaign, and be told to end as soon as a page was fetched."""
-    make, pages = cli.make_server, []
+    make, pages = web.make_server, []
 
     def made(*given: object) -> object:
         server = make(*given)  # type: ignore[arg-type]
@@ -551,7 +553,7 @@ def served(directory: Path, ending: signal.Signals, told: "multiprocessing.conne
         threading.Thread(target=visit).start()
         return server
 
-    cli.make_server = made  # type: ignore[assignment]
+    web.make_server = made  # type: ignore[assignment]
     result = dal("serve", directory, "--port", 0, "--user", "ann")
     told.send((pages, result.exit_code, result.output))
 
@@ -572,7 +574,7 @@ def test_a_server_that_is_told_to_end_ends_in_order(
 
 
 def carry_on(directory: Path, told: "multiprocessing.connection.Connection") -> None:
-    cli._cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
+    rounds.cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
     opened = run_campaign
 
     def telling(*given: object, on_batch: Callable[[Batch], None], **more: object) -> object:
@@ -582,7 +584,7 @@ def carry_on(directory: Path, told: "multiprocessing.connection.Connection") -> 
 
         return opened(*given, on_batch=tell, **more)  # type: ignore[arg-type]
 
-    cli.run_campaign = telling  # type: ignore[assignment]
+    coordinator.run_campaign = telling  # type: ignore[assignment]
     told.send(dal("run", directory).exit_code)
 
 

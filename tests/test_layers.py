@@ -13,7 +13,7 @@ PACKAGE = Path(dal.__file__).parent
 
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
-    {"errors", "_distribution", "_threads", "locks"},
+    {"errors", "_distribution", "_threads", "locks", "choices"},
     {"scores", "selection", "evidence", "texts", "classes"},
     {"places"},
     {"pool", "learners", "campaign", "compute", "progress", "labelled"},
@@ -25,6 +25,7 @@ LEVELS = [
     {"explorer"},
     {"demo", "web"},
     {"cli"},
+    {"__main__"},
 ]
 # The pure level is one page of mathematics; it may refer to itself, without cycles.
 SIDEWAYS = {

@@ -253,7 +253,7 @@ def test_a_team_works_through_a_campaign_that_runs_by_itself(truth: tuple[Pool, 
 def test_dal_run_goes_on_from_batch_to_batch_until_it_stops(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = made(truth, tmp_path / "c", batch=15, stop=["max_rounds=2"])
     running = subprocess.Popen(
-        [sys.executable, "-m", "dal.cli", "run", str(campaign.directory)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "dal", "run", str(campaign.directory)], stdout=subprocess.PIPE, text=True
     )
     over = threading.Event()
     person = Person(campaign, "ann", truth[1], over)

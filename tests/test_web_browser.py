@@ -86,7 +86,7 @@ class Served:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "dal.cli", "serve", str(self.campaign.directory), "--user", "ann"]
+        command = [sys.executable, "-m", "dal", "serve", str(self.campaign.directory), "--user", "ann"]
         self.process = subprocess.Popen([*command, "--port", str(self.port)], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

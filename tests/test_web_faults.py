@@ -341,7 +341,7 @@ def test_half_sent_requests_hold_up_nobody(campaign: Campaign) -> None:
 @pytest.mark.slow
 def test_more_silent_connections_than_files_hold_up_nobody(campaign: Campaign) -> None:
     few = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (1024, 1024))
-    command = [sys.executable, "-m", "dal.cli", "serve", str(campaign.directory), "--port", "0"]
+    command = [sys.executable, "-m", "dal", "serve", str(campaign.directory), "--port", "0"]
     with ExitStack() as open_until_the_end, subprocess.Popen(command, stdout=subprocess.PIPE, preexec_fn=few) as server:
         try:
             assert server.stdout is not None

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from dal.campaign.objects import check_store
+from dal.choices import Vote
 from dal.classes import class_flaw
 from dal.errors import InputError, SettingsError
-from dal.evidence.votes import Vote
 from dal.places import place_of
 from dal.texts import composed, flaw
 

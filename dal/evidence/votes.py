@@ -6,12 +6,12 @@ answer, which counts for nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from dal.choices import Vote
 from dal.errors import LabelError
 from dal.selection.order import row_hash
 
@@ -19,10 +19,6 @@ Integers = npt.NDArray[np.int64]
 
 
 Floats = npt.NDArray[np.float64]
-
-
-Vote = Literal["majority", "dawid_skene"]
-
 
 MOST_STEPS = 1000
 """Of the expectation maximisation; it ends sooner, as soon as a step moves no posterior by a millionth."""

@@ -21,13 +21,13 @@ from PIL import Image
 from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
 from dal.campaign.answers import complaint
 from dal.campaign.disk import replacing
+from dal.choices import FORMATS
 from dal.classes import MISSING, UNLABELLED, Classes, listed
 from dal.errors import CampaignError, LabelError
 from dal.exchange.formats import Csv, Format, Item, JsonLines, Known, Line, Parquet, Prodigy, Rejected, Sheet, bytes_of
 from dal.exchange.label_studio import LabelStudio
 from dal.texts import composed, folded, name_flaw, shown_name, unguarded, whole
 
-FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
 LISTED = 1000
 """Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
 

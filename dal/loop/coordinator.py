@@ -24,19 +24,19 @@ from dal.campaign import Campaign, Round, Settings
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
 from dal.campaign.objects import digest_of
+from dal.choices import Missing, Vote
 from dal.classes import codes_of, names_of
 from dal.compute.work import map_on
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolError, PoolNotFound, SettingsError
 from dal.evidence.ruler import RoundRecord
 from dal.evidence.stopping import Criterion, Verdict, advice, first_stop, label_budget, parse
-from dal.evidence.votes import Labels, Vote
+from dal.evidence.votes import Labels
 from dal.labelled import read_labelled
 from dal.learners.learner import Learner
 from dal.learners.models import Model, score_block
 from dal.loop import actions
 from dal.places import place_of
 from dal.pool import Pool
-from dal.pool.store import Missing
 from dal.scan import Journal, Progress, Summary, cells_written, sample_codebook, scan, stored_cells
 from dal.scan.driver import sample_rows
 from dal.scan.journal import candidate_arrays, candidates_from

@@ -24,11 +24,12 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from dal.choices import ENCODINGS
 from dal.errors import DalError, PoolError, SourceError
 from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool.chunks import read_rows
-from dal.pool.encodings import ENCODINGS, Encode, Floats32, encoder, scale_of
+from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, field_path, kind_of, stored_type, to_store
 from dal.pool.ids import is_bucket, sorted_entries
 from dal.pool.pictures import Pictures, size_of

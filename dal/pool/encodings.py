@@ -33,7 +33,7 @@ def encoder(name: str | None, scale: Floats32 | None = None) -> Encode:
     Parameters
     ----------
     name
-        One of `ENCODINGS`, or None: uint8 stays uint8, all else becomes float32.
+        One of `dal.choices.ENCODINGS`, or None: uint8 stays uint8, all else becomes float32.
     scale : array of shape (d,), optional
         For int8.
 
@@ -189,4 +189,3 @@ _ENCODERS: Mapping[str, Encode] = {
     "bfloat16": _to_bfloat16,
     "uint8": _to_uint8,
 }
-ENCODINGS = ("float32", "float16", "bfloat16", "int8", "uint8")

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
@@ -16,11 +16,12 @@ import zarr
 from zarr.storage import ZipStore
 
 from dal._distribution import install_line
+from dal.choices import ENCODINGS, Missing
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
 from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
 from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
-from dal.pool.encodings import ENCODINGS, Decode, decoder
+from dal.pool.encodings import Decode, decoder
 from dal.pool.fields import KINDS, field_path, from_store
 from dal.pool.packing import Packing
 
@@ -91,10 +92,6 @@ def array_of(where: Place, group: zarr.Group, name: str) -> "zarr.Array[Any]":
     if not isinstance(array, zarr.Array):
         raise PoolError(f"{where}: {name!r} is a group, an array was expected; restore it, or build the pool again")
     return array
-
-
-Missing = Literal["refuse", "fill"]
-"""What a chunk that is not stored means: an error, or the fill value."""
 
 
 class Pool:

@@ -25,7 +25,7 @@ from dal.evidence.agreement import Agreement
 from dal.evidence.stopping import as_they_ended, label_budget, parse
 from dal.loop.coordinator import Coordinator, features_of
 from dal.loop.standing import Status, status
-from dal.map import PoolMap
+from dal.map import MAP, PoolMap
 from dal.texts import guarded
 from dal.web.records import Records
 from dal.web.state import Standing
@@ -34,7 +34,6 @@ PACE = timedelta(minutes=15)
 FEW = 20
 """Answers in the last quarter of an hour below which no time left is told."""
 
-MAP = "map.npz"
 DRAWN = 2500
 """Records of earlier batches, and of this one, that are put on the map."""
 

@@ -1,0 +1,28 @@
+"""The names that a user chooses from, in a module that imports nothing: help and completion list them.
+
+What each name means is defined where it is used; tests hold the two together.
+"""
+
+from typing import Literal
+
+Vote = Literal["majority", "dawid_skene"]
+"""How several answers become a label, see :mod:`dal.evidence.votes`."""
+
+Missing = Literal["refuse", "fill"]
+"""Of a chunk that a plain Zarr array does not store: refuse it, or read the array's fill value."""
+
+ENCODINGS = ("float32", "float16", "bfloat16", "int8", "uint8")
+"""How a pool stores its features, see :mod:`dal.pool.encodings`."""
+
+FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
+"""Formats of files of answers, see :mod:`dal.exchange`."""
+
+STRATEGIES = (
+    *("default", "coverage", "power", "weighted_kmeans", "badge", "cluster_margin", "k_center", "stratified"),
+    *("random", "least_confident", "margin", "ratio", "entropy"),
+    *("vote_entropy", "bald", "expected_gradient_length"),
+)
+"""Strategies by name, see :meth:`dal.selection.strategy.Strategy.named`."""
+
+PRESETS = ("logistic", "forest", "hgb", "mlp")
+"""Learners by name, see :meth:`dal.learners.learner.Learner.named`."""

@@ -1,0 +1,155 @@
+"""Campaigns: make one, tell where one stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import click
+
+from dal.choices import PRESETS, STRATEGIES, Missing, Vote
+from dal.cli.options import class_options, classes_of, missing_chunks_option
+from dal.cli.terminal import say
+
+if TYPE_CHECKING:
+    from dal.campaign import Settings
+    from dal.loop.standing import Status
+
+_LISTED_PAIRS = 5
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("pool_path", metavar="POOL")
+@class_options
+@click.option(
+    "--learner", default="logistic", show_default=True, help=f"{', '.join(PRESETS)}, or module:object of your own."
+)
+@click.option("--strategy", default="default", show_default=True, help=f"One of {', '.join(STRATEGIES)}.")
+@click.option("--batch", default=100, show_default=True, help="Records asked in a round.")
+@click.option("--seed", default=0, show_default=True, help="Same seed, same batches.")
+@click.option("--stop", multiple=True, help="A stopping criterion, such as max_labels=5000; repeat it for several.")
+@click.option("--explore", default=0.05, show_default=True, help="Share drawn uniformly, to measure honestly.")
+@click.option("--trust", multiple=True, help="A type, by full name, that a saved learner may hold.")
+@click.option("--overlap", default=1, show_default=True, help="Annotators who are to answer each record.")
+@click.option("--gold", default=0.0, show_default=True, help="Share of served records whose label is known.")
+@click.option(
+    "--vote",
+    type=click.Choice(get_args(Vote)),
+    default="majority",
+    show_default=True,
+    help="How several answers become a label.",
+)
+@click.option("--database", default="", help="URL of a PostgreSQL database. Default: a file in DIRECTORY.")
+@click.option(
+    "--store", default="", help="URL of an object store for models, as s3://bucket/folder. Default: DIRECTORY."
+)
+@click.option("--close-at", default=1.0, show_default=True, help="Share of a batch whose answers are waited for.")
+@click.option("--reserve", default=0.0, show_default=True, help="Records beyond the batch, as a share, for the pause.")
+@click.option("--stop-set", type=int, help="Records held back to compare models on. Default: 1 %, 1,000 at most.")
+@click.option("--holdout", type=click.Path(exists=True, dir_okay=False), help="Labelled records apart, as .npz: X, y.")
+@missing_chunks_option
+def init(
+    directory: Path,
+    pool_path: str,
+    classes: str | None,
+    each_class: tuple[str, ...],
+    classes_from: Path | None,
+    learner: str,
+    strategy: str,
+    batch: int,
+    seed: int,
+    stop: tuple[str, ...],
+    explore: float,
+    trust: tuple[str, ...],
+    overlap: int,
+    gold: float,
+    vote: Vote,
+    database: str,
+    store: str,
+    close_at: float,
+    reserve: float,
+    stop_set: int | None,
+    holdout: str | None,
+    missing_chunks: Missing,
+) -> None:
+    """Make a campaign in DIRECTORY that labels records of POOL."""
+    from dal.loop.coordinator import create_campaign
+
+    named = classes_of(classes, each_class, classes_from)
+    if not named:
+        raise click.UsageError("The classes are missing: --classes ham,spam, --class for each, or --classes-from.")
+    campaign = create_campaign(
+        directory,
+        pool_path,
+        named,
+        learner=learner,
+        strategy=strategy,
+        batch=batch,
+        seed=seed,
+        stop=stop,
+        explore=explore,
+        trusted=trust,
+        overlap=overlap,
+        gold=gold,
+        vote=vote,
+        database=database,
+        store=store,
+        close_at=close_at,
+        reserve=reserve,
+        stop_set=stop_set,
+        holdout=holdout,
+        missing_chunks=missing_chunks,
+    )
+    say(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
+    say(f"To label in a browser: dal serve {directory}, and beside it dal run {directory}")
+
+
+@click.command("status")
+@click.argument("directory", type=click.Path(path_type=Path))
+def status_(directory: Path) -> None:
+    """Tell where the campaign in DIRECTORY stands."""
+    from dal.campaign import Campaign
+    from dal.loop.standing import saved, status
+
+    campaign = Campaign.open(directory)
+    now = status(campaign)
+    _describe_settings(campaign.settings)
+    state = "no round yet" if not now.round else f"round {now.round} is {now.status}"
+    say(f"{state}; {now.asked:,} records asked, {now.labels:,} labelled, {now.pending:,} waiting")
+    say("labels: " + ", ".join(f"{name}: {count:,}" for name, count in now.per_class.items()))
+    say(f"accuracy: {now.accuracy.text}")
+    for each in now.people:
+        skipped = f", {each.skipped / each.answers:.0%} skipped"
+        pace = "" if each.median_seconds is None else f", {each.median_seconds:.1f} s each in the median"
+        equal, together = now.agreement.with_others(each.name)
+        alike = "" if equal is None else f"; alike with others in {equal:.0%} of {together:,}"
+        say(f"annotator {each.name}: {each.answers:,} answers{skipped}{pace}{alike}")
+    say(f"agreement: {now.agreement.text}")
+    for pair in now.agreement.pairs[:_LISTED_PAIRS]:
+        kappa = "" if pair.kappa is None else f", Cohen's kappa {pair.kappa:.2f}"
+        say(f"  {pair.first} and {pair.second}: alike in {pair.agreement:.0%} of {pair.n:,}{kappa}")
+    for name, (right, of) in sorted(now.gold.items()):
+        say(f"gold records: {name} has {right:,} of {of:,} right")
+    say(f"labels saved: {saved(campaign).text}")
+    for name, share in now.shares.items():
+        if share.value is not None:
+            say(f"share of {name} in the pool: {share.text}")
+    _tell_verdicts(now)
+    if now.left_out:
+        say(now.left_out)
+    for note in now.notes:
+        say(f"the learner warned: {note}")
+
+
+def _tell_verdicts(now: Status) -> None:
+    for word, verdicts in (("go on", now.verdicts), ("advice", now.advice)):
+        for each in verdicts:
+            first = now.first_stops.get(each.criterion)
+            before = f" (it would have stopped after round {first})" if first is not None and not each.stop else ""
+            said = "STOP" if each.stop and word == "go on" else f"{word}, stop" if each.stop else word
+            say(f"{said}: {each.criterion}: {each.reason}{before}")
+
+
+def _describe_settings(settings: Settings) -> None:
+    say(f"pool {settings.pool}; learner {settings.learner}; strategy {settings.strategy}; seed {settings.seed}")

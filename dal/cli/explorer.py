@@ -1,0 +1,130 @@
+"""The explorer: compare strategies on known answers, write a campaign as one page."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dal.choices import STRATEGIES, Missing
+from dal.cli.cluster import cluster
+from dal.cli.options import class_options, classes_of, missing_chunks_option, scheduler_option, split
+from dal.cli.terminal import draw, say, shown
+
+if TYPE_CHECKING:
+    from dal.explorer import Known
+    from dal.simulation import Replay
+
+
+@click.command("compare")
+@click.argument("pool_path", metavar="POOL")
+@click.option("--answers", required=True, type=click.Path(path_type=Path), help="An .npy file: the class of each row.")
+@class_options
+@click.option("--strategies", default="random,margin,default", show_default=True, help=f"Of {', '.join(STRATEGIES)}.")
+@click.option("--seeds", default=5, show_default=True, help="Replays of each strategy.")
+@click.option("--test", type=click.Path(path_type=Path), help="An .npz file with X and y. Default: drawn from POOL.")
+@click.option("--batch", default=20, show_default=True, help="Records asked in a round.")
+@click.option("--rounds", default=12, show_default=True, help="Batches to ask.")
+@click.option("--learner", default="logistic", show_default=True, help="As in dal init.")
+@scheduler_option
+@click.option("--output", default="explorer.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
+@missing_chunks_option
+def compare_(
+    pool_path: str,
+    answers: Path,
+    classes: str | None,
+    each_class: tuple[str, ...],
+    classes_from: Path | None,
+    strategies: str,
+    seeds: int,
+    test: Path | None,
+    batch: int,
+    rounds: int,
+    learner: str,
+    scheduler: str | None,
+    output: Path,
+    missing_chunks: Missing,
+) -> None:
+    """Replay strategies on POOL against known answers, and write a page that shows them side by side.
+
+    Each finished replay is kept beside the page, in a folder that ends in .run: interrupted and run again, it goes on;
+    with more seeds or strategies, it plays those.
+    """
+    from dal import explorer
+    from dal.map import map_of
+    from dal.pool import Pool
+
+    explorer.check_page(output)
+    opened = Pool.open(pool_path, missing_chunks=missing_chunks)
+    named = tuple(dict.fromkeys(split(strategies)))
+    known = explorer.Known.read(answers, opened.n_rows, classes_of(classes, each_class, classes_from))
+    plan = explorer.Plan(opened, known, named, seeds, learner, batch, rounds, test)
+    plan.check()
+    _tell_known(known)
+    folder = explorer.RunFolder(output.with_suffix(".run"), plan.settings())
+    done, total = 0, seeds * len(named)
+    with cluster(scheduler, start=True) as client:
+        with shown("map") as show:
+            pool_map = map_of(
+                opened,
+                folder.path / "map.npz",
+                0,
+                client=client,
+                progress=lambda counted, all_: show(counted, all_, "rows"),
+            )
+        with shown("replays") as show:
+
+            def told(replay: Replay) -> None:
+                nonlocal done
+                done += 1
+                show(done, total, f"{replay.strategy}, seed {replay.seed}: accuracy {replay.accuracy[-1]:.3f}")
+
+            run = explorer.play(plan, folder, pool_map, client=client, on_replay=told)
+    explorer.write_explorer(output, explorer.view_of_run(run, opened))
+    draw(explorer.table(run.comparison))
+    say(f"Open {output} in a browser.")
+
+
+def _tell_known(known: Known) -> None:
+    shares = ", ".join(f"{name}: {share:.1%}" for name, share in zip(known.classes, known.shares, strict=True))
+    unknown = f"; {len(known.unknown):,} records without a class are never asked" if len(known.unknown) else ""
+    say(f"classes: {shares}{unknown}")
+
+
+@click.command("report")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option(
+    "--output", "-o", default="report.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path)
+)
+@click.option("--scheduler", help="Address of a Dask scheduler to count the map on. Default: this process.")
+def report(directory: Path, output: Path, scheduler: str | None) -> None:
+    """Write the campaign in DIRECTORY, finished or running, as one page to play it again, round by round.
+
+    It is the explorer of dal compare: what was asked on the map of the pool, what the model thought, accuracy with its
+    interval, stopping criteria, annotators. The file opens anywhere, and fetches nothing.
+    """
+    from dal import explorer
+    from dal.campaign import Campaign
+    from dal.errors import CampaignError
+    from dal.loop.coordinator import pool_of
+    from dal.map import MAP, map_of
+
+    explorer.check_page(output)
+    campaign = Campaign.open(directory)
+    opened = pool_of(campaign)
+    with cluster(scheduler, start=False) as client, shown("map") as show:
+        try:
+            pool_map = map_of(
+                opened,
+                campaign.directory / MAP,
+                campaign.settings.seed,
+                client=client,
+                progress=lambda done, total: show(done, total, "rows"),
+            )
+        except CampaignError as error:  # it cannot be kept, and a report changes nothing: it does without
+            pool_map = None
+            logging.getLogger(__name__).warning("%s. The report has no map.", error)
+    explorer.write_explorer(output, explorer.view_of_campaign(campaign, pool_map))
+    say(f"Open {output} in a browser.")

@@ -1,0 +1,207 @@
+"""Labels: bring answers in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from dal.choices import FORMATS
+from dal.cli.options import system_user
+from dal.cli.terminal import say, shown
+
+if TYPE_CHECKING:
+    from dal.campaign import Campaign
+    from dal.exchange import ImportReport
+
+_LISTED_LINES = 20
+
+
+@click.group()
+def label() -> None:
+    """Bring answers in and out."""
+
+
+@label.command("import")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--annotator", help="Who answered the lines that do not say so. Default: your user name.")
+@click.option("--take-conflicts", is_flag=True, help="Take lines that differ from what was answered elsewhere since.")
+@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: bool, file_format: str | None) -> None:
+    """Import the answers in FILE: .csv, .jsonl or .parquet, or what a labelling tool exported."""
+    from dal.campaign import Campaign
+    from dal.exchange import read_answers
+    from dal.loop.coordinator import pool_of
+
+    campaign = Campaign.open(directory)
+    opened = pool_of(campaign)
+    conflicts: Literal["take", "keep out"] = "take" if take_conflicts else "keep out"
+    who = annotator or system_user()
+    with shown("reading") as show:
+        report = read_answers(
+            file,
+            campaign,
+            opened,
+            who,
+            conflicts=conflicts,
+            file_format=file_format,
+            progress=lambda read: show(read, None, "answers"),
+        )
+    _tell_import(report)
+
+
+def _tell_import(report: ImportReport) -> None:
+    if report.seen:
+        say("This file was imported before: nothing was changed.")
+        return
+    say(
+        f"{report.new:,} new, {report.changed:,} changed, {report.same:,} known already, {report.pending:,} pending,"
+        f" {report.rejections:,} rejected, {report.kept_out:,} in conflict"
+    )
+    if report.superseded:
+        say(f"{report.superseded:,} more were followed by a later answer of the same annotator.")
+    if report.volunteered:
+        say(f"{report.volunteered:,} of them were never asked: taken as volunteered.")
+    for what, lines, total in (
+        ("rejected", report.rejected, report.rejections),
+        ("conflict", report.conflicts, report.kept_out),
+    ):
+        for line in lines[:_LISTED_LINES]:
+            say("  " + ": ".join(filter(None, (line.place, line.record_id, what, line.reason))))
+        if total > _LISTED_LINES:
+            say(f"  and {total - _LISTED_LINES:,} more")
+    refused = report.rejections + report.kept_out
+    if refused and not report.new + report.changed + report.same + report.superseded:
+        raise click.ClickException(f"No answer was taken: all {refused:,} were refused.")
+
+
+@label.command("export")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--round", "number", type=int, help="Default: the newest.")
+@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+@click.option("--labels", is_flag=True, help="The labelled set instead: every label, and all that led to it.")
+def export(directory: Path, file: Path, number: int | None, file_format: str | None, labels: bool) -> None:
+    """Write a batch with the answers known so far to FILE."""
+    from dal.campaign import Campaign
+    from dal.exchange import write_batch, write_labels
+    from dal.loop.coordinator import pool_of
+
+    campaign = Campaign.open(directory)
+    if labels:
+        if number is not None:
+            raise click.UsageError("--labels writes all rounds: leave out --round.")
+        written = write_labels(campaign, pool_of(campaign), file, file_format=file_format)
+        say(f"Wrote {written:,} labels to {file}")
+        return
+    lines = write_batch(campaign, pool_of(campaign), _round_of(campaign, number), file, file_format=file_format)
+    say(f"Wrote {lines:,} lines to {file}")
+
+
+def _round_of(campaign: Campaign, number: int | None) -> int:
+    rounds = [each.number for each in campaign.rounds()]
+    if not rounds:
+        raise click.ClickException(f"No batch was chosen yet: dal next {campaign.directory}")
+    if number is not None and number not in rounds:
+        raise click.ClickException(f"Expected a round from {rounds[0]} to {rounds[-1]}, got {number}.")
+    return number or rounds[-1]
+
+
+def _label_studio(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--project", help="Number or title. Default: one of this campaign's own."),
+        click.option("--token", envvar="LABEL_STUDIO_API_KEY", required=True, help="Of Account & Settings there."),
+        click.option("--url", envvar="LABEL_STUDIO_URL", required=True, help="Address of the server."),
+    ):
+        command = option(command)
+    return command
+
+
+@label.command("push")
+@click.argument("directory", type=click.Path(path_type=Path))
+@_label_studio
+@click.option("--round", "number", type=int, help="Default: the newest.")
+def push(directory: Path, url: str, token: str, project: str | None, number: int | None) -> None:
+    """Put a batch into a project of a Label Studio server; pushed again, it adds what is missing.
+
+    The address and the token may stand in LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY.
+    """
+    from dal.campaign import Campaign
+    from dal.exchange import Server, push_batch
+    from dal.loop.coordinator import pool_of
+
+    campaign = Campaign.open(directory)
+    server = Server(url, token)
+    with shown("pushing") as show:
+        pushed = push_batch(
+            campaign,
+            pool_of(campaign),
+            _round_of(campaign, number),
+            server,
+            project or _project_title(campaign),
+            progress=lambda done, total: show(done, total, "records"),
+        )
+    say(
+        f"{pushed.new:,} tasks made, {pushed.there:,} there already, {pushed.answered:,} left out as answered elsewhere"
+    )
+    say(f"Label them at {pushed.page}, then: dal label pull {directory} --url {url}")
+
+
+@label.command("pull")
+@click.argument("directory", type=click.Path(path_type=Path))
+@_label_studio
+@click.option("--take-conflicts", is_flag=True, help="Take answers that differ from what was answered elsewhere since.")
+def pull(directory: Path, url: str, token: str, project: str | None, take_conflicts: bool) -> None:
+    """Import the answers given in a project of a Label Studio server; run it as often as you like."""
+    from dal.campaign import Campaign
+    from dal.exchange import Server, pull_answers
+    from dal.loop.coordinator import pool_of
+
+    campaign = Campaign.open(directory)
+    conflicts: Literal["take", "keep out"] = "take" if take_conflicts else "keep out"
+    title = project or _project_title(campaign)
+    _tell_import(pull_answers(campaign, pool_of(campaign), Server(url, token), title, conflicts=conflicts))
+
+
+def _project_title(campaign: Campaign) -> str:
+    """Name a project so that no two campaigns share it; Label Studio takes 50 characters."""
+    return f"{campaign.directory.name[:40]} {campaign.id[:8]}"
+
+
+@label.command("gold")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+def gold_(directory: Path, file: Path, file_format: str | None) -> None:
+    """Mix the records in FILE, whose labels are known, into what people are served, to see whom to trust.
+
+    They are never asked, nor learned from. How often one is served says the setting gold, a share.
+    """
+    from dal.campaign import Campaign
+    from dal.exchange import read_gold
+    from dal.loop.coordinator import pool_of
+
+    campaign = Campaign.open(directory)
+    say(f"{read_gold(file, campaign, pool_of(campaign), file_format=file_format):,} gold records are new.")
+    if not campaign.settings.gold:
+        say(f"None is served yet: set gold, such as gold = 0.05, in {directory / 'campaign.toml'}")
+
+
+@label.command("relabel")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.option("--records", "n", default=20, show_default=True, type=click.IntRange(1), help="List so many.")
+def relabel(directory: Path, n: int) -> None:
+    """List the records for which another answer is worth most: doubtful ones that matter."""
+    from dal.campaign import Campaign
+    from dal.loop.standing import doubtful
+
+    campaign = Campaign.open(directory)
+    proposed = doubtful(campaign, n)
+    if not proposed:
+        say("No label is in doubt.")
+    for each in proposed:
+        said = ", ".join(f"{who}: {what}" for who, what in sorted(each.answers.items()))
+        say(f"{each.record_id}: {each.label} with probability {each.probability:.2f} ({said})")

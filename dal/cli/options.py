@@ -1,0 +1,70 @@
+"""Options that several commands have, and how their values are read."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from dal.choices import Missing
+
+scheduler_option = click.option(
+    "--scheduler", help="Address of a Dask scheduler. Default: a local cluster of this machine's cores."
+)
+
+missing_chunks_option = click.option(
+    "--missing-chunks",
+    type=click.Choice(get_args(Missing)),
+    default="refuse",
+    show_default=True,
+    help="Of a plain Zarr array: whether a chunk that is not stored is an error, or means the fill value.",
+)
+
+
+def class_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the three options that name the classes; :func:`classes_of` reads them."""
+    for option in (
+        click.option(
+            "--classes-from",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="A file of classes, UTF-8, one a line.",
+        ),
+        click.option("--class", "each_class", multiple=True, help="A class; repeat it for each. It may hold commas."),
+        click.option("--classes", help="The classes, separated by commas."),
+    ):
+        command = option(command)
+    return command
+
+
+def classes_of(classes: str | None, each_class: tuple[str, ...], classes_from: Path | None) -> list[str]:
+    """Return the classes that the options of :func:`class_options` name; none where none was given."""
+    given = [
+        name
+        for name, value in (("--classes", classes), ("--class", each_class), ("--classes-from", classes_from))
+        if value
+    ]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} name the classes twice: give one of them.")
+    if classes_from is not None:
+        try:
+            lines = classes_from.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise click.UsageError(f"{classes_from} must be UTF-8: save it as such.") from error
+        return [line.strip() for line in lines if line.strip()]
+    return list(each_class) or split(classes or "")
+
+
+def split(text: str) -> list[str]:
+    """Return the parts of a text that commas separate, without blanks and empty parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def system_user() -> str:
+    """Return the name of the system's user, which annotators have who are not named."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError) as error:  # as in a container whose user has no name
+        raise click.ClickException("This system has no name for you: say who answered with --annotator.") from error

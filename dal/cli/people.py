@@ -1,0 +1,53 @@
+"""People: let annotators in, who answer over the network."""
+
+from pathlib import Path
+
+import click
+
+from dal.cli.terminal import say
+
+
+@click.group()
+def annotator() -> None:
+    """Let people in, who answer over the network."""
+
+
+@annotator.command("add")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--manager", is_flag=True, help="May close rounds and manage, too.")
+@click.option("--url", default="http://127.0.0.1:8000/", show_default=True, help="Where they reach the pages.")
+def add_annotator(directory: Path, name: str, manager: bool, url: str) -> None:
+    """Give NAME a link to the campaign in DIRECTORY. It is shown this once.
+
+    From the first one on, nobody gets in without a link.
+    """
+    from dal.campaign import Annotators, Campaign
+
+    def show(token: str) -> None:
+        say(f"The link of {name}, shown this once:")
+        say(f"{url.rstrip('/')}/enter#{token}")
+
+    Annotators(Campaign.open(directory)).add(name, "manager" if manager else "annotator", show=show)
+
+
+@annotator.command("revoke")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("name")
+def revoke_annotator(directory: Path, name: str) -> None:
+    """Make the token of NAME worthless; the answers stay."""
+    from dal.campaign import Annotators, Campaign
+
+    Annotators(Campaign.open(directory)).revoke(name)
+    say(f"The token of {name} is worth nothing any more.")
+
+
+@annotator.command("list")
+@click.argument("directory", type=click.Path(path_type=Path))
+def list_annotators(directory: Path) -> None:
+    """List everybody who has, or had, a token."""
+    from dal.campaign import Annotators, Campaign
+
+    for account in Annotators(Campaign.open(directory)).all():
+        until = "" if account.revoked_at is None else f", revoked {account.revoked_at:%Y-%m-%d %H:%M} UTC"
+        say(f"{account.name}: {account.role} since {account.created_at:%Y-%m-%d %H:%M} UTC{until}")

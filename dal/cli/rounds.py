@@ -1,0 +1,112 @@
+"""Rounds: choose the next batch, carry on round after round, draw the map that batches are shown on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from dal.cli.cluster import cluster, rows_shown
+from dal.cli.options import scheduler_option
+from dal.cli.terminal import say, shown
+
+if TYPE_CHECKING:
+    from dal.campaign import Campaign
+    from dal.loop.coordinator import Batch, Stopped
+
+
+@click.command("next")
+@click.argument("directory", type=click.Path(path_type=Path))
+@scheduler_option
+@click.option("--close", is_flag=True, help="Close the open batch with the answers it has.")
+@click.option("--coverage", is_flag=True, help="Choose this batch by coverage of the pool, without the learner.")
+def next_(directory: Path, scheduler: str | None, close: bool, coverage: bool) -> None:
+    """Train, scan the pool, and write the next batch into DIRECTORY as a file to fill in."""
+    from dal.campaign import Campaign
+    from dal.loop.actions import Stop, Wait
+    from dal.loop.coordinator import Stopped, next_batch, next_step
+
+    campaign = Campaign.open(directory)
+    step = next_step(campaign)
+    waits = (isinstance(step, Wait) and not close) or isinstance(step, Stop)
+    with cluster(None if waits else scheduler, start=not waits) as client, shown("scan") as show:
+        given = next_batch(campaign, client=client, progress=rows_shown(show), close=close, coverage=coverage)
+    if isinstance(given, Stopped):
+        _tell_stopped(given)
+        return
+    _tell_batch(campaign, directory, given)
+    if close and not given.fresh:
+        say(f"Nobody has begun this batch, so it stays open. To close it all the same: dal close {directory}")
+
+
+@click.command("run")
+@click.argument("directory", type=click.Path(path_type=Path))
+@scheduler_option
+def run_(directory: Path, scheduler: str | None) -> None:
+    """Carry on round after round, as people answer, until a stopping criterion ends the campaign.
+
+    Answers come by imports or from the labelling page. With the settings close_at and reserve nobody waits for the next
+    batch. Ctrl-C ends it; run again, it goes on.
+    """
+    from dal.campaign import Campaign
+    from dal.loop.coordinator import run_campaign
+
+    campaign = Campaign.open(directory)
+    with cluster(scheduler, start=True) as client, shown("scan") as show:
+        ended = run_campaign(
+            campaign,
+            client=client,
+            progress=rows_shown(show),
+            on_batch=lambda batch: say(f"Round {batch.number} is open: {len(batch.rows):,} records to label"),
+        )
+    if ended is not None:
+        _tell_stopped(ended)
+
+
+def _tell_stopped(stopped: Stopped) -> None:
+    say("Stopped: more labels are not worth their price.")
+    for each in stopped.verdicts:
+        say(f"  {each.criterion}: {each.reason}")
+
+
+def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
+    from dal.exchange import write_batch
+    from dal.loop.coordinator import pool_of
+    from dal.loop.standing import left_out
+
+    path = directory / f"batch-{batch.number:04d}.csv"
+    if not path.exists():
+        write_batch(campaign, pool_of(campaign), batch.number, path)
+    invalid = (campaign.round(batch.number).summary or {}).get("invalid", 0)
+    if batch.fresh and invalid:
+        say(f"{invalid:,} records hold NaN or infinite values: they are never asked.")
+    if batch.fresh and (told := left_out(campaign.round(batch.number))):
+        say(f"{told}.")
+    if batch.fresh:
+        say(f"Round {batch.number}: {len(batch.rows):,} records to label, in {path}")
+    else:
+        say(f"Round {batch.number} is open: {batch.pending:,} of {len(batch.rows):,} records are unanswered.")
+    say(f"Fill in the column label with one of: {', '.join(campaign.settings.classes)}")
+    say(f"Then: dal label import {directory} {path}, and dal next {directory}")
+
+
+@click.command("map")
+@click.argument("directory", type=click.Path(path_type=Path))
+@scheduler_option
+def map_(directory: Path, scheduler: str | None) -> None:
+    """Draw the map of the pool that the campaign in DIRECTORY shows its batches on: one pass over the pool."""
+    from dal.campaign import Campaign
+    from dal.loop.coordinator import pool_of
+    from dal.map import MAP, map_of
+
+    campaign = Campaign.open(directory)
+    with cluster(scheduler, start=True) as client, shown("map") as show:
+        map_of(
+            pool_of(campaign),
+            campaign.directory / MAP,
+            campaign.settings.seed,
+            client=client,
+            progress=lambda done, total: show(done, total, "rows"),
+        )
+    say("The campaign page shows where each batch lies in the pool now: dal serve")
