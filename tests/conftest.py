@@ -8,7 +8,7 @@ from distributed import Client
 from playwright.sync_api import Browser, sync_playwright
 
 from dal.compute.local import local_cluster
-from tests import databases, object_store
+from tests import databases, object_store, pages
 
 SERVICES_REQUIRED = os.environ.get("DAL_TEST_SERVICES") == "required"
 """Set by .ci/run: a test that would be skipped for want of a service fails instead."""
@@ -56,6 +56,13 @@ def browser() -> Iterator[Browser]:
         )
         yield started
         started.close()
+
+
+@pytest.fixture
+def opened(browser: Browser) -> Iterator[pages.Opened]:
+    """A function that opens pages, which must log no error and ask no other host."""
+    with pages.opening(browser) as open_page:
+        yield open_page
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,9 @@ from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
 from dal.loop import coordinator
 from dal.loop.coordinator import Batch, create_campaign, next_batch, run_campaign
-from dal.pool import Pool, append_pool, build_pool
+from dal.pool import Pool, append_pool
 from dal.simulation import answer_batch
-from tests import faults
+from tests import faults, pools
 
 CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
 CLASSES = ("red", "green", "blue")
@@ -41,10 +41,7 @@ CONTEXT.set_forkserver_preload(["dal.web"])
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 3, 2_000)
-    X = (2.0 * rng.standard_normal((3, 4))[codes] + rng.standard_normal((2_000, 4))).astype(np.float32)
-    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
+    return pools.three_classes(tmp_path_factory.mktemp("pool") / "pool.zarr")
 
 
 def created(directory: Path) -> Campaign:
@@ -451,6 +448,22 @@ class Scene:
     def run(self, fatal: int = -1, fault: str = "SIGKILL") -> Ran:
         return ran(self.words, self.place, fatal, fault)
 
+    def disturbed(self, fault: str, points: int) -> Iterator[Ran]:
+        """Run the command with a fault at every point, or at a sample; then run it again: it comes to the same."""
+        self.begin()
+        undisturbed = self.run()
+        assert undisturbed.status == 0
+        assert undisturbed.changes or "status" in self.words
+        expected, files = outcome(self.directory), {path.name for path in self.directory.iterdir()}
+        for fatal in faults.points(undisturbed.changes, points):
+            self.begin()
+            yield self.run(fatal, fault)
+            assert self.run().status == 0, fatal
+            assert outcome(self.directory) == expected, fatal
+            left = {path.name for path in self.directory.iterdir()}
+            assert left <= files | {"campaign.db-wal", "campaign.db-shm"}, fatal
+            assert not list(self.directory.rglob(".dal-*")), fatal
+
 
 @pytest.fixture
 def scene(stages: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path) -> Callable[[str], Scene]:
@@ -476,20 +489,8 @@ def few_and_many(*few: tuple[str, int], many: Iterable[str] = COMMANDS) -> pytes
 def test_a_command_that_is_killed_anywhere_is_run_again(
     command: str, points: int, scene: Callable[[str], Scene]
 ) -> None:
-    told = scene(command)
-    told.begin()
-    undisturbed = told.run()
-    assert undisturbed.status == 0
-    expected, files = outcome(told.directory), {path.name for path in told.directory.iterdir()}
-    assert undisturbed.changes or command == "status"
-    for fatal in faults.points(undisturbed.changes, points):
-        told.begin()
-        assert told.run(fatal).status == -signal.SIGKILL
-        assert told.run().status == 0, fatal
-        assert outcome(told.directory) == expected, fatal
-        left = {path.name for path in told.directory.iterdir()}
-        assert left <= files | {"campaign.db-wal", "campaign.db-shm"}, fatal
-        assert not list(told.directory.rglob(".dal-*")), fatal
+    for killed in scene(command).disturbed("SIGKILL", points):
+        assert killed.status == -signal.SIGKILL
 
 
 @few_and_many(("next after answers", 2), many=("next", "next after answers"))
@@ -497,18 +498,10 @@ def test_a_command_that_is_killed_anywhere_is_run_again(
 def test_a_disk_that_fails_a_command_anywhere_is_told_in_a_line(
     command: str, points: int, fault: str, scene: Callable[[str], Scene]
 ) -> None:
-    told = scene(command)
-    told.begin()
-    undisturbed = told.run()
-    expected = outcome(told.directory)
-    for fatal in faults.points(undisturbed.changes, points):
-        told.begin()
-        failed = told.run(fatal, fault)
-        assert failed.status in (0, 1), (fatal, failed.output)
+    for failed in scene(command).disturbed(fault, points):
+        assert failed.status in (0, 1), failed
         if failed.status:
-            assert os.strerror(getattr(errno, fault)) in failed.output, (fatal, failed.output)
-        assert told.run().status == 0, fatal
-        assert outcome(told.directory) == expected, fatal
+            assert os.strerror(getattr(errno, fault)) in failed.output
 
 
 @few_and_many(("import", 2), many=("init", "next", "next after answers"))
@@ -516,16 +509,8 @@ def test_a_disk_that_fails_a_command_anywhere_is_told_in_a_line(
 def test_a_command_that_is_told_to_end_says_so_and_is_run_again(
     command: str, points: int, ending: str, status: int, scene: Callable[[str], Scene]
 ) -> None:
-    told = scene(command)
-    told.begin()
-    undisturbed = told.run()
-    expected = outcome(told.directory)
-    for fatal in faults.points(undisturbed.changes, points):
-        told.begin()
-        ended = told.run(fatal, ending)
-        assert (ended.status, ended.output.count("Interrupted")) == (status, 1), (fatal, ended.output)
-        assert told.run().status == 0, fatal
-        assert outcome(told.directory) == expected, fatal
+    for ended in scene(command).disturbed(ending, points):
+        assert (ended.status, ended.output.count("Interrupted")) == (status, 1), ended
 
 
 @pytest.mark.parametrize(("ending", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
@@ -533,7 +518,7 @@ def test_a_pool_build_that_is_told_to_end_says_so_and_goes_on(ending: str, statu
     np.save(tmp_path / "X.npy", np.arange(40, dtype=np.float32).reshape(10, 4))
     words = ("pool", "build", tmp_path / "X.npy", tmp_path / "pools" / "pool.zarr")
     ended = ran(words, tmp_path / "pools", 4, ending)
-    assert (ended.status, ended.output.count("Interrupted")) == (status, 1), ended.output
+    assert (ended.status, ended.output.count("Interrupted")) == (status, 1), ended
     assert ran(words, tmp_path / "pools").status == 0
     assert Pool.open(tmp_path / "pools" / "pool.zarr").read(0, 10)[9].tolist() == [36, 37, 38, 39]
 

@@ -34,8 +34,8 @@ from dal.campaign.database import Database
 from dal.campaign.leases import LEASE
 from dal.errors import CampaignLocked, InputError
 from dal.loop.coordinator import Batch, create_campaign, next_batch
-from dal.pool import Pool, build_pool
-from tests import databases
+from dal.pool import Pool
+from tests import databases, pools
 
 CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
 PEOPLE = ("ann", "bob", "cat")
@@ -413,10 +413,7 @@ CONTEXT.set_forkserver_preload(["dal"])
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
-    rng = np.random.default_rng(0)
-    codes = rng.integers(0, 3, 2_000)
-    X = (2.0 * rng.standard_normal((3, 4))[codes] + rng.standard_normal((2_000, 4))).astype(np.float32)
-    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
+    return pools.three_classes(tmp_path_factory.mktemp("pool") / "pool.zarr")
 
 
 def first_round(place: Path, pool: tuple[Pool, np.ndarray], store: str = "") -> Campaign:

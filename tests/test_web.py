@@ -13,7 +13,6 @@ import zipfile
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,11 +38,12 @@ from dal.loop.standing import status as standing_of
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.simulation import answer_batch
-from dal.web import Listening, Options, create_app, make_server
+from dal.web import Listening, Options, create_app
 from dal.web.doors import BODY_BYTES, CHART_POLICY, STRICT_POLICY, Rates
 from dal.web.overview import agreements, time_left
 from dal.web.records import LONGEST_TEXT, Records, as_png
 from tests.conftest import missing_service
+from tests.servers import running
 
 N = 400
 BATCH = 12
@@ -609,20 +609,6 @@ def test_there_are_no_websockets(campaign: Campaign) -> None:
     with pytest.raises(WebSocketDisconnect) as ended, client(campaign).websocket_connect("/api/state"):
         pass
     assert ended.value.code == 1008
-
-
-@contextmanager
-def running(campaign: Campaign, **listening: object) -> Iterator[str]:
-    """A real server on a free port, in a thread."""
-    server = make_server(campaign, Listening(port=0, **listening), Options(user="ann"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server.url
-    finally:
-        server.end()
-        thread.join()
-        server.__exit__()
 
 
 def test_headers_of_a_proxy_are_believed_only_when_told_so(campaign: Campaign) -> None:

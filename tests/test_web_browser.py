@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, Route
+from playwright.sync_api import Page, Route
 from sklearn.datasets import load_digits
 
 from dal.campaign import Annotators, Campaign, Queue
@@ -27,6 +27,7 @@ from dal.loop.coordinator import Batch, create_campaign, next_batch
 from dal.pool import build_pool
 from dal.simulation import answer_batch
 from tests import databases
+from tests.pages import Opened, all_sent, in_state, on_screen
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -34,33 +35,10 @@ SHOTS = os.environ.get("DAL_SHOTS")
 """A folder for pictures of every state, to be looked at."""
 
 EVIL = "<img src=x onerror=\"document.body.dataset.evil='yes'\"><b>bold</b>"
-WAIT = 60_000
-Opened = Callable[..., Page]
 Serve = Callable[[Campaign], "Served"]
 
 
 # -- what the tests stand on -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Opened]:
-    """Opens pages, each of a person of its own, and sees to it that none asks another host or logs an error."""
-    contexts, asked, errors = [], [], []
-
-    def open_page(**options: object) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, **options})
-        contexts.append(context)
-        context.on("request", lambda request: asked.append(request.url))
-        page = context.new_page()
-        page.set_default_timeout(WAIT)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert all(url.startswith(("http://127.0.0.1:", "data:", "blob:")) for url in asked), asked
-    assert errors == []
 
 
 @pytest.fixture(scope="module")
@@ -113,15 +91,6 @@ def serve() -> Iterator[Serve]:
         each.kill()
 
 
-def in_state(page: Page, *states: str) -> None:
-    page.wait_for_function("wanted => wanted.includes(document.body.dataset.state)", arg=list(states))
-
-
-def on_screen(page: Page) -> str:
-    text: str = page.locator("#record header .id").inner_text()
-    return text
-
-
 def watch(page: Page) -> None:
     """Note, in the page and before its own code, which record is on screen at every key."""
     page.evaluate(
@@ -133,10 +102,6 @@ def watch(page: Page) -> None:
 def answers(campaign: Campaign) -> dict[str, int]:
     known = campaign.latest_answers()
     return {f"digit-{row}": label for row, label in zip(known.rows.tolist(), known.labels.tolist(), strict=True)}
-
-
-def all_sent(page: Page) -> None:
-    page.wait_for_function("() => Object.keys(localStorage).every((key) => !key.includes('/outbox/'))")
 
 
 def right(page: Page, campaign: Campaign, n: int) -> None:

@@ -10,7 +10,6 @@ import socket
 import sqlite3
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +34,7 @@ from dal.web import Limits, Listening, Options, create_app, make_server
 from dal.web.overview import exported
 from tests import databases
 from tests.conftest import missing_service
+from tests.servers import running
 
 N, BATCH = 300, 12
 SAME = {"sec-fetch-site": "same-origin"}
@@ -71,20 +71,6 @@ def as_person(campaign: Campaign, name: str, role: str = "annotator", **options:
 def said(row: int, label: int | None = 0, **more: object) -> dict[str, Any]:
     status = "skipped" if label is None else "submitted"
     return {"event_id": str(uuid4()), "row": row, "status": status, "label": label, **more}
-
-
-@contextmanager
-def running(campaign: Campaign, limits: Limits | None = None, **listening: object) -> Iterator[str]:
-    """A real server on a free port, in a thread."""
-    where = Listening(port=0, **listening)
-    with make_server(campaign, where, Options(user="ann"), limits or Limits()) as server:
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.end()
-            thread.join()
 
 
 # -- the database fails for a moment -----------------------------------------------------------------------------------

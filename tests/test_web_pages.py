@@ -1,44 +1,22 @@
 """The pages in a real browser, while clocks, storage, addresses and people change under them."""
 
 import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page
 
 from dal.campaign import Annotators, Campaign
 from dal.campaign.control import Control
 from dal.loop.coordinator import create_campaign, next_batch
 from dal.pool import Pool, build_pool
-from dal.web import Listening, Options, make_server
+from tests.pages import Opened, all_sent, in_state, on_screen
+from tests.servers import running
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
 N, BATCH = 120, 40
-Opened = Callable[[], Page]
-
-
-@pytest.fixture
-def opened(browser: Browser) -> Iterator[Opened]:
-    """Opens pages, each of a browser of its own, and sees to it that none logs an error."""
-    contexts, errors = [], []
-
-    def open_page() -> Page:
-        contexts.append(browser.new_context())
-        page = contexts[-1].new_page()
-        page.set_default_timeout(30_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
 
 
 def texts(path: Path) -> Pool:
@@ -53,30 +31,6 @@ def campaign(tmp_path: Path) -> Campaign:
     return made
 
 
-@contextmanager
-def running(campaign: Campaign, port: int = 0, user: str = "ann") -> Iterator[str]:
-    with make_server(campaign, Listening(port=port), Options(user=user)) as server:
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.end()
-            thread.join()
-
-
-def in_state(page: Page, *states: str) -> None:
-    page.wait_for_function("wanted => wanted.includes(document.body.dataset.state)", arg=list(states))
-
-
-def all_sent(page: Page) -> None:
-    page.wait_for_function("() => Object.keys(localStorage).every((key) => !key.includes('/outbox/'))")
-
-
-def on_screen(page: Page) -> str:
-    return str(page.locator("#record header .id").inner_text())
-
-
 def answers(campaign: Campaign) -> dict[str, int]:
     known = campaign.latest_answers()
     return {str(row): label for row, label in zip(known.rows.tolist(), known.labels.tolist(), strict=True)}
@@ -89,7 +43,7 @@ def test_a_picture_is_that_of_the_campaign_that_is_served_now(tmp_path: Path, op
         pool = build_pool(np.full((4, side, side, 1), 7, np.uint8), tmp_path / f"{side}.zarr")
         campaign = create_campaign(tmp_path / f"c{side}", pool, ["ham", "spam"], batch=4, seed=5)
         next_batch(campaign)
-        with running(campaign, port) as url:
+        with running(campaign, port=port) as url:
             port = int(url.rstrip("/").rpartition(":")[2])
             page.goto(url)
             page.wait_for_function("() => document.querySelector('#record img')?.naturalWidth > 0")
@@ -219,7 +173,7 @@ def test_the_campaign_page_steers_no_other_campaign(campaign: Campaign, tmp_path
         page.get_by_text("round 1, labelling").wait_for()
         page.route("**/api/campaign", lambda route: route.abort())
         page.get_by_role("button", name="Stop the campaign").click()
-    with running(other, int(url.rstrip("/").rpartition(":")[2])):
+    with running(other, port=int(url.rstrip("/").rpartition(":")[2])):
         page.locator("#yes").click()
         page.get_by_text("open it again").wait_for()
         assert Control(other).history() == []
@@ -238,7 +192,7 @@ def test_a_server_that_spells_its_user_otherwise_gets_what_is_unsent(campaign: C
         page.keyboard.press("2")
         page.get_by_text("1 unsent").wait_for()
     page.unroute("**/api/answers")
-    with running(campaign, int(url.rstrip("/").rpartition(":")[2]), user=" ANN "):
+    with running(campaign, port=int(url.rstrip("/").rpartition(":")[2]), user=" ANN "):
         all_sent(page)
         in_state(page, "record")
     assert answers(campaign)[shown] == 1

@@ -6,15 +6,21 @@ from dal.campaign.schema import people, staged
 from dal.texts import folded, shown_name
 
 
+def known_name(connection: Connection, name: str) -> str | None:
+    """Return the name that the campaign knows a person by, or None where it knows nobody of this name."""
+    known: str | None = connection.scalar(select(people.c.name).where(people.c.key == folded(name)))
+    return known
+
+
 def spelling(connection: Connection, name: str) -> str:
     """Return the name that the campaign knows a person by; where it knows nobody, the name as it is shown."""
-    known = connection.scalar(select(people.c.name).where(people.c.key == folded(name)))
+    known = known_name(connection, name)
     return shown_name(name) if known is None else known
 
 
 def is_enrolled(connection: Connection, name: str) -> bool:
     """Return whether the campaign knows a person of this name."""
-    return connection.scalar(select(people.c.name).where(people.c.key == folded(name))) is not None
+    return known_name(connection, name) is not None
 
 
 def enrolled(connection: Connection, name: str) -> str:
@@ -22,8 +28,9 @@ def enrolled(connection: Connection, name: str) -> str:
 
     Takes a transaction that writes.
     """
-    known = spelling(connection, name)
-    if not is_enrolled(connection, name):
+    known = known_name(connection, name)
+    if known is None:
+        known = shown_name(name)
         connection.execute(insert(people).values(key=folded(name), name=known))
     return known
 
