@@ -11,17 +11,24 @@ WAIT = 60_000
 
 @contextmanager
 def opening(browser: Browser) -> Iterator[Opened]:
-    """Open pages, each in a context of its own; check at the end that none asked another host or logged an error."""
+    """Open pages, each in its own context; check at the end that none asked another host or logged an error.
+
+    A page that will get a route after it was loaded is opened with `intercepted=True`. Chromium says that it
+    intercepts requests a moment before the page's renderer does, and the request of that moment goes past the route.
+    With a route from the start, which matches nothing, requests go through the same way all the time.
+    """
     contexts: list[BrowserContext] = []
     asked: list[str] = []
     errors: list[str] = []
 
-    def open_page(**options: object) -> Page:
+    def open_page(*, intercepted: bool = False, **options: object) -> Page:
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 720}, **options})
         contexts.append(context)
         context.on("request", lambda request: asked.append(request.url))
         page = context.new_page()
         page.set_default_timeout(WAIT)
+        if intercepted:
+            page.route("**/matches-nothing", lambda route: route.abort())
         page.on("pageerror", lambda error: errors.append(str(error)))
         return page
 

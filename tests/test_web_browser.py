@@ -556,7 +556,7 @@ def test_every_state_says_what_it_is(
     next_batch(campaign)
     tokens = {name: Annotators(campaign).add(name) for name in ("ann", "bob")}
     server = serve(campaign)
-    ann, bob = opened(), opened()
+    ann, bob = opened(intercepted=True), opened(intercepted=True)
 
     def stage(page: Page) -> str:
         text: str = page.locator("#record").inner_text()

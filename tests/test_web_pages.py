@@ -89,7 +89,7 @@ def test_answers_given_when_a_session_ends_are_sent_after_the_next_login(campaig
 def test_what_was_done_is_sent_in_its_order_also_when_the_clock_was_set_back(
     campaign: Campaign, opened: Opened
 ) -> None:
-    page = opened()
+    page = opened(intercepted=True)
     page.on("dialog", lambda dialog: dialog.accept())
     with running(campaign) as url:
         page.goto(url)
@@ -149,7 +149,7 @@ def test_what_the_browser_cannot_keep_is_said_and_its_record_stays(campaign: Cam
 
 def test_a_person_with_a_stroke_in_their_name_sends_nothing_of_another_ones(campaign: Campaign, opened: Opened) -> None:
     people = Annotators(campaign)
-    page = opened()
+    page = opened(intercepted=True)
     page.on("dialog", lambda dialog: dialog.accept())
     with running(campaign) as url:
         page.goto(f"{url}enter#{people.add('ann/outbox/b')}")
@@ -167,7 +167,7 @@ def test_a_person_with_a_stroke_in_their_name_sends_nothing_of_another_ones(camp
 
 def test_the_campaign_page_steers_no_other_campaign(campaign: Campaign, tmp_path: Path, opened: Opened) -> None:
     other = create_campaign(tmp_path / "d", texts(tmp_path / "other.zarr"), ["ham", "spam"], batch=BATCH, seed=5)
-    page = opened()
+    page = opened(intercepted=True)
     with running(campaign) as url:
         page.goto(f"{url}campaign")
         page.get_by_text("round 1, labelling").wait_for()
@@ -180,7 +180,7 @@ def test_the_campaign_page_steers_no_other_campaign(campaign: Campaign, tmp_path
 
 
 def test_a_server_that_spells_its_user_otherwise_gets_what_is_unsent(campaign: Campaign, opened: Opened) -> None:
-    page = opened()
+    page = opened(intercepted=True)
     page.on("dialog", lambda dialog: dialog.accept())
     with running(campaign) as url:
         page.goto(url)
