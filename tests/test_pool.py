@@ -240,19 +240,103 @@ def test_unknown_ids_have_no_row(pool: Pool) -> None:
 
 @pytest.mark.parametrize("distinct", [1, 3])
 def test_ids_whose_hashes_collide(distinct: int, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = indexing.hash_ids
+    full = indexing.HASHES[indexing.HASH]
     # far apart, so that the colliding ids are in several buckets, and runs of them go over several index chunks
-    monkeypatch.setattr(
-        indexing, "hash_ids", lambda ids: full(ids) % np.uint64(distinct) * np.uint64(2**62) + np.uint64(5)
-    )
+    few = {indexing.HASH: lambda ids: full(ids) % np.uint64(distinct) * np.uint64(2**62) + np.uint64(5)}
+    monkeypatch.setattr(indexing, "HASHES", few)
     pool = build_pool(records(), tmp_path / "pool.zarr", ids=names())
     asked = [*names()[::-1], "unknown", names()[4]]
     assert pool.rows_of(asked).tolist() == [*range(N - 1, -1, -1), -1, 4]
 
 
-def test_hashes_are_those_that_older_pools_hold() -> None:
-    hashes = indexing.hash_ids(np.array(["007", "é", "record 12"], dtype=object))
-    assert hashes.tolist() == [4175678020806771434, 16908809132758853863, 15908475300816855857]
+def slow_hash(text: str) -> int:
+    """The hash as its docstring defines it, in whole numbers."""
+
+    def mixed(value: int) -> int:
+        value = (value + 0x9E3779B97F4A7C15) % 2**64
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB % 2**64
+        return value ^ (value >> 31)
+
+    data = text.encode("utf-8", "surrogatepass")
+    found = mixed(len(data))
+    for start in range(0, len(data), 8):
+        found = mixed(found ^ int.from_bytes(data[start : start + 8], "little"))
+    return found
+
+
+def test_hashes_are_those_that_pools_hold() -> None:
+    texts = np.array(["007", "é", "record 12"], dtype=object)
+    assert indexing.hash_ids(texts, "pandas").tolist() == [
+        4175678020806771434,
+        16908809132758853863,
+        15908475300816855857,
+    ]
+    assert indexing.HASH == "splitmix64/1"
+    assert indexing.hash_ids(texts).tolist() == [
+        16568435594678004626,
+        12213114911819052007,
+        3574735065323355514,
+    ]
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=())) | st.text("a\0", min_size=30), max_size=20))
+def test_the_hash_is_what_it_is_said_to_be(texts: list[str]) -> None:
+    hashes = indexing.hash_ids(np.array([*texts, ""], dtype=object))
+    assert hashes.tolist() == list(map(slow_hash, [*texts, ""]))
+
+
+def as_of_old(pool: Pool) -> Pool:
+    """Index a pool's ids as dal did before it stored which hash it took."""
+    group = zarr.open_group(Path(pool.path), mode="r+")
+    hashes = indexing.hash_ids(np.array(names(), dtype=object), "pandas")
+    order = np.argsort(hashes)
+    fence = hashes[order][:: group["ids_index/hash"].chunks[0]]
+    for name, values in {"hash": hashes[order], "row": order, "fence": fence}.items():
+        group[f"ids_index/{name}"][:] = values
+    told = {key: value for key, value in group.attrs["dal"].items() if key != "id_hash"} | {"version": 1}
+    group.attrs["dal"] = told
+    return Pool.open(pool.path)
+
+
+def test_a_pool_of_before_is_looked_up_by_its_own_hash(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = as_of_old(pool)
+    assert old.rows_of(["none", *names()]).tolist() == [-1, *range(N)]
+    monkeypatch.setitem(sys.modules, "pandas.util", None)
+    with pytest.raises(PoolError, match="pip install pandas"):
+        old.rows_of([names()[3]])
+    added = {name: [None, None] for name in pool.fields}
+    append_pool(records(2), pool.path, ids=["new", "newer"], display=added)
+    for grown in (old.refreshed(), Pool.open(pool.path)):
+        assert grown.rows_of(["newer", names()[7]]).tolist() == [N + 1, 7]
+
+
+def test_pools_are_built_and_read_without_pandas(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,a,b,when\nx,1,2,2024-05-01\ny,,4,\n")
+    script = """
+import importlib.abc, sys
+class NoPandas(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == "pandas":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, NoPandas())
+import numpy, pyarrow, pyarrow.parquet
+from dal.pool import append_pool, build_pool
+pool = build_pool("x.csv", "csv.zarr", ids="id", display=["when"])
+assert pool.rows_of(["y", "z"]).tolist() == [1, -1]
+pyarrow.parquet.write_table(pyarrow.table({"a": [1.5, None], "t": pyarrow.array([1, 2], "duration[s]")}), "x.parquet")
+told = build_pool("x.parquet", "parquet.zarr", display=["t"]).display([0, 1])
+assert told == {"t": ["0 days 00:00:01", "0 days 00:00:02"]}, told
+pool = build_pool(numpy.eye(3), "array.zarr", ids=["a", "b", "c"], display={"text": ["", None, "x"]})
+assert append_pool(numpy.ones((1, 3)), "array.zarr", ids=[7], display={"text": [""]}).rows_of(["7"]).tolist() == [3]
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True, timeout=100)
+
+
+def test_an_unknown_hash_is_refused(pool: Pool) -> None:
+    change(pool, id_hash="splitmix64/2")
+    with pytest.raises(PoolError, match="splitmix64/2"):
+        Pool.open(pool.path)
 
 
 def test_the_index_is_sorted_and_whole(pool: Pool) -> None:
@@ -645,8 +729,8 @@ def change(pool: Pool, **values: object) -> None:
 
 
 def test_pools_that_cannot_be_read(pool: Pool) -> None:
-    change(pool, version=2)
-    with pytest.raises(PoolError, match="format 2, this dal reads 1"):
+    change(pool, version=3)
+    with pytest.raises(PoolError, match="format 3"):
         Pool.open(pool.path)
     change(pool, version=1, complete=False, n_rows=120, source_rows=500)
     with pytest.raises(PoolIncomplete, match="holds 120 of 500 rows; run the same build again to go on"):

@@ -31,10 +31,10 @@ from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool.chunks import read_rows
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, field_path, kind_of, stored_type, to_store
-from dal.pool.ids import is_bucket, sorted_entries
+from dal.pool.ids import HASH, is_bucket, sorted_entries
 from dal.pool.pictures import Pictures, size_of
 from dal.pool.sources import Block, Source, checked, open_source
-from dal.pool.store import ATTRIBUTE, INDEX, VERSION, Pool, array_of, damaged, description
+from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, damaged, description
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 
@@ -496,9 +496,9 @@ def _resumed(
         raise PoolError(
             f"{where} is a finished pool of {state['n_rows']} rows; pass overwrite=True (--overwrite) to replace it"
         )
-    if state["version"] != VERSION:
+    if state["version"] not in VERSIONS:
         raise PoolError(
-            f"{where} has pool format {state['version']}, expected {VERSION};"
+            f"{where} has pool format {state['version']}, expected one of {VERSIONS};"
             " pass overwrite=True (--overwrite) to replace it"
         )
     if state["n_rows"] == 0:
@@ -752,6 +752,8 @@ class _Build:
         whole = np.concatenate(fence)
         layout = _Layout.of(INDEX_ROWS, len(whole))
         _create(self._group, f"{index}/fence", np.dtype(np.uint64), layout, len(whole))[:] = whole
+        # Known with the index itself, in the one write of the attributes that follows.
+        self._state |= {"version": VERSION, "id_hash": HASH}
 
     def scale(self) -> Floats32:
         """Return the scale of each feature by which the rows so far are stored."""

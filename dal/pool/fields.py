@@ -5,15 +5,16 @@ store its values are an Arrow array, in which a gap is null. In the store a gap 
 `NO_INTEGER` among integers and `NO_BOOLEAN` among booleans, which are int8 for its sake.
 """
 
+import functools
 import hashlib
 import re
+import sys
 import uuid
 from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -127,12 +128,12 @@ def _arrow(values: Values) -> "pa.Array":
         return values
     if isinstance(values, np.ma.MaskedArray):
         return pa.array(np.asarray(values.data), mask=np.ma.getmaskarray(values))
-    if isinstance(values, pd.Series | pd.Index):
+    if is_pandas(values, "Series", "Index"):
         values = values.array
-    if isinstance(values, pd.api.extensions.ExtensionArray) and not pd.api.types.is_object_dtype(values.dtype):
+    if is_pandas(values, "api.extensions.ExtensionArray") and values.dtype.type is not np.object_:
         return of_pandas(values)
     if isinstance(values, np.ndarray) and values.dtype.kind == "m":
-        return _of_objects(pd.Series(values).tolist())
+        return _of_durations(values)
     if isinstance(values, np.ndarray) and values.dtype.kind in "biufM" and values.dtype != np.longdouble:
         return pa.array(values.astype(values.dtype.newbyteorder("="), copy=False))
     return _of_objects(list(values.tolist() if isinstance(values, np.ndarray) else values))
@@ -140,12 +141,44 @@ def _arrow(values: Values) -> "pa.Array":
 
 def of_pandas(values: Any) -> "pa.Array":  # noqa: ANN401 - a Series or an array of pandas
     """Convert values of a type of pandas, not objects, to Arrow; what Arrow would show otherwise becomes text."""
-    if isinstance(values.dtype, pd.SparseDtype):
+    if is_pandas(values.dtype, "SparseDtype"):
         return _arrow(np.asarray(values))
-    if isinstance(values.dtype, pd.PeriodDtype | pd.IntervalDtype) or values.dtype.kind == "m":
+    if is_pandas(values.dtype, "PeriodDtype", "IntervalDtype") or values.dtype.kind == "m":
         return as_texts(values.tolist())
     array = pa.array(values, from_pandas=True)
     return array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+
+
+def is_pandas(value: object, *names: str) -> bool:
+    """Return whether a value is of one of these types of pandas, named as below it, without importing pandas.
+
+    Where pandas was not imported, no value is.
+    """
+    pandas: Any = sys.modules.get("pandas")
+    if pandas is None:
+        return False
+    return isinstance(value, tuple(functools.reduce(getattr, name.split("."), pandas) for name in names))
+
+
+def _of_durations(values: npt.NDArray[Any]) -> "pa.Array":
+    return pa.array(list(map(duration_text, values.astype("timedelta64[ns]").tolist())), pa.large_string())
+
+
+def duration_text(nanoseconds: int | None) -> str | None:
+    """Return a duration as pandas writes it; None for a gap.
+
+    Examples
+    --------
+    >>> duration_text(90_000_000_000), duration_text(-1_500)
+    ('0 days 00:01:30', '-1 days +23:59:59.999998500')
+    """
+    if nanoseconds is None or nanoseconds == np.iinfo(np.int64).min:
+        return None
+    seconds, rest = divmod(nanoseconds, 10**9)
+    days, seconds = divmod(seconds, 86_400)
+    fraction = "" if not rest else f".{rest // 1000:06d}" if rest % 1000 == 0 else f".{rest:09d}"
+    minutes = seconds // 60
+    return f"{days} days {'+' * (days < 0)}{minutes // 60:02d}:{minutes % 60:02d}:{seconds % 60:02d}{fraction}"
 
 
 def as_texts(values: list[Any]) -> "pa.Array":
@@ -174,8 +207,11 @@ def worded(value: object) -> str:
 
 
 def is_gap(value: object) -> bool:
-    """Say whether a value is none: None, NaN, NA, NaT."""
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)
+    """Return whether a value is none: None, NaN, NA, NaT."""
+    # pandas' own by the names of their types: pandas is a second to import.
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float) and value != value
 
 
 def _one_kind(array: "pa.Array") -> "pa.Array":
@@ -189,7 +225,7 @@ def _one_kind(array: "pa.Array") -> "pa.Array":
     if types.is_integer(kind) and kind != pa.uint64():
         return array.cast(pa.int64())
     if types.is_duration(kind):  # Arrow writes the number of units
-        return as_texts(array.to_pandas().tolist())
+        return _of_durations(array.to_numpy(zero_copy_only=False))
     return array.cast(pa.large_string())
 
 

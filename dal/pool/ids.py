@@ -7,17 +7,17 @@ Two ids may share a hash, so what the index finds is always compared with the id
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from pandas.util import hash_array
 
-from dal.errors import ChunkError, SourceError
+from dal.errors import ChunkError, PoolError, SourceError
 from dal.pool.chunks import grouped, read_rows, take_rows
+from dal.selection.order import splitmix64
 
 ENTRY = np.dtype([("hash", "<u8"), ("row", "<i8")])
 # Entries sorted in memory at a time (16 bytes each), and files open at a time.
@@ -30,33 +30,101 @@ Index = tuple["zarr.Array[Any]", "zarr.Array[Any]", "zarr.Array[Any]"]
 Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]
 
 
-def hash_ids(record_ids: npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
-    """64-bit hashes, the same in every process and version: they are stored in pools."""
-    return np.asarray(hash_array(record_ids, categorize=False), dtype=np.uint64)
+HASH = "splitmix64/1"
+"""Name and version of the hash of new indexes. A pool stores it: another hash needs another name, for ever."""
+HASH_OF_OLD = "pandas"
+"""The hash of indexes that store no name."""
+_HASH_BLOCK = 2**15
 
 
-def find_rows(record_ids: Sequence[str], ids: "zarr.Array[Any]", index: Index) -> npt.NDArray[np.int64]:
-    """Rows of `record_ids`, -1 where unknown.
+def hash_ids(record_ids: npt.NDArray[np.object_], how: str = HASH) -> npt.NDArray[np.uint64]:
+    """Return 64-bit hashes of texts by the hash of this name: the same on every machine and in every version.
+
+    Parameters
+    ----------
+    record_ids : ndarray of str objects
+    how : str
+        A name out of :data:`HASHES`.
+
+    Examples
+    --------
+    >>> hash_ids(np.array(["007", ""], dtype=object)).tolist()
+    [16568435594678004626, 16294208416658607535]
+    """
+    return HASHES[how](record_ids)
+
+
+def _splitmix64(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
+    hashes = np.empty(len(texts), dtype=np.uint64)
+    for first in range(0, len(texts), _HASH_BLOCK):
+        part = slice(first, first + _HASH_BLOCK)
+        hashes[part] = _splitmix64_of_block(texts[part])
+    return hashes
+
+
+def _splitmix64_of_block(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
+    """Mix the number of UTF-8 bytes of each text, then its bytes, eight at a time, little-endian, zeros at the end."""
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    left = np.fromiter(map(len, encoded), np.int64, len(encoded))
+    data = b"".join([*encoded, bytes(8)])
+    # The eight bytes that begin at each byte of the data.
+    words = np.ndarray((len(data) - 7,), "<u8", data, strides=(1,))
+    start = np.cumsum(left) - left
+    hashes = splitmix64(left.astype(np.uint64))
+    at = np.flatnonzero(left)
+    while len(at):
+        bits = np.uint64(8) * np.minimum(left[at], 8).astype(np.uint64)
+        own = np.uint64(2**64 - 1) >> (np.uint64(64) - bits)
+        hashes[at] = splitmix64(hashes[at] ^ (words[start[at]].astype(np.uint64) & own))
+        left[at] -= 8
+        start[at] += 8
+        at = at[left[at] > 0]
+    return hashes
+
+
+def _pandas(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
+    try:
+        from pandas.util import hash_array  # a second to import, and only old pools need it
+    except ImportError as error:
+        raise PoolError(
+            "the record ids of this pool were indexed by an older dal, with the hash of pandas; install it: pip install"
+            " pandas. Or build the pool again, or append to it: then no pandas is needed"
+        ) from error
+    return np.asarray(hash_array(texts, categorize=False), dtype=np.uint64)
+
+
+HASHES: Mapping[str, Callable[[npt.NDArray[np.object_]], npt.NDArray[np.uint64]]] = {
+    HASH: _splitmix64,
+    HASH_OF_OLD: _pandas,
+}
+
+
+def find_rows(
+    record_ids: Sequence[str], ids: "zarr.Array[Any]", index: Index, how: str = HASH
+) -> npt.NDArray[np.int64]:
+    """Return the rows of `record_ids`, -1 where unknown.
 
     Parameters
     ----------
     record_ids
-        What is looked for; may repeat.
+        May repeat.
     ids
         The pool's ids, by row.
     index
         The arrays `hash`, `row` and `fence`.
+    how
+        The hash of the index; see :func:`hash_ids`.
     """
     wanted = np.fromiter(record_ids, dtype=object, count=len(record_ids))
     found = np.full(len(wanted), -1, dtype=np.int64)
-    positions, rows = _candidates(hash_ids(wanted), index)
+    positions, rows = _candidates(hash_ids(wanted, how), index)
     same = take_rows(ids, rows).astype(object) == wanted[positions]
     found[positions[same]] = rows[same]
     return found
 
 
 def _candidates(hashes: npt.NDArray[np.uint64], index: Index) -> Pairs:
-    """Every pair (position, row) in which the id of the row has the hash at the position."""
+    """Return every pair (position, row) in which the id of the row has the hash at the position."""
     fence = read_rows(index[2], 0, index[2].shape[0])
     first = np.maximum(np.searchsorted(fence, hashes, side="left") - 1, 0)
     last = np.maximum(np.searchsorted(fence, hashes, side="right") - 1, 0)
@@ -85,7 +153,7 @@ def _in_chunk(hashes: npt.NDArray[np.uint64], chunk: int, index: Index) -> Pairs
 
 
 def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray[np.void]]:
-    """All (hash, row) entries of the ids in ascending order, bucket by bucket.
+    """Yield all (hash, row) entries of the ids in ascending order, bucket by bucket.
 
     Parameters
     ----------
@@ -103,15 +171,14 @@ def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray
     paths = [folder / f"bucket-{number:03d}" for number in range(n_buckets)]
     _scatter(ids, paths)
     for path in paths:
-        entries = np.fromfile(path, dtype=ENTRY)
-        entries = entries[np.lexsort((entries["row"], entries["hash"]))]
+        entries = _in_order(np.fromfile(path, dtype=ENTRY))
         refuse_repeats(entries, lambda rows: take_rows(ids, rows).tolist())
         yield entries
         path.unlink()
 
 
 def is_bucket(path: Path) -> bool:
-    """Say whether a file may be one that `sorted_entries` made."""
+    """Return whether a file may be one that `sorted_entries` made."""
     return re.fullmatch(r"bucket-\d{3}", path.name) is not None and path.is_file() and not path.is_symlink()
 
 
@@ -127,17 +194,37 @@ def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:
                 raise ChunkError(
                     f"{ids.store_path}: ids from row {start} on are gone; build with overwrite=True (--overwrite)"
                 )
-            entries = np.empty(len(texts), dtype=ENTRY)
-            entries["hash"] = hash_ids(texts)
-            entries["row"] = np.arange(start, start + len(texts))
+            entries = _entries(texts, start)
             # In two steps: a shift by 64 bits is not defined.
             buckets = (entries["hash"] >> np.uint64(1)) >> np.uint64(63 - bits)
             for bucket, positions in grouped(buckets.astype(np.int64)):
                 files[bucket].write(entries[positions].tobytes())
 
 
+def _entries(texts: npt.NDArray[np.object_], start: int) -> npt.NDArray[np.void]:
+    entries = np.empty(len(texts), dtype=ENTRY)
+    entries["hash"] = hash_ids(texts)
+    entries["row"] = np.arange(start, start + len(texts))
+    return entries
+
+
+def _in_order(entries: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    return entries[np.lexsort((entries["row"], entries["hash"]))]
+
+
+def refuse_repeated(record_ids: npt.NDArray[np.object_]) -> None:
+    """Refuse ids in memory that repeat.
+
+    Raises
+    ------
+    SourceError
+        Names up to five ids and their rows.
+    """
+    refuse_repeats(_in_order(_entries(record_ids, 0)), lambda rows: record_ids[rows].tolist())
+
+
 def refuse_repeats(entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArray[np.int64]], list[str]]) -> None:
-    """Refuse ids that are there more than once.
+    """Refuse ids that repeat.
 
     Parameters
     ----------
@@ -164,7 +251,6 @@ def refuse_repeats(entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArra
 
 
 def _told(repeated: dict[str, list[int]]) -> str:
-    named = "; ".join(
-        f"{text!r} in rows {', '.join(map(str, sorted(rows)[:NAMED]))}" for text, rows in list(repeated.items())[:NAMED]
-    )
+    first = sorted(repeated.items(), key=lambda item: min(item[1]))[:NAMED]
+    named = "; ".join(f"{text!r} in rows {', '.join(map(str, sorted(rows)[:NAMED]))}" for text, rows in first)
     return f"record ids must be unique, these repeat: {named}. Remove the repeated records, or choose another id"

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from dask.base import compute, is_dask_collection
 from dask.delayed import Delayed
 from dask.tokenize import TokenizationError, tokenize
@@ -21,7 +20,8 @@ from scipy import sparse
 
 from dal.errors import SourceError
 from dal.pool.encodings import Encode
-from dal.pool.fields import NAMED, Values, as_field, as_ids, as_kind, kind_of, refuse_no_sequence
+from dal.pool.fields import Values, as_field, as_ids, as_kind, is_pandas, kind_of, refuse_no_sequence
+from dal.pool.ids import refuse_repeated
 
 BLOCK_BYTES = 16 * 2**20
 MAX_BLOCK_ROWS = 2**16
@@ -130,8 +130,8 @@ def is_of_xarray(source: object) -> bool:
 
 
 def is_frame_of_dask(source: object) -> bool:
-    """Say whether this is a DataFrame of Dask, of pandas inside."""
-    return is_dask_collection(source) and isinstance(getattr(source, "_meta", None), pd.DataFrame)
+    """Return whether this is a DataFrame of Dask, of pandas inside."""
+    return is_dask_collection(source) and is_pandas(getattr(source, "_meta", None), "DataFrame")
 
 
 def token_of(collection: object) -> str | None:
@@ -188,7 +188,8 @@ class _Array:
             "sample": self._sample(),
         }
         if self._ids is not None:
-            _refuse_repeats(self._ids)
+            # Ids in memory are compared before anything is written; those of a stream, by the index at its end.
+            refuse_repeated(self._ids)
 
     def _sample(self) -> str:
         # Reading all of a mapped array to name it would take as long as building.
@@ -305,18 +306,6 @@ class _DaskArray:
             parts = [values[first : first + step] for values in beside]
             ids = None if self._ids is None else parts.pop(0)
             yield Block(features[first : first + step], ids, dict(zip(self._fields, parts, strict=True)))
-
-
-def _refuse_repeats(ids: npt.NDArray[np.object_]) -> None:
-    # What is in memory anyway is compared before anything is written; streams are, by the index, at their end.
-    repeated = pd.Series(ids).duplicated(keep=False).to_numpy()
-    if repeated.any():
-        rows = np.flatnonzero(repeated)
-        named = "; ".join(
-            f"{text!r} in rows {', '.join(map(str, np.flatnonzero(ids == text)[:NAMED]))}"
-            for text in list(dict.fromkeys(ids[rows]))[:NAMED]
-        )
-        raise SourceError(f"record ids must be unique, these repeat: {named}. Remove the repeats, or choose another id")
 
 
 # ---- blocks

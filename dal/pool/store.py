@@ -27,7 +27,9 @@ from dal.pool.packing import Packing
 
 # Everything that dal says about a pool is under one key of the group's attributes.
 ATTRIBUTE = "dal"
-VERSION = 1
+VERSION = 2
+"""Format of new pools. Version 1 stored no name of the hash that its ids are indexed by."""
+VERSIONS = (1, 2)
 INDEX = "ids_index"
 """Name of the index of the ids, in a pool that was never appended to; else the description names it."""
 # A tile is at most this large, so a read unit of this size is decoded once however the tiles lie in it.
@@ -68,6 +70,7 @@ def damaged(described: Description) -> str | None:
         "fields": _are_texts(described.get("fields", [])),
         "kinds": isinstance(kinds, dict) and _are_texts(list(kinds.values())) and set(kinds.values()) <= set(KINDS),
         "made_from": _are_texts(features),
+        "id_hash": isinstance(described.get("id_hash", ""), str),
         "index": re.fullmatch(rf"{INDEX}(_\d+)?", str(described.get("index", INDEX))) is not None,
     }
     return next((name for name, is_sound in sound.items() if not is_sound), None)
@@ -150,6 +153,7 @@ class Pool:
         self._described = described = {} if group is None else description(group)
         self._has_ids = bool(described.get("has_ids"))
         self._index = described.get("index", INDEX)
+        self._id_hash = described.get("id_hash", ids.HASH_OF_OLD)
         self.fields: tuple[str, ...] = tuple(described.get("fields", ()))
         self.kinds: dict[str, str] = dict(described.get("kinds", {}))
         made_from = described.get("made_from", {})
@@ -292,12 +296,12 @@ class Pool:
             raise InputError(f"record ids are str, got {type(strange[0]).__name__}: {strange[0]!r}")
         if self._has_ids:
             try:
-                found = ids.find_rows(record_ids, self._array("ids"), self._index_arrays())
+                found = ids.find_rows(record_ids, self._array("ids"), self._index_arrays(), self._id_hash)
             except (PoolError, FileNotFoundError):  # an append keeps the index before its own, and no older one
                 latest = self.refreshed()
                 if latest._index == self._index:
                     raise
-                found = ids.find_rows(record_ids, latest._array("ids"), latest._index_arrays())
+                found = ids.find_rows(record_ids, latest._array("ids"), latest._index_arrays(), latest._id_hash)
             return np.where(found < self.n_rows, found, -1)
         return np.array([self._row_named(record_id) for record_id in record_ids], dtype=np.int64)
 
@@ -559,13 +563,15 @@ def _features_of(where: Place, group: zarr.Group) -> "zarr.Array[Any]":
         raise PoolError(
             f"{where}: its description is damaged ({wrong}); restore zarr.json from a copy, or build the pool again"
         )
-    if described["version"] != VERSION:
-        raise PoolError(f"{where} has pool format {described['version']}, this dal reads {VERSION}; use a newer dal")
+    if described["version"] not in VERSIONS:
+        raise PoolError(f"{where} has pool format {described['version']}, this dal reads {VERSIONS}; use a newer dal")
     if not described["complete"]:
         of = described.get("source_rows") or "an unknown number of"
         raise PoolIncomplete(f"{where} holds {described['n_rows']} of {of} rows; run the same build again to go on")
     if described.get("encoding") not in (None, *ENCODINGS):
         raise PoolError(f"{where} stores its features as {described['encoding']!r}, unknown here; use a newer dal")
+    if described.get("id_hash", ids.HASH_OF_OLD) not in ids.HASHES:
+        raise PoolError(f"{where} indexes its ids by {described['id_hash']!r}, unknown here; use a newer dal")
     features = group.get("features")
     if not isinstance(features, zarr.Array):
         raise PoolError(f"{where}: the array 'features' is missing; restore it, or build the pool again")

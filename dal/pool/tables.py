@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -24,7 +23,7 @@ from dask.delayed import delayed
 
 from dal.errors import SourceError
 from dal.pool import csvs
-from dal.pool.fields import NAMED, as_texts, is_gap, is_text, of_pandas, plain, plain_type
+from dal.pool.fields import NAMED, as_texts, is_gap, is_pandas, is_text, of_pandas, plain, plain_type
 from dal.pool.sources import (
     BLOCK_BYTES,
     MAX_BLOCK_ROWS,
@@ -36,6 +35,9 @@ from dal.pool.sources import (
     is_of_xarray,
     token_of,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CSV_BLOCK_BYTES = 4 * 2**20
 PARQUET = (".parquet", ".pq", ".parq")
@@ -83,7 +85,7 @@ def is_table(source: object) -> bool:
     """Say whether a source is a table: its columns have names."""
     if isinstance(source, str | Path):
         return csvs.ending_of(Path(source)) in ENDINGS and not Path(source).is_dir()
-    if isinstance(source, pd.DataFrame) or is_frame_of_dask(source):
+    if is_pandas(source, "DataFrame") or is_frame_of_dask(source):
         return True
     # Series, and arrays of xarray, give streams as well: one column, or one row for each number.
     is_array = hasattr(source, "dtype") or is_of_xarray(source)
@@ -138,7 +140,7 @@ def open_table(
     return Rows(table, columns, told, header)
 
 
-def _opened(source: object, wanted: Sequence[str], header: bool | None) -> Table:
+def _opened(source: Any, wanted: Sequence[str], header: bool | None) -> Table:  # noqa: ANN401 - see `is_table`
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
@@ -149,7 +151,7 @@ def _opened(source: object, wanted: Sequence[str], header: bool | None) -> Table
         raise SourceError("header is for CSV files (--header, --no-header)")
     if isinstance(source, str | Path):
         return _Parquet(Path(source))
-    if isinstance(source, pd.DataFrame):
+    if is_pandas(source, "DataFrame"):
         return _Frame(source)
     return _DaskFrame(source) if is_frame_of_dask(source) else _Stream(source)
 
@@ -485,7 +487,7 @@ class _Frame:
     single = False
     commas: frozenset[str] = frozenset()
 
-    def __init__(self, frame: pd.DataFrame) -> None:
+    def __init__(self, frame: "pd.DataFrame") -> None:
         if not len(frame):
             raise SourceError("the DataFrame has no rows; a pool has at least one")
         self._frame = frame
@@ -512,7 +514,7 @@ class _DaskFrame:
     def __init__(self, frame: Any) -> None:  # noqa: ANN401 - a collection of Dask
         self._frame = frame
         meta = frame._meta
-        if any(map(pd.api.types.is_object_dtype, meta.dtypes)):  # the first partition tells what its objects are
+        if any(kind.type is np.object_ for kind in meta.dtypes):  # the first partition tells what its objects are
             meta = self._part(0)
         self.schema, self.index = _schema_of(meta)
 
@@ -532,13 +534,14 @@ class _DaskFrame:
             yield from _parts_of(part, self.schema, columns.all, min(start, len(part)))
             start = 0
 
-    def _part(self, number: int) -> pd.DataFrame:
+    def _part(self, number: int) -> "pd.DataFrame":
         (part,) = compute(self._frame.partitions[number])  # type: ignore[no-untyped-call]
-        assert isinstance(part, pd.DataFrame)
-        return part
+        assert is_pandas(part, "DataFrame")
+        frame: pd.DataFrame = part
+        return frame
 
 
-def _schema_of(frame: pd.DataFrame) -> tuple["pa.Schema", frozenset[str]]:
+def _schema_of(frame: "pd.DataFrame") -> tuple["pa.Schema", frozenset[str]]:
     """Return names and types of the columns of a frame, those of its index before the others, and which are those."""
     names = [str(name) for name in frame.columns]
     levels = [str(name) for name in frame.index.names if name is not None and str(name) not in names]
@@ -547,7 +550,7 @@ def _schema_of(frame: pd.DataFrame) -> tuple["pa.Schema", frozenset[str]]:
     return pa.schema(types), frozenset([*levels, *unnamed])
 
 
-def _columns_of(frame: pd.DataFrame, wanted: Sequence[str]) -> Iterator[tuple[str, pd.Series]]:
+def _columns_of(frame: "pd.DataFrame", wanted: Sequence[str]) -> Iterator["tuple[str, pd.Series[Any]]"]:
     own = [str(name) for name in frame.columns]
     levels = [str(name) for name in frame.index.names]
     for at, name in enumerate(wanted):
@@ -556,10 +559,10 @@ def _columns_of(frame: pd.DataFrame, wanted: Sequence[str]) -> Iterator[tuple[st
             position = own.index(name) if own.count(name) == 1 else at - (len(wanted) - len(own))
             yield name, frame.iloc[:, position]
         else:
-            yield name, pd.Series(frame.index.get_level_values(levels.index(name)))
+            yield name, frame.index.get_level_values(levels.index(name)).to_series()
 
 
-def _batch_of(frame: pd.DataFrame, schema: "pa.Schema", wanted: Sequence[str]) -> "pa.RecordBatch":
+def _batch_of(frame: "pd.DataFrame", schema: "pa.Schema", wanted: Sequence[str]) -> "pa.RecordBatch":
     missing = [name for name in wanted if name not in map(str, [*frame.columns, *frame.index.names])]
     if missing:
         raise SourceError(f"there are no columns {missing} in one of the partitions; it has {list(frame.columns)}")
@@ -568,7 +571,7 @@ def _batch_of(frame: pd.DataFrame, schema: "pa.Schema", wanted: Sequence[str]) -
 
 
 def _parts_of(
-    frame: pd.DataFrame, schema: "pa.Schema", wanted: Sequence[str], start: int
+    frame: "pd.DataFrame", schema: "pa.Schema", wanted: Sequence[str], start: int
 ) -> Iterator["pa.RecordBatch"]:
     first = _batch_of(frame.iloc[:SAMPLED_ROWS], schema, wanted)
     step = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES * first.num_rows // max(1, first.nbytes)))
@@ -576,7 +579,7 @@ def _parts_of(
         yield _batch_of(frame.iloc[at : at + step], schema, wanted)
 
 
-def _arrow_of(values: pd.Series, kind: "pa.DataType | None" = None) -> "pa.Array":
+def _arrow_of(values: "pd.Series[Any]", kind: "pa.DataType | None" = None) -> "pa.Array":
     """Convert a column of pandas to Arrow.
 
     Parameters
@@ -587,7 +590,7 @@ def _arrow_of(values: pd.Series, kind: "pa.DataType | None" = None) -> "pa.Array
         What its objects are in all rows; some of them may look like something else.
     """
     try:
-        if not pd.api.types.is_object_dtype(values.dtype):
+        if values.dtype.type is not np.object_:
             return of_pandas(values)
         array = pa.array(values, type=kind, from_pandas=True)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
