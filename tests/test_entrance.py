@@ -1,10 +1,19 @@
 """The entrance: commands are found without what they work with, and completion and help know every one."""
 
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
 import click
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dal import choices
 from dal.cli import main
+from dal.cli.cluster import cluster
 from dal.learners.presets import PRESETS
 from dal.selection.strategy import STRATEGIES
 
@@ -24,3 +33,60 @@ def test_every_command_is_where_the_table_says(name: str) -> None:
 def test_the_names_that_help_lists_are_those_that_mean_something() -> None:
     assert choices.STRATEGIES == STRATEGIES
     assert tuple(PRESETS) == choices.PRESETS
+
+
+def of_the_process() -> dict[str, object]:
+    root = logging.getLogger()
+    return {
+        "handlers": root.handlers[:],
+        "levels": (root.level, logging.getLogger("distributed").level),
+        "signals": [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)],
+        "environment": {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"},
+        "directory": Path.cwd(),
+        "path": sys.path[:],
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        (("pool", "build", "X.npy", "pool.zarr"), 0),
+        (("init", "c", "pool.zarr", "--classes", "ham,spam", "--learner", "mine:missing"), 1),
+        (("status", "nowhere"), 1),
+        (("status", "--no-such-option"), 2),
+    ],
+)
+def test_a_command_leaves_the_process_as_it_was(
+    command: tuple[str, ...], status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("X.npy", np.arange(40, dtype=np.float32).reshape(10, 4))
+    before = of_the_process()
+    for _ in range(2):
+        assert CliRunner().invoke(main, [*command, *(["--overwrite"] if status == 0 else [])]).exit_code == status
+    assert of_the_process() == before
+
+
+def test_what_is_logged_is_shown_during_a_command_and_kept_from_no_one_after_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    @click.command()
+    def logging_() -> None:
+        logging.getLogger("dal").warning("a bucket of frogs")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main, "get_command", lambda *_: logging_)
+    shown = CliRunner().invoke(main, ["logging"])
+    assert shown.exit_code == 130
+    assert "a bucket of frogs" in shown.output
+    assert caplog.text == ""
+    logging.getLogger("dal").warning("a pond of frogs")
+    assert "a pond of frogs" in caplog.text
+
+
+def test_dask_logs_nothing_while_a_command_uses_a_cluster() -> None:
+    log = logging.getLogger("distributed")
+    before = log.level
+    with cluster(None, start=True):
+        assert log.getEffectiveLevel() == logging.CRITICAL
+    assert log.level == before

@@ -448,21 +448,22 @@ class Scene:
     def run(self, fatal: int = -1, fault: str = "SIGKILL") -> Ran:
         return ran(self.words, self.place, fatal, fault)
 
-    def disturbed(self, fault: str, points: int) -> Iterator[Ran]:
-        """Run the command with a fault at every point, or at a sample; then run it again: it comes to the same."""
+    def disturbed(self, fault: str, points: int) -> Iterator[tuple[Ran, set[str]]]:
+        """Run the command with a fault at every point, or at a sample, and again without: it comes to the same.
+
+        Gives how the disturbed run ended, and the files in the campaign's directory that are there only after both.
+        """
         self.begin()
         undisturbed = self.run()
         assert undisturbed.status == 0
-        assert undisturbed.changes or "status" in self.words
         expected, files = outcome(self.directory), {path.name for path in self.directory.iterdir()}
+        assert undisturbed.changes or "status" in self.words
         for fatal in faults.points(undisturbed.changes, points):
             self.begin()
-            yield self.run(fatal, fault)
+            ended = self.run(fatal, fault)
             assert self.run().status == 0, fatal
             assert outcome(self.directory) == expected, fatal
-            left = {path.name for path in self.directory.iterdir()}
-            assert left <= files | {"campaign.db-wal", "campaign.db-shm"}, fatal
-            assert not list(self.directory.rglob(".dal-*")), fatal
+            yield ended, {path.name for path in self.directory.iterdir()} - files
 
 
 @pytest.fixture
@@ -489,8 +490,11 @@ def few_and_many(*few: tuple[str, int], many: Iterable[str] = COMMANDS) -> pytes
 def test_a_command_that_is_killed_anywhere_is_run_again(
     command: str, points: int, scene: Callable[[str], Scene]
 ) -> None:
-    for killed in scene(command).disturbed("SIGKILL", points):
-        assert killed.status == -signal.SIGKILL
+    killed = scene(command)
+    for ended, left in killed.disturbed("SIGKILL", points):
+        assert ended.status == -signal.SIGKILL, ended
+        assert left <= {"campaign.db-wal", "campaign.db-shm"}, ended
+        assert not list(killed.directory.rglob(".dal-*")), ended
 
 
 @few_and_many(("next after answers", 2), many=("next", "next after answers"))
@@ -498,10 +502,10 @@ def test_a_command_that_is_killed_anywhere_is_run_again(
 def test_a_disk_that_fails_a_command_anywhere_is_told_in_a_line(
     command: str, points: int, fault: str, scene: Callable[[str], Scene]
 ) -> None:
-    for failed in scene(command).disturbed(fault, points):
+    for failed, _ in scene(command).disturbed(fault, points):
         assert failed.status in (0, 1), failed
         if failed.status:
-            assert os.strerror(getattr(errno, fault)) in failed.output
+            assert os.strerror(getattr(errno, fault)) in failed.output, failed
 
 
 @few_and_many(("import", 2), many=("init", "next", "next after answers"))
@@ -509,7 +513,7 @@ def test_a_disk_that_fails_a_command_anywhere_is_told_in_a_line(
 def test_a_command_that_is_told_to_end_says_so_and_is_run_again(
     command: str, points: int, ending: str, status: int, scene: Callable[[str], Scene]
 ) -> None:
-    for ended in scene(command).disturbed(ending, points):
+    for ended, _ in scene(command).disturbed(ending, points):
         assert (ended.status, ended.output.count("Interrupted")) == (status, 1), ended
 
 

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,45 @@ def _terminable() -> Iterator[None]:
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="dal")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Distributed active learning on very large pools."""
-    # A learner of one's own is named as module:object, and its module lies where one stands.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+    ctx.with_resource(_own_modules())
+    ctx.with_resource(_own_log())
     # Names of files may be any bytes, and a terminal may know few letters: neither is worth a traceback.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.WARNING, handlers=[LogHandler()], force=True)
-    # What dal has to say of a cluster is in its own errors; Dask would print a traceback for every lost connection.
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _own_modules() -> Iterator[None]:
+    """Let a command import from the directory that it is run in: there lies a learner named as module:object."""
+    here = str(Path.cwd())
+    if here in sys.path:
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(here)
+
+
+@contextmanager
+def _own_log() -> Iterator[None]:
+    """Show what is logged while a command runs, and nothing below a warning; then put back how it was.
+
+    A test or a notebook runs several commands in one process, and logs in its own way between them. The handlers that
+    were there are kept as they are: ``basicConfig(force=True)`` would close them.
+    """
+    root = logging.getLogger()
+    before = root.handlers[:], root.level
+    root.handlers[:] = [LogHandler()]
+    root.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        root.handlers[:] = before[0]
+        root.setLevel(before[1])

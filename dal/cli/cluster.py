@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -19,15 +20,30 @@ def cluster(scheduler: str | None, *, start: bool) -> Iterator[Client | None]:
     if scheduler is not None:
         from dal.compute.client import connect
 
-        with connect(scheduler) as client:
+        with _quiet(), connect(scheduler) as client:
             yield client
     elif start:
         from dal.compute.local import local_cluster
 
-        with local_cluster() as client:
+        with _quiet(), local_cluster() as client:
             yield client
     else:
         yield None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Dask from printing a traceback for every lost connection: the errors of dal tell of the cluster.
+
+    Importing Dask sets its level, so this is done after the import.
+    """
+    log = logging.getLogger("distributed")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def rows_shown(show: Show) -> Callable[[Progress], None]:
