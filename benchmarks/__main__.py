@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import labels, memory, pages, scale, scan, selection, suite, team
+from benchmarks import labels, memory, pages, peers, scale, scan, selection, suite, team
 
 
 @click.group()
@@ -15,6 +15,7 @@ main.add_command(memory.command)
 main.add_command(scale.command)
 main.add_command(labels.command)
 main.add_command(pages.command)
+main.add_command(peers.command)
 main.add_command(selection.command)
 main.add_command(team.command)
 main.add_command(suite.command)

@@ -105,7 +105,12 @@ def laid_out(pool: Pool, layout: str) -> Pool:
     return Pool.open(path)
 
 
+def fitted_rows(pool: Pool) -> npt.NDArray[np.int64]:
+    """Return the rows that learners are fitted on, evenly spread."""
+    return np.unique(np.linspace(0, pool.n_rows - 1, FITTED_ROWS).astype(np.int64))
+
+
 def model_of(pool: Pool, learner: str, classes: int = CLASSES) -> Model:
     """Fit a learner on rows of the pool, evenly spread."""
-    rows = np.unique(np.linspace(0, pool.n_rows - 1, FITTED_ROWS).astype(np.int64))
+    rows = fitted_rows(pool)
     return Learner(LEARNERS[learner], names(classes)).fit(pool.take(rows), labels(rows, classes))

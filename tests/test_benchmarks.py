@@ -14,7 +14,7 @@ import click
 import numpy as np
 import pytest
 
-from benchmarks import memory, scale, suite, synthetic
+from benchmarks import memory, peers, scale, suite, synthetic
 from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
 from dal.scan import plan
 
@@ -149,6 +149,17 @@ def test_a_worker_stays_below_the_memory_that_is_predicted(tmp_path: Path, learn
     pool = synthetic.pool_of(tmp_path, 1_000_000, 32)
     peaks = memory.peaks_of(pool, synthetic.model_of(pool, learner), 2)
     assert 0.5 * peaks.predicted < peaks.worker <= peaks.predicted
+
+
+def test_a_query_beside_other_libraries_finds_what_a_plain_sort_finds(tmp_path: Path) -> None:
+    pool = synthetic.pool_of(tmp_path, 20_000, 8)
+    model = synthetic.model_of(pool, "logistic")
+    (tmp_path / "model.skops").write_bytes(model.dumps())
+    best = np.sort(model.predict_proba(pool.read(0, pool.n_rows)), axis=1)
+    found = peers.queried("dal", tmp_path, 10)
+    assert found.rows == sorted(np.argsort(best[:, -1] - best[:, -2])[:10].tolist())
+    assert found.cpu > 0
+    assert found.grown >= 0
 
 
 def test_the_simulation_scores_every_row_once_and_counts_time_both_ways() -> None:
