@@ -21,7 +21,7 @@ import psutil
 
 from benchmarks import machine
 from dal.campaign import Annotators, Campaign
-from dal.loop.coordinator import create_campaign, next_batch
+from dal.loop.api import create_campaign, next_batch
 from dal.pool import build_pool
 
 # Noted in the page itself, when the frame after the change is about to be drawn.

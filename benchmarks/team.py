@@ -19,9 +19,9 @@ import numpy as np
 
 from benchmarks import machine
 from dal.campaign import Campaign, Given, Queue
+from dal.campaign.view import status
 from dal.compute.local import local_cluster
-from dal.loop.coordinator import create_campaign, run_campaign
-from dal.loop.standing import status
+from dal.loop.api import create_campaign, run_campaign
 from dal.pool import build_pool
 from dal.web.overview import pauses
 

@@ -7,10 +7,10 @@ coordinator chooses a diverse batch, people label it, the learner is trained aga
 from dal import scan
 from dal._distribution import __version__ as __version__
 from dal.campaign import Answer, Campaign
+from dal.campaign.view import status
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, run_campaign
-from dal.loop.standing import status
+from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
 from dal.pool import Pool, build_pool
 from dal.scan import Scan
 from dal.selection.batch import choose

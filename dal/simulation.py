@@ -14,12 +14,13 @@ from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, Campaign
+from dal.campaign.parts import learner_of
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.compute.work import Beat, each_on
 from dal.errors import LabelError, SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.loop.coordinator import Batch, Stopped, create_campaign, learner_of, next_batch
+from dal.loop.api import Batch, Stopped, create_campaign, next_batch
 from dal.pool import Pool
 from dal.scan import Progress
 from dal.selection.candidates import usable

@@ -13,7 +13,7 @@ from dal.compute import plugins, work
 from dal.compute.work import map_on
 from dal.errors import ClusterError
 from dal.learners.learner import Learner
-from dal.loop.coordinator import Batch, create_campaign, next_batch
+from dal.loop.api import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.scan import plan, scan

@@ -13,11 +13,12 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 import dal
 from dal.campaign import Campaign
+from dal.campaign.parts import pool_of
+from dal.campaign.view import status
 from dal.cli import main
 from dal.errors import CampaignMismatch, InputError, PoolError, PoolNotFound, SourceError
 from dal.exchange import read_answers
-from dal.loop.coordinator import Coordinator, pool_of
-from dal.loop.standing import status
+from dal.loop.coordinator import Coordinator
 from dal.pool import Block, Pool, append_pool, build_pool
 from dal.pool import build as building
 from dal.pool import ids as indexing
@@ -298,7 +299,7 @@ def test_a_coordinator_that_runs_on_asks_what_was_appended_meanwhile(tmp_path: P
     """As `dal run` does, which holds its pool for weeks."""
     X = np.random.default_rng(1).standard_normal((40, D)).astype(np.float32)
     campaign = started(tmp_path, X[:20], "margin")
-    coordinator = Coordinator(campaign, None, None, coverage=False)
+    coordinator = Coordinator(campaign)
 
     def asked() -> list[int]:
         batch = coordinator.run(close=False)
@@ -330,16 +331,16 @@ def test_labels_of_records_beyond_what_a_round_froze_are_learned_and_nobody_is_a
     X = np.random.default_rng(1).standard_normal((60, D)).astype(np.float32)
     campaign = started(tmp_path, X[:40], "margin")
     campaign.close_round(campaign.round(1))
-    coordinator = Coordinator(campaign, None, None, coverage=False)
-    coordinator._freeze()
+    coordinator = Coordinator(campaign)
+    coordinator.freeze()
     append_pool(X[40:], tmp_path / "pool.zarr")
     labels = {str(row): "yes" if truth(X[row : row + 1])[0] else "no" for row in range(40, 60)}
     assert read_answers(written(tmp_path / "more.csv", labels), campaign, pool_of(campaign), "ann").new == 20
     second = coordinator.run(close=False)
     assert isinstance(second, dal.Batch)
     assert max(second.rows) < 40, "the round had frozen the pool as it was"
-    assert coordinator.labels(None).rows[-20:].tolist() == list(range(40, 60))
-    np.testing.assert_array_equal(coordinator.features(np.arange(35, 60)), X[35:60])
+    assert coordinator.view.labels().rows[-20:].tolist() == list(range(40, 60))
+    np.testing.assert_array_equal(coordinator.features.take(np.arange(35, 60)), X[35:60])
 
 
 def written(path: Path, labels: dict[str, str]) -> Path:

@@ -36,6 +36,7 @@ from dal.campaign import (
     schema,
 )
 from dal.campaign.disk import exclusive
+from dal.campaign.view import View
 from dal.classes import class_flaw
 from dal.errors import (
     CampaignError,
@@ -49,6 +50,7 @@ from dal.errors import (
 from dal.evidence.votes import majority
 from dal.texts import composed
 from tests import databases
+from tests.batches import batch_of
 from tests.databases import sqlite_only
 
 ROOT = Path(__file__).parent.parent
@@ -72,12 +74,11 @@ def freeze(campaign: Campaign, **changed: object) -> Round:
 def open_batch(campaign: Campaign, batch_round: Round, rows: Sequence[int] = BATCH, **changed: object) -> None:
     n = len(rows)
     columns = {
-        "record_ids": [f"id{row}" for row in rows],
         "scores": [float(n - rank) for rank in range(n)],
         "predicted": [0] * n,
         "explore": [rank == n - 1 for rank in range(n)],
     }
-    campaign.open_batch(batch_round, rows, **columns | changed)
+    campaign.open_batch(batch_round, batch_of(rows, **columns | changed))
 
 
 def says(row: int, label: int | None, annotator: str = "ann", **more: object) -> Answer:
@@ -688,11 +689,10 @@ def test_a_record_is_not_asked_twice(campaign: Campaign) -> None:
 @pytest.mark.parametrize(
     ("rows", "changed", "message"),
     [
-        ([1, 2, 1], {}, r"each row once was expected, \[1\]"),
-        ([1000], {}, r"rows from 0 to 999 were expected, \[1000\]"),
-        ([-1], {}, "rows from 0 to 999"),
-        ([1, 2], {"scores": [0.5, float("nan")]}, r"never NaN; those of records \['id2'\]"),
-        ([1, 2], {"record_ids": ["a"]}, r"\[2, 1, 2, 2, 2, 2\] came"),
+        ([1, 2, 1], {}, r"each row once, got \[1\]"),
+        ([1000], {}, r"rows from 0 to 999, got \[1000\]"),
+        ([-1], {}, r"rows from 0 to 999, got \[-1\]"),
+        ([1, 2], {"scores": [0.5, float("nan")]}, r"NaN for the records \['id2'\]"),
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(
@@ -701,6 +701,13 @@ def test_a_batch_that_cannot_be_is_refused(
     current = freeze(campaign)
     with pytest.raises(InputError, match=message):
         open_batch(campaign, current, rows, **changed)
+    assert campaign.current_round == current
+
+
+def test_a_batch_out_of_its_order_is_refused(campaign: Campaign) -> None:
+    current = freeze(campaign)
+    with pytest.raises(InputError, match=r"ranks from 0, got \[1, 0\]"):
+        campaign.open_batch(current, batch_of([1, 2])[::-1])
     assert campaign.current_round == current
 
 
@@ -746,7 +753,7 @@ def test_history_scores_the_explore_share_by_the_model_that_chose_it(campaign: C
     )
     complete_round(campaign, [5, 6], [says(5, 1), says(6, 1)], predicted=[0, 1], explore=[True, False])
     open_batch(campaign, freeze(campaign), [8])
-    first, second = campaign.history()
+    first, second = View(campaign).history()
     # 907 right, 23 right by majority, 511 skipped, 40 without a prediction; then 5 wrong, and 6 is no explore record.
     assert (first.number, first.labels, first.explore_correct, first.explore_asked) == (1, 0, 2, 2)
     assert (second.number, second.labels, second.explore_correct, second.explore_asked) == (2, 3, 0, 1)
@@ -756,7 +763,7 @@ def test_history_scores_the_explore_share_by_the_model_that_chose_it(campaign: C
 
 def test_a_ruler_without_any_explore_record_is_empty(campaign: Campaign) -> None:
     complete_round(campaign, BATCH, [says(907, 0)], explore=[False] * 4)
-    (only,) = campaign.history()
+    (only,) = View(campaign).history()
     assert (only.explore_correct, only.explore_asked) == (0, 0)
 
 

@@ -19,8 +19,9 @@ from click.testing import CliRunner, Result
 from distributed import Client
 
 from dal.campaign import Annotators, Answer, Campaign
+from dal.campaign.parts import pool_of
 from dal.cli import main
-from dal.loop.coordinator import create_campaign, next_batch, pool_of
+from dal.loop.api import create_campaign, next_batch
 from dal.pool import Pool
 from dal.simulation import TestSet, simulate
 from dal.web import Listening, Options, make_server

@@ -18,14 +18,18 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVR
 
 from dal.campaign import Answer, Campaign, Given, Queue
+from dal.campaign.doubts import doubtful
+from dal.campaign.parts import pool_of
+from dal.campaign.view import STOP_SET, status
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
 from dal.evidence.votes import dawid_skene
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.loop.actions import Fit, Open, Select, Stop, Wait
 from dal.loop.actions import Scan as ScanAction
-from dal.loop.coordinator import STOP_SET, Batch, Coordinator, Stopped, create_campaign, next_batch, next_step, pool_of
-from dal.loop.standing import doubtful, status
+from dal.loop.api import Batch, Stopped, create_campaign, next_batch
+from dal.loop.coordinator import Coordinator
+from dal.loop.state import next_step
 from dal.pool import Pool, build_pool
 from dal.scan import sample_codebook, scan
 from dal.selection.batch import choose
@@ -127,7 +131,7 @@ def test_closing_never_closes_the_batch_that_it_opens(was: str, truth: tuple[Poo
     if was != "answered":
         campaign.close_round(campaign.round(1))
     if was == "frozen":
-        Coordinator(campaign, None, None, coverage=False)._freeze()
+        Coordinator(campaign).freeze()
     assert asked(campaign, close=True).number == 2
     assert [each.status for each in campaign.rounds()] == ["closed", "open"]
 

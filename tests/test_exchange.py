@@ -25,6 +25,7 @@ from dal.exchange import files, read_answers, read_gold, write_batch
 from dal.exchange.formats import CELL_CHARACTERS
 from dal.pool import append_pool, build_pool
 from dal.web import overview
+from tests.batches import batch_of
 
 HEADER = "record_id,label,status,annotator\n"
 CLASSES = ("cat", "dog", "-1", "naïve 🐱")
@@ -66,8 +67,7 @@ def start(directory: Path, pool: InMemory = POOL, asked: Sequence[int] = (107, 1
     campaign = Campaign.create(directory, chosen, pool_fingerprint="f", n_rows=len(pool.ids))
     frozen = {"pool_fingerprint": "f", "n_rows": len(pool.ids), "k": 4, "explore": 0.0, "seed": 0}
     batch_round = campaign.freeze_round(**frozen, strategy="margin")
-    nothing = [None] * len(asked)
-    campaign.open_batch(batch_round, asked, [pool.ids[row] for row in asked], nothing, nothing, [False] * len(asked))
+    campaign.open_batch(batch_round, batch_of(asked, [pool.ids[row] for row in asked]))
     return campaign
 
 
@@ -738,9 +738,7 @@ def test_pictures_go_out_as_they_are_in_the_pool(tmp_path: Path, channels: int, 
     chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
     campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=3)
     frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 3, "k": 2, "explore": 0.0, "seed": 0}
-    campaign.open_batch(
-        campaign.freeze_round(**frozen, strategy="margin"), [2, 1], ["c", "b"], [None] * 2, [None] * 2, [False] * 2
-    )
+    campaign.open_batch(campaign.freeze_round(**frozen, strategy="margin"), batch_of([2, 1], ["c", "b"]))
     for name, file_format in (("x.json", "label-studio"), ("x.jsonl", "prodigy")):
         write_batch(campaign, pool, 1, tmp_path / name, file_format=file_format)
         text = (tmp_path / name).read_text()
@@ -791,14 +789,7 @@ def test_with_a_real_pool(tmp_path: Path) -> None:
     frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 500, "k": 4, "explore": 0.0, "seed": 0}
     rows = [401, 7, 300]
     batch_round = campaign.freeze_round(**frozen, strategy="margin")
-    campaign.open_batch(
-        batch_round,
-        rows,
-        pool.record_ids(rows),
-        [None] * 3,
-        [None] * 3,
-        [False] * 3,
-    )
+    campaign.open_batch(batch_round, batch_of(rows, pool.record_ids(rows)))
     write_batch(campaign, pool, 1, tmp_path / "batch.csv")
     lines = table(tmp_path / "batch.csv")
     assert [line["text"] for line in lines] == ["'@401", "'@7", "'@300"]
@@ -848,9 +839,9 @@ def binary(directory: Path, classes: Sequence[str] = BINARY) -> Campaign:
     chosen = Settings("pool.zarr", tuple(classes), learner="logistic", strategy="margin", batch=4)
     campaign = Campaign.create(directory, chosen, pool_fingerprint="f", n_rows=NUMBERED.n_rows)
     frozen = {"pool_fingerprint": "f", "n_rows": NUMBERED.n_rows, "k": 5, "explore": 0.0, "seed": 0}
-    nothing, asked = [None] * 5, list(range(100, 105))
-    ids = [NUMBERED.ids[row] for row in asked]
-    campaign.open_batch(campaign.freeze_round(**frozen, strategy="margin"), asked, ids, nothing, nothing, [False] * 5)
+    asked = list(range(100, 105))
+    batch = batch_of(asked, [NUMBERED.ids[row] for row in asked])
+    campaign.open_batch(campaign.freeze_round(**frozen, strategy="margin"), batch)
     return campaign
 
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from distributed import Client
 
 from dal import cli, explorer
+from dal.campaign.view import View
 from dal.compute.local import local_cluster
 from dal.errors import CampaignMismatch, InputError, SettingsError
 from dal.explorer import Known, Plan, Run, RunFolder
@@ -21,7 +22,7 @@ from dal.explorer.page import explorer_html
 from dal.explorer.play import held_out, play, read_test, table
 from dal.explorer.run import GRID, watched_by
 from dal.explorer.view import MOST_POINTS, view_of_run
-from dal.loop.coordinator import Batch, create_campaign, next_batch
+from dal.loop.api import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, compare_side_by_side, simulate, view_of
@@ -469,7 +470,7 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
     (panel,) = view["panels"]
     assert panel["labels"] == [0, 20, 40]
     assert panel["accuracy"][0] is None  # chosen without a model: nothing to be measured
-    record = campaign.history()[1]
+    record = View(campaign).history()[1]
     assert panel["accuracy"][1] == pytest.approx(record.explore_correct / record.explore_asked, abs=1e-5)
     assert panel["accuracy"][2] is None
     assert len(panel["views"]) == 3

@@ -28,7 +28,7 @@ from dal.cli import main, rounds
 from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
 from dal.loop import coordinator
-from dal.loop.coordinator import Batch, create_campaign, next_batch, run_campaign
+from dal.loop.api import Batch, create_campaign, next_batch, run_campaign
 from dal.pool import Pool, append_pool
 from dal.simulation import answer_batch
 from tests import faults, pools

@@ -10,6 +10,7 @@ from bokeh.plotting import figure
 
 from dal import figures
 from dal.evidence.ruler import RoundRecord, wilson
+from dal.evidence.stopping import Verdict
 from dal.figures import Annotator, Balance, BatchMap, Criterion, Curve, Pause, Points
 
 
@@ -58,8 +59,8 @@ def test_class_balance_compares_shares_of_labels_with_shares_of_the_pool() -> No
 def test_criteria_show_value_threshold_and_history() -> None:
     plots = figures.stopping_criteria(
         [
-            Criterion("plateau", "", True, 0.002, [1, 2, 3], [None, 0.01, 0.001]),
-            Criterion("target_score", "", False, 0.9, [], []),
+            Criterion("plateau", Verdict("plateau", True, 0.001, 0.002, ""), [1, 2, 3], [None, 0.01, 0.001]),
+            Criterion("target_score", Verdict("target_score", False, None, 0.9, ""), [], []),
         ]
     )
     assert columns(plots[0], Scatter) == {"round": [2, 3], "value": [0.01, 0.001]}

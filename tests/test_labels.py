@@ -15,6 +15,7 @@ from dal.campaign import Answer, Campaign, Settings
 from dal.exchange import labels, write_labels
 from dal.exchange.labels import COLUMNS
 from dal.pool import Pool, build_pool
+from tests.batches import batch_of
 
 CLASSES = ("cat", "dog", "owl")
 N = 300
@@ -35,7 +36,8 @@ def ask(campaign: Campaign, pool: Pool, rows: Sequence[int], strategy: str) -> s
     scores = [row / N for row in rows]
     explore = [at % 2 == 1 for at in range(len(rows))]
     predicted = [row % 3 for row in rows]
-    campaign.open_batch(chosen, rows, pool.record_ids(rows), scores, predicted, explore, confidence=[0.5] * len(rows))
+    columns = {"scores": scores, "predicted": predicted, "explore": explore, "confidence": [0.5] * len(rows)}
+    campaign.open_batch(chosen, batch_of(rows, pool.record_ids(rows), **columns))
     return model
 
 

@@ -33,9 +33,10 @@ from dal.campaign.control import Control
 from dal.campaign.database import Database
 from dal.campaign.leases import LEASE
 from dal.errors import CampaignLocked, InputError
-from dal.loop.coordinator import Batch, create_campaign, next_batch
+from dal.loop.api import Batch, create_campaign, next_batch
 from dal.pool import Pool
 from tests import databases, pools
+from tests.batches import batch_of
 
 CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
 PEOPLE = ("ann", "bob", "cat")
@@ -124,11 +125,8 @@ class Lasting(RuleBasedStateMachine):
         assert current.last_answer == self.campaign.last_answer()
         # A record of a reserve that nobody has answered was asked of nobody yet.
         assert current.excluded == len((self.asked - set(self.reserve)) | used)
-        blank = [None] * len(batch)
         reserve = min(reserve, len(batch) - 1)
-        self.campaign.open_batch(
-            current, batch, [f"id{row}" for row in batch], blank, blank, [False] * len(batch), reserve=reserve
-        )
+        self.campaign.open_batch(current, batch_of(batch, reserve=reserve))
         self.asked = (self.asked - freed) | set(batch)
         cut = len(batch) - reserve
         self.batch, self.reserve, self.open = batch[:cut], {row: self.reserve[row] for row in kept}, True
@@ -373,8 +371,7 @@ TABLES["add"] = TABLES["import"]
 def test_a_kill_leaves_a_change_whole_or_undone(change: str, tmp_path: Path) -> None:
     campaign = made(tmp_path / "c", 2)
     current = campaign.freeze_round(pool_fingerprint="f00d", n_rows=1000, k=4, explore=0.0, seed=1, strategy="margin")
-    blank = [None] * 4
-    campaign.open_batch(current, range(100, 104), list("abcd"), blank, blank, [False] * 4, reserve=1)
+    campaign.open_batch(current, batch_of(range(100, 104), "abcd", reserve=1))
     Annotators(campaign).add("boss", "manager")
     Queue(campaign).answer("bob", [Given("first", 100, "submitted", 1)])
     with states_of(campaign) as states:
@@ -394,7 +391,7 @@ def test_a_campaign_that_was_stopped_is_closed_and_begins_no_round(backend: str,
         )
         with pytest.raises(InputError, match="no round is open"):
             Control(campaign).tell("close", "boss")
-        campaign.open_batch(current, [number], [f"id{number}"], [None], [None], [False])
+        campaign.open_batch(current, batch_of([number]))
         Control(campaign).tell(act, "boss")
         closed = campaign.round(number)
         assert closed.status == "closed"
@@ -572,8 +569,7 @@ def test_fifty_writers_at_once_lose_nothing_and_meet_nowhere(backend: str, tmp_p
     campaign = made(tmp_path / "c", 2)
     current = campaign.freeze_round(pool_fingerprint="f00d", n_rows=1000, k=100, explore=0.0, seed=1, strategy="margin")
     batch = list(range(100, 200))
-    blank = [None] * 100
-    campaign.open_batch(current, batch, [f"id{row}" for row in batch], blank, blank, [False] * 100)
+    campaign.open_batch(current, batch_of(batch))
     names = [f"annotator {number}" for number in range(50)]
     offices = [CONTEXT.Process(target=work, args=(campaign.directory, names[at::5])) for at in range(5)]
     for office in offices:

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dal.campaign.view import status
 from dal.cli import main
 from dal.errors import LearnerError, SettingsError
 from dal.learners.learner import Learner
-from dal.loop.coordinator import create_campaign, next_batch
-from dal.loop.standing import saved, status
+from dal.loop.api import create_campaign, next_batch
+from dal.loop.savings import saved
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
 from dal.selection.candidates import usable

@@ -17,7 +17,7 @@ from dal.campaign.objects import Objects, objects_of
 from dal.compute.local import local_cluster
 from dal.errors import CampaignError, CampaignNotFound, SettingsError
 from dal.learners.models import Model
-from dal.loop.coordinator import Batch, create_campaign, next_batch
+from dal.loop.api import Batch, create_campaign, next_batch
 from dal.places import for_zarr
 from dal.pool import Pool, append_pool, build_pool
 from dal.simulation import answer_batch

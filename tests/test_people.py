@@ -13,6 +13,7 @@ from dal.errors import InputError
 from dal.evidence.agreement import agreement
 from dal.exchange import read_answers
 from tests import databases
+from tests.batches import batch_of
 from tests.test_exchange import InMemory
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -27,8 +28,7 @@ def campaign(tmp_path: Path) -> Campaign:
     chosen = replace(CHOSEN, database=databases.fresh())
     made = Campaign.create(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=POOL.n_rows)
     frozen = {"pool_fingerprint": "f", "n_rows": POOL.n_rows, "k": 4, "explore": 0.0, "seed": 0, "strategy": "margin"}
-    nothing = [None] * 2
-    made.open_batch(made.freeze_round(**frozen), [101, 107], ["r1", "r7"], nothing, nothing, [False] * 2)
+    made.open_batch(made.freeze_round(**frozen), batch_of([101, 107], ["r1", "r7"]))
     return made
 
 

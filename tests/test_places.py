@@ -18,7 +18,7 @@ from dal.campaign.disk import replacing
 from dal.campaign.objects import objects_of
 from dal.errors import InputError, PoolError, ScanError
 from dal.learners.learner import Learner
-from dal.loop.coordinator import Batch, create_campaign, next_batch
+from dal.loop.api import Batch, create_campaign, next_batch
 from dal.places import Nodes, NotOurs, Url, for_zarr, place_of
 from dal.pool import Pool, append_pool, build_pool
 from dal.scan import Cells, Journal, sample_codebook, scan, stored_cells

@@ -17,6 +17,7 @@ from dal.campaign.activity import Activity
 from dal.campaign.schema import annotators as accounts
 from dal.errors import CampaignError, InputError, LabelError
 from tests import databases
+from tests.batches import batch_of
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -50,16 +51,14 @@ def opened(campaign: Campaign, rows: Sequence[int], reserve: int = 0) -> None:
     current = campaign.freeze_round(
         pool_fingerprint="f00d", n_rows=1000, k=len(rows), explore=0.0, seed=11, strategy="margin"
     )
-    campaign.open_batch(
-        current,
+    batch = batch_of(
         rows,
-        [f"id{row}" for row in rows],
-        [1.0 - rank / 100 for rank in range(len(rows))],
-        [row % 3 for row in rows],
-        [False] * len(rows),
+        scores=[1.0 - rank / 100 for rank in range(len(rows))],
+        predicted=[row % 3 for row in rows],
         confidence=[0.25 + rank / 8 for rank in range(len(rows))],
         reserve=reserve,
     )
+    campaign.open_batch(current, batch)
 
 
 def says(event: str, row: int, label: int | None = 0, **more: object) -> Given:

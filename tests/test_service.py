@@ -14,7 +14,8 @@ import pytest
 from dal.campaign import Campaign, Given, Queue
 from dal.errors import CampaignLocked
 from dal.loop.actions import Close, Wait
-from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch, next_step, run_campaign
+from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
+from dal.loop.state import next_step
 from dal.pool import Pool, build_pool
 from dal.simulation import answer_batch
 from dal.web.overview import pauses

@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 from dal.campaign import Campaign
 from dal.errors import LabelError, SettingsError
 from dal.learners.learner import Learner
-from dal.loop.coordinator import create_campaign, next_batch
+from dal.loop.api import create_campaign, next_batch
 from dal.pool import Pool, build_pool
 from dal.simulation import NO_CLASS, Comparison, Replay, TestSet, answer_batch, compare, saved_labels, simulate, view_of
 

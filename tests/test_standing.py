@@ -9,14 +9,17 @@ from bokeh.models import ColumnDataSource
 from sklearn.metrics import cohen_kappa_score
 
 from dal.campaign import Campaign
+from dal.campaign.parts import learner_of
+from dal.campaign.view import View, status
 from dal.errors import SettingsError
 from dal.evidence.ruler import wilson
 from dal.evidence.votes import dawid_skene, majority
 from dal.explorer.report import view_of_campaign
 from dal.explorer.run import run_of_campaign
 from dal.learners.models import Model
-from dal.loop.coordinator import Coordinator, create_campaign, learner_of, next_batch
-from dal.loop.standing import saved, status
+from dal.loop.api import create_campaign, next_batch
+from dal.loop.coordinator import Coordinator
+from dal.loop.savings import saved
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.simulation import answer_batch
@@ -64,7 +67,7 @@ def test_the_stop_set_is_never_asked_and_models_are_compared_on_it(
     X = X[np.isfinite(X).all(axis=1)]
     assert len(X) < 300
     models = [None, *(Model.loads(campaign.load_model(each.model)) for each in campaign.rounds()[1:])]
-    history = campaign.history()
+    history = View(campaign).history()
     assert [record.kappa for record in history[:2]] == [None, None], "two models are there from the third round on"
     for record in history[1:]:
         proba = models[record.number - 1].predict_proba(X)
@@ -132,7 +135,7 @@ def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(
     def second_batch(name: str, edited: bool) -> list[int]:
         campaign = played(truth, tmp_path / name, 1, stop_set=300)
         campaign.close_round(campaign.round(1))
-        Coordinator(campaign, None, None, coverage=False)._freeze()
+        Coordinator(campaign).freeze()
         if edited:
             toml = campaign.directory / "campaign.toml"
             toml.write_text(toml.read_text().replace("stop_set = 300", "stop_set = 0"))
@@ -146,7 +149,7 @@ def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(
 def test_large_pools_hold_one_in_a_hundred_back_and_small_ones_none(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
-    from dal.loop.coordinator import _stop_set_of
+    from dal.loop.api import _stop_set_of
 
     assert [_stop_set_of(n) for n in (3_000, 9_999, 10_000, 70_000, 10**9)] == [0, 0, 100, 700, 1000]
     assert create_campaign(tmp_path / "c", truth[0], CLASSES).settings.stop_set == 0
@@ -168,7 +171,7 @@ def test_a_pool_is_exhausted_when_all_but_the_stop_set_was_asked(tmp_path: Path)
     assert sizes == [30, 30, 20]
     stopped = next_batch(campaign)
     assert [each.criterion for each in stopped.verdicts] == ["pool_exhausted"]
-    assert campaign.history()[-1].never_asked == 0
+    assert View(campaign).history()[-1].never_asked == 0
 
 
 def test_a_holdout_is_what_accuracy_is_measured_on(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -192,14 +195,14 @@ def test_a_holdout_is_what_accuracy_is_measured_on(truth: tuple[Pool, np.ndarray
 def test_a_holdout_of_numbers_names_classes_and_no_positions(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, kind: str
 ) -> None:
-    from dal.loop.coordinator import _read_holdout
+    from dal.loop.measure import read_holdout
 
     numbers = np.array([0, 1, 1, 0, 1])
     np.savez(tmp_path / "holdout.npz", X=np.zeros((5, D)), y=numbers.astype(kind))
     for classes, codes in ((["1", "0"], [1, 0, 0, 1, 0]), (["0", "1"], [0, 1, 1, 0, 1])):
         place = tmp_path / "-".join(classes)
         campaign = create_campaign(place, truth[0], classes, holdout=tmp_path / "holdout.npz")
-        read = _read_holdout(campaign.settings, D)
+        read = read_holdout(campaign.settings, D)
         assert read is not None
         assert read[1].tolist() == codes
 
@@ -258,7 +261,7 @@ def test_the_criteria_tell_after_which_round_they_would_have_stopped(
     campaign = played(truth, tmp_path / "c", 6, stop_set=300, stop=["max_labels=100000"], batch=60)
     next_batch(campaign)
     now = status(campaign)
-    history = campaign.history()
+    history = View(campaign).history()
     assert len(history) == 6
     kappas = {record.number: record.kappa for record in history}
     for criterion in (*now.verdicts, *now.advice):

@@ -21,7 +21,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from dal._threads import one_thread
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.loop.coordinator import Batch, create_campaign, next_batch
+from dal.loop.api import Batch, create_campaign, next_batch
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
 from dal.scan import sample_codebook, scan

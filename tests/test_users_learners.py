@@ -46,7 +46,7 @@ from sklearn.svm import SVC, LinearSVC
 from dal.errors import LabelError, LearnerError
 from dal.learners.learner import Learner
 from dal.learners.models import score_block
-from dal.loop.coordinator import create_campaign, next_batch
+from dal.loop.api import create_campaign, next_batch
 from dal.pool import build_pool
 from dal.selection.explore import uniform_rows
 from dal.simulation import answer_batch

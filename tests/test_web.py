@@ -30,17 +30,18 @@ from starlette.websockets import WebSocketDisconnect
 from dal.campaign import Annotators, Campaign, Given, Queue
 from dal.campaign.control import Control
 from dal.campaign.queue import Outcome
+from dal.campaign.view import status as standing_of
 from dal.cli import main
 from dal.errors import CampaignError, LabelError, SettingsError
+from dal.evidence.agreement import agreement
 from dal.figures import COLORS, color_of
-from dal.loop.coordinator import Batch, Stopped, create_campaign, next_batch
-from dal.loop.standing import status as standing_of
+from dal.loop.api import Batch, Stopped, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
 from dal.simulation import answer_batch
 from dal.web import Listening, Options, create_app
 from dal.web.doors import BODY_BYTES, CHART_POLICY, STRICT_POLICY, Rates
-from dal.web.overview import agreements, time_left
+from dal.web.overview import time_left
 from dal.web.records import LONGEST_TEXT, Records, as_png
 from tests.conftest import missing_service
 from tests.servers import running
@@ -769,9 +770,11 @@ def test_agreement_is_that_of_a_plain_count() -> None:
         (int(r), f"p{a}"): int(rng.integers(-1, 3)) for r in rng.integers(50, 80, 60) for a in rng.integers(0, 4, 3)
     }
     rows, names = zip(*said_by, strict=True)
-    people, shares, together = agreements(np.array(rows), list(names), np.array(list(said_by.values())))
+    people, shares, together = agreement(rows, names, list(said_by.values()), seed=0).matrix()
     for i, one in enumerate(people):
         for j, other in enumerate(people):
+            if one == other:
+                continue
             both = [
                 said_by[row, one] == said_by[row, other]
                 for row in set(rows)

@@ -23,7 +23,7 @@ from sklearn.datasets import load_digits
 
 from dal.campaign import Annotators, Campaign, Queue
 from dal.campaign.control import Control
-from dal.loop.coordinator import Batch, create_campaign, next_batch
+from dal.loop.api import Batch, create_campaign, next_batch
 from dal.pool import build_pool
 from dal.simulation import answer_batch
 from tests import databases

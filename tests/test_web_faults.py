@@ -28,7 +28,7 @@ from sqlalchemy import event
 
 from dal.campaign import Annotators, Answer, Campaign, database
 from dal.errors import SettingsError
-from dal.loop.coordinator import create_campaign, next_batch
+from dal.loop.api import create_campaign, next_batch
 from dal.pool import Pool, append_pool, build_pool
 from dal.web import Limits, Listening, Options, create_app, make_server
 from dal.web.overview import exported

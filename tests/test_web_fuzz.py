@@ -7,7 +7,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from dal.loop.coordinator import create_campaign, next_batch
+from dal.loop.api import create_campaign, next_batch
 from dal.pool import build_pool
 from dal.web import Options, create_app
 

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dal.campaign import Annotators, Campaign
-from dal.loop.coordinator import create_campaign, next_batch
+from dal.loop.api import create_campaign, next_batch
 from dal.pool import build_pool
 from dal.simulation import answer_batch
 from dal.web import Options, create_app

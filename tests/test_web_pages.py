@@ -9,7 +9,7 @@ import pytest
 
 from dal.campaign import Annotators, Campaign
 from dal.campaign.control import Control
-from dal.loop.coordinator import create_campaign, next_batch
+from dal.loop.api import create_campaign, next_batch
 from dal.pool import Pool, build_pool
 from tests.pages import Opened, all_sent, in_state, on_screen
 from tests.servers import running

@@ -245,6 +245,8 @@ staged = Table(
 )
 
 Status = Literal["frozen", "fitted", "scanned", "open", "closed"]
+Step = Status | Literal["none"]
+"""The step of a campaign's newest round; ``none`` before the first round."""
 
 
 @dataclass(frozen=True)

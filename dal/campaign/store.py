@@ -1,7 +1,7 @@
 """A campaign: rounds and answers in one SQL database, and the files that are committed by their digest."""
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, fields, replace
@@ -35,7 +35,7 @@ from dal.campaign.people import enrol_staged, is_enrolled, spelling
 from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, ImportCounts, Imported, Round, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, DalError, InputError, LabelError, SettingsError
-from dal.evidence.ruler import RoundRecord
+from dal.evidence.agreement import Agreement, agreement
 from dal.evidence.votes import Labels, label
 from dal.texts import folded
 
@@ -77,7 +77,7 @@ class Campaign:
         self.n_rows: int = row.n_rows
         self.created_at = datetime.fromisoformat(row.created_at)
         self.database = database
-        self._standing: dict[int, _Standing] = {}
+        self._standing: dict[int, Standing] = {}
         self.objects = objects_of(directory, settings.store, self.id)
 
     # -- making and opening ------------------------------------------------------------------------------------------
@@ -295,18 +295,7 @@ class Campaign:
             raise CampaignError(f"round {round.number} has no scan yet")
         return self.objects.read(_candidates_name(round.number, digest), digest)
 
-    def open_batch(
-        self,
-        round: Round,
-        rows: npt.ArrayLike,
-        record_ids: Sequence[str],
-        scores: Sequence[float | None] | npt.NDArray[np.floating[Any]],
-        predicted: Sequence[int | None],
-        explore: Sequence[bool] | npt.NDArray[np.bool_],
-        *,
-        confidence: Sequence[float | None] | None = None,
-        reserve: int = 0,
-    ) -> None:
+    def open_batch(self, round: Round, batch: Sequence[Asked]) -> None:
         """Open the batch for labelling, in one transaction.
 
         Records of earlier reserves that nobody has answered or looks at go back to the pool.
@@ -315,44 +304,26 @@ class Campaign:
         ----------
         round : Round
             Scanned; or frozen or fitted, where the batch needs no scan.
-        rows : array of int, shape (k,)
-            In the order in which to ask; may be fewer than the round's k.
-        record_ids : sequence of str
-        scores : sequence of float or None
-            None where the record has no score.
-        predicted : sequence of int or None
-            Class code given by the round's model; None where there is no model.
-        explore : sequence of bool
-            Which rows were drawn uniformly.
-        confidence : sequence of float or None, optional
-            Probability that the round's model gave to `predicted`.
-        reserve : int, default=0
-            So many of the last rows are beyond the batch: served when it runs out, and not waited for.
+        batch : sequence of Asked
+            In the order in which to ask, by rank from 0; may be fewer than the round's k. The reserve, if any, comes
+            last.
 
         Raises
         ------
         InputError
-            If the columns differ in length, a row repeats or is outside the pool, or a score is NaN.
+            If a record repeats or is outside the pool, the ranks are not the order, or a score is NaN.
         CampaignError
-            If a row has been asked before or is gold, or the round is not at this step.
+            If a record has been asked before or is gold, or the round is not at this step.
         """
-        absolute = np.asarray(rows, np.int64).tolist()
-        sure = [None] * len(absolute) if confidence is None else list(confidence)
-        columns = (absolute, list(record_ids), list(scores), list(predicted), list(explore), sure)
-        _check_batch(*columns[:3], sizes=[len(column) for column in columns], n_rows=round.n_rows)
-        first_reserve = len(absolute) - reserve
-        batch = [
-            _asked_values(round.number, Asked(row, record_id, rank, score, code, flag, p, rank >= first_reserve))
-            for rank, (row, record_id, score, code, flag, p) in enumerate(zip(*columns, strict=True))
-        ]
+        _check_batch(batch, round.n_rows)
         with self.database.writing() as connection:
             _release_reserve(connection, self.database.now(connection))
-            _refuse_asked(connection, columns[0])
+            _refuse_asked(connection, {each.row for each in batch})
             _advance(
                 connection, round.number, ("frozen", "fitted", "scanned"), "open", {"opened_at": self._now(connection)}
             )
             if batch:
-                connection.execute(insert(asked), batch)
+                connection.execute(insert(asked), [_values(round.number, each) for each in batch])
 
     def withdraw_reserve(self) -> npt.NDArray[np.int64]:
         """Give back to the pool the records of the reserve that nobody has answered or holds.
@@ -406,10 +377,15 @@ class Campaign:
             return [_round(row) for row in connection.execute(select(rounds).order_by(rounds.c.number))]
 
     @property
+    def last_round(self) -> Round | None:
+        """The newest round, None where there is none."""
+        with self.database.reading() as connection:
+            return _last_round(connection)
+
+    @property
     def current_round(self) -> Round | None:
         """The round that is not closed, None where there is none."""
-        with self.database.reading() as connection:
-            last = _last_round(connection)
+        last = self.last_round
         return None if last is None or last.status == "closed" else last
 
     def batch(self, number: int) -> list[Asked]:
@@ -424,6 +400,12 @@ class Campaign:
         query = select(func.count()).select_from(asked).where(asked.c.round == number, ~asked.c.reserve)
         with self.database.reading() as connection:
             return connection.scalar(query) or 0
+
+    def batch_sizes(self) -> dict[int, int]:
+        """Count the records of each round's batch, by round."""
+        query = select(asked.c.round, func.count()).where(~asked.c.reserve).group_by(asked.c.round)
+        with self.database.reading() as connection:
+            return dict([tuple(row) for row in connection.execute(query)])
 
     def pending(self, number: int) -> int:
         """Count the records of a round's batch that fewer annotators have answered than the settings' overlap.
@@ -461,44 +443,18 @@ class Campaign:
                 return ledger.excluded_at(connection, round.number, round.last_answer)
             return ledger.excluded_now(connection, self.database.now(connection))
 
-    def history(self) -> list[RoundRecord]:
-        """Give what the stopping criteria and the ruler need of each closed round, the first one first.
-
-        The explore answers of a round are those to its batch's explore records, as they stand now, against what
-        the model that chose the batch had predicted before it learned from them.
-        """
+    def explored_rows(self) -> npt.NDArray[np.int64]:
+        """Read the rows that were drawn uniformly, in any round, ascending."""
         with self.database.reading() as connection:
-            closed = select(rounds).where(rounds.c.status == "closed").order_by(rounds.c.number)
-            past = [_round(row) for row in connection.execute(closed)]
-            sizes = select(asked.c.round, func.count()).where(~asked.c.reserve).group_by(asked.c.round)
-            batches: dict[int, int] = dict([tuple(row) for row in connection.execute(sizes)])
-            ruled = self._ruled(connection)
-        return [
-            RoundRecord(
-                number=each.number,
-                labels=each.labels,
-                explore_correct=sum(ruled[each.number]),
-                explore_asked=len(ruled[each.number]),
-                hours=(datetime.fromisoformat(each.frozen_at) - self.created_at).total_seconds() / 3600,
-                never_asked=each.n_rows - each.stop_set - each.excluded - batches.get(each.number, 0),
-                **(each.notes or {}).get("measured", {}),
-            )
-            for each in past
-        ]
+            drawn = connection.scalars(select(asked.c.row).where(asked.c.explore, ~asked.c.reserve)).all()
+        return np.sort(np.array(drawn, dtype=np.int64))
 
-    def _ruled(self, connection: Connection) -> dict[int, list[bool]]:
-        """Find, by round, whether the model was right on each labelled explore record."""
-        query = select(asked.c.row, asked.c.round, asked.c.predicted).where(
-            asked.c.explore, asked.c.predicted.is_not(None)
-        )
-        drawn = {row: (number, code) for row, number, code in connection.execute(query)}
-        labelled = self._standing_at(connection).labels
-        ruled: dict[int, list[bool]] = defaultdict(list)
-        for row, given in zip(labelled.rows.tolist(), labelled.codes.tolist(), strict=True):
-            if row in drawn:
-                number, code = drawn[row]
-                ruled[number].append(code == given)
-        return ruled
+    def explore_predictions(self) -> dict[int, tuple[int, int]]:
+        """Read, by row, the round that drew each explore record, and the class code that its model predicted."""
+        query = select(asked.c.row, asked.c.round, asked.c.predicted)
+        with self.database.reading() as connection:
+            found = connection.execute(query.where(asked.c.explore, asked.c.predicted.is_not(None)))
+            return {row: (number, code) for row, number, code in found}
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
@@ -690,18 +646,21 @@ class Campaign:
                     yield list(given), askings.get(row)
 
     def labels(self, upto: int | None = None) -> Labels:
-        """Give every labelled record its label, by the vote that the settings name, from the answers up to an id."""
-        with self.database.reading() as connection:
-            standing = self._standing_at(connection, upto)
-        return standing.labels
+        """Return the label of every labelled record by the campaign's vote, from the answers up to an id."""
+        return self.standing(upto).labels
 
-    def _standing_at(self, connection: Connection, upto: int | None = None) -> "_Standing":
-        """Give what stands at an answer's id, which never changes, as the log is only appended to: it is read once."""
+    def standing(self, upto: int | None = None) -> "Standing":
+        """Return the answers that count, of those up to an id, with everything that is derived from them."""
+        with self.database.reading() as connection:
+            return self._standing_at(connection, upto)
+
+    def _standing_at(self, connection: Connection, upto: int | None = None) -> "Standing":
+        """Read the answers that count at an id, once: they never change, as the log is only appended to."""
         last = ledger.last_id(connection)
         upto = last if upto is None else min(upto, last)
         found = self._standing.get(upto)
         if found is None:
-            found = _Standing(ledger.latest(connection, upto), self.settings)
+            found = Standing(ledger.latest(connection, upto), self.settings)
             # What a round froze, and what stands now.
             self._standing = dict([*self._standing.items(), (upto, found)][-2:])
         return found
@@ -773,14 +732,21 @@ class Campaign:
 
 
 @dataclass
-class _Standing:
-    """The answers that count at some moment, and the labels that they come to, once somebody asks."""
+class Standing:
+    """The answers that count at some moment; labels and agreement are computed once, when they are first needed."""
 
     answers: Answers
     settings: Settings
 
     @cached_property
+    def agreement(self) -> Agreement:
+        """How far the annotators agree; takes a bootstrap."""
+        given = self.answers
+        return agreement(given.rows, given.annotators, given.labels, seed=self.settings.seed)
+
+    @cached_property
     def labels(self) -> Labels:
+        """The label of each record by the campaign's vote."""
         given, chosen = self.answers, self.settings
         columns = given.rows, given.annotators, given.labels
         return label(*columns, vote=chosen.vote, n_classes=len(chosen.classes), seed=chosen.seed)
@@ -839,23 +805,18 @@ def _round(row: Row[Any]) -> Round:
     return Round(**values)
 
 
-def _check_batch(
-    rows: list[int], record_ids: list[str], scores: list[float | None], *, sizes: list[int], n_rows: int
-) -> None:
-    if len(set(sizes)) > 1:
-        raise InputError(
-            f"rows, record_ids, scores, predicted, explore, confidence of one length were expected, {sizes} came"
-        )
-    if outside := [row for row in rows if not 0 <= row < n_rows]:
-        raise InputError(f"rows from 0 to {n_rows - 1} were expected, {outside[:5]} came")
-    if repeated := [row for row, times in Counter(rows).items() if times > 1]:
-        raise InputError(f"each row once was expected, {repeated[:5]} came again")
-    if nan := [record_ids[at] for at, score in enumerate(scores) if score is not None and score != score]:
-        raise InputError(f"scores are never NaN; those of records {nan[:5]} are")
+def _check_batch(batch: Sequence[Asked], n_rows: int) -> None:
+    if outside := [each.row for each in batch if not 0 <= each.row < n_rows]:
+        raise InputError(f"`batch` must hold rows from 0 to {n_rows - 1}, got {outside[:5]}")
+    if repeated := [row for row, times in Counter(each.row for each in batch).items() if times > 1]:
+        raise InputError(f"`batch` must hold each row once, got {repeated[:5]} more than once")
+    if [each.rank for each in batch] != list(range(len(batch))):
+        raise InputError(f"`batch` must be in the order of its ranks from 0, got {[each.rank for each in batch][:5]}")
+    if nan := [each.record_id for each in batch if each.score is not None and each.score != each.score]:
+        raise InputError(f"`batch` must have scores that are not NaN, got NaN for the records {nan[:5]}")
 
 
-def _refuse_asked(connection: Connection, rows: list[int]) -> None:
-    wanted = set(rows)
+def _refuse_asked(connection: Connection, wanted: set[int]) -> None:
     for row, record_id, number in connection.execute(select(asked.c.row, asked.c.record_id, asked.c.round)):
         if row in wanted:
             raise CampaignError(f"row {row} (record {record_id!r}) was asked in round {number}: nobody is asked twice")
@@ -888,18 +849,10 @@ def _release_reserve(connection: Connection, now: datetime) -> None:
     connection.execute(delete(asked).where(asked.c.reserve, ~used, ~held(asked.c.row, now)))
 
 
-def _asked_values(number: int, record: Asked) -> dict[str, object]:
-    return {
-        "round": number,
-        "rank": record.rank,
-        "row": record.row,
-        "record_id": record.record_id,
-        "score": None if record.score is None else float(record.score),
-        "predicted": None if record.predicted is None else int(record.predicted),
-        "explore": bool(record.explore),
-        "confidence": None if record.confidence is None else float(record.confidence),
-        "reserve": record.reserve,
-    }
+def _values(number: int, record: Asked) -> dict[str, object]:
+    """Return a record of a batch as the database takes it; NumPy's scalars become plain ones."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in vars(record).items()}
+    return {"round": number, **plain}
 
 
 def _record_import(

@@ -13,7 +13,7 @@ from dal.cli.terminal import say
 
 if TYPE_CHECKING:
     from dal.campaign import Settings
-    from dal.loop.standing import Status
+    from dal.campaign.view import Status
 
 _LISTED_PAIRS = 5
 
@@ -74,7 +74,7 @@ def init(
     missing_chunks: Missing,
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
-    from dal.loop.coordinator import create_campaign
+    from dal.loop.api import create_campaign
 
     named = classes_of(classes, each_class, classes_from)
     if not named:
@@ -110,7 +110,8 @@ def init(
 def status_(directory: Path) -> None:
     """Tell where the campaign in DIRECTORY stands."""
     from dal.campaign import Campaign
-    from dal.loop.standing import saved, status
+    from dal.campaign.view import status
+    from dal.loop.savings import saved
 
     campaign = Campaign.open(directory)
     now = status(campaign)

@@ -107,8 +107,8 @@ def report(directory: Path, output: Path, scheduler: str | None) -> None:
     """
     from dal import explorer
     from dal.campaign import Campaign
+    from dal.campaign.parts import pool_of
     from dal.errors import CampaignError
-    from dal.loop.coordinator import pool_of
     from dal.map import MAP, map_of
 
     explorer.check_page(output)

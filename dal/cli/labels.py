@@ -33,8 +33,8 @@ def label() -> None:
 def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: bool, file_format: str | None) -> None:
     """Import the answers in FILE: .csv, .jsonl or .parquet, or what a labelling tool exported."""
     from dal.campaign import Campaign
+    from dal.campaign.parts import pool_of
     from dal.exchange import read_answers
-    from dal.loop.coordinator import pool_of
 
     campaign = Campaign.open(directory)
     opened = pool_of(campaign)
@@ -87,8 +87,8 @@ def _tell_import(report: ImportReport) -> None:
 def export(directory: Path, file: Path, number: int | None, file_format: str | None, labels: bool) -> None:
     """Write a batch with the answers known so far to FILE."""
     from dal.campaign import Campaign
+    from dal.campaign.parts import pool_of
     from dal.exchange import write_batch, write_labels
-    from dal.loop.coordinator import pool_of
 
     campaign = Campaign.open(directory)
     if labels:
@@ -130,8 +130,8 @@ def push(directory: Path, url: str, token: str, project: str | None, number: int
     The address and the token may stand in LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY.
     """
     from dal.campaign import Campaign
+    from dal.campaign.parts import pool_of
     from dal.exchange import Server, push_batch
-    from dal.loop.coordinator import pool_of
 
     campaign = Campaign.open(directory)
     server = Server(url, token)
@@ -157,8 +157,8 @@ def push(directory: Path, url: str, token: str, project: str | None, number: int
 def pull(directory: Path, url: str, token: str, project: str | None, take_conflicts: bool) -> None:
     """Import the answers given in a project of a Label Studio server; run it as often as you like."""
     from dal.campaign import Campaign
+    from dal.campaign.parts import pool_of
     from dal.exchange import Server, pull_answers
-    from dal.loop.coordinator import pool_of
 
     campaign = Campaign.open(directory)
     conflicts: Literal["take", "keep out"] = "take" if take_conflicts else "keep out"
@@ -181,8 +181,8 @@ def gold_(directory: Path, file: Path, file_format: str | None) -> None:
     They are never asked, nor learned from. How often one is served says the setting gold, a share.
     """
     from dal.campaign import Campaign
+    from dal.campaign.parts import pool_of
     from dal.exchange import read_gold
-    from dal.loop.coordinator import pool_of
 
     campaign = Campaign.open(directory)
     say(f"{read_gold(file, campaign, pool_of(campaign), file_format=file_format):,} gold records are new.")
@@ -196,7 +196,7 @@ def gold_(directory: Path, file: Path, file_format: str | None) -> None:
 def relabel(directory: Path, n: int) -> None:
     """List the records for which another answer is worth most: doubtful ones that matter."""
     from dal.campaign import Campaign
-    from dal.loop.standing import doubtful
+    from dal.campaign.doubts import doubtful
 
     campaign = Campaign.open(directory)
     proposed = doubtful(campaign, n)

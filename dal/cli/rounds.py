@@ -13,7 +13,7 @@ from dal.cli.terminal import say, shown
 
 if TYPE_CHECKING:
     from dal.campaign import Campaign
-    from dal.loop.coordinator import Batch, Stopped
+    from dal.loop.api import Batch, Stopped
 
 
 @click.command("next")
@@ -25,7 +25,8 @@ def next_(directory: Path, scheduler: str | None, close: bool, coverage: bool) -
     """Train, scan the pool, and write the next batch into DIRECTORY as a file to fill in."""
     from dal.campaign import Campaign
     from dal.loop.actions import Stop, Wait
-    from dal.loop.coordinator import Stopped, next_batch, next_step
+    from dal.loop.api import Stopped, next_batch
+    from dal.loop.state import next_step
 
     campaign = Campaign.open(directory)
     step = next_step(campaign)
@@ -50,7 +51,7 @@ def run_(directory: Path, scheduler: str | None) -> None:
     batch. Ctrl-C ends it; run again, it goes on.
     """
     from dal.campaign import Campaign
-    from dal.loop.coordinator import run_campaign
+    from dal.loop.api import run_campaign
 
     campaign = Campaign.open(directory)
     with cluster(scheduler, start=True) as client, shown("scan") as show:
@@ -71,9 +72,9 @@ def _tell_stopped(stopped: Stopped) -> None:
 
 
 def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
+    from dal.campaign.parts import pool_of
+    from dal.campaign.view import left_out
     from dal.exchange import write_batch
-    from dal.loop.coordinator import pool_of
-    from dal.loop.standing import left_out
 
     path = directory / f"batch-{batch.number:04d}.csv"
     if not path.exists():
@@ -97,7 +98,7 @@ def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
 def map_(directory: Path, scheduler: str | None) -> None:
     """Draw the map of the pool that the campaign in DIRECTORY shows its batches on: one pass over the pool."""
     from dal.campaign import Campaign
-    from dal.loop.coordinator import pool_of
+    from dal.campaign.parts import pool_of
     from dal.map import MAP, map_of
 
     campaign = Campaign.open(directory)

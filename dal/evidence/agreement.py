@@ -73,6 +73,33 @@ class Agreement:
         n = sum(pair.n for pair in mine)
         return (sum(pair.agreement * pair.n for pair in mine) / n if n else None), n
 
+    def matrix(self) -> tuple[list[str], Floats, Integers]:
+        """Return the pairs as matrices.
+
+        Returns
+        -------
+        names : list of str
+            Annotators who labelled a record in common with another one, sorted.
+        shares : ndarray of float64, shape (m, m)
+            Share of equal labels; NaN where two have no record in common, and on the diagonal.
+        together : ndarray of int64, shape (m, m)
+            Records in common; 0 on the diagonal.
+
+        Examples
+        --------
+        >>> found = agreement([1, 1, 2, 2, 3], ["a", "b", "a", "b", "c"], [0, 0, 1, 0, 1], seed=0)
+        >>> names, shares, together = found.matrix()
+        >>> names, float(shares[0, 1]), int(together[1, 0])
+        (['a', 'b'], 0.5, 2)
+        """
+        names = sorted({name for pair in self.pairs for name in (pair.first, pair.second)})
+        at = {name: place for place, name in enumerate(names)}
+        shares, together = np.full((len(names), len(names)), np.nan), np.zeros((len(names), len(names)), np.int64)
+        for pair in self.pairs:
+            for i, j in ((at[pair.first], at[pair.second]), (at[pair.second], at[pair.first])):
+                shares[i, j], together[i, j] = pair.agreement, pair.n
+        return names, shares, together
+
 
 def agreement(
     rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike, *, seed: int, repeats: int = 1000

@@ -18,7 +18,7 @@ from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
 from dal.labelled import read_labelled, read_labels
 from dal.learners.learner import Learner
-from dal.loop.coordinator import records_to_try
+from dal.loop.api import records_to_try
 from dal.map import PoolMap
 from dal.pool import Pool
 from dal.selection.candidates import usable

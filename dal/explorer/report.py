@@ -4,12 +4,12 @@ from typing import Any
 
 from dal.campaign import Campaign
 from dal.campaign.activity import Work
+from dal.campaign.parts import pool_of
+from dal.campaign.view import Status, View, status
 from dal.evidence.agreement import Agreement
 from dal.evidence.ruler import class_shares, wilson
 from dal.explorer.run import run_of_campaign
 from dal.explorer.view import view_of_run
-from dal.loop.coordinator import Coordinator, pool_of
-from dal.loop.standing import status
 from dal.map import PoolMap
 
 FEWEST_FOR_SHARES = 30
@@ -33,17 +33,17 @@ def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, 
     """
     run = run_of_campaign(campaign, pool_map)
     view = view_of_run(run, pool_of(campaign))
+    now = status(campaign)
     return {
         **view,
         "shares": _shares(campaign),
         "estimated": True,
-        "tables": _tables(campaign),
-        "lead": _lead(campaign),
+        "tables": _tables(campaign, now),
+        "lead": _lead(campaign, now),
     }
 
 
-def _lead(campaign: Campaign) -> str:
-    now = status(campaign)
+def _lead(campaign: Campaign, now: Status) -> str:
     if now.status != "closed":
         state = f"live: round {now.round} is {now.status}, {now.pending:,} waiting"
     else:
@@ -56,15 +56,14 @@ def _lead(campaign: Campaign) -> str:
 
 def _shares(campaign: Campaign) -> list[float] | None:
     """Estimate the classes' shares of the pool from the explore answers, which nobody chose."""
-    counts = Coordinator(campaign, None, None, coverage=False).explored()
+    counts = View(campaign).explored()
     if sum(counts) < FEWEST_FOR_SHARES:
         return None
     shares = [estimate.value for estimate in class_shares(counts)]
     return [share for share in shares if share is not None] or None
 
 
-def _tables(campaign: Campaign) -> list[dict[str, Any]]:
-    now = status(campaign)
+def _tables(campaign: Campaign, now: Status) -> list[dict[str, Any]]:
     settings = campaign.settings
     tables = [
         {
@@ -102,7 +101,7 @@ def _tables(campaign: Campaign) -> list[dict[str, Any]]:
 
 
 def _rounds(campaign: Campaign) -> list[list[str]]:
-    ruled = {record.number: record for record in campaign.history()}
+    ruled, sizes = {record.number: record for record in View(campaign).history()}, campaign.batch_sizes()
     rows = []
     for each in campaign.rounds():
         record = ruled.get(each.number)
@@ -111,7 +110,7 @@ def _rounds(campaign: Campaign) -> list[list[str]]:
             low, high = wilson(record.explore_correct, record.explore_asked)
             share = record.explore_correct / record.explore_asked
             said = f"{share:.2f} ({low:.2f} to {high:.2f}) on {record.explore_asked}"
-        asked = len(campaign.batch(each.number))
+        asked = sizes.get(each.number, 0)
         rows.append([str(each.number), each.strategy, f"{asked:,}", f"{each.labels:,}", said])
     return rows
 

@@ -27,10 +27,11 @@ import numpy.typing as npt
 
 from dal.campaign import Campaign
 from dal.campaign.disk import replacing
+from dal.campaign.parts import pool_of
+from dal.campaign.view import View
 from dal.errors import CampaignMismatch, SettingsError
 from dal.evidence.ruler import wilson
 from dal.learners.models import Model
-from dal.loop.coordinator import pool_of
 from dal.map import PoolMap
 from dal.pool import Pool
 from dal.simulation import Comparison, Replay, view_of
@@ -265,7 +266,7 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
         raise SettingsError(f"{campaign.directory} has no batch yet, so there is nothing to show: dal next it first.")
     settings = campaign.settings
     known = campaign.labels()
-    ruled = {record.number: record for record in campaign.history()}
+    ruled = {record.number: record for record in View(campaign).history()}
     watched = None if pool_map is None else watched_by(pool_of(campaign), pool_map)
     played = Replay(settings.strategy, settings.seed, (), (), ())
     views, intervals = [], []

@@ -9,6 +9,7 @@ from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Label, Numera
 from bokeh.plotting import figure
 from bokeh.transform import dodge
 
+from dal.evidence.stopping import Verdict
 from dal.figures.style import ASKED, COLORS, color_of, plain_figure
 
 _POOL = "#8A8F98"
@@ -45,19 +46,14 @@ class Criterion:
     Attributes
     ----------
     name : str
-    reason : str
-        What it says now.
-    stop : bool
-    threshold : float
+    now : Verdict
     rounds : sequence of int
     values : sequence of float or None
         Its value after each of these rounds; None where there was not enough evidence.
     """
 
     name: str
-    reason: str
-    stop: bool
-    threshold: float
+    now: Verdict
     rounds: Sequence[int]
     values: Sequence[float | None]
 
@@ -208,8 +204,8 @@ def stopping_criteria(criteria: Sequence[Criterion]) -> list[figure]:
 
 def _criterion(criterion: Criterion) -> figure:
     known = [(r, v) for r, v in zip(criterion.rounds, criterion.values, strict=True) if v is not None]
-    title = f"{criterion.name}: {'STOP' if criterion.stop else 'go on'}"
-    values = [value for _, value in known] + [criterion.threshold]
+    title = f"{criterion.name}: {'STOP' if criterion.now.stop else 'go on'}"
+    values = [value for _, value in known] + [criterion.now.threshold]
     margin = 0.1 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 1.0
     plot = plain_figure(
         height=170,
@@ -221,9 +217,9 @@ def _criterion(criterion: Criterion) -> figure:
     plot.xaxis.ticker.desired_num_ticks = 6
     plot.xaxis.ticker.min_interval = 1
     plot.yaxis.ticker.desired_num_ticks = 4
-    plot.add_layout(Span(location=criterion.threshold, dimension="width", line_dash="dashed"))
+    plot.add_layout(Span(location=criterion.now.threshold, dimension="width", line_dash="dashed"))
     source = ColumnDataSource(data={"round": [r for r, _ in known], "value": [v for _, v in known]})
-    color = ASKED if criterion.stop else COLORS[0]
+    color = ASKED if criterion.now.stop else COLORS[0]
     line = plot.line("round", "value", source=source, color=color, line_width=2)
     dots = plot.scatter("round", "value", source=source, color=color, size=7)
     plot.add_tools(HoverTool(tooltips=[("round", "@round"), ("value", "@value{0.[0000]}")], renderers=[line, dots]))

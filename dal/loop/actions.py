@@ -1,19 +1,17 @@
 """The loop as a value: where a campaign stands, and what it does next.
 
-A round is train -> scan -> select -> label. Its state in the database moves
+A round is train -> scan -> select -> label. Its step in the database moves
 
     (none) -> frozen -> fitted -> scanned -> open -> closed
 
-and each arrow is one transaction. :func:`next_action` reads the state and says which arrow comes next; it looks at
-nothing else, so a coordinator that died anywhere is continued by asking again.
+and each arrow is one transaction. :func:`next_action` maps the state to the arrow that comes next. It has no memory and
+reads nothing else, so a coordinator that died anywhere goes on by asking again.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
+from dal.campaign.schema import Step
 from dal.evidence.stopping import Verdict
-
-Status = Literal["none", "frozen", "fitted", "scanned", "open", "closed"]
 
 
 @dataclass(frozen=True)
@@ -24,20 +22,20 @@ class State:
     ----------
     number : int
         The newest round; 0 before the first.
-    status : str
-        That round's status; ``none`` before the first round.
+    step : str
+        That round's step; ``none`` before the first round.
     trainable : bool
-        Whether the round learns from labels: not in a cold start, which has none and chooses by coverage.
+        Whether the round learns from labels; a cold start has none and chooses by coverage.
     pending : int
         Records of the open batch that nobody has answered.
     spare : int
-        So many of them need not be waited for.
+        How many of them need not be waited for.
     verdicts : tuple of Verdict
-        What the stopping criteria say now.
+        Verdicts of the stopping criteria.
     """
 
     number: int
-    status: Status
+    step: Step
     trainable: bool
     pending: int
     spare: int = 0
@@ -58,7 +56,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Scan:
-    """Score the pool; `cold` means without a model."""
+    """Score the pool with the round's model; in a `cold` start without one."""
 
     cold: bool
 
@@ -70,19 +68,19 @@ class Select:
 
 @dataclass(frozen=True)
 class Wait:
-    """`pending` records of the open batch are still to be labelled."""
+    """Wait until `pending` records of the open batch are labelled."""
 
     pending: int
 
 
 @dataclass(frozen=True)
 class Close:
-    """Enough of the batch has been answered: close the round."""
+    """Close the round: enough of its batch was answered."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """A stopping criterion says that more labels are not worth their price."""
+    """End the campaign: these stopping criteria were met."""
 
     verdicts: tuple[Verdict, ...]
 
@@ -91,20 +89,20 @@ Action = Open | Fit | Scan | Select | Wait | Close | Stop
 
 
 def next_action(state: State) -> Action:
-    """Say what a campaign does next.
+    """Return the action that comes next.
 
     Examples
     --------
-    >>> next_action(State(number=0, status="none", trainable=False, pending=0))
+    >>> next_action(State(number=0, step="none", trainable=False, pending=0))
     Open(number=1)
-    >>> next_action(State(number=1, status="frozen", trainable=False, pending=0))
+    >>> next_action(State(number=1, step="frozen", trainable=False, pending=0))
     Scan(cold=True)
-    >>> next_action(State(number=1, status="open", trainable=False, pending=3))
+    >>> next_action(State(number=1, step="open", trainable=False, pending=3))
     Wait(pending=3)
-    >>> next_action(State(number=1, status="open", trainable=False, pending=3, spare=3))
+    >>> next_action(State(number=1, step="open", trainable=False, pending=3, spare=3))
     Close()
     """
-    match state.status:
+    match state.step:
         case "none" | "closed":
             reached = tuple(verdict for verdict in state.verdicts if verdict.stop)
             return Stop(reached) if reached else Open(state.number + 1)

@@ -30,10 +30,10 @@ from starlette.staticfiles import StaticFiles
 from dal.campaign import Account, Annotators, Campaign, Given, Queue
 from dal.campaign.annotators import LONGEST_SESSION
 from dal.campaign.control import Act, Control
+from dal.campaign.parts import pool_of
 from dal.campaign.queue import Outcome, OwnShare
 from dal.errors import CampaignError, CampaignMismatch, ChunkError, DalError, DatabaseError, InputError
 from dal.figures import color_of
-from dal.loop.coordinator import pool_of
 from dal.web.doors import Doors, Rates, local_request
 from dal.web.guesses import Guesses
 from dal.web.overview import FigureName, Overview, Overviews, exported

@@ -11,7 +11,6 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from bokeh.embed import json_item
 from bokeh.plotting import figure as Figure  # noqa: N812 - a method below has the name
 from pydantic import BaseModel
@@ -19,12 +18,12 @@ from pydantic import BaseModel
 from dal import figures
 from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
-from dal.campaign.control import Control
+from dal.campaign.control import Action, Control
+from dal.campaign.features import features_of
+from dal.campaign.view import Status, View, status
 from dal.errors import InputError
 from dal.evidence.agreement import Agreement
-from dal.evidence.stopping import as_they_ended, label_budget, parse
-from dal.loop.coordinator import Coordinator, features_of
-from dal.loop.standing import Status, status
+from dal.evidence.stopping import Verdict
 from dal.map import MAP, PoolMap
 from dal.texts import guarded
 from dal.web.records import Records
@@ -50,16 +49,6 @@ class ClassCount(BaseModel):
     labels: int
 
 
-class Verdict(BaseModel):
-    """What a stopping criterion says."""
-
-    criterion: str
-    stop: bool
-    value: float | None
-    threshold: float
-    reason: str
-
-
 class Person(BaseModel):
     """What one annotator has done; `agreement` with others, on `together` records that others answered, too."""
 
@@ -70,14 +59,6 @@ class Person(BaseModel):
     last_at: datetime
     agreement: float | None
     together: int
-
-
-class Told(BaseModel):
-    """What a manager told the campaign to do."""
-
-    act: str
-    person: str
-    at: datetime
 
 
 class Overview(BaseModel):
@@ -110,7 +91,7 @@ class Overview(BaseModel):
     left_low: float | None
     left_high: float | None
     warnings: list[str]
-    actions: list[Told]
+    actions: list[Action]
     figures: list[FigureName]
     version: str
 
@@ -168,10 +149,10 @@ class Overviews:
             strategy=settings.strategy,
             labels=known.labels,
             asked=known.asked,
-            budget=label_budget(map(parse, settings.stop)),
+            budget=View(campaign).budget,
             accuracy=known.accuracy.text,
             classes=[ClassCount(name=name, labels=count) for name, count in known.per_class.items()],
-            verdicts=[Verdict(**vars(each)) for each in known.verdicts],
+            verdicts=list(known.verdicts),
             people=[_person(each, known.agreement) for each in known.people],
             per_hour=lately * 3600 / PACE.total_seconds(),
             left_low=low,
@@ -181,7 +162,7 @@ class Overviews:
                 *([known.left_out] if known.left_out else []),
                 *_warnings(known.per_class, known.people, past),
             ],
-            actions=[Told(**vars(each)) for each in reversed(self._control.history()[-20:])],
+            actions=self._control.history()[-20:][::-1],
             figures=self._there(past, known),
             version=f"{standing.round} {standing.step} {campaign.last_answer()}",
         )
@@ -193,7 +174,7 @@ class Overviews:
     def _there(self, past: list[Round], told: Status) -> list[FigureName]:
         """Name the figures that have something to show."""
         known: dict[FigureName, bool] = {
-            "accuracy": any(record.explore_asked for record in self._campaign.history()),
+            "accuracy": any(record.explore_asked for record in View(self._campaign).history()),
             "balance": told.labels > 0,
             "stopping": bool(self._campaign.settings.stop) and any(each.status == "closed" for each in past),
             "people": bool(told.people),
@@ -207,45 +188,37 @@ class Overviews:
         return [name for name, there in known.items() if there]
 
     def _accuracy(self) -> list[Figure]:
-        return [figures.accuracy_curve(self._campaign.history())]
+        return [figures.accuracy_curve(View(self._campaign).history())]
 
     def _balance(self) -> list[Figure]:
-        past, known, told = self._campaign.rounds(), self._campaign.labels(), status(self._campaign)
-        newest = [asked.row for asked in self._campaign.batch(past[-1].number)] if past else []
-        new = np.bincount(known.codes[np.isin(known.rows, newest)], minlength=len(told.per_class)).tolist()
-        pool = list(told.shares.values())
+        view, classes = View(self._campaign), self._campaign.settings.classes
+        known, last = view.labels(), self._campaign.last_round
+        newest = [] if last is None else [asked.row for asked in self._campaign.batch(last.number)]
+        labels = np.bincount(known.codes, minlength=len(classes)).tolist()
+        new = np.bincount(known.codes[np.isin(known.rows, newest)], minlength=len(classes)).tolist()
+        pool = view.shares()
         shares = [
             figures.Balance(
                 name,
-                labels,
+                labels[at],
                 new[at],
                 pool[at].value,
                 None if pool[at].value is None else pool[at].low,
                 None if pool[at].value is None else pool[at].high,
             )
-            for at, (name, labels) in enumerate(told.per_class.items())
+            for at, name in enumerate(classes)
         ]
         return [figures.class_balance(shares)]
 
     def _stopping(self) -> list[Figure]:
-        history = self._campaign.history()
-        coordinator = Coordinator(self._campaign, None, None, coverage=False)
-        criteria = coordinator.criteria
-        today = coordinator.judged(criteria, history)
-        shown = []
-        for text, criterion, now in zip(self._campaign.settings.stop, criteria, today, strict=True):
-            told = [*as_they_ended(criterion, history), now]
-            shown.append(
-                figures.Criterion(
-                    text,
-                    told[-1].reason,
-                    told[-1].stop,
-                    told[-1].threshold,
-                    [r.number for r in history],
-                    [t.value for t in told],
-                )
-            )
-        return figures.stopping_criteria(shown)
+        view = View(self._campaign)
+        rounds = [record.number for record in view.history()]
+        return figures.stopping_criteria(
+            [
+                figures.Criterion(text, verdicts[-1], rounds, [verdict.value for verdict in verdicts])
+                for text, verdicts in view.judged_so_far()
+            ]
+        )
 
     def _people(self) -> list[Figure]:
         work = self._activity.work()
@@ -254,8 +227,7 @@ class Overviews:
         ]
 
     def _agreement(self) -> list[Figure]:
-        known = self._campaign.latest_answers()
-        names, shares, together = agreements(known.rows, known.annotators, known.labels)
+        names, shares, together = self._campaign.standing().agreement.matrix()
         return [
             figures.agreement_matrix(names[:20], shares[:20, :20], together[:20, :20], what="share of equal answers")
         ]
@@ -282,8 +254,8 @@ class Overviews:
         projection = pool_map.projection.components.tobytes()
         if projection != self._placed_by:  # dal map draws another one after the pool has grown
             self._places, self._placed_by = {}, projection
-        newest = campaign.rounds()[-1].number
-        batch = {each.row: each for each in campaign.batch(newest)}
+        newest = campaign.last_round
+        batch = {} if newest is None else {each.row: each for each in campaign.batch(newest.number)}
         others = np.setdiff1d(campaign.asked_rows(), list(batch))
         # An even share of the rest is enough to see where labels are; reading them all is not free.
         shown = [*batch, *others[:: max(1, -(-len(others) // DRAWN))].tolist()][: 2 * DRAWN]
@@ -325,50 +297,6 @@ def time_left(pending: int, lately: int, span: timedelta) -> tuple[float | None,
     deviation = 1.96 * lately**0.5
     seconds = pending * span.total_seconds()
     return seconds / (lately + deviation), seconds / (lately - deviation)
-
-
-def agreements(
-    rows: npt.NDArray[np.int64], annotators: list[str], labels: npt.NDArray[np.int64]
-) -> tuple[list[str], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Compare annotators who gave a class to the same records, pair by pair.
-
-    Parameters
-    ----------
-    rows, labels : ndarray of int64, shape (n,)
-    annotators : list of str
-        One latest answer of each annotator to each record; negative labels are skips, and are left out.
-
-    Returns
-    -------
-    names : list of str
-        Those who share a record with anyone.
-    shares : ndarray of float64, shape (m, m)
-        Share of equal classes; NaN where two have no record in common.
-    together : ndarray of int64, shape (m, m)
-        Records in common.
-
-    Examples
-    --------
-    >>> rows, labels = np.array([4, 4, 9, 9, 5]), np.array([0, 0, 1, 0, 1])
-    >>> names, shares, together = agreements(rows, ["a", "b", "a", "b", "c"], labels)
-    >>> names, float(shares[0, 1]), int(together[0, 1])
-    (['a', 'b'], 0.5, 2)
-    """
-    said: dict[int, dict[str, int]] = {}
-    for row, name, label in zip(rows.tolist(), annotators, labels.tolist(), strict=True):
-        if label >= 0:
-            said.setdefault(row, {})[name] = label
-    shared = [votes for votes in said.values() if len(votes) > 1]
-    names = sorted({name for votes in shared for name in votes})
-    at = {name: position for position, name in enumerate(names)}
-    equal, together = np.zeros((2, len(names), len(names)), dtype=np.int64)
-    for votes in shared:
-        for one, label in votes.items():
-            for other, theirs in votes.items():
-                together[at[one], at[other]] += 1
-                equal[at[one], at[other]] += label == theirs
-    with np.errstate(invalid="ignore"):
-        return names, equal / np.where(together, together, np.nan), together
 
 
 def paces(arrivals: list[datetime], start: datetime) -> tuple[list[float], list[float]]:

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from dal.campaign import Campaign, Queue, Round
 from dal.campaign.activity import Activity
 from dal.campaign.control import Control
-from dal.loop.standing import status
+from dal.campaign.schema import Step
+from dal.campaign.view import View
 
 Phase = Literal["waiting", "training", "open", "between", "paused", "stopped"]
 
@@ -42,7 +43,7 @@ class Standing(BaseModel):
 
     phase: Phase
     round: int
-    step: Literal["none", "frozen", "fitted", "scanned", "open", "closed"]
+    step: Step
     since: datetime
     usual_pause: float | None
     reasons: list[str]
@@ -132,7 +133,7 @@ class Standings:
             return []
         key = (last.number, self._campaign.last_answer())
         if self._verdicts[0] != key:
-            reached = [each.reason for each in status(self._campaign).verdicts if each.stop]
+            reached = [each.reason for each in View(self._campaign).verdicts() if each.stop]
             self._verdicts = (key, [reason[:1].upper() + reason[1:] + "." for reason in reached])
         return self._verdicts[1]
 

@@ -1,0 +1,57 @@
+"""The pool and the learner that a campaign was made with."""
+
+# Imports stand in the functions: where a campaign stands is read without opening its pool or its learner.
+
+from typing import TYPE_CHECKING
+
+from dal.campaign.store import Campaign
+from dal.errors import CampaignMismatch
+from dal.places import place_of
+
+if TYPE_CHECKING:
+    from dal.learners.learner import Learner
+    from dal.pool import Pool
+
+SAVED_LEARNER = "saved"
+"""The learner's name in the settings where an estimator object was passed; it is saved with the campaign."""
+
+
+def pool_of(campaign: Campaign) -> "Pool":
+    """Open the campaign's pool.
+
+    Raises
+    ------
+    CampaignMismatch
+        If another pool lies where it was: labels would land on the wrong records.
+    """
+    from dal.pool import Pool
+
+    place = place_of(campaign.settings.pool, beside=campaign.directory)
+    pool = Pool.open(place, missing_chunks=campaign.settings.missing_chunks)
+    if pool.fingerprint != campaign.pool_fingerprint:
+        raise other_pool(campaign)
+    return pool
+
+
+def other_pool(campaign: Campaign) -> CampaignMismatch:
+    """Return the error that another pool lies where the campaign's pool was."""
+    return CampaignMismatch(
+        f"{campaign.directory} was made for another pool than the one that {campaign.settings.pool} holds now."
+        " Restore that pool, or make a new campaign."
+    )
+
+
+def learner_of(campaign: Campaign) -> "Learner":
+    """Return the learner that a campaign was made with.
+
+    Raises
+    ------
+    CampaignError
+        If it was passed as an object and its file is gone.
+    """
+    from dal.learners.learner import Learner
+
+    settings = campaign.settings
+    if settings.learner != SAVED_LEARNER:
+        return Learner.named(settings.learner, settings.classes, random_state=settings.seed, trusted=settings.trusted)
+    return Learner.loads(campaign.load_learner(), settings.classes, trusted=settings.trusted)

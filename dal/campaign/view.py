@@ -1,0 +1,359 @@
+"""The read model: what is true of a campaign now, for the loop, the status, the pages and the report.
+
+Reading changes nothing and takes no lock. Costly derivations of the answers, such as labels and agreement, are computed
+once for each state of the answers and kept with it (`dal.campaign.store.Standing`), so a page may poll.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.campaign.activity import Activity, Work
+from dal.campaign.control import Control
+from dal.campaign.parts import other_pool, pool_of
+from dal.campaign.schema import Round, Step
+from dal.campaign.store import Campaign
+from dal.errors import PoolError, PoolNotFound
+from dal.evidence.agreement import Agreement
+from dal.evidence.ruler import Estimate, RoundRecord, accuracy, class_shares
+from dal.evidence.stopping import Criterion, Verdict, advice, as_they_ended, first_stop, label_budget, parse
+from dal.evidence.votes import Labels
+from dal.selection.explore import uniform_rows
+
+if TYPE_CHECKING:
+    from dal.pool import Pool
+
+Rows = npt.NDArray[np.int64]
+
+STOP_SET = -1
+"""Stands for the round in the hashes that draw the stop set: no round has it."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a campaign stands in its loop.
+
+    Attributes
+    ----------
+    round : int
+        The newest round; 0 before the first.
+    step : str
+        That round's step; ``none`` before the first round.
+    pending : int
+        Records of the open batch that wait for answers.
+    spare : int
+        How many of them need not be waited for.
+    """
+
+    round: int
+    step: Step
+    pending: int = 0
+    spare: int = 0
+
+
+class View:
+    """Read what is true of a campaign now.
+
+    Parameters
+    ----------
+    campaign : Campaign
+    reserved : array of int64, default=()
+        Rows that are never asked, such as those of a test set; the campaign does not store them.
+
+    Attributes
+    ----------
+    criteria : tuple of Criterion
+        The campaign's own stopping criteria.
+    """
+
+    def __init__(self, campaign: Campaign, *, reserved: npt.ArrayLike = ()) -> None:
+        self.campaign = campaign
+        self.reserved = np.unique(np.asarray(reserved, dtype=np.int64))
+        self.criteria: tuple[Criterion, ...] = tuple(parse(text) for text in campaign.settings.stop)
+        self._history: tuple[object, list[RoundRecord]] = None, []
+
+    # -- the pool ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def pool(self) -> "Pool":
+        """The campaign's pool, opened when it is first needed."""
+        return pool_of(self.campaign)
+
+    def grown_pool(self) -> "Pool":
+        """Return the pool with the records that were appended since it was opened: a run holds it for weeks."""
+        try:
+            self.pool = self.pool.refreshed()
+        except PoolNotFound:
+            raise
+        except PoolError as error:
+            raise other_pool(self.campaign) from error
+        return self.pool
+
+    # -- the loop ----------------------------------------------------------------------------------------------------
+
+    def position(self) -> Position:
+        """Read where the campaign stands in its loop."""
+        last = self.campaign.last_round
+        if last is None:
+            return Position(0, "none")
+        return Position(last.number, last.status, *(self._awaited(last) if last.status == "open" else ()))
+
+    def waiting(self) -> bool:
+        """Return whether the open batch still waits for answers; cheap."""
+        now = self.position()
+        return now.pending > now.spare
+
+    def _awaited(self, current: Round) -> tuple[int, int]:
+        size = self.campaign.batch_size(current.number)
+        # The rounding is of shares people write, such as 0.9 of 10, which in binary is a little more than 9.
+        return self.campaign.pending(current.number), size - math.ceil(round(self.campaign.settings.close_at * size, 9))
+
+    # -- labels ------------------------------------------------------------------------------------------------------
+
+    def labels(self, upto: int | None = None) -> Labels:
+        """Return the label of every labelled record by the campaign's vote, from the answers up to an id."""
+        return self.campaign.labels(upto)
+
+    def explored_labels(self) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """Return the rows and labels of all explore answers: a random sample of the records never chosen."""
+        known = self.labels()
+        mine = np.isin(known.rows, self.campaign.explored_rows())
+        return known.rows[mine], known.codes[mine]
+
+    def explored(self) -> list[int]:
+        """Count the explore answers of each class."""
+        return np.bincount(self.explored_labels()[1], minlength=len(self.campaign.settings.classes)).tolist()
+
+    def shares(self) -> list[Estimate]:
+        """Estimate the share of each class in the pool, from the explore answers."""
+        return class_shares(self.explored())
+
+    def history(self) -> list[RoundRecord]:
+        """Return one record for each closed round, as the criteria and the ruler take it, the first one first.
+
+        The explore answers of a round are the answers to its batch's explore records as they stand now, against the
+        predictions of the model that chose the batch, before it learned from them.
+        """
+        last = self.campaign.last_round
+        key = self.campaign.last_answer(), last and (last.number, last.status)
+        if self._history[0] != key:
+            self._history = key, self._read_history()
+        return list(self._history[1])
+
+    def _read_history(self) -> list[RoundRecord]:
+        sizes, ruled = self.campaign.batch_sizes(), self._ruled()
+        return [
+            RoundRecord(
+                number=each.number,
+                labels=each.labels,
+                explore_correct=sum(ruled.get(each.number, ())),
+                explore_asked=len(ruled.get(each.number, ())),
+                hours=self._hours(datetime.fromisoformat(each.frozen_at)),
+                never_asked=each.n_rows - each.stop_set - each.excluded - sizes.get(each.number, 0),
+                **(each.notes or {}).get("measured", {}),
+            )
+            for each in self.campaign.rounds()
+            if each.status == "closed"
+        ]
+
+    def _ruled(self) -> dict[int, list[bool]]:
+        """Return, by round, whether the model was right on each labelled explore record."""
+        drawn, known = self.campaign.explore_predictions(), self.labels()
+        ruled: dict[int, list[bool]] = {}
+        for row, given in zip(known.rows.tolist(), known.codes.tolist(), strict=True):
+            if row in drawn:
+                number, code = drawn[row]
+                ruled.setdefault(number, []).append(code == given)
+        return ruled
+
+    def _hours(self, moment: datetime) -> float:
+        return (moment - self.campaign.created_at).total_seconds() / 3600
+
+    # -- what may be asked -------------------------------------------------------------------------------------------
+
+    def never_asked(self, stop_set: int, current: Round | None = None) -> Rows:
+        """Return rows excluded from selection: asked, answered, gold, stop set, reserved; ascending.
+
+        With `current`, as they were when this round was frozen.
+        """
+        return self.held_back(self.campaign.excluded_rows(current), stop_set)
+
+    def held_back(self, excluded: Rows, stop_set: int) -> Rows:
+        """Add the stop set and the reserved rows to other excluded rows; ascending."""
+        return np.union1d(excluded, np.append(self.stop_rows(stop_set), self.reserved))
+
+    def stop_rows(self, count: int) -> Rows:
+        """Return the rows of a stop set of this size, ascending; the same ones for the whole campaign."""
+        # Of the pool as it was when the campaign began: rows that are appended change no choice.
+        draws = uniform_rows(self.campaign.n_rows, np.empty(0, np.int64), self.campaign.settings.seed, STOP_SET)
+        return np.sort(np.fromiter(islice(draws, count), np.int64))
+
+    @property
+    def budget(self) -> int | None:
+        """Labels that may be asked for in all; None without such a criterion."""
+        return label_budget(self.criteria)
+
+    def left(self, labels: int) -> int:
+        """Return how many more labels may be asked for, where so many are known."""
+        return self.campaign.n_rows if self.budget is None else self.budget - labels
+
+    def room(self) -> int:
+        """Return how many more records may be asked now: answers came since the freeze, and people hold records."""
+        known, held = self.labels().rows, self.campaign.in_hand()
+        return self.left(len(known) + len(np.setdiff1d(held, known)))
+
+    # -- stopping ----------------------------------------------------------------------------------------------------
+
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """Return what ends the campaign, or could: an empty pool, a manager's stop, else its criteria."""
+        if self._exhausted():
+            return (Verdict("pool_exhausted", True, 0, 0, "every row of the pool was asked or cannot be"),)
+        told = Control(self.campaign).in_force
+        if told is not None and told.act == "stop":
+            reason = f"{told.person} stopped the campaign on {told.at:%Y-%m-%d at %H:%M} UTC; dal resume goes on"
+            return (Verdict("stopped", True, None, 0, reason),)
+        return self.judged(self.criteria) if self.criteria else ()
+
+    def judged(self, criteria: Sequence[Criterion]) -> tuple[Verdict, ...]:
+        """Judge criteria by the history, the labels and the time of now."""
+        history, known, hours = self.history(), len(self.labels().rows), self._hours(datetime.now(UTC))
+        return tuple(criterion.judge(history, known, hours) for criterion in criteria)
+
+    def advice(self) -> tuple[Verdict, ...]:
+        """Judge the criteria that the campaign did not choose, at their defaults; they end nothing."""
+        return self.judged(advice(self.criteria))
+
+    def first_stops(self) -> dict[str, int]:
+        """Return after which round each criterion, chosen or not, would have ended the campaign first."""
+        history, stops = self.history(), {}
+        for criterion in (*self.criteria, *advice(self.criteria)):
+            if (number := first_stop(criterion, history)) is not None:
+                stops[criterion.judge(history, 0, 0.0).criterion] = number
+        return stops
+
+    def judged_so_far(self) -> Iterator[tuple[str, list[Verdict]]]:
+        """Yield each criterion of the campaign as text, with its verdicts after each round and, last, its verdict now.
+
+        The newest round has none but that of now: its labels may still come in.
+        """
+        history = self.history()
+        for text, criterion, now in zip(
+            self.campaign.settings.stop, self.criteria, self.judged(self.criteria), strict=True
+        ):
+            yield text, [*as_they_ended(criterion, history), now]
+
+    def _exhausted(self) -> bool:
+        """Return whether nothing is left to ask: no row, or none that the last scan could find."""
+        last = self.campaign.last_round
+        if last is None or last.status != "closed":
+            return False
+        # By the rows that the round froze: telling where a campaign stands takes no look at its pool.
+        held_back = self.never_asked(last.stop_set)
+        spent = not self.campaign.batch_size(last.number) or (held_back < last.n_rows).sum() >= last.n_rows
+        return bool(spent) and self.grown_pool().n_rows <= last.n_rows
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a campaign stands, for people to read.
+
+    Attributes
+    ----------
+    round, status
+        Of the newest round.
+    asked, labels, pending : int
+        Records ever asked, records that have a label, and records of the open batch that wait for answers.
+    per_class : dict of str to int
+        Labels of each class.
+    accuracy : Estimate
+        By the user's holdout, else by the explore answers of the last five rounds.
+    agreement : Agreement
+        How far annotators agree.
+    people : tuple of Work
+        The work of each annotator, by name.
+    gold : dict of str to tuple of int
+        Of each annotator, right answers to gold records, and all.
+    verdicts : tuple of Verdict
+        Verdicts of the campaign's own stopping criteria.
+    advice : tuple of Verdict
+        Verdicts of other criteria, at their defaults.
+    first_stops : dict of str to int
+        After which round each criterion, of both kinds, would have ended the campaign first; without those that would
+        not.
+    shares : dict of str to Estimate
+        Share of each class in the pool, by the explore answers.
+    notes : tuple of str
+        Warnings of the learner's last fit.
+    left_out : str
+        How many labels that fit could not use, in words; empty where it used all.
+    """
+
+    round: int
+    status: Step
+    asked: int
+    labels: int
+    pending: int
+    per_class: dict[str, int]
+    accuracy: Estimate
+    agreement: Agreement
+    people: tuple[Work, ...]
+    gold: dict[str, tuple[int, int]]
+    verdicts: tuple[Verdict, ...]
+    advice: tuple[Verdict, ...]
+    first_stops: dict[str, int]
+    shares: dict[str, Estimate]
+    notes: tuple[str, ...]
+    left_out: str
+
+
+def status(campaign: Campaign) -> Status:
+    """Read where a campaign stands. Changes nothing and takes no lock."""
+    view = View(campaign)
+    position, codes, classes = view.position(), view.labels().codes, campaign.settings.classes
+    fits = [each for each in campaign.rounds() if each.notes]
+    notes = tuple(str(note) for note in (fits[-1].notes or {}).get("warnings", ())) if fits else ()
+    return Status(
+        round=position.round,
+        status=position.step,
+        asked=len(campaign.asked_rows()),
+        labels=len(codes),
+        pending=position.pending,
+        per_class=dict(zip(classes, np.bincount(codes, minlength=len(classes)).tolist(), strict=True)),
+        accuracy=accuracy(view.history(), rounds=5),
+        agreement=campaign.standing().agreement,
+        people=tuple(Activity(campaign).work()),
+        gold=_gold_results(campaign),
+        verdicts=view.verdicts(),
+        advice=view.advice(),
+        first_stops=view.first_stops(),
+        shares=dict(zip(classes, view.shares(), strict=True)),
+        notes=notes,
+        left_out=left_out(fits[-1]) if fits else "",
+    )
+
+
+def left_out(fitted: Round) -> str:
+    """Say how many labels the fit of a round could not use; empty where it used all, or where there was no fit."""
+    count = int((fitted.notes or {}).get("invalid_labeled", 0))
+    if not count:
+        return ""
+    return (
+        f"round {fitted.number} was trained on {fitted.trained_on:,} labels; {count:,} were left out, because features"
+        " of their records are missing or infinite"
+    )
+
+
+def _gold_results(campaign: Campaign) -> dict[str, tuple[int, int]]:
+    known, answers = campaign.gold(), campaign.gold_answers()
+    results: dict[str, tuple[int, int]] = {}
+    for row, annotator, code in zip(answers.rows.tolist(), answers.annotators, answers.labels.tolist(), strict=True):
+        right, of = results.get(annotator, (0, 0))
+        results[annotator] = right + (code == known[row]), of + 1
+    return results

@@ -1,0 +1,232 @@
+"""Composing a batch: from the candidates of a scan, draws of the explore share and a reserve, to records to ask."""
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.campaign import Asked, Round
+from dal.campaign.features import Features
+from dal.campaign.view import View
+from dal.learners.models import Model, score_block
+from dal.selection.batch import choose
+from dal.selection.candidates import Candidates, usable
+from dal.selection.codebook import Codebook
+from dal.selection.explore import explore_count, interleaved, uniform_rows
+from dal.selection.strategy import Strategy
+
+Rows = npt.NDArray[np.int64]
+Floats32 = npt.NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The records of a round that are to be labelled.
+
+    Attributes
+    ----------
+    number : int
+        Round.
+    rows : ndarray of int64
+        In the order of asking.
+    record_ids : list of str
+        The same records by the user's own keys.
+    pending : int
+        How many of them nobody has answered.
+    fresh : bool
+        Whether this call opened it; a batch that was open already is returned again, unchanged.
+    """
+
+    number: int
+    rows: Rows
+    record_ids: list[str]
+    pending: int
+    fresh: bool
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A batch that is not open yet.
+
+    Attributes
+    ----------
+    asked : list of Asked
+        The batch in the order of asking, then its reserve.
+    rows : ndarray of int64, shape (n,)
+    X : ndarray of float32, shape (n, d)
+        Features of all these records, in an order of their own.
+    """
+
+    asked: list[Asked]
+    rows: Rows
+    X: Floats32
+
+
+@dataclass(frozen=True)
+class Composer:
+    """Composes the batch of one round.
+
+    Parameters
+    ----------
+    view : View
+    features : Features
+    current : Round
+        Scanned.
+    model : Model or None
+        The round's model; None in a cold start.
+    codebook : Codebook or None
+        Where the strategy looks at features.
+    missing : bool
+        Whether records with missing features may be asked.
+    mapper : callable, default=map
+        Runs the independent parts of a selection.
+    """
+
+    view: View
+    features: Features
+    current: Round
+    model: Model | None
+    codebook: Codebook | None
+    missing: bool
+    mapper: Callable[..., Any] = map
+
+    def compose(self, candidates: Candidates, excluded: Rows) -> Composed:
+        """Choose the batch and its reserve among candidates, and draw the explore share.
+
+        Parameters
+        ----------
+        candidates : Candidates
+            Of the round's scan, with embeddings.
+        excluded : ndarray of int64
+            Rows that are not to be asked, as of now; without stop set and reserved rows.
+        """
+        k = self.current.k
+        drawn, drawn_X = self._explore(excluded) if len(candidates) else ([], self._nothing())
+        known = np.append(excluded, drawn), np.concatenate([self.features.take(excluded), drawn_X])
+        chosen = self._chosen(candidates, *known, count=k - len(drawn))
+        order = interleaved(chosen.rows.tolist(), drawn)
+        if len(order) < k:
+            _log.warning(
+                "The batch holds %d records instead of %d: the other candidates are near-duplicates of these or of"
+                " records asked before.",
+                len(order),
+                k,
+            )
+        # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
+        known = np.append(known[0], chosen.rows), np.concatenate([known[1], chosen.embeddings])
+        spare = self._chosen(candidates, *known, count=reserve_of(self.view, self.current))
+        room = self.view.room()
+        order = order[: max(room, 1)]
+        spare = spare.take(np.arange(min(len(spare), max(room - len(order), 0))))
+        chosen = candidates.take(np.searchsorted(candidates.rows, np.append(chosen.rows, spare.rows)))
+        rows = np.concatenate([chosen.rows, np.array(drawn, dtype=np.int64)])
+        X = np.concatenate([chosen.embeddings, drawn_X])
+        return Composed(self._asked(order, spare.rows.tolist(), chosen, drawn, drawn_X), rows, X)
+
+    def _nothing(self) -> Floats32:
+        return np.empty((0, self.view.pool.n_features), dtype=np.float32)
+
+    def _explore(self, excluded: Rows) -> tuple[list[int], Floats32]:
+        """Draw the explore share, with its features: valid records only, because an invalid one is never asked.
+
+        As in the scan, a record is invalid, too, that is so far from all others that the model overflows.
+        """
+        current, campaign = self.current, self.view.campaign
+        before = sum(campaign.batch_sizes().values())
+        count = explore_count(current.explore, before, len(campaign.explored_rows()), current.k)
+        held = self.view.held_back(excluded, current.stop_set)
+        draws = uniform_rows(current.n_rows, held[held < current.n_rows], current.seed, current.number)
+        drawn, features = list[int](), [self._nothing()]
+        while wanted := list(islice(draws, count - len(drawn))):
+            X = self.view.pool.take(wanted)
+            valid = usable(X, missing=self.missing)
+            if self.model is not None and valid.any():
+                valid[valid] = np.isfinite(self.model.predict_proba(X[valid])).all(axis=1)
+            drawn += [row for row, keep in zip(wanted, valid.tolist(), strict=True) if keep]
+            features.append(X[valid])
+        return drawn, np.concatenate(features)
+
+    def _chosen(self, candidates: Candidates, excluded: Rows, X: Floats32, *, count: int) -> Candidates:
+        """Choose `count` candidates that are not like the excluded records, whose features are `X`."""
+        current, strategy = self.current, strategy_of(self.current, self.model)
+        cells = len(self.codebook.centers) if self.codebook else None
+        rows = choose(
+            candidates,
+            strategy,
+            count,
+            capacity=strategy.capacity(wanted_of(self.view, current, strategy), current.n_rows, cells),
+            codebook=self.codebook,
+            asked=X,
+            excluded=excluded,
+            seed=current.seed,
+            round=current.number,
+            mapper=self.mapper,
+        )
+        return candidates.take(np.searchsorted(candidates.rows, rows))
+
+    def _asked(
+        self, batch: list[int], spare: list[int], chosen: Candidates, drawn: list[int], drawn_X: Floats32
+    ) -> list[Asked]:
+        """Describe the records of the batch and its reserve by what the model thinks of them, before it learns."""
+        scores: dict[int, tuple[float | None, int]] = dict(
+            zip(chosen.rows.tolist(), zip(chosen.scores.tolist(), chosen.predicted.tolist(), strict=True), strict=True)
+        )
+        scores |= dict(zip(drawn, self._judged(drawn_X), strict=True))
+        sure = self._confidence([*chosen.rows.tolist(), *drawn], np.concatenate([chosen.embeddings, drawn_X]), scores)
+        order, explored = [*batch, *spare], set(drawn)
+        return [
+            Asked(
+                row=row,
+                record_id=record_id,
+                rank=rank,
+                score=scores[row][0],
+                predicted=code if (code := scores[row][1]) >= 0 else None,
+                explore=row in explored,
+                confidence=sure.get(row),
+                reserve=rank >= len(batch),
+            )
+            for rank, (row, record_id) in enumerate(zip(order, self.view.pool.record_ids(order), strict=True))
+        ]
+
+    def _judged(self, X: Floats32) -> list[tuple[float | None, int]]:
+        """Score the drawn records with the model that chose the batch, before anyone learns from them."""
+        if self.model is None or not len(X):
+            return [(None, -1)] * len(X)
+        score = strategy_of(self.current, self.model).score
+        predicted = self.model.predict_proba(X).argmax(axis=1).tolist()
+        if score == "random":
+            return [(None, code) for code in predicted]
+        return list(zip(score_block(score, self.model, X).score.tolist(), predicted, strict=True))
+
+    def _confidence(
+        self, rows: list[int], X: Floats32, scores: dict[int, tuple[float | None, int]]
+    ) -> dict[int, float]:
+        """Return the model's probability of its prediction for each record, for people to see."""
+        if self.model is None or not rows:
+            return {}
+        proba = self.model.predict_proba(X)
+        return {row: float(each[scores[row][1]]) for row, each in zip(rows, proba, strict=True)}
+
+
+def strategy_of(current: Round, model: Model | None) -> Strategy:
+    """Return the strategy that a round froze; without a model, the one of a cold start."""
+    strategy = Strategy.named(current.strategy, current.explore)
+    return strategy if model is not None else strategy.cold()
+
+
+def reserve_of(view: View, current: Round) -> int:
+    """Return how many records to choose beyond the batch: none beyond the budget, in the last batch."""
+    wanted = math.ceil(view.campaign.settings.reserve * current.k)
+    return max(0, min(wanted, view.left(current.labels) - current.k))
+
+
+def wanted_of(view: View, current: Round, strategy: Strategy) -> int:
+    """Return for how many records candidates are kept: a shortlist is long enough for the reserve as well."""
+    return current.k + (reserve_of(view, current) if strategy.shortlist == 1 else 0)
