@@ -4,19 +4,41 @@ The records lie in a chunked Zarr array; Dask workers score them in place, only 
 coordinator chooses a diverse batch, people label it, the learner is trained again, until more labels no longer pay.
 """
 
+from typing import TYPE_CHECKING
+
 from dal import scan
 from dal._distribution import __version__ as __version__
-from dal.campaign import Answer, Campaign
-from dal.campaign.view import status
-from dal.learners.learner import Learner
-from dal.learners.models import Model
-from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
-from dal.pool import Pool, build_pool
-from dal.scan import Scan
-from dal.selection.batch import choose
-from dal.selection.candidates import Candidates
-from dal.selection.strategy import Strategy
-from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
+from dal._lazy import names_of
+
+if TYPE_CHECKING:
+    from dal.campaign import Answer, Campaign
+    from dal.campaign.view import status
+    from dal.learners.learner import Learner
+    from dal.learners.models import Model
+    from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
+    from dal.pool import Pool, build_pool
+    from dal.scan import Scan
+    from dal.selection.batch import choose
+    from dal.selection.candidates import Candidates
+    from dal.selection.strategy import Strategy
+    from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "dal.campaign": ("Answer", "Campaign"),
+            "dal.campaign.view": ("status",),
+            "dal.learners.learner": ("Learner",),
+            "dal.learners.models": ("Model",),
+            "dal.loop.api": ("Batch", "Stopped", "create_campaign", "next_batch", "run_campaign"),
+            "dal.pool": ("Pool", "build_pool"),
+            "dal.scan": ("Scan",),
+            "dal.selection.batch": ("choose",),
+            "dal.selection.candidates": ("Candidates",),
+            "dal.selection.strategy": ("Strategy",),
+            "dal.simulation": ("Comparison", "Replay", "TestSet", "answer_batch", "compare", "simulate"),
+        },
+    )
 
 __all__ = [
     # the pool and the learner

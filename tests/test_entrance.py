@@ -1,9 +1,11 @@
 """The entrance: commands are found without what they work with, and completion and help know every one."""
 
+import ast
 import logging
 import os
 import signal
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+import dal
 from dal import choices
 from dal.cli import main
 from dal.cli.cluster import cluster
@@ -90,3 +93,34 @@ def test_dask_logs_nothing_while_a_command_uses_a_cluster() -> None:
     with cluster(None, start=True):
         assert log.getEffectiveLevel() == logging.CRITICAL
     assert log.level == before
+
+
+PACKAGE = Path(dal.__file__).parent
+LAZY = [path for path in sorted(PACKAGE.rglob("__init__.py")) if "names_of(" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
+def test_what_a_package_imports_when_asked_is_what_type_checkers_see(path: Path) -> None:
+    package = import_module(".".join(["dal", *path.parent.relative_to(PACKAGE).parts]))
+    branch = next(node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.If))
+    seen = {
+        node.module: tuple(alias.name for alias in node.names)
+        for node in branch.body
+        if isinstance(node, ast.ImportFrom)
+    }
+    call = branch.orelse[0]
+    assert isinstance(call, ast.Assign)
+    assert isinstance(call.value, ast.Call)
+    assert eval(ast.unparse(call.value.args[1])) == seen
+    offered = {name for names in seen.values() for name in names}
+    assert offered <= set(package.__all__)
+    submodules = {each.stem for each in path.parent.glob("*.py")} | {each.name for each in path.parent.iterdir()}
+    assert not offered & submodules, "importing the submodule would put it in the name's place"
+    for home, names in seen.items():
+        for name in names:
+            assert getattr(package, name) is getattr(import_module(str(home)), name)
+
+
+def test_a_name_that_a_package_does_not_offer_is_named() -> None:
+    with pytest.raises(AttributeError, match="Scanner"):
+        _ = dal.Scanner  # type: ignore[attr-defined]

@@ -53,6 +53,7 @@ def compare_(
     with more seeds or strategies, it plays those.
     """
     from dal import explorer
+    from dal.explorer.play import play, table
     from dal.map import map_of
     from dal.pool import Pool
 
@@ -81,9 +82,9 @@ def compare_(
                 done += 1
                 show(done, total, f"{replay.strategy}, seed {replay.seed}: accuracy {replay.accuracy[-1]:.3f}")
 
-            run = explorer.play(plan, folder, pool_map, client=client, on_replay=told)
+            run = play(plan, folder, pool_map, client=client, on_replay=told)
     explorer.write_explorer(output, explorer.view_of_run(run, opened))
-    draw(explorer.table(run.comparison))
+    draw(table(run.comparison))
     say(f"Open {output} in a browser.")
 
 

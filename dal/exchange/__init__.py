@@ -1,10 +1,25 @@
 """Labels in and out: files of answers, labelling tools, the labelled set."""
 
+from typing import TYPE_CHECKING
+
+from dal._lazy import names_of
 from dal.choices import FORMATS
-from dal.exchange.files import ImportReport, Records, read_answers, read_gold, write_batch
-from dal.exchange.formats import Rejected
-from dal.exchange.labels import write_labels
-from dal.exchange.server import Pushed, Server, pull_answers, push_batch
+
+if TYPE_CHECKING:
+    from dal.exchange.files import ImportReport, Records, read_answers, read_gold, write_batch
+    from dal.exchange.formats import Rejected
+    from dal.exchange.labels import write_labels
+    from dal.exchange.server import Pushed, Server, pull_answers, push_batch
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "dal.exchange.files": ("ImportReport", "Records", "read_answers", "read_gold", "write_batch"),
+            "dal.exchange.formats": ("Rejected",),
+            "dal.exchange.labels": ("write_labels",),
+            "dal.exchange.server": ("Pushed", "Server", "pull_answers", "push_batch"),
+        },
+    )
 
 __all__ = [
     "FORMATS",

@@ -5,11 +5,27 @@
 in ``explorer.js`` beside them.
 """
 
-from dal.explorer.page import check_page, write_explorer
-from dal.explorer.play import Known, Plan, play, table
-from dal.explorer.report import view_of_campaign
-from dal.explorer.run import Run, RunFolder, run_of_campaign
-from dal.explorer.view import view_of_run
+from typing import TYPE_CHECKING
+
+from dal._lazy import names_of
+
+if TYPE_CHECKING:
+    from dal.explorer.page import check_page, write_explorer
+    from dal.explorer.play import Known, Plan
+    from dal.explorer.report import view_of_campaign
+    from dal.explorer.run import Run, RunFolder, run_of_campaign
+    from dal.explorer.view import view_of_run
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "dal.explorer.page": ("check_page", "write_explorer"),
+            "dal.explorer.play": ("Known", "Plan"),
+            "dal.explorer.report": ("view_of_campaign",),
+            "dal.explorer.run": ("Run", "RunFolder", "run_of_campaign"),
+            "dal.explorer.view": ("view_of_run",),
+        },
+    )
 
 __all__ = [
     "Known",
@@ -17,9 +33,7 @@ __all__ = [
     "Run",
     "RunFolder",
     "check_page",
-    "play",
     "run_of_campaign",
-    "table",
     "view_of_campaign",
     "view_of_run",
     "write_explorer",

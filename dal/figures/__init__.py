@@ -5,24 +5,53 @@ the figure is shown: ``bokeh.embed.json_item(figure, theme=THEMES["dark"])``; th
 apart on light and dark paper, by colour-blind readers, and, by their markers, without any colour.
 """
 
-from dal.figures.batch import BatchMap, Points, batch_map
-from dal.figures.campaign import (
-    Annotator,
-    Balance,
-    Criterion,
-    Pause,
-    agreement_matrix,
-    annotators,
-    class_balance,
-    pauses,
-    score_histogram,
-    stopping_criteria,
-    throughput,
-)
-from dal.figures.curves import Curve, accuracy_curve, learning_curves
-from dal.figures.records import record_images
-from dal.figures.style import COLORS, MARKERS, THEMES, color_of, marker_of
-from dal.figures.table import Table
+from typing import TYPE_CHECKING
+
+from dal._lazy import names_of
+
+if TYPE_CHECKING:
+    from dal.figures.batch import BatchMap, Points, batch_map
+    from dal.figures.campaign import (
+        Annotator,
+        Balance,
+        Criterion,
+        Pause,
+        agreement_matrix,
+        annotators,
+        class_balance,
+        pauses,
+        score_histogram,
+        stopping_criteria,
+        throughput,
+    )
+    from dal.figures.curves import Curve, accuracy_curve, learning_curves
+    from dal.figures.records import record_images
+    from dal.figures.style import COLORS, MARKERS, THEMES, color_of, marker_of
+    from dal.figures.table import Table
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "dal.figures.batch": ("BatchMap", "Points", "batch_map"),
+            "dal.figures.campaign": (
+                "Annotator",
+                "Balance",
+                "Criterion",
+                "Pause",
+                "agreement_matrix",
+                "annotators",
+                "class_balance",
+                "pauses",
+                "score_histogram",
+                "stopping_criteria",
+                "throughput",
+            ),
+            "dal.figures.curves": ("Curve", "accuracy_curve", "learning_curves"),
+            "dal.figures.records": ("record_images",),
+            "dal.figures.style": ("COLORS", "MARKERS", "THEMES", "color_of", "marker_of"),
+            "dal.figures.table": ("Table",),
+        },
+    )
 
 __all__ = [
     # learning curves

@@ -4,10 +4,25 @@
 :class:`dal.scan.Journal` keeps what is finished. What the pass keeps, :func:`dal.choose` chooses the batch from.
 """
 
-from dal.scan.driver import cells_written, sample_codebook, scan, stored_cells
-from dal.scan.journal import Journal
-from dal.scan.kernel import Cells
-from dal.scan.run import Progress, Scan, Summary
+from typing import TYPE_CHECKING
+
+from dal._lazy import names_of
+
+if TYPE_CHECKING:
+    from dal.scan.driver import cells_written, sample_codebook, scan, stored_cells
+    from dal.scan.journal import Journal
+    from dal.scan.kernel import Cells
+    from dal.scan.run import Progress, Scan, Summary
+else:
+    __getattr__ = names_of(
+        __name__,
+        {
+            "dal.scan.driver": ("cells_written", "sample_codebook", "scan", "stored_cells"),
+            "dal.scan.journal": ("Journal",),
+            "dal.scan.kernel": ("Cells",),
+            "dal.scan.run": ("Progress", "Scan", "Summary"),
+        },
+    )
 
 __all__ = [
     "Cells",

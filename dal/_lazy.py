@@ -1,0 +1,30 @@
+"""Names that a package offers and imports when they are asked for (PEP 562)."""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+
+def names_of(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package whose names lie in other modules.
+
+    No name may be that of a submodule: importing the submodule would put it in the name's place.
+
+    Parameters
+    ----------
+    package : str
+        The package's ``__name__``.
+    homes : mapping from str to sequence of str
+        The names that each module holds.
+    """
+    home_of = {name: home for home, names in homes.items() for name in names}
+
+    def import_name(name: str) -> Any:  # noqa: ANN401 - whatever has the name
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+        value = getattr(import_module(home_of[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return import_name
