@@ -85,7 +85,7 @@ def test_rows_are_added_at_the_end_and_none_moves(path: Path) -> None:
     same(after, 141)
     same(Pool.open(path), 158)
     same(Pool.open(path).head(101), 101)
-    with pytest.raises(InputError, match="first 159 records"):
+    with pytest.raises(InputError, match=r"`n_rows`.*159"):
         Pool.open(path).head(159)
     groups = [name for name in zarr.open_group(path).group_keys() if name.startswith("ids_index")]
     assert sorted(groups) == ["ids_index_141", "ids_index_158"], "older indexes are taken away"
@@ -100,7 +100,7 @@ def test_narrow_pools_grow_in_their_own_type(dtype: str, tmp_path: Path) -> None
     assert pool.encoding == dtype
     np.testing.assert_array_equal(pool.read(0, 158), whole.read(0, 158))
     if dtype == "int8":
-        with pytest.raises(SourceError, match="beyond the largest"):
+        with pytest.raises(SourceError, match=r"`int8`.*first pass"):
             append_pool(rounded[101:] * 1000, tmp_path / "pool.zarr")
         np.testing.assert_array_equal(Pool.open(tmp_path / "pool.zarr").read(0, 158), whole.read(0, 158))
 
@@ -178,12 +178,12 @@ def test_an_id_that_is_there_already_is_refused_by_name(path: Path) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"source": NEW[:, :2]}, r"records of shape \(3,\) were expected, .* these have \(2,\)"),
-        ({"ids": None}, "have ids, and these have none"),
-        ({"display": {}}, "display fields .* were expected"),
-        ({"display": {"text": ["x"] * 57, "n": ["7"] * 56 + ["x"]}}, r"'n' holds integers.*not: 56 \('x'\)"),
-        ({"source": iter([]), "ids": None, "display": ()}, "no rows to append"),
-        ({"source": [Block(NEW)], "ids": None, "display": ()}, "have ids, and these have none"),
+        ({"source": NEW[:, :2]}, r"shape \(3,\).*got \(2,\)"),
+        ({"ids": None}, "records must have ids.*got none"),
+        ({"display": {}}, r"display fields must be \['text', 'n'\].*got \[\]"),
+        ({"display": {"text": ["x"] * 57, "n": ["7"] * 56 + ["x"]}}, r"'n' must hold integers.*56 \('x'\)"),
+        ({"source": iter([]), "ids": None, "display": ()}, "row to append, got no rows"),
+        ({"source": [Block(NEW)], "ids": None, "display": ()}, "records must have ids.*got none"),
     ],
 )
 def test_records_of_another_kind_are_refused(how: dict[str, object], message: str, path: Path) -> None:
@@ -195,12 +195,12 @@ def test_records_of_another_kind_are_refused(how: dict[str, object], message: st
 
 def test_what_cannot_grow_is_refused(tmp_path: Path, path: Path) -> None:
     zarr.create_array(tmp_path / "plain.zarr", data=OLD)
-    with pytest.raises(PoolError, match="only pools that dal built"):
+    with pytest.raises(PoolError, match=r"plain\.zarr"):
         append_pool(NEW, tmp_path / "plain.zarr")
-    with building._alone(path), pytest.raises(PoolError, match="is writing to"):
+    with building._locked(path), pytest.raises(PoolError, match="is writing to"):
         append_pool(NEW, path, **named(101, 57))
     (tmp_path / "x.csv").write_text("text,n\nham,1\n")
-    with pytest.raises(SourceError, match="not fitted"):
+    with pytest.raises(SourceError, match="`vectoriser`"):
         append_pool(tmp_path / "x.csv", path, text="text", vectoriser=TfidfVectorizer())
 
 
@@ -214,7 +214,7 @@ def test_the_command_line_appends(tmp_path: Path) -> None:
     assert Pool.open(pool).rows_of(["k3", "k49"]).tolist() == [3, 49]
     again = CliRunner().invoke(main, ["pool", "append", str(tmp_path / "b.csv"), pool, "--ids", "key"])
     assert again.exit_code == 1
-    assert "record ids must be unique" in again.output
+    assert "`ids` must be unique" in again.output
 
 
 # -- campaigns ---------------------------------------------------------------------------------------------------------

@@ -260,9 +260,11 @@ def test_full_disk(code: int, tmp_path: Path, small: None, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(LocalStore, "set", full)
-        with pytest.raises(PoolError, match=r"pool.zarr: no space left; free space and run again; .* from row") as told:
+        with pytest.raises(
+            PoolError, match=r"pool.zarr: no space left; free space and run again; .* from row"
+        ) as raised:
             build_pool(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
-    with pytest.raises(PoolIncomplete, match=rf"holds {str(told.value).split()[-1]} of {N} rows"):
+    with pytest.raises(PoolIncomplete, match=rf"holds {str(raised.value).split()[-1]} of {N} rows"):
         Pool.open(tmp_path / "pool.zarr")
     check(build_pool(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()}))
 
@@ -281,7 +283,7 @@ def test_another_source_does_not_go_on(tmp_path: Path, small: None) -> None:
     interrupted(path, records(), ids=names())
     others = [(records(seed=8), names()), (records(), names()[::-1]), (records(), None), (records()[:-1], names()[:-1])]
     for array, ids in others:
-        with pytest.raises(SourceError, match=r"interrupted build of another source.*overwrite=True"):
+        with pytest.raises(SourceError, match=r"another source or dtype.*overwrite=True"):
             build_pool(array, path, ids=ids)
     with pytest.raises(PoolIncomplete):
         Pool.open(path)
@@ -302,7 +304,7 @@ def test_a_changed_file_or_other_columns_do_not_go_on(tmp_path: Path, small: Non
 
 def test_blocks_do_not_go_on(tmp_path: Path, small: None) -> None:
     interrupted(tmp_path / "pool.zarr", blocks())
-    with pytest.raises(SourceError, match=r"this source has no identity.*overwrite=True"):
+    with pytest.raises(SourceError, match=r"identity.*overwrite=True"):
         build_pool(blocks(), tmp_path / "pool.zarr")
     check(build_pool(blocks(), tmp_path / "pool.zarr", overwrite=True))
 
@@ -360,30 +362,30 @@ ARRAYS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "objects": (np.array([["a", 1]], object), {}, "dtype object"),
     "complex": (np.ones((2, 2), complex), {}, "dtype complex128"),
     "dates": (np.zeros((2, 2), "M8[s]"), {}, "dtype datetime64"),
-    "1-D": (np.ones(5), {}, r"shape \(5,\); expected \(N, d\)"),
-    "3-D": (np.ones((5, 2, 2)), {}, r"shape \(5, 2, 2\)"),
-    "0-D": (np.array(1.0), {}, r"shape \(\)"),
+    "1-D": (np.ones(5), {}, r"got \(5,\)"),
+    "3-D": (np.ones((5, 2, 2)), {}, r"got \(5, 2, 2\)"),
+    "0-D": (np.array(1.0), {}, r"got \(\)"),
     "no rows": (np.ones((0, 3)), {}, "no rows"),
-    "no features": (np.ones((3, 0)), {}, "without features"),
+    "no features": (np.ones((3, 0)), {}, r"shape \(3, 0\)"),
     "repeats": (records(), {"ids": ["a", "b", "a", "b", *names()[4:]]}, "'a' in rows 0, 2; 'b' in rows 1, 3"),
     "repeats after conversion": (records(2), {"ids": ["7", 7]}, "'7' in rows 0, 1"),
-    "too few ids": (records(), {"ids": ["a"]}, "1 ids were given for the 237 records"),
+    "too few ids": (records(), {"ids": ["a"]}, "`ids` must have 237 values.*got 1"),
     "None id": (records(), {"ids": blank(None)}, r"rows 2 \(None\)"),
     "empty id": (records(), {"ids": blank("")}, r"rows 2 \(''\)"),
     "NaN id": (records(), {"ids": blank(float("nan"))}, r"rows 2 \(nan\)"),
     "bool id": (records(), {"ids": blank(True)}, r"rows 2 \(True\)"),
     "float ids": (records(3), {"ids": np.ones(3) / 2}, r"rows 0 \(0.5\), 1"),
-    "name for ids": (records(), {"ids": "id"}, "names a column of a table"),
+    "name for ids": (records(), {"ids": "id"}, "`ids`.*'id'"),
     "names for display": (records(), {"display": ["text"]}, "dict of name to values"),
-    "features": (records(), {"features": ["a"]}, "columns of a table"),
-    "short field": (records(), {"display": {"text": ["a"]}}, "1 values of 'text'"),
+    "features": (records(), {"features": ["a"]}, "`features`"),
+    "short field": (records(), {"display": {"text": ["a"]}}, "'text' must have 237 values.*got 1"),
     "2-D field": (records(), {"display": {"text": np.ones((N, 2))}}, r"shape \(237, 2\)"),
-    "no Unicode as field": (records(), {"display": {"a\0": names()}}, "cannot name a display field"),
-    "list": ([[1, 2], [3, 4]], {}, "iterable of Block; this gave list"),
+    "no Unicode as field": (records(), {"display": {"a\0": names()}}, r"name of a display field.*'a\\x00'"),
+    "list": ([[1, 2], [3, 4]], {}, "Block.*got list"),
     "number": (7, {}, "got int"),
     "no blocks": (iter([]), {}, "no rows"),
-    "ids for blocks": (iter([]), {"ids": ["a"]}, "blocks carry their own"),
-    "list as block features": (iter([Block([[1.0]])]), {}, "are list, not a NumPy array"),  # type: ignore[arg-type]
+    "ids for blocks": (iter([]), {"ids": ["a"]}, "`ids`, `features` and `display`"),
+    "list as block features": (iter([Block([[1.0]])]), {}, "NumPy arrays, got list"),  # type: ignore[arg-type]
 }
 
 
@@ -404,24 +406,24 @@ TABLES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "text feature": (
         numbers(title=WORDS),
         {"ids": "id"},
-        r"not: title \(string\)\. Encode or vectorise.*--features.*--display",
+        r"features.*title \(string\);.*--features.*--display",
     ),
     "text feature named": (numbers(title=WORDS), {"features": ["x", "title"]}, r"title \(string\)"),
     "dates": (numbers(day=pa.array([0] * 5, pa.date32())), {"ids": "id"}, r"day \(date32"),
     "text lists": (numbers(tags=[["a"]] * 5), {"features": ["tags"]}, r"tags \(list"),
-    "unknown ids": (numbers(), {"ids": "key"}, r"no columns \['key'\]; the table has \['id', 'x'\]"),
-    "unknown feature": (numbers(), {"features": ["y", "x"]}, r"no columns \['y'\]"),
-    "unknown display": (numbers(), {"ids": "id", "display": ["z"]}, r"no columns \['z'\]"),
-    "overlap": (numbers(k=[1, 2, 3, 4, 5]), {"ids": "k", "features": ["k", "x"]}, "'k' holds the ids"),
-    "no features": (numbers(), {"ids": "id", "display": ["x"]}, "no column is left"),
-    "float ids": (numbers(), {"ids": "x", "features": ["x"]}, "'x' holds"),
-    "truth ids": (numbers(y=[True] * 5), {"ids": "y", "features": ["x"]}, "ids are text or integers"),
-    "list and numbers": (numbers(emb=[[1.0]] * 5), {"ids": "id"}, r"\['emb'\] hold lists, .*--features"),
-    "ragged": (numbers(emb=ragged()), {"features": ["emb"]}, r"the first has 2; not so rows 1 \(1\), 4 \(3\)"),
+    "unknown ids": (numbers(), {"ids": "key"}, r"columns.*\['key'\].*\['id', 'x'\]"),
+    "unknown feature": (numbers(), {"features": ["y", "x"]}, r"columns.*\['y'\]"),
+    "unknown display": (numbers(), {"ids": "id", "display": ["z"]}, r"columns.*\['z'\]"),
+    "overlap": (numbers(k=[1, 2, 3, 4, 5]), {"ids": "k", "features": ["k", "x"]}, "column of ids, got 'k'"),
+    "no features": (numbers(), {"ids": "id", "display": ["x"]}, "a column for the features"),
+    "float ids": (numbers(), {"ids": "x", "features": ["x"]}, "column of ids, got 'x'"),
+    "truth ids": (numbers(y=[True] * 5), {"ids": "y", "features": ["x"]}, "`ids`.*'y' of bool"),
+    "list and numbers": (numbers(emb=[[1.0]] * 5), {"ids": "id"}, r"lists.*\['emb'\].*--features"),
+    "ragged": (numbers(emb=ragged()), {"features": ["emb"]}, r"length, 2, got others in rows 1 \(1\), 4 \(3\)"),
     "null id": (numbers(k=["a", None, "b", None, "c"]), {"ids": "k", "features": ["x"]}, r"rows 1 \(None\), 3"),
-    "shown lists": (numbers(emb=[[1.0]] * 5), {"ids": "id", "display": ["emb"]}, "display fields are single values"),
-    "ids not a name": (numbers(), {"ids": ["a"]}, "ids is the name of a column"),
-    "display a dict": (numbers(), {"ids": "id", "display": {"x": WORDS}}, "display a list of names"),
+    "shown lists": (numbers(emb=[[1.0]] * 5), {"ids": "id", "display": ["emb"]}, r"`display`.*\['emb'\]"),
+    "ids not a name": (numbers(), {"ids": ["a"]}, "`ids`.*got list"),
+    "display a dict": (numbers(), {"ids": "id", "display": {"x": WORDS}}, "`display`.*got str and dict"),
     "no rows": ({"id": pa.array([], pa.string()), "x": pa.array([], pa.float32())}, {"ids": "id"}, "no rows"),
 }
 
@@ -436,12 +438,12 @@ def test_refused_tables(name: str, tmp_path: Path) -> None:
 
 
 CSVS = {
-    "empty": ("", [], {}, "is empty"),
+    "empty": ("", [], {}, "first line"),
     "no rows": ("id,x", [""], {"ids": "id"}, "no rows"),
     "no end of line": ("id,x", [], {"ids": "id"}, "no rows"),
     "text": ("id,x", ["a,q"], {"ids": "id"}, r"x \(string\)"),
     "short line": ("id,x", ["a,1", "b"], {"ids": "id"}, "cannot be read: .*Expected 2 columns, got 1"),
-    "same name": ("x,x", ["1,2"], {}, r"same name: \['x'\]"),
+    "same name": ("x,x", ["1,2"], {}, r"unique.*\['x'\]"),
     "empty id": ("id,x", ["a,1", ",2", "c,3"], {"ids": "id"}, r"rows 1 \(''\)"),
 }
 
@@ -462,8 +464,8 @@ def test_refused_csv(name: str, tmp_path: Path) -> None:
         ("x.npy", b"rubbish", "cannot be read as an array"),
         ("x.npy", b"", "cannot be read as an array"),
         ("x.parquet", b"rubbish", "cannot be read"),
-        ("x.json", b"{}", "expected a .npy, .parquet, .pq, .csv, .tsv or .tab file, got .json"),
-        (None, b"", "there is no file"),
+        ("x.json", b"{}", r"\.tsv.*\.json"),
+        (None, b"", r"none\.npy, which does not exist"),
     ],
 )
 def test_refused_files(name: str | None, content: bytes, message: str, tmp_path: Path) -> None:
@@ -475,14 +477,14 @@ def test_refused_files(name: str | None, content: bytes, message: str, tmp_path:
 
 
 LATER = {
-    "shape": (Block(np.ones((4, 2), "f4"), ["a", "b", "c", "d"]), r"rows 100 to 103 have records of shape \(2,\)"),
-    "dtype": (Block(np.ones((1, D), "u1"), ["a"]), "rows 100 to 100 hold uint8, the rows before them float32"),
-    "no ids": (Block(np.ones((1, D), "f4")), "rows 100 to 100 have no ids"),
-    "empty id": (Block(np.ones((2, D), "f4"), ["x", ""]), r"not so rows 101 \(''\)"),
-    "ids too few": (Block(np.ones((2, D), "f4"), ["x"]), "1 ids were given for the 2 records from row 100"),
-    "field": (Block(np.ones((1, D), "f4"), ["x"], {"new": ["y"]}), "rows 100 to 100 have the display fields"),
-    "objects": (Block(np.array([["a"] * D]), ["x"]), "block from row 100 on has dtype <U1"),
-    "no block": ((np.ones((1, D)), ["x"]), "this gave tuple"),
+    "shape": (Block(np.ones((4, 2), "f4"), ["a", "b", "c", "d"]), r"got \(2,\) in rows 100 to 103"),
+    "dtype": (Block(np.ones((1, D), "u1"), ["a"]), "float32.*got uint8 in rows 100 to 100"),
+    "no ids": (Block(np.ones((1, D), "f4")), "ids, got none in rows 100 to 100"),
+    "empty id": (Block(np.ones((2, D), "f4"), ["x", ""]), r"`ids`.*rows 101 \(''\)"),
+    "ids too few": (Block(np.ones((2, D), "f4"), ["x"]), "`ids` must have 2 values.*row 100.*got 1"),
+    "field": (Block(np.ones((1, D), "f4"), ["x"], {"new": ["y"]}), r"display fields.*\['new'\] in rows 100 to 100"),
+    "objects": (Block(np.array([["a"] * D]), ["x"]), "block from row 100 on.*dtype <U1"),
+    "no block": ((np.ones((1, D)), ["x"]), "Block.*got tuple"),
     "repeat": (Block(np.ones((1, D), "f4"), [names()[40]]), f"'{names()[40]}' in rows 40, 100"),
 }
 
@@ -504,9 +506,9 @@ def test_a_bad_block_later_on_leaves_an_incomplete_pool(name: str, tmp_path: Pat
 
 def test_many_repeats_in_a_table_are_named_in_part(tmp_path: Path) -> None:
     ids = [str(row % 30) for row in range(N)]
-    with pytest.raises(SourceError, match="must be unique") as told:
+    with pytest.raises(SourceError, match="must be unique") as raised:
         build_pool(wide(tmp_path / "x.parquet", id=ids), tmp_path / "pool.zarr", ids="id")
-    named = str(told.value).split("repeat: ")[1].split(". Remove")[0].split("; ")
+    named = str(raised.value).split("repeats: ")[1].split("; remove")[0].split("; ")
     assert len(named) == 5
     for part in named:
         text, rows = part.split(" in rows ")
@@ -523,5 +525,5 @@ def test_equal_hashes_are_no_repeats(tmp_path: Path, small: None, monkeypatch: p
 
 
 def test_a_place_where_nothing_can_be_written_is_named() -> None:
-    with pytest.raises(PoolError, match=r"no pool can be made at /proc/pool\.zarr"):
+    with pytest.raises(PoolError, match=r"/proc/pool\.zarr cannot be created"):
         build_pool(np.eye(3), "/proc/pool.zarr")

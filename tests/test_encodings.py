@@ -239,13 +239,15 @@ def test_blocks(encoding: str, tmp_path: Path, small: None) -> None:
 
 
 def test_blocks_are_refused_for_int8(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"first pass over the source.*iterable of Block.*only once"):
+    with pytest.raises(SourceError, match=r"int8.*iterable of Block"):
         build_pool(blocks(records()), tmp_path / "pool.zarr", dtype="int8")
     assert not list(tmp_path.iterdir())
 
 
 def test_unknown_dtypes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="one of float32, float16, bfloat16, int8, uint8; got dtype 'float8'"):
+    with pytest.raises(
+        SourceError, match="`dtype` must be one of float32, float16, bfloat16, int8, uint8, got 'float8'"
+    ):
         build_pool(records(), tmp_path / "pool.zarr", dtype="float8")
     assert not list(tmp_path.iterdir())
 
@@ -254,7 +256,7 @@ def test_unknown_dtypes_are_refused(tmp_path: Path) -> None:
 def test_what_int8_does_not_have_is_refused_before_anything_is_written(bad: float, tmp_path: Path, small: None) -> None:
     X = records()
     X[[40, 41, 200], [0, 4, 3]] = bad
-    with pytest.raises(SourceError, match=r"neither NaN nor infinity, and rows 40, 41 hold them; take float32"):
+    with pytest.raises(SourceError, match=r"`int8`.*finite.*rows 40, 41; use float32"):
         build_pool(X, tmp_path / "pool.zarr", dtype="int8")
     assert not list(tmp_path.iterdir())
 
@@ -263,13 +265,13 @@ def test_what_int8_does_not_have_is_refused_before_anything_is_written(bad: floa
 def test_what_uint8_does_not_have_is_refused(bad: float, tmp_path: Path) -> None:
     X = source_of("uint8").astype(np.float64)
     X[40:47, 2] = bad
-    with pytest.raises(SourceError, match=r"from 0 to 255, and rows 40, 41, 42, 43, 44 and 2 after them hold others"):
+    with pytest.raises(SourceError, match=r"`uint8`.*rows 40, 41, 42, 43, 44 and 2 more"):
         build_pool(X, tmp_path / "pool.zarr", dtype="uint8")
 
 
 def test_a_source_that_grew_between_the_passes_is_refused() -> None:
     scale = scale_of([records()])
-    with pytest.raises(SourceError, match=r"rows 9 hold values beyond the largest.*changed while it was read"):
+    with pytest.raises(SourceError, match=r"first pass.*rows 9:"):
         encoder("int8", scale)(np.concatenate([records(2), records(1) * 1000]), 7)
 
 
@@ -314,7 +316,7 @@ def test_another_dtype_does_not_go_on(tmp_path: Path, small: None) -> None:
     with pytest.raises(Stopped):
         build_pool(records(), tmp_path / "pool.zarr", dtype="bfloat16", progress=stop)
     for dtype in ("float16", "int8", None):
-        with pytest.raises(SourceError, match=r"another source or dtype: .*'stored': 'bfloat16'.*overwrite=True"):
+        with pytest.raises(SourceError, match=r"'stored': 'bfloat16'.*another source or dtype: .*overwrite=True"):
             build_pool(records(), tmp_path / "pool.zarr", dtype=dtype)
     pool = build_pool(records(), tmp_path / "pool.zarr", dtype="bfloat16")
     np.testing.assert_array_equal(pool.read(0, N), twin("bfloat16", records()))
@@ -327,7 +329,7 @@ def test_a_scale_that_is_gone_or_an_encoding_of_the_future(tmp_path: Path, small
         pool.read(3, 9)
     group = zarr.open_group(pool.path, mode="r+")
     group.attrs["dal"] = {**group.attrs["dal"], "encoding": "int4"}  # type: ignore[dict-item]
-    with pytest.raises(PoolError, match=r"features as 'int4'.*newer dal"):
+    with pytest.raises(PoolError, match=r"'int4'.*newer dal"):
         Pool.open(pool.path)
 
 

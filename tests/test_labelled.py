@@ -36,7 +36,7 @@ def test_a_feature_beyond_float32_is_infinite(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("stored", "said"),
     [
-        ({"X": X + 0j, "y": Y}, "X of complex128"),
+        ({"X": X + 0j, "y": Y}, "got complex128"),
         ({"X": X.astype(str), "y": Y}, "X of <U"),
         ({"X": X.astype("M8[s]"), "y": Y}, "X of datetime64"),
         ({"X": np.zeros((2, 3), "i4,i4"), "y": Y}, "X of "),

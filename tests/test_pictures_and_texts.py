@@ -91,13 +91,13 @@ def test_an_interrupted_build_goes_on_and_another_folder_is_refused(
     with pytest.raises(Stopped):
         build_pool(folder[0], tmp_path / "other.zarr", progress=stop)
     save(folder[0] / "cats" / "zz.png", noise(5, 4, 3))
-    with pytest.raises(SourceError, match="an interrupted build of another source"):
+    with pytest.raises(SourceError, match="another source"):
         build_pool(folder[0], tmp_path / "other.zarr")
 
 
 def test_pictures_of_several_sizes_are_resized_as_told(tmp_path: Path) -> None:
     wide, high = save(tmp_path / "in" / "a.png", noise(8, 20, 3)), save(tmp_path / "in" / "b.png", noise(30, 10, 3))
-    with pytest.raises(SourceError, match=r"b\.png is 30 x 10, and a\.png is 8 x 20 .*--size"):
+    with pytest.raises(SourceError, match=r"b\.png must be 8 x 20 .*a\.png, got 30 x 10.*--size"):
         build_pool(tmp_path / "in", tmp_path / "pool.zarr")
     pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(6, 5), overwrite=True)
     assert pool.record_shape == (6, 5, 3)
@@ -132,7 +132,7 @@ def test_grey_among_colour_is_taken_and_colour_among_grey_refused(tmp_path: Path
     pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
     np.testing.assert_array_equal(pool.read(1, 2), np.repeat(grey, 3).reshape(1, -1))
     save(tmp_path / "in" / "0.png", grey)
-    with pytest.raises(SourceError, match=r"a\.png is in colour, and 0\.png is grey"):
+    with pytest.raises(SourceError, match=r"a\.png must be grey like 0\.png"):
         build_pool(tmp_path / "in", tmp_path / "other.zarr")
 
 
@@ -156,20 +156,20 @@ def test_a_broken_picture_is_refused_by_its_name(broken: str, tmp_path: Path) ->
         Image.fromarray(np.full((50, 40), 40_000, np.uint16)).save(path)
     else:
         path.write_text("hello" if broken == "text" else "")
-    with pytest.raises(SourceError, match=r"b/bad\.png (cannot be read as a picture|has pixels of kind 'I;16')"):
+    with pytest.raises(SourceError, match=r"b/bad\.png (cannot be read as a picture|must have 8 bits.*'I;16')"):
         build_pool(tmp_path / "in", tmp_path / "pool.zarr")
 
 
 def test_options_that_are_not_for_pictures_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", noise(5, 4, 3))
-    with pytest.raises(SourceError, match="pictures have their paths for ids"):
+    with pytest.raises(SourceError, match="`ids`, `features` and `display`"):
         build_pool(tmp_path / "in", tmp_path / "pool.zarr", ids="path")
-    with pytest.raises(SourceError, match="for a folder of pictures"):
+    with pytest.raises(SourceError, match="`size` and `background`"):
         build_pool(np.zeros((3, 2)), tmp_path / "pool.zarr", size=(2, 2))
-    with pytest.raises(SourceError, match=r"size is \(height, width\)"):
+    with pytest.raises(SourceError, match=r"`size` must be"):
         build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(0, 2))
     (tmp_path / "none").mkdir()
-    with pytest.raises(SourceError, match="holds no pictures"):
+    with pytest.raises(SourceError, match="must hold pictures"):
         build_pool(tmp_path / "none", tmp_path / "pool.zarr")
     assert not (tmp_path / "pool.zarr").exists()
 
@@ -221,9 +221,9 @@ def test_transparent_pictures_are_drawn_on_white_or_a_background(
     transparent().save(tmp_path / "more" / "c.png")
     grown = append_pool(tmp_path / "more", tmp_path / "red.zarr")  # on the background of the pool
     np.testing.assert_array_equal(grown.read(2, 3), red.read(0, 1))
-    with pytest.raises(SourceError, match="background is a colour"):
+    with pytest.raises(SourceError, match="`background` must be a colour"):
         build_pool(tmp_path / "in", tmp_path / "x.zarr", background="paper")
-    with pytest.raises(SourceError, match="background are for a folder"):
+    with pytest.raises(SourceError, match="`size` and `background`"):
         build_pool(np.eye(2), tmp_path / "x.zarr", background="white")
 
 
@@ -295,7 +295,7 @@ def test_pictures_by_other_endings_are_taken_and_what_is_left_out_is_counted_and
     assert "Thumbs" not in caplog.text
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "x.heic").write_bytes(b"x")
-    with pytest.raises(SourceError, match=r"holds no pictures; .*1 \.heic"):
+    with pytest.raises(SourceError, match=r"must hold pictures.*1 \.heic"):
         build_pool(tmp_path / "none", tmp_path / "x.zarr")
 
 
@@ -394,7 +394,7 @@ def test_an_interrupted_build_of_texts_gives_the_same_pool(tmp_path: Path, small
     with pytest.raises(Stopped):
         build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline(), progress=stop)
     other = make_pipeline(TfidfVectorizer(), TruncatedSVD(4, n_iter=9))
-    with pytest.raises(SourceError, match="an interrupted build of another source"):
+    with pytest.raises(SourceError, match="another source"):
         build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=other)
     pool = build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline())
     np.testing.assert_array_equal(pool.read(0, 150), whole.read(0, 150))
@@ -405,7 +405,7 @@ def test_narrow_sparse_features_are_made_dense_and_wide_ones_refused(tmp_path: P
     hashing = HashingVectorizer(n_features=64)
     pool = build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=hashing)
     np.testing.assert_allclose(pool.read(0, 150), hashing.transform(MANY).toarray(), atol=1e-6)
-    with pytest.raises(SourceError, match="1,048,576 columns, and records have at most 16,384"):
+    with pytest.raises(SourceError, match="at most 16,384 columns, got 1,048,576"):
         build_pool(source, tmp_path / "wide.zarr", text="subject", vectoriser=HashingVectorizer())
 
 
@@ -420,17 +420,17 @@ class Odd:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"text": "subject"}, "belong together"),
-        ({"vectoriser": Odd(None)}, "belong together"),
-        ({"text": "subject", "vectoriser": TfidfVectorizer}, "a vectoriser has transform"),
-        ({"text": "subject", "vectoriser": 7}, "a vectoriser has transform"),
-        ({"text": "body", "vectoriser": Odd(None)}, r"there are no columns \['body'\]"),
-        ({"text": "sent", "vectoriser": Odd(None)}, "'sent' holds int64; a vectoriser takes texts"),
-        ({"text": "subject", "vectoriser": Odd(None), "features": ["sent"]}, "takes the place of features"),
-        ({"text": "subject", "vectoriser": Odd(np.zeros(3))}, "one row a text was expected"),
-        ({"text": "subject", "vectoriser": Odd([[1], [1, 2]])}, "rows of different lengths"),
-        ({"text": "subject", "vectoriser": Odd(np.zeros((1, 2), "U3"))}, "numbers were expected"),
-        ({"text": "subject", "vectoriser": Odd(lambda: 0)}, "cannot be pickled"),
+        ({"text": "subject"}, "`text` and `vectoriser`"),
+        ({"vectoriser": Odd(None)}, "`text` and `vectoriser`"),
+        ({"text": "subject", "vectoriser": TfidfVectorizer}, "`vectoriser` must have `transform`"),
+        ({"text": "subject", "vectoriser": 7}, "`vectoriser` must have `transform`"),
+        ({"text": "body", "vectoriser": Odd(None)}, r"columns.*\['body'\]"),
+        ({"text": "sent", "vectoriser": Odd(None)}, "`text`.*'sent' of int64"),
+        ({"text": "subject", "vectoriser": Odd(None), "features": ["sent"]}, "`features` must be left out"),
+        ({"text": "subject", "vectoriser": Odd(np.zeros(3))}, r"one row a text, got shape \(3,\)"),
+        ({"text": "subject", "vectoriser": Odd([[1], [1, 2]])}, "rows of one length"),
+        ({"text": "subject", "vectoriser": Odd(np.zeros((1, 2), "U3"))}, "must return numbers"),
+        ({"text": "subject", "vectoriser": Odd(lambda: 0)}, "picklable"),
         ({"text": "subject", "vectoriser": TfidfVectorizer(min_df=1000)}, "cannot be fitted on 150 texts"),
     ],
 )

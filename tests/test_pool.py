@@ -364,7 +364,7 @@ def test_integer_ids_become_text(tmp_path: Path) -> None:
 
 
 def test_ids_other_than_text_are_refused(pool: Pool) -> None:
-    with pytest.raises(InputError, match="record ids are str, got int: 7"):
+    with pytest.raises(InputError, match=r"`record_ids`.*got int: 7"):
         pool.rows_of(["a", 7])  # type: ignore[list-item]
 
 
@@ -616,11 +616,11 @@ def test_nothing_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "dtype", "message"),
     [
-        ((5,), "f4", r"shape \(5,\)"),
-        ((5, 2, 2), "f4", r"shape \(5, 2, 2\)"),
+        ((5,), "f4", r"got \(5,\)"),
+        ((5, 2, 2), "f4", r"got \(5, 2, 2\)"),
         ((0, 3), "f4", "empty"),
         ((5, 0), "f4", "empty"),
-        ((5, 2), "c8", "holds complex64"),
+        ((5, 2), "c8", "complex64"),
         ((5, 2), str, "encode or vectorise"),
     ],
 )
@@ -641,7 +641,7 @@ def test_a_group_of_others(tmp_path: Path) -> None:
         Pool.open(zarr.create_group(tmp_path / "empty").store.root)
     (tmp_path / "x.npy").write_bytes(b"no zip")
     for inner in ("x.npy", "x.npy/features"):
-        with pytest.raises(PoolError, match=r"x\.npy is a file"):
+        with pytest.raises(PoolError, match=r"the file .*x\.npy"):
             Pool.open(tmp_path / inner)
 
 
@@ -730,13 +730,13 @@ def change(pool: Pool, **values: object) -> None:
 
 def test_pools_that_cannot_be_read(pool: Pool) -> None:
     change(pool, version=3)
-    with pytest.raises(PoolError, match="format 3"):
+    with pytest.raises(PoolError, match=r"formats .*got 3"):
         Pool.open(pool.path)
     change(pool, version=1, complete=False, n_rows=120, source_rows=500)
-    with pytest.raises(PoolIncomplete, match="holds 120 of 500 rows; run the same build again to go on"):
+    with pytest.raises(PoolIncomplete, match="holds 120 of 500 rows"):
         Pool.open(pool.path)
     change(pool, complete=True, n_rows=500)
-    with pytest.raises(PoolError, match="says 500 rows, its features have 237"):
+    with pytest.raises(PoolError, match="500 rows of features, got 237"):
         Pool.open(pool.path)
     (Path(pool.path) / "features/zarr.json").unlink()
     with pytest.raises(PoolError, match="'features' is missing"):
@@ -788,6 +788,6 @@ def test_entries_of_a_torn_chunk_are_refused(tmp_path: Path) -> None:
     array[:] = np.arange(30, dtype=np.uint16)
     chunk = tmp_path / "a" / "c" / "1"
     chunk.write_bytes(chunk.read_bytes()[:7])
-    with pytest.raises(ChunkError, match=r"chunk c/1 .*rows 10 to 19.*ends after 7 of 20 bytes"):
+    with pytest.raises(ChunkError, match=r"chunk c/1 .*rows 10 to 19.*20 bytes, got 7"):
         rows_or_fill(array, 3, 25)
     np.testing.assert_array_equal(rows_or_fill(array, 20, 30), np.arange(20, 30))

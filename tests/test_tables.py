@@ -89,14 +89,14 @@ def test_an_append_finds_columns_by_name_in_any_order(ending: str, tmp_path: Pat
     assert grown.feature_names == ("x", "y")
 
     for wrong, message in (
-        ({"features": ["x", "extra"]}, "features.*by name"),
-        ({"ids": "other"}, "ids 'key'.*by name"),
-        ({"display": ["extra"]}, "display.*by name"),
-        ({"text": "other", "vectoriser": object()}, "text.*by name"),
+        ({"features": ["x", "extra"]}, "`features` must be"),
+        ({"ids": "other"}, "`ids` must be 'key'"),
+        ({"display": ["extra"]}, "`display` must be"),
+        ({"text": "other", "vectoriser": object()}, "`text` must be"),
     ):
         with pytest.raises(SourceError, match=message):
             append_pool(given("c", more.assign(key=more.key + "c")), path, **wrong)
-    with pytest.raises(SourceError, match=r"there are no columns \['y'\]"):
+    with pytest.raises(SourceError, match=r"columns.*got \['y'\]"):
         append_pool(given("d", more.drop(columns="y").assign(key=more.key + "d")), path)
     assert Pool.open(path).n_rows == 40
     asked = append_pool(
@@ -118,7 +118,7 @@ def test_the_command_line_says_what_becomes_a_feature_and_appends_by_name(tmp_pa
     assert Pool.open(pool).record_ids([2]) == ["k2"]
     refused = CliRunner().invoke(main, ["pool", "append", str(write(tmp_path / "c.csv", "key,x,z\nk3,1,2\n")), pool])
     assert refused.exit_code == 1
-    assert "there are no columns ['y']" in refused.output
+    assert "got ['y']" in refused.output
 
 
 def test_without_names_columns_are_matched_by_order_and_that_is_said(
@@ -134,7 +134,7 @@ def test_without_names_columns_are_matched_by_order_and_that_is_said(
     with caplog.at_level(logging.WARNING):
         assert rows_of(append_pool(np.array([[5.0, 6]]), tmp_path / "named.zarr")) == [[3, 4], [5, 6]]
     assert "has the features b, a" in caplog.text
-    with pytest.raises(SourceError, match=r"shape \(2,\) were expected"):
+    with pytest.raises(SourceError, match=r"shape \(2,\)"):
         append_pool(np.ones((1, 3)), tmp_path / "named.zarr")
 
 
@@ -149,7 +149,7 @@ def test_a_pool_of_an_older_dal_grows_by_order(tmp_path: Path, caplog: pytest.Lo
     group.attrs["dal"] = told
     assert Pool.open(tmp_path / "old.zarr").display([0]) == {"n": [7], "new": [True]}
     source = parquet(tmp_path / "x.parquet", a=[3.0, 5], b=[4.0, 6], n=[8, None], new=[True, None])
-    with pytest.raises(SourceError, match="'new' has gaps"):
+    with pytest.raises(SourceError, match=r"'new'.*gaps"):
         append_pool(source, tmp_path / "old.zarr")
     source = parquet(tmp_path / "y.parquet", a=[3.0, 5], b=[4.0, 6], n=[8, None], new=[True, False])
     pool = append_pool(source, tmp_path / "old.zarr")
@@ -224,7 +224,7 @@ def test_a_header_of_numbers_is_refused_with_both_readings(tmp_path: Path) -> No
         "2020_01",
     )
     for other in (np.eye(2), parquet(tmp_path / "x.parquet", x=[1.0])):
-        with pytest.raises(SourceError, match="header is for CSV files"):
+        with pytest.raises(SourceError, match="`header`"):
             build_pool(other, tmp_path / "other.zarr", header=False)
 
 
@@ -260,10 +260,10 @@ def test_csv_files_as_other_programs_write_them(how: str, tmp_path: Path) -> Non
 
 
 REFUSED = {
-    "latin": (b"key,x\ncaf\xe9,1\n", "not UTF-8 in line 2.*iconv"),
+    "latin": (b"key,x\ncaf\xe9,1\n", "UTF-8.*in line 2.*iconv"),
     "UTF-16 without a mark": ("key,x\na,1\n".encode("utf-16-le"), "UTF-16.*save it as UTF-8"),
     "decimal comma": (b"key;x\na;1,5\nb;1.002,25\n", r"decimal comma.*x \(string\)"),
-    "two ways": (b"a;b,c\n1;2,3\n", "by commas or by semicolons.*sep=;"),
+    "two ways": (b"a;b,c\n1;2,3\n", "commas or semicolons.*sep=;"),
     "no names": (b",,\n1,2,3\n", "first line"),
     "text": (b"key,x\na,one\n", r"x \(string\)"),
     "all unnamed": (b",\n1,2\n", "first line"),
@@ -282,7 +282,7 @@ def test_bytes_that_are_no_utf8_behind_the_sample_are_told(tmp_path: Path, monke
     monkeypatch.setattr("dal.pool.csvs.SAMPLE_BYTES", 50)
     monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 100)
     (tmp_path / "x.csv").write_bytes(b"key,x\n" + b"".join(b"k%d,1\n" % at for at in range(60)) + b"caf\xe9,2\n")
-    with pytest.raises(SourceError, match="not UTF-8"):
+    with pytest.raises(SourceError, match=r"UTF-8.*iconv"):
         build_pool(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key")
 
 
@@ -292,7 +292,7 @@ def test_truth_values_in_csv_are_features(tmp_path: Path, small: None) -> None:
     pool = build_pool(write(tmp_path / "x.csv", text), tmp_path / "pool.zarr")
     nan = np.nan
     np.testing.assert_array_equal(pool.read(29, 33), [[1, 1, nan], [0, 0, 1], [0, nan, 0], [1, 1, 0.5]])
-    with pytest.raises(SourceError, match="'a' is maybe in row 33"):
+    with pytest.raises(SourceError, match="maybe for 'a' in row 33"):
         build_pool(write(tmp_path / "y.csv", f"{text}maybe,true,\n"), tmp_path / "other.zarr")
 
 
@@ -347,7 +347,7 @@ def test_integers_and_booleans_with_gaps_keep_their_type_whichever_block_has_the
     assert grown.display([n, n + 1]) == {"n": [None, 5], "b": [None, True]}
     text = write(tmp_path / "more.csv", "b,n,x\nFALSE,9,1\n,,2\n")
     assert append_pool(text, tmp_path / "pool.zarr").display([n + 2, n + 3]) == {"n": [9, None], "b": [False, None]}
-    with pytest.raises(SourceError, match=r"'n' holds integers.*0 \(5.5\)"):
+    with pytest.raises(SourceError, match=r"'n' must hold integers.*0 \(5.5\)"):
         append_pool(more.assign(n=5.5), tmp_path / "pool.zarr")
 
 
@@ -376,7 +376,7 @@ def test_fields_of_any_kind_go_on_as_they_began(tmp_path: Path) -> None:
     assert append_pool(second, tmp_path / "pool.zarr").display([2, 3]) | {"day": 0, "period": 0} == {
         "text": ["5", "6"], "mixed": ["2.5", ""], "day": 0, "kind": ["w", "w"], "size": [3.0, 4.0], "period": 0,
     }  # fmt: skip
-    with pytest.raises(SourceError, match=r"'size' holds numbers.*1 \('large'\)"):
+    with pytest.raises(SourceError, match=r"'size' must hold numbers.*1 \('large'\)"):
         append_pool(first.assign(size=["3", "large"]), tmp_path / "pool.zarr")
 
 
@@ -446,7 +446,7 @@ def test_tensors_are_pictures_or_embeddings(tmp_path: Path) -> None:
     flat = build_pool(pa.table({"t": turned}), tmp_path / "flat.zarr")
     np.testing.assert_array_equal(flat.read(0, 2), [turned[:1].to_numpy_ndarray().ravel(), [np.nan] * 6])
     missing = pa.ExtensionArray.from_storage(tensors.type, pa.array([None, [1] * 18], tensors.type.storage_type))
-    with pytest.raises(SourceError, match="'picture' are null in rows 0"):
+    with pytest.raises(SourceError, match=r"'picture'.*null in rows 0"):
         build_pool(pa.table({"picture": missing}), tmp_path / "missing.zarr")
 
 
@@ -477,10 +477,10 @@ def test_whole_floats_are_integers_as_ids_and_others_none(tmp_path: Path) -> Non
     assert pool.record_ids([0, 1, 2]) == ["192", "7", str(2**40)]
     assert build_pool(np.eye(2), tmp_path / "array.zarr", ids=np.array([5.0, 6])).record_ids([0, 1]) == ["5", "6"]
     for strange in (np.nan, 1.5, np.inf, 1e300):
-        with pytest.raises(SourceError, match=r"not so rows 1 \("):
+        with pytest.raises(SourceError, match=r"`ids`.*rows 1 \("):
             build_pool(whole.assign(key=[1.0, strange, 2]), tmp_path / "other.zarr", ids="key")
     for strange in (None, "", "a\0b", "\ud800", b"x", 1.5, True):
-        with pytest.raises(SourceError, match="not so rows 1 "):
+        with pytest.raises(SourceError, match=r"`ids`.*rows 1 "):
             build_pool(np.eye(3), tmp_path / "other.zarr", ids=["a", strange, "b"])
     assert not (tmp_path / "other.zarr").exists()
 
@@ -502,9 +502,9 @@ def test_texts_with_gaps_become_features(tmp_path: Path) -> None:
             other = data.assign(key=["d", "e", "f"], note="four")[["more", "note", "key"]]
             grown = append_pool(other, path, vectoriser=Length(), text="note")
             assert rows_of(grown)[3:] == [[4]] * 3
-            with pytest.raises(SourceError, match=r"text 'note'.*by name"):
+            with pytest.raises(SourceError, match=r"`text` must be 'note'"):
                 append_pool(other.assign(body="x"), path, vectoriser=Length(), text="body")
-            with pytest.raises(SourceError, match="belong together"):
+            with pytest.raises(SourceError, match="`text` and `vectoriser`"):
                 append_pool(other, path)
 
 
@@ -546,15 +546,15 @@ def test_arrays_of_dask_are_computed_some_chunks_at_a_time(tmp_path: Path, small
     grown = append_pool(array(known=False), tmp_path / "unknown.zarr", ids=[f"more {at}" for at in range(30)])
     np.testing.assert_array_equal(grown.read(30, 60), rows)
     for wrong, message in (
-        ({"ids": ids[:-1]}, "29 values of ids were given for 30"),
+        ({"ids": ids[:-1]}, "`ids` must have 30 values.*got 29"),
         ({"ids": da.ones((2, 2))}, "one value a record"),
-        ({"features": ["x"]}, "columns of a table"),
+        ({"features": ["x"]}, "`features`"),
     ):
         with pytest.raises(SourceError, match=message):
             build_pool(array(), tmp_path / "wrong.zarr", **wrong)
-    with pytest.raises(SourceError, match="31 values"):
+    with pytest.raises(SourceError, match=r"30 values.*got 31"):
         build_pool(array(known=False), tmp_path / "wrong.zarr", ids=[*ids, "x"])
-    with pytest.raises(SourceError, match="expected"):
+    with pytest.raises(SourceError, match=r"got \(5,\)"):
         build_pool(da.ones(5), tmp_path / "one.zarr")
 
 
@@ -631,7 +631,7 @@ def test_columns_of_a_frame_need_not_be_called_by_text(kind: str, tmp_path: Path
     chosen = build_pool(source, tmp_path / "chosen.zarr", features=[1])  # type: ignore[list-item]
     assert rows_of(chosen) == data[[1]].to_numpy().tolist()
     data.columns = ["x", "x"]
-    with pytest.raises(SourceError, match="same name"):
+    with pytest.raises(SourceError, match=r"unique.*\['x'\]"):
         build_pool(data, tmp_path / "twice.zarr")
 
 
@@ -686,9 +686,9 @@ def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path, small: None) -> 
     for each in (DataArray, Dataset):
         each.__module__ = "xarray.core"
     np.testing.assert_array_equal(build_pool(DataArray(), tmp_path / "xarray.zarr").read(0, 20), rows)
-    with pytest.raises(SourceError, match="a Dataset holds several arrays"):
+    with pytest.raises(SourceError, match="got a Dataset"):
         build_pool(Dataset(), tmp_path / "dataset.zarr")
-    with pytest.raises(SourceError, match=r"20,000 columns.*TruncatedSVD"):
+    with pytest.raises(SourceError, match=r"20,000; .*TruncatedSVD"):
         build_pool(sparse.csr_matrix((3, 20_000)), tmp_path / "wide.zarr")
 
 
@@ -703,7 +703,7 @@ def test_streams_are_read_once(tmp_path: Path, small: None) -> None:
         pool = build_pool(source, tmp_path / f"{number}.zarr", ids="key")
         assert rows_of(pool) == [[float(at)] for at in range(30)]
         assert pool.record_ids([29]) == ["k29"]
-    with pytest.raises(SourceError, match="read only once"):
+    with pytest.raises(SourceError, match=r"int8.*stream"):
         build_pool(table.to_reader(), tmp_path / "narrow.zarr", ids="key", dtype="int8")
     assert build_pool(table, tmp_path / "narrow.zarr", ids="key", dtype="int8").encoding == "int8"
 
@@ -714,11 +714,11 @@ def test_sources_of_other_kinds_are_named(tmp_path: Path) -> None:
     for name in ("part.0.parquet", "part.1.parquet"):
         parquet(tmp_path / "parts" / name, x=[1.0])
     for source, message in (
-        (tmp_path / "x.zarr", "is a Zarr store; an array of numbers is a pool as it is"),
-        (tmp_path / "parts", r"holds 2 tables.*dask.dataframe.read_parquet"),
-        (dd.from_pandas(frame(), npartitions=2).x, "an array or a DataFrame, got Series"),
-        (frame().x, r"shape \(40,\)"),
-        ({"x": [1]}, "this gave str"),
+        (tmp_path / "x.zarr", r"Zarr store.*x\.zarr"),
+        (tmp_path / "parts", r"2 tables.*dask.dataframe.read_parquet"),
+        (dd.from_pandas(frame(), npartitions=2).x, "of Dask, got Series"),
+        (frame().x, r"got \(40,\)"),
+        ({"x": [1]}, "Block.*got str"),
         (frame()[:0], "no rows"),
         (pa.table({"x": pa.array([], pa.float64())}), "no rows"),
     ):
@@ -771,7 +771,7 @@ def test_a_field_is_shown_alike_whatever_holds_it(values: Any, shown: list[objec
 
 
 def test_bytes_that_are_no_text_are_refused_by_field(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="'v' holds text that is no Unicode"):
+    with pytest.raises(SourceError, match=r"'v'.*Unicode"):
         build_pool(np.eye(2), tmp_path / "pool.zarr", display={"v": [b"a", b"\xff"]})
 
 
@@ -785,7 +785,7 @@ def test_display_fields_have_any_name(tmp_path: Path) -> None:
     assert build_pool(np.eye(2), path, overwrite=True).fields == ()
     assert sorted(found.name for found in path.iterdir()) == ["features", "zarr.json"]
     for wrong in ("", "a\0b", "a\ud800", 5):
-        with pytest.raises(SourceError, match="cannot name a display field"):
+        with pytest.raises(SourceError, match="name of a display field"):
             build_pool(np.eye(2), tmp_path / "other.zarr", display={wrong: [1, 2]})  # type: ignore[dict-item]
 
 
@@ -795,7 +795,7 @@ def test_a_quote_that_is_never_closed_swallows_no_records(column: str, encoding:
     display = ["note"] if column == "note" else []
     for at, end in enumerate(('2,"abc\n3,d\n', '2,"abc\n3,""\n', '2,"12"" wide\r\n3,d', '2,"\n3,d\n\n')):
         path = write(tmp_path / f"{at}.csv", f"x,{column}\n1,a\n{end}", encoding)
-        with pytest.raises(SourceError, match=f"quote is opened in the column '{column}'"):
+        with pytest.raises(SourceError, match=f"quote in the column '{column}'"):
             build_pool(path, tmp_path / "pool.zarr", features=["x"], display=display)
     for at, (end, last) in enumerate((('2,"a\nb"', "a\nb"), ('2,"a\n"\n\n', "a\n"), ('2,"a\n"""\r\n', 'a\n"'))):
         path = write(tmp_path / f"sound{at}.csv", f"x,{column}\n1,a\n{end}", encoding)
@@ -828,7 +828,7 @@ def test_columns_of_frames_that_are_called_by_numbers_or_not_at_all(tmp_path: Pa
 def test_sources_of_dask_that_are_no_frame_are_refused(tmp_path: Path) -> None:
     part = pd.DataFrame({"x": [1.0], "y": [2.0]})
     broken = dd.from_map(lambda at: part[["x", "y"][: 2 - at]], [0, 1], meta=part)
-    with pytest.raises(SourceError, match=r"no columns \['y'\]"):
+    with pytest.raises(SourceError, match=r"partitions.*\['y'\]"):
         build_pool(broken, tmp_path / "pool.zarr")
     with pytest.raises(SourceError, match="got Delayed"):
         build_pool(dd.from_pandas(part, npartitions=1).to_delayed()[0], tmp_path / "other.zarr")

@@ -1,9 +1,9 @@
-"""Reading rows of Zarr arrays so that a missing or damaged chunk is an error that names it.
+"""Reading rows of Zarr arrays so that a missing or damaged chunk raises an error that names it.
 
-Zarr returns its fill value for a chunk that is not there, and an uncompressed chunk carries no checksum of its own.
-Every read of a pool goes through this module, by one of two ways: `ChunkFiles` opens the files of local arrays that are
-not compressed (several times faster than Zarr) or compressed by Blosc or Zstandard (1.7 and 1.3 times as fast),
-`read_rows` asks Zarr for everything else.
+Zarr returns its fill value for a missing chunk, and an uncompressed chunk carries no checksum of its own. Every read of
+a pool goes through this module, by one of two ways. `ChunkFiles` opens the files of local arrays directly: several
+times faster than Zarr for uncompressed chunks, 1.7 and 1.3 times for Blosc and Zstandard. `read_rows` asks Zarr for
+everything else.
 """
 
 import itertools
@@ -30,29 +30,42 @@ PIECE_BYTES = 256 * 2**10
 CHECKSUM_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
 _OVERHEAD_BYTES = 2**16
-"""Of a chunk that does not compress; twice its size and these are more than any codec adds."""
-ABSENT = 2**64 - 1  # what a shard says of a chunk that it does not hold
+"""Allowance for data that does not compress: no codec adds more than this to twice the size of a chunk."""
+ABSENT = 2**64 - 1  # offset and length in a shard's index of a chunk that it does not hold
 REMEDY = "restore it from a copy, or build the pool again"
 
 
 def grouped(numbers: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.intp]]]:
-    """Each distinct number, ascending, with the positions that hold it."""
+    """Yield each distinct number, ascending, with the positions that hold it.
+
+    Parameters
+    ----------
+    numbers : ndarray of int64, shape (n,)
+
+    Examples
+    --------
+    >>> [(number, positions.tolist()) for number, positions in grouped(np.array([3, 1, 3]))]
+    [(1, [1]), (3, [0, 2])]
+    """
     order = np.argsort(numbers, kind="stable")
     distinct, firsts = np.unique(numbers[order], return_index=True)
     return zip(distinct.tolist(), np.split(order, firsts[1:]), strict=False)
 
 
 def read_rows(array: "zarr.Array[Any]", start: int, stop: int, *, fill: bool = False) -> npt.NDArray[Any]:
-    """Rows [start, stop) through Zarr.
+    """Return rows [start, stop), read through Zarr.
 
     Parameters
     ----------
-    array
-        Any Zarr array.
-    start, stop
+    array : zarr.Array
+    start, stop : int
         Rows, within the array.
-    fill
-        Accept the fill value where a chunk is missing.
+    fill : bool, default=False
+        Accept the fill value for a missing chunk.
+
+    Returns
+    -------
+    ndarray of shape (stop - start, ...)
 
     Raises
     ------
@@ -63,7 +76,7 @@ def read_rows(array: "zarr.Array[Any]", start: int, stop: int, *, fill: bool = F
         block = np.asarray(array[start:stop])
     except MemoryError:
         raise
-    except Exception as error:  # each codec and each store fails with exceptions of its own
+    except Exception as error:  # each codec and each store raises its own exceptions
         raise _damaged(array, start, stop, error) from error
     if not fill:
         _refuse_missing(array, start, block)
@@ -71,7 +84,15 @@ def read_rows(array: "zarr.Array[Any]", start: int, stop: int, *, fill: bool = F
 
 
 def rows_or_fill(array: "zarr.Array[Any]", start: int, stop: int) -> npt.NDArray[Any]:
-    """Rows [start, stop) of a 1-D array, its fill value where a chunk is missing; by its files where they can be read.
+    """Return rows [start, stop) of a 1-D array, with its fill value for missing chunks.
+
+    Local files are read directly where their codecs allow it, else through Zarr.
+
+    Parameters
+    ----------
+    array : zarr.Array of shape (N,)
+    start, stop : int
+        Rows, within the array.
 
     Raises
     ------
@@ -91,7 +112,23 @@ def rows_or_fill(array: "zarr.Array[Any]", start: int, stop: int) -> npt.NDArray
 
 
 def take_rows(array: "zarr.Array[Any]", rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-    """Entries of a 1-D array in the order of `rows`, each chunk read once."""
+    """Return the entries of a 1-D array in the order of `rows`; each chunk is read once.
+
+    Parameters
+    ----------
+    array : zarr.Array of shape (N,)
+    rows : ndarray of int64, shape (n,)
+        Rows, in any order; may repeat.
+
+    Returns
+    -------
+    ndarray of shape (n,)
+
+    Raises
+    ------
+    ChunkError
+        A chunk is missing, or cannot be decoded.
+    """
     taken: npt.NDArray[Any] = np.empty(len(rows), dtype=array.dtype)
     height = array.chunks[0]
     for chunk, positions in grouped(rows // height):
@@ -102,10 +139,15 @@ def take_rows(array: "zarr.Array[Any]", rows: npt.NDArray[np.int64]) -> npt.NDAr
 
 
 def missing_chunks(array: "zarr.Array[Any]") -> tuple[int, int]:
-    """How many stored objects (shards, or chunks where there are none) are missing, and how many there should be.
+    """Return the number of missing stored objects (shards, or chunks without shards), and of expected ones.
 
-    Lists names and reads no data. What it costs grows with the objects that are there, not with those that there should
-    be: an array may promise a billion chunks.
+    Lists names and reads no data. The cost grows with the objects that exist, not with the expected ones: the shape of
+    an
+    array may promise a billion chunks.
+
+    Returns
+    -------
+    missing, expected : int
     """
     stored = array.shards or array.chunks
     grid = [-(-length // step) for length, step in zip(array.shape, stored, strict=True)]
@@ -126,7 +168,7 @@ async def _count_chunks(array: "zarr.Array[Any]", grid: list[int]) -> int:
 
 
 def _stored_objects(array: "zarr.Array[Any]", start: int, stop: int) -> Iterator[tuple[str, tuple[slice, ...]]]:
-    """Key and extent of every chunk (shard, where there are shards) that holds some of rows [start, stop)."""
+    """Yield key and extent of every chunk (shard, where there are shards) that overlaps rows [start, stop)."""
     stored = array.shards or array.chunks
     grid = [range(start // stored[0], -(-stop // stored[0]))]
     grid += [range(-(-length // step)) for length, step in zip(array.shape[1:], stored[1:], strict=True)]
@@ -139,7 +181,7 @@ def _stored_objects(array: "zarr.Array[Any]", start: int, stop: int) -> Iterator
 
 
 def _damaged(array: "zarr.Array[Any]", start: int, stop: int, error: Exception) -> ChunkError:
-    # Zarr's exception does not say which of the chunks failed: ask for them one by one.
+    # Zarr's exception does not name the chunk that failed: read them one by one.
     for key, (rows, *rest) in _stored_objects(array, start, stop):
         asked = slice(max(rows.start, start), min(rows.stop, stop))
         try:
@@ -147,13 +189,13 @@ def _damaged(array: "zarr.Array[Any]", start: int, stop: int, error: Exception) 
         except Exception as cause:
             return ChunkError(f"{_named(array, key, rows)} cannot be read: {cause}; {REMEDY}")
     return ChunkError(
-        f"{array.store_path}: rows {start} to {stop - 1} could not be read at first, and then could: {error}; "
-        "the storage is not reliable, run again"
+        f"{array.store_path}: rows {start} to {stop - 1} failed to read once and then succeeded: {error}; "
+        "the storage is unreliable, run again"
     )
 
 
 def _refuse_missing(array: "zarr.Array[Any]", start: int, block: npt.NDArray[Any]) -> None:
-    # A missing chunk reads as the fill value from its first element on; only then is the store worth asking.
+    # A missing chunk is all fill value, so its first element is. Only then is the store asked, a request each.
     fill = array.fill_value
     for key, extent in _stored_objects(array, start, start + len(block)):
         rows = extent[0]
@@ -168,11 +210,11 @@ def _named(array: "zarr.Array[Any]", key: str, rows: slice) -> str:
 
 
 class _Damage(Exception):
-    """What is wrong with a file, in words."""
+    """A defect of a file; the message describes it."""
 
 
 class ChunkFiles:
-    """The files of a local array whose chunks span whole records, not compressed or in a way that is known here."""
+    """The files of a local array whose chunks span whole records, uncompressed or compressed by Blosc or Zstandard."""
 
     def __init__(self, array: "zarr.Array[Any]", directory: Path, codecs: list[str], *, fill: bool) -> None:
         self._array = array
@@ -185,7 +227,14 @@ class ChunkFiles:
 
     @classmethod
     def of(cls, array: "zarr.Array[Any]", *, fill: bool) -> "ChunkFiles | None":
-        """Return the files of `array`, or None where it must be read through Zarr."""
+        """Return the files of `array`, or None where it must be read through Zarr.
+
+        Parameters
+        ----------
+        array : zarr.Array
+        fill : bool
+            Fill missing chunks with the array's fill value instead of raising an error.
+        """
         store = array.store
         codecs = _known_codecs(array)
         whole_records = array.chunks[1:] == array.shape[1:] == (array.shards or array.chunks)[1:]
@@ -194,12 +243,19 @@ class ChunkFiles:
         return cls(array, Path(store.root) / array.path, codecs, fill=fill)
 
     def reading(self, chunk: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
-        """Fill `target`, as long as a whole chunk, with the bytes of one chunk, piece by piece.
+        """Fill `target` with the bytes of one chunk, piece by piece.
+
+        Parameters
+        ----------
+        chunk : int
+            Number of the (inner) chunk.
+        target : ndarray of uint8
+            As long as a whole chunk.
 
         Yields
         ------
         int
-            How many bytes are there. Nothing vouches for them before the last one is: the checksum stands at the end.
+            Number of bytes filled so far. Nothing is verified before the last one: the checksum stands at the end.
 
         Raises
         ------
@@ -228,19 +284,21 @@ class ChunkFiles:
             most = 2 * len(target) + _OVERHEAD_BYTES
             stored = file.read(most + 1 if length < 0 else min(length, most + 1))
             if len(stored) > most:
-                raise _Damage(f"it has more than {most} bytes, compressed, of {len(target)}")
+                raise _Damage(
+                    f"its compressed chunk must have at most {most} bytes for {len(target)} bytes of data, got more"
+                )
             self._decompress(_without_checksum(stored, "it") if self._tail_bytes else stored, target)
         else:
             yield from self._copied(file, target)
             if length < 0 and file.read(1):
-                raise _Damage(f"it is longer than {len(target) + self._tail_bytes} bytes")
+                raise _Damage(f"it must have {len(target) + self._tail_bytes} bytes, got more")
 
     def _found(self, file: BufferedReader, inner: int) -> int | None:
-        """Move to a chunk in a shard and give its length; None where the shard holds nothing but the fill value."""
+        """Seek to a chunk in a shard and return its length; None where the shard does not hold it."""
         index_bytes = 16 * self._per_file + CHECKSUM_BYTES
         end = file.seek(0, SEEK_END)
         if end < index_bytes:
-            raise _Damage(f"it has {end} bytes, less than the index of a shard")
+            raise _Damage(f"it must have at least the {index_bytes} bytes of a shard's index, got {end}")
         file.seek(end - index_bytes)
         index = _without_checksum(file.read(index_bytes), "the index of the shard")
         offset, length = np.frombuffer(index, dtype="<u8", count=2, offset=16 * inner).tolist()
@@ -251,13 +309,13 @@ class ChunkFiles:
 
     def _copied(self, file: BufferedReader, target: npt.NDArray[np.uint8]) -> Iterator[int]:
         readonly = target.view()
-        readonly.flags.writeable = False  # the checksum takes nothing else
+        readonly.flags.writeable = False  # google_crc32c accepts only read-only buffers
         crc = 0
         for first in range(0, len(target), PIECE_BYTES):
             piece = slice(first, min(first + PIECE_BYTES, len(target)))
             got = file.readinto(target[piece].data)
             if got != piece.stop - first:
-                raise _Damage(f"it ends after {first + got} of {len(target)} bytes")
+                raise _Damage(f"it must have {len(target)} bytes, got {first + got}")
             if self._tail_bytes:
                 crc = google_crc32c.extend(crc, readonly[piece])
             if piece.stop < len(target):
@@ -274,13 +332,13 @@ def _without_checksum(stored: bytes, what: str) -> bytes:
 
 
 def _from_blosc(data: bytes, target: npt.NDArray[np.uint8]) -> None:
-    # Its header says how long it will be and how long it is. Blosc believes it: it would read past the end of a chunk
-    # that was cut off, and of a short one leave the end of the buffer as it was.
+    # Blosc trusts the two lengths in its header: it would read past the end of a truncated chunk, and leave the end of
+    # the buffer unwritten for a short one.
     length, stored = (int.from_bytes(data[at : at + 4], "little") for at in (4, 12))
     if stored != len(data) or len(data) < _BLOSC_HEADER_BYTES:
-        raise _Damage(f"it has {len(data)} bytes, and says that it has {stored}")
+        raise _Damage(f"it must have {stored} bytes by its header, got {len(data)}")
     if length != len(target):
-        raise _Damage(f"it decompresses to {length} bytes, expected {len(target)}")
+        raise _Damage(f"it must decompress to {len(target)} bytes, got {length}")
     try:
         blosc.decompress(data, target)
     except (RuntimeError, ValueError) as error:
@@ -288,11 +346,11 @@ def _from_blosc(data: bytes, target: npt.NDArray[np.uint8]) -> None:
 
 
 def _from_zstd(data: bytes, target: npt.NDArray[np.uint8]) -> None:
-    # Arrow's, because it takes no more memory than the length that is expected: 12 kB may decompress to 400 MB.
+    # Arrow's decoder allocates only the expected length: with others, 12 kB may decompress to 400 MB.
     try:
         whole = pa.decompress(data, decompressed_size=len(target), codec="zstd")
     except (OSError, ValueError) as error:
-        raise _Damage(f"it does not decompress to {len(target)} bytes ({error})") from error
+        raise _Damage(f"it must decompress to {len(target)} bytes ({error})") from error
     target[:] = np.frombuffer(whole, dtype=np.uint8)
 
 
@@ -300,7 +358,7 @@ _DECOMPRESS = {"blosc": _from_blosc, "zstd": _from_zstd}
 
 
 def _known_codecs(array: "zarr.Array[Any]") -> list[str] | None:
-    """Names of the codecs of a chunk, if they are little-endian bytes, perhaps compressed, and perhaps crc32c."""
+    """Return the names of a chunk's codecs; None for any that `ChunkFiles` does not read."""
     if array.metadata.zarr_format != 3 or array.dtype != array.dtype.newbyteorder("<"):
         return None
     codecs: list[dict[str, Any]] = [dict(codec.to_dict()) for codec in array.metadata.codecs]

@@ -1,4 +1,4 @@
-"""How a file of separated values is written: encoding, separator, header. What cannot be told for sure is refused."""
+"""Dialects of separated values: encoding, separator, header. Ambiguous files are refused."""
 
 import codecs
 import re
@@ -11,7 +11,7 @@ import pyarrow as pa
 from dal.errors import SourceError
 
 ENDINGS = {".csv": None, ".tsv": "\t", ".tab": "\t"}
-"""Endings of names, and the separator that they promise; it is believed where it cuts the header."""
+"""Suffixes, and the separator that each promises; it is used where it splits the header."""
 COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 SAMPLE_BYTES = 2**20
 COMPARED_RECORDS = 100
@@ -22,14 +22,20 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_TOLD = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _BLANK_LINES = re.compile(r"\ufeff?(?:[ \t]*(?:\r\n|\n|\r))*")
 _SEP_LINE = re.compile(r'"?sep=(.)"?[ ]*(?:\r\n|\n|\r)', re.IGNORECASE)
 DECIMAL_COMMA = r"^\s*[+-]?(\d+|\d{1,3}(\.\d{3})+),\d+\s*$"
 
 
 def ending_of(path: Path) -> str:
-    """Return the ending that says what a file holds, in small letters and without that of a compression."""
+    """Return the suffix that names the format, in lower case and without that of a compression.
+
+    Examples
+    --------
+    >>> ending_of(Path("data.CSV.gz"))
+    '.csv'
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if len(suffixes) > 1 and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -42,11 +48,15 @@ class Dialect:
 
     Attributes
     ----------
+    path : Path
+    encoding : str
+        "utf-8", "utf-16" or "utf-32".
     separator : str
     names : tuple of str
-        One for each column: of the header, or f0, f1, ... where there is none. An unnamed one is called as by pandas.
+        One for each column, from the header, or f0, f1, ... without one. Unnamed columns are called as pandas calls
+        them.
     unnamed : tuple of str
-        Those that the header does not name.
+        Columns without a name in the header.
     """
 
     path: Path
@@ -55,16 +65,16 @@ class Dialect:
     names: tuple[str, ...]
     unnamed: tuple[str, ...]
     skipped: int
-    """Bytes before the first record, in UTF-8."""
+    """Bytes before the first record, counted in UTF-8."""
 
     def ends_in_quotes(self) -> bool:
-        """Say whether the file ends with a quote that closes a field."""
+        """Check whether the file ends with a quote that closes a field."""
         kept = b""
         with self.open() as stream:
             while read := stream.read(SAMPLE_BYTES):
                 kept = (kept + read)[-SAMPLE_BYTES:]
         tail = kept.rstrip(b"\r\n")
-        return (len(tail) - len(tail.rstrip(b'"'))) % 2 == 1  # two stand for a quote within the field
+        return (len(tail) - len(tail.rstrip(b'"'))) % 2 == 1  # a doubled quote stands for one within the field
 
     def open(self) -> "pa.NativeFile":
         """Open the file at its first record, as UTF-8 without compression."""
@@ -78,21 +88,20 @@ class Dialect:
 
 
 def dialect_of(path: Path, *, header: bool | None, wanted: Sequence[str]) -> Dialect:
-    """Find out how a file is written.
+    """Detect how a file is written.
 
     Parameters
     ----------
-    path
-        Of the file.
-    header
-        Whether its first line names the columns. Default: it does, and is refused where it holds numbers.
-    wanted
-        Names that the columns are asked by; where they are all in the first line, it is a header.
+    path : Path
+    header : bool or None
+        Whether the first line names the columns. None: it does, and is refused where it holds numbers.
+    wanted : sequence of str
+        Column names that the caller asks for; a first line that holds them all is a header.
 
     Raises
     ------
     SourceError
-        It cannot be told, or is not supported; the message says what to do.
+        The dialect is ambiguous or not supported; the message says what to do.
     """
     with _opened(path) as stream:
         sample = stream.read(SAMPLE_BYTES)
@@ -100,11 +109,12 @@ def dialect_of(path: Path, *, header: bool | None, wanted: Sequence[str]) -> Dia
     text = _decoded(path, sample, encoding)
     blank = _BLANK_LINES.match(text)
     start = blank.end() if blank else 0
-    if told := _SEP_LINE.match(text, start):
-        separator, start = told.group(1), told.end()
+    if marked := _SEP_LINE.match(text, start):
+        separator, start = marked.group(1), marked.end()
         if not separator.isascii() or separator == '"':
             raise SourceError(
-                f"{path}: the line sep= names {separator!r}; a sign of ASCII other than a quote is expected"
+                f"{path}: the separator in the line sep= must be an ASCII character other than a quote, got "
+                f"{separator!r}"
             )
     else:
         promised = ENDINGS.get(ending_of(path))
@@ -112,14 +122,14 @@ def dialect_of(path: Path, *, header: bool | None, wanted: Sequence[str]) -> Dia
         separator = promised if promised is not None and cuts else _separator(path, text, start)
     found = _record(text, start, separator)
     if found is None or not any(found[0]):
-        raise SourceError(f"{path} is empty, or its first line is: a line with the names of the columns was expected")
+        raise SourceError(f"{path}: the first line must name the columns, got nothing; add a header")
     fields, end = found
     if header is None and not (wanted and set(wanted) <= set(fields)):
         numbers = [name for name in fields if _is_number(name)]
         if numbers:
             raise SourceError(
-                f"{path}: the first line holds numbers ({', '.join(numbers[:5])}). If it is a record, pass "
-                "header=False (--no-header); if these are the names of the columns, header=True (--header)"
+                f"{path}: the first line must hold names, got the numbers {', '.join(numbers[:5])}; if it is a record, "
+                "pass header=False (--no-header); if these are the names of the columns, header=True (--header)"
             )
     if header is False:
         skipped, names = start, tuple(f"f{at}" for at in range(len(fields)))
@@ -128,7 +138,7 @@ def dialect_of(path: Path, *, header: bool | None, wanted: Sequence[str]) -> Dia
         skipped = end
         names = tuple(name or _free(f"Unnamed: {at}", fields) for at, name in enumerate(fields))
         unnamed = tuple(name for name, given in zip(names, fields, strict=True) if not given)
-    # The transcoder has taken the mark away where there was one in UTF-16; in UTF-8 it is the first character.
+    # The transcoder has removed a byte order mark of UTF-16; in UTF-8 it is the first character.
     return Dialect(path, encoding, separator, names, unnamed, len(text[:skipped].encode()))
 
 
@@ -142,7 +152,9 @@ def _opened(path: Path) -> "pa.NativeFile":
 
 def _decoded(path: Path, sample: bytes, encoding: str) -> str:
     if encoding == "utf-8" and b"\0" in sample[:4096]:
-        raise SourceError(f"{path} holds zero bytes, as UTF-16 without a byte order mark does; save it as UTF-8")
+        raise SourceError(
+            f"{path} must be UTF-8, got zero bytes, as in UTF-16 without a byte order mark; save it as UTF-8"
+        )
     try:
         return codecs.getincrementaldecoder(encoding)().decode(sample)
     except UnicodeDecodeError as error:
@@ -150,24 +162,24 @@ def _decoded(path: Path, sample: bytes, encoding: str) -> str:
 
 
 def not_utf8(path: Path, line: int | None = None) -> str:
-    """Say that a file is in another encoding, and what to do."""
+    """Return the message for a file in another encoding, with what to do."""
     where = "" if line is None else f" in line {line}"
     return (
-        f"{path} is not UTF-8{where}; save it as UTF-8, such as by `iconv -f WINDOWS-1252 -t UTF-8`, if that is the "
-        "encoding it was written in"
+        f"{path} must be UTF-8, got other bytes{where}; save it as UTF-8, for example with "
+        "`iconv -f WINDOWS-1252 -t UTF-8` if that is its encoding"
     )
 
 
 def _separator(path: Path, text: str, start: int) -> str:
-    """Return the separator that cuts all of the first records into equally many fields."""
+    """Return the separator that splits all of the first records into equally many fields."""
     cutting = [each for each in SEPARATORS if len((_record(text, start, each) or ([], 0))[0]) > 1]
     if len(cutting) < 2:
         return cutting[0] if cutting else ","
     even = [each for each in cutting if _is_even(text, start, each)]
     if len(even) > 1:
         raise SourceError(
-            f"{path} could be cut by {' or by '.join(_TOLD[each] for each in even)}: say which in a first line of its "
-            "own, such as sep=;"
+            f"{path} must have one possible separator, got {' or '.join(_NAMES[each] for each in even)}; name it in an "
+            "extra first line, such as sep=;"
         )
     return even[0] if even else cutting[0]
 
@@ -176,7 +188,7 @@ def _is_even(text: str, start: int, separator: str) -> bool:
     widths, at = set(), start
     for _ in range(COMPARED_RECORDS):
         found = _record(text, at, separator)
-        if found is None or found[1] >= len(text):  # the last one may be cut by the end of the sample
+        if found is None or found[1] >= len(text):  # the end of the sample may cut the last record
             widths |= {len(found[0])} if found and len(text) < SAMPLE_BYTES // 8 and any(found[0]) else set()
             break
         if any(found[0]):
@@ -186,7 +198,7 @@ def _is_even(text: str, start: int, separator: str) -> bool:
 
 
 def _record(text: str, start: int, separator: str) -> tuple[list[str], int] | None:
-    """Cut one record into its fields; returns where the next one begins. None where a quote is not closed."""
+    """Split one record into its fields, and return where the next one begins; None where a quote is not closed."""
     ends = re.compile(f"[{re.escape(separator)}\r\n]")
     fields: list[str] = []
     at = start
@@ -206,7 +218,7 @@ def _record(text: str, start: int, separator: str) -> tuple[list[str], int] | No
 
 
 def _is_number(text: str) -> bool:
-    if "_" in text:  # Python takes 2020_01 for a number
+    if "_" in text:  # float() accepts 2020_01
         return False
     if text.strip().lower() in ("true", "false"):
         return True

@@ -1,8 +1,8 @@
-"""How features are stored: as float32 or, to read fewer bytes, as one of the narrower types; and read back as float32.
+"""Stored types of features: float32, or a narrower type that takes fewer bytes to read; decoding to float32.
 
-What NumPy has no type for is stored in one that it has: bfloat16, the upper half of a float32, as uint16; int8 as whole
-steps of one float32 scale for each feature. The pool's attributes name the encoding, so a uint16 array that dal did not
-write stays one of integers.
+Types that NumPy lacks are stored in one that it has: bfloat16, the upper half of a float32, as uint16; int8 as whole
+steps of one float32 scale for each feature. The pool's attributes name the encoding, so that a uint16 array of another
+program stays one of integers.
 """
 
 import math
@@ -16,49 +16,54 @@ from dal.errors import SourceError
 
 NAMED = 5
 STEPS = 127
-"""The largest int8 that is used: -128 would make the range lopsided."""
+"""The largest int8 used: with -128 the range would be lopsided."""
 QUIET_NAN = np.uint32(0x40)
 
 Features = npt.NDArray[Any]
 Floats32 = npt.NDArray[np.float32]
 Encode = Callable[[Features, int], Features]
-"""From features of any type of number, and the row of the first, to what is stored."""
+"""Convert features of any numeric type, the first of them at a given row, to the stored type."""
 Decode = Callable[[npt.NDArray[Any], Floats32], None]
-"""From what is stored to float32, into an array of the same shape."""
+"""Convert stored values to float32, into an array of the same shape."""
 
 
 def encoder(name: str | None, scale: Floats32 | None = None) -> Encode:
-    """Return what turns features into what is stored.
+    """Return the function that converts features to their stored type.
 
     Parameters
     ----------
-    name
-        One of `dal.choices.ENCODINGS`, or None: uint8 stays uint8, all else becomes float32.
-    scale : array of shape (d,), optional
-        For int8.
+    name : str or None
+        One of `dal.choices.ENCODINGS`. None keeps uint8 and converts everything else to float32.
+    scale : ndarray of float32, shape (d,), optional
+        For int8: the step of each feature, from `scale_of`.
 
     Returns
     -------
     Encode
-        Raises `SourceError` for records that cannot be stored so; the rows are named.
+        Raises `SourceError` for records that the type cannot hold; the message names their rows.
+
+    Examples
+    --------
+    >>> encoder("float16")(np.array([[1.5, 1e6]]), 0).tolist()
+    [[1.5, inf]]
     """
     if name is None:
         return _as_given
     if name == "int8":
-        assert scale is not None  # found by `scale_of`
+        assert scale is not None  # computed by `scale_of`
         return lambda features, row: _to_int8(features, row, scale)
     return _ENCODERS[name]
 
 
 def decoder(name: str, scale: Floats32 | None) -> Decode:
-    """Return what turns what is stored into float32.
+    """Return the function that converts stored values to float32.
 
     Parameters
     ----------
-    name
-        Of the encoding.
-    scale : array of shape (d,), optional
-        Where the stored values are steps of it.
+    name : str
+        Name of the encoding.
+    scale : ndarray of float32, shape (d,), optional
+        The step of each feature, where the stored values are steps.
     """
     if scale is not None:
         return lambda stored, target: _from_int8(stored, target, scale)
@@ -73,10 +78,14 @@ def scale_of(blocks: Iterable[Features]) -> Floats32:
     blocks : iterable of arrays of shape (n, ...)
         All records, in order.
 
+    Returns
+    -------
+    ndarray of float32, shape (d,)
+
     Raises
     ------
     SourceError
-        Records are NaN or infinite, which int8 does not have; the rows are named.
+        Records hold NaN or infinity, which int8 lacks; the message names their rows.
     """
     largest: Floats32 = np.zeros(1, dtype=np.float32)
     row = 0
@@ -87,7 +96,8 @@ def scale_of(blocks: Iterable[Features]) -> Floats32:
             _refuse_not_finite(features, row)
         largest = np.maximum(largest, of_block)
         row += len(block)
-    # In float32, subnormal scales are too coarse for 127 steps of them to reach, and the largest would overflow.
+    # A subnormal scale is too coarse for 127 steps to reach the maximum, and the largest scale times 127 would
+    # overflow.
     most = np.nextafter(np.float32(np.finfo(np.float32).max / STEPS), np.float32(0))
     scale = np.clip(largest / np.float32(STEPS), np.finfo(np.float32).tiny, most)
     return np.where(largest > 0, scale, np.float32(1))
@@ -110,9 +120,9 @@ def _to_float16(features: Features, row: int) -> Features:
 def _to_bfloat16(features: Features, row: int) -> Features:
     floats = _to_float32(features, row)
     bits = floats.view(np.uint32)
-    # Half a step less one, and one more where the last kept bit is set: ties go to even, and the largest go to inf.
+    # Add half a step less one, plus one where the last kept bit is set: ties go to even, the largest values go to inf.
     upper = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    # Of a NaN only the upper half is kept, which might be that of inf.
+    # Truncating a NaN may leave the bits of inf: set the quiet bit.
     upper = np.where(np.isnan(floats), (bits >> np.uint32(16)) | QUIET_NAN, upper)
     return upper.astype(np.uint16)
 
@@ -120,12 +130,12 @@ def _to_bfloat16(features: Features, row: int) -> Features:
 def _to_int8(features: Features, row: int, scale: Floats32) -> Features:
     floats = _flat(_to_float32(features, row))
     steps = np.rint(floats / scale)
-    beyond = ~(np.abs(steps) <= STEPS).all(axis=1)  # of NaN, too
+    beyond = ~(np.abs(steps) <= STEPS).all(axis=1)  # negated, so that NaN counts as beyond
     if beyond.any():
         _refuse_not_finite(floats, row)
         raise SourceError(
-            f"rows {_rows(beyond, row)} hold values beyond the largest that were found before; the source changed "
-            "while it was read"
+            f"`int8` values must stay within the range of the first pass, got others in rows {_rows(beyond, row)}: "
+            "the source changed while it was read; build again"
         )
     return steps.astype(np.int8).reshape(features.shape)
 
@@ -137,37 +147,39 @@ def _to_uint8(features: Features, row: int) -> Features:
     strange = ~_flat(whole).all(axis=1)
     if strange.any():
         raise SourceError(
-            f"uint8 stores whole numbers from 0 to 255, and rows {_rows(strange, row)} hold others; take float32, "
-            "bfloat16 or int8"
+            f"`uint8` features must be whole numbers from 0 to 255, got others in rows {_rows(strange, row)}; "
+            "use float32, bfloat16 or int8"
         )
     return features.astype(np.uint8)
 
 
 def _flat(features: Features) -> Features:
-    return features.reshape(len(features), math.prod(features.shape[1:]))  # -1 is refused where there are no rows
+    return features.reshape(len(features), math.prod(features.shape[1:]))  # NumPy refuses -1 for zero rows
 
 
 def _refuse_not_finite(floats: Floats32, row: int) -> None:
     strange = ~np.isfinite(floats).all(axis=1)
     if strange.any():
         raise SourceError(
-            f"int8 has neither NaN nor infinity, and rows {_rows(strange, row)} hold them; take float32 or bfloat16, "
+            f"`int8` features must be finite, got NaN or infinity in rows {_rows(strange, row)}; use float32, "
+            "bfloat16, "
             "or leave these records out"
         )
 
 
 def _rows(which: npt.NDArray[np.bool_], row: int) -> str:
     found = np.flatnonzero(which)
-    told = ", ".join(str(row + n) for n in found[:NAMED].tolist())
-    return told if len(found) <= NAMED else f"{told} and {len(found) - NAMED} after them"
+    first = ", ".join(str(row + n) for n in found[:NAMED].tolist())
+    return first if len(found) <= NAMED else f"{first} and {len(found) - NAMED} more"
 
 
-# Two passes over a tile in the cache are faster than one through NumPy's buffers for mixed types, and neither takes a
-# temporary array.
+# Two passes over a tile in the cache are faster than one through NumPy's buffers for mixed types, and need no temporary
+# array.
 
 
 def _cast(stored: npt.NDArray[Any], target: Floats32) -> None:
-    # A float64 beyond float32 becomes inf, which the scan counts as invalid: no warning for each tile.
+    # A float64 beyond float32 becomes inf, which the scan counts as invalid: a warning for each tile would only be
+    # noise.
     with np.errstate(over="ignore"):
         target[...] = stored
 

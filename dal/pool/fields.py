@@ -1,8 +1,9 @@
-"""Display fields and record ids: whatever values a user has, as one of a few kinds that are stored.
+"""Display fields and record ids: convert a user's values to one of a few kinds that are stored.
 
-A field has one kind in the whole pool, whichever block has a gap, and keeps it when the pool grows. Between source and
+A field has one kind in the whole pool, even where blocks have gaps, and keeps it when the pool grows. Between source
+and
 store its values are an Arrow array, in which a gap is null. In the store a gap is "" among texts, NaN among numbers,
-`NO_INTEGER` among integers and `NO_BOOLEAN` among booleans, which are int8 for its sake.
+`NO_INTEGER` among integers and `NO_BOOLEAN` among booleans, which are stored as int8 to have room for it.
 """
 
 import functools
@@ -26,7 +27,7 @@ NAMED = 5
 NO_INTEGER = np.iinfo(np.int64).min
 NO_BOOLEAN = -1
 WHOLE = {2: 2**11, 4: 2**24}
-"""Up to here a float of so many bytes tells every whole number from the next; a float64 up to 2**53."""
+"""Largest whole number up to which a float of so many bytes is exact, by bytes; for float64 it is 2**53."""
 CHECKED_IDS = 2**16
 MAX_NAME_BYTES = 200
 """Longest name of an array; file systems take 255 bytes, and Zarr adds to the names of files while it writes."""
@@ -45,12 +46,18 @@ _WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 
 def kind_of(values: "pa.Array") -> str | None:
-    """Return the kind of values that `as_field` gave; None where there are only gaps."""
+    """Return the kind of values that `as_field` returned; None where all are gaps."""
     return next((kind for kind, stored in KINDS.items() if values.type == stored), None)
 
 
 def stored_type(kind: str) -> np.dtype[Any]:
-    """Return the NumPy type in which a kind is stored."""
+    """Return the NumPy type in which a kind is stored.
+
+    Examples
+    --------
+    >>> stored_type("boolean")
+    dtype('int8')
+    """
     types: dict[str, np.dtype[Any]] = {
         "text": TEXT,
         "integer": np.dtype(np.int64),
@@ -65,63 +72,96 @@ def as_field(name: str, values: Values, row: int, height: int) -> "pa.Array":
 
     Parameters
     ----------
-    name
-        Of the field; it becomes a path in the store.
-    values
-        One a record.
-    row
+    name : str
+        Name of the field; it becomes a path in the store.
+    values : sequence
+        One value a record.
+    row : int
         Row of the first record.
-    height
+    height : int
         Number of records.
+
+    Returns
+    -------
+    pyarrow.Array of length `height`
 
     Raises
     ------
     SourceError
-        They cannot be shown.
+        The values cannot be stored as a field; the message begins with the field's name.
     """
     field_path(name)
     refuse_no_sequence(values, f"the display field {name!r}")
     shape = getattr(values, "shape", None)
     if shape is not None and len(shape) != 1:
-        raise SourceError(f"the display field {name!r} has shape {shape}; a field has one value a record")
+        raise SourceError(
+            f"the display field {name!r} must have one value a record, got shape {shape}; pass one column"
+        )
     if len(values) != height:
-        raise SourceError(f"{len(values)} values of {name!r} were given for the {height} records from row {row} on")
+        raise SourceError(
+            f"{name!r} must have {height} values, one for each record from row {row} on, got {len(values)}"
+        )
     try:
         array = _one_kind(_arrow(values))
     except UnicodeError as error:
-        raise SourceError(f"{name!r} holds text that is no Unicode, from row {row} on: {error}; mend it") from error
+        raise SourceError(f"{name!r} must hold valid Unicode, from row {row} on: {error}; correct the text") from error
     except (pa.ArrowException, TypeError) as error:
-        raise SourceError(f"{name!r} cannot be shown, from row {row} on: {error}; store it as text") from error
+        raise SourceError(
+            f"{name!r} must hold values that can be shown, from row {row} on: {error}; store text"
+        ) from error
     if array.type == pa.int64() and pc.any(pc.equal(array, NO_INTEGER)).as_py():
-        raise SourceError(f"{name!r} holds {NO_INTEGER}, which stands for a gap; store the field as text")
+        raise SourceError(f"{name!r} must not hold {NO_INTEGER}, which marks a gap; store the field as text")
     return array
 
 
 def field_path(name: object) -> str:
-    """Return the path in a pool of the array of a display field: by its name, where that can be one in any store.
+    """Return the path in a pool of a display field's array: its name, or a digest where no store could use the name.
+
+    Parameters
+    ----------
+    name : str
+        Name of the field.
 
     Raises
     ------
     SourceError
-        It cannot name a field.
+        The name is empty or no valid text.
+
+    Examples
+    --------
+    >>> field_path("title"), field_path("a/b")[:8]
+    ('fields/title', 'fields/~')
     """
     if not isinstance(name, str) or not name or flaw(name):
-        raise SourceError(f"{name!r} cannot name a display field: a text of Unicode was expected; rename it")
+        raise SourceError(f"the name of a display field must be a text, got {name!r}; rename it")
     if _PLAIN_NAME.fullmatch(name) and name != "zarr.json" and len(name.encode()) <= MAX_NAME_BYTES:
         return f"fields/{name}"
     return f"fields/~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 def refuse_no_sequence(values: Values, what: str) -> None:
-    """Refuse what has no order, and what is one value, where one value a record was expected."""
+    """Raise an error for values without an order and for a single value.
+
+    Parameters
+    ----------
+    values : object
+        Values from a user.
+    what : str
+        Name of the values, for the message.
+
+    Raises
+    ------
+    SourceError
+        `values` is a text, a set, a mapping or has no length.
+    """
     if isinstance(values, str | bytes | Set | Mapping) or not hasattr(values, "__len__"):
         raise SourceError(
-            f"{what}: a list or an array with one value a record was expected, got {type(values).__name__}"
+            f"{what}: must be a list or an array with one value a record, got {type(values).__name__}; pass a list"
         )
 
 
 def _arrow(values: Values) -> "pa.Array":
-    """Convert values to Arrow as they are: what is no value becomes null."""
+    """Convert values to Arrow unchanged; missing values become null."""
     if isinstance(values, pa.ChunkedArray):
         return values.combine_chunks()
     if isinstance(values, pa.Array):
@@ -140,7 +180,16 @@ def _arrow(values: Values) -> "pa.Array":
 
 
 def of_pandas(values: Any) -> "pa.Array":  # noqa: ANN401 - a Series or an array of pandas
-    """Convert values of a type of pandas, not objects, to Arrow; what Arrow would show otherwise becomes text."""
+    """Convert values of a pandas type, not objects, to Arrow; types that Arrow would show differently become text.
+
+    Parameters
+    ----------
+    values : pandas.Series or pandas.api.extensions.ExtensionArray
+
+    Returns
+    -------
+    pyarrow.Array
+    """
     if is_pandas(values.dtype, "SparseDtype"):
         return _arrow(np.asarray(values))
     if is_pandas(values.dtype, "PeriodDtype", "IntervalDtype") or values.dtype.kind == "m":
@@ -182,7 +231,13 @@ def duration_text(nanoseconds: int | None) -> str | None:
 
 
 def as_texts(values: list[Any]) -> "pa.Array":
-    """Convert values of any kind to text as Python writes them; what is no value becomes null."""
+    """Convert values of any kind to text as Python writes them; missing values become null.
+
+    Examples
+    --------
+    >>> as_texts([1, None, "a"]).to_pylist()
+    ['1', None, 'a']
+    """
     return pa.array([None if is_gap(value) else worded(value) for value in values], pa.large_string())
 
 
@@ -202,20 +257,20 @@ def _of_objects(values: list[Any]) -> "pa.Array":
 
 
 def worded(value: object) -> str:
-    """Return a value as text."""
+    """Return a value as text; bytes are decoded as UTF-8."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def is_gap(value: object) -> bool:
-    """Return whether a value is none: None, NaN, NA, NaT."""
-    # pandas' own by the names of their types: pandas is a second to import.
+    """Check whether a value is missing: None, NaN, NA or NaT."""
+    # pandas' markers are recognised by the names of their types: pandas takes a second to import.
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, float) and value != value
 
 
 def _one_kind(array: "pa.Array") -> "pa.Array":
-    """Cast to the type of one of the kinds; text where no other keeps the values."""
+    """Cast to the type of one of the kinds; text where no other kind keeps the values."""
     array = plain(array)
     types, kind = pa.types, array.type
     if types.is_null(kind) or types.is_boolean(kind):
@@ -224,29 +279,29 @@ def _one_kind(array: "pa.Array") -> "pa.Array":
         return array.cast(pa.float64())
     if types.is_integer(kind) and kind != pa.uint64():
         return array.cast(pa.int64())
-    if types.is_duration(kind):  # Arrow writes the number of units
+    if types.is_duration(kind):  # as text, Arrow writes only the number of units
         return _of_durations(array.to_numpy(zero_copy_only=False))
     return array.cast(pa.large_string())
 
 
 def as_kind(array: "pa.Array", kind: str, name: str, row: int) -> "pa.Array":
-    """Cast values that `as_field` gave to the kind that the field has in the pool.
+    """Cast values that `as_field` returned to the kind that the field has in the pool.
 
     Parameters
     ----------
-    array
+    array : pyarrow.Array
         Values.
-    kind
+    kind : str
         One of `KINDS`.
-    name
-        Of the field.
-    row
+    name : str
+        Name of the field.
+    row : int
         Row of the first value.
 
     Raises
     ------
     SourceError
-        That would change values; the rows are named.
+        The cast would change values; the message names their rows.
     """
     target = KINDS[kind]
     if array.type == target:
@@ -254,22 +309,22 @@ def as_kind(array: "pa.Array", kind: str, name: str, row: int) -> "pa.Array":
     if pa.types.is_null(array.type):
         return pa.nulls(len(array), target)
     if kind == "text":
-        # As Python writes them, and so CSV files of pandas: True, not true.
+        # As Python and the CSV files of pandas write them: True, not Arrow's true.
         return as_texts(array.to_pylist()) if pa.types.is_boolean(array.type) else array.cast(target)
     found = [_parsed(value, kind) for value in array.to_pylist()]
     strange = [at for at, value in enumerate(found) if value is ...]
     if strange:
         values = array.to_pylist()
-        told = ", ".join(f"{row + at} ({values[at]!r})" for at in strange[:NAMED])
+        named = ", ".join(f"{row + at} ({values[at]!r})" for at in strange[:NAMED])
         raise SourceError(
-            f"the display field {name!r} holds {kind}s, and these rows do not: {told}. Give the field one type in all "
-            "records; as text, it takes any"
+            f"the display field {name!r} must hold {kind}s, got others in rows {named}; give the field one type in all "
+            "records, such as text, which takes any"
         )
     return pa.array(found, target)
 
 
 def _parsed(value: object, kind: str) -> Any:  # noqa: ANN401 - a value of the kind, None for a gap, else ...
-    """Read a value as one of another kind, if that loses nothing."""
+    """Parse a value as one of another kind; return ... where that would lose something."""
     if is_gap(value) or value == "":
         return None
     if kind == "boolean":
@@ -288,39 +343,44 @@ def _parsed(value: object, kind: str) -> Any:  # noqa: ANN401 - a value of the k
 
 
 def to_store(array: "pa.Array", name: str, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Convert values of one of the kinds to what is stored.
+    """Convert values of one of the kinds to their stored type.
 
     Parameters
     ----------
-    array
+    array : pyarrow.Array
         Values.
-    name
-        Of the field.
-    dtype
-        Of the array in the store; older pools keep booleans as such, and have no room for gaps.
+    name : str
+        Name of the field.
+    dtype : numpy.dtype
+        Type of the array in the store. Older pools store booleans as bool, without room for gaps.
+
+    Raises
+    ------
+    SourceError
+        A boolean has gaps, and the pool has no room for them.
     """
     kind = kind_of(array)
-    assert kind is not None  # `as_kind` was there before
+    assert kind is not None  # `as_kind` has cast it
     if kind == "text":
         return np.array(array.fill_null("").to_pylist(), dtype=TEXT)
     if kind == "number":
         return np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float64)
     if dtype == np.bool_ and array.null_count:
-        raise SourceError(f"{name!r} has gaps, and this pool was built by an older dal that has none: fill them")
+        raise SourceError(f"{name!r} must have no gaps in this pool, which an older dal built; fill them")
     filled = array.cast(pa.int8()) if kind == "boolean" else array
     values = filled.fill_null(NO_BOOLEAN if kind == "boolean" else NO_INTEGER)
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=dtype)
 
 
 def from_store(values: npt.NDArray[Any], kind: str | None) -> list[object]:
-    """Convert what is stored to Python values; gaps among integers and booleans are None.
+    """Convert stored values to Python values; gaps among integers and booleans become None.
 
     Parameters
     ----------
-    values
+    values : ndarray
         As stored.
-    kind
-        Of the field; None in pools that say nothing of it, which have no such gaps.
+    kind : str or None
+        Kind of the field; None in older pools, which do not name kinds and have no such gaps.
     """
     found = values.tolist()
     if kind == "integer":
@@ -334,7 +394,7 @@ def from_store(values: npt.NDArray[Any], kind: str | None) -> list[object]:
 
 
 def plain_type(kind: "pa.DataType") -> "pa.DataType":
-    """Return what a type holds: without dictionary, run-length encoding or extension; a UUID is text."""
+    """Return the type of the values without dictionary, run-length encoding or extension; a UUID is text."""
     if isinstance(kind, pa.BaseExtensionType):
         if kind.extension_name == "arrow.uuid":
             return pa.string()
@@ -347,7 +407,7 @@ def plain_type(kind: "pa.DataType") -> "pa.DataType":
 
 
 def plain(array: "pa.Array") -> "pa.Array":
-    """Convert to the type that `plain_type` names."""
+    """Convert an array to the type that `plain_type` returns."""
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
         if kind.extension_name == "arrow.uuid":
@@ -367,7 +427,7 @@ def plain(array: "pa.Array") -> "pa.Array":
 
 
 def is_text(kind: "pa.DataType") -> bool:
-    """Say whether a type holds text."""
+    """Check whether a type holds text."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -375,25 +435,34 @@ def is_text(kind: "pa.DataType") -> bool:
 
 
 def as_ids(ids: Values, row: int, height: int) -> npt.NDArray[np.object_]:
-    """Convert record ids to text, as they are; a whole number without ".0".
+    """Convert record ids to text unchanged; a whole number loses its ".0".
 
     Parameters
     ----------
-    ids
+    ids : sequence
         Text, integers or UUIDs; floats where all are whole, as pandas makes of integers.
-    row
-        Row of the first.
-    height
+    row : int
+        Row of the first record.
+    height : int
         Number of records.
+
+    Returns
+    -------
+    ndarray of str objects, shape (height,)
 
     Raises
     ------
     SourceError
-        They cannot be ids; the rows are named.
+        Values cannot be ids; the message names their rows.
+
+    Examples
+    --------
+    >>> as_ids([7.0, "a"], 0, 2).tolist()
+    ['7', 'a']
     """
     refuse_no_sequence(ids, "ids")
     if len(ids) != height:
-        raise SourceError(f"{len(ids)} ids were given for the {height} records from row {row} on")
+        raise SourceError(f"`ids` must have {height} values, one for each record from row {row} on, got {len(ids)}")
     width = getattr(getattr(ids, "dtype", None), "itemsize", 8)
     values = _listed(ids)
     if set(map(type, values)) != {str}:
@@ -403,8 +472,8 @@ def as_ids(ids: Values, row: int, height: int) -> npt.NDArray[np.object_]:
         if any(type(value) is not str or not value for value in part) or flaw("".join(part)):
             strange = [at for at, value in enumerate(part) if type(value) is not str or not value]
             strange = strange or [at for at, value in enumerate(part) if flaw(value)]
-            told = ", ".join(f"{row + first + at} ({part[at]!r})" for at in strange[:NAMED])
-            raise SourceError(f"every record needs an id, text or integer; not so rows {told}")
+            named = ", ".join(f"{row + first + at} ({part[at]!r})" for at in strange[:NAMED])
+            raise SourceError(f"`ids` must be texts or integers, got none in rows {named}; give every record an id")
     texts: npt.NDArray[np.object_] = np.fromiter(values, dtype=object, count=height)
     return texts
 

@@ -1,8 +1,8 @@
 """Record ids: their hash, and the sorted index that finds duplicates and rows in bounded memory.
 
 The index is three arrays: `hash`, the 64-bit hashes of all ids in ascending order; `row`, the row of each; and
-`fence`, the first hash of every chunk of `hash`, so that a look-up reads only the chunks that can hold an answer.
-Two ids may share a hash, so what the index finds is always compared with the id itself.
+`fence`, the first hash of every chunk of `hash`. A look-up searches `fence` and reads only the chunks that can match.
+Two ids may share a hash, so every match is compared with the id itself.
 """
 
 import contextlib
@@ -31,20 +31,24 @@ Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]
 
 
 HASH = "splitmix64/1"
-"""Name and version of the hash of new indexes. A pool stores it: another hash needs another name, for ever."""
+"""Name and version of the hash of new indexes. A pool stores it: another hash needs another name."""
 HASH_OF_OLD = "pandas"
 """The hash of indexes that store no name."""
 _HASH_BLOCK = 2**15
 
 
 def hash_ids(record_ids: npt.NDArray[np.object_], how: str = HASH) -> npt.NDArray[np.uint64]:
-    """Return 64-bit hashes of texts by the hash of this name: the same on every machine and in every version.
+    """Return the 64-bit hash of each id, the same on every machine and in every version.
 
     Parameters
     ----------
-    record_ids : ndarray of str objects
+    record_ids : ndarray of str objects, shape (n,)
     how : str
-        A name out of :data:`HASHES`.
+        Name of the hash, a key of `HASHES`.
+
+    Returns
+    -------
+    ndarray of uint64, shape (n,)
 
     Examples
     --------
@@ -84,11 +88,11 @@ def _splitmix64_of_block(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.uint6
 
 def _pandas(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
     try:
-        from pandas.util import hash_array  # a second to import, and only old pools need it
+        from pandas.util import hash_array  # takes a second, and only old pools need it
     except ImportError as error:
         raise PoolError(
-            "the record ids of this pool were indexed by an older dal, with the hash of pandas; install it: pip install"
-            " pandas. Or build the pool again, or append to it: then no pandas is needed"
+            "pandas must be installed, because an older dal indexed the ids of this pool by its hash; pip install pandas,"
+            " or build the pool again, or append to it, and no pandas is needed"
         ) from error
     return np.asarray(hash_array(texts, categorize=False), dtype=np.uint64)
 
@@ -102,18 +106,22 @@ HASHES: Mapping[str, Callable[[npt.NDArray[np.object_]], npt.NDArray[np.uint64]]
 def find_rows(
     record_ids: Sequence[str], ids: "zarr.Array[Any]", index: Index, how: str = HASH
 ) -> npt.NDArray[np.int64]:
-    """Return the rows of `record_ids`, -1 where unknown.
+    """Return the rows of `record_ids`, -1 where the pool has no such record.
 
     Parameters
     ----------
-    record_ids
-        May repeat.
-    ids
+    record_ids : sequence of str
+        Ids to look up; may repeat.
+    ids : zarr.Array of shape (N,)
         The pool's ids, by row.
-    index
+    index : tuple of zarr.Array
         The arrays `hash`, `row` and `fence`.
-    how
-        The hash of the index; see :func:`hash_ids`.
+    how : str
+        Name of the index's hash; see `hash_ids`.
+
+    Returns
+    -------
+    ndarray of int64, shape (len(record_ids),)
     """
     wanted = np.fromiter(record_ids, dtype=object, count=len(record_ids))
     found = np.full(len(wanted), -1, dtype=np.int64)
@@ -129,7 +137,8 @@ def _candidates(hashes: npt.NDArray[np.uint64], index: Index) -> Pairs:
     first = np.maximum(np.searchsorted(fence, hashes, side="left") - 1, 0)
     last = np.maximum(np.searchsorted(fence, hashes, side="right") - 1, 0)
     pairs: list[Pairs] = [(np.empty(0, dtype=np.intp), np.empty(0, dtype=np.int64))]
-    # Equal hashes may run on over the end of a chunk: then a hash has a first and a last chunk, else they are one.
+    # Equal hashes may cross the end of a chunk, so a hash has a first and a last chunk; nearly always they are the
+    # same.
     for step in range(int((last - first).max(initial=-1)) + 1):
         asked = np.flatnonzero(first + step <= last)
         for chunk, members in grouped(first[asked] + step):
@@ -157,15 +166,20 @@ def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray
 
     Parameters
     ----------
-    ids
+    ids : zarr.Array of shape (N,)
         The ids of all rows.
-    folder
-        An empty folder for the buckets, 16 bytes a row. Its files are removed as they are used up.
+    folder : Path
+        An empty folder for the buckets, 16 bytes a row. Each file is removed after its bucket was yielded.
+
+    Yields
+    ------
+    ndarray of `ENTRY`
+        One bucket, sorted by hash, then row.
 
     Raises
     ------
     SourceError
-        An id is there more than once.
+        An id repeats.
     """
     n_buckets = min(MAX_BUCKETS, 1 << max(0, (ids.shape[0] - 1) // BUCKET_ENTRIES).bit_length())
     paths = [folder / f"bucket-{number:03d}" for number in range(n_buckets)]
@@ -178,12 +192,12 @@ def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray
 
 
 def is_bucket(path: Path) -> bool:
-    """Return whether a file may be one that `sorted_entries` made."""
+    """Check whether a file is named like one that `sorted_entries` writes."""
     return re.fullmatch(r"bucket-\d{3}", path.name) is not None and path.is_file() and not path.is_symlink()
 
 
 def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:
-    """Write the entry of every row to the bucket that its hash's top bits name."""
+    """Write the entry of every row to the bucket that the top bits of its hash select."""
     bits = len(paths).bit_length() - 1
     height = (ids.shards or ids.chunks)[0]
     with contextlib.ExitStack() as stack:
@@ -192,10 +206,11 @@ def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:
             texts = read_rows(ids, start, min(start + height, ids.shape[0])).astype(object)
             if (texts == "").any():
                 raise ChunkError(
-                    f"{ids.store_path}: ids from row {start} on are gone; build with overwrite=True (--overwrite)"
+                    f"{ids.store_path}: `ids` from row {start} on are empty, their chunk was lost; "
+                    "build with overwrite=True (--overwrite)"
                 )
             entries = _entries(texts, start)
-            # In two steps: a shift by 64 bits is not defined.
+            # In two steps: with one bucket a single shift would be by 64 bits, which is undefined.
             buckets = (entries["hash"] >> np.uint64(1)) >> np.uint64(63 - bits)
             for bucket, positions in grouped(buckets.astype(np.int64)):
                 files[bucket].write(entries[positions].tobytes())
@@ -224,19 +239,19 @@ def refuse_repeated(record_ids: npt.NDArray[np.object_]) -> None:
 
 
 def refuse_repeats(entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArray[np.int64]], list[str]]) -> None:
-    """Refuse ids that repeat.
+    """Raise an error if any id repeats.
 
     Parameters
     ----------
-    entries
+    entries : ndarray of `ENTRY`
         Entries in ascending order.
-    texts_of
-        The ids themselves, of some rows.
+    texts_of : callable
+        Returns the ids of some rows; called only for rows whose hashes are equal.
 
     Raises
     ------
     SourceError
-        Names up to five ids and their rows.
+        The message names up to five ids and their rows.
     """
     equal = np.flatnonzero(entries["hash"][1:] == entries["hash"][:-1])
     suspects = entries["row"][np.union1d(equal, equal + 1)]
@@ -247,10 +262,10 @@ def refuse_repeats(entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArra
             repeats.setdefault(text, []).append(row)
         repeated = {text: rows for text, rows in repeats.items() if len(rows) > 1}
         if repeated:
-            raise SourceError(_told(repeated))
+            raise SourceError(_repeats_message(repeated))
 
 
-def _told(repeated: dict[str, list[int]]) -> str:
+def _repeats_message(repeated: dict[str, list[int]]) -> str:
     first = sorted(repeated.items(), key=lambda item: min(item[1]))[:NAMED]
     named = "; ".join(f"{text!r} in rows {', '.join(map(str, sorted(rows)[:NAMED]))}" for text, rows in first)
-    return f"record ids must be unique, these repeat: {named}. Remove the repeated records, or choose another id"
+    return f"`ids` must be unique, got repeats: {named}; remove the repeated records, or choose another id"

@@ -1,8 +1,10 @@
-"""Values that other programs stored packed, by the conventions of CF: what their attributes say is applied, or refused.
+"""Packed values of other programs: apply what their attributes say by the CF conventions, or refuse them.
 
-A program that writes by these conventions, such as xarray, stores ``(value - add_offset) / scale_factor`` and names the
-values that stand for a gap. Read as they are stored, such numbers would train a model without anybody noticing. Zarr's
-own fill value is none of them: it is what a chunk holds that was never written.
+Programs that follow these conventions, such as xarray, store ``(value - add_offset) / scale_factor`` and name the
+values
+that stand for a gap. A model trained on the stored numbers would be wrong without any visible sign. Zarr's own fill
+value
+is not a CF gap: it fills chunks that were never written.
 """
 
 import base64
@@ -22,16 +24,16 @@ _BOUNDS = ("valid_min", "valid_max", "valid_range")
 
 @dataclass(frozen=True)
 class Packing:
-    """How stored values become those that are meant.
+    """The conversion of stored values to the intended ones.
 
     Attributes
     ----------
     scale, offset : float
-        ``stored * scale + offset`` is meant.
+        The intended value is ``stored * scale + offset``.
     gaps : tuple of float
-        Stored values that stand for no value, which is NaN here.
+        Stored values that mean a gap, read as NaN.
     low, high : float
-        Stored values outside of these stand for no value as well.
+        Stored values outside of these bounds mean a gap as well.
     """
 
     scale: float = 1.0
@@ -42,14 +44,28 @@ class Packing:
 
     @classmethod
     def of(cls, where: object, dtype: np.dtype[Any], attributes: Mapping[str, Any]) -> "Packing | None":
-        """Read the attributes of an array; None where its values are meant as they are stored.
+        """Read the attributes of an array; return None where its values are used as stored.
+
+        Parameters
+        ----------
+        where : Place
+            The array, for messages.
+        dtype : numpy.dtype
+            Type of the stored values.
+        attributes : mapping of str to object
+            The array's attributes.
 
         Raises
         ------
         PoolError
-            An attribute says something that is not applied here; the message names it.
+            An attribute has a meaning that is not supported here; the message names it.
+
+        Examples
+        --------
+        >>> Packing.of("a", np.dtype("int16"), {"scale_factor": 0.5, "_FillValue": -1})
+        Packing(scale=0.5, offset=0.0, gaps=(-1.0,), low=-inf, high=inf)
         """
-        told = {
+        given = {
             name: _numbers(where, name, attributes[name], dtype)
             for name in ("scale_factor", "add_offset", "_FillValue", "missing_value", *_BOUNDS)
             if name in attributes
@@ -63,24 +79,33 @@ class Packing:
             "valid_max": 1,
             "valid_range": 2,
         }.items():
-            if len(told.get(name, [0.0] * lengths)) != lengths:
+            if len(given.get(name, [0.0] * lengths)) != lengths:
                 raise _refused(where, name, attributes[name])
-        scale, offset = told.get("scale_factor", [1.0])[0], told.get("add_offset", [0.0])[0]
+        scale, offset = given.get("scale_factor", [1.0])[0], given.get("add_offset", [0.0])[0]
         if not (np.isfinite(scale) and scale and np.isfinite(offset)):
             raise _refused(where, "scale_factor and add_offset", (scale, offset))
-        low, high = told.get("valid_range", [-np.inf, np.inf])
-        low, high = max(low, *told.get("valid_min", [low])), min(high, *told.get("valid_max", [high]))
-        if (scale, offset) != (1.0, 0.0) and any(name in told for name in _BOUNDS):
-            # Programs differ in whether the bounds are of stored values or of those that are meant.
-            raise _refused(where, ", ".join(name for name in _BOUNDS if name in told), "bounds of packed values")
+        low, high = given.get("valid_range", [-np.inf, np.inf])
+        low, high = max(low, *given.get("valid_min", [low])), min(high, *given.get("valid_max", [high]))
+        if (scale, offset) != (1.0, 0.0) and any(name in given for name in _BOUNDS):
+            # Programs differ: some bound the stored values, others the unpacked ones.
+            raise _refused(where, ", ".join(name for name in _BOUNDS if name in given), "bounds of packed values")
         gaps = tuple(
-            sorted({gap for name in ("_FillValue", "missing_value") for gap in told.get(name, []) if not np.isnan(gap)})
+            sorted(
+                {gap for name in ("_FillValue", "missing_value") for gap in given.get(name, []) if not np.isnan(gap)}
+            )
         )
         found = cls(scale, offset, gaps, low, high)
         return None if found == cls() else found
 
     def unpack(self, stored: npt.NDArray[Any], target: npt.NDArray[np.float32]) -> None:
-        """Write what is meant into an array of the same shape; rounded once, from float64."""
+        """Write the intended values into an array of the same shape, rounded once from float64.
+
+        Parameters
+        ----------
+        stored : ndarray
+        target : ndarray of float32, of the shape of `stored`
+            Overwritten.
+        """
         with np.errstate(over="ignore"):  # beyond float32 is inf, which the scan counts as invalid
             target[...] = stored.astype(np.float64) * self.scale + self.offset
         for gap in self.gaps:
@@ -95,7 +120,7 @@ class Packing:
         if self.gaps:
             parts.append(f"{', '.join(f'{gap:g}' for gap in self.gaps)} as NaN")
         if self.low > -np.inf or self.high < np.inf:
-            parts.append(f"what is not from {self.low:g} to {self.high:g} as NaN")
+            parts.append(f"values outside of {self.low:g} to {self.high:g} as NaN")
         return "; ".join(parts)
 
 
@@ -117,7 +142,7 @@ def _number(where: object, name: str, value: Any, dtype: np.dtype[Any]) -> float
 
 
 def _from_text(text: str) -> float | str:
-    """Read a number as JSON cannot hold it: by its name, or as xarray writes it, the base64 of a double's bytes."""
+    """Parse a number that JSON cannot hold: its name, or the base64 of a double's bytes, as xarray writes it."""
     named = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf}
     if text in named:
         return named[text]
@@ -130,6 +155,6 @@ def _from_text(text: str) -> float | str:
 
 def _refused(where: object, name: str, value: object) -> PoolError:
     return PoolError(
-        f"{where} has the attribute {name} = {value!r}, which dal does not apply; unpack the values first, such as with"
-        " xarray, and build a pool of them, or remove the attribute if the values are meant as they are stored"
+        f"{where}: the attribute {name} must be one that dal applies, got {value!r}; unpack the values first, such as"
+        " with xarray, and build a pool of them, or remove the attribute if the values are meant as stored"
     )

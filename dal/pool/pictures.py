@@ -1,4 +1,4 @@
-"""A folder of pictures as a source of a pool."""
+"""A folder of pictures as the source of a pool."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ from dal.pool.sources import BLOCK_BYTES, MAX_BLOCK_ROWS, Block, Identity
 
 BACKGROUND = "white"
 _NOT_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "PDF", "WMF"})
-"""Formats that Pillow knows and cannot read as pixels, or not without another program."""
+"""Formats that Pillow recognises but cannot read as pixels, or only with another program."""
 _CLUTTER = frozenset({"thumbs.db", "desktop.ini"})
 _log = logging.getLogger(__name__)
 _GREY = ("1", "L", "LA")
@@ -26,20 +26,27 @@ _COLOUR = ("P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
 
 
 class Pictures:
-    """The pictures in a folder and the folders below it, in the order of their paths, as (height, width, channels).
+    """The pictures in a folder and its subfolders, in the order of their paths, as (height, width, channels).
 
-    A record's id is its path below the folder, with slashes. Pictures are turned as their cameras say. All are grey if
-    the first one is, else red, green and blue. Of an animation, the first picture is taken.
+    A record's id is its path below the folder, with slashes. Pictures are rotated by their EXIF orientation. All are
+    grey if
+    the first one is, else red, green and blue. Only the first frame of an animation is read.
 
     Parameters
     ----------
     folder : Path
+        Folder to search.
     size : tuple of int, optional
-        Height and width that all are resized to. Default: that of the first one, and others are refused.
+        Height and width in pixels that all pictures are resized to. Default: that of the first one; others are refused.
     background : str, optional
-        The colour below transparent pixels. Default: white.
+        Colour behind transparent pixels. Default: white.
     mode : {"L", "RGB"}, optional
-        Whether all are grey or in colour, where the pool says so already.
+        Whether all are grey or in colour, where the pool has fixed it already.
+
+    Raises
+    ------
+    SourceError
+        The folder holds no pictures, or a picture cannot be read or does not match the others.
     """
 
     single = False
@@ -56,11 +63,12 @@ class Pictures:
         left_out = _left_out([name for name in files if not name.lower().endswith(endings)])
         if not self._names:
             raise SourceError(
-                f"{folder} holds no pictures; files such as .png, .jpg or .webp were expected, got {left_out or 'none'}"
+                f"{folder} must hold pictures, such as .png, .jpg or .webp files, got {left_out or 'none'}; choose "
+                "another folder"
             )
         if left_out:
             _log.warning(
-                "%s: files that are no pictures, or of a kind that is not read, are left out: %s", folder, left_out
+                "%s: files that are no pictures, or of an unsupported kind, are left out: %s", folder, left_out
             )
         self.n_rows: int | None = len(self._names)
         first = self._open(self._names[0])
@@ -72,11 +80,11 @@ class Pictures:
 
     @property
     def identity(self) -> Identity | None:
-        """The folder, and the name, size and time of each picture."""
+        """The folder, and the name, size and modification time of each picture."""
         digest = hashlib.sha256()
         for name in self._names:
-            told = (self._folder / name).stat()
-            digest.update(f"{name}\0{told.st_size}\0{told.st_mtime_ns}\0".encode())
+            status = (self._folder / name).stat()
+            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
         return {
             "kind": "pictures",
             "path": str(self._folder.absolute()),
@@ -87,8 +95,8 @@ class Pictures:
         }
 
     @property
-    def told(self) -> Mapping[str, Any]:
-        """How the pictures are made alike; what is appended is made so, too."""
+    def made_from(self) -> Mapping[str, Any]:
+        """Size, background and mode of the pictures; appended ones are converted by the same values."""
         size = None if self._size is None else list(self._size)
         return {"size": size, "background": self._background, "mode": self._mode}
 
@@ -104,29 +112,32 @@ class Pictures:
             for row, name in enumerate(names):
                 pixels[row] = self._pixels(name).reshape(height, width, channels)
             yield Block(pixels, names)
-        for told, count in self._seen.items():
-            _log.warning("%s: %s of %s pictures %s", self._folder, f"{count:,}", f"{len(self._names):,}", told)
+        for remark, count in self._seen.items():
+            _log.warning("%s: %s of %s pictures %s", self._folder, f"{count:,}", f"{len(self._names):,}", remark)
 
     def _pixels(self, name: str) -> npt.NDArray[Any]:
         picture = self._open(name)
         height, width = self._size_of_all
         if self._size is None and (picture.height, picture.width) != self._size_of_all:
             raise SourceError(
-                f"{self._folder / name} is {picture.height} x {picture.width}, and {self._names[0]} is {height} x "
-                f"{width} (height x width): pass size=(height, width) (--size) to resize all of them"
+                f"{self._folder / name} must be {height} x {width} (height x width) like {self._names[0]}, got "
+                f"{picture.height} x {picture.width}; pass size=(height, width) (--size) to resize all of them"
             )
         if self._mode == "L" and picture.mode not in _GREY:
             raise SourceError(
-                f"{self._folder / name} is in colour, and {self._names[0]} is grey: make them alike, or let one in "
-                "colour come first"
+                f"{self._folder / name} must be grey like {self._names[0]}, got colour; convert it, or sort a picture "
+                "in "
+                "colour first"
             )
         shown = self._composed(picture).convert(self._mode)
         if self._size is not None and (shown.height, shown.width) != self._size:
-            shown = shown.resize((width, height), Image.Resampling.BILINEAR)  # of all pixels below, so nothing flickers
+            shown = shown.resize(
+                (width, height), Image.Resampling.BILINEAR
+            )  # Pillow averages all source pixels: no aliasing
         return np.asarray(shown)
 
     def _composed(self, picture: Image.Image) -> Image.Image:
-        """Draw a picture on the background, where it is transparent anywhere."""
+        """Draw a picture on the background if it has transparent pixels."""
         if not picture.has_transparency_data:
             return picture
         drawn = picture.convert("RGBA")
@@ -154,14 +165,14 @@ class Pictures:
             Image.DecompressionBombError,
             Image.DecompressionBombWarning,
         ) as error:
-            raise SourceError(f"{path} cannot be read as a picture: {error}; repair it or take it out") from error
+            raise SourceError(f"{path} cannot be read as a picture: {error}; repair or remove it") from error
         if picture.mode not in (*_GREY, *_COLOUR):
-            raise SourceError(f"{path} has pixels of kind {picture.mode!r}; 8 bits a channel were expected: convert it")
+            raise SourceError(f"{path} must have 8 bits a channel, got pixels of kind {picture.mode!r}; convert it")
         return picture
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """Find the files, hidden ones left out."""
+    """Yield the paths of all files below a folder, except hidden ones."""
     for parent, folders, files in os.walk(folder, onerror=_refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
@@ -170,18 +181,18 @@ def _names(folder: Path) -> Iterator[str]:
                 try:
                     below.encode()
                 except UnicodeEncodeError as error:
-                    raise SourceError(f"{folder} holds a file whose name is no UTF-8: {below!r}; rename it") from error
+                    raise SourceError(f"file names must be UTF-8, got {below!r} in {folder}; rename it") from error
                 yield below
 
 
 def _endings() -> tuple[str, ...]:
-    """Return the endings of the pictures that this Pillow reads; which those are depends on how it was built."""
+    """Return the suffixes of the pictures that this Pillow reads; they depend on how it was built."""
     known = Image.registered_extensions()
     return tuple(ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NOT_PICTURES)
 
 
 def _left_out(names: list[str]) -> str:
-    """Count files by their endings, and name one of each."""
+    """Return the number of files by suffix, each with an example."""
     by_ending: dict[str, list[str]] = {}
     for name in names:
         by_ending.setdefault(Path(name).suffix.lower() or "without ending", []).append(name)
@@ -192,7 +203,7 @@ def _colour(name: str) -> str:
     try:
         red, green, blue = ImageColor.getrgb(name)[:3]
     except (ValueError, AttributeError) as error:
-        raise SourceError(f"background is a colour, such as white or #336699; got {name!r}") from error
+        raise SourceError(f"`background` must be a colour, such as white or #336699, got {name!r}") from error
     return f"#{red:02x}{green:02x}{blue:02x}"
 
 
@@ -203,13 +214,22 @@ def _refuse(error: OSError) -> None:
 def size_of(values: Sequence[int] | None) -> tuple[int, int] | None:
     """Check a height and a width.
 
+    Parameters
+    ----------
+    values : sequence of int, optional
+        Height and width in pixels.
+
+    Returns
+    -------
+    tuple of int or None
+
     Raises
     ------
     SourceError
-        They are none.
+        `values` is not a pair of whole numbers from 1 to 16,384.
     """
     if values is None:
         return None
     if len(values) != 2 or not all(isinstance(each, int) and 0 < each <= 1 << 14 for each in values):
-        raise SourceError(f"size is (height, width), whole numbers from 1 to 16384; got {tuple(values)}")
+        raise SourceError(f"`size` must be (height, width), whole numbers from 1 to 16384, got {tuple(values)}")
     return values[0], values[1]

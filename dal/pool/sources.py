@@ -1,7 +1,7 @@
-"""What a pool can be built from, as a stream of blocks.
+"""Sources of pools as streams of blocks.
 
-A source says what it is (`identity`, so that an interrupted build goes on only with the same data), how many rows it
-has where that is known, and yields its rows from any row on. `checked` holds every block to the same rules.
+A source has an identity, so that an interrupted build is resumed only with the same data. It has a number of rows where
+that is known, and yields its rows from any row on. `checked` applies the same rules to every block.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ BLOCK_BYTES = 16 * 2**20
 MAX_BLOCK_ROWS = 2**16
 SAMPLED_ROWS = 256
 MAX_FEATURES = 2**14
-"""Dense columns beyond this make records that no scan is quick with; a vocabulary is a hundred thousand wide."""
+"""Most dense columns: wider records make every scan slow, and a vocabulary has a hundred thousand words."""
 Identity = dict[str, Any]
 
 
@@ -40,10 +40,11 @@ class Block:
     features : array of shape (n, d) or (n, h, w, c)
         Floats, integers or booleans.
     ids : sequence of str or int, optional
-        Record ids; in all blocks or in none.
+        Record ids, one a row; in all blocks or in none.
     fields : mapping of str to sequence
-        Display fields; the same in all blocks, of the kinds (text, integers, numbers or booleans) of the first one.
-        None is a gap.
+        Display fields, one value a row; the same fields in all blocks, of the kinds (text, integers, numbers or
+        booleans)
+        of the first one. None is a gap.
     """
 
     features: npt.NDArray[Any]
@@ -56,22 +57,22 @@ class Source(Protocol):
 
     @property
     def identity(self) -> Identity | None:
-        """What makes it the same source; None where it cannot be known."""
+        """Values that identify the source; None where it cannot be identified."""
 
     @property
     def n_rows(self) -> int | None:
-        """Rows, where they are known beforehand."""
+        """Number of rows; None where it is not known beforehand."""
 
     @property
     def single(self) -> bool:
-        """Whether it can be read only once."""
+        """Whether the source can be read only once."""
 
     @property
-    def told(self) -> Mapping[str, Any]:
-        """What the pool keeps of it, so that what is appended can be matched by name."""
+    def made_from(self) -> Mapping[str, Any]:
+        """What the pool keeps of the source, so that appended sources can be matched by name."""
 
     def blocks(self, start: int) -> Iterator[Block]:
-        """Yield the rows from `start` on, at most some 16 MiB at a time."""
+        """Yield the rows from `start` on, in blocks of about 16 MiB at most."""
 
 
 def open_source(
@@ -80,62 +81,73 @@ def open_source(
     features: Sequence[str] | None,
     display: Mapping[str, Values] | Sequence[str],
 ) -> Source:
-    """Recognise a source that is no table and check all that can be checked without reading it.
+    """Open a source that is no table, and check everything that can be checked without reading it.
+
+    Parameters
+    ----------
+    source : object
+        An array, the path of a ``.npy`` file, or an iterable of `Block`.
+    ids : sequence, optional
+        Record ids, one a row.
+    features : None
+        Refused here: it names columns of a table.
+    display : mapping of str to sequence
+        Display fields, one value a row.
 
     Raises
     ------
     SourceError
-        It cannot be used; the message says why.
+        The source or an argument cannot be used; the message says why.
     """
     path = None
     if isinstance(source, str | Path):
         path, source = Path(source), _mapped(Path(source))
     if is_of_xarray(source) and hasattr(source, "data_vars"):
-        raise SourceError("a Dataset holds several arrays: pass one of them, such as dataset['x']")
+        raise SourceError("`source` must be one array, got a Dataset; pass one of its arrays, such as dataset['x']")
     if is_of_xarray(source) and hasattr(source, "data"):
         source = source.data
     if is_dask_collection(source) and (isinstance(source, Delayed) or not hasattr(source, "chunks")):
-        raise SourceError(f"of Dask, a pool is built from an array or a DataFrame, got {type(source).__name__}")
+        raise SourceError(f"`source` must be an array or a DataFrame of Dask, got {type(source).__name__}")
     if _is_array(source) or sparse.issparse(source):
         if features is not None:
             raise SourceError(
-                "features names columns of a table; an array is used whole, so pass the columns of it you want"
+                "`features` must be left out for an array, which is used whole; pass the columns of it that you want"
             )
         if isinstance(ids, str):
-            raise SourceError(f"ids={ids!r} names a column of a table; for an array pass the ids themselves, one a row")
+            raise SourceError(f"`ids` must be the ids themselves for an array, one a row, got the name {ids!r}")
         if not isinstance(display, Mapping):
             if len(display):
-                raise SourceError("display names columns of a table; for an array pass a dict of name to values")
+                raise SourceError("`display` must be a dict of name to values for an array, got names of columns")
             display = {}
         kind = _DaskArray if is_dask_collection(source) else _Array
         return kind(source, path, ids, display)
     if not isinstance(source, Iterable):
         raise SourceError(
-            f"a pool is built from an array, a table, a file or an iterable of Block, got {type(source).__name__}"
+            f"`source` must be an array, a table, a file or an iterable of Block, got {type(source).__name__}"
         )
     if ids is not None or features is not None or display:
-        raise SourceError("blocks carry their own ids and fields: pass neither ids, features nor display with them")
+        raise SourceError("`ids`, `features` and `display` must be left out for blocks, which carry their own")
     return _Blocks(source)
 
 
 def file_identity(path: Path) -> Identity:
-    """Return what makes a file the same: path, size and time."""
-    told = path.stat()
-    return {"kind": "file", "path": str(path.absolute()), "size": told.st_size, "mtime_ns": told.st_mtime_ns}
+    """Return the identity of a file: path, size and modification time."""
+    status = path.stat()
+    return {"kind": "file", "path": str(path.absolute()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def is_of_xarray(source: object) -> bool:
-    """Say whether this is an array, or several, of xarray."""
+    """Check whether an object is an array, or a set of arrays, of xarray."""
     return type(source).__module__.startswith("xarray.")
 
 
 def is_frame_of_dask(source: object) -> bool:
-    """Return whether this is a DataFrame of Dask, of pandas inside."""
+    """Check whether an object is a Dask DataFrame of pandas partitions."""
     return is_dask_collection(source) and is_pandas(getattr(source, "_meta", None), "DataFrame")
 
 
 def token_of(collection: object) -> str | None:
-    """Return what makes a collection of Dask the same; None where that cannot be told."""
+    """Return the token that identifies a Dask collection; None where Dask has no deterministic one."""
     try:
         token: str = tokenize(collection, ensure_deterministic=True)
     except (TokenizationError, TypeError, ValueError):
@@ -148,10 +160,11 @@ def token_of(collection: object) -> str | None:
 
 def _mapped(path: Path) -> npt.NDArray[Any]:
     if not path.is_file():
-        raise SourceError(f"there is no file {path}; a pool is built from a .npy, .parquet or .csv file")
+        raise SourceError(f"`source` must be a .npy, .parquet or .csv file, got {path}, which does not exist")
     if path.suffix.lower() != ".npy":
         raise SourceError(
-            f"{path}: expected a .npy, .parquet, .pq, .csv, .tsv or .tab file, got {path.suffix or 'no suffix'}"
+            f"`source` must be a .npy, .parquet, .pq, .csv, .tsv or .tab file, got {path} with "
+            f"{path.suffix or 'no suffix'}"
         )
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -165,10 +178,10 @@ def _is_array(source: object) -> bool:
 
 
 class _Array:
-    """An array of NumPy, or anything that has a shape and gives slices of rows: sparse matrices, Zarr, HDF5."""
+    """An array of NumPy, or anything that has a shape and can be sliced by rows: sparse matrices, Zarr, HDF5."""
 
     single = False
-    told: Mapping[str, Any] = {}
+    made_from: Mapping[str, Any] = {}
 
     def __init__(self, array: Any, path: Path | None, ids: Values | None, display: Mapping[str, Values]) -> None:  # noqa: ANN401
         height = int(array.shape[0]) if array.shape else 0
@@ -176,7 +189,7 @@ class _Array:
         first = _dense(self._array[:1]) if height else np.empty(array.shape)
         _refuse_records(first, array.shape, "the array")
         if not height:
-            raise SourceError("the array has no rows; a pool has at least one")
+            raise SourceError("the array must have at least one row, got no rows")
         self.n_rows: int | None = height
         self._row_bytes = max(1, first.nbytes)
         self._ids = None if ids is None else as_ids(ids, 0, height)
@@ -192,7 +205,7 @@ class _Array:
             refuse_repeated(self._ids)
 
     def _sample(self) -> str:
-        # Reading all of a mapped array to name it would take as long as building.
+        # A sample identifies the array: reading all of a mapped array would take as long as the build.
         rows = np.unique(np.linspace(0, self._array.shape[0] - 1, SAMPLED_ROWS).astype(np.int64))
         digest = hashlib.sha256(np.ascontiguousarray(_dense(self._array[rows])).tobytes())
         ids = None if self._ids is None else self._ids[rows].tolist()
@@ -210,26 +223,29 @@ class _Array:
 
 
 def _dense(part: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever an array gives for some rows
-    """Return rows as a plain array; what is masked is no value, so NaN."""
+    """Return rows as a plain array; masked values become NaN."""
     if sparse.issparse(part):
         if part.shape[1] > MAX_FEATURES:
             raise SourceError(
-                f"the sparse matrix has {part.shape[1]:,} columns, and records have at most {MAX_FEATURES:,} features: "
-                "reduce it, such as by a TruncatedSVD"
+                f"the sparse matrix must have at most {MAX_FEATURES:,} columns, got {part.shape[1]:,}; reduce it, "
+                "such as "
+                "by a TruncatedSVD"
             )
         return np.asarray(part.toarray())
     if isinstance(part, np.ma.MaskedArray):
-        if part.mask is np.ma.nomask:  # an array with a mask is of floats from its first rows on, masked or not
+        if (
+            part.mask is np.ma.nomask
+        ):  # one with a mask gives floats in every block, masked or not: one dtype throughout
             return np.asarray(part.data)
         return np.where(np.ma.getmaskarray(part), np.float32(np.nan), part.data)
     return np.asarray(part)
 
 
 class _DaskArray:
-    """An array of Dask, of which some chunks of rows are computed at a time."""
+    """A Dask array, computed some chunks of rows at a time."""
 
     single = False
-    told: Mapping[str, Any] = {}
+    made_from: Mapping[str, Any] = {}
 
     def __init__(self, array: Any, path: Path | None, ids: Values | None, display: Mapping[str, Values]) -> None:  # noqa: ANN401, ARG002
         _refuse_records(array, array.shape, "the Dask array")
@@ -238,27 +254,29 @@ class _DaskArray:
         self._known = not any(math.isnan(height) for height in self._heights)
         self.n_rows: int | None = int(sum(self._heights)) if self._known else None
         if self.n_rows == 0:
-            raise SourceError("the array has no rows; a pool has at least one")
+            raise SourceError("the array must have at least one row, got no rows")
         self._ids = None if ids is None else self._beside(ids, "ids")
         self._fields = {name: self._beside(values, name) for name, values in display.items()}
 
     def _beside(self, values: Values, name: str) -> Values:
-        """Cut what stands beside the records as they are."""
+        """Split ids or field values by the chunks of the records."""
         if hasattr(values, "to_dask_array"):
             values = values.to_dask_array()
         if not is_dask_collection(values):
             refuse_no_sequence(values, name)
             if self._known and len(values) != self.n_rows:
-                raise SourceError(f"{len(values)} values of {name} were given for {self.n_rows} records")
+                raise SourceError(f"`{name}` must have {self.n_rows} values, one a record, got {len(values)}")
             return values
         if values.ndim != 1:
-            raise SourceError(f"{name} has shape {values.shape}; one value a record was expected")
+            raise SourceError(f"`{name}` must have one value a record, got shape {values.shape}")
         if self._known and not any(math.isnan(height) for height in values.chunks[0]):
             if values.shape[0] != self.n_rows:
-                raise SourceError(f"{values.shape[0]} values of {name} were given for {self.n_rows} records")
+                raise SourceError(f"`{name}` must have {self.n_rows} values, one a record, got {values.shape[0]}")
             return values.rechunk((self._heights,))
         if values.numblocks[0] != len(self._heights):
-            raise SourceError(f"{name} has other chunks than the array, and their sizes are not known: make them alike")
+            raise SourceError(
+                f"`{name}` must have the chunks of the array, whose sizes are unknown, got others; rechunk it"
+            )
         return values
 
     @property
@@ -287,14 +305,16 @@ class _DaskArray:
             row += len(features)
         for values in (self._ids, *self._fields.values()):
             if values is not None and not is_dask_collection(values) and len(values) != row:
-                raise SourceError(f"{len(values)} values were given for {row} records")
+                raise SourceError(f"ids and display fields must have {row} values, one a record, got {len(values)}")
 
     def _groups(self) -> Iterator[tuple[int, int]]:
-        """Take together as many small chunks as make a block; those of unknown size one by one."""
+        """Yield ranges of small chunks that together make a block; chunks of unknown size one by one."""
         row_bytes = self._array.dtype.itemsize * math.prod(self._array.shape[1:])
         first, held = 0, 0.0
         for at, height in enumerate(self._heights):
-            if at > first and not (held + height * row_bytes <= BLOCK_BYTES):  # also where it is NaN
+            if at > first and not (
+                held + height * row_bytes <= BLOCK_BYTES
+            ):  # negated, so that NaN ends a group as well
                 yield first, at
                 first, held = at, 0.0
             held += height * row_bytes
@@ -315,17 +335,15 @@ class _Blocks:
     identity: Identity | None = None
     n_rows: int | None = None
     single = True
-    told: Mapping[str, Any] = {}
+    made_from: Mapping[str, Any] = {}
 
     def __init__(self, blocks: Iterable[object]) -> None:
         self._blocks = blocks
 
-    def blocks(self, start: int) -> Iterator[Block]:  # noqa: ARG002 -- without an identity a build never goes on
+    def blocks(self, start: int) -> Iterator[Block]:  # noqa: ARG002 -- without an identity no build is resumed
         for block in self._blocks:
             if not isinstance(block, Block):
-                raise SourceError(
-                    f"a pool is built from an array, a file or an iterable of Block; this gave {type(block).__name__}"
-                )
+                raise SourceError(f"`source` must yield Block objects, got {type(block).__name__}")
             yield block
 
 
@@ -335,28 +353,28 @@ class _Blocks:
 def checked(
     blocks: Iterator[Block], row: int, encode: Encode, kinds: Mapping[str, str] | None = None
 ) -> Iterator[Block]:
-    """Blocks as they are stored: encoded features, ids as text, fields as Arrow arrays of one kind each.
+    """Yield blocks as they are stored: encoded features, ids as text, fields as Arrow arrays of one kind each.
 
     Parameters
     ----------
-    blocks
-        What a source gives.
-    row
-        Row of the first.
-    encode
-        What turns features into what is stored.
-    kinds
-        Of the display fields, where the pool has them already. Default: those of the first block.
+    blocks : iterator of Block
+        Blocks of a source.
+    row : int
+        Row of the first record.
+    encode : Encode
+        Converts features to their stored type.
+    kinds : mapping of str to str, optional
+        Kinds of the display fields in an existing pool. Default: those of the first block.
 
     Raises
     ------
     SourceError
-        A block breaks a rule; the rows are named.
+        A block breaks a rule; the message names the rows.
     """
     first: Block | None = None
     for block in blocks:
         if not isinstance(block.features, np.ndarray):
-            raise SourceError(f"the features from row {row} on are {type(block.features).__name__}, not a NumPy array")
+            raise SourceError(f"features must be NumPy arrays, got {type(block.features).__name__} from row {row} on")
         stored = _stored(block, row, encode)
         first = first or stored
         _refuse_change(stored, first, f"rows {row} to {row + len(stored.features) - 1}")
@@ -379,22 +397,28 @@ def _stored(block: Block, row: int, encode: Encode) -> Block:
 def _refuse_records(array: Any, shape: tuple[int, ...], which: str) -> None:  # noqa: ANN401 - has a dtype
     if array.dtype.kind not in "fiub":
         raise SourceError(
-            f"{which} has dtype {array.dtype}; features are floats or integers: encode or vectorise text and "
-            "categories first (in a table, choose columns with --features, and show others with --display)"
+            f"{which} must hold floats or integers, got dtype {array.dtype}; encode or vectorise text and categories "
+            "first (in a table, choose columns with --features, and show others with --display)"
         )
     if len(shape) not in (2, 4):
-        raise SourceError(f"{which} has shape {shape}; expected (N, d), or (N, h, w, c) for images")
+        raise SourceError(f"{which} must have shape (N, d), or (N, h, w, c) for images, got {shape}")
     if 0 in shape[1:]:
-        raise SourceError(f"{which} has shape {shape}: records without features")
+        raise SourceError(f"{which} must have at least one feature, got shape {shape}")
 
 
 def _refuse_change(block: Block, first: Block, rows: str) -> None:
     shape, expected = block.features.shape[1:], first.features.shape[1:]
     if shape != expected:
-        raise SourceError(f"{rows} have records of shape {shape}, the rows before them {expected}")
+        raise SourceError(f"records must have shape {expected} like those before them, got {shape} in {rows}")
     if block.features.dtype != first.features.dtype:
-        raise SourceError(f"{rows} hold {block.features.dtype}, the rows before them {first.features.dtype}")
+        raise SourceError(
+            f"features must be {first.features.dtype} like those before, got {block.features.dtype} in {rows}"
+        )
     if (block.ids is None) != (first.ids is None):
-        raise SourceError(f"{rows} have {'no ids' if block.ids is None else 'ids'}, the rows before them differ")
+        raise SourceError(
+            f"all blocks or none must have ids, got {'none' if block.ids is None else 'ids'} in {rows} alone"
+        )
     if set(block.fields) != set(first.fields):
-        raise SourceError(f"{rows} have the display fields {list(block.fields)}, the rows before {list(first.fields)}")
+        raise SourceError(
+            f"display fields must be {list(first.fields)} like before, got {list(block.fields)} in {rows}"
+        )

@@ -25,41 +25,47 @@ from dal.pool.encodings import Decode, decoder
 from dal.pool.fields import KINDS, field_path, from_store
 from dal.pool.packing import Packing
 
-# Everything that dal says about a pool is under one key of the group's attributes.
+# All attributes of dal are under one key of the group's.
 ATTRIBUTE = "dal"
 VERSION = 2
 """Format of new pools. Version 1 stored no name of the hash that its ids are indexed by."""
 VERSIONS = (1, 2)
 INDEX = "ids_index"
-"""Name of the index of the ids, in a pool that was never appended to; else the description names it."""
-# A tile is at most this large, so a read unit of this size is decoded once however the tiles lie in it.
+"""Name of the id index in a pool without appends; later ones are named in the description."""
+# A tile is at most this large, so that a read unit of this size is decoded once, wherever the tiles lie in it.
 UNIT_BYTES = 8 * 2**20
-# Zarr keeps a task for each chunk that it reads: a unit of a million chunks of one row would take gigabytes.
+# Zarr keeps a task for each chunk of a read: a unit of a million chunks of one row would take gigabytes.
 UNIT_CHUNKS = 1024
 _DEPTH = 5
 _NAMED_COLUMNS = 20
 
-# What a build writes there.
+# The attributes that a build writes.
 Description = dict[str, Any]
 Rows = Sequence[int] | npt.NDArray[np.integer[Any]]
 Visit = Callable[[int, npt.NDArray[np.float32]], None]
-"""Takes the position of a block's first record in its tile, and the block."""
+"""Receives the position of a block's first record in its tile, and the block."""
 
 
 def listed(names: Sequence[str]) -> str:
-    """Name some columns, the first and the number of the others."""
+    """Return names separated by commas: the first ones, and the number of the rest.
+
+    Examples
+    --------
+    >>> listed(["a", "b"])
+    'a, b'
+    """
     more = len(names) - _NAMED_COLUMNS
     return ", ".join(names) if more <= 1 else f"{', '.join(names[:_NAMED_COLUMNS])} and {more} more"
 
 
 def description(group: zarr.Group) -> Description:
-    """Return what dal says about the pool, nothing where it says nothing."""
-    told = group.attrs.get(ATTRIBUTE)
-    return dict(told) if isinstance(told, Mapping) else {}
+    """Return dal's attributes of a pool; empty where there are none."""
+    described = group.attrs.get(ATTRIBUTE)
+    return dict(described) if isinstance(described, Mapping) else {}
 
 
-def damaged(described: Description) -> str | None:
-    """Name what is wrong in a description that is there; None if nothing is."""
+def damaged_key(described: Description) -> str | None:
+    """Return the first key of a description that holds no valid value; None where all do."""
     made_from = described.get("made_from", {})
     features = made_from.get("features", []) if isinstance(made_from, dict) else None
     kinds = described.get("kinds", {})
@@ -83,70 +89,79 @@ def _are_texts(values: object) -> bool:
 def array_of(where: Place, group: zarr.Group, name: str) -> "zarr.Array[Any]":
     """Return an array of a pool.
 
+    Parameters
+    ----------
+    where : Path or Url
+        The pool, for messages.
+    group : zarr.Group
+        The pool's group.
+    name : str
+        Path of the array in the group.
+
     Raises
     ------
     PoolError
-        It is missing.
+        The array is missing, or is a group.
     """
     try:
         array = group[name]
     except (KeyError, ValueError) as error:
         raise PoolError(f"{where}: the array {name!r} is missing; restore it, or build the pool again") from error
     if not isinstance(array, zarr.Array):
-        raise PoolError(f"{where}: {name!r} is a group, an array was expected; restore it, or build the pool again")
+        raise PoolError(f"{where}: {name!r} must be an array, got a group; restore it, or build the pool again")
     return array
 
 
 class Pool:
     """The records of a pool, read in place. Small and picklable: it carries opened arrays, never data.
 
-    Made by `Pool.open` and `dal.pool.build_pool`.
+    Returned by `Pool.open` and `dal.pool.build_pool`.
 
     Attributes
     ----------
     place : Path or Url
-        Where it lies; `path` is the same as text.
+        Where the pool lies; `path` is the same as text.
     n_rows : int
-        Records in the pool.
+        Number of records.
     record_shape : tuple of int
         ``(d,)`` or ``(h, w, c)``.
     n_features : int
-        Product of `record_shape`; the width of what is read.
+        Product of `record_shape`; the width of what `read` and `take` return.
     dtype : numpy.dtype
-        As stored; what is read is float32.
+        Stored type; reads return float32.
     encoding : str
-        What the stored values mean: the name of `dtype`, or ``"bfloat16"`` for uint16 that holds the upper halves of
+        Meaning of the stored values: the name of `dtype`, or ``"bfloat16"`` for uint16 that holds the upper halves of
         float32, or ``"int8"`` in a pool that dal built for whole steps of the feature's scale.
     chunk_rows : int
         Rows of a chunk (of an inner chunk where there are shards).
     write_rows : int
         Rows of a shard, or of a chunk where there are no shards.
     nbytes : int
-        Size of the records as stored, before compression.
+        Size of the stored records in bytes, before compression.
     fingerprint : str
-        Identity of the pool. In a pool that dal built, drawn at random when its build began. Of a plain Zarr array,
+        Identity of the pool. In a pool that dal built, drawn at random when its build began. For a plain Zarr array,
         a digest of shape, dtype and chunking alone: the values do not enter.
     fields : tuple of str
         Names of the display fields.
     kinds : dict of str to str
-        What each display field holds: "text", "integer", "number" or "boolean". Integers and booleans may have gaps,
-        which are None. Empty where a pool says nothing of it.
+        Kind of each display field: "text", "integer", "number" or "boolean". Integers and booleans may have gaps,
+        which are None. Empty in pools that do not store kinds.
     feature_names : tuple of str
-        The columns of the table that became the features: one for each feature, or one of lists, or one of texts. Empty
-        where the pool was built of an array or of pictures.
+        Columns of the table that became the features: one for each feature, or one of lists, or one of texts. Empty
+        in pools built from arrays or pictures.
     left_out : tuple of str
-        The columns of the table that were taken for its index, and so for no features.
+        Columns of the table that were taken for its index and so left out of the features.
     packing : Packing or None
-        How the values of a plain array become those that are meant, where its attributes say so.
+        Conversion of a plain array's values, where its attributes ask for one.
     missing_chunks : {"refuse", "fill"}
-        As `open` was told; a pool that dal built refuses always.
+        As passed to `open`; a pool that dal built always refuses.
     """
 
     def __init__(self, place: Place, features: "zarr.Array[Any]", group: zarr.Group | None, *, fill: bool) -> None:
         self.place = place
         self._features = features
         self._group = group
-        # What other programs packed; dal's own pools have encodings.
+        # Other programs pack values by attributes; dal's own pools have encodings.
         self.packing = None if group is not None else Packing.of(place, np.dtype(features.dtype), dict(features.attrs))
         self.missing_chunks: Missing = "fill" if fill else "refuse"
         self._fill = fill
@@ -161,7 +176,7 @@ class Pool:
         self.feature_names: tuple[str, ...] = (text,) if text else tuple(made_from.get("features", ()))
         self.left_out: tuple[str, ...] = tuple(made_from.get("left_out", ()))
         self.fingerprint: str = described.get("fingerprint") or _digest(features)
-        # The arrays of a pool that is being appended to may be longer than what it has promised so far.
+        # While records are being appended, the arrays may be longer than the number of rows in the description.
         self.n_rows = int(described.get("n_rows", features.shape[0]))
         self.record_shape = tuple(int(length) for length in features.shape[1:])
         self.n_features = int(np.prod(self.record_shape))
@@ -180,23 +195,27 @@ class Pool:
     def open(cls, path: str | Path | Url, *, missing_chunks: Missing = "refuse") -> "Pool":
         """Open a pool that dal built, or a plain Zarr array.
 
-        A plain array has its row numbers for record ids and no display fields.
+        A plain array has its row numbers as record ids, and no display fields.
 
         Parameters
         ----------
-        path
+        path : str, Path or Url
             Path, or URL of any store that Zarr opens.
-        missing_chunks
-            What a chunk that is not stored means in a plain array: an error, or the array's fill value.
+        missing_chunks : {"refuse", "fill"}, default="refuse"
+            Meaning of a chunk of a plain array that is not stored: an error, or the array's fill value.
+
+        Returns
+        -------
+        Pool
 
         Raises
         ------
         PoolNotFound
-            There is nothing at `path`.
+            Nothing is at `path`.
         PoolIncomplete
             The build of the pool was interrupted.
         PoolError
-            What is there cannot be read as a pool.
+            `path` cannot be read as a pool.
         """
         where = place_of(path)
         node = _opened(where)
@@ -212,23 +231,34 @@ class Pool:
         return f"Pool({self.path!r}, {self.n_rows} rows of {self.record_shape} {self.encoding}{named})"
 
     def head(self, n_rows: int) -> "Pool":
-        """Return the pool as it was when it had `n_rows` records: rows are only ever added at the end."""
+        """Return the pool of its first `n_rows` records, as it was before later appends.
+
+        Parameters
+        ----------
+        n_rows : int
+            From 1 to the number of records.
+
+        Raises
+        ------
+        InputError
+            The pool has fewer records.
+        """
         if not 1 <= n_rows <= self.n_rows:
-            raise InputError(f"the first {n_rows} records were asked of a pool that has {self.n_rows}")
+            raise InputError(f"`n_rows` must be from 1 to {self.n_rows}, the records of the pool, got {n_rows}")
         shorter = copy.copy(self)
         shorter.n_rows = n_rows
         shorter.nbytes = n_rows * self.n_features * self.dtype.itemsize
         return shorter
 
     def refreshed(self) -> "Pool":
-        """Return the pool as it is now: this object, or, where records were appended since, another one that has them.
+        """Return the pool as it is now: this object, or a new one if records were appended since.
 
-        One small file is read, so it may be asked before every look-up.
+        Reads one small file, so it is cheap enough to call before every look-up.
 
         Raises
         ------
         PoolNotFound
-            The pool has gone.
+            The pool no longer exists.
         PoolError
             Another pool lies there now: its rows are other records.
         """
@@ -242,30 +272,65 @@ class Pool:
             fingerprint = _digest(now)
         if fingerprint != self.fingerprint:
             raise PoolError(
-                f"{self.place} holds another pool than the one that was opened, or another array; restore that one, or"
-                " open the pool again"
+                f"{self.place} must be the pool that was opened, got another pool or array; restore it, or open the "
+                "pool"
+                " again"
             )
         if isinstance(now, zarr.Array):
             return self
         return Pool(self.place, _features_of(self.place, now), now, fill=self._fill)
 
     def holes(self) -> tuple[int, int]:
-        """Count the chunks (shards, where there are any) that are not stored, and those that there should be."""
+        """Return the number of chunks (shards, where there are any) that are not stored, and of all expected ones."""
         return missing_chunks(self._features)
 
     def reader(self) -> "Reader":
-        """Return a new reader; one for each task or thread."""
+        """Return a new reader; use one for each task or thread."""
         return Reader(self)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Return records [start, stop) as a new (stop - start, n_features) array."""
+        """Return records [start, stop).
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows.
+
+        Returns
+        -------
+        ndarray of float32, shape (stop - start, n_features)
+
+        Raises
+        ------
+        InputError
+            The rows are not all in the pool.
+        ChunkError
+            A chunk is missing or damaged.
+        """
         self._refuse_range(start, stop)
         records = np.empty((stop - start, self.n_features), dtype=np.float32)
         self.reader().read_into(start, records)
         return records
 
     def take(self, rows: Rows) -> npt.NDArray[np.float32]:
-        """Return records of `rows` as a new (len(rows), n_features) array, in the order asked, each chunk read once."""
+        """Return the records of `rows`, in the order asked; each chunk is read once.
+
+        Parameters
+        ----------
+        rows : sequence of int
+            Rows, in any order; may repeat.
+
+        Returns
+        -------
+        ndarray of float32, shape (len(rows), n_features)
+
+        Raises
+        ------
+        InputError
+            A row is not in the pool.
+        ChunkError
+            A chunk is missing or damaged.
+        """
         wanted = self._checked(rows)
         records = np.empty((len(wanted), self.n_features), dtype=np.float32)
         reader = Reader(self, unit_rows=self.chunk_rows)
@@ -274,30 +339,55 @@ class Pool:
         return records
 
     def record_ids(self, rows: Rows) -> list[str]:
-        """Record ids of `rows`, in the order asked."""
+        """Return the record ids of `rows`, in the order asked.
+
+        Parameters
+        ----------
+        rows : sequence of int
+
+        Raises
+        ------
+        InputError
+            A row is not in the pool.
+        ChunkError
+            A chunk is missing or damaged.
+        """
         wanted = self._checked(rows)
         if not self._has_ids:
             return [str(row) for row in wanted.tolist()]
         found: list[str] = take_rows(self._array("ids"), wanted).tolist()
-        if "" in found:  # never written: an id has at least one character
+        if "" in found:  # the fill value: ids have at least one character
             row = wanted[found.index("")]
             raise ChunkError(
-                f"{self.path}: the record id of row {row} is gone; restore the chunk of `ids` that holds it"
+                f"{self.path}: the record id of row {row} must not be empty; restore the chunk of `ids` that holds it"
             )
         return found
 
     def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Rows of `record_ids`, in the order asked; -1 where the pool has no such record.
+        """Return the rows of `record_ids`, in the order asked; -1 where the pool has no such record.
 
-        Memory does not depend on the size of the pool: one chunk of the index and one of the ids are held at a time.
+        Memory does not grow with the pool: one chunk of the index and one of the ids are held at a time.
+
+        Parameters
+        ----------
+        record_ids : sequence of str
+
+        Returns
+        -------
+        ndarray of int64, shape (len(record_ids),)
+
+        Raises
+        ------
+        InputError
+            An id is not a text.
         """
         strange = [record_id for record_id in record_ids if not isinstance(record_id, str)]
         if strange:
-            raise InputError(f"record ids are str, got {type(strange[0]).__name__}: {strange[0]!r}")
+            raise InputError(f"`record_ids` must be str, got {type(strange[0]).__name__}: {strange[0]!r}")
         if self._has_ids:
             try:
                 found = ids.find_rows(record_ids, self._array("ids"), self._index_arrays(), self._id_hash)
-            except (PoolError, FileNotFoundError):  # an append keeps the index before its own, and no older one
+            except (PoolError, FileNotFoundError):  # two appends since the pool was opened have removed its index
                 latest = self.refreshed()
                 if latest._index == self._index:
                     raise
@@ -306,7 +396,23 @@ class Pool:
         return np.array([self._row_named(record_id) for record_id in record_ids], dtype=np.int64)
 
     def display(self, rows: Rows) -> dict[str, list[object]]:
-        """Display fields of `rows`: for each field its values, in the order asked."""
+        """Return the display fields of `rows`: for each field its values, in the order asked.
+
+        Parameters
+        ----------
+        rows : sequence of int
+
+        Returns
+        -------
+        dict of str to list
+
+        Raises
+        ------
+        InputError
+            A row is not in the pool.
+        ChunkError
+            A chunk is missing or damaged.
+        """
         wanted = self._checked(rows)
         return {
             name: from_store(take_rows(self._array(field_path(name)), wanted), self.kinds.get(name))
@@ -329,36 +435,38 @@ class Pool:
         return array_of(self.place, self._group, name)
 
     def _row_named(self, record_id: str) -> int:
-        # "007" and "٧" are digits to int(), and no record's id
+        # int() also parses "007" and "٧", which are no record ids: compare the text.
         row = int(record_id) if record_id.isdecimal() and len(record_id) < 19 else -1
         return row if 0 <= row < self.n_rows and str(row) == record_id else -1
 
     def _refuse_range(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.n_rows:
-            raise InputError(f"rows {start} to {stop} were asked of a pool that has rows 0 to {self.n_rows}")
+            raise InputError(f"rows must be from 0 to {self.n_rows}, the end of the pool, got rows {start} to {stop}")
 
     def _checked(self, rows: Rows) -> npt.NDArray[np.int64]:
         wanted = np.asarray(rows)
         if wanted.ndim != 1 or (len(wanted) and wanted.dtype.kind not in "iu"):
-            raise InputError(f"rows are a 1-D sequence of integers, got {wanted.ndim}-D {wanted.dtype}")
+            raise InputError(f"`rows` must be a 1-D sequence of integers, got {wanted.ndim}-D {wanted.dtype}")
         outside = wanted[(wanted < 0) | (wanted >= self.n_rows)]
         if len(outside):
-            raise InputError(f"row {outside[0]} was asked of a pool that has rows 0 to {self.n_rows - 1}")
+            raise InputError(f"`rows` must be from 0 to {self.n_rows - 1}, the rows of the pool, got {outside[0]}")
         return wanted.astype(np.int64)
 
 
 class Reader:
-    """Reads a pool tile by tile, holding one decoded read unit. Not thread-safe: one for each task.
+    """A reader of a pool, tile by tile, that holds one decoded read unit. Not thread-safe: use one for each task.
 
-    Reading on in ascending order decodes every chunk once. What `read` returns is read-only and good until the next
-    call: it is a view of the unit held or, where the tile lies across units or is stored in another type than
-    float32, of a buffer that the next tile overwrites.
+    In ascending order every chunk is decoded once. What `read` returns is read-only and valid until the next call: it
+    is a
+    view of the held unit. Where a tile spans units, or is stored in another type than float32, it is a view of a buffer
+    that
+    the next tile overwrites.
 
     Parameters
     ----------
-    pool
+    pool : Pool
         The pool to read.
-    unit_rows
+    unit_rows : int, optional
         Rows decoded at a time, a multiple of the pool's `chunk_rows`. Default: whole chunks of at least 8 MiB together,
         at most 1,024 of them.
     """
@@ -382,7 +490,16 @@ class Reader:
         self._tile = np.empty((0, pool.n_features), dtype=np.float32)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Return records [start, stop) as (stop - start, n_features); read-only, good until the next call.
+        """Return records [start, stop); the array is read-only and valid until the next call.
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows.
+
+        Returns
+        -------
+        ndarray of float32, shape (stop - start, n_features)
 
         Raises
         ------
@@ -394,10 +511,18 @@ class Reader:
         return records
 
     def read_in_blocks(self, start: int, stop: int, height: int, visit: Visit) -> npt.NDArray[np.float32]:
-        """Read as `read` does, and show each block of `height` records as soon as it is there, in the core's cache.
+        """Read like `read`, and visit each block of `height` records as soon as it is in the core's cache.
 
-        A chunk's checksum stands at its end: what is shown or returned is vouched for when a later chunk was asked for,
-        or by `finish`.
+        A chunk's checksum stands at its end: blocks are verified only when a later chunk is asked for, or by `finish`.
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows.
+        height : int
+            Records in a block.
+        visit : callable
+            Called with the position of a block's first record in the tile, and the block (read-only).
         """
         self._pool._refuse_range(start, stop)
         number = start // self._unit_rows
@@ -418,12 +543,12 @@ class Reader:
         return records
 
     def finish(self) -> None:
-        """Read the unit held to its end, where its checksum is.
+        """Read the held unit to its end, and so verify its checksum.
 
         Raises
         ------
         ChunkError
-            What was read of it is damaged.
+            Records returned before are damaged.
         """
         if self._number >= 0:
             self._upto(self._number, self._stored)
@@ -447,7 +572,15 @@ class Reader:
             done += count
 
     def picked(self, number: int, offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return some records of one read unit as a new array."""
+        """Return some records of one read unit as a new array.
+
+        Parameters
+        ----------
+        number : int
+            Number of the unit.
+        offsets : ndarray of int64
+            Positions in the unit.
+        """
         stored = self.unit(number)[offsets]
         if self._as_stored:
             return stored
@@ -456,13 +589,13 @@ class Reader:
         return records
 
     def unit(self, number: int) -> npt.NDArray[Any]:
-        """Return the records of one read unit, in the stored type; read-only, good until another unit is asked for."""
+        """Return the records of one read unit in the stored type; read-only, valid until another unit is asked for."""
         self._upto(number, 0)
         self.finish()
         return self._held
 
     def _upto(self, number: int, rows: int) -> npt.NDArray[Any]:
-        """Return the records of one read unit, of which at least the first `rows` are there."""
+        """Return the records of one read unit, with at least the first `rows` read."""
         if number != self._number:
             self.finish()
             self._begin(number)
@@ -479,7 +612,7 @@ class Reader:
         pool, start = self._pool, number * self._unit_rows
         stop = min(start + self._unit_rows, pool.n_rows)
         if self._files is None:
-            self._held = self._held[:0].copy()  # given back first, so that the next unit can take its memory
+            self._held = self._held[:0].copy()  # freed first, so that the next unit can take its memory
             self._held = read_rows(pool._features, start, stop, fill=pool._fill).reshape(stop - start, -1)
             self._ready = self._stored = stop - start
         else:
@@ -487,7 +620,7 @@ class Reader:
             record_bytes = pool.n_features * pool.dtype.itemsize
             if len(self._bytes) < len(chunks) * pool.chunk_rows * record_bytes:
                 self._bytes = np.empty(len(chunks) * pool.chunk_rows * record_bytes, dtype=np.uint8)
-            # The last chunk is stored at its full height: what lies beyond the last row is padding.
+            # The last chunk is stored at its full height: beyond the last row it is padding.
             self._ready, self._stored = 0, len(chunks) * pool.chunk_rows
             held = self._bytes[: self._stored * record_bytes].view(pool.dtype).reshape(-1, pool.n_features)
             self._held = held[: stop - start]
@@ -496,7 +629,7 @@ class Reader:
         self._number = number
 
     def _rows_read(self, files: ChunkFiles, chunks: range, chunk_bytes: int) -> Iterator[int]:
-        """Fill the buffer with chunks; yields how many rows are there."""
+        """Fill the buffer with chunks, and yield the number of rows read so far."""
         for position, chunk in enumerate(chunks):
             before = position * chunk_bytes
             for count in files.reading(chunk, self._bytes[before : before + chunk_bytes]):
@@ -521,12 +654,13 @@ def _opened(where: Place) -> "zarr.Array[Any] | zarr.Group":
 
 
 def _archive_of(where: Path) -> Path | None:
-    """Return the file that a path goes through, which is a ZIP archive; None where there is no file on the way."""
+    """Return the ZIP archive that a path leads through; None where there is no file on the way."""
     file = next((path for path in (where, *where.parents) if path.is_file()), None)
     if file is not None and not is_zipfile(file):
         raise PoolError(
-            f"{file} is a file; a pool is a folder or a ZIP archive that Zarr wrote, or a URL. Build one of it first:"
-            " dal pool build"
+            f"a pool must be a folder, a ZIP archive that Zarr wrote, or a URL, got the file {file}; build a pool of "
+            "it "
+            "first: dal pool build"
         )
     return file
 
@@ -545,9 +679,9 @@ def _opened_within(archive: Path, path: str) -> "zarr.Array[Any] | zarr.Group":
 
 
 def _arrays_in(where: Place, group: zarr.Group) -> str:
-    """Say which arrays a group holds, at any depth, and what they are."""
+    """Return a text that lists the arrays of a group, at any depth, with shapes and types."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of files that are no Zarr: they are left out
+        warnings.simplefilter("ignore")  # Zarr warns of every file that is not its own
         members = group.members(max_depth=_DEPTH)
     found = [
         f"{where}/{path} {node.shape} {node.dtype}" for path, node in sorted(members) if isinstance(node, zarr.Array)
@@ -558,50 +692,54 @@ def _arrays_in(where: Place, group: zarr.Group) -> str:
 def _features_of(where: Place, group: zarr.Group) -> "zarr.Array[Any]":
     described = description(group)
     if not described:
-        raise PoolError(f"{where} is a Zarr group that dal did not build; {_arrays_in(where, group)}")
-    if (wrong := damaged(described)) is not None:
+        raise PoolError(f"{where} must be a pool that dal built, got another Zarr group; {_arrays_in(where, group)}")
+    if (wrong := damaged_key(described)) is not None:
         raise PoolError(
             f"{where}: its description is damaged ({wrong}); restore zarr.json from a copy, or build the pool again"
         )
     if described["version"] not in VERSIONS:
-        raise PoolError(f"{where} has pool format {described['version']}, this dal reads {VERSIONS}; use a newer dal")
+        raise PoolError(f"{where} must have one of the pool formats {VERSIONS}, got {described['version']}; use a newer dal")
     if not described["complete"]:
         of = described.get("source_rows") or "an unknown number of"
-        raise PoolIncomplete(f"{where} holds {described['n_rows']} of {of} rows; run the same build again to go on")
+        raise PoolIncomplete(f"{where} holds {described['n_rows']} of {of} rows; run the same build again to resume it")
     if described.get("encoding") not in (None, *ENCODINGS):
-        raise PoolError(f"{where} stores its features as {described['encoding']!r}, unknown here; use a newer dal")
-    if described.get("id_hash", ids.HASH_OF_OLD) not in ids.HASHES:
-        raise PoolError(f"{where} indexes its ids by {described['id_hash']!r}, unknown here; use a newer dal")
+        raise PoolError(
+            f"{where} must store features by a known encoding, got {described['encoding']!r}; use a newer dal"
+        )
+    if (known_as := described.get("id_hash", ids.HASH_OF_OLD)) not in ids.HASHES:
+        raise PoolError(f"{where} must index its ids by a known hash, got {known_as!r}; use a newer dal")
     features = group.get("features")
     if not isinstance(features, zarr.Array):
         raise PoolError(f"{where}: the array 'features' is missing; restore it, or build the pool again")
     if features.shape[0] < described["n_rows"]:
         raise PoolError(
-            f"{where} says {described['n_rows']} rows, its features have {features.shape[0]}; build it again"
+            f"{where} must have {described['n_rows']} rows of features, got {features.shape[0]}; build it again"
         )
     return features
 
 
 def _refuse_shape(where: Place, array: "zarr.Array[Any]") -> None:
     if len(array.shape) not in (2, 4):
-        raise PoolError(f"{where} has shape {array.shape}; a pool is (N, d), or (N, h, w, c) for images")
+        raise PoolError(f"{where} must have shape (N, d), or (N, h, w, c) for images, got {array.shape}")
     if 0 in array.shape:
-        raise PoolError(f"{where} is empty: its shape is {array.shape}")
+        raise PoolError(f"{where} must have records and features, got the empty shape {array.shape}")
     if np.dtype(array.dtype).kind not in "fiub":
-        raise PoolError(f"{where} holds {array.dtype}; a pool holds numbers or booleans: encode or vectorise first")
+        raise PoolError(f"{where} must hold numbers or booleans, got {array.dtype}; encode or vectorise first")
 
 
 def _refuse_holes(where: Place, array: "zarr.Array[Any]") -> None:
     missing, expected = missing_chunks(array)
     if missing:
         raise PoolError(
-            f"{where}: {missing} of {expected} chunks are not stored; restore them, or, if they mean the fill value "
-            f"{array.fill_value}, as Zarr and Dask leave out chunks of zeros, say so: missing_chunks='fill' "
-            '(--missing-chunks fill, or missing_chunks = "fill" in campaign.toml)'
+            f"{where}: {missing} of {expected} chunks are not stored; restore them, or pass missing_chunks='fill' if "
+            "they "
+            f"mean the fill value {array.fill_value}, as Zarr and Dask leave out chunks of zeros (--missing-chunks "
+            "fill, "
+            'or missing_chunks = "fill" in campaign.toml)'
         )
 
 
 def _digest(array: "zarr.Array[Any]") -> str:
-    # Only what every version of Zarr tells alike: its full metadata gain keys from version to version.
-    told = [array.shape, np.dtype(array.dtype).str, array.chunks, array.shards]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+    # Only attributes that all versions of Zarr agree on: the full metadata gain keys from version to version.
+    layout = [array.shape, np.dtype(array.dtype).str, array.chunks, array.shards]
+    return hashlib.sha256(json.dumps(layout).encode()).hexdigest()[:32]

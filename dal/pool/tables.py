@@ -1,7 +1,7 @@
-"""Tables as sources of pools: files of Parquet and CSV, frames of pandas and Dask, whatever gives an Arrow stream.
+"""Tables as sources of pools: Parquet and CSV files, frames of pandas and Dask, anything that exports an Arrow stream.
 
-A table is a schema and batches of rows from any row on. Which of its columns are ids, features and shown is chosen by
-name, once, by `_choose`.
+A table is a schema and batches of rows, readable from any row on. `_choose` decides once, by name, which of its columns
+are ids, features and display fields.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ CSV_BLOCK_BYTES = 4 * 2**20
 PARQUET = (".parquet", ".pq", ".parq")
 ENDINGS = (*PARQUET, *csvs.ENDINGS)
 INDEX = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__|__null_dask_index__")
-"""Names that pandas and Dask give to an index that has none, and to a column without a name."""
+"""Names that pandas and Dask give to an unnamed index, and to an unnamed column."""
 _NO_VALUE = frozenset(text.lower() for text in pa.csv.ConvertOptions().null_values)
 
 
@@ -52,22 +52,22 @@ class Table(Protocol):
 
     schema: "pa.Schema"
     index: frozenset[str]
-    """Columns that are an index: features only where they are asked for by name."""
+    """Index columns: features only where they are asked for by name."""
     n_rows: int | None
     single: bool
     commas: frozenset[str]
-    """Columns of text that looks like numbers with a decimal comma."""
+    """Text columns that look like numbers with a decimal comma."""
 
     def identity(self, columns: Sequence[str]) -> Identity | None:
-        """Return what makes it the same table."""
+        """Return what identifies the table, so that an interrupted build is resumed only with the same one."""
 
     def batches(self, columns: "Columns", start: int) -> Iterator["pa.RecordBatch"]:
-        """Give the rows from `start` on, with the columns that are used."""
+        """Yield the rows from `start` on, with the columns that are used."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What each column of a table is for."""
+    """The use of each column of a table."""
 
     ids: str | None
     features: tuple[str, ...]
@@ -77,17 +77,17 @@ class Columns:
 
     @property
     def all(self) -> list[str]:
-        """Name every column that is read, once."""
+        """Names of all columns that are read, each once."""
         return list(dict.fromkeys([*([self.ids] if self.ids else []), *self.features, *self.display]))
 
 
 def is_table(source: object) -> bool:
-    """Say whether a source is a table: its columns have names."""
+    """Check whether a source is a table, whose columns have names."""
     if isinstance(source, str | Path):
         return csvs.ending_of(Path(source)) in ENDINGS and not Path(source).is_dir()
     if is_pandas(source, "DataFrame") or is_frame_of_dask(source):
         return True
-    # Series, and arrays of xarray, give streams as well: one column, or one row for each number.
+    # Series and arrays of xarray export streams as well, of one column, or of one row for each number.
     is_array = hasattr(source, "dtype") or is_of_xarray(source)
     return hasattr(source, "__arrow_c_stream__") and not is_array
 
@@ -105,50 +105,62 @@ def open_table(
 
     Parameters
     ----------
-    source
-        What `is_table` says yes to.
-    ids, features, display
-        Names of columns.
-    text
-        Name of a column of texts, which blocks have as a field; they have no features then.
-    header
+    source : object
+        A source for which `is_table` returns True.
+    ids : str, int or None
+        Name of the column of ids.
+    features : sequence of str, optional
+        Names of the feature columns.
+    display : sequence of str
+        Names of the display columns.
+    text : str, optional
+        Name of a column of texts. Blocks have it as a field, and no features.
+    header : bool, optional
         For CSV files: whether the first line names the columns.
+
+    Returns
+    -------
+    Rows
 
     Raises
     ------
     SourceError
-        It cannot be used; the message says why.
+        The table or a column cannot be used; the message says why.
     """
-    told = str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
+    where = str(source) if isinstance(source, str | Path) else f"the {type(source).__name__}"
     if isinstance(ids, int | tuple):
         ids = str(ids)
     if not (ids is None or isinstance(ids, str)) or isinstance(display, Mapping | str):
-        raise SourceError(f"{told} is a table: ids is the name of a column, display a list of names of columns")
+        raise SourceError(
+            "`ids` must name a column of the table, and `display` must be a list of columns, got "
+            f"{type(ids).__name__} and "
+            f"{type(display).__name__} for {where}"
+        )
     if isinstance(features, str):
-        raise SourceError(f"features is a list of names of columns, got {features!r}")
+        raise SourceError(f"`features` must be a list of column names, got the text {features!r}")
     features, display = None if features is None else [str(name) for name in features], [str(name) for name in display]
     twice = sorted({name for name in features or () if (features or []).count(name) > 1})
     if twice:
-        raise SourceError(f"features names the columns {twice} more than once")
+        raise SourceError(f"`features` must name each column once, got {twice} more than once")
     wanted = [*([ids] if ids else []), *(features or ()), *display, *([text] if text else [])]
     try:
         table = _opened(source, wanted, header)
         chosen = _of_texts if text is not None else _choose
         columns = chosen(table, ids, [text] if text is not None else features, display)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
-        raise SourceError(f"{told} cannot be read: {error}") from error
-    return Rows(table, columns, told, header)
+        raise SourceError(f"{where} cannot be read: {error}") from error
+    return Rows(table, columns, where, header)
 
 
 def _opened(source: Any, wanted: Sequence[str], header: bool | None) -> Table:  # noqa: ANN401 - see `is_table`
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.is_file():
-            raise SourceError(f"there is no file {path}; a pool is built from a .npy, .parquet or .csv file")
+            raise SourceError(f"`source` must be a .npy, .parquet or .csv file, got {path}, which does not exist")
         if csvs.ending_of(path) not in PARQUET:
             return _Csv(path, header, wanted)
     if header is not None:
-        raise SourceError("header is for CSV files (--header, --no-header)")
+        raise SourceError("`header` must be left out for sources other than CSV files (--header, --no-header)")
     if isinstance(source, str | Path):
         return _Parquet(Path(source))
     if is_pandas(source, "DataFrame"):
@@ -157,22 +169,23 @@ def _opened(source: Any, wanted: Sequence[str], header: bool | None) -> Table:  
 
 
 def _choose(table: Table, ids: str | None, features: Sequence[str] | None, display: Sequence[str]) -> Columns:
-    """Choose the columns that are features, or say why the table cannot be used."""
+    """Choose the feature columns, or raise an error that says why the table cannot be used."""
     schema = table.schema
     named = [*([ids] if ids else []), *(features or ()), *display]
     types = _types_of(schema, named)
     if features is not None and ids in features:
-        raise SourceError(f"the column {ids!r} holds the ids, so it cannot be a feature; leave it out of features")
+        raise SourceError(f"`features` must not hold the column of ids, got {ids!r}; leave it out of features")
     _refuse_roles(types, ids, display)
     left = [name for name in schema.names if name not in named]
     left_out = () if features is not None else tuple(name for name in left if _is_index(table, name))
     chosen = tuple(features) if features is not None else tuple(name for name in left if name not in left_out)
     if not chosen:
-        raise SourceError(f"no column is left for the features; the table has {schema.names}")
+        raise SourceError(f"a table must have a column for the features, got only {schema.names}; add or name one")
     lists = [name for name in chosen if _is_list(types[name])]
     if lists and len(chosen) > 1:
         raise SourceError(
-            f"{lists} hold lists, and a list is the only feature column; name it with features (--features)"
+            f"a column of lists must be the only feature column, got {lists} beside others; name it with features "
+            "(--features)"
         )
     strange = {name: str(types[name]) for name in chosen if name not in lists and not _is_number(types[name])}
     if strange:
@@ -181,14 +194,14 @@ def _choose(table: Table, ids: str | None, features: Sequence[str] | None, displ
 
 
 def _of_texts(table: Table, ids: str | None, text: Sequence[str] | None, display: Sequence[str]) -> Columns:
-    """Choose the columns of a table whose features are made of texts."""
+    """Choose the columns of a table whose features are made from texts."""
     shown = tuple(dict.fromkeys([*(text or ()), *display]))
     types = _types_of(table.schema, [*([ids] if ids else []), *shown])
     _refuse_roles(types, ids, shown)
     for name in text or ():
-        # All of a CSV file is text.
+        # All columns of a CSV file can be read as text.
         if not isinstance(table, _Csv) and not is_text(types[name]):
-            raise SourceError(f"the column {name!r} holds {types[name]}; a vectoriser takes texts")
+            raise SourceError(f"`text` must name a column of texts, got {name!r} of {types[name]}")
     return Columns(ids, (), shown)
 
 
@@ -199,36 +212,36 @@ def _is_index(table: Table, name: str) -> bool:
 def _types_of(schema: "pa.Schema", named: list[str]) -> dict[str, "pa.DataType"]:
     repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
     if repeated:
-        raise SourceError(f"columns have the same name: {repeated}; rename them")
+        raise SourceError(f"column names must be unique, got repeats: {repeated}; rename the columns")
     unknown = [name for name in named if name not in schema.names]
     if unknown:
-        raise SourceError(f"there are no columns {unknown}; the table has {schema.names}")
+        raise SourceError(f"columns must exist in the table, got {unknown}; it has {schema.names}")
     return {name: plain_type(schema.field(name).type) for name in schema.names}
 
 
 def _refuse_roles(types: Mapping[str, "pa.DataType"], ids: str | None, display: Sequence[str]) -> None:
     if ids and not _is_key(types[ids]):
-        raise SourceError(f"the column {ids!r} holds {types[ids]}; ids are text or integers")
+        raise SourceError(f"`ids` must name a column of text or integers, got {ids!r} of {types[ids]}")
     nested = [name for name in display if pa.types.is_nested(types[name])]
     if nested:
-        raise SourceError(f"the columns {nested} hold lists or structures; display fields are single values")
+        raise SourceError(f"`display` must name columns of single values, got lists or structures in {nested}")
 
 
 def _refuse_features(strange: Mapping[str, str], commas: frozenset[str]) -> None:
-    told = ", ".join(f"{name} ({kind})" for name, kind in strange.items())
+    named = ", ".join(f"{name} ({kind})" for name, kind in strange.items())
     if commas & set(strange):
         raise SourceError(
-            f"features are numbers with a decimal point, and these columns seem to have a decimal comma: {told}. Write "
-            "the file with points, as pandas does: read_csv(..., decimal=',').to_csv(..., index=False)"
+            f"features must be numbers with a decimal point, got columns with a decimal comma: {named}; write the file "
+            "with points, as pandas does: read_csv(..., decimal=',').to_csv(..., index=False)"
         )
     raise SourceError(
-        f"features are numbers, and these columns are not: {told}. Encode or vectorise them first; or say which "
-        "columns are features with features (--features), and which are only shown with display (--display)"
+        f"features must be numbers, got other columns: {named}; encode or vectorise them first, or name the feature "
+        "columns with features (--features) and those to be shown only with display (--display)"
     )
 
 
 def _is_number(kind: "pa.DataType") -> bool:
-    # A column of a CSV file that is empty as far as was read has the type null.
+    # Arrow gives a CSV column that is empty in the first block the type null.
     types = pa.types
     return bool(
         types.is_integer(kind)
@@ -252,13 +265,23 @@ def _is_list(kind: "pa.DataType") -> bool:
 
 
 def _is_key(kind: "pa.DataType") -> bool:
-    # pandas makes floats of integers as soon as one is missing; those that are whole are read as integers.
+    # pandas makes floats of integers as soon as one is missing; whole floats are read as integers.
     types = pa.types
     return bool(is_text(kind) or types.is_integer(kind) or types.is_floating(kind) or types.is_null(kind))
 
 
 class Rows:
-    """The rows of a table as a source."""
+    """The rows of a table as a source of blocks.
+
+    Parameters
+    ----------
+    table : Table
+    columns : Columns
+    name : str
+        Name of the table, for messages.
+    header : bool or None
+        As the user passed it.
+    """
 
     def __init__(self, table: Table, columns: Columns, name: str, header: bool | None) -> None:
         self._table, self.columns, self._name, self._header = table, columns, name, header
@@ -267,22 +290,22 @@ class Rows:
 
     @property
     def identity(self) -> Identity | None:
-        """The table, and what each of its columns is for."""
-        told = self._table.identity(self.columns.all)
+        """The table's identity and the use of each column."""
+        identity = self._table.identity(self.columns.all)
         columns = self.columns
         chosen = {"ids": columns.ids, "features": list(columns.features), "display": list(columns.display)}
-        return (
-            None if told is None else {**told, **chosen, **({} if self._header is None else {"header": self._header})}
-        )
+        if identity is None:
+            return None
+        return {**identity, **chosen, **({} if self._header is None else {"header": self._header})}
 
     @property
-    def told(self) -> Mapping[str, Any]:
-        """The names of the columns that are ids and features, and of those that were left out."""
+    def made_from(self) -> Mapping[str, Any]:
+        """Names of the columns of ids and features, and of those left out."""
         columns = self.columns
         return {"ids": columns.ids, "features": list(columns.features), "left_out": list(columns.left_out)}
 
     def blocks(self, start: int) -> Iterator[Block]:
-        """Give the rows from `start` on."""
+        """Yield the rows from `start` on."""
         row, width = start, None
         try:
             for batch in self._table.batches(self.columns, start):
@@ -315,7 +338,7 @@ def _block(batch: "pa.RecordBatch", columns: Columns, row: int, width: tuple[int
 def _numbers(column: "pa.Array", name: str, row: int) -> npt.NDArray[Any]:
     """Convert a column to floats, null to NaN."""
     column = plain(column)
-    if is_text(column.type):  # of a CSV file, whose first block had truth values or nothing in this column
+    if is_text(column.type):  # in the first block of the CSV file this column held truth values or nothing
         column = _of_words(column, name, row)
     numbers: npt.NDArray[Any] = pc.cast(column, pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return numbers
@@ -331,14 +354,14 @@ def _of_words(column: "pa.Array", name: str, row: int) -> "pa.Array":
         try:
             numbers.append(1.0 if word == "true" else 0.0 if word == "false" else float(word))
         except ValueError as error:
-            raise SourceError(f"features are numbers, and {name!r} is {column[at]} in row {row + at}") from error
+            raise SourceError(f"features must be numbers, got {column[at]} for {name!r} in row {row + at}") from error
     return pa.array(numbers, pa.float64())
 
 
 def _matrix(column: "pa.Array", name: str, row: int, width: tuple[int, ...] | None) -> npt.NDArray[Any]:
-    """Convert a column of lists of one length to a matrix, and one of tensors to pictures where they have 3 axes.
+    """Convert a column of lists of one length to a matrix, and one of tensors with 3 axes to pictures.
 
-    A list that is null becomes a record of NaN.
+    A null list becomes a record of NaN.
     """
     lists = plain(column)
     missing = np.asarray(lists.is_null().to_numpy(zero_copy_only=False), dtype=bool)
@@ -351,18 +374,20 @@ def _matrix(column: "pa.Array", name: str, row: int, width: tuple[int, ...] | No
         expected = int(lengths[~missing][0])
     else:
         last = row + len(lengths) - 1
-        raise SourceError(f"the lists in {name!r} are null in rows {row} to {last}; leave these records out")
+        raise SourceError(
+            f"the lists in {name!r} must not all be null, got rows {row} to {last}; leave these records out"
+        )
     ragged = np.flatnonzero(~missing & ((lengths != expected) | (lengths < 1)))
     if len(ragged):
-        told = ", ".join(f"{row + n} ({lengths[n]})" for n in ragged[:NAMED].tolist())
-        raise SourceError(f"the lists in {name!r} must have one length, the first has {expected}; not so rows {told}")
+        named = ", ".join(f"{row + n} ({lengths[n]})" for n in ragged[:NAMED].tolist())
+        raise SourceError(f"the lists in {name!r} must have one length, {expected}, got others in rows {named}")
     if not isinstance(column.type, pa.FixedShapeTensorType):
         with np.errstate(over="ignore"):
             return _with_gaps(_numbers(lists.drop_null().flatten(), name, row).reshape(-1, expected), missing)
     tensors = column.drop_null().to_numpy_ndarray()
     if missing.any() and tensors.dtype == np.uint8:
         rows = ", ".join(str(row + n) for n in np.flatnonzero(missing)[:NAMED].tolist())
-        raise SourceError(f"the tensors in {name!r} are null in rows {rows}, and bytes have no NaN; leave them out")
+        raise SourceError(f"tensors of bytes in {name!r} must not be null, got null in rows {rows}; leave them out")
     return _with_gaps(tensors if tensors.ndim == 4 else tensors.reshape(len(tensors), expected), missing)
 
 
@@ -391,9 +416,9 @@ class _Parquet:
         self._bytes = sum(group.total_byte_size for group in groups)
         self.n_rows: int | None = sum(self._heights)
         if not self.n_rows:
-            raise SourceError(f"{path} has no rows; a pool has at least one")
+            raise SourceError(f"{path} must have at least one row, got no rows")
 
-    def identity(self, columns: Sequence[str]) -> Identity | None:  # noqa: ARG002 - the file stands for all
+    def identity(self, columns: Sequence[str]) -> Identity | None:  # noqa: ARG002 - the file's identity covers them
         return file_identity(self._path)
 
     def batches(self, columns: Columns, start: int) -> Iterator["pa.RecordBatch"]:
@@ -417,7 +442,7 @@ class _Csv:
         self._dialect = csvs.dialect_of(path, header=header, wanted=wanted)
         self.index = frozenset(self._dialect.unnamed)
         if len(set(self._dialect.names)) < len(self._dialect.names):
-            self.schema = pa.schema([(name, pa.null()) for name in self._dialect.names])  # refused by `_types_of`
+            self.schema = pa.schema([(name, pa.null()) for name in self._dialect.names])  # `_types_of` refuses it
             return
         try:
             with self._open({}, None) as reader:  # infers types from the first block
@@ -425,7 +450,7 @@ class _Csv:
                 first = reader.read_next_batch()
         except pa.ArrowInvalid as error:
             if "Empty CSV" in str(error):
-                raise SourceError(f"{path} has no rows; a pool has at least one") from error
+                raise SourceError(f"{path} must have at least one row, got no rows") from error
             raise
         texts = [field.name for field in self.schema if is_text(field.type)]
         self.commas = frozenset(name for name in texts if _has_commas(first.column(name)))
@@ -438,15 +463,16 @@ class _Csv:
             convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=include),
         )
 
-    def identity(self, columns: Sequence[str]) -> Identity | None:  # noqa: ARG002 - the file stands for all
+    def identity(self, columns: Sequence[str]) -> Identity | None:  # noqa: ARG002 - the file's identity covers them
         return file_identity(self._path)
 
     def batches(self, columns: Columns, start: int) -> Iterator["pa.RecordBatch"]:
-        # Types told, not inferred: a column of integers may go on with 1.5, and ids with letters. Truth values are read
-        # as words, which go on with anything.
+        # Types are fixed, not inferred: a column of integers may continue with 1.5, and ids with letters. Truth values
+        # are
+        # read as words, which may continue with anything.
         words = {field.name for field in self.schema if pa.types.is_boolean(field.type) or pa.types.is_null(field.type)}
         numbers = set(columns.features) - words
-        # A column that is both a feature and shown is read as a number.
+        # A column that is both feature and display field is read as a number.
         last = self._dialect.names[-1]
         wanted = list(dict.fromkeys([*columns.all, last]))
         types = {name: pa.float64() if name in numbers else pa.string() for name in wanted}
@@ -456,22 +482,23 @@ class _Csv:
                 if batch.num_rows:
                     ending = batch.column(last)[-1].as_py()
                 yield batch.select(columns.all)
-        # Arrow takes a quote that is never closed for one that is closed by the end of the file.
+        # Arrow takes an unclosed quote as closed by the end of the file, and would swallow all records after it.
         if isinstance(ending, str) and re.search("[\r\n]", ending) and not self._dialect.ends_in_quotes():
             begin = ending.splitlines()[0]
             raise SourceError(
-                f"{self._path}: a quote is opened in the column {last!r} and never closed, at {begin[:40]!r}: all that "
-                "follows would be part of that field; close the quote, or write it twice within quotes"
+                f"{self._path}: quotes must be closed, got an open quote in the column {last!r} at {begin[:40]!r}; "
+                "close the "
+                "quote, or double it within quotes"
             )
 
 
 def _has_commas(column: "pa.Array") -> bool:
-    told = column.slice(0, SAMPLED_ROWS).drop_null()
-    return bool(len(told) and pc.all(pc.match_substring_regex(told, csvs.DECIMAL_COMMA)).as_py())
+    values = column.slice(0, SAMPLED_ROWS).drop_null()
+    return bool(len(values) and pc.all(pc.match_substring_regex(values, csvs.DECIMAL_COMMA)).as_py())
 
 
 def _without(batches: Iterable["pa.RecordBatch"], skip: int) -> Iterator["pa.RecordBatch"]:
-    """Leave out the first rows of all."""
+    """Skip the first rows of all batches together."""
     for batch in batches:
         kept = batch.slice(min(skip, batch.num_rows))
         skip -= batch.num_rows - kept.num_rows
@@ -482,22 +509,22 @@ def _without(batches: Iterable["pa.RecordBatch"], skip: int) -> Iterator["pa.Rec
 
 
 class _Frame:
-    """A frame of pandas. Its index is no column, but may be named for the ids."""
+    """A pandas frame. Its index is no feature column, but may be named for the ids."""
 
     single = False
     commas: frozenset[str] = frozenset()
 
     def __init__(self, frame: "pd.DataFrame") -> None:
         if not len(frame):
-            raise SourceError("the DataFrame has no rows; a pool has at least one")
+            raise SourceError("the DataFrame must have at least one row, got no rows")
         self._frame = frame
         self.schema, self.index = _schema_of(frame)
         self.n_rows: int | None = len(frame)
 
     def identity(self, columns: Sequence[str]) -> Identity | None:
         rows = np.unique(np.linspace(0, len(self._frame) - 1, SAMPLED_ROWS).astype(np.int64))
-        told = _batch_of(self._frame.iloc[rows], self.schema, columns).to_pydict()
-        digest = hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest()
+        sample = _batch_of(self._frame.iloc[rows], self.schema, columns).to_pydict()
+        digest = hashlib.sha256(repr(sample).encode("utf-8", "backslashreplace")).hexdigest()
         return {"kind": "frame", "rows": len(self._frame), "sample": digest}
 
     def batches(self, columns: Columns, start: int) -> Iterator["pa.RecordBatch"]:
@@ -505,7 +532,7 @@ class _Frame:
 
 
 class _DaskFrame:
-    """A frame of Dask, computed one partition after another."""
+    """A Dask frame, computed one partition after another."""
 
     n_rows: int | None = None
     single = False
@@ -514,11 +541,11 @@ class _DaskFrame:
     def __init__(self, frame: Any) -> None:  # noqa: ANN401 - a collection of Dask
         self._frame = frame
         meta = frame._meta
-        if any(kind.type is np.object_ for kind in meta.dtypes):  # the first partition tells what its objects are
+        if any(kind.type is np.object_ for kind in meta.dtypes):  # only real values show the type of objects
             meta = self._part(0)
         self.schema, self.index = _schema_of(meta)
 
-    def identity(self, columns: Sequence[str]) -> Identity | None:  # noqa: ARG002 - the graph stands for all
+    def identity(self, columns: Sequence[str]) -> Identity | None:  # noqa: ARG002 - the graph's token covers them
         token = token_of(self._frame)
         return None if token is None else {"kind": "Dask frame", "token": token}
 
@@ -542,7 +569,7 @@ class _DaskFrame:
 
 
 def _schema_of(frame: "pd.DataFrame") -> tuple["pa.Schema", frozenset[str]]:
-    """Return names and types of the columns of a frame, those of its index before the others, and which are those."""
+    """Return the schema of a frame, index levels before columns, and the names of the index columns."""
     names = [str(name) for name in frame.columns]
     levels = [str(name) for name in frame.index.names if name is not None and str(name) not in names]
     types = [(name, _arrow_of(values).type) for name, values in _columns_of(frame, [*levels, *names])]
@@ -555,7 +582,7 @@ def _columns_of(frame: "pd.DataFrame", wanted: Sequence[str]) -> Iterator["tuple
     levels = [str(name) for name in frame.index.names]
     for at, name in enumerate(wanted):
         if name in own:
-            # By its number where a name repeats: the schema holds both, and is refused.
+            # By position where a name repeats: the schema then holds both, and is refused.
             position = own.index(name) if own.count(name) == 1 else at - (len(wanted) - len(own))
             yield name, frame.iloc[:, position]
         else:
@@ -565,7 +592,9 @@ def _columns_of(frame: "pd.DataFrame", wanted: Sequence[str]) -> Iterator["tuple
 def _batch_of(frame: "pd.DataFrame", schema: "pa.Schema", wanted: Sequence[str]) -> "pa.RecordBatch":
     missing = [name for name in wanted if name not in map(str, [*frame.columns, *frame.index.names])]
     if missing:
-        raise SourceError(f"there are no columns {missing} in one of the partitions; it has {list(frame.columns)}")
+        raise SourceError(
+            f"all partitions must have the same columns, got one without {missing}: {list(frame.columns)}"
+        )
     arrays = {name: _arrow_of(values, schema.field(name).type) for name, values in _columns_of(frame, wanted)}
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
@@ -580,14 +609,14 @@ def _parts_of(
 
 
 def _arrow_of(values: "pd.Series[Any]", kind: "pa.DataType | None" = None) -> "pa.Array":
-    """Convert a column of pandas to Arrow.
+    """Convert a pandas column to Arrow.
 
     Parameters
     ----------
-    values
-        The column, or some rows of it.
-    kind
-        What its objects are in all rows; some of them may look like something else.
+    values : pandas.Series
+        The column, or some of its rows.
+    kind : pyarrow.DataType, optional
+        Type of its objects over all rows; a few rows alone may look like another type.
     """
     try:
         if values.dtype.type is not np.object_:
@@ -599,27 +628,27 @@ def _arrow_of(values: "pd.Series[Any]", kind: "pa.DataType | None" = None) -> "p
 
 
 class _Stream:
-    """What gives an Arrow stream: a table of pyarrow or Polars, a reader of batches."""
+    """An object that exports an Arrow stream: a table of pyarrow or Polars, a reader of batches."""
 
     commas: frozenset[str] = frozenset()
     index: frozenset[str] = frozenset()
 
     def __init__(self, source: Any) -> None:  # noqa: ANN401 - whatever has the method
-        # What has a length is in memory, and its buffers are shared; a reader is read once.
+        # An object with a length is in memory, and its buffers are shared; a reader can be read only once.
         self.single = not hasattr(source, "__len__")
         self._rows: Any = pa.RecordBatchReader.from_stream(source) if self.single else pa.table(source)
         self.schema: pa.Schema = self._rows.schema
         self.index = index_of(self.schema)
         self.n_rows: int | None = None if self.single else self._rows.num_rows
         if self.n_rows == 0:
-            raise SourceError("the table has no rows; a pool has at least one")
+            raise SourceError("the table must have at least one row, got no rows")
 
     def identity(self, columns: Sequence[str]) -> Identity | None:
         if self.single:
             return None
         rows = np.unique(np.linspace(0, self._rows.num_rows - 1, SAMPLED_ROWS).astype(np.int64))
-        told = [self._rows.select(list(columns)).slice(row, 1).to_pydict() for row in rows.tolist()]
-        digest = hashlib.sha256(repr(told).encode("utf-8", "backslashreplace")).hexdigest()
+        sample = [self._rows.select(list(columns)).slice(row, 1).to_pydict() for row in rows.tolist()]
+        digest = hashlib.sha256(repr(sample).encode("utf-8", "backslashreplace")).hexdigest()
         return {"kind": "table", "rows": self._rows.num_rows, "sample": digest}
 
     def batches(self, columns: Columns, start: int) -> Iterator["pa.RecordBatch"]:
@@ -631,6 +660,6 @@ class _Stream:
 
 
 def index_of(schema: "pa.Schema") -> frozenset[str]:
-    """Return the columns that pandas wrote as its index."""
-    told = (schema.pandas_metadata or {}).get("index_columns", [])
-    return frozenset(name for name in told if isinstance(name, str))
+    """Return the names of the columns that pandas wrote as its index."""
+    columns = (schema.pandas_metadata or {}).get("index_columns", [])
+    return frozenset(name for name in columns if isinstance(name, str))

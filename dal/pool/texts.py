@@ -1,4 +1,4 @@
-"""Texts of a table as a source of a pool, through a vectoriser of scikit-learn."""
+"""Texts of a table as the source of a pool, through a vectoriser of scikit-learn."""
 
 import heapq
 import itertools
@@ -22,27 +22,34 @@ from dal.pool.tables import Rows
 from dal.selection.order import row_hash
 
 FITTED_ON = 50_000
-"""Texts that a vectoriser is fitted on, where it is not fitted yet: drawn from the whole table, the same every time."""
+"""Number of texts to fit an unfitted vectoriser on: a sample of the whole table, the same one every time."""
 
 
 class Texts:
-    """The rows of a table, a column of texts turned into features; the text stays a display field.
+    """The rows of a table with a column of texts turned into features; the text stays a display field.
 
     Parameters
     ----------
     table : Rows
-        Gives blocks without features, whose fields hold the texts.
+        Yields blocks without features, whose fields hold the texts.
     column : str
+        Name of the column of texts.
     vectoriser : object
-        Has `transform`, from texts to numbers. One that is not fitted is copied, and fitted on a sample of the table:
-        with seed 0 where it has none, on one thread, so that a build that goes on gets the same features.
+        Has `transform`, from texts to numbers. An unfitted one is cloned and fitted on a sample of the table, on one
+        thread
+        and with seed 0 for unset random states, so that a resumed build gets the same features.
+
+    Raises
+    ------
+    SourceError
+        The vectoriser has no `transform`, or must be fitted on a source that is read only once.
     """
 
     def __init__(self, table: Rows, column: str, vectoriser: Any) -> None:  # noqa: ANN401 - an estimator
         if isinstance(vectoriser, type) or not callable(getattr(vectoriser, "transform", None)):
             raise SourceError(
-                f"a vectoriser has transform, from texts to numbers; got {vectoriser!r}. One of scikit-learn is "
-                "make_pipeline(TfidfVectorizer(), TruncatedSVD(100))"
+                f"`vectoriser` must have `transform`, from texts to numbers, got {vectoriser!r}; use for example "
+                "make_pipeline(TfidfVectorizer(), TruncatedSVD(100)) of scikit-learn"
             )
         self._table, self._column, self._given = table, column, vectoriser
         self._fitted: Any = vectoriser if _is_fitted(vectoriser) else None
@@ -50,30 +57,31 @@ class Texts:
         self.single = table.single
         if self.single and self._fitted is None:
             raise SourceError(
-                "a vectoriser that is not fitted reads the texts twice, and this source is read only once"
+                "`vectoriser` must be fitted for a source that is read only once, got one that is not fitted; fit it "
+                "first"
             )
 
     @property
     def fitted(self) -> bool:
-        """Whether the vectoriser came fitted."""
+        """Whether the vectoriser was passed fitted."""
         return self._fitted is not None
 
     @property
     def identity(self) -> Identity | None:
-        """The table, and the vectoriser as it was given."""
+        """The table's identity and a digest of the vectoriser as passed."""
         try:
             digest = joblib.hash(self._given)
         except (pickle.PicklingError, TypeError, AttributeError) as error:
             raise SourceError(
-                f"the vectoriser cannot be told from another one, since it cannot be pickled: {error}. Use named "
-                "functions of a module instead of lambdas"
+                f"`vectoriser` must be picklable, because its digest identifies it: {error}; use named functions of a "
+                "module instead of lambdas"
             ) from error
         table = self._table.identity
         return None if table is None else {**table, "text": self._column, "vectoriser": digest}
 
     @property
-    def told(self) -> Mapping[str, Any]:
-        """The names of the columns that are ids and texts."""
+    def made_from(self) -> Mapping[str, Any]:
+        """Names of the columns of ids and texts."""
         return {"ids": self._table.columns.ids, "text": self._column}
 
     def blocks(self, start: int) -> Iterator[Block]:
@@ -83,7 +91,7 @@ class Texts:
         row, step = start, 0
         for block in self._table.blocks(start):
             texts = self._texts(block, row)
-            # Blocks of a table are cut for what is in the table, and features may be much wider.
+            # Blocks of a table are sized by the table's columns; the vectoriser's features may be much wider.
             step = step or max(1, BLOCK_BYTES // (4 * self._features(texts[:1], row).shape[1]))
             for at in range(0, len(texts), step):
                 part = slice(at, at + step)
@@ -93,7 +101,7 @@ class Texts:
             row += len(texts)
 
     def _texts(self, block: Block, row: int) -> list[str]:
-        """Return the texts of a block, "" where there is none."""
+        """Return the texts of a block; a gap becomes ""."""
         values = as_field(self._column, block.fields[self._column], row, len(block.features))
         texts: list[str] = as_kind(values, "text", self._column, row).fill_null("").to_pylist()
         return texts
@@ -115,30 +123,30 @@ class Texts:
                 return vectoriser.fit([text for _, _, text in sorted(sample, key=lambda each: each[1])])
         except ValueError as error:
             raise SourceError(
-                f"the vectoriser cannot be fitted on {len(sample):,} texts of {self._column!r}: {error}"
+                f"`vectoriser` cannot be fitted on {len(sample):,} texts of {self._column!r}: {error}"
             ) from error
 
     def _features(self, texts: list[str], row: int) -> npt.NDArray[np.float32]:
-        told = f"the vectoriser, on the texts from row {row} on,"
+        which = f"`vectoriser`, on the texts from row {row} on,"
         try:
             with one_thread:
                 found: Any = self._fitted.transform(texts)
         except (ValueError, TypeError, AttributeError) as error:
-            raise SourceError(f"{told} fails: {error}") from error
+            raise SourceError(f"{which} fails: {error}") from error
         try:
             found = found if sparse.issparse(found) else np.asarray(found)
         except ValueError as error:
-            raise SourceError(f"{told} gives rows of different lengths: {error}") from error
+            raise SourceError(f"{which} must return rows of one length, got {error}") from error
         if found.ndim != 2 or found.shape[0] != len(texts):
-            raise SourceError(f"{told} gives {found.shape}; one row a text was expected")
+            raise SourceError(f"{which} must return one row a text, got shape {found.shape} for {len(texts)} texts")
         if found.shape[1] > MAX_FEATURES:
             raise SourceError(
-                f"{told} gives {found.shape[1]:,} columns, and records have at most {MAX_FEATURES:,} features: put a "
-                "TruncatedSVD behind it"
+                f"{which} must return at most {MAX_FEATURES:,} columns, got {found.shape[1]:,}; put a TruncatedSVD "
+                "behind it"
             )
         dense = found.toarray() if sparse.issparse(found) else found
         if dense.dtype.kind not in "fiub":
-            raise SourceError(f"{told} gives {dense.dtype}, and numbers were expected")
+            raise SourceError(f"{which} must return numbers, got {dense.dtype}")
         with np.errstate(over="ignore"):
             features: npt.NDArray[np.float32] = dense.astype(np.float32)
         return features
@@ -153,6 +161,6 @@ def _is_fitted(vectoriser: Any) -> bool:  # noqa: ANN401 - an estimator
         check_is_fitted(vectoriser)
     except NotFittedError:
         return False
-    except (TypeError, AttributeError):  # not of scikit-learn: it has `transform`, and is taken as it is
+    except (TypeError, AttributeError):  # not an estimator of scikit-learn, but it has `transform`: assume it fitted
         return True
     return True
