@@ -1,10 +1,11 @@
-"""The class that a given label names: by its name, never by its position.
+"""Classes that labels name: by their names, never by their positions.
 
 A label comes as a text, an integer, a float where pandas had a gap to fill, a boolean; in an array, a table or a file.
-It names the class that is written like it. Where no class is, it names the one that is the same number or truth value
-written otherwise, because programs rewrite those on the way: ``1`` as ``1.0``, ``true`` as ``TRUE``, ``01`` as ``1``.
-None, NaN and the like, and an empty text, are no label; so are the texts that programs write for them, such as ``nan``,
-unless a class is called that.
+It names the class that is spelt like it. If there is none, it names the class that is the same number or truth value in
+another spelling, because programs rewrite those: ``1`` as ``1.0``, ``true`` as ``TRUE``, ``01`` as ``1``. None, NaN and
+the like, and an empty text, are no label. Nor are the texts that programs write for them, such as ``nan``, unless a
+class
+has that name.
 """
 
 import math
@@ -23,20 +24,20 @@ from dal.texts import brief, composed, flaw
 Codes = npt.NDArray[np.int64]
 
 UNLABELLED = -1
-"""Stands for the class of a record that has no label."""
+"""Code of a record without a label."""
 
 MISSING = frozenset({"nan", "<na>", "none", "null", "nat", "na", "n/a", "#n/a"})
-"""What programs write where there is no value, in small letters."""
+"""Texts that programs write for missing values, in lower case."""
 
 _NUMBER = re.compile(r"([+-]?)0*(\d*)(?:\.(\d*?)0*)?", re.ASCII)
 _TRUTHS = ("false", "true")
-_WHOLE = 2.0**53  # from here on a float may stand for another whole number than the one that it was
+_WHOLE = 2.0**53  # from here on a float may stand for several whole numbers
 _LISTED = 5
-_DIGITS = 80  # a longer number is written with its exponent
+_DIGITS = 80  # longer numbers are written with an exponent
 
 
 class Classes:
-    """The classes of a campaign, found by what names them.
+    """The classes of a campaign, found by the values that name them.
 
     Parameters
     ----------
@@ -60,16 +61,21 @@ class Classes:
 
     @property
     def are_values(self) -> bool:
-        """Whether any class is called by a number or a truth value."""
+        """Whether the name of any class is a number or a truth value."""
         return bool(self._alike)
 
     def find(self, value: object) -> int:
-        """Find the code of the class that a value names; `UNLABELLED` where it is no label.
+        """Return the code of the class that a value names; `UNLABELLED` where it is no label.
+
+        Parameters
+        ----------
+        value : object
+            A label.
 
         Raises
         ------
         LabelError
-            If it names no class, or several; the message begins with the value.
+            The value names no class, or several; the message begins with the value.
         """
         if is_missing(value):
             return UNLABELLED
@@ -82,7 +88,7 @@ class Classes:
         alike = self._like(text.strip())
         if len(alike) > 1:
             either = " or ".join(repr(self.names[each]) for each in alike)
-            raise LabelError(f"{text!r} may be {either}: write it as the class is called")
+            raise LabelError(f"{text!r} may be {either}; write the name of the class")
         if alike:
             return alike[0]
         if isinstance(value, str | bytes) and text.strip().lower() in MISSING:
@@ -90,7 +96,7 @@ class Classes:
         raise LabelError(f"{text!r} is no class of {listed(self.names)}")
 
     def _like(self, text: str) -> list[int]:
-        """Find the classes that are the same number or truth value; a truth value is a number, too, as in NumPy."""
+        """Return the codes of the classes that are the same number or truth value; as in NumPy, True is 1."""
         plain = _plain(text) or ""
         found = self._alike.get(plain, [])
         if not found and plain in _TRUTHS:
@@ -99,24 +105,24 @@ class Classes:
 
 
 def is_missing(value: object) -> bool:
-    """Say whether a value is none: None, NaN, NaT, pandas.NA, a masked one, a blank text."""
+    """Check whether a value is missing: None, NaN, NaT, pandas.NA, a masked one, a blank text."""
     if value is None or value is np.ma.masked:
         return True
     if isinstance(value, str | bytes):
         return not value.strip()
     if isinstance(value, np.datetime64 | np.timedelta64):
         return bool(np.isnat(value))
-    # pandas' own markers, told by their types' names: pandas is a second to import.
+    # pandas' markers are recognised by the names of their types: pandas takes a second to import.
     if type(value).__name__ in ("NAType", "NaTType"):
         return True
     try:
         return bool(value != value)
-    except (TypeError, ValueError, ArithmeticError):  # a signalling NaN of decimal compares with nothing
+    except (TypeError, ValueError, ArithmeticError):  # a signalling NaN of decimal cannot be compared
         return isinstance(value, Decimal)
 
 
 def text_of(value: object) -> str | None:
-    """Write a value as the text that names a class; None where it is nothing that can name one.
+    """Return a value as the text that names a class; None where it cannot name one.
 
     Examples
     --------
@@ -124,7 +130,7 @@ def text_of(value: object) -> str | None:
     ['7', '7', '-1.5', 'True', '3', '0.1', 'cat', None]
     """
     if isinstance(value, str):
-        return composed(str(value))  # NumPy's texts are called by another name in messages
+        return composed(str(value))  # a plain str: NumPy's shows as np.str_ in messages
     if isinstance(value, bytes):
         try:
             return composed(value.decode())
@@ -136,14 +142,14 @@ def text_of(value: object) -> str | None:
         return str(int(value)) if abs(int(value)).bit_length() <= 256 else None
     if isinstance(value, float | np.floating):
         return str(int(value)) if _is_whole(value) else str(value)
-    if isinstance(value, Decimal):  # what databases and Parquet files hold for numbers of fixed length
+    if isinstance(value, Decimal):  # databases and Parquet files return it for numbers of fixed length
         text = format(value, "f") if value.is_finite() and abs(value.adjusted()) < _DIGITS else str(value)
         return _plain(text) or text
     return None
 
 
 def class_flaw(name: str) -> str | None:
-    r"""Say why a text cannot be a class's name; None if it can.
+    r"""Return why a text cannot be the name of a class; None if it can.
 
     Examples
     --------
@@ -156,7 +162,7 @@ def class_flaw(name: str) -> str | None:
 
 
 def alike(names: Sequence[str]) -> tuple[str, str] | None:
-    """Find two names that are the same number or truth value written in two ways.
+    """Return two names that are the same number or truth value in two spellings; None if there are none.
 
     Examples
     --------
@@ -170,35 +176,36 @@ def alike(names: Sequence[str]) -> tuple[str, str] | None:
 
 
 def listed(names: Sequence[str], most: int = 10) -> str:
-    """List names for a message, the first ones of many."""
+    """Return names separated by commas, the first ones of many, for a message."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def codes_of(values: object, names: Sequence[str], *, what: str, gaps: bool = False, codes: bool = False) -> Codes:
-    """Give the class code of each label.
+    """Return the class code of each label.
 
     Parameters
     ----------
-    values : array-like, one-dimensional
-        A NumPy array of any kind, a masked one too, a pandas Series or Categorical, a list.
+    values : array-like of shape (n,)
+        A NumPy array of any kind, also masked, a pandas Series or Categorical, a list.
     names : sequence of str
         The classes, in the order of their codes.
     what : str
-        How messages call `values`.
+        Name of `values` in messages.
     gaps : bool, default=False
         Whether records may be unlabelled; they get `UNLABELLED`.
     codes : bool, default=False
-        Whether whole numbers and booleans are codes where no class is called by such. Where one is, they are names
-        all the same: which they are depends on the classes, never on the labels that happen to be there.
+        Whether whole numbers and booleans are codes, provided that no class has such a name. If one has, they are
+        names:
+        that depends on the classes, never on the labels that happen to occur.
 
     Returns
     -------
-    ndarray of int64
+    ndarray of int64, shape (n,)
 
     Raises
     ------
     LabelError
-        If a label names no class, or may be read in two ways; the message tells both.
+        A label names no class, or has two readings; the message gives both.
 
     Examples
     --------
@@ -221,9 +228,25 @@ def codes_of(values: object, names: Sequence[str], *, what: str, gaps: bool = Fa
 
 
 def distinct_names(values: object, *, what: str) -> tuple[tuple[str, ...], Codes]:
-    """Give the classes that labels name, sorted as numbers where all are, and the code of each label.
+    """Return the classes that labels name, sorted as numbers where all are, and the code of each label.
 
     Unlabelled records get `UNLABELLED`.
+
+    Parameters
+    ----------
+    values : array-like of shape (n,)
+    what : str
+        Name of `values` in messages.
+
+    Returns
+    -------
+    names : tuple of str
+    codes : ndarray of int64, shape (n,)
+
+    Raises
+    ------
+    LabelError
+        A label cannot name a class.
 
     Examples
     --------
@@ -245,16 +268,20 @@ def distinct_names(values: object, *, what: str) -> tuple[tuple[str, ...], Codes
 
 
 def names_of(classes: Sequence[object]) -> tuple[str, ...]:
-    """Give classes as their names: those of scikit-learn's ``classes_`` or ``numpy.unique`` may be numbers.
+    """Return classes as their names; those of ``classes_`` of scikit-learn or of ``numpy.unique`` may be numbers.
+
+    Parameters
+    ----------
+    classes : sequence
 
     Raises
     ------
     LabelError
-        If one cannot name a class, or they have no order, or all came as one text.
+        A value cannot name a class, or `classes` has no order, or is one text.
     """
     if isinstance(classes, str | bytes):
         raise LabelError(f"`classes` must be a sequence of names, got the text {classes!r}; split it")
-    # The order is that of the codes: a set has none, and a mapping may tell other codes.
+    # The order is that of the codes: a set has none, and a mapping may hold other codes.
     if isinstance(classes, Set | Mapping) or not hasattr(classes, "__len__"):
         raise LabelError(
             f"`classes` must be a sequence of names, got a {type(classes).__name__}; give a list, in order"
@@ -267,7 +294,7 @@ def names_of(classes: Sequence[object]) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str | None:
-    """Write a number or a truth value in the one way that all ways of writing it come to; None for other texts.
+    """Return the one spelling that all spellings of a number or truth value share; None for other texts.
 
     Examples
     --------
@@ -307,16 +334,16 @@ def _named(value: object, known: Classes, what: str, numbers: Sequence[Any]) -> 
     try:
         return known.find(value)
     except LabelError as error:
-        said = f"`{what}` must hold names of classes: {error}"
+        message = f"`{what}` must hold names of classes: {error}"
         if _is_whole(value) and numbers and all(0 <= int(each) < len(known.names) for each in numbers):
             pairs = ", ".join(f"{int(each)} = {known.names[int(each)]}" for each in sorted(numbers)[:_LISTED])
-            said += f". Read as positions they would be {pairs}; if that is meant, pass the names, "
-            said += f"numpy.array({list(known.names)[:_LISTED]})[{what}]"
-        raise LabelError(said) from error
+            message += f". Read as positions they would be {pairs}; if that is meant, pass the names, "
+            message += f"numpy.array({list(known.names)[:_LISTED]})[{what}]"
+        raise LabelError(message) from error
 
 
 def _distinct(values: object, what: str) -> tuple[list[Any], Codes]:
-    """Find the different labels, and where in them each label stands."""
+    """Return the distinct labels, and the position among them of each label."""
     array = _as_array(values)
     if array.ndim != 1:
         raise LabelError(f"`{what}` must be one-dimensional, one label for each record, got the shape {array.shape}")
@@ -341,7 +368,7 @@ def _distinct(values: object, what: str) -> tuple[list[Any], Codes]:
 def _as_array(values: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever holds labels
     if isinstance(values, np.ndarray):
         return values
-    # A list of numbers and None, or of texts and NaN, would be cast to one kind: 'nan' is what astype(str) leaves.
+    # NumPy would cast a list of numbers and None, or of texts and NaN, to one kind: astype(str) leaves 'nan'.
     array: npt.NDArray[Any]
     if isinstance(values, Mapping | str | bytes) or not hasattr(values, "__len__"):
         return np.asarray(values, dtype=object)

@@ -1,4 +1,4 @@
-"""The demonstration: half a million handwritten digits, made out of the 1,797 that scikit-learn brings."""
+"""The demonstration: half a million handwritten digits, made from the 1,797 of scikit-learn."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +27,15 @@ _BLOCK_ROWS = 32_768
 
 @dataclass(frozen=True)
 class Demonstration:
-    """The demo's pool with its answers, and test records made of other originals."""
+    """The demo's pool with its answers, and test records made from other originals.
+
+    Attributes
+    ----------
+    pool : Pool
+    answers : ndarray of int64, shape (N,)
+        True class of each row.
+    test : TestSet
+    """
 
     pool: Pool
     answers: npt.NDArray[np.int64]
@@ -35,10 +43,19 @@ class Demonstration:
 
 
 def build(directory: Path, n_rows: int, seed: int, show: Show) -> Demonstration:
-    """Make the pool, or take the one that is there for the same rows and seed.
+    """Build the pool, or open an existing one of the same rows and seed.
 
     Each record is a digit of somebody's handwriting, shifted, turned and scaled a little, with noise; the number of the
-    original is its true answer. The test records are made alike, out of 600 originals that never enter the pool.
+    original is its true answer. The test records are made alike, from 600 originals that never enter the pool.
+
+    Parameters
+    ----------
+    directory : Path
+    n_rows : int
+        Number of records.
+    seed : int
+    show : Show
+        Called with the progress.
     """
     originals, numbers = load_digits(return_X_y=True)
     images = originals.reshape(-1, SIDE, SIDE).astype(np.float32)
@@ -67,16 +84,16 @@ def _blocks(images: npt.NDArray[np.float32], chosen: npt.NDArray[np.int64], seed
 
 
 def altered(images: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """Shift, turn and scale images a little, each in its own way, and add noise.
+    """Shift, turn and scale each image a little at random, and add noise.
 
     Parameters
     ----------
-    images : ndarray of shape (n, 8, 8), float32
+    images : ndarray of float32, shape (n, 8, 8)
     rng : numpy.random.Generator
 
     Returns
     -------
-    ndarray of shape (n, 8, 8), float32
+    ndarray of float32, shape (n, 8, 8)
     """
     n = len(images)
     angle = rng.normal(0, np.radians(4), n)
@@ -95,7 +112,7 @@ def altered(images: npt.NDArray[np.float32], rng: np.random.Generator) -> npt.ND
 def _interpolated(
     images: npt.NDArray[np.float32], y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Read images between their pixels, bilinearly; outside of them is paper."""
+    """Interpolate images between their pixels, bilinearly; outside of them is paper."""
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1)))
     y, x = np.clip(y + 1, 0, SIDE + 0.999), np.clip(x + 1, 0, SIDE + 0.999)
     top, left = y.astype(np.int64), x.astype(np.int64)
@@ -109,10 +126,22 @@ def _interpolated(
 def play(
     demonstration: Demonstration, pool_map: PoolMap, client: Client, rounds: int, batch: int, seed: int, show: Show
 ) -> Comparison:
-    """Play the default strategy and random sampling on the pool, against its known answers."""
+    """Run the default strategy and random sampling on the pool, against its known answers.
+
+    Parameters
+    ----------
+    demonstration : Demonstration
+    pool_map : PoolMap
+    client : distributed.Client
+    rounds, batch : int
+        Number of rounds, and labels in each.
+    seed : int
+    show : Show
+        Called with the progress after each round.
+    """
     done = 0
 
-    def told(replay: Replay) -> None:
+    def show_round(replay: Replay) -> None:
         nonlocal done
         done += 1
         remark = f"{replay.strategy}: {replay.labels[-1]} labels, accuracy {replay.accuracy[-1]:.3f}"
@@ -129,12 +158,12 @@ def play(
         rounds=rounds,
         watched=watched_by(demonstration.pool, pool_map),
         client=client,
-        on_round=told,
+        on_round=show_round,
     )
 
 
 def table(comparison: Comparison) -> Table:
-    """Give accuracy by labels, a column for each strategy."""
+    """Return accuracy by number of labels, a column for each strategy."""
     means = [comparison.mean(strategy) for strategy in comparison.strategies]
     rows = [
         (f"{labels:,}", *(f"{mean.accuracy[index]:.3f}" for mean in means))
@@ -144,7 +173,7 @@ def table(comparison: Comparison) -> Table:
 
 
 def verdict(comparison: Comparison) -> str:
-    """Say in one line how many labels were saved."""
+    """Return one line on how many labels were saved."""
     saved = saved_labels(comparison, "default")
     if saved is None:
         return "The default strategy did not reach the final accuracy of random sampling: no labels were saved."
@@ -158,7 +187,17 @@ def verdict(comparison: Comparison) -> str:
 def write_report(
     path: Path, demonstration: Demonstration, pool_map: PoolMap, comparison: Comparison, seed: int
 ) -> None:
-    """Write the page: the two strategies side by side, round by round, in the explorer."""
+    """Write the page: the two strategies side by side, round by round, in the explorer.
+
+    Parameters
+    ----------
+    path : Path
+    demonstration : Demonstration
+    pool_map : PoolMap
+    comparison : Comparison
+    seed : int
+        Named in the notes.
+    """
     pool = demonstration.pool
     asked = [rows for replay in comparison.replays for rows in replay.batches]
     rows = np.unique(np.concatenate([pool_map.sample, *asked]))

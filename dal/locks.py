@@ -1,4 +1,4 @@
-"""A lock on a directory: it ends with its process, and deleting a file does not undo it."""
+"""A lock on a directory that ends with its process and survives the deletion of files."""
 
 import fcntl
 import os
@@ -11,25 +11,25 @@ from pathlib import Path
 def locked(directory: Path, note: Path) -> Iterator[None]:
     """Hold a directory, against other processes and against a second caller in this one.
 
-    The lock (`flock`) lies on the directory itself: it holds for every path that leads there, stays with a directory
-    that is renamed, and does not end when somebody deletes the note. The system frees it when the process ends,
-    however it ends. The note is locked as well, for file systems that lock files only, as network ones do.
+    The lock (`flock`) lies on the directory itself: it holds for every path to it, stays with a renamed directory, and
+    survives the deletion of the note. The system frees it when the process ends, however it ends. The note is locked as
+    well, for file systems that lock only files, as network ones do.
 
     Parameters
     ----------
     directory : Path
     note : Path
-        A file that tells others which process holds the directory.
+        A file that names the process that holds the directory.
 
     Raises
     ------
     BlockingIOError
-        If it is held; `strerror` is the process id of the holder, or ``unknown``.
+        Another process holds it; `strerror` is its process id, or ``unknown``.
     OSError
-        If the directory cannot be read, the note cannot be written to, or neither can be locked.
+        The directory cannot be read, the note cannot be written to, or neither can be locked.
     """
     with ExitStack() as stack:
-        # Not truncated on opening: that would wipe the holder's process id before it is known whether there is one.
+        # Not truncated on opening: that would erase the holder's process id before the lock is tried.
         file = _opened(stack, note, os.O_RDWR | os.O_CREAT)
         folder = _opened(stack, directory, os.O_RDONLY | os.O_DIRECTORY)
         refused: OSError | None = None
@@ -43,7 +43,7 @@ def locked(directory: Path, note: Path) -> Iterator[None]:
                 if refused is not None:
                     raise
                 refused = error
-        with suppress(OSError):  # on a full disk the lock holds all the same, and is not explained
+        with suppress(OSError):  # on a full disk the lock holds all the same, and the note stays empty
             os.ftruncate(file, 0)
             os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
         yield

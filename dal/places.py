@@ -1,7 +1,7 @@
-"""Where data lies: a local path or a URL, told apart once, at the door; and deleting there what dal wrote, only.
+"""Places of data: a local path or a URL, decided once at the door; deleting there only what dal wrote.
 
-A text is read as a URL by some libraries and as a path by others: Zarr takes ``thesis#2`` for ``thesis``. So a text is
-looked at here alone, and what it names is carried as a type. The text of a place, `str`, names the same place again.
+Some libraries read a text as a URL and others as a path: Zarr takes ``thesis#2`` for ``thesis``. So a text is parsed
+here alone, and its place is carried as a type. The text of a place, `str`, names the same place again.
 """
 
 import os
@@ -21,19 +21,19 @@ from dal.errors import InputError
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CHAINED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://.*)?", re.DOTALL)
 _LOCAL_SCHEMES = ("file", "local")
-# Names that Zarr gives to files: metadata, chunks, and what it writes beside them before it renames it.
+# Names that Zarr gives to files: metadata, chunks, and the partial files that it renames when they are whole.
 _WRITTEN_BY_ZARR = re.compile(
     r"(?:.*/)?(?:zarr(?:\.json|\.[0-9a-f]{32}\.partial)|c(?:/\d+)*(?:\.[0-9a-f]{32}\.partial)?)",
     re.DOTALL,  # display fields may have line ends in their names
 )
 
 _DELETIONS = 16
-"""Requests at a time to an object store."""
+"""Concurrent requests to an object store."""
 
 
 @dataclass(frozen=True)
 class Url:
-    """The URL of a store that is reached through fsspec, such as ``s3://bucket/folder``; made by `place_of`."""
+    """The URL of a store that fsspec opens, such as ``s3://bucket/folder``; made by `place_of`."""
 
     text: str
 
@@ -47,17 +47,22 @@ class Url:
 Place = Path | Url
 
 
-def place_of(said: "str | os.PathLike[str] | Url", beside: Path = Path()) -> Place:
+def place_of(path: "str | os.PathLike[str] | Url", beside: Path = Path()) -> Place:
     """Return the place that a user names: an absolute path, or a URL.
 
-    A text is a URL where it begins with ``scheme://``, or chains stores by ``::``, and fsspec knows the scheme. Every
-    other text is a local path, whatever signs are in it, and so is a ``file://`` URL, without its percent-encoding.
+    A text is a URL if it begins with ``scheme://``, or chains stores by ``::``, and fsspec knows the scheme. Every
+    other
+    text is a local path, whatever characters it has. A ``file://`` URL is a local path too, percent-encoded.
 
     Parameters
     ----------
-    said : str, path or Url
+    path : str, path or Url
     beside : Path, default=Path()
-        Folder that a relative path begins at; by default the one where the process stands.
+        Folder that a relative path starts from; by default the working directory.
+
+    Returns
+    -------
+    Path or Url
 
     Raises
     ------
@@ -71,15 +76,15 @@ def place_of(said: "str | os.PathLike[str] | Url", beside: Path = Path()) -> Pla
     >>> place_of("s3://bucket/a#b/")
     Url(text='s3://bucket/a#b')
     """
-    if isinstance(said, Url):
-        return said
-    text = os.fspath(said) if isinstance(said, os.PathLike) else said
+    if isinstance(path, Url):
+        return path
+    text = os.fspath(path) if isinstance(path, os.PathLike) else path
     if not isinstance(text, str) or not text or "\0" in text:
-        raise InputError(f"a path or a URL was expected, got {text!r}")
-    if isinstance(said, os.PathLike):
+        raise InputError(f"`path` must be a path or a URL, got {text!r}")
+    if isinstance(path, os.PathLike):
         return (beside / text).absolute()
     if _SCHEME.match(text.strip()) and text != text.lstrip():
-        raise InputError(f"a path or a URL was expected, got {text!r}; remove the blanks before it")
+        raise InputError(f"`path` must be a path or a URL, got {text!r}; remove the blanks before it")
     found = _SCHEME.match(text)
     if found is not None and (scheme := found[1].lower()) in _LOCAL_SCHEMES:
         return _local_of(text, text[found.end() :])
@@ -88,13 +93,13 @@ def place_of(said: "str | os.PathLike[str] | Url", beside: Path = Path()) -> Pla
     if found is not None:
         if scheme not in _known():
             raise InputError(
-                f"a URL of a store that fsspec knows was expected, such as s3://bucket/folder, got {text!r}; a local"
-                f" path that begins so is written ./{text}"
+                "`path` must be a URL of a store that fsspec knows, such as s3://bucket/folder, or a local path, got "
+                f"{text!r}; write a local path that begins so as ./{text}"
             )
         text = scheme + text[len(scheme) :]
     if "::" in text:
         if not all(_is_link(part) for part in text.split("::")):
-            raise InputError(f"URLs of stores were expected between the signs '::', got {text!r}")
+            raise InputError(f"`path` must have URLs of stores between the signs '::', got {text!r}")
         return Url(text)
     return Url(text[: len(f"{scheme}://")] + text[len(f"{scheme}://") :].rstrip("/"))
 
@@ -114,7 +119,7 @@ def _is_link(part: str) -> bool:
 
 
 def _is_chain(text: str) -> bool:
-    """Say whether a text without a scheme of its own chains stores, as ``simplecache::s3://bucket`` does."""
+    """Check whether a text without a scheme chains stores, as ``simplecache::s3://bucket`` does."""
     parts = text.split("::")
     return len(parts) > 1 and all(map(_is_link, parts)) and any(map(_SCHEME.match, parts))
 
@@ -123,17 +128,18 @@ def _local_of(text: str, rest: str) -> Path:
     host, slash, path = rest.partition("/")
     if not slash or host not in ("", "localhost"):
         raise InputError(
-            f"a file:// URL names an absolute path, such as file:///data/pool.zarr, got {text!r}; write a relative path"
+            f"a file:// URL must name an absolute path, such as file:///data/pool.zarr, got {text!r}; write a "
+            "relative path"
             " without file://"
         )
     named = os.fsdecode(unquote_to_bytes(os.fsencode(f"/{path}")))
     if "\0" in named:
-        raise InputError(f"a path or a URL was expected, got {text!r}")
+        raise InputError(f"`path` must be a path or a URL, got {text!r}")
     return Path(named)
 
 
 def names_at(place: Place) -> list[str]:
-    """Name the files and folders directly below a place; none where there is no such folder."""
+    """Return the names of the files and folders directly below a place; none if there is no such folder."""
     try:
         if isinstance(place, Path):
             return sorted(path.name for path in place.iterdir())
@@ -148,14 +154,14 @@ def names_at(place: Place) -> list[str]:
 
 
 class NotOurs(Exception):
-    """Something lies where dal would delete that dal did not write; nothing was deleted."""
+    """Something that dal did not write lies where dal would delete; nothing was deleted."""
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Arrays of a Zarr group that dal made, looked through: what is to be deleted is known before the first deletion.
+    """Arrays of a Zarr group that dal wrote, listed for deletion before anything is deleted.
 
-    Only `found` makes it. What others put there meanwhile stays.
+    Made by `found` only. Files that others add later stay.
     """
 
     place: Place
@@ -164,14 +170,14 @@ class Nodes:
 
     @classmethod
     def found(cls, place: Place, names: Iterable[str]) -> "Nodes":
-        """List what is stored of the arrays and groups of these names below a place.
+        """List the stored files of the arrays and groups with these names below a place.
 
         Parameters
         ----------
-        place
-            Of a group or array that carries dal's mark: the caller has read it.
-        names
-            Of what is directly below it; names that are not there are passed over.
+        place : Path or Url
+            Place of a group or array that carries dal's mark; the caller has read it.
+        names : iterable of str
+            Names of nodes directly below it; missing ones are skipped.
 
         Raises
         ------
@@ -187,11 +193,13 @@ class Nodes:
                 elif _WRITTEN_BY_ZARR.fullmatch(path):
                     files.append(path)
                 else:
-                    raise NotOurs(f"{place / path} was not written by dal; move it to another place")
+                    raise NotOurs(
+                        f"{place / path} must be a file that dal wrote, got another; move it to another place"
+                    )
         return cls(place, tuple(files), tuple(folders))
 
     def delete(self) -> None:
-        """Delete what was found."""
+        """Delete the listed files and empty folders."""
         if isinstance(self.place, Path):
             for path in self.files:
                 (self.place / path).unlink(missing_ok=True)
@@ -199,8 +207,8 @@ class Nodes:
                 _remove_empty(self.place / path)
         elif self.files:
             store, root = fsspec.core.url_to_fs(self.place.text)
-            # Not `rm`: it takes signs such as * and [ in a path for a pattern, and deletes all that match.
-            # The metadata goes last, because it carries the mark: a deletion that is interrupted can be done again.
+            # Not `rm`: it takes characters such as * and [ in a path as a pattern, and deletes all matches.
+            # The metadata carries dal's mark and goes last, so that an interrupted deletion can be repeated.
             marks = [path for path in self.files if path.endswith("zarr.json")]
             with ThreadPoolExecutor(_DELETIONS) as threads:
                 for paths in (sorted({*self.files} - {*marks}), marks):
@@ -209,14 +217,14 @@ class Nodes:
 
 
 def _below(place: Place, name: str) -> Iterator[tuple[str, bool]]:
-    """Give the paths below the place of a node's files and folders, the deepest first, and whether each is a folder."""
+    """Yield the paths of a node's files and folders, deepest first, and whether each is a folder."""
     if isinstance(place, Path):
         try:
             mode = (place / name).lstat().st_mode
         except FileNotFoundError:
             return
         if stat.S_ISLNK(mode):
-            raise NotOurs(f"{place / name} is a symbolic link; remove it, or name another place")
+            raise NotOurs(f"{place / name} must not be a symbolic link; remove it, or name another place")
         if stat.S_ISDIR(mode):
             for entry in sorted((place / name).iterdir()):
                 yield from _below(place, f"{name}/{entry.name}")

@@ -1,4 +1,4 @@
-"""Showing long work: a bar in a terminal, a plain line every few seconds elsewhere."""
+"""Progress of long work: a bar in a terminal, a plain line every few seconds elsewhere."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,30 +11,35 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 LINE_EVERY_SECONDS = 10.0
 
 Show = Callable[[int, int | None, str], None]
-"""Told of units done, units in all (None if unknown) and a remark, as often as one likes."""
+"""Called with units done, units in all (None if unknown) and a remark, at any rate."""
 
 
 @contextmanager
-def shown(what: str, console: Console) -> Iterator[Show]:
+def shown(title: str, console: Console) -> Iterator[Show]:
     """Show the progress of one piece of work.
 
     Parameters
     ----------
-    what : str
-        What is being done.
+    title : str
+        Name of the work.
     console : rich.console.Console
         A terminal gets a bar; a file or a pipe gets a plain line now and then, and one at the end.
+
+    Yields
+    ------
+    Show
+        Call it with the progress.
     """
     if console.is_terminal:
-        with _bar(what, console) as show:
+        with _bar(title, console) as show:
             yield show
     else:
-        with _lines(what, console) as show:
+        with _lines(title, console) as show:
             yield show
 
 
 @contextmanager
-def _bar(what: str, console: Console) -> Iterator[Show]:
+def _bar(title: str, console: Console) -> Iterator[Show]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -44,7 +49,7 @@ def _bar(what: str, console: Console) -> Iterator[Show]:
         TextColumn("{task.fields[remark]}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None, remark="")
+        task = bar.add_task(title, total=None, remark="")
 
         def show(done: int, total: int | None, remark: str) -> None:
             bar.update(task, completed=done, total=total, remark=remark)
@@ -53,19 +58,19 @@ def _bar(what: str, console: Console) -> Iterator[Show]:
 
 
 @contextmanager
-def _lines(what: str, console: Console) -> Iterator[Show]:
+def _lines(title: str, console: Console) -> Iterator[Show]:
     last = printed = ""
     began: tuple[float, int] | None = None
-    told = time.monotonic()
+    printed_at = time.monotonic()
 
     def show(done: int, total: int | None, remark: str) -> None:
-        nonlocal last, printed, told, began
+        nonlocal last, printed, printed_at, began
         began = began or (time.monotonic(), done)
         share = f" ({done / total:.0%})" if total else ""
         left = _time_left(began, done, total) if total else ""
-        last = f"{what}: {done:,}{f' of {total:,}' if total else ''}{share}{left} {remark}".rstrip()
-        if time.monotonic() - told >= LINE_EVERY_SECONDS:
-            told = time.monotonic()
+        last = f"{title}: {done:,}{f' of {total:,}' if total else ''}{share}{left} {remark}".rstrip()
+        if time.monotonic() - printed_at >= LINE_EVERY_SECONDS:
+            printed_at = time.monotonic()
             printed = last
             console.print(last, highlight=False)
 
@@ -75,7 +80,7 @@ def _lines(what: str, console: Console) -> Iterator[Show]:
 
 
 def _time_left(began: tuple[float, int], done: int, total: int) -> str:
-    """Say how long it will take at the pace since the first that was told."""
+    """Return the time left at the pace since the first call, as text for a line."""
     since, first = began
     if done >= total or done <= first:
         return ""

@@ -1,9 +1,9 @@
-r"""Texts that come from outside: which are the same, which can be kept, and which a spreadsheet would run.
+"""Texts from outside: equality, what can be stored, and guarding against spreadsheet formulas.
 
-A text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end is a formula to a spreadsheet, and records are
-anybody's data: it could send the sheet away or start a program. Such texts are written with an apostrophe before them,
-which spreadsheets show and keep as text. Read back, the apostrophe is taken off again, and a text that has one of its
-own gets another, so that every text comes back exactly as it was::
+A spreadsheet runs a text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end as a formula. Records are
+anybody's data: a formula could send the sheet away or start a program. Such texts are written with an apostrophe before
+them, which spreadsheets show as text. Reading removes the apostrophe, and a text that begins with its own gets a second
+one, so that every text comes back exactly::
 
     =1+2  ->  '=1+2        '=1+2  ->  ''=1+2        '90s  ->  '90s        007  ->  007
 """
@@ -16,17 +16,17 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 NAME_CHARACTERS = 200
-"""Longest name of a person; databases index it."""
+"""Longest name of a person; databases index names."""
 
 EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
-"""Bounds of the times that are kept: near the ends of the calendar a time zone leads out of it."""
+"""Bounds of stored times: nearer the ends of the calendar, a time zone leads out of it."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _NAME_BYTES = 1000
-_REMEMBERED = 1000  # a file of millions of lines has a few people
+_REMEMBERED = 1000  # names; a file of millions of lines has a few people
 _BLANKS = re.compile(r"\s+")
 _POINT_ZERO = re.compile(r"(-?\d{1,17})\.0+", re.ASCII)
-# Unicode's Default_Ignorable_Code_Point beyond the category Cf: fillers and variation selectors, which show nothing.
+# Unicode's Default_Ignorable_Code_Point beyond the category Cf: fillers and variation selectors, which are invisible.
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
@@ -34,7 +34,7 @@ _JOINERS = "\u200c\u200d"  # zero-width, but Persian and Indic names are misspel
 
 
 def composed(text: str) -> str:
-    r"""Return a text in Unicode's composed form: a letter and its accent may come as one character or as two.
+    r"""Return a text in Unicode's composed form, in which a letter and its accent are one character.
 
     Examples
     --------
@@ -45,9 +45,14 @@ def composed(text: str) -> str:
 
 
 def flaw(text: str) -> str | None:
-    """Say why a text cannot be kept; None if it can.
+    r"""Return why a text cannot be stored; None if it can.
 
-    PostgreSQL keeps no NUL, and half of a surrogate pair is no character: no encoding has it.
+    PostgreSQL stores no NUL. Half of a surrogate pair is no character, and no encoding has it.
+
+    Examples
+    --------
+    >>> flaw("a"), flaw("a\0")
+    (None, 'holds a NUL character')
     """
     if "\x00" in text:
         return "holds a NUL character"
@@ -63,7 +68,7 @@ def flaw(text: str) -> str | None:
 
 @lru_cache(_REMEMBERED)
 def shown_name(name: str) -> str:
-    r"""Return a person's name as it is shown: composed, without what cannot be seen, one blank between words.
+    r"""Return a person's name for display: composed, without invisible characters, one blank between words.
 
     Examples
     --------
@@ -76,7 +81,7 @@ def shown_name(name: str) -> str:
 
 @lru_cache(_REMEMBERED)
 def folded(name: str) -> str:
-    r"""Return what all spellings of a name, a person's or a column's, share: neither case nor form nor blanks matter.
+    r"""Return the common form of all spellings of a person's or column's name: case, form and blanks do not matter.
 
     Examples
     --------
@@ -84,14 +89,14 @@ def folded(name: str) -> str:
     True
     """
     text = unicodedata.normalize("NFD", name)
-    for _ in range(2):  # folding may leave what is to be normalised, and normalising what is to be folded
+    for _ in range(2):  # folding may produce text to normalise, and normalising text to fold
         text = unicodedata.normalize("NFKC", text.casefold())
     return _BLANKS.sub(" ", "".join(character for character in text if not _is_unseen(character))).strip()
 
 
 @lru_cache(_REMEMBERED)
 def name_flaw(name: str) -> str | None:
-    """Say why a text cannot be a person's name; None if it can."""
+    """Return why a text cannot be a person's name; None if it can."""
     if (wrong := flaw(name)) is not None:
         return wrong
     key = folded(name)
@@ -112,19 +117,25 @@ def _is_unseen(character: str) -> bool:
 
 
 def guarded(text: str) -> str:
-    """Put an apostrophe before what a spreadsheet would run, and before what `unguarded` would take off."""
+    """Prefix an apostrophe to a text that a spreadsheet would run, or that `unguarded` would shorten.
+
+    Examples
+    --------
+    >>> guarded("=1+2"), guarded("'=1+2"), guarded("'90s")
+    ("'=1+2", "''=1+2", "'90s")
+    """
     return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
 
 
 def unguarded(text: str) -> str:
-    """Undo `guarded`; texts that it cannot have made stay as they are."""
+    """Undo `guarded`; texts that it cannot have made stay unchanged."""
     return text[1:] if text.startswith("'") and text.lstrip("'").startswith(_FORMULA) else text
 
 
 def whole(text: str) -> str:
-    """Return a whole number as it was before a program wrote it as a fraction: others stay as they are.
+    """Return a whole number without the fraction that a program added; other texts stay unchanged.
 
-    pandas makes fractions of all numbers of a column that has a gap.
+    pandas writes all numbers of a column with a gap as fractions.
 
     Examples
     --------
@@ -139,20 +150,25 @@ def whole(text: str) -> str:
 
 
 def parsed(text: bytes | str) -> object:
-    """Read JSON.
+    """Parse JSON.
+
+    Parameters
+    ----------
+    text : bytes or str
 
     Raises
     ------
     ValueError
-        Saying what the text is instead, whatever is wrong with it: JSON nested deeper than Python goes and numbers
-        longer than it reads included.
+        The text is not JSON; the message begins with a verb, such as "is not UTF-8". Covers JSON nested deeper than
+        Python
+        recurses, and numbers longer than it reads.
     """
     try:
         return json.loads(text.decode() if isinstance(text, bytes) else text)
     except UnicodeDecodeError as error:
         raise ValueError("is not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise ValueError(f"is no JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}") from error
+        raise ValueError(f"is not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}") from error
     except ValueError as error:
         raise ValueError("is JSON with a number of too many digits") from error
     except RecursionError as error:
@@ -160,7 +176,7 @@ def parsed(text: bytes | str) -> object:
 
 
 def brief(value: object, length: int = 40) -> str:
-    """Return the beginning of a value as JSON, for a message; it may be nested as deeply as JSON can."""
+    """Return the beginning of a value as JSON, for a message; the value may be nested to any depth."""
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
     except (RecursionError, ValueError):
@@ -170,7 +186,7 @@ def brief(value: object, length: int = 40) -> str:
 
 
 def as_time(value: object) -> datetime | None:
-    """Read a time: seconds since 1970, or ISO 8601 with a time zone; None for anything else."""
+    """Parse a time: seconds since 1970, or ISO 8601 with a time zone; return None for anything else."""
     try:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return datetime.fromtimestamp(value, UTC)
@@ -183,7 +199,7 @@ def as_time(value: object) -> datetime | None:
 
 
 def time_flaw(moment: datetime) -> str | None:
-    """Say why a time cannot be kept; None if it can."""
+    """Return why a time cannot be stored; None if it can."""
     if moment.tzinfo is None:
         return "names no time zone"
     try:
@@ -194,7 +210,7 @@ def time_flaw(moment: datetime) -> str | None:
 
 
 def as_seconds(value: object) -> float | None:
-    """Read a number of seconds, 0 or more; None for anything else."""
+    """Parse a number of seconds, 0 or more; return None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
         return None
     try:

@@ -177,7 +177,7 @@ def test_json_lines_that_are_broken_are_named_and_the_others_are_read(tmp_path: 
         "line 9": "", "line 10": "e", "line 11": "", "line 12": "f", "line 13": "",
     }  # fmt: skip
     for place, reason in {
-        "line 3": "is no JSON: Expecting ',' delimiter at character 35",
+        "line 3": "is not JSON: Expecting ',' delimiter at character 35",
         "line 4": "no JSON object",
         "line 5": "no record_id",
         "line 6": 'label is ["cat"], and a text was expected',

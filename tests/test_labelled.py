@@ -37,16 +37,16 @@ def test_a_feature_beyond_float32_is_infinite(tmp_path: Path) -> None:
     ("stored", "said"),
     [
         ({"X": X + 0j, "y": Y}, "got complex128"),
-        ({"X": X.astype(str), "y": Y}, "X of <U"),
-        ({"X": X.astype("M8[s]"), "y": Y}, "X of datetime64"),
-        ({"X": np.zeros((2, 3), "i4,i4"), "y": Y}, "X of "),
+        ({"X": X.astype(str), "y": Y}, "X must hold numbers, got <U"),
+        ({"X": X.astype("M8[s]"), "y": Y}, "X must hold numbers, got datetime64"),
+        ({"X": np.zeros((2, 3), "i4,i4"), "y": Y}, "X must hold numbers"),
         ({"X": X[0], "y": Y}, r"X \(3,\) and y \(2,\)"),
         ({"X": np.float64(1), "y": Y}, r"X \(\) and y \(2,\)"),
         ({"X": X, "y": Y[0]}, r"X \(2, 3\) and y \(\)"),
         ({"X": X, "y": Y[:, None]}, r"y \(2, 1\)"),
         ({"X": X[:0], "y": Y[:0]}, r"X \(0, 3\)"),
         ({"X": X.reshape(2, 3, 1)[:0], "y": Y[:0]}, r"X \(0, 3, 1\)"),
-        ({"X": X, "labels": Y}, "of X, labels; it lacks y"),
+        ({"X": X, "labels": Y}, "of X, labels without y"),
         ({"X": X, "y": Y.astype(object)}, r"fillna\(''\)"),
     ],
 )
@@ -93,7 +93,7 @@ def test_one_form_in_place_of_the_other_is_named(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "z.npz", "w") as archive:
         archive.writestr("X", "raw")
         archive.writestr("y", "raw")
-    with pytest.raises(SettingsError, match="one array alone"):
+    with pytest.raises(SettingsError, match="got a single array"):
         read_labelled(tmp_path / "x.npy", 3)
     with pytest.raises(SettingsError, match=r"an \.npz file of y; expected an .npy file"):
         read_labels(tmp_path / "y.npz")

@@ -254,7 +254,7 @@ def test_a_pool_that_holds_more_than_dal_wrote_keeps_it(what: str, tmp_path: Pat
             (place / "README").write_text("mine")
     before = contents(tmp_path)
     if what in ("file", "link"):
-        with pytest.raises(PoolError, match=r"notes\.txt|ids is a symbolic link"):
+        with pytest.raises(PoolError, match=r"notes\.txt|ids must not be a symbolic link"):
             build_pool(X[100:], place, overwrite=True)
         assert contents(tmp_path) == before
         return

@@ -94,7 +94,7 @@ def test_times_at_the_ends_of_the_calendar() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"{", "no JSON"),
+        (b"{", "not JSON"),
         (b"\xff", "not UTF-8"),
         (b"1" * 5000, "too many digits"),
         (b"[" * 200_000, "nested too deeply"),

@@ -91,7 +91,8 @@ def _pandas(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
         from pandas.util import hash_array  # takes a second, and only old pools need it
     except ImportError as error:
         raise PoolError(
-            "pandas must be installed, because an older dal indexed the ids of this pool by its hash; pip install pandas,"
+            "pandas must be installed, because an older dal indexed the ids of this pool by its hash; pip install "
+            "pandas,"
             " or build the pool again, or append to it, and no pandas is needed"
         ) from error
     return np.asarray(hash_array(texts, categorize=False), dtype=np.uint64)

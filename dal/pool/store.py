@@ -698,7 +698,9 @@ def _features_of(where: Place, group: zarr.Group) -> "zarr.Array[Any]":
             f"{where}: its description is damaged ({wrong}); restore zarr.json from a copy, or build the pool again"
         )
     if described["version"] not in VERSIONS:
-        raise PoolError(f"{where} must have one of the pool formats {VERSIONS}, got {described['version']}; use a newer dal")
+        raise PoolError(
+            f"{where} must have one of the pool formats {VERSIONS}, got {described['version']}; use a newer dal"
+        )
     if not described["complete"]:
         of = described.get("source_rows") or "an unknown number of"
         raise PoolIncomplete(f"{where} holds {described['n_rows']} of {of} rows; run the same build again to resume it")
