@@ -95,7 +95,7 @@ def test_one_form_in_place_of_the_other_is_named(tmp_path: Path) -> None:
         archive.writestr("y", "raw")
     with pytest.raises(SettingsError, match="got a single array"):
         read_labelled(tmp_path / "x.npy", 3)
-    with pytest.raises(SettingsError, match=r"an \.npz file of y; expected an .npy file"):
+    with pytest.raises(SettingsError, match=r"an .npy file of labels, got an \.npz file of y"):
         read_labels(tmp_path / "y.npz")
     with pytest.raises(SettingsError, match=r"z\.npz"):
         read_labelled(tmp_path / "z.npz", 3)

@@ -818,8 +818,8 @@ class _Build:
         if given is None:
             raise SourceError("`source` must have at least one row to append, got no rows")
         if (given.ids is not None) != self._state["has_ids"]:
-            expected, got = ("ids", "none") if given.ids is None else ("no ids", "ids")
-            raise SourceError(f"records must have {expected}, like those of {self._where}, got {got}")
+            wanted, got = ("ids", "none") if given.ids is None else ("no ids", "ids")
+            raise SourceError(f"records must have {wanted}, like those of {self._where}, got {got}")
         if set(given.fields) != set(self.kinds):
             raise SourceError(
                 f"display fields must be {list(self.kinds)}, as in {self._where}, got {list(given.fields)}"
