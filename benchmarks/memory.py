@@ -26,9 +26,9 @@ from dal.compute.local import local_cluster
 from dal.learners.models import Model
 from dal.pool import Pool
 from dal.scan import plan, scan
-from dal.scan.cluster import predicted
-from dal.scan.kernel import Order
+from dal.scan.hosts import predicted
 from dal.scan.run import Run
+from dal.scan.worker.kernel import Order
 from dal.selection.strategy import Strategy
 
 CANDIDATES = 10_000

@@ -49,10 +49,11 @@ from benchmarks import machine, synthetic
 from dal.compute.local import local_cluster
 from dal.pool import Pool
 from dal.scan import Journal, cluster, plan
-from dal.scan.kernel import HISTOGRAM_BINS, Order, SpanResult, Tally
 from dal.scan.merge import Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
-from dal.scan.run import Run, Task
+from dal.scan.run import Run
+from dal.scan.worker.kernel import HISTOGRAM_BINS, Order, SpanResult, Tally, Task
+from dal.scan.worker.spans import Job
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.order import row_hash
 from dal.selection.strategy import Strategy
@@ -223,7 +224,7 @@ def capacity_of(n_rows: int) -> Capacity:
 
 def dask_ms_per_task(client: Client) -> float:
     """Measure what client and scheduler, both in this process, take to carry a task out and its candidates back."""
-    threads = cluster._Cluster(client, cast("cluster.Job", None))
+    threads = cluster._Cluster(client, cast("Job", None))
     threads.task = _sent_back
     left = [Task(Interval(row, row + 1), synthetic.NO_ROWS, no_thresholds(CELLS_OF_STUB), None) for row in range(STUBS)]
     started = time.process_time()

@@ -62,8 +62,8 @@ from dal.learners.models import Model
 from dal.places import for_zarr, place_of
 from dal.pool import Pool
 from dal.scan import Cells, plan, sample_codebook, scan
-from dal.scan.kernel import Order, score_span
 from dal.scan.merge import Best, no_thresholds
+from dal.scan.worker.kernel import Order, score_span
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.codebook import Codebook
 from dal.selection.order import best_by_key

@@ -152,7 +152,7 @@ def answer(campaign: dal.Campaign, number: int, y: np.ndarray) -> None:
 def test_a_campaign_on_the_recipe_asks_the_same_as_one_in_process(tmp_path: Path) -> None:
     # inside of the test, so that it travels by value
     def has_scanned() -> bool:
-        return "dal.scan.kernel" in sys.modules
+        return "dal.scan.worker.kernel" in sys.modules
 
     rng = np.random.default_rng(3)
     y = rng.integers(0, 3, 60_000)

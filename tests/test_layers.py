@@ -112,6 +112,13 @@ def test_the_loop_as_a_value_is_pure() -> None:
     assert roots <= PURE_MAY_IMPORT
 
 
+def test_what_runs_on_a_worker_knows_nothing_of_the_coordinator() -> None:
+    """The scan's worker side imports the pure modules beside it alone."""
+    for path in sorted((PACKAGE / "scan" / "worker").glob("*.py")):
+        beside = {name.split(".")[2] for name in imported(path) if name.startswith("dal.scan.")}
+        assert beside <= {"worker", "plan", "merge"}, f"{path.name} imports {beside}"
+
+
 def test_dask_ml_is_imported_in_one_place() -> None:
     users = {path.name for paths in modules().values() for path in paths if any("dask_ml" in n for n in imported(path))}
     assert users == {"learner.py"}

@@ -27,12 +27,13 @@ from dal.errors import ChunkError, ClusterError, LearnerError, SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool, build_pool
-from dal.scan import Cells, Journal, Progress, Scan, plan, sample_codebook, scan
+from dal.scan import Cells, Journal, Progress, Scan, hosts, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
-from dal.scan.kernel import Order, SpanResult, Tally, score_block
 from dal.scan.merge import Best
 from dal.scan.run import Run
+from dal.scan.worker.kernel import Order, SpanResult, Tally, score_block
+from dal.scan.worker.spans import Job, packed
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.codebook import Codebook
 from dal.selection.order import key_order, power_keys, uniform
@@ -531,7 +532,7 @@ def test_features_that_are_too_large_to_keep_are_read_again(
 ) -> None:
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     expected = run(pools["built"], models["logistic"], Strategy(), codebook)
-    monkeypatch.setattr(cluster_engine, "MOST_KEPT_BYTES", 0)
+    monkeypatch.setattr(hosts, "MOST_KEPT_BYTES", 0)
     found = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
     assert_same(found.candidates, expected.candidates)
     np.testing.assert_array_equal(found.candidates.embeddings, pools["built"].take(found.candidates.rows))
@@ -560,13 +561,13 @@ def test_a_host_is_asked_once_until_something_is_in_the_way(
     pools: dict[str, Pool], cluster: Client, tmp_path: Path, records: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    ask = cluster_engine.ask_workers
+    ask = hosts.ask_workers
 
     def counted(client: Client, function: object, addresses: list[str], **options: float) -> object:
         asked.extend(addresses)
         return ask(client, function, addresses, **options)
 
-    monkeypatch.setattr(cluster_engine, "ask_workers", counted)
+    monkeypatch.setattr(hosts, "ask_workers", counted)
     pool = build_pool(records, tmp_path / "pool.zarr")
     for _ in range(2):
         scan(pool, None, Strategy.named("random"), 5, client=cluster)
@@ -583,10 +584,10 @@ def test_a_host_is_asked_once_until_something_is_in_the_way(
 
 @pytest.mark.exact
 def test_a_worker_keeps_the_last_model_alone(models: dict[str, Model], pools: dict[str, Pool]) -> None:
-    def job(name: str | None, score: str = "margin") -> cluster_engine.Job:
+    def job(name: str | None, score: str = "margin") -> Job:
         order = Order(score, Capacity(5, 0, 0), 64, 0, 0, None, carry=False)
-        packed = cluster_engine._packed(models[name] if name else None, score)
-        return cluster_engine.Job(pools["odd"], packed, name or "", order, None)
+        model = packed(models[name] if name else None, score)
+        return Job(pools["odd"], model, name or "", order, None)
 
     X = pools["odd"].read(100, 200)
     first = job("forest").model()
@@ -832,8 +833,8 @@ def test_a_plugin_that_a_dead_coordinator_left_serves_nobody_else(
 def test_a_worker_that_was_stopped_does_not_hang_the_start(
     pools: dict[str, Pool], mortal_cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_engine, "PROBE_SECONDS", 1.0)
-    cluster_engine._PROVEN.clear()
+    monkeypatch.setattr(hosts, "PROBE_SECONDS", 1.0)
+    hosts._PROVEN.clear()
     workers = list(mortal_cluster.run(os.getpid).values())
     try:
         for worker in workers:

@@ -11,15 +11,15 @@ from dal._lazy import names_of
 if TYPE_CHECKING:
     from dal.scan.driver import cells_written, sample_codebook, scan, stored_cells
     from dal.scan.journal import Journal
-    from dal.scan.kernel import Cells
     from dal.scan.run import Progress, Scan, Summary
+    from dal.scan.worker.kernel import Cells
 else:
     __getattr__ = names_of(
         __name__,
         {
             "dal.scan.driver": ("cells_written", "sample_codebook", "scan", "stored_cells"),
             "dal.scan.journal": ("Journal",),
-            "dal.scan.kernel": ("Cells",),
+            "dal.scan.worker.kernel": ("Cells",),
             "dal.scan.run": ("Progress", "Scan", "Summary"),
         },
     )

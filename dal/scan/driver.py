@@ -22,8 +22,8 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.cluster import scan_on_cluster
 from dal.scan.journal import Journal
-from dal.scan.kernel import NO_CELL, Cells, Order
 from dal.scan.run import Progress, Run, Scan
+from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.codebook import Codebook
 from dal.selection.order import row_hash
 from dal.selection.strategy import Strategy

@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 
 from dal.errors import ScanError
-from dal.scan.kernel import SpanResult, Tally
 from dal.scan.plan import Interval
+from dal.scan.worker.kernel import SpanResult, Tally
 from dal.selection.candidates import Candidates
 
 FILE_NAME, FEATURES = "spans", "embeddings"

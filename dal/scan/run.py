@@ -4,7 +4,6 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +12,10 @@ from dal.learners.models import Model
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
-from dal.scan.kept import Kept
-from dal.scan.kernel import HISTOGRAM_BINS, KERNEL_VERSION, Cells, Order, SpanResult, Tally, score_span
-from dal.scan.merge import Best, Thresholds, no_thresholds
+from dal.scan.merge import Best, no_thresholds
 from dal.scan.plan import Interval
+from dal.scan.worker.kept import Kept
+from dal.scan.worker.kernel import HISTOGRAM_BINS, KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_span
 from dal.selection.candidates import Candidates, Capacity
 
 Floats32 = npt.NDArray[np.float32]
@@ -137,26 +136,6 @@ class Scan:
     def _heights(self) -> list[float]:
         counts = np.log1p(self.summary.tally.histogram)
         return [float(height) for height in counts / max(float(counts.max()), 1.0)]
-
-
-class Task(NamedTuple):
-    """What a worker needs to know of a piece of work, beside what it knows of the pass.
-
-    Attributes
-    ----------
-    interval : Interval
-    excluded : ndarray of int64
-        Rows of the interval that are not to be asked.
-    thresholds : Thresholds
-        What the merge had reached when the task was made.
-    sounded : Capacity or None
-        What a sounding is to bring: it is scored for the thresholds alone, and its rows again with their span.
-    """
-
-    interval: Interval
-    excluded: Rows
-    thresholds: Thresholds
-    sounded: Capacity | None
 
 
 class Run:

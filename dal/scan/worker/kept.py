@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from dal.scan.kernel import Order, SpanResult
 from dal.scan.merge import Best, Thresholds
 from dal.scan.plan import Interval
+from dal.scan.worker.kernel import Order, SpanResult
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]

@@ -1,9 +1,9 @@
-"""What runs on a worker: read a span tile by tile, score it, keep the best. Also the in-process specification."""
+"""Score a span: read it tile by tile, score each tile, keep the best. Also the in-process specification."""
 
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +70,26 @@ class Order:
     def slack(self) -> float:
         """At how many times what is kept it is compressed."""
         return SLACK_WITH_FEATURES if self.carry else SLACK
+
+
+class Task(NamedTuple):
+    """A piece of work: what a worker needs beside the job.
+
+    Attributes
+    ----------
+    interval : Interval
+    excluded : ndarray of int64
+        Rows of the interval that are excluded.
+    thresholds : Thresholds
+        The thresholds that the merge had reached when the task was made.
+    sounded : Capacity or None
+        The capacity of a sounding: it is scored for the thresholds alone, and its rows again with their span.
+    """
+
+    interval: Interval
+    excluded: Rows
+    thresholds: Thresholds
+    sounded: Capacity | None
 
 
 @dataclass(frozen=True)

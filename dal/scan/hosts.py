@@ -1,0 +1,130 @@
+"""Prove, before a pass starts, that the hosts can read the pool and have the memory for it."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from weakref import WeakKeyDictionary
+
+from distributed import Client
+
+from dal.compute.waits import wait_for_worker
+from dal.compute.work import ask_workers, workers_of
+from dal.errors import ClusterError
+from dal.pool import Pool
+from dal.scan import plan
+from dal.scan.run import Run
+from dal.scan.worker.kernel import Cells, Order
+from dal.scan.worker.probe import Host, examine
+from dal.scores import OF_COMMITTEE
+from dal.selection.candidates import Capacity
+
+MOST_KEPT_BYTES = 128 * 2**20
+"""Candidates with their features that a process keeps; larger ones, as of images, are read again in the end."""
+PROBE_SECONDS = 60.0
+
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Hosts:
+    cells_usable: bool
+    notes: tuple[str, ...]
+
+
+_PROVEN: "WeakKeyDictionary[Client, dict[tuple[str, str, Cells | None], Host]]" = WeakKeyDictionary()
+"""Findings by address, pool and cells: the rounds of a campaign ask each worker once."""
+
+
+def probed(client: Client, pool: Pool, cells: Cells | None) -> _Hosts:
+    """Prove on every host that the pool can be read; note where cells cannot be used and where hosts differ."""
+    answers = _ask_each_host(client, pool, cells)
+    for address, host in answers.items():
+        if host.pool_trouble is not None:
+            raise ClusterError(
+                f"The worker at {address} cannot read the pool {pool.path} ({host.pool_trouble}): its store must be"
+                " reachable under this name from every host."
+            )
+    notes = []
+    troubled = {address: host.cells_trouble for address, host in answers.items() if host.cells_trouble is not None}
+    if troubled and cells is not None:
+        address, trouble = next(iter(troubled.items()))
+        notes.append(
+            f"The worker at {address} cannot use {cells.place} ({trouble}): cells are computed anew in this pass. Put"
+            " the campaign where all hosts can write to save that time."
+        )
+    kinds = sorted({host.kernels for host in answers.values()})
+    if len(kinds) > 1:
+        notes.append(
+            f"The workers' linear algebra differs ({'; '.join(', '.join(kind) for kind in kinds)}): last bits of scores"
+            " may depend on which worker computes them, and a repeated scan may choose otherwise among near-equals."
+        )
+    for note in notes:
+        _log.warning("%s", note)
+    return _Hosts(not troubled, tuple(notes))
+
+
+def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[str, Host]:
+    wait_for_worker(client)
+    workers = workers_of(client)
+    proven = _PROVEN.setdefault(client, {})
+    known = {address: proven[address, pool.path, cells] for address in workers if (address, pool.path, cells) in proven}
+    known_hosts = {workers[address].host for address in known}
+    one_per_host = {worker.host: address for address, worker in workers.items() if worker.host not in known_hosts}
+    if not one_per_host:
+        return known
+    # A worker that does not answer tells nothing about its host; the scan itself survives such deaths.
+    probe = partial(examine, pool, cells)
+    answers = ask_workers(client, probe, list(one_per_host.values()), seconds=PROBE_SECONDS)
+    if not answers:
+        raise ClusterError(
+            f"No worker of {client} answered within {PROBE_SECONDS:.0f} s: look at their logs, and run again."
+        )
+    for address, answer in answers.items():
+        if isinstance(answer, BaseException):
+            raise ClusterError(
+                f"The worker at {address} cannot run dal ({type(answer).__name__}: {answer}): it needs the same"
+                " version of dal and its dependencies as this process."
+            ) from answer
+    told = {address: answer for address, answer in answers.items() if isinstance(answer, Host)}
+    # What was in the way may be mended before the next pass.
+    sound = {address: host for address, host in told.items() if host.pool_trouble is host.cells_trouble is None}
+    proven.update({(address, pool.path, cells): host for address, host in sound.items()})
+    return known | told
+
+
+def keeps_features(order: Order, pool: Pool) -> bool:
+    """Return whether workers keep the features of candidates until the end of the pass."""
+    return order.carry and plan.candidate_bytes(order.capacity, pool.n_features) <= MOST_KEPT_BYTES
+
+
+def predicted(run: Run) -> plan.WorkerBytes:
+    """Predict the memory of a worker in this pass."""
+    order = replace(run.order, carry=keeps_features(run.order, run.pool))
+    width = run.pool.n_features if order.carry else 0
+    return plan.worker_bytes(
+        tile=run.order.tile,
+        n_features=run.pool.n_features,
+        itemsize=run.pool.dtype.itemsize,
+        chunk_rows=run.pool.chunk_rows,
+        # A committee's sums stand beside the probabilities of the member at work.
+        n_classes=len(run.model.classes) * (2 if run.order.score in OF_COMMITTEE else 1) if run.model else 0,
+        n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
+        kept_bytes=plan.candidate_bytes(run.order.capacity, width),
+        slack=order.slack,
+        candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
+        model_bytes=len(run.model.dumps()) if run.model else 0,
+    )
+
+
+def refuse_too_small(client: Client, run: Run) -> None:
+    """Refuse workers with less memory than the pass is predicted to take, before it starts."""
+    need = predicted(run)
+    for address, (_, threads, limit) in workers_of(client).items():
+        if limit and need.for_threads(threads) > limit:
+            raise ClusterError(
+                f"The worker at {address} has {limit / 2**20:,.0f} MiB for {threads} threads; this scan takes about"
+                f" {need.for_threads(threads) / 2**20:,.0f} MiB there ({need}). Start workers with more memory or fewer"
+                " threads, or ask for a smaller batch."
+            )
