@@ -775,7 +775,7 @@ SCRIPT = """
 import sys
 from dal.pool import Pool
 from dal.scan import Journal, scan
-from dal.selection import Strategy
+from dal.selection.strategy import Strategy
 from dal.scan import plan
 plan.MOST_TILE_ROWS, plan.MOST_SPAN_BYTES = 256, 1
 def told(progress):
