@@ -27,7 +27,7 @@ README = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
 
 def block_with(text: str) -> str:
     """The one code block of the README with this command."""
-    (block,) = [block for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL) if text in block]
+    (block,) = [block for block in re.findall(r"```(?:bash|python)\n(.*?)```", README, re.DOTALL) if text in block]
     return block
 
 
@@ -99,7 +99,9 @@ def listening(process: psutil.Process) -> set[str]:
     }
 
 
-def test_the_recipe_gives_a_working_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_gives_a_working_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     # inside of the test, so that it travels by value: the scheduler cannot import this file
     def allowed_failures(dask_scheduler: object) -> int:
         return dask_scheduler.allowed_failures
@@ -118,6 +120,8 @@ def test_the_recipe_gives_a_working_cluster(tmp_path: Path, monkeypatch: pytest.
         assert list(client.nthreads().values()) == [1, 1]
         for name, value in WORKER_ENVIRONMENT.items():
             assert list(client.run(os.getenv, name).values()) == [str(value), str(value)]
+        exec(block_with("client.run(os.getenv").replace("8786", str(port)), {})
+        assert "OMP_NUM_THREADS {'1'}" in capsys.readouterr().out
         assert client.run_on_scheduler(allowed_failures) == SETTINGS["distributed"]["scheduler"]["allowed-failures"]
         assert listening(scheduler) == {"127.0.0.1"}
         assert listening(workers) == {"127.0.0.1"}
