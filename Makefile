@@ -1,35 +1,70 @@
 # Two commands do everything on a machine with Python and make: `make demo` and `make test`.
 
-# The newest Python that works: all dependencies have wheels for it. Name another one with `make PYTHON=python3.12 test`.
-# Below pyenv, a version that is installed but not selected is found in its own folder.
-CANDIDATES = $(foreach v,3.13 3.12 3.11,python$(v) $(wildcard $(HOME)/.pyenv/versions/$(v)*/bin/python$(v))) python3
-PYTHON ?= $(shell for p in $(CANDIDATES); do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
+# A Python that works, of the versions given. Below pyenv, one that is installed but not selected is in a folder of its own.
+installed = python$(1) $(wildcard $(HOME)/.pyenv/versions/$(1)*/bin/python$(1))
+working = $(shell for p in $(1); do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { command -v $$p; break; }; done)
+# The newest one: all dependencies have wheels for it. Name another one with `make PYTHON=python3.12 test`.
+PYTHON ?= $(call working,$(foreach v,3.13 3.12 3.11,$(call installed,$(v))) python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
+# Where uv is there, it installs several times as fast as pip. What pip would compile, Python compiles when it is first used.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL = $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile)
+PYTEST = python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test bench clean environment
+.PHONY: demo test test-matrix test-lowest bench clean environment environment-test environment-lowest
 
 demo: environment
 	$(BIN)/dal demo
 
 # CI runs the slow tests, too: it sets CI, as they all do.
-test: environment
+test: environment-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(if $(CI),,-m "not slow")
+	$(BIN)/$(PYTEST) $(if $(CI),,-m "not slow")
 
-bench: environment
+# Each Python with the newest versions of all dependencies, and the oldest Python with the lowest ones. Each has an
+# environment that is kept.
+test-matrix: $(foreach v,3.11 3.12 3.13,test-on-$(v)) test-lowest
+
+# A Python that is not there is fetched by uv.
+python-of = $(or $(call working,$(call installed,$(1))),$(if $(UV),$(1)))
+
+test-on-%:
+	$(MAKE) PYTHON=$(call python-of,$*) VENV=.venv-$* environment-test
+	.venv-$*/bin/$(PYTEST) -m "not slow" $(TESTS)
+
+test-lowest: environment-lowest
+	.venv-lowest/bin/$(PYTEST) -m "not slow" $(TESTS)
+
+bench: environment-test
 	$(BIN)/python -m benchmarks suite
 
+# What a user installs, and what the tests need as well.
 environment: $(VENV)/installed
+environment-test: $(VENV)/installed-test
+environment-lowest:
+	$(MAKE) PYTHON=$(call python-of,3.11) VENV=.venv-lowest CONSTRAINTS=.venv-lowest/lowest.txt environment-test
 
-$(VENV)/installed: pyproject.toml
-	@test -n "$(PYTHON)" || { echo "Expected Python 3.11, 3.12 or 3.13 with venv; found none. Name one: make PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[test]"
+$(VENV)/installed: pyproject.toml | $(BIN)/python
+	@echo "Installing dal and all it needs into $(VENV): less than a minute where downloads are near."
+	@$(INSTALL) --editable .
 	@touch $@
 
+$(VENV)/installed-test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing dal and all that its tests need into $(VENV): some minutes."
+	@$(INSTALL) --editable ".[test]" $(addprefix --constraint ,$(CONSTRAINTS))
+	@touch $@ $(VENV)/installed
+
+$(VENV)/lowest.txt: pyproject.toml tests/lowest.py | $(BIN)/python
+	@$(BIN)/python tests/lowest.py pyproject.toml > $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with venv must be installed; found none. Name one: make PYTHON=..."; exit 1; }
+	@echo "Making an environment of $(PYTHON) in $(VENV), with $(if $(UV),uv,pip)."
+	@$(if $(UV),uv venv --quiet --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo
+	rm -rf $(VENV) .venv-3.* .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo
