@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client
 from sklearn.datasets import load_digits
 
 from dal.explorer import Run, view_of_run, write_explorer
@@ -16,6 +16,9 @@ from dal.map import PoolMap
 from dal.pool import Block, Pool, build_pool
 from dal.progress import Show
 from dal.simulation import Comparison, Replay, TestSet, compare, saved_labels
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 SIDE = 8
 TEST_ORIGINALS = 600
@@ -124,7 +127,7 @@ def _interpolated(
 
 
 def play(
-    demonstration: Demonstration, pool_map: PoolMap, client: Client, rounds: int, batch: int, seed: int, show: Show
+    demonstration: Demonstration, pool_map: PoolMap, client: "Client", rounds: int, batch: int, seed: int, show: Show
 ) -> Comparison:
     """Run the default strategy and random sampling on the pool, against its known answers.
 

@@ -7,17 +7,16 @@ few thousand points.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client
 from sklearn.decomposition import PCA
 
 from dal._threads import one_thread
 from dal.campaign.disk import replacing
-from dal.compute.work import each_on
+from dal.compute.client import connect
 from dal.errors import SettingsError
 from dal.pool import Pool
 from dal.scan import plan
@@ -26,6 +25,11 @@ from dal.scan.plan import Interval
 from dal.selection.candidates import usable
 from dal.selection.codebook import MOST_DEVIATIONS, Codebook
 from dal.selection.order import row_hash
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from dal.compute.client import Connectable
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -146,7 +150,7 @@ def map_of(
     path: Path | None,
     seed: int,
     *,
-    client: Client | None = None,
+    client: "Connectable" = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PoolMap:
     """Give the map that is kept at `path`, or make it and keep it there.
@@ -160,8 +164,8 @@ def map_of(
     path : Path or None
         Where the map is kept, such as ``campaign.directory / "map.npz"``; None keeps it nowhere.
     seed : int
-    client : distributed.Client, optional
-        Where to count; without one, in this process.
+    client : distributed.Client, Cluster or str, optional
+        Where to count, see :func:`dal.compute.client.connect`; without one, in this process.
     progress : callable, optional
         Given rows counted and rows in all.
 
@@ -242,7 +246,7 @@ def count_density(
     extent: tuple[float, float, float, float],
     seed: int,
     *,
-    client: Client | None = None,
+    client: "Connectable" = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PoolMap:
     """Count the records in each field of the map, span by span, on a cluster or here; the same counts either way.
@@ -252,20 +256,8 @@ def count_density(
     ClusterError
         If the cluster is lost, has no worker for a minute, or finishes no span for ten minutes.
     """
-    tile = plan.tile_rows(pool.n_features)
-    unit = plan.unit_rows(tile, pool.write_rows)
-    threads = max(1, sum(client.nthreads().values())) if client is not None else 1
-    rows = plan.span_rows(pool.n_rows, pool.n_features * pool.dtype.itemsize, threads, unit, None)
-    spans = plan.cut([Interval(0, pool.n_rows)], rows, seed)
-    counts = np.zeros(BINS * BINS + 1, dtype=np.int64)
-    done = 0
-    what = {"pool": pool, "projection": projection, "extent": extent, "tile": tile}
-    counted = _counted_here(spans, **what) if client is None else _counted_on_cluster(client, spans, **what)
-    for span, found in counted:
-        counts += found
-        done += span.stop - span.start
-        if progress is not None:
-            progress(done, pool.n_rows)
+    with connect(client) as connected:
+        counts = _counted(pool, projection, extent, seed, connected, progress)
     # Even over the rows and not over the map: a sample of the pool, at places that are its own.
     drawn = _even_sample(pool.n_rows, seed)
     places = projection.place(pool.take(drawn))
@@ -280,6 +272,30 @@ def count_density(
         fingerprint=pool.fingerprint,
         n_rows=pool.n_rows,
     )
+
+
+def _counted(
+    pool: Pool,
+    projection: Projection,
+    extent: tuple[float, float, float, float],
+    seed: int,
+    client: "Client | None",
+    progress: Callable[[int, int], None] | None,
+) -> npt.NDArray[np.int64]:
+    tile = plan.tile_rows(pool.n_features)
+    unit = plan.unit_rows(tile, pool.write_rows)
+    threads = max(1, sum(client.nthreads().values())) if client is not None else 1
+    rows = plan.span_rows(pool.n_rows, pool.n_features * pool.dtype.itemsize, threads, unit, None)
+    spans = plan.cut([Interval(0, pool.n_rows)], rows, seed)
+    counts = np.zeros(BINS * BINS + 1, dtype=np.int64)
+    done = 0
+    what = {"pool": pool, "projection": projection, "extent": extent, "tile": tile}
+    for span, found in _counted_here(spans, **what) if client is None else _counted_on_cluster(client, spans, **what):
+        counts += found
+        done += span.stop - span.start
+        if progress is not None:
+            progress(done, pool.n_rows)
+    return counts
 
 
 def _even_sample(n_rows: int, seed: int) -> Rows:
@@ -306,15 +322,17 @@ def count_span(
     return counts
 
 
-_Counted = Iterator[tuple[Interval, npt.NDArray[np.int64]]]
+_Counts = Iterator[tuple[Interval, npt.NDArray[np.int64]]]
 
 
-def _counted_here(spans: list[Interval], **what: Any) -> _Counted:  # noqa: ANN401 - count_span's own arguments
+def _counted_here(spans: list[Interval], **what: Any) -> _Counts:  # noqa: ANN401 - count_span's own arguments
     for span in spans:
         yield span, count_span(span, **what)
 
 
-def _counted_on_cluster(client: Client, spans: list[Interval], **what: Any) -> _Counted:  # noqa: ANN401
+def _counted_on_cluster(client: "Client", spans: list[Interval], **what: Any) -> _Counts:  # noqa: ANN401
+    from dal.compute.work import each_on
+
     return each_on(client, _count, spans, what)
 
 

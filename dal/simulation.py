@@ -5,18 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client
 from scipy.stats import t as student_t
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, Campaign
 from dal.campaign.parts import learner_of
 from dal.classes import UNLABELLED, codes_of, names_of
-from dal.compute.work import Beat, each_on
+from dal.compute.client import connect
+from dal.compute.workers import Workers, workers_of
 from dal.errors import LabelError, SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
@@ -26,6 +26,13 @@ from dal.scan import Progress
 from dal.selection.candidates import usable
 from dal.selection.strategy import Strategy
 from dal.texts import brief
+
+if TYPE_CHECKING:
+    from distributed import Client
+    from distributed.deploy.cluster import Cluster
+
+    from dal.compute.client import Connectable
+    from dal.compute.work import Beat
 
 Rows = npt.NDArray[np.int64]
 Codes = npt.NDArray[np.int64]
@@ -262,7 +269,7 @@ def simulate(
     explore: float = 0.0,
     reserved: npt.ArrayLike = (),
     watched: npt.NDArray[np.float32] | None = None,
-    client: Client | None = None,
+    client: "Connectable | Workers" = None,
     directory: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     on_round: Callable[[Replay], None] | None = None,
@@ -291,7 +298,8 @@ def simulate(
         Rows of the pool that are never asked, such as those that the test set was drawn from.
     watched : ndarray of shape (n, d), float32, optional
         Records whose prediction is kept after every round; see :attr:`Replay.views`.
-    client : distributed.Client, optional
+    client : distributed.Client, Cluster or str, optional
+        Where to scan, see :func:`dal.compute.client.connect`; without one, in this process.
     directory : path, optional
         Where the campaign is kept; without it, in a temporary place.
     progress : callable, optional
@@ -318,6 +326,7 @@ def simulate(
     reserved = np.union1d(np.asarray(reserved, np.int64), unknown)
     test.check(Learner.of(learner, classes, random_state=seed), pool.n_features)
     with ExitStack() as stack:
+        workers = stack.enter_context(workers_of(client))
         place = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="dal-"))
         campaign = create_campaign(
             place,
@@ -337,7 +346,7 @@ def simulate(
             coverage = (
                 Strategy.named(strategy).score != "random" and len(np.unique(campaign.latest_answers().labels)) == 1
             )
-            given = next_batch(campaign, client=client, progress=progress, coverage=coverage, reserved=reserved)
+            given = next_batch(campaign, client=workers, progress=progress, coverage=coverage, reserved=reserved)
             if isinstance(given, Stopped):
                 break
             _answer(campaign, given.rows, given.record_ids, ask(given.rows), "oracle")
@@ -360,7 +369,7 @@ def compare(
     rounds: int = 10,
     reserved: npt.ArrayLike = (),
     watched: npt.NDArray[np.float32] | None = None,
-    client: Client | None = None,
+    client: "Connectable | Workers" = None,
     on_round: Callable[[Replay], None] | None = None,
     known: Sequence[Replay] = (),
     on_replay: Callable[[Replay], None] | None = None,
@@ -384,27 +393,28 @@ def compare(
     Comparison
     """
     played = {(replay.strategy, replay.seed): replay for replay in known}
-    for seed in seeds:
-        for strategy in strategies:
-            if (strategy, seed) in played:
-                continue
-            played[strategy, seed] = simulate(
-                pool,
-                oracle,
-                test,
-                classes,
-                strategy=strategy,
-                learner=learner,
-                batch=batch,
-                rounds=rounds,
-                seed=seed,
-                reserved=reserved,
-                watched=watched,
-                client=client,
-                on_round=on_round,
-            )
-            if on_replay is not None:
-                on_replay(played[strategy, seed])
+    with workers_of(client) as workers:
+        for seed in seeds:
+            for strategy in strategies:
+                if (strategy, seed) in played:
+                    continue
+                played[strategy, seed] = simulate(
+                    pool,
+                    oracle,
+                    test,
+                    classes,
+                    strategy=strategy,
+                    learner=learner,
+                    batch=batch,
+                    rounds=rounds,
+                    seed=seed,
+                    reserved=reserved,
+                    watched=watched,
+                    client=workers,
+                    on_round=on_round,
+                )
+                if on_replay is not None:
+                    on_replay(played[strategy, seed])
     return Comparison(tuple(played[strategy, seed] for seed in seeds for strategy in strategies))
 
 
@@ -415,7 +425,7 @@ def compare_side_by_side(
     classes: Sequence[str],
     strategies: Sequence[str],
     *,
-    client: Client,
+    client: "Client | Cluster | str",
     seeds: Sequence[int] = (0,),
     known: Sequence[Replay] = (),
     on_replay: Callable[[Replay], None] | None = None,
@@ -431,7 +441,7 @@ def compare_side_by_side(
         Workers must be able to read it.
     oracle, test, classes, strategies, seeds, known, on_replay
         As in :func:`compare`; a callable is sent to the workers.
-    client : distributed.Client
+    client : distributed.Client, Cluster or str
     **settings
         ``learner``, ``batch``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
 
@@ -441,17 +451,22 @@ def compare_side_by_side(
         If the cluster is lost, or in ten minutes no round ends anywhere; a worker that dies has its replays begun again
         by others.
     """
+    from dal.compute.work import each_on
+
     played = {(replay.strategy, replay.seed): replay for replay in known}
     shared = {"pool": pool, "oracle": oracle, "test": test, "classes": tuple(classes), **settings}
     wanted = [(strategy, seed) for seed in seeds for strategy in strategies if (strategy, seed) not in played]
-    for which, replay in each_on(client, _replayed, wanted, shared):
-        played[which] = replay
-        if on_replay is not None:
-            on_replay(replay)
+    with connect(client) as connected:
+        if connected is None:
+            raise SettingsError("`client` must be a Client, a Cluster or an address, got None; compare does without")
+        for which, replay in each_on(connected, _replayed, wanted, shared):
+            played[which] = replay
+            if on_replay is not None:
+                on_replay(replay)
     return Comparison(tuple(played[strategy, seed] for seed in seeds for strategy in strategies))
 
 
-def _replayed(shared: dict[str, Any], which: tuple[str, int], beat: Beat) -> Replay:
+def _replayed(shared: dict[str, Any], which: tuple[str, int], beat: "Beat") -> Replay:
     strategy, seed = which
     return simulate(**shared, strategy=strategy, seed=seed, on_round=lambda _: beat())
 

@@ -167,6 +167,29 @@ def test_the_walk_through_of_the_readme(
     assert exported["label"].tolist() == [table[1][key] for key in exported["record_id"]]
 
 
+def test_a_batch_is_the_same_in_this_process_and_on_workers(
+    pool: Path, table: tuple[Path, dict[str, str]], tmp_path: Path, cluster: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr("dal.compute.local.local_cluster", lambda n: started.append(n) or nullcontext(cluster))
+    batches: dict[str, list[bytes]] = {}
+    for name, options in (("none", ["--workers", 0]), ("two", ["--workers", 2]), ("chosen", [])):
+        campaign = tmp_path / name
+        ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 15, "--seed", 7)
+        for number in (1, 2):
+            shown = ok("next", campaign, *options)
+            assert ("3,000 records" in shown and "in this process" in shown) == (name == "chosen")
+            path = campaign / f"batch-{number:04d}.csv"
+            batches.setdefault(name, []).append(path.read_bytes())
+            fill(path, table[1])
+            ok("label", "import", campaign, path, "--annotator", "ann")
+    assert started == [2, 2]
+    assert batches["none"] == batches["two"] == batches["chosen"]
+    refused = dal("next", tmp_path / "none", "--workers", 2, "--scheduler", "tcp://127.0.0.1:9")
+    assert refused.exit_code == 1
+    assert "--workers" in refused.output
+
+
 def test_an_import_names_the_lines_that_it_cannot_take(
     pool: Path, table: tuple[Path, dict[str, str]], tmp_path: Path, cluster: Client
 ) -> None:
@@ -303,7 +326,7 @@ def test_dal_next_ended_in_mid_work_gives_the_same_batch_when_run_again(
         ok("init", tmp_path / name, pool, "--classes", "ham,spam", "--batch", 15, "--seed", 3)
     ok("next", tmp_path / "undisturbed", "--scheduler", cluster.scheduler.address)
     command = [sys.executable, "-m", "dal", "next", str(tmp_path / "ended")]
-    command += [] if own_workers else ["--scheduler", cluster.scheduler.address]
+    command += ["--workers", "2"] if own_workers else ["--scheduler", cluster.scheduler.address]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

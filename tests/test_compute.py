@@ -5,6 +5,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,12 @@ from dal.compute import plugins
 from dal.compute.client import connect
 from dal.compute.local import SETTINGS, local_cluster
 from dal.compute.work import Beat, each_on, map_on
+from dal.compute.workers import OnDemand, workers_of
 from dal.errors import ClusterError, SettingsError
+from dal.loop.api import create_campaign, next_batch
+from dal.map import map_of
+from dal.pool import build_pool
+from dal.scan import scan
 from dal.selection.batch import select
 from dal.selection.candidates import Candidates
 from dal.selection.strategy import Strategy
@@ -142,6 +148,49 @@ def test_asynchronous_ones_are_refused(monkeypatch: pytest.MonkeyPatch, client: 
         with pytest.raises(SettingsError, match="asynchronous=True"), connect(target):
             pass
         monkeypatch.undo()
+
+
+def test_workers_start_with_the_first_work_that_they_pay_for_and_stay(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr("dal.compute.local.local_cluster", lambda n: started.append(n) or nullcontext(client))
+    told: list[str] = []
+    with OnDemand(told.append, n_cores=8) as workers:
+        assert workers.client_for(1_000, seconds=0.1) is workers.client is None
+        assert workers.client_for(50_000, seconds=60.0) is workers.client is client
+        assert workers.client_for(1_000, seconds=0.1) is client
+    assert workers.client is None
+    assert started == [8]
+    assert [reason.split()[0] for reason in told] == ["1,000", "50,000"]
+
+
+def test_work_goes_where_a_client_cluster_or_address_says(client: Client) -> None:
+    for target in (client, client.cluster, client.scheduler.address):
+        with workers_of(target) as workers:
+            assert workers.client_for(1, seconds=0.0).submit(abs, -3).result() == 3
+            with workers_of(workers) as same:
+                assert same is workers
+    with workers_of(None) as workers:
+        assert workers.client_for(10**9, seconds=1e9) is None
+
+
+@pytest.mark.parametrize("door", ["scan", "map", "next"])
+def test_every_door_takes_a_cluster_or_an_address(door: str, client: Client, tmp_path: Path) -> None:
+    pool = build_pool(np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32), tmp_path / "pool.zarr")
+
+    def opened(target: object) -> list[int]:
+        if door == "scan":
+            return scan(pool, None, Strategy.named("random"), 20, client=target).candidates.rows.tolist()
+        if door == "map":
+            return map_of(pool, None, 0, client=target).density.ravel().tolist()
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        return next_batch(create_campaign(place, pool, ("ham", "spam"), batch=9), client=target).rows.tolist()
+
+    alone = opened(None)
+    for target in (client, client.cluster, client.scheduler.address):
+        assert opened(target) == alone
+    assert client.submit(abs, -7).result() == 7
 
 
 SCRIPT = textwrap.dedent(

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 import dal
 from dal import choices
 from dal.cli import main
-from dal.cli.cluster import cluster
+from dal.cli.cluster import workers_chosen
 from dal.learners.presets import PRESETS
 from dal.selection.strategy import STRATEGIES
 
@@ -90,7 +90,8 @@ def test_what_is_logged_is_shown_during_a_command_and_kept_from_no_one_after_it(
 def test_dask_logs_nothing_while_a_command_uses_a_cluster() -> None:
     log = logging.getLogger("distributed")
     before = log.level
-    with cluster(None, start=True):
+    with workers_chosen(None, 1) as chosen:
+        assert chosen.client is not None
         assert log.getEffectiveLevel() == logging.CRITICAL
     assert log.level == before
 

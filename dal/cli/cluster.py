@@ -1,49 +1,47 @@
-"""The workers of a command: a cluster that is there, one of this machine's cores, or none."""
+"""The workers of a command: a cluster that is there, processes of this machine, or none."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from distributed import Client
+from dal.cli.terminal import say
+from dal.errors import SettingsError
 
+if TYPE_CHECKING:
+    from dal.compute.workers import Workers
     from dal.progress import Show
     from dal.scan import Progress
 
 
 @contextmanager
-def cluster(scheduler: str | None, *, start: bool) -> Iterator[Client | None]:
-    """Connect to the cluster at an address, or start one of this machine's cores, or do without."""
-    if scheduler is not None:
-        from dal.compute.client import connect
+def workers_chosen(scheduler: str | None, workers: int | None) -> Iterator[Workers]:
+    """Return where a command works, as a context: what its options say, else workers where they pay.
 
-        with _quiet(), connect(scheduler) as client:
-            yield client
-    elif start:
-        from dal.compute.local import local_cluster
-
-        with _quiet(), local_cluster() as client:
-            yield client
-    else:
-        yield None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Dask from printing a traceback for every lost connection: the errors of dal tell of the cluster.
-
-    Importing Dask sets its level, so this is done after the import.
+    Parameters
+    ----------
+    scheduler
+        Address of a Dask scheduler.
+    workers
+        Processes of this machine; 0 is this process.
     """
-    log = logging.getLogger("distributed")
-    before = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
+    from dal.compute.client import connect
+    from dal.compute.workers import OnDemand, Workers
+
+    if scheduler is not None and workers is not None:
+        raise SettingsError("`--workers` counts processes of this machine, and `--scheduler` names others: give one")
+    if scheduler is None and workers is None:
+        with OnDemand(say) as on_demand:
+            yield on_demand
+        return
+    if scheduler is None and not workers:
+        yield Workers()
+        return
+    from dal.compute.local import silent
+
+    with silent(), connect(scheduler, workers=workers) as client:
+        yield Workers(client)
 
 
 def rows_shown(show: Show) -> Callable[[Progress], None]:

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import click
 
-from dal.cli.cluster import cluster
 from dal.cli.terminal import as_bytes, draw, say, shown
 
 
@@ -17,14 +16,14 @@ from dal.cli.terminal import as_bytes, draw, say, shown
 def demo(rows: int, rounds: int, batch: int, seed: int, directory: Path) -> None:
     """Play a whole campaign in about a minute: half a million handwritten digits, two strategies, one page."""
     from dal import demo as demonstration
+    from dal.compute.local import local_cluster
     from dal.map import map_of
 
     directory.mkdir(parents=True, exist_ok=True)
     with shown("making digits") as show:
         made = demonstration.build(directory, rows, seed, show)
     say(f"{made.pool.n_rows:,} records in {made.pool.path}, {as_bytes(made.pool.nbytes)}")
-    with cluster(None, start=True) as client:
-        assert client is not None
+    with local_cluster() as client:
         say(f"{len(client.nthreads())} worker processes; dashboard: {client.dashboard_link}")
         with shown("map") as show:
             pool_map = map_of(made.pool, None, seed, client=client, progress=lambda n, total: show(n, total, "rows"))

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import click
 
 from dal.choices import STRATEGIES, Missing
-from dal.cli.cluster import cluster
-from dal.cli.options import class_options, classes_of, missing_chunks_option, scheduler_option, split
+from dal.cli.cluster import workers_chosen
+from dal.cli.options import class_options, classes_of, missing_chunks_option, split, workers_options
 from dal.cli.terminal import draw, say, shown
 
 if TYPE_CHECKING:
     from dal.explorer import Known
     from dal.simulation import Replay
+
+
+SECONDS_OF_ROUND = 0.2
+"""What a round of a replay takes beside the scan: the fit, the choice, the measuring."""
 
 
 @click.command("compare")
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--batch", default=20, show_default=True, help="Records asked in a round.")
 @click.option("--rounds", default=12, show_default=True, help="Batches to ask.")
 @click.option("--learner", default="logistic", show_default=True, help="As in dal init.")
-@scheduler_option
+@workers_options
 @click.option("--output", default="explorer.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
 @missing_chunks_option
 def compare_(
@@ -44,6 +48,7 @@ def compare_(
     rounds: int,
     learner: str,
     scheduler: str | None,
+    workers: int | None,
     output: Path,
     missing_chunks: Missing,
 ) -> None:
@@ -56,6 +61,7 @@ def compare_(
     from dal.explorer.play import play, table
     from dal.map import map_of
     from dal.pool import Pool
+    from dal.scan.plan import seconds_alone
 
     explorer.check_page(output)
     opened = Pool.open(pool_path, missing_chunks=missing_chunks)
@@ -66,7 +72,9 @@ def compare_(
     _tell_known(known)
     folder = explorer.RunFolder(output.with_suffix(".run"), plan.settings())
     done, total = 0, seeds * len(named)
-    with cluster(scheduler, start=True) as client:
+    alone = total * rounds * (SECONDS_OF_ROUND + seconds_alone(opened.n_rows, opened.n_features, 2, kind=None))
+    with workers_chosen(scheduler, workers) as chosen:
+        client = chosen.client_for(opened.n_rows, alone)
         with shown("map") as show:
             pool_map = map_of(
                 opened,
@@ -115,13 +123,13 @@ def report(directory: Path, output: Path, scheduler: str | None) -> None:
     explorer.check_page(output)
     campaign = Campaign.open(directory)
     opened = pool_of(campaign)
-    with cluster(scheduler, start=False) as client, shown("map") as show:
+    with workers_chosen(scheduler, None if scheduler else 0) as chosen, shown("map") as show:
         try:
             pool_map = map_of(
                 opened,
                 campaign.directory / MAP,
                 campaign.settings.seed,
-                client=client,
+                client=chosen.client,
                 progress=lambda done, total: show(done, total, "rows"),
             )
         except CampaignError as error:  # it cannot be kept, and a report changes nothing: it does without

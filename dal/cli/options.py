@@ -11,9 +11,20 @@ import click
 
 from dal.choices import Missing
 
-scheduler_option = click.option(
-    "--scheduler", help="Address of a Dask scheduler. Default: a local cluster of this machine's cores."
-)
+
+def workers_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the two options that say where work is done."""
+    for option in (
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            help="Worker processes on this machine; 0: none. Default: one a core where that is faster than none.",
+        ),
+        click.option("--scheduler", help="Address of a Dask scheduler, whose workers are used instead."),
+    ):
+        command = option(command)
+    return command
+
 
 missing_chunks_option = click.option(
     "--missing-chunks",

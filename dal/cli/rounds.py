@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from dal.cli.cluster import cluster, rows_shown
-from dal.cli.options import scheduler_option
+from dal.cli.cluster import rows_shown, workers_chosen
+from dal.cli.options import workers_options
 from dal.cli.terminal import say, shown
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @click.command("next")
 @click.argument("directory", type=click.Path(path_type=Path))
-@scheduler_option
+@workers_options
 @click.option("--close", is_flag=True, help="Close the open batch with the answers it has.")
 @click.option("--coverage", is_flag=True, help="Choose this batch by coverage of the pool, without the learner.")
-def next_(directory: Path, scheduler: str | None, close: bool, coverage: bool) -> None:
+def next_(directory: Path, scheduler: str | None, workers: int | None, close: bool, coverage: bool) -> None:
     """Train, scan the pool, and write the next batch into DIRECTORY as a file to fill in."""
     from dal.campaign import Campaign
     from dal.loop.actions import Stop, Wait
@@ -30,9 +30,10 @@ def next_(directory: Path, scheduler: str | None, close: bool, coverage: bool) -
 
     campaign = Campaign.open(directory)
     step = next_step(campaign)
-    waits = (isinstance(step, Wait) and not close) or isinstance(step, Stop)
-    with cluster(None if waits else scheduler, start=not waits) as client, shown("scan") as show:
-        given = next_batch(campaign, client=client, progress=rows_shown(show), close=close, coverage=coverage)
+    if (isinstance(step, Wait) and not close) or isinstance(step, Stop):
+        scheduler, workers = None, 0  # nothing is scored
+    with workers_chosen(scheduler, workers) as chosen, shown("scan") as show:
+        given = next_batch(campaign, client=chosen, progress=rows_shown(show), close=close, coverage=coverage)
     if isinstance(given, Stopped):
         _tell_stopped(given)
         return
@@ -43,8 +44,8 @@ def next_(directory: Path, scheduler: str | None, close: bool, coverage: bool) -
 
 @click.command("run")
 @click.argument("directory", type=click.Path(path_type=Path))
-@scheduler_option
-def run_(directory: Path, scheduler: str | None) -> None:
+@workers_options
+def run_(directory: Path, scheduler: str | None, workers: int | None) -> None:
     """Carry on round after round, as people answer, until a stopping criterion ends the campaign.
 
     Answers come by imports or from the labelling page. With the settings close_at and reserve nobody waits for the next
@@ -54,10 +55,10 @@ def run_(directory: Path, scheduler: str | None) -> None:
     from dal.loop.api import run_campaign
 
     campaign = Campaign.open(directory)
-    with cluster(scheduler, start=True) as client, shown("scan") as show:
+    with workers_chosen(scheduler, workers) as chosen, shown("scan") as show:
         ended = run_campaign(
             campaign,
-            client=client,
+            client=chosen,
             progress=rows_shown(show),
             on_batch=lambda batch: say(f"Round {batch.number} is open: {len(batch.rows):,} records to label"),
         )
@@ -94,20 +95,23 @@ def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
 
 @click.command("map")
 @click.argument("directory", type=click.Path(path_type=Path))
-@scheduler_option
-def map_(directory: Path, scheduler: str | None) -> None:
+@workers_options
+def map_(directory: Path, scheduler: str | None, workers: int | None) -> None:
     """Draw the map of the pool that the campaign in DIRECTORY shows its batches on: one pass over the pool."""
     from dal.campaign import Campaign
     from dal.campaign.parts import pool_of
     from dal.map import MAP, map_of
+    from dal.scan.plan import seconds_alone
 
     campaign = Campaign.open(directory)
-    with cluster(scheduler, start=True) as client, shown("map") as show:
+    pool = pool_of(campaign)
+    alone = seconds_alone(pool.n_rows, pool.n_features, 2, kind=None)
+    with workers_chosen(scheduler, workers) as chosen, shown("map") as show:
         map_of(
-            pool_of(campaign),
+            pool,
             campaign.directory / MAP,
             campaign.settings.seed,
-            client=client,
+            client=chosen.client_for(pool.n_rows, alone),
             progress=lambda done, total: show(done, total, "rows"),
         )
     say("The campaign page shows where each batch lies in the pool now: dal serve")

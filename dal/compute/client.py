@@ -1,23 +1,29 @@
-"""Clients of Dask clusters: those that people bring, and those of an address."""
+"""The client that work runs on: none, one that was passed in, one of an address or a cluster.
+
+Without a cluster nothing of Dask is imported.
+"""
+
+from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from distributed import Client, Security
-from distributed.comm.core import connect as connect_comm
-from distributed.deploy.cluster import Cluster
-
-from dal.compute.local import local_cluster
 from dal.errors import ClusterError, SettingsError
+
+if TYPE_CHECKING:
+    from distributed import Client
+    from distributed.deploy.cluster import Cluster
+
+    Connectable = Client | Cluster | str | None
+    """What `client=` takes: None, a Client, a Cluster, or the address of a scheduler."""
 
 
 @contextmanager
-def connect(
-    client: Client | Cluster | str | None, *, workers: int | None = None, timeout: float = 10.0
-) -> Iterator[Client | None]:
-    """Give the client that a scan runs on, and close what was opened for it, nothing else.
+def connect(client: Connectable, *, workers: int | None = None, timeout: float = 10.0) -> Iterator[Client | None]:
+    """Return the client to work on as a context; close at its end what was opened for it, nothing else.
 
     Parameters
     ----------
@@ -44,7 +50,12 @@ def connect(
         )
     if client is None and workers is None:
         yield None
-    elif client is None:
+        return
+    from distributed import Client
+
+    if client is None:
+        from dal.compute.local import local_cluster
+
         with local_cluster(workers) as opened:
             yield opened
     elif isinstance(client, Client):
@@ -65,6 +76,9 @@ def _usable(client: Client) -> Client:
 
 
 def _opened(target: Cluster | str, timeout: float) -> Client:
+    from distributed import Client
+    from distributed.deploy.cluster import Cluster
+
     if isinstance(target, str):
         _knock(target, timeout)
     elif not isinstance(target, Cluster):
@@ -80,6 +94,8 @@ def _knock(address: str, timeout: float) -> None:
     A Client that failed to connect cannot be closed: it prints a traceback when the interpreter exits. So a bare
     connection goes first, in a thread of its own, because the caller may be inside an event loop (a notebook is).
     """
+    from distributed import Security
+    from distributed.comm.core import connect as connect_comm
 
     async def shake_hands() -> None:
         security = Security().get_connection_args("client")

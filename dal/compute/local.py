@@ -39,6 +39,18 @@ _NANNY_WRITES = (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED", "__DASK_PARENT_PID")
 
 
 @contextmanager
+def silent() -> Iterator[None]:
+    """Keep Dask from printing a traceback for every lost connection: dal's own errors name what was lost."""
+    log = logging.getLogger("distributed")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+@contextmanager
 def local_cluster(workers: int | None = None) -> Iterator[Client]:
     """Start worker processes on this machine, one thread each, that nobody outside of it can reach.
 
@@ -62,6 +74,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
     # The settings hold for as long as the cluster does: some are read only when a worker has died.
     settings = _with_settings(dask.config.config)
     with (
+        silent(),
         _environment_kept(),
         dask.config.set(settings),
         _loopback_cluster(count) as cluster,

@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client
 
 from dal.classes import Classes, alike, codes_of, distinct_names
+from dal.compute.client import connect
 from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
@@ -25,6 +25,9 @@ from dal.selection.candidates import usable
 from dal.selection.explore import uniform_rows
 from dal.selection.strategy import Strategy
 from dal.simulation import Comparison, Replay, TestSet, compare, compare_side_by_side
+
+if TYPE_CHECKING:
+    from dal.compute.client import Connectable
 
 Rows = npt.NDArray[np.int64]
 
@@ -264,7 +267,7 @@ def play(
     folder: RunFolder,
     pool_map: PoolMap,
     *,
-    client: Client | None = None,
+    client: "Connectable" = None,
     on_replay: Callable[[Replay], None] | None = None,
 ) -> Run:
     """Play what is not in the folder yet, and give the run.
@@ -275,7 +278,8 @@ def play(
     folder : RunFolder
         Keeps each replay as soon as it ends.
     pool_map : PoolMap
-    client : distributed.Client, optional
+    client : distributed.Client, Cluster or str, optional
+        Where to play, see :func:`dal.compute.client.connect`; without one, in this process.
     on_replay : callable, optional
         Given every replay, those that were in the folder first.
     """
@@ -308,15 +312,16 @@ def play(
         "rounds": plan.rounds,
         "reserved": reserved,
         "watched": watched_by(pool, pool_map),
-        "client": client,
         "known": done,
         "on_replay": told,
     }
     names = np.array(known.classes, dtype=object)
-    side_by_side = client is not None and pool.nbytes <= WHOLE_POOL_BYTES
-    played = (compare_side_by_side if side_by_side else compare)(
-        pool, known, TestSet(test.X, names[test.y]), known.classes, plan.strategies, **common
-    )
+    with connect(client) as connected:
+        what = pool, known, TestSet(test.X, names[test.y]), known.classes, plan.strategies
+        if connected is not None and pool.nbytes <= WHOLE_POOL_BYTES:
+            played = compare_side_by_side(*what, client=connected, **common)
+        else:
+            played = compare(*what, client=connected, **common)
     rows = np.unique(np.concatenate([pool_map.sample, *(rows for each in played.replays for rows in each.batches)]))
     run = Run(
         title=pool.path.rpartition("/")[2].removesuffix(".zarr"),

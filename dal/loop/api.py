@@ -3,16 +3,17 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Event
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Campaign, Settings
 from dal.campaign.parts import SAVED_LEARNER
 from dal.choices import Missing, Vote
 from dal.classes import names_of
+from dal.compute.workers import Workers, workers_of
 from dal.errors import SettingsError
 from dal.evidence.stopping import parse
 from dal.learners.learner import Learner
@@ -24,6 +25,9 @@ from dal.scan import Progress
 from dal.scan.driver import sample_rows
 from dal.selection.candidates import usable
 from dal.selection.strategy import Strategy
+
+if TYPE_CHECKING:
+    from dal.compute.client import Connectable
 
 __all__ = ["Batch", "Stopped", "create_campaign", "next_batch", "records_to_try", "run_campaign"]
 
@@ -163,7 +167,7 @@ def create_campaign(
 def next_batch(
     campaign: Campaign,
     *,
-    client: Client | None = None,
+    client: "Connectable | Workers" = None,
     progress: Callable[[Progress], None] | None = None,
     close: bool = False,
     coverage: bool = False,
@@ -177,8 +181,8 @@ def next_batch(
     Parameters
     ----------
     campaign : Campaign
-    client : distributed.Client, optional
-        Where to scan; without one, in this process.
+    client : distributed.Client, Cluster or str, optional
+        Where to scan, see :func:`dal.compute.client.connect`; without one, in this process.
     progress : callable, optional
         Told of the scan's progress.
     close : bool, default=False
@@ -201,15 +205,15 @@ def next_batch(
     CampaignLocked
         If another process is at work on this campaign.
     """
-    with campaign.lock():
-        coordinator = Coordinator(campaign, client, progress, coverage=coverage, reserved=reserved)
+    with campaign.lock(), workers_of(client) as workers:
+        coordinator = Coordinator(campaign, workers, progress, coverage=coverage, reserved=reserved)
         return coordinator.run(close=close)
 
 
 def run_campaign(
     campaign: Campaign,
     *,
-    client: Client | None = None,
+    client: "Connectable | Workers" = None,
     progress: Callable[[Progress], None] | None = None,
     on_batch: Callable[[Batch], None] | None = None,
     ended: Event | None = None,
@@ -224,8 +228,8 @@ def run_campaign(
     Parameters
     ----------
     campaign : Campaign
-    client : distributed.Client, optional
-        Where to scan; without one, in this process.
+    client : distributed.Client, Cluster or str, optional
+        Where to scan, see :func:`dal.compute.client.connect`; without one, in this process.
     progress : callable, optional
         Told of each scan's progress.
     on_batch : callable, optional
@@ -246,8 +250,8 @@ def run_campaign(
         If another process is at work on this campaign.
     """
     ended = ended or Event()
-    with campaign.lock():
-        coordinator = Coordinator(campaign, client, progress)
+    with campaign.lock(), workers_of(client) as workers:
+        coordinator = Coordinator(campaign, workers, progress)
         while not ended.is_set():
             given = coordinator.run(close=False)
             if isinstance(given, Stopped):

@@ -10,16 +10,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from distributed import Client
 
 from dal.campaign import Campaign, Round, Settings
 from dal.campaign.features import Features, as_npz
 from dal.campaign.parts import learner_of
 from dal.campaign.view import View
-from dal.compute.work import map_on
+from dal.compute.workers import Workers
 from dal.errors import LearnerError
 from dal.evidence.stopping import Verdict
 from dal.learners.learner import Learner
@@ -31,6 +31,7 @@ from dal.loop.measure import measured
 from dal.loop.state import COVERAGE, state_of
 from dal.scan import Journal, Progress, Summary, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
+from dal.scan.plan import seconds_alone
 from dal.selection.candidates import usable
 from dal.selection.strategy import Strategy
 
@@ -50,8 +51,8 @@ class Coordinator:
     Parameters
     ----------
     campaign : Campaign
-    client : distributed.Client or None
-        Where to scan; without one, in this process.
+    workers : Workers or None
+        Where to scan; by default in this process.
     progress : callable or None
         Called with each scan's progress.
     coverage : bool, default=False
@@ -68,14 +69,14 @@ class Coordinator:
     def __init__(
         self,
         campaign: Campaign,
-        client: Client | None = None,
+        workers: Workers | None = None,
         progress: Callable[[Progress], None] | None = None,
         *,
         coverage: bool = False,
         reserved: npt.ArrayLike = (),
     ) -> None:
         self.campaign = campaign
-        self.client = client
+        self.workers = workers or Workers()
         self.progress = progress
         self.coverage = coverage
         self.view = View(campaign, reserved=reserved)
@@ -176,24 +177,36 @@ class Coordinator:
         strategy = strategy_of(current, model)
         codebook, digest = codebook_of(self.campaign, self.view.pool) if strategy.traits.features else (None, None)
         cells = None if codebook is None else stored_cells(self.campaign.objects.cells, current.n_rows, codebook)
+        pool, wanted = self.view.pool.head(current.n_rows), wanted_of(self.view, current, strategy)
+        alone = seconds_alone(
+            pool.n_rows,
+            pool.n_features,
+            len(self.campaign.settings.classes),
+            kind=_kind(model),
+            members=max(1, len(model.bootstraps)) if model is not None and strategy.committee else 1,
+            candidates=strategy.capacity(wanted, pool.n_rows, len(codebook.centers) if codebook else None).rows,
+            rows_per_second=self._pace(model),
+        )
         with self._withdrawing(current):
             found = scan(
-                self.view.pool.head(current.n_rows),
+                pool,
                 model,
                 strategy,
-                wanted_of(self.view, current, strategy),
+                wanted,
                 self.view.never_asked(current.stop_set, current),
                 seed=current.seed,
                 round=current.number,
                 codebook=codebook,
                 cells=cells,
-                client=self.client,
+                client=self.workers.client_for(pool.n_rows, alone),
                 journal=self._journal,
                 progress=self.progress,
                 with_features=True,
                 missing=self._takes_missing(model),
             )
-        summary = _summary_as_json(found.summary) | ({} if digest is None else {"codebook": digest})
+        summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
+        if digest is not None:
+            summary["codebook"] = digest
         self.campaign.save_scan(current, as_npz(**candidate_arrays(found.candidates)), summary)
         if codebook is not None and cells is not None and found.summary.wrote_cells:
             cells_written(cells, codebook)
@@ -213,7 +226,7 @@ class Coordinator:
             model,
             codebook_of(self.campaign, self.view.pool)[0] if strategy_of(current, model).traits.features else None,
             missing=self._takes_missing(model),
-            mapper=map if self.client is None else partial(map_on, self.client),
+            mapper=self._mapper(),
         ).compose(candidates, excluded)
         self.features.keep(current.number, composed.rows, composed.X)
         self.campaign.open_batch(current, composed.asked)
@@ -252,6 +265,20 @@ class Coordinator:
             return model.takes_missing
         return learner_of(self.campaign).takes_missing(self.view.pool.n_features)
 
+    def _pace(self, model: Model | None) -> float | None:
+        """Return the rows a second of one thread in the fastest scan yet with such a model; None before the first."""
+        told = [each.summary for each in self.campaign.rounds() if each.summary and each.summary.get("thread_seconds")]
+        like = [summary for summary in told if summary["kind"] == _kind(model)]
+        return max((summary["rows"] / summary["thread_seconds"] for summary in like), default=None)
+
+    def _mapper(self) -> Callable[..., Iterator[Any]]:
+        """Return the function that solves parts of a large batch, on the workers where there are some."""
+        if self.workers.client is None:
+            return map
+        from dal.compute.work import map_on
+
+        return partial(map_on, self.workers.client)
+
     @property
     def _journal(self) -> Journal:
         return Journal(self.campaign.directory / "journal")
@@ -269,6 +296,10 @@ def check_weights(learner: Learner, settings: Settings) -> None:
             "The vote dawid_skene weights records by how sure their label is, and this learner's fit takes no"
             " sample_weight. Choose another learner, or the vote majority."
         )
+
+
+def _kind(model: Model | None) -> str | None:
+    return None if model is None else model.kind
 
 
 def _summary_as_json(summary: Summary) -> dict[str, object]:

@@ -1,5 +1,7 @@
 """The door of the scan: one pass over the pool, on this process or on a Dask cluster."""
 
+from __future__ import annotations
+
 import itertools
 import logging
 import re
@@ -7,26 +9,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import zarr
-from distributed import Client
 from zarr.errors import ContainsArrayError, ContainsGroupError, NodeNotFoundError
 
+from dal.compute.client import connect
 from dal.errors import ScanError, SettingsError
 from dal.learners.models import Model
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, place_of
 from dal.pool import Pool
 from dal.scan import plan
-from dal.scan.cluster import scan_on_cluster
 from dal.scan.journal import Journal
 from dal.scan.run import Progress, Run, Scan
 from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.codebook import Codebook
 from dal.selection.order import row_hash
 from dal.selection.strategy import Strategy
+
+if TYPE_CHECKING:
+    from dal.compute.client import Connectable
 
 Rows = npt.NDArray[np.int64]
 
@@ -57,7 +61,7 @@ def scan(
     round: int = 0,
     codebook: Codebook | None = None,
     cells: Cells | None = None,
-    client: Client | None = None,
+    client: Connectable = None,
     journal: Journal | None = None,
     progress: Callable[[Progress], None] | None = None,
     with_features: bool = False,
@@ -84,8 +88,8 @@ def scan(
         Needed where the strategy spreads over cells; see :func:`sample_codebook`.
     cells : Cells, optional
         Where the cell of each row is kept from one pass to the next; without it they are computed each time.
-    client : distributed.Client, optional
-        Without one the pass runs in this process, span after span.
+    client : distributed.Client, Cluster or str, optional
+        Where the pass runs, see :func:`dal.compute.client.connect`. Without one: in this process, span after span.
     journal : Journal, optional
         Keeps finished spans, so that the same pass, begun again, goes on.
     progress : callable, optional
@@ -123,10 +127,16 @@ def scan(
     unit = plan.unit_rows(order.tile, pool.write_rows)
     if used is not None and used.write and _create_cells(used.place, pool.n_rows, unit) and journal:
         journal.clear()  # its spans wrote their cells into an array that is gone
-    if client is not None:
-        found = scan_on_cluster(client, pool, model, order, excluded, used, journal, progress, skip_failed=skip_failed)
-    else:
-        found = Run(pool, model, order, excluded, used, journal, progress).in_process()
+    with connect(client) as connected:
+        if connected is None:
+            found = Run(pool, model, order, excluded, used, journal, progress).in_process()
+        else:
+            # Only here: a pass in this process imports nothing of Dask.
+            from dal.scan.cluster import scan_on_cluster
+
+            found = scan_on_cluster(
+                connected, pool, model, order, excluded, used, journal, progress, skip_failed=skip_failed
+            )
     return with_proba(found, model) if strategy.traits.proba else found
 
 
@@ -226,7 +236,7 @@ def cells_written(cells: Cells, codebook: Codebook) -> None:
     zarr.open_array(for_zarr(cells.place), mode="r+").update_attributes({WRITTEN: codebook.digest()})
 
 
-def _opened_cells(place: Place) -> "zarr.Array[Any] | None":
+def _opened_cells(place: Place) -> zarr.Array[Any] | None:
     try:
         return zarr.open_array(for_zarr(place), mode="r")
     except (FileNotFoundError, NodeNotFoundError):

@@ -187,6 +187,72 @@ def share_of(capacity: Capacity, count: int) -> Capacity:
     return capacity._replace(total=total, per_cell=per_cell)
 
 
+_MICROSECONDS = {
+    "LogisticRegression": 0.0,
+    "SGDClassifier": 0.0,
+    "LinearDiscriminantAnalysis": 0.0,
+    "GaussianNB": 1.0,
+    "DecisionTreeClassifier": 0.5,
+    "MLPClassifier": 5.0,
+    "RandomForestClassifier": 15.0,
+    "ExtraTreesClassifier": 15.0,
+    "HistGradientBoostingClassifier": 40.0,
+}
+"""What a record costs one core beside its features and classes, by the estimator's class: with its default settings."""
+_MICROSECONDS_OF_OTHERS = 200.0
+"""Of an estimator that is not known: as much as of nearest neighbours or a kernel machine among a thousand labels."""
+_MICROSECONDS_OF_CANDIDATE = 100.0
+"""What choosing the batch costs for each row that is kept."""
+
+
+def seconds_alone(
+    n_rows: int,
+    n_features: int,
+    n_classes: int,
+    *,
+    kind: str | None,
+    members: int = 1,
+    candidates: int = 0,
+    rows_per_second: float | None = None,
+) -> float:
+    """Estimate how long one process takes for a pass over the pool and the choice of a batch.
+
+    Parameters
+    ----------
+    n_rows, n_features, n_classes : int
+    kind : str or None
+        Class name of the estimator; None where rows are not scored by a model.
+    members : int, default=1
+        Of the committee, where the score asks one.
+    candidates : int, default=0
+        Rows that are kept.
+    rows_per_second : float, optional
+        The pace of one thread in an earlier pass like this one; goes before what is known of the estimator.
+
+    Examples
+    --------
+    >>> [round(seconds_alone(5_574, 64, 2, kind=kind), 2) for kind in (None, "LogisticRegression", "SVC")]
+    [0.0, 0.0, 1.12]
+    >>> kinds = ["RandomForestClassifier", "HistGradientBoostingClassifier", "MLPClassifier", "KNeighborsClassifier"]
+    >>> [round(seconds_alone(500_000, 64, 10, kind=kind)) for kind in kinds]
+    [8, 20, 3, 100]
+    >>> round(seconds_alone(10_000_000, 128, 10, kind="LogisticRegression", candidates=10_000))
+    7
+    >>> seconds_alone(500_000, 64, 10, kind="KNeighborsClassifier", rows_per_second=1_000_000)
+    0.5
+    """
+    if rows_per_second is not None:
+        scoring = n_rows / rows_per_second
+    else:
+        # Reading, the cell and the comparison with the threshold; then a product with a matrix of the classes.
+        plain = 0.1 + n_features * 0.002
+        model = (
+            0.0 if kind is None else n_features * n_classes * 0.0002 + _MICROSECONDS.get(kind, _MICROSECONDS_OF_OTHERS)
+        )
+        scoring = n_rows * (plain + members * model) / 1e6
+    return scoring + min(candidates, n_rows) * _MICROSECONDS_OF_CANDIDATE / 1e6
+
+
 class WorkerBytes(NamedTuple):
     """What a pass takes in a worker process, in bytes: once a process, and once a thread.
 

@@ -80,6 +80,8 @@ class Summary:
         Whether the cell of every row is now stored.
     bytes_up : int
         Of candidates that spans sent to this process.
+    thread_seconds : float
+        Of all threads that scored spans: rows by it is the pace of one.
     skipped : tuple of Interval
         Spans that failed every time and were left out, where that was asked for.
     notes : tuple of str
@@ -92,6 +94,7 @@ class Summary:
     spans_resumed: int
     wrote_cells: bool
     bytes_up: int
+    thread_seconds: float
     skipped: tuple[Interval, ...]
     notes: tuple[str, ...]
 
@@ -164,6 +167,7 @@ class Run:
         self._soundings = self._soundings_done = self.sounded_rows = 0
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.spans = self.failed = self.bytes_up = 0
+        self.thread_seconds = 0.0
         self.skipped: list[Interval] = []
         self.notes: list[str] = []
         self.top: float | None = None
@@ -202,6 +206,7 @@ class Run:
     def _merge(self, result: SpanResult) -> None:
         self.spans += 1
         self.tally += result.tally
+        self.thread_seconds += result.seconds
         if result.candidates is not None:
             self.best.add(result.candidates)
             self.bytes_up += result.candidates.nbytes
@@ -304,6 +309,7 @@ class Run:
             self.resumed,
             wrote_cells and not self.skipped,
             self.bytes_up,
+            self.thread_seconds,
             tuple(self.skipped),
             tuple(self.notes),
         )
