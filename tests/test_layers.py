@@ -119,6 +119,17 @@ def test_what_runs_on_a_worker_knows_nothing_of_the_coordinator() -> None:
         assert beside <= {"worker", "plan", "merge"}, f"{path.name} imports {beside}"
 
 
+def test_private_names_of_zarr_and_scikit_learn_are_used_in_one_module_each() -> None:
+    text = {path: path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    for private, place in {
+        "zarr.core": "pool/_zarr.py",
+        "encode_chunk_key": "pool/_zarr.py",
+        "_predictors": "learners/_sklearn.py",
+        "_baseline_prediction": "learners/_sklearn.py",
+    }.items():
+        assert {path for path, found in text.items() if private in found} == {PACKAGE / place}, private
+
+
 def test_dask_ml_is_imported_in_one_place() -> None:
     users = {path.name for paths in modules().values() for path in paths if any("dask_ml" in n for n in imported(path))}
     assert users == {"learner.py"}

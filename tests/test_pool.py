@@ -21,7 +21,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
-from dal.pool import Pool, append_pool, build_pool, chunks
+from dal.pool import Pool, _zarr, append_pool, build_pool, chunks
 from dal.pool import build as building
 from dal.pool import ids as indexing
 from dal.pool import store as reading
@@ -205,6 +205,37 @@ def test_a_tile_in_the_held_unit_is_a_view_and_each_chunk_is_read_once(
     opened.clear()
     pool.take([230, 17, 18, 231, 17])
     assert opened == ["1", "14"]
+
+
+def test_a_zarr_without_what_is_private_reads_and_builds_the_same(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "zarr.core.sync", None)
+    monkeypatch.setattr(_zarr, "_private_sync", _zarr._private_sync.__wrapped__)
+    _zarr._warn.cache_clear()
+    array = foreign(tmp_path / "a", records(), chunks=(16, D), fill_value=0.0)
+    shutil.rmtree(array / "c" / "3")
+    with pytest.warns(RuntimeWarning, match="zarr"):
+        assert Pool.open(array, missing_chunks="fill").holes() == (1, 15)
+    with pytest.raises(PoolError, match="1 of 15 chunks"):
+        Pool.open(array)
+    assert Pool.open(f"{pool.path}/features").holes() == (0, 15)
+    np.testing.assert_array_equal(pool.take([3, 200, 3]), records()[[3, 200, 3]])
+    zeros = build_pool(np.zeros((N, D), np.float32), tmp_path / "zeros.zarr")
+    assert zeros.holes() == (0, 15)
+    shutil.rmtree(Path(zeros.path) / "features" / "c" / "2")
+    with pytest.raises(ChunkError, match=r"features.*c/2/0"):
+        zeros.read(0, N)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{"zarr_format": 2}, {"chunk_key_encoding": {"name": "v2", "separator": "/"}}, {}, {"shards": (4, 4)}],
+    ids=str,
+)
+def test_keys_of_chunks_are_those_of_zarr(layout: dict[str, Any], tmp_path: Path) -> None:
+    array = zarr.create_array(tmp_path / "a", shape=(8, 6), chunks=(2, 2), dtype="i4", **layout)
+    assert _zarr.chunk_key(array, (1, 0)) == array.metadata.encode_chunk_key((1, 0))
 
 
 def test_what_pool_returns_is_the_callers(pool: Pool) -> None:

@@ -17,7 +17,7 @@ from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 from threadpoolctl import threadpool_limits
 
 from dal.errors import LearnerError
-from dal.learners import trees
+from dal.learners import _sklearn, trees
 from dal.learners.learner import Learner
 from dal.learners.trees import Trees
 
@@ -109,8 +109,11 @@ def test_a_scikit_learn_without_what_is_private_is_asked_itself(monkeypatch: pyt
     model = Learner(HistGradientBoostingClassifier(max_iter=3), ("a", "b")).fit(X, codes)
     expected = model.predict_proba(X)
     assert Trees.of(model.estimator) is not None
-    monkeypatch.setattr(trees, "_OF_BOOSTING", (*trees._OF_BOOSTING, "_renamed"))
-    assert Trees.of(model.estimator) is None
+    monkeypatch.setattr(_sklearn, "_PRIVATE", ("_renamed",))
+    _sklearn._warn.cache_clear()
+    with pytest.warns(RuntimeWarning, match="predict_proba"):
+        assert Trees.of(model.estimator) is None
+    assert Trees.of(model.estimator) is None, "without another warning"
     again = Learner(HistGradientBoostingClassifier(max_iter=3), ("a", "b")).fit(X, codes)
     assert again.predict_proba(X).tobytes() == expected.tobytes()
 

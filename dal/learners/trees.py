@@ -1,7 +1,7 @@
-"""Forests and boosted trees as flat arrays, walked by many records at once: bit for bit what scikit-learn predicts.
+"""Forests and boosted trees as flat arrays, walked by many records at once: bit for bit scikit-learn's predictions.
 
-A record's way through a tree is a chain of branches that no processor can foretell, each waiting for the last. Sixteen
-records side by side keep it busy meanwhile, and choose a child by arithmetic instead of a branch. A block of records
+A record's path through a tree is a chain of data-dependent branches that the CPU mispredicts. Sixteen records side by
+side keep it busy, and choose a child by arithmetic instead of a branch. A block of records
 meets each tree before the next one does, so that both stay in the core's cache. On one core a forest of a hundred trees
 takes 4 us a record in this way, and 12 by scikit-learn's own trees.
 """
@@ -17,14 +17,14 @@ from sklearn.base import BaseEstimator
 from sklearn.ensemble import ExtraTreesClassifier, HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier, ExtraTreeClassifier
 
+from dal.learners import _sklearn
+
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.integer[Any]]
 
 FORESTS = (RandomForestClassifier, ExtraTreesClassifier)
 _SINGLE = (DecisionTreeClassifier, ExtraTreeClassifier)
-_OF_BOOSTING = ("_predictors", "_baseline_prediction", "_loss", "_preprocessor")
-"""Private to scikit-learn: a boosted model without them is asked in scikit-learn's own way."""
 
 _ABREAST = 16
 _BLOCK_BYTES = 512 * 2**10
@@ -77,17 +77,14 @@ class Trees:
 
     @classmethod
     def of(cls, estimator: BaseEstimator) -> "Trees | None":
-        """Lay the trees of an estimator out; None where it has none, or some that ask more than a threshold."""
+        """Lay out the trees of an estimator; return None if it has none, or some with splits by category."""
         if type(estimator) in (*FORESTS, *_SINGLE) and estimator.n_outputs_ == 1:
             trees = [each.tree_ for each in getattr(estimator, "estimators_", [estimator])]
             return cls._laid_out([_of_forest(tree) for tree in trees], np.zeros(len(estimator.classes_)), estimator)
-        if type(estimator) is HistGradientBoostingClassifier and all(hasattr(estimator, name) for name in _OF_BOOSTING):
-            rounds = [[tree.nodes for tree in trees] for trees in estimator._predictors]
-            categories = any(nodes["is_categorical"].any() for trees in rounds for nodes in trees)
-            if not categories and estimator._preprocessor is None:
-                trees = [_of_boosting(nodes) for trees in rounds for nodes in trees]
-                start = np.asarray(estimator._baseline_prediction, dtype=np.float64).reshape(-1)
-                return cls._laid_out(trees, start, estimator)
+        if type(estimator) is HistGradientBoostingClassifier and (boosted := _sklearn.boosted(estimator)) is not None:
+            categories = any(nodes["is_categorical"].any() for nodes in boosted.trees)
+            if not categories and not boosted.preprocessed:
+                return cls._laid_out(list(map(_of_boosting, boosted.trees)), boosted.start, estimator)
         return None
 
     @classmethod
@@ -112,7 +109,7 @@ class Trees:
         )
 
     def predict_proba(self, X: npt.NDArray[Any]) -> Floats64 | None:
-        """Give what the estimator's ``predict_proba`` gives, bit for bit.
+        """Compute the estimator's ``predict_proba``, bit for bit.
 
         Parameters
         ----------
@@ -121,8 +118,8 @@ class Trees:
         Returns
         -------
         ndarray of shape (n_records, n_classes) or None
-            None where records are of another width, or hold values that are infinite, or that a boosted model would
-            look at in double precision: what to do with those, or to say of them, the estimator itself knows.
+            None if records have another width, infinite values, or values that a boosted model would compare in double
+            precision: the estimator itself handles or refuses these.
         """
         # The walk looks at no bounds: a record that is too short would be read past its end.
         if X.shape[1] != self.n_features or (self.boosted is not None and X.dtype != np.float32):
@@ -142,8 +139,7 @@ class Trees:
         if self.boosted is None:
             # In one order, which a forest's threads would not keep.
             return sums / len(self.roots)
-        probabilities: Floats64 = self.boosted._loss.predict_proba(np.asfortranarray(sums))
-        return probabilities
+        return _sklearn.probabilities(self.boosted, sums)
 
 
 def _of_forest(tree: Any) -> _Tree:  # noqa: ANN401 - compiled, without types

@@ -28,6 +28,7 @@ from dal.choices import ENCODINGS
 from dal.errors import DalError, PoolError, SourceError
 from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
+from dal.pool._zarr import storing_all_chunks, whole
 from dal.pool.chunks import read_rows
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, field_path, kind_of, stored_type, to_store
@@ -149,8 +150,7 @@ def build_pool(
     _refuse_dtype(dtype, opened)
     identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
     where = place_of(path)
-    # Zarr skips chunks that hold only the fill value, and a pool takes a missing chunk for a lost one: write them all.
-    with _disk_errors(where), zarr.config.set({"array.write_empty_chunks": True}), contextlib.ExitStack() as held:
+    with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
         group = _existing(where)
         if group is not None:
             held.enter_context(_locked(where, tidy=True))
@@ -255,7 +255,7 @@ def append_pool(
             "`vectoriser` must be the fitted one of the pool, got one that is not fitted; it would make other features"
         )
     _warn_of_order(where, state.get("made_from", {}), opened)
-    with _disk_errors(where), zarr.config.set({"array.write_empty_chunks": True}), _locked(where):
+    with _disk_errors(where), storing_all_chunks(), _locked(where):
         _remove_partial(where)
         build = _Build(where, zarr.open_group(for_zarr(where), mode="r+"))
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
@@ -645,7 +645,7 @@ def _create(
 ) -> "zarr.Array[Any]":
     text = dtype.kind in "OT"
     plain = name == "features" or name.startswith(INDEX)
-    return group.create_array(
+    array = group.create_array(
         name,
         shape=(n_rows or 0, *record_shape),
         chunks=(layout.chunk_rows, *record_shape),
@@ -655,6 +655,7 @@ def _create(
         compressors=[Crc32cCodec()] if plain else [ZstdCodec(level=1, checksum=True)],
         fill_value=float("nan") if dtype.kind == "f" else None,
     )
+    return whole(array)
 
 
 def _kind(dtype: np.dtype[Any]) -> str:
@@ -830,7 +831,7 @@ class _Build:
         return checked(itertools.chain([given], blocks), 0, encode, self.kinds)
 
     def _column(self, name: str) -> _Column:
-        return _Column(self._array(name), self.rows)
+        return _Column(whole(self._array(name)), self.rows)
 
     def _save(self, rows: int, *, complete: bool = False) -> None:
         if rows > self.rows or complete:

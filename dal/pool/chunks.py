@@ -20,10 +20,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import zarr
 from numcodecs import blosc
-from zarr.core.sync import sync
 from zarr.storage import LocalStore
 
 from dal.errors import ChunkError
+from dal.pool._zarr import chunk_key, wait_for
 
 # Read and checksum in pieces that stay in a core's L2 cache: 10.3 GB/s against 8.4 GB/s for whole 16 MiB chunks.
 PIECE_BYTES = 256 * 2**10
@@ -152,12 +152,12 @@ def missing_chunks(array: "zarr.Array[Any]") -> tuple[int, int]:
     stored = array.shards or array.chunks
     grid = [-(-length // step) for length, step in zip(array.shape, stored, strict=True)]
     expected = math.prod(grid)
-    return expected - sync(_count_chunks(array, grid)), expected
+    return expected - wait_for(_count_chunks(array, grid)), expected
 
 
 async def _count_chunks(array: "zarr.Array[Any]", grid: list[int]) -> int:
     # The key of the first chunk has a zero for each axis: "c/0/0", or "0.0".
-    key = array.metadata.encode_chunk_key((0,) * len(grid))
+    key = chunk_key(array, [0] * len(grid))
     pattern = re.compile(re.escape(key).replace("0", "(0|[1-9][0-9]{0,18})"))
     prefix = f"{array.path}/" if array.path else ""
     count = 0
@@ -177,7 +177,7 @@ def _stored_objects(array: "zarr.Array[Any]", start: int, stop: int) -> Iterator
             slice(index * step, min((index + 1) * step, length))
             for index, step, length in zip(place, stored, array.shape, strict=True)
         )
-        yield array.metadata.encode_chunk_key(place), extent
+        yield chunk_key(array, place), extent
 
 
 def _damaged(array: "zarr.Array[Any]", start: int, stop: int, error: Exception) -> ChunkError:
@@ -201,7 +201,7 @@ def _refuse_missing(array: "zarr.Array[Any]", start: int, block: npt.NDArray[Any
         rows = extent[0]
         corner = block[(max(rows.start, start) - start, *(part.start for part in extent[1:]))]
         filled = corner == fill or (corner != corner and fill != fill)
-        if filled and not sync(array.store.exists(f"{array.path}/{key}".lstrip("/"))):
+        if filled and not wait_for(array.store.exists(f"{array.path}/{key}".lstrip("/"))):
             raise ChunkError(f"{_named(array, key, rows)} is missing; {REMEDY}")
 
 
@@ -263,7 +263,7 @@ class ChunkFiles:
             The file is missing, too short or too long, or a checksum is wrong.
         """
         number, inner = divmod(chunk, self._per_file)
-        key = self._array.metadata.encode_chunk_key((number, *[0] * (len(self._array.shape) - 1)))
+        key = chunk_key(self._array, [number, *[0] * (len(self._array.shape) - 1)])
         rows = slice(number * self._file_rows, min((number + 1) * self._file_rows, self._array.shape[0]))
         try:
             with (self._directory / key).open("rb") as file:
