@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import labels, memory, pages, peers, scale, scan, selection, suite, team
+from benchmarks import entrance, labels, memory, pages, peers, scale, scan, selection, suite, team
 
 
 @click.group()
@@ -10,6 +10,7 @@ def main() -> None:
     """Measure dal on this machine, side by side with what one would use instead."""
 
 
+main.add_command(entrance.command)
 main.add_command(scan.command)
 main.add_command(memory.command)
 main.add_command(scale.command)

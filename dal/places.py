@@ -12,9 +12,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
-
-import fsspec
 
 from dal.errors import InputError
 
@@ -109,7 +108,17 @@ def for_zarr(place: Place) -> Path | str:
     return place if isinstance(place, Path) else place.text
 
 
+def _opened(url: Url) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path there."""
+    import fsspec  # a tenth of a second, and local places do without
+
+    store, root = fsspec.core.url_to_fs(url.text)
+    return store, root
+
+
 def _known() -> set[str]:
+    import fsspec
+
     return {*fsspec.available_protocols(), *fsspec.registry}
 
 
@@ -143,7 +152,7 @@ def names_at(place: Place) -> list[str]:
     try:
         if isinstance(place, Path):
             return sorted(path.name for path in place.iterdir())
-        store, root = fsspec.core.url_to_fs(place.text)
+        store, root = _opened(place)
         store.invalidate_cache()
         return sorted({path.rstrip("/").rpartition("/")[2] for path in store.ls(root, detail=False)})
     except FileNotFoundError:
@@ -206,7 +215,7 @@ class Nodes:
             for path in self.folders:
                 _remove_empty(self.place / path)
         elif self.files:
-            store, root = fsspec.core.url_to_fs(self.place.text)
+            store, root = _opened(self.place)
             # Not `rm`: it takes characters such as * and [ in a path as a pattern, and deletes all matches.
             # The metadata carries dal's mark and goes last, so that an interrupted deletion can be repeated.
             marks = [path for path in self.files if path.endswith("zarr.json")]
@@ -230,7 +239,7 @@ def _below(place: Place, name: str) -> Iterator[tuple[str, bool]]:
                 yield from _below(place, f"{name}/{entry.name}")
         yield name, stat.S_ISDIR(mode)
         return
-    store, root = fsspec.core.url_to_fs(place.text)
+    store, root = _opened(place)
     store.invalidate_cache()
     for path in store.find(f"{root}/{name}"):
         yield path.removeprefix(f"{root}/"), False

@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+if TYPE_CHECKING:
+    from rich.console import Console
+
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -15,7 +17,7 @@ Show = Callable[[int, int | None, str], None]
 
 
 @contextmanager
-def shown(title: str, console: Console) -> Iterator[Show]:
+def shown(title: str, console: "Console") -> Iterator[Show]:
     """Show the progress of one piece of work.
 
     Parameters
@@ -39,7 +41,16 @@ def shown(title: str, console: Console) -> Iterator[Show]:
 
 
 @contextmanager
-def _bar(title: str, console: Console) -> Iterator[Show]:
+def _bar(title: str, console: "Console") -> Iterator[Show]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -58,7 +69,7 @@ def _bar(title: str, console: Console) -> Iterator[Show]:
 
 
 @contextmanager
-def _lines(title: str, console: Console) -> Iterator[Show]:
+def _lines(title: str, console: "Console") -> Iterator[Show]:
     last = printed = ""
     began: tuple[float, int] | None = None
     printed_at = time.monotonic()

@@ -5,8 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from dal._distribution import install_line
 from dal.campaign.disk import replacing
 from dal.errors import CampaignError, InputError, SettingsError
@@ -107,6 +105,8 @@ class RemoteObjects(Objects):
         super().__init__(folder)
         self.place = str(url)
         self.cells = url / "cells.zarr"
+        import fsspec  # a local campaign does without
+
         try:
             self._store, self._prefix = fsspec.core.url_to_fs(url.text)
         except ImportError as error:

@@ -6,14 +6,17 @@ answer, which counts for nothing.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from dal.choices import Vote
 from dal.errors import LabelError
 from dal.selection.order import row_hash
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 Integers = npt.NDArray[np.int64]
 
@@ -196,6 +199,8 @@ def dawid_skene(
     >>> found.labels.codes.tolist()
     [0, 1, 0]
     """
+    from scipy import sparse  # majority votes, and status, do without
+
     row, names, annotator, code = opinions(rows, annotators, labels)
     known, record = np.unique(row, return_inverse=True)
     size = len(names) * n_classes
@@ -244,7 +249,7 @@ def _vote_shares(record: Integers, code: Integers, n_records: int, n_classes: in
     return shares
 
 
-def _log_confusion(given: sparse.csr_array, posterior: Floats, n_annotators: int, n_classes: int) -> Floats:
+def _log_confusion(given: "sparse.csr_array", posterior: Floats, n_annotators: int, n_classes: int) -> Floats:
     """Estimate, per annotator and answer, the logarithm of its probability under each true class."""
     prior = np.full((n_classes, n_classes), 1 / (n_classes - 1))
     np.fill_diagonal(prior, 2)

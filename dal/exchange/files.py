@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
 from dal.campaign.answers import complaint
@@ -231,6 +230,8 @@ def is_picture(pool: Records) -> bool:
 
 def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str]:
     """Give the features of rows as data URIs: so a labelling tool needs no way to the pool."""
+    from PIL import Image
+
     height, width, channels = pool.record_shape
     step = max(1, (16 << 20) // (4 * height * width * channels))
     for start in range(0, len(rows), step):

@@ -27,7 +27,7 @@ import pyarrow.parquet
 from dal.campaign import Asked
 from dal.classes import UNLABELLED, Classes, is_missing
 from dal.errors import LabelError
-from dal.pool.fields import KINDS
+from dal.pool.fields import ARROW_TYPES
 from dal.texts import as_seconds, as_time, brief, flaw, folded, guarded, parsed, unguarded, whole
 
 COLUMNS = ("record_id", "label", "status", "annotator")
@@ -690,7 +690,7 @@ def _or_one_empty(blocks: Iterable[list[Item]]) -> Iterator[list[Item]]:
 def arrow_type(kind: str | None, values: Iterable[object]) -> "pa.DataType":
     """Return the Arrow type of a display field: of its kind, else of some of its values."""
     if kind is not None:
-        return pa.string() if kind == "text" else KINDS[kind]
+        return pa.string() if kind == "text" else ARROW_TYPES[kind]
     found = pa.array(values).type
     return pa.string() if pa.types.is_null(found) else found
 

@@ -1,5 +1,7 @@
 """Labels that were saved against random sampling, by fits on the explore answers alone."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
@@ -11,6 +13,9 @@ from dal.classes import UNLABELLED
 from dal.evidence.ruler import Estimate, explore_counts, labels_saved
 from dal.selection.candidates import usable
 
+if TYPE_CHECKING:
+    from dal.learners.learner import Learner
+
 Rows = npt.NDArray[np.int64]
 
 
@@ -20,14 +25,16 @@ def saved(campaign: Campaign) -> Estimate:
     Fits the learner some hundred times on explore answers, if there is evidence at all: seconds, and with a heavy
     learner minutes.
     """
-    view, learner = View(campaign), learner_of(campaign)
+    view = View(campaign)
     rows, codes = view.explored_labels()
+    learner: Learner | None = None
     X: npt.NDArray[np.float32] | None = None
     sound: npt.NDArray[np.bool_] | None = None
 
     def fit_and_judge(learned: Rows, judged: Rows) -> npt.NDArray[np.bool_]:
-        nonlocal X, sound
-        if X is None or sound is None:
+        nonlocal learner, X, sound
+        if learner is None or X is None or sound is None:
+            learner = learner_of(campaign)  # it is a second of imports, and most campaigns lack the evidence
             X = Features(view).take(rows)
             # The learner of now may take fewer records than the one that they were drawn for.
             sound = usable(X, missing=learner.takes_missing(X.shape[1]))

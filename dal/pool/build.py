@@ -31,11 +31,12 @@ from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool._zarr import storing_all_chunks, whole
 from dal.pool.chunks import read_rows
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
-from dal.pool.fields import Values, field_path, kind_of, stored_type, to_store
+from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
 from dal.pool.pictures import Pictures, size_of
 from dal.pool.sources import Block, Source, checked, open_source
 from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, damaged_key, description
+from dal.pool.stored import field_path, stored_type
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 

@@ -17,7 +17,6 @@ from typing import Any
 import google_crc32c
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import zarr
 from numcodecs import blosc
 from zarr.storage import LocalStore
@@ -346,6 +345,8 @@ def _from_blosc(data: bytes, target: npt.NDArray[np.uint8]) -> None:
 
 
 def _from_zstd(data: bytes, target: npt.NDArray[np.uint8]) -> None:
+    import pyarrow as pa  # a third of what Zarr takes to import; few pools are compressed this way
+
     # Arrow's decoder allocates only the expected length: with others, 12 kB may decompress to 400 MB.
     try:
         whole = pa.decompress(data, decompressed_size=len(target), codec="zstd")

@@ -1,14 +1,10 @@
 """Display fields and record ids: convert a user's values to one of a few kinds that are stored.
 
-A field has one kind in the whole pool, even where blocks have gaps, and keeps it when the pool grows. Between source
-and
-store its values are an Arrow array, in which a gap is null. In the store a gap is "" among texts, NaN among numbers,
-`NO_INTEGER` among integers and `NO_BOOLEAN` among booleans, which are stored as int8 to have room for it.
+Between source and store the values of a field are an Arrow array, in which a gap is null; :mod:`dal.pool.stored` says
+what the store keeps.
 """
 
 import functools
-import hashlib
-import re
 import sys
 import uuid
 from collections.abc import Mapping, Set
@@ -20,23 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dal.errors import SourceError
+from dal.pool.stored import NO_BOOLEAN, NO_INTEGER, TEXT, field_path
 from dal.texts import flaw
 
-TEXT = np.dtypes.StringDType()
 NAMED = 5
-NO_INTEGER = np.iinfo(np.int64).min
-NO_BOOLEAN = -1
 WHOLE = {2: 2**11, 4: 2**24}
 """Largest whole number up to which a float of so many bytes is exact, by bytes; for float64 it is 2**53."""
 CHECKED_IDS = 2**16
-MAX_NAME_BYTES = 200
-"""Longest name of an array; file systems take 255 bytes, and Zarr adds to the names of files while it writes."""
-_PLAIN_NAME = re.compile(r"(?![.~]|__)[^/\\]+", re.DOTALL)
 
 Values = Any
 """A sequence, or an array of NumPy, pandas or Arrow."""
 
-KINDS: dict[str, "pa.DataType"] = {
+ARROW_TYPES: Mapping[str, "pa.DataType"] = {
     "text": pa.large_string(),
     "integer": pa.int64(),
     "number": pa.float64(),
@@ -47,24 +38,7 @@ _WORDS = {"true": True, "1": True, "false": False, "0": False}
 
 def kind_of(values: "pa.Array") -> str | None:
     """Return the kind of values that `as_field` returned; None where all are gaps."""
-    return next((kind for kind, stored in KINDS.items() if values.type == stored), None)
-
-
-def stored_type(kind: str) -> np.dtype[Any]:
-    """Return the NumPy type in which a kind is stored.
-
-    Examples
-    --------
-    >>> stored_type("boolean")
-    dtype('int8')
-    """
-    types: dict[str, np.dtype[Any]] = {
-        "text": TEXT,
-        "integer": np.dtype(np.int64),
-        "number": np.dtype(np.float64),
-        "boolean": np.dtype(np.int8),
-    }
-    return types[kind]
+    return next((kind for kind, stored in ARROW_TYPES.items() if values.type == stored), None)
 
 
 def as_field(name: str, values: Values, row: int, height: int) -> "pa.Array":
@@ -112,31 +86,6 @@ def as_field(name: str, values: Values, row: int, height: int) -> "pa.Array":
     if array.type == pa.int64() and pc.any(pc.equal(array, NO_INTEGER)).as_py():
         raise SourceError(f"{name!r} must not hold {NO_INTEGER}, which marks a gap; store the field as text")
     return array
-
-
-def field_path(name: object) -> str:
-    """Return the path in a pool of a display field's array: its name, or a digest where no store could use the name.
-
-    Parameters
-    ----------
-    name : str
-        Name of the field.
-
-    Raises
-    ------
-    SourceError
-        The name is empty or no valid text.
-
-    Examples
-    --------
-    >>> field_path("title"), field_path("a/b")[:8]
-    ('fields/title', 'fields/~')
-    """
-    if not isinstance(name, str) or not name or flaw(name):
-        raise SourceError(f"the name of a display field must be a text, got {name!r}; rename it")
-    if _PLAIN_NAME.fullmatch(name) and name != "zarr.json" and len(name.encode()) <= MAX_NAME_BYTES:
-        return f"fields/{name}"
-    return f"fields/~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 def refuse_no_sequence(values: Values, what: str) -> None:
@@ -292,7 +241,7 @@ def as_kind(array: "pa.Array", kind: str, name: str, row: int) -> "pa.Array":
     array : pyarrow.Array
         Values.
     kind : str
-        One of `KINDS`.
+        One of `dal.pool.stored.KINDS`.
     name : str
         Name of the field.
     row : int
@@ -303,7 +252,7 @@ def as_kind(array: "pa.Array", kind: str, name: str, row: int) -> "pa.Array":
     SourceError
         The cast would change values; the message names their rows.
     """
-    target = KINDS[kind]
+    target = ARROW_TYPES[kind]
     if array.type == target:
         return array
     if pa.types.is_null(array.type):
@@ -370,24 +319,6 @@ def to_store(array: "pa.Array", name: str, dtype: np.dtype[Any]) -> npt.NDArray[
     filled = array.cast(pa.int8()) if kind == "boolean" else array
     values = filled.fill_null(NO_BOOLEAN if kind == "boolean" else NO_INTEGER)
     return np.asarray(values.to_numpy(zero_copy_only=False), dtype=dtype)
-
-
-def from_store(values: npt.NDArray[Any], kind: str | None) -> list[object]:
-    """Convert stored values to Python values; gaps among integers and booleans become None.
-
-    Parameters
-    ----------
-    values : ndarray
-        As stored.
-    kind : str or None
-        Kind of the field; None in older pools, which do not name kinds and have no such gaps.
-    """
-    found = values.tolist()
-    if kind == "integer":
-        return [None if value == NO_INTEGER else value for value in found]
-    if kind == "boolean" and values.dtype != np.bool_:
-        return [None if value == NO_BOOLEAN else bool(value) for value in found]
-    return list(found)
 
 
 # ---- Arrow's types

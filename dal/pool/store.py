@@ -22,8 +22,8 @@ from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
 from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
 from dal.pool.encodings import Decode, decoder
-from dal.pool.fields import KINDS, field_path, from_store
 from dal.pool.packing import Packing
+from dal.pool.stored import KINDS, field_path, from_store
 
 # All attributes of dal are under one key of the group's.
 ATTRIBUTE = "dal"
