@@ -121,7 +121,7 @@ def test_what_is_no_store_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: P
 
 def test_a_store_whose_package_is_missing_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     fsspec.register_implementation("absent", "no_such_module.FileSystem", clobber=True)
-    with pytest.raises(CampaignError, match=r"needs more packages.*pip install 'dal\[remote\]'"):
+    with pytest.raises(CampaignError, match=r"needs more packages.*pip install 'dal-learn\[remote\]'"):
         create_campaign(tmp_path / "c", truth[0], CLASSES, store="absent://bucket/folder")
 
 
