@@ -13,7 +13,7 @@ PACKAGE = Path(dal.__file__).parent
 
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
-    {"errors", "_distribution", "_lazy", "_threads", "locks", "choices"},
+    {"errors", "_distribution", "_lazy", "_threads", "locks", "choices", "plugins"},
     {"scores", "selection", "evidence", "texts", "classes"},
     {"places"},
     {"pool", "learners", "compute", "progress", "labelled"},
@@ -22,7 +22,7 @@ LEVELS = [
     {"map"},
     {"figures"},
     {"loop", "exchange"},
-    {"simulation"},
+    {"simulation", "testing"},
     {"explorer"},
     {"demo", "web"},
     {"cli"},
@@ -30,13 +30,14 @@ LEVELS = [
 ]
 # The pure level is one page of mathematics; it may refer to itself, without cycles.
 SIDEWAYS = {
+    ("plugins", "errors"),
     ("selection", "scores"),
     ("evidence", "selection"),
     ("classes", "texts"),
 }
 PURE_MAY_IMPORT = {
-    "collections", "dataclasses", "datetime", "decimal", "functools", "hashlib", "heapq", "itertools", "json", "math",
-    "re", "statistics", "typing", "unicodedata",
+    "ast", "collections", "dataclasses", "datetime", "decimal", "functools", "hashlib", "heapq", "itertools", "json",
+    "math", "re", "statistics", "typing", "unicodedata",
     "numba", "numpy", "scipy", "sklearn", "dal",
 }  # fmt: skip
 

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 _LISTED_LINES = 20
 
+_format_option = click.option(
+    "--format",
+    "file_format",
+    help=f"One of {', '.join(FORMATS)}, or of your own, as module:object or installed. Default: by the ending of FILE.",
+)
+
 
 @click.group()
 def label() -> None:
@@ -29,7 +35,7 @@ def label() -> None:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--annotator", help="Who answered the lines that do not say so. Default: your user name.")
 @click.option("--take-conflicts", is_flag=True, help="Take lines that differ from what was answered elsewhere since.")
-@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+@_format_option
 def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: bool, file_format: str | None) -> None:
     """Import the answers in FILE: .csv, .jsonl or .parquet, or what a labelling tool exported."""
     from dal.campaign import Campaign
@@ -82,7 +88,7 @@ def _tell_import(report: ImportReport) -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--round", "number", type=int, help="Default: the newest.")
-@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+@_format_option
 @click.option("--labels", is_flag=True, help="The labelled set instead: every label, and all that led to it.")
 def export(directory: Path, file: Path, number: int | None, file_format: str | None, labels: bool) -> None:
     """Write a batch with the answers known so far to FILE."""
@@ -174,7 +180,7 @@ def _project_title(campaign: Campaign) -> str:
 @label.command("gold")
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--format", "file_format", type=click.Choice(FORMATS), help="Default: by the ending of FILE.")
+@_format_option
 def gold_(directory: Path, file: Path, file_format: str | None) -> None:
     """Mix the records in FILE, whose labels are known, into what people are served, to see whom to trust.
 

@@ -7,10 +7,13 @@ since the campaign began.
 
 # ruff: noqa: ARG002 - one signature for all criteria, so that the loop need not know them apart
 
+import ast
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
+from typing import Any, Protocol
 
+from dal import plugins
 from dal.errors import SettingsError
 from dal.evidence.ruler import RoundRecord, critical_value, explore_counts, wilson
 
@@ -31,7 +34,11 @@ __all__ = [
     "advice",
     "first_stop",
     "parse",
+    "texts_of",
 ]
+
+SLOT = plugins.Slot("stop", "dal.stopping", ("those below",))
+"""Where criteria of one's own are found."""
 
 
 @dataclass(frozen=True)
@@ -244,24 +251,53 @@ class PoolExhausted:
         return Verdict("pool_exhausted", left <= 0, left, 0, f"{left} rows were never asked")
 
 
-Simple = (
-    MaxLabels
-    | MaxRounds
-    | MaxHours
-    | TargetScore
-    | Plateau
-    | StabilizingPredictions
-    | OverallUncertainty
-    | ClassificationChange
-    | PoolExhausted
-)
+class Criterion(Protocol):
+    """A stopping criterion: an object with the method `judge`.
+
+    A criterion is a pure function of what it is given: the same history, labels and hours give the same verdict. A
+    class of one's own is named as ``module:Class``, in settings with its parameters: ``module:Class=3,other=0.5``. They
+    are numbers, and are kept as attributes of the same names, as a dataclass does.
+
+    See Also
+    --------
+    dal.testing.CriterionContract : the tests to subclass for a criterion of one's own.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True)
+    ... class Labels:
+    ...     n: int
+    ...
+    ...     def judge(self, history, labels, now_hours):
+    ...         return Verdict("labels", labels >= self.n, labels, self.n, f"{labels} of {self.n} labels are known")
+    >>> Labels(5).judge((), 7, 0.5).stop
+    True
+    """
+
+    def judge(self, history: Sequence[RoundRecord], labels: int, now_hours: float) -> Verdict:
+        """Judge whether to stop.
+
+        Parameters
+        ----------
+        history : sequence of RoundRecord
+            One record a closed round, the first round first.
+        labels : int
+            Labels known now.
+        now_hours : float
+            Hours since the campaign began.
+
+        Returns
+        -------
+        Verdict
+            With its value, its threshold, and its reason in words; `value` is None without enough evidence.
+        """
 
 
 @dataclass(frozen=True)
 class All:
     """Stop when every one of several criteria says so; a campaign's own list stops when any of it does."""
 
-    criteria: tuple[Simple, ...]
+    criteria: tuple[Criterion, ...]
 
     def __post_init__(self) -> None:
         _expect(len(self.criteria) >= 2, self, "at least two criteria")
@@ -275,9 +311,6 @@ class All:
         )
         name = " and ".join(verdict.criterion for verdict in verdicts)
         return Verdict(name, met == len(verdicts), met, len(verdicts), reason)
-
-
-Criterion = Simple | All
 
 
 def as_they_ended(criterion: Criterion, history: Sequence[RoundRecord]) -> Iterator[Verdict]:
@@ -315,7 +348,7 @@ def label_budget(criteria: Iterable[Criterion]) -> int | None:
     return min((each.n for each in criteria if isinstance(each, MaxLabels)), default=None)
 
 
-def advice(criteria: Sequence[Criterion]) -> tuple[Simple, ...]:
+def advice(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
     """Give the criteria that look at the model, at their defaults, without the kinds that `criteria` holds already.
 
     They end nothing. Shown beside the chosen ones they tell what a campaign without them is passing by.
@@ -325,7 +358,7 @@ def advice(criteria: Sequence[Criterion]) -> tuple[Simple, ...]:
     return tuple(each for each in offered if type(each) not in chosen)
 
 
-_WRITTEN: dict[type[Simple], str] = {
+_WRITTEN: dict[type[Criterion], str] = {
     MaxLabels: "max_labels=5000",
     MaxRounds: "max_rounds=20",
     MaxHours: "max_hours=40",
@@ -342,6 +375,8 @@ _BY_NAME = {text.partition("=")[0]: kind for kind, text in _WRITTEN.items()}
 
 def parse(text: str) -> Criterion:
     """Read a criterion as people write it: its name, its value, and further fields by name; `and` joins several.
+
+    The name is a built-in criterion's, ``module:Class``, or that of an entry point in the group ``dal.stopping``.
 
     Raises
     ------
@@ -363,22 +398,81 @@ def parse(text: str) -> Criterion:
     return _parse(parts[0]) if len(parts) == 1 else All(tuple(_parse(part.strip()) for part in parts))
 
 
-def _parse(text: str) -> Simple:
+def _parse(text: str) -> Criterion:
+    if "(" in text:
+        return _own(plugins.find(text, SLOT), text)
     first, *rest = [part.strip() for part in text.split(",")]
     name, given, value = (part.strip() for part in first.partition("="))
     kind = _BY_NAME.get(name)
-    if kind is None:
-        raise SettingsError(f"there is no stopping criterion {name!r}. There are:\n{_listing()}")
-    names = [field.name for field in fields(kind)]
-    pairs = [(names[0] if names else "", value)] if given else []
+    pairs = [("", value)] if given else []
     pairs += [(key.strip(), number.strip()) for key, _, number in (part.partition("=") for part in rest)]
-    return _build(kind, pairs, text)
+    if kind is not None:
+        return _build(kind, pairs, text)
+    try:
+        found = plugins.find(name, SLOT)
+    except SettingsError as error:
+        raise SettingsError(f"{error}\n{_listing()}") from error
+    return _own(_called(found, pairs, text) if isinstance(found, type) else found, text)
 
 
-def _build(kind: type[Simple], pairs: list[tuple[str, str]], text: str) -> Simple:
-    types = {field.name: field.type for field in fields(kind)}
+def _called(kind: type, pairs: list[tuple[str, str]], text: str) -> object:
+    """Make a criterion of one's own with the numbers that people have written."""
+    names = plugins.parameter_names(kind)
+    try:
+        values = {key or names[0]: ast.literal_eval(number) for key, number in pairs}
+        return kind(**values)
+    except Exception as error:  # anybody's code
+        raise SettingsError(
+            f"`stop` must give {kind.__qualname__} its parameters {', '.join(names) or '(none)'}, got {text!r}; {error}."
+        ) from error
+
+
+def _own(criterion: Any, text: str) -> Criterion:  # noqa: ANN401 - anybody's object
+    """Return a criterion of one's own, once it has judged a campaign that has only begun."""
+    try:
+        verdict = criterion.judge((), 0, 0.0)
+    except Exception as error:  # anybody's code
+        raise SettingsError(
+            f"`stop` must name a criterion with judge(history, labels, now_hours), got {text!r}; before the first round"
+            f" it raises {type(error).__name__}: {error}."
+        ) from error
+    if not isinstance(verdict, Verdict):
+        raise SettingsError(f"`stop` must name a criterion whose judge returns a Verdict, got {verdict!r} of {text!r}.")
+    own: Criterion = criterion
+    return own
+
+
+def texts_of(stop: str | Criterion | Sequence[str | Criterion]) -> tuple[str, ...]:
+    """Return criteria as settings keep them.
+
+    Examples
+    --------
+    >>> texts_of(MaxLabels(5000)), texts_of([All((TargetScore(0.9), MaxRounds(7))), "plateau"])
+    (('max_labels=5000',), ('target_score=0.9,rounds=3 and max_rounds=7', 'plateau'))
+    """
+    if isinstance(stop, str) or hasattr(stop, "judge"):
+        return (_text(stop),)
+    return tuple(map(_text, stop))
+
+
+def _text(criterion: Any) -> str:  # noqa: ANN401 - a text, or anybody's object
+    if isinstance(criterion, str):
+        return criterion
+    if isinstance(criterion, All):
+        return " and ".join(map(_text, criterion.criteria))
+    if type(criterion) not in _WRITTEN:
+        return plugins.text_of(criterion, SLOT)
+    name = _WRITTEN[type(criterion)].partition("=")[0]
+    values = [f"{key}={value!r}" for key, value in vars(criterion).items()]
+    return ",".join([f"{name}={values[0].partition('=')[2]}", *values[1:]]) if values else name
+
+
+def _build(kind: type[Criterion], pairs: list[tuple[str, str]], text: str) -> Criterion:
+    types = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]  # those here are dataclasses
+    defaults = {field.name: field.default for field in fields(kind)}  # type: ignore[arg-type]
     values: dict[str, float] = {}
-    for key, number in pairs:
+    for written, number in pairs:
+        key = written or next(iter(types), "")
         if key not in types or key in values:
             takes = ", ".join(types) or "nothing"
             what = (
@@ -390,16 +484,15 @@ def _build(kind: type[Simple], pairs: list[tuple[str, str]], text: str) -> Simpl
         except ValueError:
             expected = "a whole number" if types[key] is int else "a number"
             raise _refused(text, kind, f"{expected} was expected as {key}, {number!r} came") from None
-    missing = [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]
-    if missing:
+    if any(default is MISSING and name not in values for name, default in defaults.items()):
         raise _refused(text, kind, "it lacks its value")
     try:
-        return kind(**values)  # type: ignore[arg-type]  # _expect in each class checks them
+        return kind(**values)  # _expect in each class checks them
     except SettingsError as error:
         raise _refused(text, kind, str(error).split(", got ")[0]) from error
 
 
-def _refused(text: str, kind: type[Simple], what: str) -> SettingsError:
+def _refused(text: str, kind: type[Criterion], what: str) -> SettingsError:
     return SettingsError(f"{text!r} is no stopping criterion: {what}. An example:\n{_usage(kind)}")
 
 
@@ -407,7 +500,7 @@ def _listing() -> str:
     return "\n".join(map(_usage, _WRITTEN))
 
 
-def _usage(kind: type[Simple]) -> str:
+def _usage(kind: type[Criterion]) -> str:
     """Give an example of a criterion and what it does, out of its docstring."""
     meaning = (kind.__doc__ or "").partition("\n")[0].replace("`", "'").rstrip(".:")
     return f"  {_WRITTEN[kind]}: {meaning[:1].lower()}{meaning[1:]}"

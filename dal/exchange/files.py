@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from dal import plugins
 from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
 from dal.campaign.answers import complaint
 from dal.campaign.disk import replacing
@@ -119,14 +120,20 @@ class ImportReport:
     superseded: int = 0
 
 
-def format_of(path: Path, name: str | None, classes: tuple[str, ...]) -> Format:
-    """Give the format of a file, by its name or by the file's ending.
+SLOT = plugins.Slot("file_format", "dal.formats", FORMATS, LabelError)
+"""Where formats of one's own are found."""
+
+
+def format_of(path: Path, name: str | Format | None, classes: tuple[str, ...]) -> Format:
+    """Return the format of a file, by its name or by the file's ending.
 
     Raises
     ------
     LabelError
         If there is no such format, or the ending says nothing.
     """
+    if name is not None and not isinstance(name, str):
+        return _own(name, plugins.label_of(name, SLOT))
     if name is None and path.suffix.lower() not in _SUFFIXES:
         if path.suffix.lower() in _PACKED:
             raise LabelError(f"{path} is packed: unpack it first")
@@ -147,14 +154,32 @@ def format_of(path: Path, name: str | None, classes: tuple[str, ...]) -> Format:
         case "label-studio":
             return Csv() if path.suffix.lower() in (".csv", ".tsv") else LabelStudio()
         case other:
-            raise LabelError(f"one of the formats {', '.join(FORMATS)} was expected, {other!r} came")
+            return _own(plugins.find(other, SLOT), other)
+
+
+def _own(found: Any, name: str) -> Format:  # noqa: ANN401 - anybody's object
+    """Return a format of one's own, from its class or an object of it."""
+    try:
+        own: Format = found() if isinstance(found, type) else found
+    except Exception as error:  # anybody's code
+        raise LabelError(f"`file_format` must be made without arguments, got {name}; {error}.") from error
+    if missing := [each for each in ("lines", "write", "place", "own") if not hasattr(own, each)]:
+        raise LabelError(
+            f"`file_format` must have the methods of dal.exchange.formats.Format, got {name}, which lacks"
+            f" {', '.join(missing)}; subclass it."
+        )
+    return own
+
+
+def _format_name(file_format: str | Format) -> str:
+    return file_format if isinstance(file_format, str) else plugins.text_of(file_format, SLOT)
 
 
 # -- out -------------------------------------------------------------------------------------------------------------
 
 
 def write_batch(
-    campaign: Campaign, pool: Records, number: int, path: str | Path, *, file_format: str | None = None
+    campaign: Campaign, pool: Records, number: int, path: str | Path, *, file_format: str | Format | None = None
 ) -> int:
     """Write a round's batch as a file of answers, in the order of asking.
 
@@ -170,8 +195,9 @@ def write_batch(
     number : int
         The round.
     path : str or Path
-    file_format : str, optional
-        One of `FORMATS`. Default: by the ending of `path`.
+    file_format : str or Format, optional
+        One of `FORMATS`, ``module:object``, an installed plug-in of the group ``dal.formats``, or an object. Default:
+        by the ending of `path`.
 
     Returns
     -------
@@ -286,7 +312,7 @@ def read_answers(
     annotator: str,
     *,
     conflicts: Literal["keep out", "take"] = "keep out",
-    file_format: str | None = None,
+    file_format: str | Format | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ImportReport:
     """Import a file of answers, in one transaction and in memory that does not grow with the file.
@@ -304,8 +330,9 @@ def read_answers(
         Who gave the answers on the lines that do not name an annotator.
     conflicts : {"keep out", "take"}
         What becomes of lines whose annotator answered otherwise, elsewhere, since the batch was exported.
-    file_format : str, optional
-        One of `FORMATS`. Default: by the ending of `path`.
+    file_format : str or Format, optional
+        One of `FORMATS`, ``module:object``, an installed plug-in of the group ``dal.formats``, or an object. Default:
+        by the ending of `path`.
     progress : callable, optional
         Told of the answers read so far, every few thousand.
 
@@ -323,7 +350,7 @@ def read_answers(
         raise LabelError(f"`annotator` must be the name of a person, for the lines that do not name one; this {wrong}")
     written = format_of(path, file_format, campaign.settings.classes)
     # Read as another format, a file is another one: whoever forgot to name it must be able to say it now.
-    digest = digest_of(path) if file_format is None else f"{digest_of(path)} {file_format}"
+    digest = digest_of(path) if file_format is None else f"{digest_of(path)} {_format_name(file_format)}"
     file = AnswerFile(_name_of(path), digest, shown_name(annotator), take_conflicts=conflicts == "take")
     known = campaign.import_seen(digest, file.annotator)
     if known is not None and file.changes_nothing(known):
@@ -333,7 +360,7 @@ def read_answers(
     return reading.report(imported)
 
 
-def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_format: str | None = None) -> int:
+def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_format: str | Format | None = None) -> int:
     """Take the labelled lines of a file as gold records, all of them or none; lines without a label are left alone.
 
     Parameters
@@ -342,8 +369,9 @@ def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_forma
     campaign : Campaign
     pool : Records
         The campaign's pool.
-    file_format : str, optional
-        One of `FORMATS`. Default: by the ending of `path`.
+    file_format : str or Format, optional
+        One of `FORMATS`, ``module:object``, an installed plug-in of the group ``dal.formats``, or an object. Default:
+        by the ending of `path`.
 
     Returns
     -------

@@ -1,5 +1,6 @@
 """Learners: a scikit-learn classifier and the classes of a campaign, fitted on one thread."""
 
+import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +30,7 @@ from dal.learners.estimators import (
     weight_name,
 )
 from dal.learners.models import Model
-from dal.learners.presets import PRESETS, import_estimator
+from dal.learners.presets import PRESETS, Preset, import_estimator, made
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -67,12 +68,13 @@ class Learner:
         Parameters
         ----------
         name
-            ``logistic``, ``forest``, ``hgb``, ``mlp``, or ``module:object``, where the object is an estimator, or a
-            class or function that returns one when it is called without arguments.
+            ``logistic``, ``forest``, ``hgb``, ``mlp``, the name of an entry point in the group ``dal.learners``, or
+            ``module:object``, where the object is an estimator, or a class or function that returns one when it is
+            called without arguments, or with `random_state`.
         classes, trusted
             As for `Learner`.
         random_state
-            Seed of the presets; an estimator of your own keeps the one that it has.
+            Seed of the presets, built in or of your own; an estimator keeps the one that it has.
 
         Raises
         ------
@@ -85,21 +87,23 @@ class Learner:
         GaussianNB()
         """
         preset = PRESETS.get(name)
-        estimator = preset(random_state) if preset else import_estimator(name)
+        estimator = preset(random_state) if preset else import_estimator(name, random_state=random_state)
         return cls(estimator, classes, trusted=trusted)
 
     @classmethod
     def of(
         cls,
-        learner: str | BaseEstimator,
+        learner: str | BaseEstimator | Preset,
         classes: Sequence[str],
         *,
         random_state: int = 0,
         trusted: Sequence[str] = (),
     ) -> Self:
-        """Return the learner of a name, as in `named`, or of an estimator."""
+        """Return the learner of a name, as in `named`, of an estimator, or of a preset of your own."""
         if isinstance(learner, str):
             return cls.named(learner, classes, random_state=random_state, trusted=trusted)
+        if inspect.isfunction(learner):
+            learner = made(learner, "fit", learner.__qualname__, random_state)
         return cls(learner, classes, trusted=trusted)
 
     def dumps(self) -> bytes:

@@ -1,9 +1,10 @@
 """Presets: learners by name, and estimators of one's own by `module:object`."""
 
-import importlib
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
+from dal import plugins
 from dal.errors import LearnerError
 
 if TYPE_CHECKING:
@@ -39,7 +40,37 @@ def _mlp(random_state: int) -> "BaseEstimator":
     return make_pipeline(StandardScaler(), MLPClassifier((64,), max_iter=500, random_state=random_state))
 
 
-PRESETS: Mapping[str, Callable[[int], "BaseEstimator"]] = {
+class Preset(Protocol):
+    """A learner by name: a function of a seed that returns a scikit-learn classifier, not fitted.
+
+    Imports of heavy libraries belong into its body. Estimators of other libraries than scikit-learn need their types
+    in the setting ``trusted``, because models are loaded without running code that is not known.
+
+    See Also
+    --------
+    dal.testing.LearnerContract : the tests to subclass for a preset of one's own.
+
+    Examples
+    --------
+    >>> def nearest(random_state):
+    ...     from sklearn.neighbors import KNeighborsClassifier
+    ...
+    ...     return KNeighborsClassifier(n_neighbors=3)
+    >>> nearest(random_state=0)
+    KNeighborsClassifier(n_neighbors=3)
+    """
+
+    def __call__(self, random_state: int) -> "BaseEstimator":
+        """Return a classifier that is not fitted.
+
+        Parameters
+        ----------
+        random_state : int
+            Decides what the fit draws: the same seed gives the same model.
+        """
+
+
+PRESETS: Mapping[str, Preset] = {
     "logistic": _logistic,
     "forest": _forest,
     "hgb": _hgb,
@@ -48,36 +79,39 @@ PRESETS: Mapping[str, Callable[[int], "BaseEstimator"]] = {
 """Functions of a seed, by name; scikit-learn is imported when one is called, so that reading the names is cheap."""
 
 
-def import_estimator(name: str, what: str = "learner") -> "BaseEstimator":
-    """Import ``module:object``; call it without arguments if it is a class or a factory.
+def import_estimator(name: str, what: str = "learner", random_state: int = 0) -> "BaseEstimator":
+    """Return the estimator that a name stands for.
 
     Parameters
     ----------
     name : str
-        As ``module:object``.
+        ``module:object``, or of a learner the name of an entry point in the group ``dal.learners``. A class or a
+        factory is called without arguments, a function that has the parameter `random_state` with that.
     what : {"learner", "encoder", ...}
         What is wanted, for error messages: a ``learner`` must have `fit`, everything else `transform`.
+    random_state : int, default=0
 
     Raises
     ------
     LearnerError
-        If there is no such module or object, or it cannot be called without arguments.
+        If there is no such module or object, or it cannot be called so.
     """
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        presets = f"{', '.join(PRESETS)}, or " if what == "learner" else ""
-        raise LearnerError(f"there is no {what} {name!r}; there are {presets}module:object")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise LearnerError(f"expected a {what} at {name!r}, but {error}") from error
-    wanted = "fit" if what == "learner" else "transform"
-    is_factory = isinstance(found, type) or not hasattr(found, wanted)
-    if not is_factory:
+    is_learner = what == "learner"
+    slot = plugins.Slot(what, "dal.learners" if is_learner else None, tuple(PRESETS) * is_learner, LearnerError)
+    found = plugins.find(name, slot)
+    wanted = "fit" if is_learner else "transform"
+    if not isinstance(found, type) and hasattr(found, wanted):
         return found
+    return made(found, wanted, name, random_state)
+
+
+def made(factory: Any, wanted: str, name: str, random_state: int) -> "BaseEstimator":  # noqa: ANN401 - anybody's
+    """Return what a class, a factory or a preset gives when it is called."""
+    seeded = inspect.isfunction(factory) and "random_state" in plugins.parameter_names(factory)
     try:
-        return found()
+        return factory(**{"random_state": random_state} if seeded else {})
     except TypeError as error:
         raise LearnerError(
-            f"expected a {what}, which has {wanted}, or what gives one without arguments, at {name!r}: {error}"
+            f"`{name}` must have {wanted}, or give what has it when it is called without arguments, got"
+            f" {type(factory).__name__}; {error}."
         ) from error

@@ -1,0 +1,241 @@
+"""Contract tests for parts of one's own: subclass one and name the part; any test runner that knows classes runs it.
+
+Examples
+--------
+In a test file::
+
+    from dal.testing import CriterionContract
+    from mypackage import Patience
+
+    class TestPatience(CriterionContract):
+        criterion = Patience(rounds=3)
+
+A part may be an object, its class, ``module:object``, or the name of an entry point.
+"""
+
+import inspect
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dal.campaign import Asked
+from dal.evidence.ruler import RoundRecord
+from dal.evidence.stopping import Criterion, Verdict, parse, texts_of
+from dal.exchange.files import format_of
+from dal.exchange.formats import Format, Item, Known, Line, Rejected, Sheet
+from dal.learners.learner import Learner
+from dal.learners.models import Model
+
+__all__ = ["CriterionContract", "FormatContract", "LearnerContract"]
+
+
+def _given(contract: object, name: str) -> Any:  # noqa: ANN401 - anybody's object
+    """Return the part that a contract names; a plain function is not bound to it as a method."""
+    part = inspect.getattr_static(type(contract), name)
+    return part.__func__ if isinstance(part, staticmethod) else part
+
+
+class CriterionContract:
+    """What every stopping criterion keeps: a pure function of the history that says its value, threshold and reason.
+
+    Attributes
+    ----------
+    criterion : Criterion or str
+        An object, or its text as in settings.
+    """
+
+    criterion: Any
+
+    def make(self) -> Criterion:
+        """Return the criterion as a campaign reads it from its settings."""
+        given = _given(self, "criterion")
+        return parse(given) if isinstance(given, str) else given
+
+    def histories(self) -> Sequence[tuple[RoundRecord, ...]]:
+        """Return histories to judge; override it where yours needs more to say something."""
+        rounds = [
+            RoundRecord(n, 50 * n, 4 * n % 6, 5, 0.5 * n, 10_000 - 50 * n, 0.9 + n / 200, 0.1 / n, 0.5 / n, 80 + n, 100)
+            for n in range(1, 13)
+        ]
+        unmeasured = [RoundRecord(n, 50 * n, 0, 0, 0.5 * n, 10_000 - 50 * n) for n in range(1, 13)]
+        return [tuple(each[:n]) for each in (rounds, unmeasured) for n in range(len(each) + 1)]
+
+    def test_says_its_value_its_threshold_and_its_reason(self) -> None:
+        """Judge each history; each verdict is complete."""
+        for history in self.histories():
+            verdict = self.make().judge(history, 50 * len(history), 0.5 * len(history))
+            assert isinstance(verdict, Verdict), f"judge must return a Verdict, got {verdict!r}"
+            assert verdict.criterion.strip(), "a verdict must name its criterion"
+            assert verdict.reason.strip(), "a verdict must have a reason"
+            assert isinstance(verdict.stop, bool | np.bool_), f"`stop` must be a bool, got {verdict.stop!r}"
+            assert np.isfinite(verdict.threshold), f"`threshold` must be finite, got {verdict.threshold!r}"
+            assert verdict.value is None or np.isfinite(verdict.value), (
+                f"`value` is {verdict.value!r}; None is no evidence"
+            )
+            assert not (verdict.stop and verdict.value is None), "without a value there is no reason to stop"
+
+    def test_is_a_pure_function_of_the_history(self) -> None:
+        """Judge the histories forwards, backwards and with another object: the verdicts are the same."""
+        criterion, histories = self.make(), self.histories()
+        first = [criterion.judge(each, 7, 1.0) for each in histories]
+        again = [criterion.judge(list(each), 7, 1.0) for each in reversed(histories)]
+        assert first == again[::-1], "the same history must give the same verdict"
+        assert first == [self.make().judge(each, 7, 1.0) for each in histories], "another object must judge alike"
+
+    def test_comes_back_from_settings(self) -> None:
+        """Write the criterion as settings keep it, and read it again."""
+        (text,) = texts_of(self.make())
+        again = parse(text)
+        assert texts_of(again) == (text,)
+        for history in self.histories():
+            assert again.judge(history, 7, 1.0) == self.make().judge(history, 7, 1.0)
+
+
+class LearnerContract:
+    """What every learner keeps: it fits on a dozen labels, and predicts the same after it was saved and loaded.
+
+    Attributes
+    ----------
+    learner : str, estimator or Preset
+    trusted : sequence of str
+        Types that a saved model may hold beyond scikit-learn's own.
+    """
+
+    learner: Any
+    trusted: Sequence[str] = ()
+
+    def records(self) -> "tuple[np.ndarray, np.ndarray]":
+        """Return records (n, d) and class codes of three classes; override it for counts or categories."""
+        codes = np.arange(60) % 3
+        X = np.random.default_rng(0).standard_normal((60, 5)) + 2.0 * codes[:, None]
+        return X.astype(np.float32), codes
+
+    def make(self, random_state: int = 0) -> Learner:
+        """Return the learner as a campaign does."""
+        given, classes = _given(self, "learner"), ["a", "b", "c"]
+        return Learner.of(given, classes, random_state=random_state, trusted=self.trusted)
+
+    def fitted(self, labels: int = 12) -> Model:
+        """Return a model of the first labels."""
+        X, codes = self.records()
+        return self.make().fit(X[:labels], codes[:labels])
+
+    def test_fits_on_a_dozen_labels(self) -> None:
+        """Fit on twelve labels; the probabilities are some."""
+        X, _ = self.records()
+        proba = self.fitted().predict_proba(X)
+        assert proba.shape == (len(X), 3)
+        assert np.isfinite(proba).all(), "probabilities must be finite"
+        assert (proba >= 0).all(), "probabilities must not be negative"
+        np.testing.assert_allclose(proba.sum(axis=1), 1, atol=1e-3)
+
+    def test_fits_where_a_class_has_no_label(self) -> None:
+        """Fit on labels of two classes of three; the third has no probability."""
+        X, codes = self.records()
+        seen = np.flatnonzero(codes != 1)[:12]
+        proba = self.make().fit(X[seen], codes[seen]).predict_proba(X)
+        assert (proba[:, 1] == 0).all()
+
+    def test_is_saved_and_loaded(self) -> None:
+        """Save and load a model without running unknown code: its probabilities are the same."""
+        X, _ = self.records()
+        model = self.fitted()
+        loaded = Model.loads(model.dumps(), trusted=self.trusted)
+        np.testing.assert_array_equal(loaded.predict_proba(X), model.predict_proba(X))
+
+    def test_gives_the_same_model_under_the_same_seed(self) -> None:
+        """Fit twice: the probabilities are the same."""
+        X, _ = self.records()
+        np.testing.assert_array_equal(self.fitted().predict_proba(X), self.fitted().predict_proba(X))
+
+    def test_passes_the_check_before_the_first_round(self) -> None:
+        """Run what a campaign runs before anything is written."""
+        X, _ = self.records()
+        self.make().check(X.shape[1], records=X)
+
+
+class FormatContract:
+    """What every exchange format keeps: a batch that is written is read again as it was.
+
+    Attributes
+    ----------
+    format : str, Format or class
+    suffix : str
+        Ending of the files.
+    """
+
+    format: Any
+    suffix: str = ".txt"
+
+    def make(self) -> Format:
+        """Return the format as an export and an import do."""
+        return format_of(Path(f"batch{self.suffix}"), _given(self, "format"), self.sheet().classes)
+
+    def sheet(self) -> Sheet:
+        """Return what a file says of its batch."""
+        return Sheet("made-up-r001", 1, ("cat", "dog, or wolf"), ("text",), 1, {"text": "text"})
+
+    def record_ids(self) -> Sequence[str]:
+        """Return record ids; override it where some cannot be written, and say so to your users."""
+        return ["17", "a b", "naïve", "x,y;z", "007"]
+
+    def items(self, *, answered: bool) -> list[Item]:
+        """Return records to write: each without an answer, or with one or two."""
+        answers = [
+            (Known("cat", "submitted", "ann"),),
+            (Known("", "skipped", "bo"),),
+            (Known("dog, or wolf", "submitted", "ann"), Known("cat", "submitted", "bo")),
+        ]
+        return [
+            Item(_asked(rank, record_id), {"text": f"text {rank}"}, None, answers[rank % 3] if answered else ())
+            for rank, record_id in enumerate(self.record_ids())
+        ]
+
+    def round_trip(self, items: list[Item]) -> tuple[int, list[Line | Rejected]]:
+        """Write records in blocks of two, and read the file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"batch{self.suffix}"
+            with path.open("wb", buffering=0) as file:
+                raw: io.RawIOBase = file
+                count = self.make().write(raw, self.sheet(), (items[at : at + 2] for at in range(0, len(items), 2)))
+            return count, list(self.make().lines(path))
+
+    def test_answers_come_back(self) -> None:
+        """Write answers and read them: record, label, status and annotator are the same, in the same order."""
+        items = self.items(answered=True)
+        expected = [(item.asked.record_id, *known) for item in items for known in item.known]
+        count, lines = self.round_trip(items)
+        assert count == len(expected), f"write must count its lines, {len(expected)}, got {count}"
+        assert self._said(lines) == expected
+
+    def test_records_without_an_answer_come_back_pending(self) -> None:
+        """Write records that nobody answered: each has a line without label and status."""
+        items = self.items(answered=False)
+        count, lines = self.round_trip(items)
+        assert count == len(items)
+        assert self._said(lines) == [(item.asked.record_id, "", "", "") for item in items]
+
+    def test_an_empty_batch_is_a_file_without_lines(self) -> None:
+        """Write no record."""
+        assert self.round_trip([]) == (0, [])
+
+    def test_lines_are_numbered_in_the_order_of_the_file(self) -> None:
+        """Read the lines: their numbers rise, and the format names the place of each."""
+        numbers = [each.number for each in self.round_trip(self.items(answered=True))[1] if isinstance(each, Line)]
+        assert numbers == sorted(set(numbers)), "each line must have a number of its own"
+        assert all(self.make().place(number).strip() for number in numbers)
+
+    def _said(self, lines: Sequence[Line | Rejected]) -> list[tuple[str, str, str, str]]:
+        own, said = self.make().own, []
+        for line in lines:
+            assert isinstance(line, Line), f"a line that was written must be read, got {line}"
+            said.append((own(line.record_id), own(line.label), line.status, own(line.annotator)))
+        return said
+
+
+def _asked(rank: int, record_id: str) -> Asked:
+    return Asked(row=rank, record_id=record_id, rank=rank, score=0.5, predicted=0, explore=False)

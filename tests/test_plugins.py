@@ -1,0 +1,346 @@
+"""Parts of a user's own: found by name, kept as text, held to their contracts."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dal import plugins
+from dal.errors import LabelError, LearnerError, SettingsError
+from dal.evidence.stopping import MaxLabels, Verdict, parse, texts_of
+from dal.exchange.formats import Format, Line
+from dal.learners.learner import Learner
+from dal.plugins import Slot, Unnameable, find, lent, text_of
+from dal.testing import CriterionContract, FormatContract, LearnerContract
+
+EXAMPLE = Path(__file__).parent / "plugins"
+PART = Slot("part", "dal.parts", ("first", "second"))
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the example package apart, as pip does it for a user: its entry points are found where it is on the path."""
+    target = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*pip, "--target", str(target), str(EXAMPLE)], check=True, capture_output=True, timeout=100)
+    return target
+
+
+@pytest.fixture
+def example(installed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Put the installed example on the path of this test and of the processes that it starts."""
+    monkeypatch.syspath_prepend(str(installed))
+    yield
+    sys.modules.pop("dal_example", None)
+
+
+@dataclass(frozen=True)
+class Weighted:
+    power: float
+    names: tuple[str, ...] = ()
+    other: object = None
+
+
+class Forgetful:
+    def __init__(self, power: float) -> None:
+        self._power = power
+
+
+def function() -> None: ...
+
+
+# -- one mechanism -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        (Fraction, "fractions:Fraction"),
+        (function, f"{__name__}:function"),
+        (Weighted(2.0), f"{__name__}:Weighted(power=2.0, names=(), other=None)"),
+        (Weighted(-1, ("a,b", "c(")), f"{__name__}:Weighted(power=-1, names=('a,b', 'c('), other=None)"),
+    ],
+)
+def test_a_part_is_found_by_the_text_that_names_it(part: object, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+    assert text_of(part, PART) == text
+    assert find(text, PART) == part
+
+
+def _this_module() -> object:
+    return type("module", (), {"Weighted": Weighted, "function": function, "Forgetful": Forgetful})
+
+
+@pytest.mark.parametrize(
+    ("part", "why"),
+    [
+        (lambda: 0, "lambda"),
+        (Weighted(1.0, other=np.zeros(2)), "parameter other"),
+        (Weighted(1.0, other=function), "parameter other"),
+        (Forgetful(1.0), "parameter power"),
+    ],
+)
+def test_what_no_text_can_name_is_refused_with_the_reason(
+    part: object, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+    with pytest.raises(Unnameable, match=why):
+        text_of(part, PART)
+
+
+def test_a_local_class_and_one_of_the_script_that_runs_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Local: ...
+
+    with pytest.raises(Unnameable, match="inside a function"):
+        text_of(Local(), PART)
+    script = type("Script", (), {"__module__": "__main__", "__qualname__": "Script"})
+    with pytest.raises(Unnameable, match="script"):
+        text_of(script, PART)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("third", "there is no such name"),
+        ("no_such_module:thing", "no_such_module"),
+        ("fractions:NoSuch", "NoSuch"),
+        ("fractions:Fraction(1)", "by name"),
+        ("fractions:Fraction(numerator=open)", "cannot be read"),
+        ("fractions:Fraction(numerator=1", "cannot be read"),
+        ("fractions:Fraction(numerator=1, denominator=0)", "refuses these parameters"),
+        (":", "ValueError"),
+    ],
+)
+def test_what_cannot_be_found_is_refused_and_what_there_is_is_listed(text: str, why: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        find(text, PART)
+    said = str(refusal.value)
+    assert said.startswith("`part` must be one of first, second, `module:object` or an installed plug-in (dal.parts)")
+    assert repr(text) in said
+    assert why in said
+
+
+def test_a_text_never_runs_code() -> None:
+    with pytest.raises(SettingsError, match="cannot be read"):
+        find("fractions:Fraction(numerator=__import__('os').getpid())", PART)
+
+
+def test_a_lent_part_is_found_until_it_is_given_back() -> None:
+    part = lambda: 0  # noqa: E731 - what no text can name
+    with lent(part) as text:
+        assert find(text, PART) is part
+        assert text_of(part, PART) == text
+        with lent(part) as other:
+            assert other != text
+    with pytest.raises(SettingsError, match="lambda"):
+        find(text, PART)
+
+
+@pytest.mark.usefixtures("example")
+def test_an_entry_point_is_found_by_its_name() -> None:
+    import dal_example
+
+    assert find("nearest", Slot("learner", "dal.learners")) is dal_example.nearest
+    assert find("quiet_rounds(rounds=5)", Slot("stop", "dal.stopping")) == dal_example.QuietRounds(rounds=5)
+    with pytest.raises(SettingsError, match="nearest"):
+        find("farthest", Slot("learner", "dal.learners"))
+
+
+def test_a_name_that_two_packages_give_to_different_objects_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, thing in enumerate(("Fraction", "Decimal")):
+        about = tmp_path / f"package{number}-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: package{number}\nVersion: 1.0\n")
+        (about / "entry_points.txt").write_text(f"[dal.parts]\nthing = {thing.lower()}s:{thing}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SettingsError, match="fractions:Fraction"):
+        find("thing", PART)
+
+
+# -- stopping criteria -------------------------------------------------------------------------------------------------
+
+
+class TestMaxLabels(CriterionContract):
+    criterion = MaxLabels(100)
+
+
+class TestPlateau(CriterionContract):
+    criterion = "plateau=0.01,rounds=2,answers=9 and max_rounds=4"
+
+
+@pytest.mark.usefixtures("example")
+class TestQuietRounds(CriterionContract):
+    criterion = "dal_example:QuietRounds=2,change=0.05"
+
+
+@pytest.mark.usefixtures("example")
+class TestQuietRoundsByName(CriterionContract):
+    criterion = "quiet_rounds(rounds=2) and max_labels=50"
+
+
+@pytest.mark.usefixtures("example")
+def test_a_criterion_of_ones_own_is_read_in_every_way_it_is_written() -> None:
+    import dal_example
+
+    expected = dal_example.QuietRounds(rounds=2, change=0.05)
+    for text in (
+        "quiet_rounds=2,change=0.05",
+        "dal_example:QuietRounds=2, change=0.05",
+        "dal_example:QuietRounds(rounds=2, change=0.05)",
+    ):
+        assert parse(text) == expected
+    assert texts_of(expected) == ("dal_example:QuietRounds(rounds=2, change=0.05)",)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("fractions:Fraction=1", "judge"),
+        ("fractions:Fraction=x", "x"),
+        ("fractions:Fraction=1,numerator=2,size=3", "size"),
+        ("quiet_rounds=2", "quiet_rounds"),
+    ],
+)
+def test_a_criterion_that_is_none_is_refused(text: str, why: str) -> None:
+    with pytest.raises(SettingsError, match=why):
+        parse(text)
+
+
+@dataclass
+class Silent:
+    def judge(self, history: object, labels: int, now_hours: float) -> Verdict:
+        return Verdict("silent", stop=False, value=None, threshold=0, reason="")
+
+
+@dataclass
+class Counting:
+    seen: list[int] = field(default_factory=list)
+
+    def judge(self, history: object, labels: int, now_hours: float) -> Verdict:
+        self.seen.append(labels)
+        return Verdict("counting", stop=False, value=len(self.seen), threshold=3, reason="calls")
+
+
+# -- learners ----------------------------------------------------------------------------------------------------------
+
+
+class TestLogistic(LearnerContract):
+    learner = "logistic"
+
+
+class TestForest(LearnerContract):
+    learner = "forest"
+
+
+@pytest.mark.usefixtures("example")
+class TestNearestByName(LearnerContract):
+    learner = "nearest"
+
+
+@pytest.mark.usefixtures("example")
+class TestNearestByPath(LearnerContract):
+    learner = "dal_example:nearest"
+
+
+def seeded(random_state):  # noqa: ANN001, ANN201 - as a user writes it
+    from sklearn.linear_model import SGDClassifier
+
+    return SGDClassifier(loss="log_loss", random_state=random_state)
+
+
+class TestPresetGivenAsAFunction(LearnerContract):
+    learner = seeded
+
+
+def test_a_preset_of_ones_own_is_given_the_seed() -> None:
+    assert Learner.of(seeded, ["a", "b"], random_state=7).estimator.random_state == 7
+
+
+def unseeded(random_state):  # noqa: ANN001, ANN201
+    return seeded(np.random.default_rng().integers(2**31))
+
+
+def test_a_learner_that_is_no_plug_in_is_refused_by_its_name() -> None:
+    with pytest.raises(LearnerError, match="dal.learners"):
+        Learner.named("nearest", ["a", "b"])
+
+
+# -- exchange formats --------------------------------------------------------------------------------------------------
+
+
+class TestCsv(FormatContract):
+    format = "csv"
+    suffix = ".csv"
+
+
+class TestJsonLines(FormatContract):
+    format = "jsonl"
+
+
+class TestParquet(FormatContract):
+    format = "parquet"
+
+
+@pytest.mark.usefixtures("example")
+class TestTabbedByName(FormatContract):
+    format = "tabbed"
+
+
+@pytest.mark.usefixtures("example")
+class TestTabbedByPath(FormatContract):
+    format = "dal_example:Tabbed"
+
+
+class Forgets(Format):
+    """Loses the annotator."""
+
+    def lines(self, path):  # noqa: ANN001, ANN201
+        for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            yield Line(number, *text.split("\t"))
+
+    def write(self, file, sheet, blocks):  # noqa: ANN001, ANN201
+        items = [item for block in blocks for item in block]
+        said = [(item.asked.record_id, *each[:2], "") for item in items for each in item.known]
+        file.write("".join("\t".join(line) + "\n" for line in said).encode())
+        return len(said)
+
+
+def test_a_format_that_is_none_is_refused(tmp_path: Path) -> None:
+    from dal.exchange.files import format_of
+
+    with pytest.raises(LabelError, match="dal.formats"):
+        format_of(tmp_path / "batch.csv", "tabbed", ())
+    with pytest.raises(LabelError, match="lines"):
+        format_of(tmp_path / "batch.csv", "collections:Counter", ())
+
+
+# -- contracts fail where they are broken ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("contract", "part", "test"),
+    [
+        (CriterionContract, {"criterion": Silent()}, "test_says_its_value_its_threshold_and_its_reason"),
+        (CriterionContract, {"criterion": Counting()}, "test_is_a_pure_function_of_the_history"),
+        (LearnerContract, {"learner": unseeded}, "test_gives_the_same_model_under_the_same_seed"),
+        (FormatContract, {"format": Forgets}, "test_answers_come_back"),
+        (FormatContract, {"format": Forgets}, "test_records_without_an_answer_come_back_pending"),
+    ],
+)
+def test_a_contract_fails_for_a_part_that_breaks_it(contract: type, part: dict[str, object], test: str) -> None:
+    broken = type("Broken", (contract,), part)
+    with pytest.raises(AssertionError):
+        getattr(broken(), test)()
+
+
+def test_nothing_is_looked_up_for_what_is_built_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins.metadata, "entry_points", None)
+    parse("max_labels=5 and plateau")
+    Learner.named("logistic", ["a", "b"])
