@@ -1,5 +1,6 @@
 """Parts of a user's own: found by name, kept as text, held to their contracts."""
 
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,14 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dal import plugins
+from dal.campaign import Campaign
+from dal.cli import main
 from dal.errors import LabelError, LearnerError, SettingsError
 from dal.evidence.stopping import MaxLabels, Verdict, parse, texts_of
+from dal.exchange import read_answers, write_batch
 from dal.exchange.formats import Format, Line
 from dal.learners.learner import Learner
+from dal.loop.api import Batch, create_campaign, next_batch
 from dal.plugins import Slot, Unnameable, find, lent, text_of
 from dal.testing import CriterionContract, FormatContract, LearnerContract
+from tests.pools import three_classes
 
 EXAMPLE = Path(__file__).parent / "plugins"
 PART = Slot("part", "dal.parts", ("first", "second"))
@@ -24,7 +31,7 @@ PART = Slot("part", "dal.parts", ("first", "second"))
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the example package apart, as pip does it for a user: its entry points are found where it is on the path."""
+    """Install the example package apart, as pip does it for a user: on the path, its entry points are found."""
     target = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "--target", str(target), str(EXAMPLE)], check=True, capture_output=True, timeout=100)
@@ -66,14 +73,9 @@ def function() -> None: ...
         (Weighted(-1, ("a,b", "c(")), f"{__name__}:Weighted(power=-1, names=('a,b', 'c('), other=None)"),
     ],
 )
-def test_a_part_is_found_by_the_text_that_names_it(part: object, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+def test_a_part_is_found_by_the_text_that_names_it(part: object, text: str) -> None:
     assert text_of(part, PART) == text
     assert find(text, PART) == part
-
-
-def _this_module() -> object:
-    return type("module", (), {"Weighted": Weighted, "function": function, "Forgetful": Forgetful})
 
 
 @pytest.mark.parametrize(
@@ -85,10 +87,7 @@ def _this_module() -> object:
         (Forgetful(1.0), "parameter power"),
     ],
 )
-def test_what_no_text_can_name_is_refused_with_the_reason(
-    part: object, why: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or _this_module())
+def test_what_no_text_can_name_is_refused_with_the_reason(part: object, why: str) -> None:
     with pytest.raises(Unnameable, match=why):
         text_of(part, PART)
 
@@ -215,12 +214,16 @@ def test_a_criterion_that_is_none_is_refused(text: str, why: str) -> None:
 
 @dataclass
 class Silent:
+    """Gives no reason."""
+
     def judge(self, history: object, labels: int, now_hours: float) -> Verdict:
         return Verdict("silent", stop=False, value=None, threshold=0, reason="")
 
 
 @dataclass
 class Counting:
+    """Remembers how often it was asked."""
+
     seen: list[int] = field(default_factory=list)
 
     def judge(self, history: object, labels: int, now_hours: float) -> Verdict:
@@ -249,7 +252,7 @@ class TestNearestByPath(LearnerContract):
     learner = "dal_example:nearest"
 
 
-def seeded(random_state):  # noqa: ANN001, ANN201 - as a user writes it
+def seeded(random_state):
     from sklearn.linear_model import SGDClassifier
 
     return SGDClassifier(loss="log_loss", random_state=random_state)
@@ -263,12 +266,12 @@ def test_a_preset_of_ones_own_is_given_the_seed() -> None:
     assert Learner.of(seeded, ["a", "b"], random_state=7).estimator.random_state == 7
 
 
-def unseeded(random_state):  # noqa: ANN001, ANN201
+def unseeded(random_state):
     return seeded(np.random.default_rng().integers(2**31))
 
 
 def test_a_learner_that_is_no_plug_in_is_refused_by_its_name() -> None:
-    with pytest.raises(LearnerError, match="dal.learners"):
+    with pytest.raises(LearnerError, match=r"dal\.learners"):
         Learner.named("nearest", ["a", "b"])
 
 
@@ -301,11 +304,11 @@ class TestTabbedByPath(FormatContract):
 class Forgets(Format):
     """Loses the annotator."""
 
-    def lines(self, path):  # noqa: ANN001, ANN201
+    def lines(self, path):
         for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             yield Line(number, *text.split("\t"))
 
-    def write(self, file, sheet, blocks):  # noqa: ANN001, ANN201
+    def write(self, file, sheet, blocks):
         items = [item for block in blocks for item in block]
         said = [(item.asked.record_id, *each[:2], "") for item in items for each in item.known]
         file.write("".join("\t".join(line) + "\n" for line in said).encode())
@@ -315,10 +318,81 @@ class Forgets(Format):
 def test_a_format_that_is_none_is_refused(tmp_path: Path) -> None:
     from dal.exchange.files import format_of
 
-    with pytest.raises(LabelError, match="dal.formats"):
+    with pytest.raises(LabelError, match=r"dal\.formats"):
         format_of(tmp_path / "batch.csv", "tabbed", ())
     with pytest.raises(LabelError, match="lines"):
         format_of(tmp_path / "batch.csv", "collections:Counter", ())
+
+
+# -- from the command line and from Python -----------------------------------------------------------------------------
+
+
+def command(*arguments: object) -> str:
+    done = CliRunner().invoke(main, [str(each) for each in arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.usefixtures("example")
+def test_installed_parts_are_used_by_name_on_the_command_line(tmp_path: Path) -> None:
+    _, codes = three_classes(tmp_path / "pool.zarr")
+    home, file = tmp_path / "campaign", tmp_path / "batch.tsv"
+    stop = "quiet_rounds=2,change=0.5 and max_labels=1000"
+    command("init", home, tmp_path / "pool.zarr", "--classes", "a,b,c", "--learner", "nearest", "--stop", stop)
+    for _ in range(2):
+        next_batch(Campaign.open(home))  # dal next would start a cluster for it
+        command("label", "export", home, file, "--format", "tabbed")
+        rows = [line.split("\t")[0] for line in file.read_text().splitlines()]
+        file.write_text("".join(f"{row}\t{'abc'[codes[int(row)]]}\tsubmitted\tann\n" for row in rows))
+        assert "100 new" in command("label", "import", home, file, "--format", "tabbed")
+    assert "imported before" in command("label", "import", home, file, "--format", "tabbed")
+    said = command("status", home)
+    assert "quiet_rounds" in said
+    assert "learner nearest" in said
+
+
+@pytest.mark.usefixtures("example")
+def test_objects_are_kept_by_their_names_and_found_again(tmp_path: Path) -> None:
+    import dal_example
+
+    pool, _ = three_classes(tmp_path / "pool.zarr")
+    campaign = create_campaign(
+        tmp_path / "campaign", pool, list("abc"), learner=dal_example.nearest, stop=dal_example.QuietRounds(rounds=2)
+    )
+    again = Campaign.open(campaign.directory)
+    assert again.settings.stop == ("dal_example:QuietRounds(rounds=2, change=0.01)",)
+    batch = next_batch(again)
+    assert isinstance(batch, Batch)
+    file = tmp_path / "batch.tsv"
+    write_batch(again, pool, batch.number, file, file_format=dal_example.Tabbed())
+    file.write_text(file.read_text().replace("\t\t\t", "\tb\t\tann"))
+    assert read_answers(file, again, pool, "ann", file_format=dal_example.Tabbed).new == len(batch.rows)
+    sys.modules.pop("dal_example")
+    assert read_answers(file, again, pool, "ann", file_format="dal_example:Tabbed").seen
+
+
+def test_a_campaign_whose_parts_are_gone_says_so(
+    tmp_path: Path, installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, _ = three_classes(tmp_path / "pool.zarr")
+    with monkeypatch.context() as there:
+        there.syspath_prepend(str(installed))
+        create_campaign(tmp_path / "campaign", pool, list("abc"), learner="nearest", stop="quiet_rounds")
+    sys.modules.pop("dal_example", None)
+    importlib.invalidate_caches()
+    with pytest.raises(SettingsError, match="'quiet_rounds'"):
+        next_batch(Campaign.open(tmp_path / "campaign"))
+
+
+def test_nothing_is_written_where_a_part_cannot_be_named(tmp_path: Path) -> None:
+    class Local:
+        def judge(self, history: object, labels: int, now_hours: float) -> Verdict:
+            return Verdict("local", stop=False, value=0, threshold=1, reason="never")
+
+    pool, _ = three_classes(tmp_path / "pool.zarr")
+    with pytest.raises(Unnameable, match="Local"):
+        create_campaign(tmp_path / "campaign", pool, list("abc"), stop=[Local()])
+    assert not (tmp_path / "campaign").exists()
 
 
 # -- contracts fail where they are broken ------------------------------------------------------------------------------

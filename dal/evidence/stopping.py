@@ -423,7 +423,7 @@ def _called(kind: type, pairs: list[tuple[str, str]], text: str) -> object:
         return kind(**values)
     except Exception as error:  # anybody's code
         raise SettingsError(
-            f"`stop` must give {kind.__qualname__} its parameters {', '.join(names) or '(none)'}, got {text!r}; {error}."
+            f"`stop` must give {kind.__qualname__} what it takes ({', '.join(names)}), got {text!r}; {error}."
         ) from error
 
 

@@ -15,8 +15,9 @@ from dal.choices import Missing, Vote
 from dal.classes import names_of
 from dal.compute.workers import Workers, workers_of
 from dal.errors import SettingsError
-from dal.evidence.stopping import parse
+from dal.evidence.stopping import Criterion, parse, texts_of
 from dal.learners.learner import Learner
+from dal.learners.presets import Preset
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator, Stopped, check_weights
 from dal.loop.measure import read_holdout
@@ -40,11 +41,11 @@ def create_campaign(
     pool: Pool | str | Path,
     classes: Sequence[str],
     *,
-    learner: str | BaseEstimator = "logistic",
+    learner: str | BaseEstimator | Preset = "logistic",
     strategy: str = "default",
     batch: int = 100,
     seed: int = 0,
-    stop: Sequence[str] = (),
+    stop: str | Criterion | Sequence[str | Criterion] = (),
     explore: float = 0.05,
     trusted: Sequence[str] = (),
     overlap: int = 1,
@@ -67,16 +68,17 @@ def create_campaign(
     pool : Pool or path
     classes : sequence of str
         At least two; numbers stand for themselves as text.
-    learner : str or estimator, default="logistic"
-        ``logistic``, ``forest``, ``hgb``, ``mlp``, ``module:object``, or a scikit-learn classifier.
+    learner : str, estimator or function, default="logistic"
+        ``logistic``, ``forest``, ``hgb``, ``mlp``, ``module:object``, an installed plug-in, a scikit-learn classifier,
+        or a :class:`dal.learners.presets.Preset`.
     strategy : str, default="default"
         A name out of :data:`dal.selection.STRATEGIES`.
     batch : int, default=100
         Records asked in a round.
     seed : int, default=0
         Same seed, same batches.
-    stop : sequence of str, default=()
-        Stopping criteria such as ``"max_labels=5000"``; any of them ends the campaign.
+    stop : str, Criterion, or sequence of these, default=()
+        Stopping criteria such as ``"max_labels=5000"`` or ``MaxLabels(5000)``; any of them ends the campaign.
     explore : float, default=0.05
         Share of what is asked that is drawn uniformly.
     trusted : sequence of str, default=()
@@ -130,7 +132,7 @@ def create_campaign(
         strategy=strategy,
         batch=batch,
         seed=seed,
-        stop=tuple(stop),
+        stop=texts_of(stop),
         explore=explore,
         trusted=tuple(trusted),
         overlap=overlap,
@@ -146,7 +148,7 @@ def create_campaign(
     )
     settings.check()
     score = Strategy.named(strategy, explore).score
-    for text in stop:
+    for text in settings.stop:
         parse(text)
     if batch > pool.n_rows:
         raise SettingsError(f"Expected a batch of at most the pool's {pool.n_rows:,} records, got {batch:,}.")
