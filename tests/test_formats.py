@@ -510,5 +510,5 @@ def test_formats_go_by_the_ending_of_a_file_and_can_be_named(tmp_path: Path) -> 
     assert type(format_of(Path("a.jsonl"), "prodigy", CLASSES)) is Prodigy
     with pytest.raises(LabelError, match="the ending says no format; name one of csv, jsonl"):
         format_of(Path("a.docx"), None, CLASSES)
-    with pytest.raises(LabelError, match="'xml' came"):
+    with pytest.raises(LabelError, match="got 'xml'"):
         format_of(Path("a.csv"), "xml", CLASSES)
