@@ -687,3 +687,23 @@ def test_tuned_finds_on_a_cluster_what_scikit_learn_finds_here(cluster: Client) 
 def test_tuned_refuses_parameters_that_the_estimator_lacks() -> None:
     with pytest.raises(LearnerError, match=r"LogisticRegression has no \['C'\]; it has .*logisticregression__C"):
         Learner.named("logistic", CLASSES).tuned(*records(), {"C": [1]}, client=None)
+
+
+def test_a_model_predicts_names_as_scikit_learn_does() -> None:
+    X, codes = records(90, 3)
+    names = np.array(["ham", "spam", "eggs"])
+    model = Learner(LogisticRegression(), names).fit(X, codes)
+    alone = LogisticRegression().fit(X, names[codes])
+    assert model.classes_.tolist() == ["ham", "spam", "eggs"]
+    np.testing.assert_array_equal(model.predict(X.tolist()), alone.predict(X))
+    probabilities = model.predict_proba(X.astype(np.float64))
+    np.testing.assert_allclose(probabilities[:, np.argsort(names)], alone.predict_proba(X), atol=1e-5)
+    with pytest.raises(LearnerError, match="refused"):
+        model.predict(X[:, :1])
+
+
+def test_a_model_predicts_no_class_from_what_is_not_finite() -> None:
+    X, codes = records(60, 2)
+    model = Learner(Constant(value=np.nan), ("a", "b")).try_fit(X, codes)
+    with pytest.raises(LearnerError, match="20 of 60"):
+        model.predict(X)

@@ -146,12 +146,41 @@ class Model:
         columns = 1 if len(self.seen) == 2 and values.shape[1] != 2 else len(self.seen)
         return self._checked(values, X.shape[0], columns, "decision_function")
 
-    @one_thread
-    def predict_proba(self, X: npt.NDArray[np.float32]) -> Floats:
+    @cached_property
+    def classes_(self) -> npt.NDArray[np.str_]:
+        """Names of all classes of the campaign, in the order of the columns of `predict_proba`."""
+        return np.asarray(self.classes)
+
+    def predict(self, X: npt.ArrayLike) -> npt.NDArray[np.str_]:
+        """Return the name of the most probable class of each record; the first of equals.
+
+        Parameters
+        ----------
+        X
+            Records, (n, d), as for `predict_proba`.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator refuses the records, or returns probabilities that are not finite.
+        """
+        probabilities = self.predict_proba(X)
+        if bad := np.count_nonzero(~np.isfinite(probabilities).all(axis=1)):
+            raise LearnerError(
+                f"{self.kind}: `X` must give finite probabilities, {bad} of {len(probabilities)} rows do not"
+            )
+        return self.classes_[probabilities.argmax(axis=1)]
+
+    def predict_proba(self, X: npt.ArrayLike) -> Floats:
         """Return the probabilities (n, C) of all classes of the campaign; 0 for classes that the fit has not seen.
 
         An estimator that has only a `decision_function` gives the softmax of its values (the sigmoid for two classes):
         these order the records, but are not calibrated.
+
+        Parameters
+        ----------
+        X
+            Records, (n, d); taken as float32.
 
         Raises
         ------
@@ -159,6 +188,10 @@ class Model:
             If the estimator returns another shape. Rows that are not finite are returned as they are: a record far from
             all others may overflow the estimator.
         """
+        return self._proba(np.asarray(X, dtype=np.float32))
+
+    @one_thread
+    def _proba(self, X: Any) -> Floats:  # noqa: ANN401 - of a member: any output of the steps before it
         return self._aligned(self._seen_probabilities(X))
 
     def _aligned(self, probabilities: Floats) -> Floats:
@@ -194,7 +227,7 @@ class Model:
             # Their members are fitted on plain arrays, which have no names of columns.
             records = rows_of(records)
         for model, columns in self._members:
-            yield model.predict_proba(records if columns is None else records[:, columns])
+            yield model._proba(records if columns is None else records[:, columns])
 
     @cached_property
     def _members(self) -> "list[tuple[Model, npt.NDArray[np.integer[Any]] | None]]":
