@@ -13,7 +13,7 @@ UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile)
 PYTEST = python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-matrix test-lowest bench clean environment environment-test environment-lowest
+.PHONY: demo test test-matrix test-lowest bench docs clean environment environment-test environment-lowest
 
 demo: environment
 	$(BIN)/dal demo
@@ -41,6 +41,10 @@ test-lowest: environment-lowest
 
 bench: environment-test
 	$(BIN)/python -m benchmarks suite
+
+# The API reference, from the docstrings.
+docs: environment-test
+	$(BIN)/python -W error docs/api.py build/api
 
 # What a user installs, and what the tests need as well.
 environment: $(VENV)/installed

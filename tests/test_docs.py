@@ -4,6 +4,8 @@ Doctests (``>>>``) run as such, see ``testpaths`` in pyproject.toml; the noteboo
 """
 
 import csv
+import inspect
+import os
 import re
 import runpy
 import shlex
@@ -11,7 +13,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +25,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+import dal
 from benchmarks.__main__ import main as benchmarks
 from dal.campaign import Campaign
 from dal.cli import main
+from tests.conftest import missing_service
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/*.md")])
@@ -256,3 +262,54 @@ def test_links_lead_to_a_file_and_a_heading(page: Path) -> None:
 def test_every_guide_is_named_in_the_readme_or_an_index() -> None:
     named = (ROOT / "README.md").read_text() + (ROOT / "docs" / "decisions" / "README.md").read_text()
     assert [name_of(page) for page in ROOT.glob("docs/**/*.md") if page.name not in named] == []
+
+
+# -- the reference ---------------------------------------------------------------------------------------------------
+
+ROLE = re.compile(r":(?:func|class|mod|meth|data|attr|exc|obj):`~?([\w.]+)`")
+
+
+def resolves(name: str, home: str) -> bool:
+    """Whether a docstring's reference is a name of its module, of a class there, or a dotted name from the top."""
+    module = import_module(home)
+    owners = [module, *(each for each in vars(module).values() if inspect.isclass(each) and each.__module__ == home)]
+    if any(reached(owner, name.split(".")) for owner in owners):
+        return True
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        with suppress(ImportError):
+            return reached(import_module(".".join(parts[:length])), parts[length:])
+    return False
+
+
+def reached(owner: object, parts: Sequence[str]) -> bool:
+    for part in parts:
+        if part in getattr(owner, "__annotations__", {}):
+            return True
+        if not hasattr(owner, part):
+            return False
+        owner = getattr(owner, part)
+    return True
+
+
+def test_references_in_docstrings_lead_somewhere() -> None:
+    stale = []
+    for path in sorted((ROOT / "dal").rglob("*.py")):
+        home = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        stale += [(home, name) for name in ROLE.findall(path.read_text()) if not resolves(name, home)]
+    assert stale == []
+
+
+@pytest.mark.slow
+def test_the_reference_is_built_without_warnings(tmp_path: Path) -> None:
+    if find_spec("pdoc") is None:
+        missing_service("pdoc")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-W", "error", str(ROOT / "docs" / "api.py"), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    page = (tmp_path / "dal.html").read_text()
+    assert [name for name in dal.__all__ if f'id="{name}"' not in page and f"{name}.html" not in page] == []
+    left = {path.name: ROLE.findall(path.read_text()) for path in tmp_path.rglob("*.html")}
+    assert {name: roles for name, roles in left.items() if roles} == {}

@@ -77,7 +77,7 @@ def accuracy_curve(history: Sequence[RoundRecord]) -> figure:
     Parameters
     ----------
     history : sequence of RoundRecord
-        As :meth:`dal.Campaign.history` gives it.
+        As :meth:`dal.campaign.view.View.history` gives it.
 
     Returns
     -------

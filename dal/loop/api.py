@@ -72,7 +72,7 @@ def create_campaign(
         ``logistic``, ``forest``, ``hgb``, ``mlp``, ``module:object``, an installed plug-in, a scikit-learn classifier,
         or a :class:`dal.learners.presets.Preset`.
     strategy : str, default="default"
-        A name out of :data:`dal.selection.STRATEGIES`.
+        A name out of :data:`dal.selection.strategy.STRATEGIES`.
     batch : int, default=100
         Records asked in a round.
     seed : int, default=0

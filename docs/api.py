@@ -1,0 +1,37 @@
+"""Build the API reference from the docstrings: ``python -W error docs/api.py FOLDER``, or ``make docs``."""
+
+import sys
+from pathlib import Path
+
+import pdoc
+
+MODULES = [
+    "dal",
+    "dal.campaign",
+    "dal.errors",
+    "dal.evidence",
+    "dal.exchange",
+    "dal.explorer",
+    "dal.figures",
+    "dal.learners",
+    "dal.map",
+    "dal.places",
+    "dal.pool",
+    "dal.scores",
+    "dal.selection",
+]
+"""The rooms of the library; ``dal`` brings ``dal.scan``.
+
+The command line and the pages have their help and their guides.
+"""
+
+
+def build(folder: Path) -> None:
+    """Write the reference into a folder."""
+    pdoc.render.configure(docformat="numpy", show_source=False)
+    pdoc.pdoc(*MODULES, output_directory=folder)
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))
+    print(f"Open {sys.argv[1]}/index.html in a browser.")  # noqa: T201
