@@ -102,7 +102,7 @@ def test_gold_records_come_from_a_file_all_or_none(pool: Path, tmp_path: Path) -
         assert refused.exit_code == 1
         assert said in refused.output
     file.write_text("record_id,label,status\n000013,,skipped\n")
-    assert "000013 is skipped here: a gold record needs its label" in dal("label", "gold", campaign, file).output
+    assert "got 000013 skipped" in dal("label", "gold", campaign, file).output
     assert Campaign.open(campaign).gold() == {7: 1, 11: 0}
 
 

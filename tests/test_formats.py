@@ -178,9 +178,9 @@ def test_json_lines_that_are_broken_are_named_and_the_others_are_read(tmp_path: 
     }  # fmt: skip
     for place, reason in {
         "line 3": "is not JSON: Expecting ',' delimiter at character 35",
-        "line 4": "no JSON object",
+        "line 4": "not a JSON object",
         "line 5": "no record_id",
-        "line 6": 'label is ["cat"], and a text was expected',
+        "line 6": 'label must be a text, got ["cat"]',
         "line 7": "not UTF-8",
         "line 11": "nested too deeply",
         "line 12": "Prodigy",
@@ -209,14 +209,14 @@ OPTIONS = [{"id": name, "text": name} for name in CLASSES]
          Line(1, "r", "", "skipped", "set-bob")),
         ({"record_id": "r", "label": "cat", "answer": "ignore"}, Line(1, "r", "", "skipped")),
         ({"record_id": "r", "options": OPTIONS}, Line(1, "r")),
-        ({"record_id": "r", "options": OPTIONS, "accept": [], "answer": "accept"}, "nothing chosen, which is no label"),
-        ({"record_id": "r", "options": OPTIONS, "accept": ["cat", "dog"], "answer": "accept"}, "2 classes chosen"),
-        ({"record_id": "r", "options": OPTIONS, "accept": ["cat"], "answer": "reject"}, "rejected, which says of no"),
+        ({"record_id": "r", "options": OPTIONS, "accept": [], "answer": "accept"}, "chosen, got 0"),
+        ({"record_id": "r", "options": OPTIONS, "accept": ["cat", "dog"], "answer": "accept"}, "chosen, got 2"),
+        ({"record_id": "r", "options": OPTIONS, "accept": ["cat"], "answer": "reject"}, "without a class"),
         ({"record_id": "r", "label": "cat", "answer": "reject"}, "leaves 3 classes"),
         ({"record_id": "r", "label": "eggs", "answer": "reject"}, "'eggs' is no class"),
-        ({"record_id": "r", "answer": "accept"}, "no class is named"),
-        ({"record_id": "r", "accept": [None], "answer": "accept"}, "no class is named"),
-        ({"record_id": "r", "label": "cat", "answer": "maybe"}, "'maybe': accept, reject or ignore was expected"),
+        ({"record_id": "r", "answer": "accept"}, "name no class"),
+        ({"record_id": "r", "accept": [None], "answer": "accept"}, "name no class"),
+        ({"record_id": "r", "label": "cat", "answer": "maybe"}, "accept, reject or ignore, got 'maybe'"),
         ({"record_id": "r", "label": "cat", "answer": "accept", "_annotator_id": {}}, Line(1, "r", "cat", "submitted")),
         ({"meta": {"source": "x"}, "label": "cat", "answer": "accept"}, "no record_id, in `meta` or beside it"),
     ],
@@ -285,9 +285,9 @@ def test_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        ({"record_id": ["a"], "status": ["skipped"]}, "lacks the column label"),
-        ({"record_id": [[1]], "label": ["cat"]}, "the column 'record_id' holds list"),
-        ({"record_id": ["a"], "label": [["cat"]]}, "the column 'label' holds list"),
+        ({"record_id": ["a"], "status": ["skipped"]}, "the column label"),
+        ({"record_id": [[1]], "label": ["cat"]}, "the column 'record_id' must hold texts .*got list"),
+        ({"record_id": ["a"], "label": [["cat"]]}, "the column 'label' must hold texts .*got list"),
     ],
 )
 def test_parquet_without_the_columns_is_refused(frame: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -330,16 +330,16 @@ def test_an_export_of_label_studio_1_23(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "place", "reason"),
     [
-        (17, "$[1]", "is no task"),
+        (17, "$[1]", "is not a task"),
         ({"id": 1, "text": "a", "label": "cat"}, "$[1]", "no record_id"),
-        ({"record_id": "r", "label": {"choices": ["cat", "dog"]}}, "$[1]", "one class was expected"),
+        ({"record_id": "r", "label": {"choices": ["cat", "dog"]}}, "$[1]", "one class must be chosen"),
         ({"data": {"record_id": True}}, "$[1]", "no data.record_id"),
         ({"data": {"text": "a"}}, "$[1]", "no data.record_id"),
         ({"data": {"record_id": "r", "batch": "other-r001"}}, "$[1]", "of another campaign"),
-        ({"data": {"record_id": "r"}, "annotations": {"a": 1}}, "$[1]", "is no list"),
-        ({"data": {"record_id": "r"}, "annotations": ["x"]}, "$[1].annotations[0]", "is no annotation"),
-        ({"data": {"record_id": "r"}, "annotations": [{"result": []}]}, "$[1].annotations[0]", "no class was chosen"),
-        ({"data": {"record_id": "r"}, "annotations": [{"result": None}]}, "$[1].annotations[0]", "no class was chosen"),
+        ({"data": {"record_id": "r"}, "annotations": {"a": 1}}, "$[1]", "must be a list"),
+        ({"data": {"record_id": "r"}, "annotations": ["x"]}, "$[1].annotations[0]", "is not an annotation"),
+        ({"data": {"record_id": "r"}, "annotations": [{"result": []}]}, "$[1].annotations[0]", "chosen, got 0"),
+        ({"data": {"record_id": "r"}, "annotations": [{"result": None}]}, "$[1].annotations[0]", "chosen, got 0"),
     ],
 )  # fmt: skip
 def test_a_task_that_is_wrong_is_named_by_its_path(given: object, place: str, reason: str, tmp_path: Path) -> None:
@@ -376,10 +376,10 @@ def test_ways_in_which_an_annotation_names_its_annotator(who: object, name: str,
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no JSON list of tasks"),
-        (b'{"tasks": []}', "no JSON list of tasks"),
+        (b"", "JSON list of tasks"),
+        (b'{"tasks": []}', "JSON list of tasks"),
         (b'[{"data": {"record_id": "a"}}, {"data": ', r"damaged after 1 tasks, in \$\[1\]"),
-        (b'[{"data": {"record_id": "a"}}] {}', "goes on after its list of 1 tasks"),
+        (b'[{"data": {"record_id": "a"}}] {}', "list of 1 tasks, got more"),
         (b'[{"data": {"record_id": "a}}]', r"damaged after 0 tasks, in \$\[0\]"),
     ],
 )
@@ -508,7 +508,7 @@ def test_formats_go_by_the_ending_of_a_file_and_can_be_named(tmp_path: Path) -> 
     for name, kind in kinds.items():
         assert type(format_of(Path(name), None, CLASSES)) is kind
     assert type(format_of(Path("a.jsonl"), "prodigy", CLASSES)) is Prodigy
-    with pytest.raises(LabelError, match="the ending says no format; name one of csv, jsonl"):
+    with pytest.raises(LabelError, match="suffix of a format; name one of csv, jsonl"):
         format_of(Path("a.docx"), None, CLASSES)
     with pytest.raises(LabelError, match="got 'xml'"):
         format_of(Path("a.csv"), "xml", CLASSES)

@@ -75,7 +75,7 @@ def test_the_first_spelling_is_shown_and_both_in_one_file_are_one_person(campaig
     (tmp_path / "x.csv").write_text("\n".join(["record_id,label,annotator", *lines]), encoding="utf-8")
     report = read_answers(tmp_path / "x.csv", campaign, POOL, "x")
     assert (report.new, report.rejections) == (2, 2), "two answers of one person to one record contradict each other"
-    assert "'ZOË ANN' gives different answers" in report.rejected[0].reason
+    assert "'ZOË ANN' answers this record differently" in report.rejected[0].reason
     latest = campaign.latest_answers()
     assert list(zip(latest.rows.tolist(), latest.annotators, strict=True)) == [(107, "ZOË ANN"), (107, "bob")]
 

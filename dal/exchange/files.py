@@ -1,6 +1,6 @@
-"""Files of answers: a batch goes out, is filled in with any program, and comes back.
+"""Files of answers: export a batch, have any program fill it in, import it.
 
-How the formats are written stands in `dal.exchange.formats`; what a line means stands here, once for all of them.
+`dal.exchange.formats` knows how each format is written. This module decides, for all of them, what a line means.
 """
 
 import base64
@@ -29,7 +29,7 @@ from dal.exchange.label_studio import LabelStudio
 from dal.texts import composed, folded, name_flaw, shown_name, unguarded, whole
 
 LISTED = 1000
-"""Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
+"""Number of lines that a report lists; further ones are only counted, so that a wrong file cannot fill memory."""
 
 _AT_ONCE = 4096
 _SUFFIXES = {
@@ -43,7 +43,7 @@ _SUFFIXES = {
     ".json": "label-studio",
 }
 _NO_NAMES = frozenset({"nan", "NaN", "<NA>", "None", "null", "NULL"})
-"""What programs write where no annotator is named; a person may be called Nan."""
+"""Texts that programs write where no annotator is named; a person may be called Nan."""
 
 _PACKED = (".gz", ".zip", ".bz2", ".xz", ".zst", ".7z")
 _WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods")
@@ -51,14 +51,14 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class Records(Protocol):
-    """What is needed of a pool here; `dal.pool.Pool` has it."""
+    """The part of a pool that this package needs; `dal.pool.Pool` has it."""
 
     record_shape: tuple[int, ...]
     encoding: str
 
     @property
     def n_rows(self) -> int:
-        """How many records there are."""
+        """Number of records."""
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -66,45 +66,45 @@ class Records(Protocol):
 
     @property
     def kinds(self) -> Mapping[str, str]:
-        """The kind of each display field, where that is known."""
+        """Kind of each display field, where it is known."""
 
     def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Look up rows, -1 where unknown."""
+        """Return the rows of record ids, -1 where unknown."""
 
     def display(self, rows: npt.NDArray[np.int64]) -> dict[str, list[object]]:
-        """Read the display fields of rows, in the order asked."""
+        """Return the display fields of rows, in the order asked."""
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Read the features of rows, in the order asked."""
+        """Return the features of rows, in the order asked."""
 
     def refreshed(self) -> "Records":
-        """Give the pool as it is now, with the records that were appended since it was opened."""
+        """Return the pool as it is now, with the records that were appended since it was opened."""
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What became of each line of a file.
+    """What happened to the lines of a file.
 
     Attributes
     ----------
     new, changed, same : int
-        Lines taken: a first answer, another answer, or the answer that is there already.
+        Lines imported: a first answer, a different answer, or the answer that exists already.
     pending : int
         Lines without a label or a status.
-    superseded : int
-        Lines whose annotator gave the record another answer later, by the times that the file tells.
     volunteered : int
-        Of the lines taken, those whose record no batch had asked.
+        Of the lines imported, those whose record no batch had asked for.
     rejected : tuple of Rejected
-        Lines that cannot be understood or contradict each other, the first thousand, by line.
+        Lines that cannot be read or contradict each other, the first thousand, by line.
     rejections : int
-        All of these.
+        Number of all rejected lines.
     conflicts : tuple of Rejected
-        Lines kept out because their annotator answered otherwise elsewhere since the export, the first thousand.
+        Lines kept out because their annotator answered differently elsewhere since the export, the first thousand.
     kept_out : int
-        All of these.
+        Number of all conflicts.
     seen : bool
-        Whether the file had been imported before: it was not read again then, and `same` counts what it had given.
+        Whether the file had been imported before: it is not read again, and `same` counts the lines imported then.
+    superseded : int
+        Lines whose annotator answered the same record later, by the times in the file.
     """
 
     new: int
@@ -121,26 +121,34 @@ class ImportReport:
 
 
 SLOT = plugins.Slot("file_format", "dal.formats", FORMATS, LabelError)
-"""Where formats of one's own are found."""
+"""The place for custom formats."""
 
 
 def format_of(path: Path, name: str | Format | None, classes: tuple[str, ...]) -> Format:
-    """Return the format of a file, by its name or by the file's ending.
+    """Return the format of a file, by its name or by the suffix of the file.
+
+    Parameters
+    ----------
+    path : Path
+    name : str or Format, optional
+        One of `FORMATS`, the name of a custom format, or a format.
+    classes : tuple of str
+        Classes of the campaign, which some formats need.
 
     Raises
     ------
     LabelError
-        If there is no such format, or the ending says nothing.
+        There is no such format, or the suffix does not name one.
     """
     if name is not None and not isinstance(name, str):
         return _own(name, plugins.label_of(name, SLOT))
     if name is None and path.suffix.lower() not in _SUFFIXES:
         if path.suffix.lower() in _PACKED:
-            raise LabelError(f"{path} is packed: unpack it first")
+            raise LabelError(f"{path} must be unpacked, got {path.suffix}; unpack it first")
         if path.suffix.lower() in _WORKBOOKS:
-            raise LabelError(f"{path} is a workbook: save it as 'CSV UTF-8'")
+            raise LabelError(f"{path} must be a text file, got a workbook; save it as 'CSV UTF-8'")
         raise LabelError(
-            f"{path}: the ending says no format; name one of {', '.join(FORMATS)} with --format (file_format=)"
+            f"{path} must have the suffix of a format; name one of {', '.join(FORMATS)} with --format (file_format=)"
         )
     match name or _SUFFIXES[path.suffix.lower()]:
         case "csv":
@@ -158,7 +166,7 @@ def format_of(path: Path, name: str | Format | None, classes: tuple[str, ...]) -
 
 
 def _own(found: Any, name: str) -> Format:  # noqa: ANN401 - anybody's object
-    """Return a format of one's own, from its class or an object of it."""
+    """Return a custom format, from its class or an object of it."""
     try:
         own: Format = found() if isinstance(found, type) else found
     except Exception as error:  # anybody's code
@@ -183,9 +191,9 @@ def write_batch(
 ) -> int:
     """Write a round's batch as a file of answers, in the order of asking.
 
-    A record has a line for each annotator who has answered it, filled in, or else one empty line; Label Studio gets
-    the records that still lack answers. A file at `path` is replaced only where nothing can be lost: it is as it was
-    exported, or has been imported since.
+    A record has a filled-in line for each annotator who has answered it, or else one empty line. Label Studio gets only
+    the records that still lack answers. An existing file at `path` is replaced only if nothing can be lost: it is
+    unchanged since its export, or was imported since.
 
     Parameters
     ----------
@@ -197,17 +205,19 @@ def write_batch(
     path : str or Path
     file_format : str or Format, optional
         One of `FORMATS`, ``module:object``, an installed plug-in of the group ``dal.formats``, or an object. Default:
-        by the ending of `path`.
+        by the suffix of `path`.
 
     Returns
     -------
     int
-        Lines written, without the header.
+        Number of lines written, without the header.
 
     Raises
     ------
     CampaignError
-        If the file cannot be written, or holds answers that were not imported.
+        The file cannot be written, or holds answers that were not imported.
+    LabelError
+        The format is unknown.
     """
     path = Path(path)
     sheet = sheet_of(campaign, pool, number)
@@ -218,13 +228,13 @@ def write_batch(
     with replacing(path) as file:
         digesting = _Digesting(file)
         lines = written.write(digesting, sheet, blocks)
-        # Before the rename: a file that is there without its export on record could not be told from an edited one.
+        # Before the rename: an exported file without its export on record would look like an edited one.
         campaign.record_export(number, _name_of(path), digesting.digest.hexdigest(), upto)
     return lines
 
 
 def sheet_of(campaign: Campaign, pool: Records, number: int) -> Sheet:
-    """Collect what a file says of a batch beside its records."""
+    """Return what a file holds of a batch besides its records."""
     return Sheet(
         batch=f"{campaign.id}-r{number:03d}",
         round=number,
@@ -236,7 +246,16 @@ def sheet_of(campaign: Campaign, pool: Records, number: int) -> Sheet:
 
 
 def items(pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers) -> Iterator[list[Item]]:
-    """Give the records of a batch with what a file shows of them, some at a time: display fields can be long."""
+    """Yield the records of a batch with what a file shows of them, in blocks, because display fields can be long.
+
+    Parameters
+    ----------
+    pool : Records
+    sheet : Sheet
+    batch : iterable of Asked
+    latest : Answers
+        The latest answer of each annotator to each record.
+    """
     known = _known(latest, sheet.classes)
     records = iter(batch)
     while block := list(islice(records, _AT_ONCE)):
@@ -250,12 +269,12 @@ def items(pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers) 
 
 
 def is_picture(pool: Records) -> bool:
-    """Say whether the features are pictures that can be shown: (h, w, c) of bytes, with 1, 3 or 4 channels."""
+    """Check whether the features are pictures that can be shown: (h, w, c) of bytes, with 1, 3 or 4 channels."""
     return pool.encoding == "uint8" and len(pool.record_shape) == 3 and pool.record_shape[2] in _MODES
 
 
 def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str]:
-    """Give the features of rows as data URIs: so a labelling tool needs no way to the pool."""
+    """Yield the features of rows as data URIs, so that a labelling tool needs no access to the pool."""
     from PIL import Image
 
     height, width, channels = pool.record_shape
@@ -271,13 +290,13 @@ def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str]:
 def _refuse_unread(campaign: Campaign, path: Path) -> None:
     if path.exists() and not campaign.file_known(digest_of(path)):
         raise CampaignError(
-            f"{path} holds changes that were not imported, or lines that were refused: import it first, or export to "
-            "another file"
+            f"{path} must not hold answers that were not imported, got changed or refused lines; import it first, or "
+            "export to another file"
         )
 
 
 def _known(latest: Answers, classes: tuple[str, ...]) -> dict[int, list[Known]]:
-    """Collect the label, status and annotator of each answer to a row."""
+    """Return the label, status and annotator of each answer, by row."""
     known: dict[int, list[Known]] = {}
     for row, annotator, code in zip(latest.rows.tolist(), latest.annotators, latest.labels.tolist(), strict=True):
         label, status = ("", "skipped") if code == SKIPPED else (classes[code], "submitted")
@@ -286,7 +305,7 @@ def _known(latest: Answers, classes: tuple[str, ...]) -> dict[int, list[Known]]:
 
 
 class _Digesting(io.RawIOBase):
-    """Passes bytes on to a file, and takes their digest on the way."""
+    """A file that passes bytes on and computes their digest on the way."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file, self.digest = file, hashlib.sha256()
@@ -294,7 +313,7 @@ class _Digesting(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: Any) -> int:  # noqa: ANN401 - whatever has the bytes of a buffer
+    def write(self, data: Any) -> int:  # noqa: ANN401 - any buffer
         self.digest.update(data)
         return self._file.write(data)
 
@@ -315,10 +334,10 @@ def read_answers(
     file_format: str | Format | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ImportReport:
-    """Import a file of answers, in one transaction and in memory that does not grow with the file.
+    """Import a file of answers, in one transaction, with memory that does not grow with the file.
 
-    A line with a label is an answer; with the status ``skipped`` and no label, a skipped record; with neither,
-    pending. A file imported before for this annotator changes nothing.
+    A line with a label is an answer. A line with the status ``skipped`` and no label is a skipped record. A line with
+    neither is pending. A file that was imported before for this annotator changes nothing.
 
     Parameters
     ----------
@@ -327,14 +346,14 @@ def read_answers(
     pool : Records
         The campaign's pool.
     annotator : str
-        Who gave the answers on the lines that do not name an annotator.
+        Name for the lines that do not name an annotator.
     conflicts : {"keep out", "take"}
-        What becomes of lines whose annotator answered otherwise, elsewhere, since the batch was exported.
+        What to do with lines whose annotator answered differently, elsewhere, since the batch was exported.
     file_format : str or Format, optional
         One of `FORMATS`, ``module:object``, an installed plug-in of the group ``dal.formats``, or an object. Default:
-        by the ending of `path`.
+        by the suffix of `path`.
     progress : callable, optional
-        Told of the answers read so far, every few thousand.
+        Called with the number of answers read so far, every few thousand.
 
     Returns
     -------
@@ -343,13 +362,13 @@ def read_answers(
     Raises
     ------
     LabelError
-        If the file as a whole cannot be read; nothing was imported then.
+        The file as a whole cannot be read; nothing was imported.
     """
     path = Path(path)
     if wrong := name_flaw(annotator):
-        raise LabelError(f"`annotator` must be the name of a person, for the lines that do not name one; this {wrong}")
+        raise LabelError(f"`annotator` must be the name of a person, for lines that do not name one; this {wrong}")
     written = format_of(path, file_format, campaign.settings.classes)
-    # Read as another format, a file is another one: whoever forgot to name it must be able to say it now.
+    # The format is part of the digest: a file read once in a wrong format can be imported again in the right one.
     digest = digest_of(path) if file_format is None else f"{digest_of(path)} {_format_name(file_format)}"
     file = AnswerFile(_name_of(path), digest, shown_name(annotator), take_conflicts=conflicts == "take")
     known = campaign.import_seen(digest, file.annotator)
@@ -361,7 +380,7 @@ def read_answers(
 
 
 def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_format: str | Format | None = None) -> int:
-    """Take the labelled lines of a file as gold records, all of them or none; lines without a label are left alone.
+    """Add the labelled lines of a file as gold records, all of them or none; lines without a label are skipped.
 
     Parameters
     ----------
@@ -371,17 +390,17 @@ def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_forma
         The campaign's pool.
     file_format : str or Format, optional
         One of `FORMATS`, ``module:object``, an installed plug-in of the group ``dal.formats``, or an object. Default:
-        by the ending of `path`.
+        by the suffix of `path`.
 
     Returns
     -------
     int
-        Gold records that were not there before.
+        Number of new gold records.
 
     Raises
     ------
     LabelError
-        If the file cannot be read, or a line cannot be a gold record: an unknown record or class, a skipped one, one
+        The file cannot be read, or a line cannot be a gold record: an unknown record or class, a skipped record, one
         that was asked or answered before.
     """
     path = Path(path)
@@ -390,16 +409,30 @@ def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_forma
     known = []
     for answer in reading.answers():
         if answer.label is None:
-            raise LabelError(f"{answer.record_id} is skipped here: a gold record needs its label")
+            raise LabelError(f"a gold record must have a label, got {answer.record_id} skipped; label or remove it")
         known.append((answer.row, answer.record_id, answer.label))
     if reading.rejected:
         first = reading.rejected[0]
-        raise LabelError(f"{first.place}: {first.record_id}: {first.reason}; no gold record was taken")
+        raise LabelError(f"{first.place}: {first.record_id}: {first.reason}; no gold record was added")
     return campaign.add_gold(known, n_rows=reading.pool.n_rows)
 
 
 class Reading:
-    """One pass over a file: gives its answers, and keeps count of the lines that are none."""
+    """One pass over a file that yields its answers and counts the other lines.
+
+    Parameters
+    ----------
+    path : Path
+    written : Format
+        Format of the file.
+    classes : tuple of str
+        Classes of the campaign.
+    pool : Records
+    annotator : str
+        Name for the lines that do not name one.
+    is_known : callable, optional
+        Returns whether the campaign knows a person of this name.
+    """
 
     def __init__(
         self,
@@ -410,7 +443,7 @@ class Reading:
         annotator: str,
         is_known: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        # The records that a file tells of may have been appended since this process opened the pool.
+        # The file may name records that were appended after this process opened the pool.
         self.path, self.format, self.pool, self.annotator = path, written, pool.refreshed(), annotator
         self._is_known = is_known
         self.classes = Classes(classes)
@@ -418,7 +451,7 @@ class Reading:
         self.rejected: list[Rejected] = []
 
     def answers(self, progress: Callable[[int], None] | None = None) -> Iterator[Answer]:
-        """Give the answers of the lines that are fit."""
+        """Yield the answers of the valid lines."""
         lines = self._lines()
         while block := list(islice(lines, _AT_ONCE)):
             record_ids, rows = self._found([line.record_id for line in block])
@@ -430,16 +463,17 @@ class Reading:
                 progress(self.fit)
 
     def report(self, imported: Imported) -> ImportReport:
-        """Say what became of the lines, once the campaign has taken the answers."""
+        """Return what happened to the lines, once the campaign has imported the answers."""
         counts = imported.counts
         torn = [
             Rejected(
                 each.line,
                 self.format.place(each.line),
                 each.record_id,
-                f"{each.annotator!r} gives different answers to this record between "
-                f"{self.format.place(each.first_line)} and {self.format.place(each.last_line)}: leave one; none was "
-                "taken",
+                f"{each.annotator!r} answers this record differently between "
+                f"{self.format.place(each.first_line)} and {self.format.place(each.last_line)}; leave one answer, "
+                "none was "
+                "imported",
             )
             for each in imported.contradictions
         ]
@@ -463,23 +497,23 @@ class Reading:
                 self._count(line)
                 continue
             status = folded(line.status)
-            said = line._replace(
+            answered = line._replace(
                 label="" if self._is_blank(line.label) else line.label, status="" if status in MISSING else status
             )
-            if not said.record_id:
-                self._reject(said, "no record_id")
-            elif self._is_answer(said):
-                yield said
+            if not answered.record_id:
+                self._reject(answered, "no record_id")
+            elif self._is_answer(answered):
+                yield answered
 
     def _is_blank(self, label: str) -> bool:
-        """Say whether a label is none: empty, or what another program writes for that, and no class's name."""
+        """Check whether a label is missing: empty, or a text for missing values that is no class."""
         try:
             return self._code(label) == UNLABELLED
         except LabelError:
             return False
 
     def _code(self, label: str) -> int:
-        """Find a class; a guard may be the name's own, and may have come from CSV into another format."""
+        """Return the code of a class; an apostrophe may belong to the name, or be a guard from CSV."""
         own = self.format.own(label)
         try:
             return self.classes.find(own)
@@ -490,7 +524,7 @@ class Reading:
             return self.classes.find(other)
 
     def _annotator(self, written: str) -> str:
-        """Find who gave an answer: a name that nobody has may be what a program made of another, or of no name."""
+        """Return who gave an answer; an unknown name may be a program's rewriting of another name, or of none."""
         name = self.format.own(written)
         if name.strip() in _NO_NAMES and not self._is_known(name):
             return self.annotator
@@ -502,22 +536,22 @@ class Reading:
         return shown_name(name) or self.annotator
 
     def _is_answer(self, line: Line) -> bool:
-        """Sort out what is pending or contradicts itself, before anything is looked up."""
+        """Check that a line is an answer; count a pending one, and reject one that contradicts itself."""
         match bool(line.label), line.status:
             case False, "" | "pending":
                 self.pending += 1
             case (True, "" | "submitted") | (False, "skipped"):
                 return True
             case True, "skipped" | "pending":
-                self._reject(line, f"both the label {line.label!r} and the status {line.status!r}: leave one")
+                self._reject(line, f"both the label {line.label!r} and the status {line.status!r}; leave one")
             case False, "submitted":
-                self._reject(line, "the status 'submitted' and no label: give one, or clear the status")
+                self._reject(line, "the status 'submitted' without a label; add one, or clear the status")
             case _:
-                self._reject(line, f"the status {line.status!r}: 'submitted', 'skipped' or nothing was expected")
+                self._reject(line, f"the status must be 'submitted', 'skipped' or empty, got {line.status!r}")
         return False
 
     def _found(self, texts: list[str]) -> tuple[list[str], list[int]]:
-        """Look record ids up, as they are written first, then as other programs may have rewritten them."""
+        """Return record ids with their rows; look each up as written, then as other programs may have rewritten it."""
         ids, rows = [self.format.own(text) for text in texts], np.full(len(texts), -1, dtype=np.int64)
         readings = [_readings(own, text) for own, text in zip(ids, texts, strict=True)]
         for turn in range(max(map(len, readings))):
@@ -532,7 +566,7 @@ class Reading:
 
     def _answer(self, line: Line, record_id: str, row: int) -> Answer | None:
         if row < 0:
-            self._reject(line, "the pool has no such record: has a spreadsheet changed the id, such as 007 into 7?")
+            self._reject(line, "the pool has no such record; has a spreadsheet changed the id, such as 007 into 7?")
             return None
         annotator = self._annotator(line.annotator)
         if wrong := name_flaw(annotator):
@@ -564,7 +598,7 @@ class Reading:
 
     def _unknown(self, label: str, reason: str) -> str:
         if len(self.rejected) >= LISTED:
-            return ""  # not listed any more, and looking for alike names among many classes takes long
+            return ""  # the line is not listed, and comparing with many class names is slow
         names = self.classes.names
         close = difflib.get_close_matches(label.lower(), [name.lower() for name in names], n=1)
         alike = [name for name in names if [name.lower()] == close]
@@ -584,19 +618,19 @@ class Reading:
     def _conflict(self, conflict: Conflict) -> Rejected:
         names = {code: repr(name) for code, name in enumerate(self.classes.names)} | {
             SKIPPED: "skipped",
-            RETRACTED: "taken back",
+            RETRACTED: "retracted",
         }
         return Rejected(
             conflict.line,
             self.format.place(conflict.line),
             conflict.record_id,
-            f"{names[conflict.label]} here, and {names[conflict.label_elsewhere]} by {conflict.annotator!r} from "
-            f"{conflict.source_elsewhere} at {conflict.answered_at}, after the file was exported: kept out",
+            f"{names[conflict.label]} here, but {names[conflict.label_elsewhere]} by {conflict.annotator!r} from "
+            f"{conflict.source_elsewhere} at {conflict.answered_at}, after the file was exported; kept out",
         )
 
 
 def _readings(own: str, text: str) -> list[str]:
-    """List the record ids that a text may stand for, the likeliest first.
+    """Return the record ids that a text may stand for, the likeliest first.
 
     Examples
     --------
@@ -604,18 +638,18 @@ def _readings(own: str, text: str) -> list[str]:
     (['192.0', '192'], ['=1', "'=1"])
     """
     likely = [own, text, text.strip(), composed(text), unicodedata.normalize("NFD", text)]
-    # A file that was written as CSV may have become another one, guards and all.
+    # A CSV file may have been converted to another format, guards included.
     likely += [whole(text), unguarded(text)]
     return list(dict.fromkeys(each for each in likely if each))
 
 
 def _name_of(path: Path) -> str:
-    """Give a file's name as a database can keep it: bytes that are no UTF-8 are escaped."""
+    """Return a file's name as a database can store it: bytes that are no UTF-8 are escaped."""
     return path.name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def digest_of(path: Path) -> str:
-    """Take the SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     for block in bytes_of(path):
         digest.update(block)

@@ -1,10 +1,11 @@
-"""Formats of files of answers: what turns bytes into lines, and records into bytes.
+"""Formats of files of answers: from bytes to lines, and from records to bytes.
 
-A format knows how a file is written, and nothing of what its lines mean to a campaign: that is decided in one place,
-`dal.exchange.files`, for all of them.
+A format knows how a file is written, and nothing of what its lines mean to a campaign: `dal.exchange.files` decides
+that for all formats.
 
-CSV files are UTF-8 with a byte order mark, because Excel reads UTF-8 only where it sees one and would save record ids
-with accents as other ids. What a spreadsheet would run as a formula is guarded, see `dal.texts`.
+CSV files are UTF-8 with a byte order mark. Without one Excel takes UTF-8 for another encoding, and saves record ids
+with
+accents as other ids. Texts that a spreadsheet would run as formulas are guarded, see `dal.texts`.
 """
 
 import codecs
@@ -32,11 +33,11 @@ from dal.texts import as_seconds, as_time, brief, flaw, folded, guarded, parsed,
 
 COLUMNS = ("record_id", "label", "status", "annotator")
 CELL_CHARACTERS = 32_000
-"""Excel breaks cells above 32,767 characters, and with them the rest of the line."""
+"""Longest cell: beyond 32,767 characters Excel breaks the cell and the rest of the line."""
 
-# A cell may hold a document, but a quotation mark that was left open must not fill memory with the rest of a file.
+# A cell may hold a document, but an unclosed quotation mark must not load the rest of the file into memory.
 _CELL_MOST = 1 << 26
-_KEYS_MOST = 200  # of an object, beyond which it was not written by hand
+_KEYS_MOST = 200  # keys of an object; with more, none are looked up by similar spelling
 csv.field_size_limit(max(csv.field_size_limit(), _CELL_MOST))
 
 _PACKED = {
@@ -49,13 +50,13 @@ _PACKED = {
     b"PAR1": "a Parquet file",
 }
 _ANSWERS = ("accept", "reject", "ignore")
-# Columns by which a table that Label Studio exported is known.
+# Columns that identify a table exported by Label Studio.
 _TIMES: tuple[str, ...] = ("created_at", "updated_at", "lead_time")
 _LABEL_STUDIO = ("annotation_id", "annotator", "lead_time")
 
 
 class Line(NamedTuple):
-    """What a file says of one record, as it is written there."""
+    """One record of a file, as written there."""
 
     number: int
     record_id: str
@@ -69,7 +70,7 @@ class Line(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A line that was not taken: its number, where that is in the file, its record, and why."""
+    """A rejected line: its number, its place in the file, its record, and the reason."""
 
     line: int
     place: str
@@ -78,7 +79,7 @@ class Rejected(NamedTuple):
 
 
 class Known(NamedTuple):
-    """An answer that is there already, as a file shows it."""
+    """An existing answer, as a file shows it."""
 
     label: str
     status: str
@@ -86,9 +87,9 @@ class Known(NamedTuple):
 
 
 class Item(NamedTuple):
-    """A record on its way out.
+    """A record to be exported.
 
-    `shown` are its display fields, `image` is a data URI where the pool holds pictures.
+    `shown` are its display fields. `image` is a data URI where the pool holds pictures.
     """
 
     asked: Asked
@@ -99,26 +100,26 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a file says of the batch beside its records."""
+    """What a file holds of the batch besides its records."""
 
     batch: str
     round: int
     classes: tuple[str, ...]
     fields: tuple[str, ...]
     overlap: int
-    """Annotators that are to answer each record."""
+    """Annotators who are to answer each record."""
     kinds: Mapping[str, str] = one_of_dataclass(default_factory=dict)
-    """Of the display fields, where the pool knows them: a block may hold nothing but gaps."""
+    """Kinds of the display fields, where the pool knows them: a block may hold only gaps."""
 
 
 class Format(Protocol):
-    r"""A way to write files of answers: how a file is written, and nothing of what its lines mean to a campaign.
+    r"""A format of files of answers: how a file is written, and nothing of what its lines mean to a campaign.
 
-    A format of one's own subclasses this one, and takes from it what it has no need to change.
+    A custom format subclasses this one and inherits the methods that it need not change.
 
     See Also
     --------
-    dal.testing.FormatContract : the tests to subclass for a format of one's own.
+    dal.testing.FormatContract : the tests to subclass for a custom format.
 
     Examples
     --------
@@ -129,15 +130,15 @@ class Format(Protocol):
     ...
     ...     def write(self, file, sheet, blocks):
     ...         items = [item for block in blocks for item in block]
-    ...         said = [(item.asked.record_id, *each) for item in items for each in item.known or [Known("", "", "")]]
-    ...         file.write("".join("\t".join(line) + "\n" for line in said).encode())
-    ...         return len(said)
+    ...         rows = [(item.asked.record_id, *each) for item in items for each in item.known or [Known("", "", "")]]
+    ...         file.write("".join("\t".join(line) + "\n" for line in rows).encode())
+    ...         return len(rows)
     >>> Tabbed().place(3)
     'line 3'
     """
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
-        """Read the lines of a file.
+        """Yield the lines of a file.
 
         Parameters
         ----------
@@ -146,12 +147,12 @@ class Format(Protocol):
         Yields
         ------
         Line or Rejected
-            In the order of the file; a line that cannot be read is rejected, and the others are given.
+            In the order of the file; an unreadable line comes as `Rejected`.
 
         Raises
         ------
         LabelError
-            If the file as a whole is not of this format.
+            The file as a whole is not of this format.
         """
         raise NotImplementedError
 
@@ -173,11 +174,11 @@ class Format(Protocol):
         raise NotImplementedError
 
     def place(self, number: int) -> str:
-        """Return where in the file a line is, for messages."""
+        """Return the place in the file of a line, for messages."""
         return f"line {number}"
 
     def own(self, text: str) -> str:
-        """Undo what writing did to a text, where a file may hold it undone as well."""
+        """Return the user's own text, without the guard that writing may have added."""
         return text
 
 
@@ -190,40 +191,42 @@ class Csv:
     Parameters
     ----------
     delimiter : str, default=","
-        What separates the columns that are written; reading finds it out.
+        Separator for writing; reading detects it.
     """
 
     def __init__(self, delimiter: str = ",") -> None:
         self._delimiter = delimiter
 
     def place(self, number: int) -> str:
-        """Name the place of a line."""
+        """Return the place of a line."""
         return f"line {number}"
 
     def own(self, text: str) -> str:
-        """Take off the apostrophe that hides a formula."""
+        """Remove the apostrophe that guards a formula."""
         return unguarded(text)
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
-        """Read the lines; columns are found by name, in any order, and others are left alone."""
+        """Yield the lines; columns are found by name, in any order, and others are ignored."""
         rows = _rows(path, _encoding(path))
         _, header = next(rows, (0, []))
         if not header:
-            raise LabelError(f"{path} is empty: a header with record_id and label was expected")
+            raise LabelError(
+                f"{path} must have a header with record_id and label, got an empty file; export the batch again"
+            )
         at, width = _positions(header, path), len(header)
         more = {name: header.index(name) for name in _TIMES if name in header}
         exported = all(name in header for name in _LABEL_STUDIO)
         for number, cells in rows:
             # A line cut short has its last columns empty; spreadsheets leave those out.
-            said = [cells[at[name]] if name in at and at[name] < len(cells) else "" for name in COLUMNS]
+            written = [cells[at[name]] if name in at and at[name] < len(cells) else "" for name in COLUMNS]
             if any(cells[width:]):
-                reason = f"{len(cells)} cells where the header has {width}: is a separator not in quotes?"
-                yield Rejected(number, self.place(number), unguarded(said[0]), reason)
+                reason = f"{len(cells)} cells where the header has {width}; put texts with separators into quotes"
+                yield Rejected(number, self.place(number), unguarded(written[0]), reason)
             elif exported:
-                told = {name: cells[column] for name, column in more.items() if column < len(cells)}
-                yield _from_label_studio(number, said, told)
+                times = {name: cells[column] for name, column in more.items() if column < len(cells)}
+                yield _from_label_studio(number, written, times)
             else:
-                record_id, label, status, annotator = said
+                record_id, label, status, annotator = written
                 yield Line(number, record_id, label.strip(), status, annotator)
 
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
@@ -243,21 +246,21 @@ class Csv:
 
 
 def csv_bytes(lines: Iterable[Sequence[str]], delimiter: str = ",") -> bytes:
-    """Write lines of guarded cells."""
+    """Return lines of guarded cells as CSV."""
     text = io.StringIO()
     csv.writer(text, delimiter=delimiter).writerows(lines)
     return text.getvalue().encode()
 
 
 def csv_cell(value: object) -> str:
-    """Write a value for a spreadsheet; numbers need no guard, and -1 is to stay a number."""
+    """Return a value as a spreadsheet cell; numbers are not guarded, so that -1 stays a number."""
     if not isinstance(value, str):
         return "" if value is None else str(value)
     return guarded(value if len(value) <= CELL_CHARACTERS else f"{value[:CELL_CHARACTERS]}…")
 
 
 def columns_for(fields: Sequence[str], own: Sequence[str] = COLUMNS) -> dict[str, str]:
-    """Name display fields in a file, so that none is taken for one of its own columns, in whatever letters.
+    """Return the column name of each display field, distinct from the file's own columns in any spelling.
 
     Examples
     --------
@@ -273,33 +276,33 @@ def columns_for(fields: Sequence[str], own: Sequence[str] = COLUMNS) -> dict[str
     return names
 
 
-def _from_label_studio(number: int, said: Sequence[str], told: Mapping[str, str]) -> Line | Rejected:
-    """Read a line of a table that Label Studio exported: it knows its annotators by number."""
-    record_id, label, _, annotator = said
+def _from_label_studio(number: int, written: Sequence[str], times: Mapping[str, str]) -> Line | Rejected:
+    """Read a line of a table that Label Studio exported, in which annotators are numbers."""
+    record_id, label, _, annotator = written
     if label.startswith("{"):  # several were chosen, or a choice of another page
         try:
             chosen = chosen_in(parsed(label))
         except ValueError:
             chosen = [label]
         if len(chosen) != 1:
-            return Rejected(number, f"line {number}", record_id, f"{len(chosen)} classes chosen, and one was expected")
+            return Rejected(number, f"line {number}", record_id, f"one class must be chosen, got {len(chosen)}")
         label = as_text(chosen[0]) or ""
     who = user(known) if (known := whole(annotator).strip()).isdecimal() else annotator
-    given = as_time(told.get("updated_at")) or as_time(told.get("created_at"))
+    given = as_time(times.get("updated_at")) or as_time(times.get("created_at"))
     try:
-        seconds = as_seconds(float(told.get("lead_time") or "nan"))
+        seconds = as_seconds(float(times.get("lead_time") or "nan"))
     except ValueError:
         seconds = None
     return Line(number, record_id, label.strip(), "", who, given, seconds)
 
 
 def user(number: object) -> str:
-    """Name an annotator of Label Studio's that is known by number."""
+    """Return the name of a Label Studio user who is known only by number."""
     return f"user {number}"
 
 
 def chosen_in(value: object) -> list[object]:
-    """Collect what was chosen: Label Studio writes a text, a list of them, or either as `choices` of an object."""
+    """Return the chosen classes: Label Studio writes a text, a list of texts, or either as `choices` of an object."""
     if isinstance(value, dict):
         value = value.get("choices")
     if value is None or value == "":
@@ -308,11 +311,13 @@ def chosen_in(value: object) -> list[object]:
 
 
 def _rows(path: Path, encoding: str) -> Iterator[tuple[int, list[str]]]:
-    """Give the cells of each line that has any, the header's first, and the number of the line they begin in."""
+    """Yield the cells of each non-empty line, the header first, with the number of the line that they begin in."""
     with path.open(encoding=encoding, newline="") as text:
         begins, delimiter = 1, ","
         while line := text.readline(1 << 16):
-            if found := re.fullmatch(r"\"?sep=(.)\"?\s*", line, re.IGNORECASE):  # Excel's own, and no line of the table
+            if found := re.fullmatch(
+                r"\"?sep=(.)\"?\s*", line, re.IGNORECASE
+            ):  # Excel's own line, not part of the table
                 begins, delimiter = begins + 1, found[1]
                 break
             if line.strip("\r\n"):
@@ -328,12 +333,12 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[int, list[str]]]:
                 begins = before + reader.line_num + 1
         except csv.Error as error:
             raise LabelError(
-                f"{path}, line {begins}: {error}. Is a quotation mark missing there or left open?"
+                f"{path}, line {begins}: {error}; close quotation marks, and double those within a text"
             ) from error
 
 
 def _delimiter(header: str) -> str:
-    """Find what separates the columns: spreadsheets write semicolons where the comma is the decimal sign."""
+    """Return the separator of the columns: spreadsheets write semicolons where the comma is the decimal sign."""
     for delimiter in ",;\t|":
         names = next(csv.reader([header], delimiter=delimiter), [])
         if {"record_id", "label"} <= {folded(name) for name in names}:
@@ -342,29 +347,31 @@ def _delimiter(header: str) -> str:
 
 
 def _positions(header: Sequence[str], path: Path) -> dict[str, int]:
-    """Find the columns: by their exact names first, so that a column of the user's own called Label is another one."""
+    """Return the position of each column, exact names first: a user's own column called Label stays another one."""
     at: dict[str, int] = {}
     for name in COLUMNS:
         alike = [place for place, written in enumerate(header) if folded(written) == name]
         exact = [place for place in alike if header[place] == name]
         found = exact or alike
         if len(found) > 1:
-            raise LabelError(f"{path} has the column {name!r} more than once: rename or remove the others")
+            raise LabelError(
+                f"{path} must have the column {name!r} once, got {len(found)}; rename or remove the others"
+            )
         if found:
             at[name] = found[0]
     if missing := [name for name in ("record_id", "label") if name not in at]:
-        named = ", ".join(header[:10]) or "none"
-        raise LabelError(f"{path} lacks the column {' and '.join(missing)}; its columns are {named}")
+        names = ", ".join(header[:10]) or "none"
+        raise LabelError(f"{path} must have the column {' and '.join(missing)}, got the columns {names}; rename them")
     return at
 
 
 def _encoding(path: Path) -> str:
-    """Find how a text is encoded: UTF-8, or UTF-16 as Excel's "Unicode Text" and PowerShell write it.
+    """Return the encoding of a text file: UTF-8, or UTF-16 as Excel's "Unicode Text" and PowerShell write it.
 
     Raises
     ------
     LabelError
-        If it is neither; the message names the line.
+        The file is in neither; the message names the line.
     """
     _, encoding = _begins(path)
     decoder, line = codecs.getincrementaldecoder(encoding)(), 1
@@ -374,57 +381,59 @@ def _encoding(path: Path) -> str:
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         line += error.object[: error.start].count(b"\n")
-        named = encoding.upper().removesuffix("-SIG")
-        raise LabelError(f"{path} is not {named}, in line {line}: save it as 'CSV UTF-8'") from error
+        expected = encoding.upper().removesuffix("-SIG")
+        raise LabelError(
+            f"{path} must be {expected}, got other bytes in line {line}; save it as 'CSV UTF-8'"
+        ) from error
     return encoding
 
 
 def opening(path: Path) -> bytes:
-    """Give the first sign of a JSON file.
+    """Return the first character of a JSON file.
 
     Raises
     ------
     LabelError
-        If the file is packed, or in UTF-16.
+        The file is packed, or in UTF-16.
     """
     first, encoding = _begins(path)
     if encoding == "utf-16":
-        raise LabelError(f"{path} is UTF-16: save it as UTF-8")
+        raise LabelError(f"{path} must be UTF-8, got UTF-16; save it as UTF-8")
     return first.lstrip()[:1]
 
 
 def _begins(path: Path) -> tuple[bytes, str]:
-    """Give the first bytes of a text file after its mark, and the encoding that the mark tells.
+    """Return the first bytes of a text file after its byte order mark, and the encoding by that mark.
 
     Raises
     ------
     LabelError
-        If they are those of a packed file, which is no text.
+        The file is packed, and no text.
     """
     first = next(bytes_of(path), b"")[:16]
     for mark, kind in _PACKED.items():
         if first.startswith(mark):
-            raise LabelError(f"{path} is {kind}, whatever its name says: unpack it, or save it as text")
+            raise LabelError(f"{path} must be text, got {kind}; unpack it, or save it as text")
     if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return first[2:], "utf-16"
     return first.removeprefix(codecs.BOM_UTF8), "utf-8-sig"
 
 
 def bytes_of(path: Path) -> Iterator[bytes]:
-    """Read a file in blocks."""
+    """Yield the blocks of a file."""
     try:
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 yield block
     except OSError as error:
-        raise LabelError(f"{path} cannot be read: {error.strerror}. Check the path") from error
+        raise LabelError(f"{path} cannot be read: {error.strerror}; check the path") from error
 
 
 # -- JSON lines --------------------------------------------------------------------------------------------------------
 
 
 class _Unfit(Exception):
-    """Why one object of a file is no line."""
+    """An object of a file that is no line, with the reason."""
 
     def __init__(self, record_id: str, reason: str) -> None:
         super().__init__(reason)
@@ -434,66 +443,67 @@ class _Unfit(Exception):
 class JsonLines:
     """One JSON object a line, with the names of the columns as keys."""
 
-    _telling: tuple[str, ...] = ("label", "status", "answer")
-    """Keys by which an object may say something: a file without any has called them otherwise."""
+    _answer_keys: tuple[str, ...] = ("label", "status", "answer")
+    """Keys for answers: a file without any of them must have called them differently."""
 
     def place(self, number: int) -> str:
-        """Name the place of a line."""
+        """Return the place of a line."""
         return f"line {number}"
 
     def own(self, text: str) -> str:
-        """Give the text: nothing was done to it."""
+        """Return the text unchanged: writing adds no guard."""
         return text
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
-        """Read the objects; other keys are left alone."""
+        """Yield the objects as lines; other keys are ignored."""
         if opening(path) == b"[":
-            raise LabelError(f"{path} is a JSON list, and one object a line was expected: name it .json")
-        read = telling = False
+            raise LabelError(f"{path} must hold one object a line, got a JSON list; name it .json")
+        read = answered = False
         for number, text in enumerate(_lines_of(path), start=1):
             if not text.strip():
                 continue
             try:
-                said = _by_column(_parsed(text))
-                read, telling = True, telling or any(key in said for key in self._telling)
-                yield self._line(number, said)
+                fields = _by_column(_parsed(text))
+                read, answered = True, answered or any(key in fields for key in self._answer_keys)
+                yield self._line(number, fields)
             except _Unfit as unfit:
                 yield Rejected(number, self.place(number), unfit.record_id, unfit.reason)
-        if read and not telling:
-            raise LabelError(f"{path} lacks the key label: no object has it")
+        if read and not answered:
+            raise LabelError(f"{path} must have the key label, got no object with it; rename the key")
 
-    def _line(self, number: int, said: dict[str, Any]) -> Line:
-        record_id = as_text(said.get("record_id"))
-        if said.get("answer") in _ANSWERS and "status" not in said:  # where a rejected class stands as `label`, too
-            raise _Unfit(record_id or "", "is a task of Prodigy's: name the format, prodigy")
+    def _line(self, number: int, fields: dict[str, Any]) -> Line:
+        record_id = as_text(fields.get("record_id"))
+        # Prodigy keeps a rejected class in `label`, which must not be read as an answer.
+        if fields.get("answer") in _ANSWERS and "status" not in fields:
+            raise _Unfit(record_id or "", "is a task of Prodigy's; name the format, prodigy")
         if record_id is None:
             raise _Unfit("", "no record_id, as a text or a whole number")
-        label = as_label(said.get("label"))
+        label = as_label(fields.get("label"))
         if label is None:
-            raise _Unfit(record_id, f"label is {brief(said['label'])}, and a text was expected")
-        status, annotator = (_optional_text(said, name, record_id) for name in COLUMNS[2:])
+            raise _Unfit(record_id, f"label must be a text, got {brief(fields['label'])}")
+        status, annotator = (_optional_text(fields, name, record_id) for name in COLUMNS[2:])
         return Line(
             number,
             record_id,
             label,
             status,
             annotator,
-            as_time(said.get("answered_at")),
-            as_seconds(said.get("lead_time")),
-            as_text(said.get("skip_reason")) if status == "skipped" else None,
+            as_time(fields.get("answered_at")),
+            as_seconds(fields.get("lead_time")),
+            as_text(fields.get("skip_reason")) if status == "skipped" else None,
         )
 
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
-        """Write an object for each answer, or one without a label."""
+        """Write an object for each answer, or one without a label, and return their number."""
         lines = 0
         for block in blocks:
             for item in block:
-                for said in self._said(sheet, item):
-                    file.write(json.dumps(said, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                for fields in self._objects(sheet, item):
+                    file.write(json.dumps(fields, ensure_ascii=False, allow_nan=False).encode() + b"\n")
                     lines += 1
         return lines
 
-    def _said(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
+    def _objects(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
         shown = {name: as_json(item.shown[field]) for field, name in columns_for(sheet.fields).items()}
         for answer in item.known or (Known("", "", ""),):
             yield dict(zip(COLUMNS, (item.asked.record_id, *(text or None for text in answer)), strict=True)) | shown
@@ -506,40 +516,40 @@ def _lines_of(path: Path) -> Iterator[bytes]:
             yield first.removeprefix(codecs.BOM_UTF8)
             yield from file
     except OSError as error:
-        raise LabelError(f"{path} cannot be read: {error.strerror}. Check the path") from error
+        raise LabelError(f"{path} cannot be read: {error.strerror}; check the path") from error
 
 
 def _parsed(text: bytes) -> dict[str, Any]:
     try:
-        said = parsed(text)
+        fields = parsed(text)
     except ValueError as error:
         raise _Unfit("", str(error)) from error
-    if not isinstance(said, dict):
-        raise _Unfit("", "is no JSON object")
-    return said
+    if not isinstance(fields, dict):
+        raise _Unfit("", "is not a JSON object")
+    return fields
 
 
-def _by_column(said: dict[str, Any]) -> dict[str, Any]:
-    """Name the columns of an object as they are called, as `_positions` does: exact names count first."""
-    missing = [name for name in COLUMNS if name not in said]
-    if not missing or len(said) > _KEYS_MOST:
-        return said
-    spelt = {folded(key): key for key in reversed(said)}
-    return said | {name: said[spelt[name]] for name in missing if name in spelt}
+def _by_column(fields: dict[str, Any]) -> dict[str, Any]:
+    """Add to an object the columns under their names, found by similar spelling as in `_positions`; exact names win."""
+    missing = [name for name in COLUMNS if name not in fields]
+    if not missing or len(fields) > _KEYS_MOST:
+        return fields
+    spelt = {folded(key): key for key in reversed(fields)}
+    return fields | {name: fields[spelt[name]] for name in missing if name in spelt}
 
 
-def _optional_text(said: dict[str, Any], name: str, record_id: str) -> str:
-    value = said.get(name)
+def _optional_text(fields: dict[str, Any], name: str, record_id: str) -> str:
+    value = fields.get(name)
     text = "" if is_missing(value) else as_text(value)
     if text is None:
-        raise _Unfit(record_id, f"{name} is {brief(value)}, and a text was expected")
+        raise _Unfit(record_id, f"{name} must be a text, got {brief(value)}")
     return text
 
 
 def as_text(value: object) -> str | None:
-    """Give a text, or a whole number as text; None for anything else, and for what cannot be kept as a text.
+    """Return a text, or a whole number as text; None for anything else, and for texts that cannot be stored.
 
-    Where a column had gaps, other programs made 192.0 of 192: it is given so, and whoever knows the ids tells.
+    Programs make 192.0 of 192 in a column with gaps. It is returned as such; the caller knows the ids and decides.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -555,7 +565,7 @@ def as_text(value: object) -> str | None:
 
 
 def as_label(value: object) -> str | None:
-    """Give a label as text, also one that is a truth value or a number; None for what can be none."""
+    """Return a label as text, also a truth value or a number; None for values that cannot be labels."""
     if is_missing(value):
         return ""
     if isinstance(value, bool):
@@ -566,7 +576,7 @@ def as_label(value: object) -> str | None:
 
 
 def as_json(value: object) -> object:
-    """Give a display value as JSON can hold it: NaN and infinity are null."""
+    """Return a display value as JSON can hold it: NaN and infinity become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -574,52 +584,53 @@ def as_json(value: object) -> object:
 
 
 class Prodigy(JsonLines):
-    """Prodigy's tasks, one JSON object a line, for its interface ``choice``; those of its binary ones are read as well.
+    """Prodigy's tasks, one JSON object a line, for its interface ``choice``; those of its binary ones are read too.
 
-    An accepted choice is a label, and ``ignore`` a skipped record. Nothing chosen is no label. Where the task asked
-    one class yes or no, ``reject`` is the other class if there are two, and no label if there are more.
+    An accepted choice is a label, and ``ignore`` a skipped record. An accepted task without a choice is rejected. If
+    the task
+    asked about one class, ``reject`` means the other class of two, and is no label among more.
     """
 
-    _telling = ("answer", "options", "text")
+    _answer_keys = ("answer", "options", "text")
 
     def __init__(self, classes: tuple[str, ...]) -> None:
         self.classes = Classes(classes)
 
-    def _line(self, number: int, said: dict[str, Any]) -> Line:
-        meta = said.get("meta")
-        record_id = as_text((meta if isinstance(meta, dict) else {}).get("record_id", said.get("record_id")))
+    def _line(self, number: int, fields: dict[str, Any]) -> Line:
+        meta = fields.get("meta")
+        record_id = as_text((meta if isinstance(meta, dict) else {}).get("record_id", fields.get("record_id")))
         if record_id is None:
             raise _Unfit("", "no record_id, in `meta` or beside it, as a text or a whole number")
-        annotator = said.get("_annotator_id") or said.get("_session_id") or ""
+        annotator = fields.get("_annotator_id") or fields.get("_session_id") or ""
         if (name := as_text(annotator)) is None:
-            raise _Unfit(record_id, "_annotator_id is no text")
-        answer = said.get("answer")
+            raise _Unfit(record_id, "_annotator_id must be a text")
+        answer = fields.get("answer")
         if answer is None:
             return Line(number, record_id)
         if answer == "ignore":
-            return Line(number, record_id, "", "skipped", name, as_time(said.get("_timestamp")))
-        label = self._label(said, record_id, answer)
-        return Line(number, record_id, label, "submitted", name, as_time(said.get("_timestamp")))
+            return Line(number, record_id, "", "skipped", name, as_time(fields.get("_timestamp")))
+        label = self._label(fields, record_id, answer)
+        return Line(number, record_id, label, "submitted", name, as_time(fields.get("_timestamp")))
 
-    def _label(self, said: dict[str, Any], record_id: str, answer: object) -> str:
-        chosen = said.get("accept")
+    def _label(self, fields: dict[str, Any], record_id: str, answer: object) -> str:
+        chosen = fields.get("accept")
         match answer, chosen:
             case "accept", [one]:
                 label = as_label(one)
             case "accept", []:
-                raise _Unfit(record_id, "accepted with nothing chosen, which is no label")
+                raise _Unfit(record_id, "one class must be chosen, got 0")
             case "accept", [*several]:
-                raise _Unfit(record_id, f"{len(several)} classes chosen, and one was expected")
+                raise _Unfit(record_id, f"one class must be chosen, got {len(several)}")
             case "accept", None:
-                label = as_label(said.get("label"))
-            case "reject", None if "label" in said and "options" not in said:
-                label = self._other(record_id, said["label"])
+                label = as_label(fields.get("label"))
+            case "reject", None if "label" in fields and "options" not in fields:
+                label = self._other(record_id, fields["label"])
             case "reject", _:
-                raise _Unfit(record_id, "rejected, which says of no class that it is the right one")
+                raise _Unfit(record_id, "rejected, and so without a class; accept one, or ignore the task")
             case _:
-                raise _Unfit(record_id, f"the answer {_quoted(answer)}: accept, reject or ignore was expected")
+                raise _Unfit(record_id, f"answer must be accept, reject or ignore, got {_quoted(answer)}")
         if not label:
-            raise _Unfit(record_id, "accepted, and no class is named in `accept` or `label`")
+            raise _Unfit(record_id, "accepted, but `accept` and `label` name no class")
         return label
 
     def _other(self, record_id: str, rejected: object) -> str:
@@ -633,7 +644,7 @@ class Prodigy(JsonLines):
             raise _Unfit(record_id, f"{_quoted(rejected)} was rejected, which leaves {left} classes and is no label")
         return names[1 - code]
 
-    def _said(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
+    def _objects(self, sheet: Sheet, item: Item) -> Iterator[dict[str, object]]:
         own = {"record_id": item.asked.record_id, "batch": sheet.batch, "round": sheet.round}
         names = columns_for(sheet.fields, tuple(own))
         texts = [name for name in sheet.fields if isinstance(item.shown[name], str)]
@@ -647,8 +658,8 @@ class Prodigy(JsonLines):
         if not item.known:
             yield task
         for answer in item.known:
-            said = {"answer": "ignore", "accept": []} if not answer.label else {"answer": "accept"}
-            yield task | {"accept": [answer.label]} | said | {"_annotator_id": answer.annotator}
+            verdict = {"answer": "ignore", "accept": []} if not answer.label else {"answer": "accept"}
+            yield task | {"accept": [answer.label]} | verdict | {"_annotator_id": answer.annotator}
 
 
 def _quoted(value: object) -> str:
@@ -662,15 +673,15 @@ class Parquet:
     """A Parquet file with the four columns."""
 
     def place(self, number: int) -> str:
-        """Name the place of a line."""
+        """Return the place of a line."""
         return f"table row {number}"
 
     def own(self, text: str) -> str:
-        """Give the text: nothing was done to it."""
+        """Return the text unchanged: writing adds no guard."""
         return text
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
-        """Read the rows of the table, the first of which is row 1; other columns are left alone."""
+        """Yield the rows of the table, counted from 1; other columns are ignored."""
         try:
             with pa.parquet.ParquetFile(path) as file:
                 yield from self._lines(file, path)
@@ -686,33 +697,37 @@ class Parquet:
         for batch in file.iter_batches(4096, columns=list(at.values())):
             values = {name: batch.column(column).to_pylist() for name, column in at.items()}
             empty = [None] * batch.num_rows
-            for said in zip(*(values.get(name, empty) for name in COLUMNS), strict=True):
+            for values_of_row in zip(*(values.get(name, empty) for name in COLUMNS), strict=True):
                 number += 1
-                yield self._line(number, dict(zip(COLUMNS, said, strict=True)))
+                yield self._line(number, dict(zip(COLUMNS, values_of_row, strict=True)))
 
-    def _line(self, number: int, said: dict[str, Any]) -> Line | Rejected:
-        record_id, label = as_text(said["record_id"]), as_label(said["label"])
-        if record_id is None and not is_missing(said["record_id"]):
-            return Rejected(number, self.place(number), "", f"record_id is {brief(said['record_id'])}, which is no id")
+    def _line(self, number: int, fields: dict[str, Any]) -> Line | Rejected:
+        record_id, label = as_text(fields["record_id"]), as_label(fields["label"])
+        if record_id is None and not is_missing(fields["record_id"]):
+            return Rejected(
+                number, self.place(number), "", f"record_id must be an id, got {brief(fields['record_id'])}"
+            )
         if label is None:
-            return Rejected(number, self.place(number), record_id or "", f"label is {brief(said['label'])}")
+            return Rejected(
+                number, self.place(number), record_id or "", f"label must be a text, got {brief(fields['label'])}"
+            )
         try:
-            status, annotator = (_optional_text(said, name, record_id or "") for name in COLUMNS[2:])
+            status, annotator = (_optional_text(fields, name, record_id or "") for name in COLUMNS[2:])
         except _Unfit as unfit:
             return Rejected(number, self.place(number), unfit.record_id, unfit.reason)
         return Line(number, record_id or "", label, status, annotator)
 
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
-        """Write the four columns and the display fields, a row group for each block."""
+        """Write the four columns and the display fields, a row group for each block, and return the number of lines."""
         lines, writer = 0, None
         names = [*COLUMNS, *columns_for(sheet.fields).values()]
         for block in _or_one_empty(blocks):
-            said = [
+            rows = [
                 (item.asked.record_id, *(text or None for text in answer), *(item.shown[name] for name in sheet.fields))
                 for item in block
                 for answer in item.known or (Known("", "", ""),)
             ]
-            columns = list(zip(*said, strict=True)) if said else [()] * len(names)
+            columns = list(zip(*rows, strict=True)) if rows else [()] * len(names)
             if writer is None:
                 shown = zip(sheet.fields, columns[len(COLUMNS) :], strict=True)
                 kinds = [pa.string()] * len(COLUMNS) + [arrow_type(sheet.kinds.get(name), each) for name, each in shown]
@@ -720,7 +735,7 @@ class Parquet:
                 writer = pa.parquet.ParquetWriter(file, schema)
             arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=True)]
             writer.write_batch(pa.record_batch(arrays, schema=schema))
-            lines += len(said)
+            lines += len(rows)
         assert writer is not None
         writer.close()
         return lines
@@ -736,7 +751,7 @@ def _or_one_empty(blocks: Iterable[list[Item]]) -> Iterator[list[Item]]:
 
 
 def arrow_type(kind: str | None, values: Iterable[object]) -> "pa.DataType":
-    """Return the Arrow type of a display field: of its kind, else of some of its values."""
+    """Return the Arrow type of a display field: that of its kind, else that of some of its values."""
     if kind is not None:
         return pa.string() if kind == "text" else ARROW_TYPES[kind]
     found = pa.array(values).type
@@ -746,4 +761,4 @@ def arrow_type(kind: str | None, values: Iterable[object]) -> "pa.DataType":
 def _refuse_kind(name: str, kind: "pa.DataType", path: Path) -> None:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_nested(value) or pa.types.is_temporal(value):
-        raise LabelError(f"{path}: the column {name!r} holds {kind}; texts were expected, or whole numbers")
+        raise LabelError(f"{path}: the column {name!r} must hold texts or whole numbers, got {kind}; convert it")

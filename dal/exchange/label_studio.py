@@ -1,8 +1,8 @@
 """Label Studio's JSON: tasks with predictions out, exported annotations in, and the labelling page of a project.
 
-What its server does and does not check was seen with version 1.23: it takes classes that the project does not have,
-several annotations of one person to one task, and the same task any number of times. So a task carries the record id
-and the batch in its data, and everything is checked here on the way back.
+Version 1.23 of the server accepts classes that the project does not have, several annotations of one person for one
+task, and the same task any number of times. So a task carries the record id and the batch in its data, and every
+annotation is checked here on import.
 """
 
 import codecs
@@ -20,12 +20,12 @@ from dal.exchange.formats import Item, Line, Rejected, Sheet, as_json, as_label,
 from dal.texts import as_seconds, as_time, brief, composed, folded, parsed
 
 CONTROL = "label"
-"""Name of the labelling page's choice of a class; annotations refer to it."""
+"""Name of the class choice on the labelling page; annotations refer to it."""
 
-# What a task's data holds besides, and the name of the choice: a page's names are unique.
+# Keys of a task's data besides display fields, and the name of the choice: names on a page are unique.
 _OWN = (
     "record_id", "batch", "round", "image", CONTROL,
-    # The columns of its tables.
+    # Columns of the exported tables.
     "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "status",
 )  # fmt: skip
 _HOTKEYS = "1234567890"
@@ -37,14 +37,14 @@ _DEPTHS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 class LabelStudio:
     """A JSON file: a list of tasks to import there, or a project exported from there as JSON or JSON-MIN.
 
-    Exports of versions before 1.0, which call annotations completions, are read as well.
+    Exports of versions before 1.0, which call annotations completions, can be read as well.
 
     Parameters
     ----------
     annotators : mapping of int to str, optional
-        Names of the server's users. Those that are not in it are called ``user 7``.
+        Names of the server's users. Others are called ``user 7``.
     batches : str, optional
-        How the batches of the campaign begin; tasks of other campaigns are rejected.
+        Prefix of the campaign's batches; tasks of other campaigns are rejected.
     """
 
     def __init__(self, annotators: Mapping[int, str] | None = None, batches: str | None = None) -> None:
@@ -52,17 +52,17 @@ class LabelStudio:
         self._first, self._flat = array("q"), False
 
     def place(self, number: int) -> str:
-        """Say which annotation it is, as a JSON path: a file of JSON has no lines to go by."""
+        """Return the JSON path of an annotation: a JSON file has no lines to go by."""
         task = bisect_right(self._first, number) - 1
         within = "" if self._flat else f".annotations[{number - self._first[task]}]"
         return f"$[{task}]{within}"
 
     def own(self, text: str) -> str:
-        """Give the text: JSON needs no guard."""
+        """Return the text unchanged: JSON needs no guard."""
         return text
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
-        """Read the annotations; a task without any is one pending line."""
+        """Yield the annotations; a task without any is one pending line."""
         number = 1
         self._first, self._flat = array("q"), False
         for index, text in enumerate(_elements(path)):
@@ -80,9 +80,9 @@ class LabelStudio:
 
     def _task(self, number: int, place: str, task: object) -> Iterator[Line | Rejected]:
         if not isinstance(task, dict):
-            yield Rejected(number, place, "", "is no task with `data`")
+            yield Rejected(number, place, "", "is not a task with `data`")
             return
-        # As JSON-MIN, and as a table that another program wrote: one answer an object, the data beside it.
+        # JSON-MIN, or a table that another program wrote: one answer an object, with the data beside it.
         flat = not isinstance(task.get("data"), dict)
         data: dict[str, object] = task if flat else task["data"]
         record_id = as_text(data.get("record_id"))
@@ -100,55 +100,57 @@ class LabelStudio:
             return
         annotations = task.get("annotations") or task.get("completions") or []
         if not isinstance(annotations, list):
-            yield Rejected(number, place, record_id, "`annotations` is no list")
+            yield Rejected(number, place, record_id, "`annotations` must be a list")
             return
         for at, annotation in enumerate(annotations):
             yield self._annotation(number + at, f"{place}.annotations[{at}]", record_id, annotation)
         if not annotations:
             yield Line(number, record_id)
 
-    def _alone(self, number: int, place: str, record_id: str, said: dict[str, object]) -> Line | Rejected:
-        # A number is one of its users there; in a table of another program it is a name as any other.
-        exported = "annotation_id" in said
-        annotator = self._annotator(said.get("annotator")) if exported else as_text(said.get("annotator")) or ""
-        given = as_time(said.get("updated_at")) or as_time(said.get("created_at"))
-        seconds, chosen = as_seconds(said.get("lead_time")), chosen_in(said.get(CONTROL))
+    def _alone(self, number: int, place: str, record_id: str, fields: dict[str, object]) -> Line | Rejected:
+        # In an export a number is a user of the server; in a table of another program it is a name.
+        exported = "annotation_id" in fields
+        annotator = self._annotator(fields.get("annotator")) if exported else as_text(fields.get("annotator")) or ""
+        given = as_time(fields.get("updated_at")) or as_time(fields.get("created_at"))
+        seconds, chosen = as_seconds(fields.get("lead_time")), chosen_in(fields.get(CONTROL))
         label = "" if not chosen else as_label(chosen[0])
-        if exported and not chosen and not said.get("status"):
-            return Rejected(number, place, record_id, f"no class was chosen by the name {CONTROL!r}")
+        if exported and not chosen and not fields.get("status"):
+            return Rejected(number, place, record_id, f"a class must be chosen by the name {CONTROL!r}, got none")
         if len(chosen) > 1 or label is None:
-            return Rejected(number, place, record_id, f"the choice {brief(said.get(CONTROL))}: one class was expected")
-        status = as_text(said.get("status")) or ""
+            return Rejected(number, place, record_id, f"one class must be chosen, got {brief(fields.get(CONTROL))}")
+        status = as_text(fields.get("status")) or ""
         return Line(number, record_id, label, status, annotator, given, seconds)
 
-    def _annotation(self, number: int, place: str, record_id: str, said: object) -> Line | Rejected:
-        if not isinstance(said, dict):
-            return Rejected(number, place, record_id, "is no annotation")
-        annotator = self._annotator(said.get("completed_by"))
-        given = as_time(said.get("updated_at")) or as_time(said.get("created_at"))
-        seconds, suggested = as_seconds(said.get("lead_time")), bool(said.get("prediction"))
-        if said.get("was_cancelled") or said.get("skipped"):
+    def _annotation(self, number: int, place: str, record_id: str, fields: object) -> Line | Rejected:
+        if not isinstance(fields, dict):
+            return Rejected(number, place, record_id, "is not an annotation")
+        annotator = self._annotator(fields.get("completed_by"))
+        given = as_time(fields.get("updated_at")) or as_time(fields.get("created_at"))
+        seconds, suggested = as_seconds(fields.get("lead_time")), bool(fields.get("prediction"))
+        if fields.get("was_cancelled") or fields.get("skipped"):
             return Line(number, record_id, "", "skipped", annotator, given, seconds, None, suggested)
-        chosen = _choices(said.get("result"))
+        chosen = _choices(fields.get("result"))
         if len(chosen) != 1:
-            what = f"{len(chosen)} classes were chosen" if chosen else "no class was chosen"
-            return Rejected(number, place, record_id, f"{what}, and one was expected")
+            return Rejected(number, place, record_id, f"one class must be chosen, got {len(chosen)}")
         label = as_label(chosen[0])
         if not label:
-            return Rejected(number, place, record_id, f"the choice {brief(chosen[0])} is no text")
+            return Rejected(number, place, record_id, f"the choice must be a text, got {brief(chosen[0])}")
         return Line(number, record_id, label, "submitted", annotator, given, seconds, None, suggested)
 
     def _annotator(self, who: object) -> str:
         if isinstance(who, dict):
             return as_text(who.get("email")) or self._annotator(who.get("id"))
-        if isinstance(who, float) and who.is_integer():  # a table of pandas with a gap in it
+        if isinstance(who, float) and who.is_integer():  # pandas makes floats of a column with a gap
             who = int(who)
         if isinstance(who, int) and not isinstance(who, bool):
             return self._annotators.get(who, user(who))
         return as_text(who) or ""
 
     def write(self, file: io.RawIOBase, sheet: Sheet, blocks: Iterable[list[Item]]) -> int:
-        """Write tasks to import; those that have their answers stay out: no server knows who gave them."""
+        """Write tasks to import, and return their number; records with all their answers are left out.
+
+        A server could not attribute existing answers to their annotators.
+        """
         count = 0
         for block in blocks:
             for item in block:
@@ -160,45 +162,47 @@ class LabelStudio:
 
 
 def _elements(path: Path) -> Iterator[bytes]:
-    """Give the elements of a JSON list one by one, as they are written: a project of pictures does not fit into memory.
+    """Yield the elements of a JSON list one by one, unparsed: a project of pictures does not fit into memory.
 
-    They are cut and not read, so that one that is no JSON, or holds a number that no program reads, is refused alone.
+    Unparsed, so that an element that is not JSON, or holds a number that no program reads, is rejected alone.
     """
     if opening(path) != b"[":
         raise LabelError(
-            f"{path} is no JSON list of tasks: export the project from Label Studio as JSON, or write a list of "
-            "objects (pandas: orient='records'); objects that have a line each are named .jsonl"
+            f"{path} must be a JSON list of tasks; export the project from Label Studio as JSON, or write a list of "
+            "objects (pandas: orient='records'); objects on a line each are named .jsonl"
         )
-    told = 0
+    count = 0
     try:
         with path.open("rb") as file:
             buffer = file.read(_BLOCK).removeprefix(codecs.BOM_UTF8).lstrip()
             at, begin, depth = 1, 1, 1
             while True:
                 for token in _TOKENS.finditer(buffer, at):
-                    if token[0] == b'"':  # the text goes on in the next block
+                    if token[0] == b'"':  # the text continues in the next block
                         break
                     at = token.end()
                     depth += _DEPTHS.get(token[0], 0)
                     if not depth or (depth == 1 and token[0] == b","):
                         if (element := buffer[begin : at - 1]).strip():
                             yield element
-                            told += 1
+                            count += 1
                         begin = at
                     if not depth:
                         if (buffer[at:] + file.read()).strip():
-                            raise LabelError(f"{path} goes on after its list of {told:,} tasks: export it again")
+                            raise LabelError(
+                                f"{path} must end after its list of {count:,} tasks, got more; export it again"
+                            )
                         return
                 more = file.read(max(_BLOCK, len(buffer) - begin))
                 if not more:
-                    raise LabelError(f"{path} is damaged after {told:,} tasks, in $[{told}]: export it again")
+                    raise LabelError(f"{path} is damaged after {count:,} tasks, in $[{count}]; export it again")
                 buffer, at, begin = buffer[begin:] + more, at - begin, 0
     except OSError as error:
-        raise LabelError(f"{path} cannot be read: {error.strerror}. Check the path") from error
+        raise LabelError(f"{path} cannot be read: {error.strerror}; check the path") from error
 
 
 def _choices(result: object) -> list[object]:
-    """Collect what was chosen: by the control of this campaign's page, or by the only one of a page made by hand."""
+    """Return the chosen classes: by the control of this campaign's page, or by all choices of a page made by hand."""
     regions = [region for region in result if isinstance(region, dict)] if isinstance(result, list) else []
     choices = [region for region in regions if region.get("type") == "choices"]
     own = [region for region in choices if region.get("from_name") == CONTROL] or choices
@@ -212,7 +216,7 @@ def _choices(result: object) -> list[object]:
 
 
 def task(sheet: Sheet, item: Item) -> dict[str, object]:
-    """Give a record as a task, with the model's prediction where there is one.
+    """Return a record as a task, with the model's prediction where there is one.
 
     The prediction's score is the model's confidence: Label Studio can order by it, lowest first.
     """
@@ -232,12 +236,12 @@ def task(sheet: Sheet, item: Item) -> dict[str, object]:
 
 
 def choice(shown: str, label: str) -> list[dict[str, object]]:
-    """Give the result of a prediction or an annotation that chooses one class."""
+    """Return the result of a prediction or an annotation that chooses one class."""
     return [{"from_name": CONTROL, "to_name": shown, "type": "choices", "value": {"choices": [label]}}]
 
 
 def keys(fields: tuple[str, ...]) -> dict[str, str]:
-    """Name display fields in a task's data: plain words as they are, since its pages cannot refer to others."""
+    """Return the key of each display field in a task's data: plain words stay, because pages can refer to no others."""
     return {
         name: name
         if re.fullmatch(r"(?!field_\d)[A-Za-z_]\w*", name, re.ASCII) and folded(name) not in _OWN
@@ -247,7 +251,7 @@ def keys(fields: tuple[str, ...]) -> dict[str, str]:
 
 
 def labelling_page(sheet: Sheet, *, image: bool) -> str:
-    """Write the labelling page of a project: what is shown of a record, and the classes with their keys.
+    """Return the labelling page of a project: what is shown of a record, and the classes with their keys.
 
     Examples
     --------
@@ -281,12 +285,12 @@ def labelling_page(sheet: Sheet, *, image: bool) -> str:
 
 
 def shown_key(sheet: Sheet, *, image: bool) -> str:
-    """Name what the choice refers to: each annotation names it, too."""
+    """Return the key of the shown data that the choice, and each annotation, refers to."""
     return "image" if image else next(iter(keys(sheet.fields).values()), "record_id")
 
 
 def page_classes(label_config: str) -> tuple[str, set[str]] | None:
-    """Read from a labelling page what the choice `label` refers to, and its classes; None if it has no such choice."""
+    """Parse what the choice `label` of a labelling page refers to, and its classes; None if it has no such choice."""
     try:
         view = ET.fromstring(label_config)
     except ET.ParseError:

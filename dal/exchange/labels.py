@@ -1,4 +1,4 @@
-"""The labelled set, as a table that says where every label comes from."""
+"""The labelled set, as a table with the source of every label."""
 
 import codecs
 import json
@@ -36,7 +36,7 @@ ANSWER = pa.struct(
         ("late", pa.bool_()),
     ]
 )
-_TOLD = [ANSWER.field(at).name for at in range(ANSWER.num_fields)]
+_EVENT_FIELDS = [ANSWER.field(at).name for at in range(ANSWER.num_fields)]
 COLUMNS = pa.schema(
     [
         ("row", pa.int64()),
@@ -55,7 +55,7 @@ COLUMNS = pa.schema(
         ("model", pa.string()),
     ]
 )
-"""What `docs/exchange.md` tells of each column."""
+"""Columns of the table; `docs/exchange.md` describes each."""
 
 
 LABEL_FORMATS = ("parquet", "csv", "jsonl")
@@ -70,12 +70,13 @@ _SUFFIXES = {
 
 
 def write_labels(campaign: Campaign, pool: Records, path: str | Path, *, file_format: str | None = None) -> int:
-    """Write every record that has an answer, with its label and all that led to it, as Parquet, CSV or JSON lines.
+    """Write every answered record, with its label and its history, as Parquet, CSV or JSON lines.
 
-    The columns are those of `docs/exchange.md`, then the pool's display fields; a Parquet file has the campaign's id
-    and classes in its metadata, and a CSV file its lists as JSON. Records are in the order of their rows. A record
-    whose answers were all skipped or taken back has no label. Answers that come while the file is written are not in
-    it.
+    The columns are those of `docs/exchange.md`, then the pool's display fields. A Parquet file has the campaign's id
+    and
+    classes in its metadata; a CSV file has lists as JSON. Records are in the order of their rows. A record whose
+    answers
+    were all skipped or retracted has no label. Answers that arrive during the writing are not included.
 
     Parameters
     ----------
@@ -84,19 +85,19 @@ def write_labels(campaign: Campaign, pool: Records, path: str | Path, *, file_fo
         The campaign's pool.
     path : str or Path
     file_format : str, optional
-        One of `LABEL_FORMATS`. Default: by the ending of `path`.
+        One of `LABEL_FORMATS`. Default: by the suffix of `path`.
 
     Returns
     -------
     int
-        Records that have a label.
+        Number of records with a label.
 
     Raises
     ------
     LabelError
-        If the ending says none of the formats.
+        The suffix names none of the formats.
     CampaignError
-        If the file cannot be written.
+        The file cannot be written.
     """
     path = Path(path)
     sink = _sink(path, file_format)
@@ -117,13 +118,13 @@ def write_labels(campaign: Campaign, pool: Records, path: str | Path, *, file_fo
 
 
 class _Sink(Protocol):
-    """A way to write the table, some records at a time; there is a first batch, if an empty one."""
+    """A writer of the table in batches; there is at least one batch, possibly empty."""
 
     def write(self, file: BinaryIO, batch: "pa.RecordBatch") -> None:
         """Write records."""
 
     def close(self) -> None:
-        """Write what comes last."""
+        """Write the end of the file."""
 
 
 class _Parquet:
@@ -146,7 +147,7 @@ class _JsonLines:
             file.write(_json({name: as_json(value) for name, value in record.items()}).encode() + b"\n")
 
     def close(self) -> None:
-        """Do nothing: each line stands for itself."""
+        """Do nothing: lines need no end."""
 
 
 class _Csv:
@@ -161,11 +162,11 @@ class _Csv:
         file.write(csv_bytes(cells, self._delimiter))
 
     def close(self) -> None:
-        """Do nothing: each line stands for itself."""
+        """Do nothing: lines need no end."""
 
 
 def _cell(value: object) -> str:
-    # Nothing is cut, as the cells of a batch are for spreadsheets: the labelled set is for programs, too.
+    # Long texts are not cut, unlike in a batch for spreadsheets: programs read the labelled set.
     if isinstance(value, str):
         return guarded(value)
     return guarded(_json(value)) if isinstance(value, list | dict) else csv_cell(value)
@@ -227,7 +228,7 @@ def _record(
         "votes": len(agreeing),
         "annotators": sorted(name for name, event in last.items() if event.status == "submitted"),
         "answers": [
-            {name: getattr(event, name) for name in _TOLD}
+            {name: getattr(event, name) for name in _EVENT_FIELDS}
             | {"label": names[event.label], "suggested": names[event.suggested]}
             for event in events
         ],

@@ -1,4 +1,4 @@
-"""Batches to a Label Studio server and annotations back, by plain HTTP."""
+"""Batches to a Label Studio server and annotations back, over plain HTTP."""
 
 import json
 import secrets
@@ -22,14 +22,14 @@ from dal.exchange.label_studio import LabelStudio, labelling_page, page_classes,
 T = TypeVar("T")
 
 SECONDS = 120.0
-"""How long a server may keep silent; importing hundreds of pictures takes a while."""
+"""Longest silence of a server; importing hundreds of pictures takes a while."""
 EXPORT_SECONDS = 900.0
-"""An export says nothing until it is made; 11,000 tasks were seen to take 35 seconds."""
+"""Longest silence of an export, which sends nothing until it is complete; 11,000 tasks took 35 seconds."""
 
 NOBODY = "unknown"
-"""Who gave an annotation whose user is gone from the server."""
+"""Annotator of an annotation whose user is no longer on the server."""
 
-_ACCESS_SECONDS = 200.0  # of the 300 that an access token lives
+_ACCESS_SECONDS = 200.0  # an access token lives 300
 _TASKS_AT_ONCE = 250
 _BYTES_AT_ONCE = 8 << 20
 _LISTED_AT_ONCE = 1000
@@ -37,7 +37,7 @@ _LISTED_AT_ONCE = 1000
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: object) -> None:
-        """Follow no redirect: urllib would take the token along to wherever it points."""
+        """Follow no redirect: urllib would send the token to wherever it points."""
 
 
 class Server:
@@ -48,40 +48,40 @@ class Server:
     url : str
         Such as ``http://127.0.0.1:8080``.
     token : str
-        Of the account page: a legacy token, or a personal access token.
+        A legacy token or a personal access token, from the account page.
 
     Raises
     ------
     SettingsError
-        If the address or the token cannot be one.
+        `url` is no address of a server, or `token` is blank.
     """
 
     def __init__(self, url: str, token: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc or parts.query or parts.fragment:
-            raise SettingsError(f"an address such as http://127.0.0.1:8080 was expected, {url!r} came")
+            raise SettingsError(f"`url` must be an address such as http://127.0.0.1:8080, got {url!r}")
         if not token.strip() or not token.isprintable():
-            raise SettingsError("a token was expected; Label Studio gives one on the page Account & Settings")
+            raise SettingsError("`token` must not be blank; Label Studio shows tokens on the page Account & Settings")
         self.url = url.rstrip("/")
         self._token = token.strip()
-        # Personal tokens are JSON web tokens, three parts with dots between; they buy access for five minutes each.
+        # Personal tokens are JSON web tokens, three parts joined by dots; each buys access for five minutes at a time.
         self._personal = self._token.count(".") == 2
         self._access, self._until = "", 0.0
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def get(self, path: str) -> Any:  # noqa: ANN401 - JSON
-        """Read JSON."""
+        """Return the JSON at `path`."""
         return self._json("GET", path, None)
 
     def send(self, method: Literal["POST", "PATCH"], path: str, body: object) -> Any:  # noqa: ANN401 - JSON
-        """Send JSON, and read the answer."""
+        """Send JSON, and return the JSON of the response."""
         return self._json(method, path, json.dumps(body, allow_nan=False).encode())
 
     def download(self, path: str, file: IO[bytes]) -> None:
-        """Write what is at `path` to a file."""
+        """Write the content at `path` to a file."""
 
-        def copy(answer: IO[bytes]) -> None:
-            while block := answer.read(1 << 20):
+        def copy(response: IO[bytes]) -> None:
+            while block := response.read(1 << 20):
                 file.write(block)
             file.flush()
 
@@ -94,7 +94,9 @@ class Server:
         try:
             return json.loads(text) if text else None
         except ValueError as error:
-            raise ServerError(f"{self.url}{path} gave no JSON: is it a Label Studio server?") from error
+            raise ServerError(
+                f"{self.url}{path} must return JSON, got other content; is it a Label Studio server?"
+            ) from error
 
     def _call(
         self,
@@ -111,14 +113,15 @@ class Server:
             headers["Authorization"] = self._authorization()
         request = urllib.request.Request(self.url + path, data=body, method=method, headers=headers)
         try:
-            with self._opener.open(request, timeout=seconds) as answer:
-                return read(answer)
+            with self._opener.open(request, timeout=seconds) as response:
+                return read(response)
         except urllib.error.HTTPError as error:
             raise ServerError(self._refusal(method, path, error)) from error
         except (OSError, HTTPException) as error:  # URLError is an OSError
             reason = error.reason if isinstance(error, urllib.error.URLError) else error
             raise ServerError(
-                f"{self.url} cannot be reached ({reason}): is it running, and the address right? Then run again"
+                f"{self.url} cannot be reached ({reason}); check that it runs and that the address is right, then run "
+                "again"
             ) from error
 
     def _authorization(self) -> str:
@@ -127,32 +130,35 @@ class Server:
         if time.monotonic() >= self._until:
             path = "/api/token/refresh/"
             body = json.dumps({"refresh": self._token}).encode()
-            said = self._parsed(path, self._call("POST", path, body, _all, open_to_all=True))
-            if not isinstance(said, dict) or not isinstance(said.get("access"), str):
-                raise ServerError(f"{self.url}{path} gave no access token: is it a Label Studio server?")
-            self._access, self._until = said["access"], time.monotonic() + _ACCESS_SECONDS
+            response = self._parsed(path, self._call("POST", path, body, _all, open_to_all=True))
+            if not isinstance(response, dict) or not isinstance(response.get("access"), str):
+                raise ServerError(
+                    f"{self.url}{path} must return an access token, got none; is it a Label Studio server?"
+                )
+            self._access, self._until = response["access"], time.monotonic() + _ACCESS_SECONDS
         return f"Bearer {self._access}"
 
     def _refusal(self, method: str, path: str, error: urllib.error.HTTPError) -> str:
         if error.code in (401, 403):
             kind = "personal access" if self._personal else "legacy"
             return (
-                f"{self.url} refuses the token ({error.code}), sent as a {kind} token: take one from Account & "
-                "Settings there; an organisation may have either kind turned off"
+                f"{self.url} refuses the token ({error.code}), sent as a {kind} token; copy one from Account & "
+                "Settings "
+                "there; an organisation may have disabled either kind"
             )
         if 300 <= error.code < 400:
-            return f"{self.url}{path} redirects to {error.headers['Location']}: pass that server's own address"
-        told = error.read(2000).decode(errors="replace")
+            return f"{self.url}{path} redirects to {error.headers['Location']}; pass that server's own address"
+        detail = error.read(2000).decode(errors="replace")
         try:
-            said = json.loads(told)
-            told = said.get("validation_errors") or said.get("detail") or told
+            content = json.loads(detail)
+            detail = content.get("validation_errors") or content.get("detail") or detail
         except (ValueError, AttributeError):
             pass
-        return f"{self.url} answers {method} {path} with {error.code}: {told}"
+        return f"{self.url} answers {method} {path} with {error.code}: {detail}"
 
 
-def _all(answer: IO[bytes]) -> bytes:
-    return answer.read()
+def _all(response: IO[bytes]) -> bytes:
+    return response.read()
 
 
 # -- out ---------------------------------------------------------------------------------------------------------------
@@ -160,20 +166,20 @@ def _all(answer: IO[bytes]) -> bytes:
 
 @dataclass(frozen=True)
 class Pushed:
-    """What pushing a batch came to.
+    """The result of pushing a batch.
 
     Attributes
     ----------
     project : int
-        Its number on the server.
+        Number of the project on the server.
     page : str
-        Where people label.
+        URL of the page where people label.
     new : int
-        Tasks made now.
+        Tasks created now.
     there : int
         Records of the batch that the project had already.
     answered : int
-        Records that have their answers from elsewhere, and stay out.
+        Records that have all their answers from elsewhere, and are left out.
     """
 
     project: int
@@ -192,9 +198,9 @@ def push_batch(
     *,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pushed:
-    """Put a round's batch into a project, in the order of asking, with the model's predictions.
+    """Push a round's batch into a project, in the order of asking, with the model's predictions.
 
-    Pushed again, it adds what is missing: a task is known by its record id and its batch, whatever number it has.
+    Pushed again, it adds missing records: a task is identified by its record id and its batch, not by its number.
 
     Parameters
     ----------
@@ -205,16 +211,20 @@ def push_batch(
         The round.
     server : Server
     project : str
-        Number of a project, or the title of one, which is made if there is none.
+        Number of a project, or a title; a missing title is created.
     progress : callable, optional
-        Called with the records done and the records in all.
+        Called with the number of records done and of all records.
+
+    Returns
+    -------
+    Pushed
 
     Raises
     ------
     ServerError
-        If the server cannot be reached or refuses. What was pushed by then stays; pushing again goes on.
+        The server cannot be reached or refuses. What was pushed until then stays, and pushing again completes it.
     SettingsError
-        If the project's labelling page cannot take this campaign's answers.
+        The project's labelling page does not match this campaign.
     """
     sheet = sheet_of(campaign, pool, number)
     image = is_picture(pool)
@@ -240,7 +250,7 @@ def push_batch(
     _import(server, identity, tasks)
     if progress is not None:
         progress(done, len(batch))
-    # Sequential, because the batch is ranked; the predictions shown are those of the model that chose it.
+    # Sequential, because the batch is ranked. The predictions to show are those of the model that chose it.
     settings = {"sampling": "Sequential sampling", "model_version": sheet.batch, "maximum_annotations": sheet.overlap}
     server.send("PATCH", f"/api/projects/{identity}", settings)
     source = source_of(server, identity)
@@ -249,7 +259,7 @@ def push_batch(
 
 
 def _project(server: Server, project: str, sheet: Sheet, *, image: bool) -> int:
-    """Find the project, or make it; refuse one whose page cannot take the answers."""
+    """Find or create the project; refuse one whose page does not match the campaign."""
     if project.isdecimal():
         found = server.get(f"/api/projects/{int(project)}")
         _refuse_page(found, sheet, image=image)
@@ -258,7 +268,7 @@ def _project(server: Server, project: str, sheet: Sheet, *, image: bool) -> int:
         _refuse_page(found, sheet, image=image)
         return int(found["id"])
     if not 3 <= len(project) <= 50:
-        raise SettingsError(f"the title of a project has 3 to 50 characters in Label Studio; {project!r} came")
+        raise SettingsError(f"`project` must be a number, or a title of 3 to 50 characters, got {project!r}")
     made = server.send(
         "POST",
         "/api/projects",
@@ -266,7 +276,7 @@ def _project(server: Server, project: str, sheet: Sheet, *, image: bool) -> int:
             "title": project,
             "label_config": labelling_page(sheet, image=image),
             "maximum_annotations": sheet.overlap,
-            # A skip is an answer: the record is not put before the next person.
+            # A skip is an answer: the record is not shown to the next person.
             "skip_queue": "IGNORE_SKIPPED",
         },
     )
@@ -274,12 +284,12 @@ def _project(server: Server, project: str, sheet: Sheet, *, image: bool) -> int:
 
 
 def _titled(server: Server, title: str) -> Iterator[dict[str, Any]]:
-    """Find the projects of a title; the server's own filter takes any that contain it."""
+    """Yield the projects with a title; the server's own filter returns all that contain it."""
     page = 1
     while page:
-        said = server.get(f"/api/projects?page={page}&page_size=100&title={quote(title)}")
-        yield from (found for found in said["results"] if found["title"] == title)
-        page = page + 1 if said.get("next") else 0
+        listed = server.get(f"/api/projects?page={page}&page_size=100&title={quote(title)}")
+        yield from (found for found in listed["results"] if found["title"] == title)
+        page = page + 1 if listed.get("next") else 0
 
 
 def _refuse_page(found: dict[str, Any], sheet: Sheet, *, image: bool) -> None:
@@ -287,27 +297,27 @@ def _refuse_page(found: dict[str, Any], sheet: Sheet, *, image: bool) -> None:
     shown, classes = page if page else ("", set())
     if shown != shown_key(sheet, image=image) or classes != set(sheet.classes):
         raise SettingsError(
-            f"the labelling page of project {found['id']} ({found['title']!r}) is of other classes or fields than this "
-            "campaign's; choose another project, or set its labelling interface to:\n"
+            f"the labelling page of project {found['id']} ({found['title']!r}) must have this campaign's classes and "
+            "fields, got others; choose another project, or set its labelling interface to:\n"
             f"{labelling_page(sheet, image=image)}"
         )
 
 
 def _there(server: Server, project: int, sheet: Sheet) -> set[str]:
-    """Read which records of the batch the project has."""
+    """Return the ids of the records of the batch that the project has."""
     wanted = {"filter": "filter:tasks:data.batch", "operator": "equal", "type": "String", "value": sheet.batch}
     query = quote(json.dumps({"filters": {"conjunction": "and", "items": [wanted]}}))
     there: set[str] = set()
     page, read = 1, 0
     while True:
-        said = server.get(
+        listed = server.get(
             f"/api/tasks?project={project}&page={page}&page_size={_LISTED_AT_ONCE}&include=id,data&query={query}"
         )
         there |= {
-            str(each["data"].get("record_id")) for each in said["tasks"] if each["data"].get("batch") == sheet.batch
+            str(each["data"].get("record_id")) for each in listed["tasks"] if each["data"].get("batch") == sheet.batch
         }
-        read += len(said["tasks"])
-        if read >= said["total"] or not said["tasks"]:
+        read += len(listed["tasks"])
+        if read >= listed["total"] or not listed["tasks"]:
             return there
         page += 1
 
@@ -328,10 +338,11 @@ def pull_answers(
     *,
     conflicts: Literal["keep out", "take"] = "keep out",
 ) -> ImportReport:
-    """Import the annotations of a project, in one transaction; pulled again, it brings what has changed since.
+    """Import the annotations of a project, in one transaction; pulled again, it imports later changes.
 
-    An annotator is called by the e-mail address of the user. A project is exported as a whole: Label Studio's notices
-    of single answers may be lost, the export is the truth.
+    An annotator is named by the user's e-mail address. A project is exported as a whole: Label Studio's notices of
+    single
+    answers can get lost, an export cannot.
 
     Parameters
     ----------
@@ -342,22 +353,26 @@ def pull_answers(
     project : str
         Number or title.
     conflicts : {"keep out", "take"}
-        What becomes of annotations whose annotator answered otherwise, elsewhere, since the batch was pushed.
+        What to do with annotations whose annotator answered differently, elsewhere, since the batch was pushed.
+
+    Returns
+    -------
+    ImportReport
 
     Raises
     ------
     ServerError
-        If the server cannot be reached or refuses; nothing was imported then.
+        The server cannot be reached or refuses; nothing was imported.
     """
     identity = _known_project(server, project)
     users = server.get("/api/users")
     names = {user["id"]: user.get("email") or user.get("username") or f"user {user['id']}" for user in users}
     written = LabelStudio(names, batches=f"{campaign.id}-r")
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
-        # Tasks without annotations are left out; those are pending, and counted by the campaign.
+        # The export leaves out tasks without annotations; they are pending, and the campaign counts them.
         server.download(f"/api/projects/{identity}/export?exportType=JSON", file)
         path = Path(file.name)
-        # Each pull is a file of its own: whether an annotation is known is told answer by answer.
+        # Each pull counts as a new file: whether an annotation is known is decided answer by answer.
         digest = secrets.token_hex(32)
         source = AnswerFile(source_of(server, identity), digest, NOBODY, conflicts == "take", "label-studio")
         reading = Reading(path, written, campaign.settings.classes, pool, NOBODY)
@@ -370,9 +385,9 @@ def _known_project(server: Server, project: str) -> int:
         return int(project)
     for found in _titled(server, project):
         return int(found["id"])
-    raise ServerError(f"{server.url} has no project {project!r}: push a batch first, or check the title")
+    raise ServerError(f"`project` must be on {server.url}, got {project!r}; push a batch first, or check the title")
 
 
 def source_of(server: Server, project: int) -> str:
-    """Name where answers come from."""
+    """Return the name of a project as the source of answers."""
     return f"{server.url}/projects/{project}"

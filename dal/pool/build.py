@@ -74,7 +74,7 @@ def build_pool(
 ) -> Pool:
     """Build a pool in bounded memory; run again after an interruption, it resumes.
 
-    Features are stored as float32, whatever their type: float64 is rounded, integers beyond 2**24 lose digits, null
+    Features of all types are stored as float32: float64 is rounded, integers beyond 2**24 lose digits, null
     becomes NaN. Arrays and blocks of uint8 stay uint8. NaN is allowed; scans count such records and never ask for them.
     A narrower `dtype` makes the pool smaller and less exact; reads return float32 all the same.
 
