@@ -4,8 +4,7 @@ A label comes as a text, an integer, a float where pandas had a gap to fill, a b
 It names the class that is spelt like it. If there is none, it names the class that is the same number or truth value in
 another spelling, because programs rewrite those: ``1`` as ``1.0``, ``true`` as ``TRUE``, ``01`` as ``1``. None, NaN and
 the like, and an empty text, are no label. Nor are the texts that programs write for them, such as ``nan``, unless a
-class
-has that name.
+class has that name.
 """
 
 import math
@@ -195,8 +194,7 @@ def codes_of(values: object, names: Sequence[str], *, what: str, gaps: bool = Fa
         Whether records may be unlabelled; they get `UNLABELLED`.
     codes : bool, default=False
         Whether whole numbers and booleans are codes, provided that no class has such a name. If one has, they are
-        names:
-        that depends on the classes, never on the labels that happen to occur.
+        names: that depends on the classes, never on the labels that happen to occur.
 
     Returns
     -------

@@ -50,8 +50,7 @@ def place_of(path: "str | os.PathLike[str] | Url", beside: Path = Path()) -> Pla
     """Return the place that a user names: an absolute path, or a URL.
 
     A text is a URL if it begins with ``scheme://``, or chains stores by ``::``, and fsspec knows the scheme. Every
-    other
-    text is a local path, with any characters. A ``file://`` URL is a local path too, percent-encoded.
+    other text is a local path, with any characters. A ``file://`` URL is a local path too, percent-encoded.
 
     Parameters
     ----------

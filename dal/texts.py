@@ -160,8 +160,7 @@ def parsed(text: bytes | str) -> object:
     ------
     ValueError
         The text is not JSON; the message begins with a verb, such as "is not UTF-8". Covers JSON nested deeper than
-        Python
-        recurses, and numbers longer than it reads.
+        Python recurses, and numbers longer than it reads.
     """
     try:
         return json.loads(text.decode() if isinstance(text, bytes) else text)

@@ -547,7 +547,7 @@ def test_an_answer_given_elsewhere_since_the_export_is_a_conflict(campaign: Camp
     assert (report.new, report.same, report.kept_out) == (1, 1, 2), "bob's answer is no conflict with ann's"
     assert [(each.line, each.record_id) for each in report.conflicts] == [(2, "r7"), (5, "r2")]
     assert "'cat' here, but 'dog' by 'ann' from web at 2" in report.conflicts[0].reason
-    assert "'dog' here, and skipped by 'ann'" in report.conflicts[1].reason
+    assert "'dog' here, but skipped by 'ann'" in report.conflicts[1].reason
     assert answered(campaign) == {
         (101, "ann"): "cat",
         (102, "ann"): None,

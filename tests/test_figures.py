@@ -51,7 +51,7 @@ def test_class_balance_compares_shares_of_labels_with_shares_of_the_pool() -> No
     drawn = columns(plot, HBar)
     assert drawn["share"] == [0.75, 0.25]
     assert drawn["pool"] == [0.9, 0.0]
-    assert drawn["said"] == ["90.0% (80.0% to 95.0%)", "not enough evidence"]
+    assert drawn["share_text"] == ["90.0% (80.0% to 95.0%)", "not enough evidence"]
     assert len(glyphs(plot, HBar)) == 2
     assert len(glyphs(figures.class_balance([Balance("ham", 0), Balance("spam", 0)]), HBar)) == 1
 
@@ -101,10 +101,10 @@ def test_the_map_draws_at_most_5000_points_and_all_of_the_batch() -> None:
 def test_people_pairs_and_pauses() -> None:
     plot = figures.annotators([Annotator("ann", 20, 5, 3.25), Annotator("bob", 0, 0)])
     drawn = columns(plot, HBar)
-    assert (drawn["labelled"], drawn["skipped"], drawn["said"]) == ([15, 0], [5, 0], ["3.2 s, 25% skipped", ""])
+    assert (drawn["labelled"], drawn["skipped"], drawn["pace"]) == ([15, 0], [5, 0], ["3.2 s, 25% skipped", ""])
     matrix = np.array([[1.0, -0.2, np.nan], [-0.2, 1, 0.5], [np.nan, 0.5, 1]])
     drawn = columns(figures.agreement_matrix(["a", "b", "c"], matrix, np.full((3, 3), 7)), Rect)
-    assert drawn["said"] == ["-0.20", "-", "-0.20", "0.50", "-", "0.50"]
+    assert drawn["text"] == ["-0.20", "-", "-0.20", "0.50", "-", "0.50"]
     assert drawn["alpha"] == pytest.approx([0.0, 0.0, 0.0, 0.275, 0.0, 0.275])
     plot = figures.pauses([Pause(2, 50, 1, 2, 3), Pause(3, 60, 1, 2, 3)])
     assert list(plot.renderers[3].data_source.data["idle"]) == [50, 60]

@@ -375,7 +375,7 @@ def test_images_are_served_and_one_that_cannot_be_shown_says_so(tmp_path: Path) 
         assert answer.headers["content-type"] == "image/png"
         assert np.array_equal(read(answer.content), pixels[record["row"]])
     records = Records(build_pool(rng.random((3, 4, 4, 2), np.float32), tmp_path / "odd.zarr"))
-    assert records.contents([2])[0].error == "images have 1, 3 or 4 channels, and this one has 2."
+    assert records.contents([2])[0].error == "images must have 1, 3 or 4 channels, got 2."
     nan = Records(build_pool(np.full((1, 2, 2, 1), np.nan, np.float32), tmp_path / "nan.zarr"))
     with pytest.raises(Exception, match="NaN or infinite"):
         nan.image(0)
@@ -427,7 +427,7 @@ def test_it_listens_to_this_machine_and_refuses_the_world_without_tokens(campaig
         Listening(tls_key=Path("key.pem")).check(campaign)
     result = CliRunner().invoke(main, ["serve", str(campaign.directory), "--host", "192.0.2.7", "--port", "0"])
     assert result.exit_code == 1
-    assert "cannot be listened on" in result.output
+    assert "must be free to listen on" in result.output
 
 
 def test_a_link_becomes_a_strict_cookie(campaign: Campaign) -> None:

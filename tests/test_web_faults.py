@@ -536,7 +536,7 @@ def test_what_cannot_be_served_is_said_before_it_is(
 @pytest.mark.parametrize("host", ["192.0.2.7", "no such host", "a..b", "x" * 100])
 def test_a_host_that_cannot_be_listened_on_is_said(campaign: Campaign, host: str) -> None:
     Annotators(campaign).add("ann")
-    with pytest.raises(SettingsError, match="cannot be listened on"):
+    with pytest.raises(SettingsError, match="must be free to listen on"):
         make_server(campaign, Listening(host, 0), Options("ann"))
 
 

@@ -4,8 +4,7 @@ A format knows how a file is written, and nothing of what its lines mean to a ca
 that for all formats.
 
 CSV files are UTF-8 with a byte order mark. Without one Excel takes UTF-8 for another encoding, and saves record ids
-with
-accents as other ids. Texts that a spreadsheet would run as formulas are guarded, see `dal.texts`.
+with accents as other ids. Texts that a spreadsheet would run as formulas are guarded, see `dal.texts`.
 """
 
 import codecs
@@ -587,8 +586,7 @@ class Prodigy(JsonLines):
     """Prodigy's tasks, one JSON object a line, for its interface ``choice``; those of its binary ones are read too.
 
     An accepted choice is a label, and ``ignore`` a skipped record. An accepted task without a choice is rejected. If
-    the task
-    asked about one class, ``reject`` means the other class of two, and is no label among more.
+    the task asked about one class, ``reject`` means the other class of two, and is no label among more.
     """
 
     _answer_keys = ("answer", "options", "text")

@@ -73,10 +73,8 @@ def write_labels(campaign: Campaign, pool: Records, path: str | Path, *, file_fo
     """Write every answered record, with its label and its history, as Parquet, CSV or JSON lines.
 
     The columns are those of `docs/exchange.md`, then the pool's display fields. A Parquet file has the campaign's id
-    and
-    classes in its metadata; a CSV file has lists as JSON. Records are in the order of their rows. A record whose
-    answers
-    were all skipped or retracted has no label. Answers that arrive during the writing are not included.
+    and classes in its metadata; a CSV file has lists as JSON. Records are in the order of their rows. A record whose
+    answers were all skipped or retracted has no label. Answers that arrive during the writing are not included.
 
     Parameters
     ----------

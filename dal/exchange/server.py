@@ -341,8 +341,7 @@ def pull_answers(
     """Import the annotations of a project, in one transaction; pulled again, it imports later changes.
 
     An annotator is named by the user's e-mail address. A project is exported as a whole: Label Studio's notices of
-    single
-    answers can get lost, an export cannot.
+    single answers can get lost, an export cannot.
 
     Parameters
     ----------

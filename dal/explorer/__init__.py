@@ -1,8 +1,8 @@
 """The explorer: replays of strategies side by side, in one self-contained HTML file.
 
-:mod:`dal.explorer.run` is what is replayed and the folder that keeps it, :mod:`dal.explorer.play` what plays it,
-:mod:`dal.explorer.view` what of it is sent to a browser, :mod:`dal.explorer.page` the file. What is drawn, and how, is
-in ``explorer.js`` beside them.
+:mod:`dal.explorer.run` holds the replays and the folder that keeps them, :mod:`dal.explorer.play` plays them,
+:mod:`dal.explorer.view` selects what is sent to a browser, :mod:`dal.explorer.page` writes the file. ``explorer.js``
+beside them draws it.
 """
 
 from typing import TYPE_CHECKING

@@ -1,4 +1,4 @@
-"""The explorer as one HTML file that fetches nothing and may do nothing but draw."""
+"""The explorer as one HTML file that fetches nothing and may only draw."""
 
 import base64
 import hashlib
@@ -21,12 +21,12 @@ def write_explorer(path: str | Path, view: dict[str, Any]) -> None:
     path : path
         Of the HTML file.
     view : dict
-        As :func:`dal.explorer.view_of_run` gives it.
+        As returned by :func:`dal.explorer.view_of_run`.
 
     Raises
     ------
     SettingsError
-        If the path does not end like a page.
+        `path` does not end in .html or .htm.
     """
     check_page(path)
     page = explorer_html(view).encode()
@@ -35,18 +35,22 @@ def write_explorer(path: str | Path, view: dict[str, Any]) -> None:
 
 
 def check_page(path: str | Path) -> None:
-    """Refuse a path whose ending promises another kind of file than a page.
+    """Check that a path has the suffix of a page.
 
     Raises
     ------
     SettingsError
+        The suffix is another one.
     """
     if Path(path).suffix.lower() not in (".html", ".htm"):
-        raise SettingsError(f"`output` must end in .html, got {Path(path).name}: what is written is a page of HTML")
+        raise SettingsError(f"`output` must end in .html, got {Path(path).name}; the explorer is a page of HTML")
 
 
 def explorer_html(view: dict[str, Any]) -> str:
-    """Give the page. Its policy lets it run its own script and style, nothing else: no request, no frame, no form."""
+    """Return the page.
+
+    Its policy lets it run its own script and style and nothing else: no request, no frame, no form.
+    """
     here = files("dal.explorer")
     style, script, page = (here.joinpath(f"explorer.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
     policy = (
@@ -60,7 +64,7 @@ def explorer_html(view: dict[str, Any]) -> str:
         "DATA": as_script_json(view),
         "SCRIPT": script,
     }
-    # In one pass: a record may well hold the text of a placeholder.
+    # In one pass: a record may hold the text of a placeholder.
     return re.sub("@@([A-Z]+)@@", lambda found: parts[found[1]], page)
 
 
@@ -69,7 +73,7 @@ def _digest(text: str) -> str:
 
 
 def as_script_json(value: object) -> str:
-    r"""Write a value as JSON that may stand inside of a script element: no text in it can end the element.
+    r"""Return a value as JSON for a script element: no text in it can end the element.
 
     Examples
     --------

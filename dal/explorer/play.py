@@ -1,4 +1,4 @@
-"""From a pool and a file of known classes to a run: what `dal compare` does."""
+"""From a pool and a file of known classes to a run: the work of `dal compare`."""
 
 import hashlib
 import re
@@ -34,13 +34,13 @@ Rows = npt.NDArray[np.int64]
 MOST_TEST = 5000
 TEST_SHARE = 0.2
 WHOLE_POOL_BYTES = 256 * 2**20
-"""Pools up to this size are replayed whole on one worker each, many at a time; larger ones are scanned by all."""
+"""Largest pool that one worker replays whole, beside other replays; larger ones are scanned by all workers."""
 _TEST_ROUND = 2**31
-"""The round of the hash that draws the test records: none that a campaign reaches."""
+"""Round of the hash that draws the test records; no campaign reaches it."""
 
 
 _MADE_OF_NOTHING = frozenset({"nan", "None", "<NA>", "NaT"})
-"""What ``astype(str)`` makes of labels that are none."""
+"""Texts that ``astype(str)`` makes of missing labels."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Known:
     Attributes
     ----------
     classes : tuple of str
-    codes : ndarray of shape (n_rows,), int64
+    codes : ndarray of int64, shape (n_rows,)
         -1 where the class is not known: such records are never asked, nor tested on.
     """
 
@@ -65,20 +65,20 @@ class Known:
         ----------
         path : path
         n_rows : int
-            Of the pool.
+            Number of records of the pool.
         classes : sequence of str, optional
-            Default: all that there are.
+            Default: all that occur.
 
         Raises
         ------
         SettingsError
-            If it is no such file; the message says what it is and what to do.
+            The file is no such file; the message says what it holds and what to do.
         """
         values = _labels(read_labels(Path(path)), Path(path))
         if len(values) != n_rows:
             raise SettingsError(
-                f"{path} holds {len(values):,} labels, the pool has {n_rows:,} records: expected one label for each"
-                " record, in the order of the pool's rows."
+                f"{path} must have one label for each of the {n_rows:,} records, in the order of the pool's rows, got"
+                f" {len(values):,} labels"
             )
         try:
             if classes:
@@ -87,80 +87,93 @@ class Known:
         except LabelError as error:
             raise SettingsError(str(error)) from error
         if len(names) < 2:
-            raise SettingsError(f"All labels in {path} are {', '.join(names)!r}: a learner needs two classes.")
+            raise SettingsError(f"{path} must have labels of at least two classes, got only {', '.join(names)!r}")
         _refuse_doubtful(names, Path(path))
         return cls(names, codes)
 
     def __call__(self, rows: Rows) -> npt.NDArray[np.object_]:
-        """Give the names of the classes of rows: codes could be taken for names, where classes are numbers."""
+        """Return the names of the classes of rows.
+
+        Names and not codes, because codes could be taken for names where the names are numbers.
+        """
         return np.array(self.classes, dtype=object)[self.codes[rows]]
 
     @property
     def unknown(self) -> Rows:
-        """The rows whose class is not known."""
+        """Rows whose class is not known."""
         return np.flatnonzero(self.codes < 0)
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The share of each class among the records whose class is known."""
+        """Share of each class among the records whose class is known."""
         known = self.codes[self.codes >= 0]
         return tuple((np.bincount(known, minlength=len(self.classes)) / max(len(known), 1)).tolist())
 
     def coded(self, values: npt.NDArray[Any], path: Path) -> Rows:
-        """Give the codes of other labels.
+        """Return the codes of other labels.
 
         Raises
         ------
         SettingsError
-            If one of them is none of the classes.
+            A label is none of the classes.
         """
         try:
             return codes_of(_labels(values, path), self.classes, what=f"y of {path}")
         except LabelError as error:
-            raise SettingsError(f"{error}. These are the classes that records of the pool have.") from error
+            raise SettingsError(f"{error}; the classes are those of the pool's records") from error
 
 
 def _labels(values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
     if values.ndim != 1:
-        raise SettingsError(f"{path} holds an array of shape {values.shape}; expected one label for each record.")
+        raise SettingsError(f"{path} must have one label for each record, got an array of shape {values.shape}")
     if values.dtype.kind not in "biufUS":
-        raise SettingsError(f"{path} holds {values.dtype}; labels are numbers or texts. Convert them.")
+        raise SettingsError(f"{path} must hold labels that are numbers or texts, got {values.dtype}; convert them")
     if values.dtype.kind == "f" and ((values % 1 != 0) & np.isfinite(values)).any():
-        raise SettingsError(f"{path} holds fractions such as {values[values % 1 != 0][0]}; labels name classes.")
+        raise SettingsError(f"{path} must hold names of classes, got fractions such as {values[values % 1 != 0][0]}")
     return values
 
 
 def _refuse_doubtful(names: Sequence[str], path: Path) -> None:
-    """Refuse labels that may be classes, or the mark of a record that has none; or one class, written in two ways."""
+    """Raise an error for labels that may mark missing values, and for a class in two spellings."""
     if twins := alike(names):
         raise SettingsError(
-            f"{path} holds {twins[0]!r} and {twins[1]!r}, which may be one class or two. If they are two, name the"
-            " classes (--class for each); else write them in one way."
+            f"{path} must spell each class in one way, got {twins[0]!r} and {twins[1]!r}; if they are two classes, "
+            "name the"
+            " classes (--class for each)"
         )
     marks = [name for name in names if name in _MADE_OF_NOTHING]
-    # scikit-learn's mark of unlabelled records; but -1 and 1 are classes, and so it is where there are other negatives.
+    # -1 marks unlabelled records in scikit-learn. It is a class beside 1 alone, and beside other negative numbers.
     numbers = {int(name) for name in names} if all(re.fullmatch(r"-?\d+", name) for name in names) else set()
     if -1 in numbers and min(numbers) == -1 and numbers != {-1, 1}:
         marks.append("-1")
     if marks:
         raise SettingsError(
-            f"{path} holds {marks[0]!r}, which may be a class, or mean that the class is not known. If it is one, name "
-            "the classes (--class for each); else write NaN, or an empty text, in its place."
+            f"{path} must hold names of classes, got {marks[0]!r}, which may mean that the class is not known; if it "
+            "is a "
+            "class, name the classes (--class for each), else write NaN or an empty text in its place"
         )
 
 
 def read_test(path: str | Path, known: Known, n_features: int, *, missing: bool = False) -> TestSet:
-    """Read a test set from an .npz file with the arrays ``X`` and ``y``; `missing` where the learner takes NaN.
+    """Read a test set from an .npz file with the arrays ``X`` and ``y``.
+
+    Parameters
+    ----------
+    path : path
+    known : Known
+    n_features : int
+    missing : bool, default=False
+        Whether the learner takes NaN.
 
     Raises
     ------
     SettingsError
-        If it is no such file, or does not fit the pool.
+        The file is no such file, or does not match the pool.
     """
     path = Path(path)
     X, y = read_labelled(path, n_features)
     if not usable(X, missing=missing).all():
-        raise SettingsError(f"{path} holds features that are NaN or infinite: leave those records out.")
+        raise SettingsError(f"{path} must hold finite features, got NaN or infinity; leave those records out")
     return TestSet(X, known.coded(y, path))
 
 
@@ -169,14 +182,14 @@ def _test_size(pool: Pool, known: Known) -> int:
 
 
 def held_out(pool: Pool, known: Known, *, missing: bool = False) -> tuple[Rows, TestSet]:
-    """Draw test records out of the pool by hash: a fifth of it, at most 5,000, the same ones for any seed.
+    """Draw test records from the pool by hash: a fifth of it, at most 5,000, the same ones for any seed.
 
     Returns
     -------
     rows : ndarray of int64
-        Ascending; they are never to be asked.
+        Ascending; they must never be asked.
     test : TestSet
-        Those of them that the learner can be given: with `missing`, records with NaN are among them.
+        Those of them that the learner takes: with `missing`, records with NaN as well.
     """
     count = _test_size(pool, known)
     drawn = uniform_rows(pool.n_rows, known.unknown, 0, _TEST_ROUND)
@@ -185,15 +198,16 @@ def held_out(pool: Pool, known: Known, *, missing: bool = False) -> tuple[Rows, 
     valid = usable(X, missing=missing)
     if not valid.any():
         raise SettingsError(
-            f"None of the {count:,} records drawn for testing can be used (too few, or NaN in each): pass a test set of"
-            " your own."
+            f"the pool must have records to test on, got none usable among {count:,} drawn (too few, or NaN in each); "
+            "pass"
+            " your own test set"
         )
     return rows, TestSet(X[valid], known.codes[rows[valid]])
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be compared, checked before any work starts.
+    """The replays to compare, checked before any work starts.
 
     Attributes
     ----------
@@ -201,6 +215,7 @@ class Plan:
     known : Known
     strategies : tuple of str
     seeds : int
+        Number of seeds.
     learner : str
     batch, rounds : int
     test : path or None
@@ -217,25 +232,24 @@ class Plan:
     test: Path | None
 
     def check(self) -> None:
-        """Refuse what cannot be played.
+        """Check that the plan can be played.
 
         Raises
         ------
         InputError
+            A value cannot be used.
         """
         if not self.strategies:
-            raise SettingsError("Expected at least one strategy, such as random,margin,default.")
+            raise SettingsError("`strategies` must name at least one strategy, such as random,margin,default, got none")
         for name in self.strategies:
             Strategy.named(name)
-        for what, value in (("seed", self.seeds), ("record in a batch", self.batch), ("round", self.rounds)):
+        for name, value in (("seeds", self.seeds), ("batch", self.batch), ("rounds", self.rounds)):
             if value < 1:
-                raise SettingsError(f"Expected at least 1 {what}, got {value}.")
+                raise SettingsError(f"`{name}` must be at least 1, got {value}")
         room = self.pool.n_rows - len(self.known.unknown)
         room -= 0 if self.test else _test_size(self.pool, self.known)
         if self.batch > room:
-            raise SettingsError(
-                f"Expected a batch of at most the {room:,} records that can be asked, got {self.batch:,}."
-            )
+            raise SettingsError(f"`batch` must be at most {room:,}, the records that can be asked, got {self.batch:,}")
         learner, records = Learner.named(self.learner, self.known.classes), records_to_try(self.pool)
         for score in {Strategy.named(name).score for name in self.strategies}:
             learner.check(self.pool.n_features, score, records=records)
@@ -248,7 +262,7 @@ class Plan:
         return Learner.named(self.learner, self.known.classes).takes_missing(self.pool.n_features)
 
     def settings(self) -> dict[str, object]:
-        """Give what defines the replays: a run folder with others is another run. Strategies and seeds may be added."""
+        """Return the settings that define the replays, for the run folder; strategies and seeds may be added later."""
         test = None if self.test is None else hashlib.sha256(self.test.read_bytes()).hexdigest()
         answers = hashlib.sha256(repr(self.known.classes).encode() + self.known.codes.tobytes()).hexdigest()
         return {
@@ -270,18 +284,18 @@ def play(
     client: "Connectable" = None,
     on_replay: Callable[[Replay], None] | None = None,
 ) -> Run:
-    """Play what is not in the folder yet, and give the run.
+    """Play the replays that the folder lacks, and return the run.
 
     Parameters
     ----------
     plan : Plan
     folder : RunFolder
-        Keeps each replay as soon as it ends.
+        Stores each replay as soon as it ends.
     pool_map : PoolMap
     client : distributed.Client, Cluster or str, optional
         Where to play, see :func:`dal.compute.client.connect`; without one, in this process.
     on_replay : callable, optional
-        Given every replay, those that were in the folder first.
+        Called with every replay, those from the folder first.
     """
     pool, known = plan.pool, plan.known
     if plan.test is None:
@@ -297,7 +311,7 @@ def play(
     wanted = [(strategy, seed) for seed in range(plan.seeds) for strategy in plan.strategies]
     done = [replay for replay in folder.replays() if (replay.strategy, replay.seed) in wanted]
 
-    def told(replay: Replay) -> None:
+    def keep(replay: Replay) -> None:
         folder.add(replay)
         if on_replay is not None:
             on_replay(replay)
@@ -313,7 +327,7 @@ def play(
         "reserved": reserved,
         "watched": watched_by(pool, pool_map),
         "known": done,
-        "on_replay": told,
+        "on_replay": keep,
     }
     names = np.array(known.classes, dtype=object)
     with connect(client) as connected:
@@ -338,16 +352,17 @@ def play(
 
 
 def table(played: Comparison) -> Table:
-    """Say what each strategy came to: its last accuracy, and what the accuracy costs that random always reached.
+    """Return a row for each strategy: its last accuracy, and the labels to reach random's.
 
-    Means over the seeds with 95 % intervals; differences are paired by seed.
+    The accuracy to reach is the one that random sampling reached with every seed. Values are means over the seeds with
+    95 % intervals; differences are paired by seed.
     """
     baseline = "random" if "random" in played.strategies else None
     rows = []
     for name in played.strategies:
         mean, low, _ = played.band(name)
         accuracy, half = mean.accuracy[-1], mean.accuracy[-1] - low[-1]
-        # Where all seeds came to the same, as those of a strategy that draws nothing do, that is told, too: ± 0.000.
+        # ± 0.000 is shown as well, for a strategy that draws nothing and so is the same with every seed.
         interval = f" ± {half:.3f}" if len(played.of(name)) > 1 else ""
         line = [name, f"{mean.labels[-1]:,}", f"{accuracy:.3f}{interval}"]
         if baseline is not None:

@@ -1,4 +1,4 @@
-"""A campaign, finished or running, as the explorer shows it: one replay, and what was settled and measured."""
+"""A campaign, finished or running, as the explorer shows it: one replay, with settings and measurements."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from dal.explorer.view import view_of_run
 from dal.map import PoolMap
 
 FEWEST_FOR_SHARES = 30
-"""Explore answers below which no shares of the pool are drawn: bars have no room for intervals that wide."""
+"""Fewest explore answers for which shares of the pool are drawn: bars cannot show wider intervals."""
 
 
 def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, Any]:
-    """Give what the report of a campaign shows.
+    """Return the content of a campaign's report.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, 
     Returns
     -------
     dict
-        As :func:`dal.explorer.view_of_run`, with tables of the campaign.
+        As from :func:`dal.explorer.view_of_run`, with tables of the campaign.
     """
     run = run_of_campaign(campaign, pool_map)
     view = view_of_run(run, pool_of(campaign))
@@ -55,7 +55,7 @@ def _lead(campaign: Campaign, now: Status) -> str:
 
 
 def _shares(campaign: Campaign) -> list[float] | None:
-    """Estimate the classes' shares of the pool from the explore answers, which nobody chose."""
+    """Estimate the shares of the classes in the pool from the explore answers, whose records were drawn at random."""
     counts = View(campaign).explored()
     if sum(counts) < FEWEST_FOR_SHARES:
         return None
@@ -105,13 +105,13 @@ def _rounds(campaign: Campaign) -> list[list[str]]:
     rows = []
     for each in campaign.rounds():
         record = ruled.get(each.number)
-        said = "open" if record is None else "no explore answer"
+        accuracy = "open" if record is None else "no explore answer"
         if record is not None and record.explore_asked:
             low, high = wilson(record.explore_correct, record.explore_asked)
             share = record.explore_correct / record.explore_asked
-            said = f"{share:.2f} ({low:.2f} to {high:.2f}) on {record.explore_asked}"
+            accuracy = f"{share:.2f} ({low:.2f} to {high:.2f}) on {record.explore_asked}"
         asked = sizes.get(each.number, 0)
-        rows.append([str(each.number), each.strategy, f"{asked:,}", f"{each.labels:,}", said])
+        rows.append([str(each.number), each.strategy, f"{asked:,}", f"{each.labels:,}", accuracy])
     return rows
 
 

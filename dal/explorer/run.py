@@ -38,31 +38,31 @@ from dal.simulation import Comparison, Replay, view_of
 
 FORMAT, VERSION = "dal-run", 1
 GRID = 72
-"""Places along each axis at which the classes of a pool of two features are watched."""
+"""Points along each axis at which the classes of a pool of two features are predicted."""
 
 Rows = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Run:
-    """Replays on one pool, with what is needed to draw them.
+    """Replays on one pool, with everything needed to draw them.
 
     Attributes
     ----------
     title : str
     classes : tuple of str
     replays : tuple of Replay
-    rows, codes : ndarray of int64
-        Known classes: of every record that was asked or stands on the map, as far as they are known. Rows ascend.
+    rows, codes : ndarray of int64, shape (n,)
+        Known classes of the records that were asked or are on the map. Rows ascend.
     pool_map : PoolMap or None
     shares : tuple of float or None
         Share of each class in the pool, where it is known.
     notes : tuple of str
-        What the reader should know, such as where the test records came from.
+        Notes for the reader, such as where the test records came from.
     measured : str
-        What accuracy is measured on.
+        The records that accuracy is measured on.
     intervals : tuple of (low, high)
-        Of each point of the curve, where one replay has its own; without them, intervals are over the seeds.
+        Interval of each point of the curve, for a single replay that has them; otherwise intervals are over the seeds.
     """
 
     title: str
@@ -78,11 +78,11 @@ class Run:
 
     @property
     def comparison(self) -> Comparison:
-        """The replays, to be compared."""
+        """The replays as a comparison."""
         return Comparison(self.replays)
 
     def codes_of(self, rows: Rows) -> Rows:
-        """Give the class of each row; -1 where it is not known."""
+        """Return the class code of each row; -1 where it is not known."""
         if not len(self.rows):
             return np.full(len(rows), -1, dtype=np.int64)
         position = np.minimum(np.searchsorted(self.rows, rows), len(self.rows) - 1)
@@ -90,7 +90,12 @@ class Run:
 
 
 def watched_by(pool: Pool, pool_map: PoolMap) -> npt.NDArray[np.float32]:
-    """Give the records whose prediction is drawn: the map's sample, or a grid where the map is the features."""
+    """Return the records whose predictions are drawn: the map's sample, or a grid for a pool of two features.
+
+    Returns
+    -------
+    ndarray of float32, shape (n, n_features)
+    """
     if pool.n_features != 2:
         return pool.take(pool_map.sample)
     left, right, bottom, top = pool_map.extent
@@ -100,21 +105,21 @@ def watched_by(pool: Pool, pool_map: PoolMap) -> npt.NDArray[np.float32]:
 
 
 class RunFolder:
-    """A run on disk: replays are added as they end, so that what was interrupted goes on.
+    """A run on disk; each replay is added when it ends, so that an interrupted run can be resumed.
 
     Parameters
     ----------
     path : path
-        Empty, not there yet, or a run folder with the same settings.
+        Empty, missing, or a run folder with the same settings.
     settings : mapping
-        What defines the replays, as JSON can hold it.
+        Settings that define the replays, as JSON values.
 
     Raises
     ------
     SettingsError
-        If the folder holds a run with other settings, or something else.
+        The folder holds a run with other settings, or something else.
     CampaignMismatch
-        If a newer dal wrote it.
+        A newer dal wrote it.
     """
 
     def __init__(self, path: str | Path, settings: Mapping[str, object]) -> None:
@@ -122,27 +127,28 @@ class RunFolder:
         self.settings = json.loads(json.dumps(settings))
         there = _described(self.path)
         if there is None and self.path.exists() and any(self.path.iterdir()):
-            raise SettingsError(f"{self.path} holds something else than a run: name another folder.")
+            raise SettingsError(f"{self.path} must be an empty folder or a run, got other files; name another folder")
         if there is not None and there["settings"] != self.settings:
             differing = [name for name in self.settings if there["settings"].get(name) != self.settings[name]]
             raise SettingsError(
-                f"{self.path} holds replays with another {', '.join(differing) or 'setting'}: name another folder, or"
-                " delete it."
+                f"{self.path} must hold replays with the same settings, got another "
+                f"{', '.join(differing) or 'setting'}; name"
+                " another folder, or delete it"
             )
         (self.path / "replays").mkdir(parents=True, exist_ok=True)
         self._write({"title": "", "classes": [], "notes": [], "replays": []} if there is None else there)
 
     def _write(self, description: Mapping[str, Any]) -> None:
-        told = {**description, "format": FORMAT, "version": VERSION, "settings": self.settings}
+        content = {**description, "format": FORMAT, "version": VERSION, "settings": self.settings}
         with replacing(self.path / "run.json") as file:
-            file.write(json.dumps(told, indent=1, ensure_ascii=False).encode())
+            file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
 
     def replays(self) -> list[Replay]:
-        """Read the replays that are finished."""
+        """Read the finished replays."""
         return [_read_replay(path) for path in sorted((self.path / "replays").glob("*.npz"))]
 
     def add(self, played: Replay) -> None:
-        """Keep a finished replay."""
+        """Store a finished replay."""
         sizes = np.array([len(rows) for rows in played.batches], dtype=np.int64)
         with replacing(self.path / "replays" / f"{played.strategy}-{played.seed}.npz") as file:
             np.savez_compressed(
@@ -159,7 +165,7 @@ class RunFolder:
             )
 
     def finish(self, run: Run) -> None:
-        """Write what the replays have in common, when all are there."""
+        """Write the data that all replays share, and mark the run as finished."""
         if run.pool_map is not None:
             run.pool_map.save(self.path / "map.npz")
         with replacing(self.path / "answers.npz") as file:
@@ -179,19 +185,29 @@ class RunFolder:
     def read(path: str | Path) -> Run:
         """Read a finished run.
 
+        Parameters
+        ----------
+        path : path
+
+        Returns
+        -------
+        Run
+
         Raises
         ------
         SettingsError
-            If there is none, or it was interrupted.
+            There is no run, or it was interrupted.
         CampaignMismatch
-            If a newer dal wrote it.
+            A newer dal wrote it.
         """
         path = Path(path)
         there = _described(path)
         if there is None:
-            raise SettingsError(f"Expected a run folder, there is no run.json in {path}.")
+            raise SettingsError(f"{path} must be a run folder, got no run.json in it; check the path")
         if not there["replays"]:
-            raise SettingsError(f"The run in {path} was interrupted: run the same command again, it goes on.")
+            raise SettingsError(
+                f"{path} must hold a finished run, got an interrupted one; run the same command to resume it"
+            )
         with np.load(path / "answers.npz", allow_pickle=False) as stored:
             rows, codes = stored["rows"], stored["codes"]
         return Run(
@@ -209,19 +225,20 @@ class RunFolder:
 
 def _described(path: Path) -> dict[str, Any] | None:
     try:
-        told = json.loads((path / "run.json").read_text(encoding="utf-8"))
+        described = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise SettingsError(f"{path / 'run.json'} is no run: {error}. Name another folder, or delete it.") from error
-    if not isinstance(told, dict) or told.get("format") != FORMAT:
-        raise SettingsError(f"{path / 'run.json'} is no run of dal: name another folder.")
-    if told["version"] > VERSION:
+        raise SettingsError(
+            f"{path / 'run.json'} must be a run, got {error}; name another folder, or delete it"
+        ) from error
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise SettingsError(f"{path / 'run.json'} must be a run of dal, got another file; name another folder")
+    if described["version"] > VERSION:
         raise CampaignMismatch(
-            f"{path} was written in version {told['version']} of the run format; this dal reads up to {VERSION}: use a"
-            " newer dal."
+            f"{path} must have a run format up to {VERSION}, got {described['version']}; use a newer dal"
         )
-    return told
+    return described
 
 
 def _joined(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -244,9 +261,9 @@ def _read_replay(path: Path) -> Replay:
 
 
 def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
-    """Give a campaign, finished or running, as a run of one replay.
+    """Return a campaign, finished or running, as a run of one replay.
 
-    Its accuracy is that of the explore share, of each round alone; NaN in rounds that have none. It is measured on the
+    Its accuracy is that of the explore answers of each single round, NaN in rounds without any. It is measured on the
     model that chose the round's batch, so the labels of the curve are those that this model had learned from.
 
     Parameters
@@ -254,16 +271,16 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
     campaign : Campaign
         With at least one batch.
     pool_map : PoolMap or None
-        Without it there is no map, and what the models thought is not drawn.
+        Without it the run has no map and no predictions to draw.
 
     Raises
     ------
     SettingsError
-        If no batch was chosen yet.
+        No batch was chosen yet.
     """
     rounds = [each for each in campaign.rounds() if each.status in ("open", "closed")]
     if not rounds:
-        raise SettingsError(f"{campaign.directory} has no batch yet, so there is nothing to show: dal next it first.")
+        raise SettingsError(f"{campaign.directory} must have a batch to show, got none; run dal next first")
     settings = campaign.settings
     known = campaign.labels()
     ruled = {record.number: record for record in View(campaign).history()}
@@ -287,7 +304,7 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
         if watched is not None:
             data = None if each.model is None else campaign.load_model(each.model)
             views.append(view_of(None if data is None else Model.loads(data, settings.trusted), watched))
-    # A view belongs to the point of the curve whose labels its model has learned: that of the round before.
+    # A view belongs to the point of the curve whose labels its model has learned, which is that of the round before.
     played = replace(played, views=tuple(views[1:]) + ((views[-1],) if views else ()))
     return Run(
         title=f"Campaign {campaign.directory.name}",

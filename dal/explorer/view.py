@@ -1,4 +1,4 @@
-"""What of a run is sent to the browser: plain values, small whatever the pool's size."""
+"""The data of a run that is sent to the browser: plain values, of bounded size for any pool."""
 
 import base64
 from collections.abc import Sequence
@@ -25,26 +25,26 @@ Rows = npt.NDArray[np.int64]
 
 
 def view_of_run(run: Run, pool: Pool | None) -> dict[str, Any]:
-    """Give what the explorer draws.
+    """Return the data that the explorer draws.
 
     Parameters
     ----------
     run : Run
     pool : Pool or None
-        For thumbnails and texts of the records; without it they are drawn as points alone.
+        For thumbnails and texts of the records; without it they are drawn as points only.
 
     Returns
     -------
     dict
-        Of what JSON can hold; arrays are base64 of little-endian bytes. Small whatever the pool's size: at most 5,000
-        records, 1.5 MB of thumbnails, a byte or two for each watched place and round.
+        JSON values; arrays are base64 of little-endian bytes. Bounded for any pool: at most 5,000 records, 1.5 MB of
+        thumbnails, a byte or two for each watched place and round.
     """
     common, notes = _common(run)
     panels = common.strategies[:MOST_PANELS] if len(common.strategies) <= MOST_PANELS else []
     if not panels:
         notes.append(f"{len(common.strategies)} strategies: curves only. Up to {MOST_PANELS} are drawn side by side.")
     if run.pool_map is None:
-        notes.append("This run has no map of the pool: its records are listed, not placed.")
+        notes.append("This run has no map of the pool: its records are listed only.")
     shown = [common.of(strategy)[0] for strategy in panels]
     rows = _rows_shown(run, shown)
     position = {row: index for index, row in enumerate(rows.tolist())}
@@ -72,14 +72,14 @@ def view_of_run(run: Run, pool: Pool | None) -> dict[str, Any]:
 
 
 def _common(run: Run) -> tuple[Comparison, list[str]]:
-    """Cut the replays down to the seeds and labels that all strategies have, and say so."""
+    """Cut the replays to the seeds and labels that all strategies share, and return notes on it."""
     everything, notes = run.comparison, []
     seeds = [{replay.seed for replay in everything.of(name)} for name in everything.strategies]
     shared = set.intersection(*seeds)
     if not shared:
-        notes.append("No two strategies have a seed in common: their differences cannot be paired.")
+        notes.append("The strategies have no seed in common: their differences cannot be paired.")
     elif any(own != shared for own in seeds):
-        notes.append(f"Different seeds were played: only the {len(shared)} that all strategies have are compared.")
+        notes.append(f"The strategies have different seeds: only the {len(shared)} that all have are compared.")
         everything = Comparison(tuple(replay for replay in run.replays if replay.seed in shared))
     last = [replay.labels[-1] for replay in everything.replays if replay.labels]
     if last and min(last) < max(last):
@@ -89,8 +89,9 @@ def _common(run: Run) -> tuple[Comparison, list[str]]:
         first, *others = everything.of(name)
         if others and all(_same_choices(first, other) for other in others):
             notes.append(
-                f"{name} asked the same records with every seed: it drew nothing at random. Its interval of ± 0 says"
-                " nothing of how it would do on other data."
+                f"{name} asked the same records with every seed, because it draws nothing at random. Its interval of "
+                "± 0"
+                " does not estimate its spread on other data."
             )
     return everything, notes
 
@@ -115,7 +116,7 @@ def _cut(replay: Replay, labels: int) -> Replay:
 
 
 def _rows_shown(run: Run, shown: Sequence[Replay]) -> Rows:
-    """Choose the records: an even sample of the pool first, then what was asked, evenly thinned if it is too much."""
+    """Return the records to send: an even sample of the pool, then the asked ones, evenly thinned if necessary."""
     sample = run.pool_map.sample[:MOST_SAMPLE] if run.pool_map is not None else np.empty(0, np.int64)
     batches = [batch for replay in shown for batch in replay.batches]
     room = MOST_POINTS - len(sample)
@@ -144,7 +145,7 @@ def _map(run: Run) -> dict[str, Any] | None:
 
 def _records(run: Run, pool: Pool | None, rows: Rows) -> dict[str, Any]:
     codes = run.codes_of(rows)
-    told: dict[str, Any] = {
+    sent: dict[str, Any] = {
         "ids": [str(row) for row in rows.tolist()] if pool is None else pool.record_ids(rows),
         "labels": _packed(codes, np.int16),
         "x": None,
@@ -153,31 +154,31 @@ def _records(run: Run, pool: Pool | None, rows: Rows) -> dict[str, Any]:
         "texts": None,
     }
     if pool is None:
-        return told
+        return sent
     X = pool.take(rows)
     if run.pool_map is not None:
         places = run.pool_map.projection.place(X)
-        told |= {"x": _packed(places[:, 0], np.float32), "y": _packed(places[:, 1], np.float32)}
+        sent |= {"x": _packed(places[:, 0], np.float32), "y": _packed(places[:, 1], np.float32)}
     if len(pool.record_shape) == 3:
-        told["images"] = _thumbnails(X.reshape(-1, *pool.record_shape))
+        sent["images"] = _thumbnails(X.reshape(-1, *pool.record_shape))
     texts = pool.display(rows)
-    if texts and told["images"] is None:
-        told["texts"] = [_told({name: values[i] for name, values in texts.items()}) for i in range(len(rows))]
-    return told
+    if texts and sent["images"] is None:
+        sent["texts"] = [_shortened({name: values[i] for name, values in texts.items()}) for i in range(len(rows))]
+    return sent
 
 
-def _told(fields: dict[str, object]) -> str:
+def _shortened(fields: dict[str, object]) -> str:
     shown = ["" if value is None else str(value) for value in fields.values()]
     text = shown[0] if len(shown) == 1 else "\n".join(map(": ".join, zip(fields, shown, strict=True)))
     return text if len(text) <= MOST_TEXT else text[: MOST_TEXT - 1] + "…"
 
 
 def _thumbnails(images: npt.NDArray[np.float32]) -> dict[str, Any] | None:
-    """Give images as bytes, at most 28 pixels high and wide, or none where even so they are too many."""
+    """Return images as bytes, at most 28 pixels high and wide; only the last ones if they are too large together."""
     step = max(1, -(-max(images.shape[1:3]) // MOST_SIDE))
     small = images[:, ::step, ::step, : 3 if images.shape[3] >= 3 else 1]
     count = min(len(small), MOST_IMAGE_BYTES // int(np.prod(small.shape[1:])))
-    # The records that were asked come last, and matter most.
+    # The asked records come last and matter most: drop the first ones.
     small = small[len(small) - count :]
     low, high = float(np.nanmin(small)), float(np.nanmax(small))
     levels = np.nan_to_num((small - low) / (high - low if high > low else 1.0)) * 255
@@ -187,7 +188,8 @@ def _thumbnails(images: npt.NDArray[np.float32]) -> dict[str, Any] | None:
         "height": small.shape[1],
         "width": small.shape[2],
         "channels": small.shape[3],
-        # Ink on paper, as handwriting is stored, where most of the picture is low; else light on dark, as photographs.
+        # Dark ink on paper where most of a grey picture is low, as handwriting is stored; else light on dark, as
+        # photographs.
         "ink": bool(grey and np.median(levels) < 64),
         "data": _packed(np.round(levels), np.uint8),
     }
@@ -244,7 +246,7 @@ def _panel(run: Run, replay: Replay, position: dict[int, int]) -> dict[str, Any]
 
 
 def _overlaps(shown: Sequence[Replay]) -> list[list[list[float]]]:
-    """Give, after each round, the Jaccard index of what each two strategies have asked so far."""
+    """Return, after each round, the Jaccard index between the records that each two strategies have asked so far."""
     rounds = min((len(replay.batches) for replay in shown), default=0)
     sets: list[set[int]] = [set() for _ in shown]
     overlaps = []
@@ -255,7 +257,7 @@ def _overlaps(shown: Sequence[Replay]) -> list[list[list[float]]]:
 
 
 def jaccard(a: set[int], b: set[int]) -> float:
-    """Give the share of common members among all members of two sets.
+    """Return the share of common members among all members of two sets.
 
     Examples
     --------
@@ -267,12 +269,12 @@ def jaccard(a: set[int], b: set[int]) -> float:
 
 
 def _needed(comparison: Comparison, baseline: str | None) -> dict[str, Any] | None:
-    """Give the labels that each strategy needs, for targets between the worst first accuracy and the best last one."""
+    """Return the labels that each strategy needs, for targets from the worst first accuracy to the best last one."""
     means = [comparison.mean(name) for name in comparison.strategies]
     ends = [value for mean in means for value in mean.accuracy if not np.isnan(value)]
     if not ends or len(means[0].labels) < 2 or any(np.isnan(r.accuracy).any() for r in comparison.replays):
         return None
-    # Whole thousandths, so that what is shown is what was asked; and what the table of `dal compare` tells, as it is.
+    # Whole thousandths, so that the target shown is exactly the one computed; plus the target of `dal compare`'s table.
     default = comparison.reached_by_all(baseline or comparison.strategies[0])
     targets = np.union1d(np.round(np.linspace(min(ends), max(ends), TARGETS + 1), 3), [default])
     columns = {}

@@ -1,8 +1,8 @@
 """Bokeh figures of results, for pages and notebooks alike.
 
-Every figure is a function from plain values to a Bokeh figure. Colours of paper and ink are left to a theme, given when
-the figure is shown: ``bokeh.embed.json_item(figure, theme=THEMES["dark"])``; those of classes and strategies are told
-apart on light and dark paper, by colour-blind readers, and, by their markers, without any colour.
+Every figure is a function from plain values to a Bokeh figure. A theme sets the colours of paper and ink when the
+figure is shown: ``bokeh.embed.json_item(figure, theme=THEMES["dark"])``. The colours of classes and strategies are
+distinguishable on light and dark paper and for colour-blind readers, and their markers without any colour.
 """
 
 from typing import TYPE_CHECKING

@@ -22,11 +22,11 @@ class Points:
     x, y : ndarray of shape (n,), float
     record_ids : sequence of str
     labels : ndarray of shape (n,), int64
-        Class codes; -1 where nobody labelled the record.
+        Class codes; -1 for records without a label.
     batch : ndarray of shape (n,), bool
-        Records of the batch that is shown.
+        Whether a record belongs to the batch that is shown.
     scores : sequence of float or None
-        How much each was worth asking, where that is known.
+        Score of each record, where it is known.
     """
 
     x: npt.NDArray[np.floating]
@@ -53,7 +53,7 @@ class BatchMap:
     points : Points
     classes : sequence of str
     axes : tuple of str
-        What the two axes are.
+        Titles of the two axes.
     """
 
     density: npt.NDArray[np.int64]
@@ -69,7 +69,8 @@ def batch_map(shown: BatchMap) -> figure:
     Parameters
     ----------
     shown : BatchMap
-        Of more than 5,000 points all of the batch are drawn, as far as there is room, and an even share of the others.
+        Of more than 5,000 points, those of the batch are drawn as far as there is room, and an even share of the
+        others.
 
     Returns
     -------
@@ -111,8 +112,8 @@ def batch_map(shown: BatchMap) -> figure:
         )
         drawn.append(rings)
     if drawn:
-        said = [("record", "@record"), ("label", "@label"), ("score", "@score")]
-        plot.add_tools(HoverTool(tooltips=said, renderers=drawn))
+        tooltips = [("record", "@record"), ("label", "@label"), ("score", "@score")]
+        plot.add_tools(HoverTool(tooltips=tooltips, renderers=drawn))
         plot.add_layout(plot.legend[0], "right")
         plot.legend.click_policy = "hide"
     if len(kept) < len(points):
@@ -143,7 +144,7 @@ def _source(points: Points, here: npt.NDArray[np.int64], names: Sequence[str]) -
 
 
 def _shades(density: npt.NDArray[np.int64]) -> npt.NDArray[np.uint32]:
-    """Give the density as mid-grey of growing opacity, which is seen on light paper and on dark."""
+    """Return the density as mid-grey of growing opacity, which is visible on light and on dark paper."""
     shade = np.log1p(density.astype(np.float64))
     alpha = (shade / max(float(shade.max()), 1e-9) * 200).astype(np.uint32)
     return (alpha << np.uint32(24)) | np.uint32(0x00808080)

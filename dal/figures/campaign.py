@@ -1,4 +1,4 @@
-"""What a campaign's page shows beside its curve and its map: classes, criteria, people, time."""
+"""Figures of a campaign's page besides its curve and its map: classes, criteria, people, time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,18 +17,18 @@ _POOL = "#8A8F98"
 
 @dataclass(frozen=True)
 class Balance:
-    """One class: how many labels it has, and its share of the pool.
+    """One class: its number of labels, and its share of the pool.
 
     Attributes
     ----------
     name : str
     labels : int
     new : int
-        Of these, from the newest round.
+        Labels of the newest round among these.
     pool_share : float or None
-        Estimated share of the pool; None where there is no evidence.
+        Estimated share of the pool; None without evidence.
     pool_low, pool_high : float or None
-        Its interval.
+        Ends of its interval.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Balance:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A stopping criterion with its past.
+    """A stopping criterion with its history.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Criterion:
     now : Verdict
     rounds : sequence of int
     values : sequence of float or None
-        Its value after each of these rounds; None where there was not enough evidence.
+        Its value after each of these rounds; None without enough evidence.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Annotator:
         Labels and skips.
     skipped : int
     median_seconds : float or None
-        For one answer; None where no times are known.
+        Median time of one answer; None where no times are known.
     """
 
     name: str
@@ -80,14 +80,14 @@ class Annotator:
 
 @dataclass(frozen=True)
 class Pause:
-    """Where the time between two batches went, in seconds.
+    """The time between two batches by its use, in seconds.
 
     Attributes
     ----------
     round : int
-        The one whose batch came after it.
+        The round whose batch came after it.
     idle : float
-        From the closing of the round before until somebody's computer began.
+        From the closing of the round before to the start of a computation.
     train, score, select : float
     """
 
@@ -118,7 +118,7 @@ def class_balance(classes: Sequence[Balance]) -> figure:
         "labels": [each.labels for each in classes],
         "new": [each.new for each in classes],
         "pool": [0.0 if each.pool_share is None else each.pool_share for each in classes],
-        "said": [_share_said(each) for each in classes],
+        "share_text": [_share_text(each) for each in classes],
     }
     plot = plain_figure(
         height=max(170, 60 + 38 * len(classes)),
@@ -153,8 +153,8 @@ def class_balance(classes: Sequence[Balance]) -> figure:
             )
         )
         _draw_intervals(plot, estimated)
-    said = [("class", "@name"), ("labels", "@labels, @new of them new"), ("pool", "@said")]
-    plot.add_tools(HoverTool(tooltips=said, renderers=bars))
+    tooltips = [("class", "@name"), ("labels", "@labels, @new of them new"), ("pool", "@share_text")]
+    plot.add_tools(HoverTool(tooltips=tooltips, renderers=bars))
     plot.ygrid.visible = False
     plot.add_layout(plot.legend[0], "above")
     plot.legend.orientation = "horizontal"
@@ -165,7 +165,7 @@ def _ends(classes: Sequence[Balance]) -> list[float]:
     return [end for each in classes for end in (each.pool_share, each.pool_high) if end is not None]
 
 
-def _share_said(each: Balance) -> str:
+def _share_text(each: Balance) -> str:
     if each.pool_share is None:
         return "not enough evidence"
     if each.pool_low is None or each.pool_high is None:
@@ -224,11 +224,11 @@ def _criterion(criterion: Criterion) -> figure:
     dots = plot.scatter("round", "value", source=source, color=color, size=7)
     plot.add_tools(HoverTool(tooltips=[("round", "@round"), ("value", "@value{0.[0000]}")], renderers=[line, dots]))
     if not known:
-        _say(plot, "not enough evidence yet")
+        _annotate(plot, "not enough evidence yet")
     return plot
 
 
-def _say(plot: figure, text: str) -> None:
+def _annotate(plot: figure, text: str) -> None:
     plot.add_layout(Label(x=12, y=12, x_units="screen", y_units="screen", text=text, text_font_size="13px"))
 
 
@@ -249,7 +249,7 @@ def annotators(people: Sequence[Annotator]) -> figure:
         "labelled": [each.answers - each.skipped for each in people],
         "skipped": [each.skipped for each in people],
         "answers": [each.answers for each in people],
-        "said": [_pace(each) for each in people],
+        "pace": [_pace(each) for each in people],
         "share": [each.skipped / each.answers if each.answers else 0.0 for each in people],
     }
     most = max([1, *[each.answers for each in people]])
@@ -269,10 +269,10 @@ def annotators(people: Sequence[Annotator]) -> figure:
         legend_label=["labelled", "skipped"],
     )
     plot.add_glyph(
-        source, Text(x="answers", y="name", text="said", x_offset=6, text_baseline="middle", text_font_size="12px")
+        source, Text(x="answers", y="name", text="pace", x_offset=6, text_baseline="middle", text_font_size="12px")
     )
-    said = [("", "@name"), ("labelled", "@labelled"), ("skipped", "@skipped, @share{0 %}"), ("", "@said")]
-    plot.add_tools(HoverTool(tooltips=said, renderers=list(bars)))
+    tooltips = [("", "@name"), ("labelled", "@labelled"), ("skipped", "@skipped, @share{0 %}"), ("", "@pace")]
+    plot.add_tools(HoverTool(tooltips=tooltips, renderers=list(bars)))
     plot.ygrid.visible = False
     plot.add_layout(plot.legend[0], "above")
     plot.legend.orientation = "horizontal"
@@ -300,9 +300,9 @@ def agreement_matrix(
     agreement : ndarray of shape (n, n)
         Share of equal answers, or kappa, of each pair; NaN where they have no record in common.
     together : ndarray of shape (n, n), int
-        Records that both have answered.
+        Number of records that both have answered.
     what : str
-        What the numbers are.
+        Name of the numbers.
 
     Returns
     -------
@@ -313,11 +313,11 @@ def agreement_matrix(
     columns: dict[str, Sequence[object]] = {
         "first": [names[i] for i, _ in pairs],
         "second": [names[j] for _, j in pairs],
-        # Half as dark as could be: the number on it is read on light and on dark paper.
+        # At most 0.55, so that the number on it is readable on light and on dark paper.
         "alpha": [
             0.55 * float(np.clip(agreement[pair], 0, 1)) if k else 0.0 for pair, k in zip(pairs, known, strict=True)
         ],
-        "said": [f"{agreement[pair]:.2f}" if k else "-" for pair, k in zip(pairs, known, strict=True)],
+        "text": [f"{agreement[pair]:.2f}" if k else "-" for pair, k in zip(pairs, known, strict=True)],
         "n": [int(together[pair]) for pair in pairs],
     }
     plot = plain_figure(
@@ -339,10 +339,10 @@ def agreement_matrix(
     )
     plot.add_glyph(
         source,
-        Text(x="first", y="second", text="said", text_align="center", text_baseline="middle", text_font_size="13px"),
+        Text(x="first", y="second", text="text", text_align="center", text_baseline="middle", text_font_size="13px"),
     )
-    said = [("", "@first and @second"), (what, "@said"), ("records of both", "@n")]
-    plot.add_tools(HoverTool(tooltips=said, renderers=[boxes]))
+    tooltips = [("", "@first and @second"), (what, "@text"), ("records of both", "@n")]
+    plot.add_tools(HoverTool(tooltips=tooltips, renderers=[boxes]))
     plot.grid.visible = False
     return plot
 
@@ -355,7 +355,7 @@ def throughput(hours: Sequence[float], labels_per_hour: Sequence[float]) -> figu
     hours : sequence of float
         Hours since the campaign's start, ascending.
     labels_per_hour : sequence of float
-        The pace up to each of them.
+        Pace up to each of these times.
 
     Returns
     -------
@@ -373,7 +373,7 @@ def throughput(hours: Sequence[float], labels_per_hour: Sequence[float]) -> figu
 
 
 def pauses(rounds: Sequence[Pause]) -> figure:
-    """Draw where the time before each batch went: stacked seconds of training, scoring, selecting, and idleness.
+    """Draw the time before each batch: stacked seconds of training, scoring, selecting, and idleness.
 
     Parameters
     ----------
@@ -404,8 +404,8 @@ def pauses(rounds: Sequence[Pause]) -> figure:
         hatch_alpha=0.5,
         legend_label=parts,
     )
-    said = [("round", "@round"), *((part, f"@{part}{{0.0}} s") for part in parts)]
-    plot.add_tools(HoverTool(tooltips=said, renderers=list(bars)))
+    tooltips = [("round", "@round"), *((part, f"@{part}{{0.0}} s") for part in parts)]
+    plot.add_tools(HoverTool(tooltips=tooltips, renderers=list(bars)))
     plot.y_range.start = 0
     plot.xgrid.visible = False
     plot.add_layout(plot.legend[0], "right")
@@ -413,7 +413,7 @@ def pauses(rounds: Sequence[Pause]) -> figure:
 
 
 def score_histogram(counts: npt.NDArray[np.integer] | Sequence[int]) -> figure:
-    """Draw how many records of the pool have which score.
+    """Draw the number of records of the pool by score.
 
     Parameters
     ----------
@@ -447,6 +447,6 @@ def score_histogram(counts: npt.NDArray[np.integer] | Sequence[int]) -> figure:
     plot.yaxis.ticker = list(range(top + 1))
     plot.yaxis.major_label_overrides = {power: f"{10**power:,}" if power else "0" for power in range(top + 1)}
     plot.y_range.start = 0
-    said = [("scores", "@left{0.00} to @right{0.00}"), ("records", "@records{0,0}")]
-    plot.add_tools(HoverTool(tooltips=said, renderers=[bars]))
+    tooltips = [("scores", "@left{0.00} to @right{0.00}"), ("records", "@records{0,0}")]
+    plot.add_tools(HoverTool(tooltips=tooltips, renderers=[bars]))
     return plot

@@ -24,7 +24,7 @@ class Curve:
     low, high : sequence of float, optional
         Ends of the band: an interval over seeds, or of a measured share.
     biased : sequence of bool, optional
-        Points that were measured on records which a strategy chose: drawn hollow.
+        Points that were measured on records chosen by a strategy: drawn hollow.
     """
 
     name: str
@@ -43,9 +43,9 @@ def learning_curves(
     Parameters
     ----------
     curves : sequence of Curve
-        One without points is named in the legend only.
+        A curve without points appears in the legend only.
     target : float, optional
-        An accuracy to mark by a line across.
+        An accuracy to mark by a line.
     y_label : str
 
     Returns
@@ -71,13 +71,13 @@ def learning_curves(
 def accuracy_curve(history: Sequence[RoundRecord]) -> figure:
     """Draw a campaign's accuracy, round by round, with the Wilson interval of each.
 
-    Each point is over the explore answers of one round, against the model that chose that round's batch: an honest
-    measurement, if a wide one. Rounds without an explore answer have no point.
+    Each point is over the explore answers of one round, with the model that chose that round's batch: an honest
+    measurement, though a wide one. Rounds without an explore answer have no point.
 
     Parameters
     ----------
     history : sequence of RoundRecord
-        As :meth:`dal.campaign.view.View.history` gives it.
+        The campaign's rounds, oldest first, from :meth:`dal.campaign.view.View.history`.
 
     Returns
     -------

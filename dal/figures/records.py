@@ -1,4 +1,4 @@
-"""Records drawn as themselves."""
+"""Records drawn as images."""
 
 from collections.abc import Sequence
 
@@ -18,9 +18,9 @@ def record_images(
     Parameters
     ----------
     images : ndarray of shape (n, height, width)
-        Each is stretched over its own range.
+        Each is stretched to its own range.
     captions : sequence of str
-        Under each image.
+        Text under each image.
     title : str
     columns : int, default=10
     width : int, default=860
@@ -44,7 +44,7 @@ def record_images(
     y = [-1.28 * (index // columns) - 1.0 for index in range(len(images))]
     plot.image(image=[_dark_on_light(image) for image in images], x=x, y=y, dw=0.9, dh=0.98, palette="Greys256")
     middles = {"x": [left + 0.45 for left in x], "y": [bottom - 0.02 for bottom in y], "text": list(captions)}
-    # The glyph and not plot.text, which would fix the colour that a theme is to give.
+    # The glyph and not plot.text, which would override the theme's colour.
     plot.add_glyph(
         ColumnDataSource(data=middles),
         Text(x="x", y="y", text="text", text_align="center", text_baseline="top", text_font_size={"value": "11px"}),
@@ -53,6 +53,6 @@ def record_images(
 
 
 def _dark_on_light(image: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
-    # Bokeh draws the first row at the bottom; its greys begin with black, and ink is where the image is high.
+    # Bokeh draws the first row at the bottom, and its greys begin with black; ink is where the image is high.
     low, high = float(np.min(image)), float(np.max(image))
     return (high - image[::-1]) / (high - low if high > low else 1.0)

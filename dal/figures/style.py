@@ -1,4 +1,4 @@
-"""Colours, markers and themes: what all figures look like."""
+"""Colours, markers and themes of all figures."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,13 +7,13 @@ from bokeh.plotting import figure
 from bokeh.themes import Theme
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8A8F98")
-"""Okabe and Ito's palette, without the two that light and dark paper swallow: told apart by colour-blind readers."""
+"""Okabe and Ito's palette for colour-blind readers, without the two that light or dark paper swallows."""
 
 MARKERS = ("circle", "square", "triangle", "diamond", "inverted_triangle", "hex", "star", "square_pin", "triangle_pin")
-"""The second cue. Their number has no factor in common with that of the colours: 63 classes look different."""
+"""A second cue. Their number is coprime to that of the colours, so that 63 classes look different."""
 
 ASKED = "#E8336D"
-"""Of the batch that is being asked, over everything else."""
+"""Colour of the batch that is being asked, drawn over everything else."""
 
 _PAPER = {"light": "#FFFFFF", "dark": "#16191D"}
 _INK = {"light": "#24292F", "dark": "#D7DCE2"}
@@ -21,12 +21,12 @@ _FAINT = {"light": "#E3E6EA", "dark": "#30363D"}
 
 
 def color_of(index: int) -> str:
-    """Give the colour of a class or strategy."""
+    """Return the colour of a class or strategy."""
     return COLORS[index % len(COLORS)]
 
 
 def marker_of(index: int) -> str:
-    """Give the marker of a class or strategy, by Bokeh's name."""
+    """Return the marker of a class or strategy, by Bokeh's name."""
     return MARKERS[index % len(MARKERS)]
 
 
@@ -71,7 +71,7 @@ The paper itself is the page's: figures are transparent."""
 
 
 def plain_figure(*, height: int, tools: str = "", **options: Any) -> figure:  # noqa: ANN401 - Bokeh's own options
-    """Make a figure as wide as its place, without a logo, with a toolbar only where there are tools."""
+    """Make a figure as wide as its container, without a logo, with a toolbar only where there are tools."""
     options.setdefault("sizing_mode", "stretch_width")
     plot = figure(height=height, tools=tools, toolbar_location="above" if tools else None, **options)
     plot.toolbar.logo = None

@@ -1,4 +1,4 @@
-"""A table, for whoever shows it: a page, a terminal, a notebook."""
+"""A table for a page, a terminal or a notebook."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,8 +2,7 @@
 
 Rows are written unit by unit (a shard, or a chunk where there are no shards), and the number of rows that are safely
 written is kept in the pool's attributes. A build that is run again with the same source resumes there; units beyond
-that
-row are written again. When all rows are in, the index of the ids is made and the pool is marked complete.
+that row are written again. When all rows are in, the index of the ids is made and the pool is marked complete.
 """
 
 import contextlib
@@ -82,10 +81,9 @@ def build_pool(
     ----------
     source : object
         An array (N, d) or (N, h, w, c) of NumPy or Dask, or any object that can be sliced by rows; a DataFrame of
-        pandas,
-        Dask or Polars, a table of pyarrow; the path of a ``.npy``, ``.parquet``, ``.pq``, ``.csv`` or ``.tsv`` file, or
-        of a folder of pictures, whose record ids are the paths below it; or an iterable of `Block`, which cannot be
-        resumed. Dask collections are computed some chunks, or one partition, at a time.
+        pandas, Dask or Polars, a table of pyarrow; the path of a ``.npy``, ``.parquet``, ``.pq``, ``.csv`` or ``.tsv``
+        file, or of a folder of pictures, whose record ids are the paths below it; or an iterable of `Block`, which
+        cannot be resumed. Dask collections are computed some chunks, or one partition, at a time.
     path : str, Path or Url
         Where to write the pool: a path, or the URL of a store.
     ids : sequence of str or int, or str, optional
@@ -99,25 +97,20 @@ def build_pool(
         files keep their text. Integers and booleans may have gaps.
     text, vectoriser : str and object, optional
         For tables, a column of texts and the transformer that turns them into features: one of scikit-learn, dense or
-        with
-        few columns, such as TF-IDF and a truncated SVD. An unfitted one is cloned and fitted on a sample of 50,000
-        texts,
-        the same sample every time. Annotators see the text.
+        with few columns, such as TF-IDF and a truncated SVD. An unfitted one is cloned and fitted on a sample of 50,000
+        texts, the same sample every time. Annotators see the text.
     header : bool, optional
         For CSV files, whether the first line names the columns; without names they are f0, f1, ... Default: it does,
-        and a
-        file whose first line holds numbers is refused.
+        and a file whose first line holds numbers is refused.
     size : tuple of int, optional
         For pictures, height and width in pixels to resize all to. Default: they must all have one size.
     background : str, optional
         For pictures, the colour behind transparent pixels, such as "black" or "#336699". Default: white.
     dtype : str, optional
         Stored type of the features, each rounded to float32 first. ``"float32"``; ``"float16"`` and ``"bfloat16"``,
-        rounded
-        to nearest even, with values beyond their range infinite; ``"int8"``, 127 steps to each side of zero for each
-        feature; ``"uint8"``, for whole numbers from 0 to 255. int8 needs an extra pass over the source, so no iterable
-        of
-        `Block`; int8 and uint8 refuse NaN. Default: float32, or uint8 for a source of uint8.
+        rounded to nearest even, with values beyond their range infinite; ``"int8"``, 127 steps to each side of zero for
+        each feature; ``"uint8"``, for whole numbers from 0 to 255. int8 needs an extra pass over the source, so no
+        iterable of `Block`; int8 and uint8 refuse NaN. Default: float32, or uint8 for a source of uint8.
     overwrite : bool, default=False
         Replace the pool at `path`, finished or not. Anything other than a pool is never replaced.
     progress : callable, optional
@@ -197,18 +190,15 @@ def append_pool(
     """Append records at the end of a pool; existing records keep their rows.
 
     Pools that are open meanwhile go on showing the records of before. The new records become visible at once, when all
-    are
-    written and their ids are indexed. An append that is interrupted, or refused in the middle, leaves the pool
-    unchanged,
-    and starts over when run again.
+    are written and their ids are indexed. An append that is interrupted, or refused in the middle, leaves the pool
+    unchanged, and starts over when run again.
 
     Parameters
     ----------
     source, ids, features, display, header, size
         As for `build_pool`, and alike: the same shape, ids if the pool has ids, the same display fields. The columns of
         a table are found by the names in the pool, in any order, so they need not be named; other columns are left out.
-        For
-        a pool built from an array, columns are matched by their order, with a warning.
+        For a pool built from an array, columns are matched by their order, with a warning.
     path : str, Path or Url
         A pool that dal built.
     text, vectoriser : str and object, optional

@@ -141,8 +141,7 @@ def missing_chunks(array: "zarr.Array[Any]") -> tuple[int, int]:
     """Return the number of missing stored objects (shards, or chunks without shards), and of expected ones.
 
     Lists names and reads no data. The cost grows with the objects that exist, not with the expected ones: the shape of
-    an
-    array may promise a billion chunks.
+    an array may promise a billion chunks.
 
     Returns
     -------

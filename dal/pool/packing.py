@@ -1,10 +1,8 @@
 """Packed values of other programs: apply what their attributes say by the CF conventions, or refuse them.
 
 Programs that follow these conventions, such as xarray, store ``(value - add_offset) / scale_factor`` and name the
-values
-that stand for a gap. A model trained on the stored numbers would be wrong without any visible sign. Zarr's own fill
-value
-is not a CF gap: it fills chunks that were never written.
+values that stand for a gap. A model trained on the stored numbers would be wrong without any visible sign. Zarr's own
+fill value is not a CF gap: it fills chunks that were never written.
 """
 
 import base64

@@ -29,8 +29,7 @@ class Pictures:
     """The pictures in a folder and its subfolders, in the order of their paths, as (height, width, channels).
 
     A record's id is its path below the folder, with slashes. Pictures are rotated by their EXIF orientation. All are
-    grey if
-    the first one is, else red, green and blue. Only the first frame of an animation is read.
+    grey if the first one is, else red, green and blue. Only the first frame of an animation is read.
 
     Parameters
     ----------

@@ -43,8 +43,7 @@ class Block:
         Record ids, one a row; in all blocks or in none.
     fields : mapping of str to sequence
         Display fields, one value a row; the same fields in all blocks, of the kinds (text, integers, numbers or
-        booleans)
-        of the first one. None is a gap.
+        booleans) of the first one. None is a gap.
     """
 
     features: npt.NDArray[Any]

@@ -457,10 +457,8 @@ class Reader:
     """A reader of a pool, tile by tile, that holds one decoded read unit. Not thread-safe: use one for each task.
 
     In ascending order every chunk is decoded once. What `read` returns is read-only and valid until the next call: it
-    is a
-    view of the held unit. Where a tile spans units, or is stored in another type than float32, it is a view of a buffer
-    that
-    the next tile overwrites.
+    is a view of the held unit. Where a tile spans units, or is stored in another type than float32, it is a view of a
+    buffer that the next tile overwrites.
 
     Parameters
     ----------

@@ -36,8 +36,7 @@ class Texts:
         Name of the column of texts.
     vectoriser : object
         Has `transform`, from texts to numbers. An unfitted one is cloned and fitted on a sample of the table, on one
-        thread
-        and with seed 0 for unset random states, so that a resumed build gets the same features.
+        thread and with seed 0 for unset random states, so that a resumed build gets the same features.
 
     Raises
     ------

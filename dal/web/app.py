@@ -1,7 +1,8 @@
 """The pages' server: a typed JSON API over a campaign's queue, and the files of the pages.
 
-It never trains or scans: the loop runs in another process (`dal next`, `dal run`), and all that the two share is the
-campaign's database. So no annotator waits for a scan, and either process may be killed and started again by itself.
+It never trains or scans. The loop runs in another process (`dal next`, `dal run`), and the two share only the
+campaign's
+database. So no annotator waits for a scan, and either process may be killed and started again on its own.
 """
 
 import errno
@@ -43,19 +44,19 @@ from dal.web.state import Standing, Standings
 
 STATIC = files("dal.web") / "static"
 GUIDELINES = "guidelines.md"
-"""The file in a campaign's directory that tells annotators how to decide; shown as plain text."""
+"""File in a campaign's directory with instructions for annotators; shown as plain text."""
 
 REQUESTS = (200.0, 1000)
 """Requests a second from one address, and how many at once; a page makes two or three for each answer."""
 
 FOR = "dal-for"
-"""The header in which a page says for which campaign and person it holds answers."""
+"""Header in which a page names the campaign and the person that its answers belong to."""
 
 MOST_ROW = 2**53 - 1  # the largest integer that JavaScript keeps
 _GUIDELINES_BYTES = 200_000
 _ACCOUNT_SECONDS = 2.0
 _TURN_SECONDS = 10.0
-"""How long a request waits for its turn to write; pages give up after 20 seconds."""
+"""Longest wait of a request for its turn to write; pages give up after 20 seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class _Strict(BaseModel):
 
 
 class Me(BaseModel):
-    """Who is asking; `session` says whether they came in by a link, and can log out."""
+    """The person who sends a request; `session` is True for one who came by a link, and can log out."""
 
     name: str
     role: Literal["annotator", "manager"]
@@ -78,17 +79,18 @@ class Me(BaseModel):
 
 
 class Named(BaseModel):
-    """Which campaign this is."""
+    """The campaign's id and name."""
 
     id: str
     name: str
 
 
 class State(Standing):
-    """Where the campaign stands, and the one who asks in it.
+    """The standing of the campaign, and of the person who asks.
 
-    `size`, `answered` and `pending` are answers here, not records, and count what this person answered beyond the
-    batch: each answer of theirs raises `answered` and `mine` by one, so that neither tells a gold record from others.
+    `size`, `answered` and `pending` count answers here, not records, and include this person's answers beyond the
+    batch.
+    Each of their answers raises `answered` and `mine` by one, so that neither shows which records are gold.
     """
 
     campaign: Named
@@ -100,7 +102,7 @@ class State(Standing):
 
 
 class Record(Content):
-    """A record to be answered, or looked at again."""
+    """A record to answer, or to look at again."""
 
     row: int
     record_id: str
@@ -108,12 +110,12 @@ class Record(Content):
 
 
 class AnswerIn(_Strict):
-    """One answer; `event_id` is the page's own, and an answer sent twice counts once."""
+    """One answer; the page makes `event_id`, and an answer sent twice counts once."""
 
     event_id: EventId
     row: Row
     status: Literal["submitted", "skipped"]
-    # Strict: "1" may be meant for the class of that name, and true for anything.
+    # Strict: "1" could also mean the class of that name, and true any class.
     label: Annotated[int, Field(ge=0, le=100_000, strict=True)] | None = None
     skip_reason: Annotated[str, Field(max_length=200)] | None = None
     lead_time: Annotated[float, Field(ge=0, le=1e7, allow_inf_nan=False)] | None = None
@@ -123,14 +125,14 @@ class AnswerIn(_Strict):
 
 
 class AnswersIn(_Strict):
-    """Answers, and how many records one wants to have in hand afterwards."""
+    """Answers, and the number of records to hold afterwards."""
 
     answers: Annotated[list[AnswerIn], Field(max_length=100)] = []
     lease: Annotated[int, Field(ge=0, le=50)] = 0
 
 
 class OutcomeOut(BaseModel):
-    """What became of one answer."""
+    """The outcome of one answer."""
 
     event_id: str
     outcome: Literal["new", "changed", "same", "repeated", "refused"]
@@ -139,7 +141,7 @@ class OutcomeOut(BaseModel):
 
 
 class AnswersOut(BaseModel):
-    """What became of the answers, the records now in hand, and where the campaign stands."""
+    """The outcomes of the answers, the records now held, and the standing of the campaign."""
 
     outcomes: list[OutcomeOut]
     records: list[Record]
@@ -147,33 +149,33 @@ class AnswersOut(BaseModel):
 
 
 class UndoIn(_Strict):
-    """The answer to be taken back, and the id of this undoing."""
+    """The answer to take back, and the id of this undoing."""
 
     event_id: EventId
     new_event_id: EventId
 
 
 class UndoOut(BaseModel):
-    """What became of the undoing."""
+    """The outcome of the undoing."""
 
     outcome: OutcomeOut
     state: State
 
 
 class RowsIn(_Strict):
-    """Records in hand."""
+    """Records that are held."""
 
     rows: Annotated[list[Row], Field(max_length=200)]
 
 
 class RowsOut(BaseModel):
-    """Those of them that are still in hand."""
+    """Those of the records that are still held."""
 
     rows: list[int]
 
 
 class PastOut(BaseModel):
-    """An answer that its annotator gave, and may change."""
+    """An earlier answer, which its annotator may change."""
 
     event_id: str | None
     row: int
@@ -192,7 +194,7 @@ class HistoryOut(BaseModel):
 
 
 class GuidelinesOut(BaseModel):
-    """How to decide, as plain text."""
+    """The guidelines, as plain text."""
 
     text: str
 
@@ -204,11 +206,11 @@ class EnterIn(_Strict):
 
 
 class Nothing(_Strict):
-    """Nothing: the request says it all."""
+    """An empty body."""
 
 
 class ActIn(_Strict):
-    """What a manager wants."""
+    """A manager's action."""
 
     act: Act
 
@@ -220,21 +222,21 @@ class FiguresOut(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong: what was expected, what came, what to do."""
+    """An error: what was expected, what came, what to do."""
 
     detail: str
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a campaign is served.
+    """Options for serving a campaign.
 
     Attributes
     ----------
     user : str
-        Who labels, where the campaign has no tokens and only this machine can reach the server.
+        Name of the person who labels, where the campaign has no tokens and only this machine can reach the server.
     show_suggestions : bool
-        Whether annotators see what the model predicts before they answer. It makes them agree with it.
+        Whether annotators see the model's prediction before they answer. It makes them agree with it.
     """
 
     user: str
@@ -242,14 +244,14 @@ class Options:
 
 
 def create_app(campaign: Campaign, options: Options, *, body_seconds: float = 20.0) -> FastAPI:
-    """Make the application that serves a campaign's pages.
+    """Create the application that serves a campaign's pages.
 
     Parameters
     ----------
     campaign : Campaign
     options : Options
     body_seconds : float, default=20
-        How long a request's body may take to arrive.
+        Time for a request's body to arrive.
 
     Returns
     -------
@@ -258,19 +260,19 @@ def create_app(campaign: Campaign, options: Options, *, body_seconds: float = 20
     Raises
     ------
     PoolError
-        If the campaign's pool cannot be opened.
+        The campaign's pool cannot be opened.
     """
     site = _Site(campaign, options)
     app = FastAPI(
         title="dal",
         summary="Labelling for a campaign of active learning",
-        # FastAPI's pages of documentation load their scripts from elsewhere; the document itself stays.
+        # FastAPI's documentation pages load scripts from other hosts; only the OpenAPI document is served.
         docs_url=None,
         redoc_url=None,
         responses={status: {"model": Problem} for status in _PROBLEMS},
     )
-    app.exception_handler(DalError)(_told)
-    app.exception_handler(OSError)(_told)
+    app.exception_handler(DalError)(_error_response)
+    app.exception_handler(OSError)(_error_response)
     app.exception_handler(RequestValidationError)(_unreadable)
     app.exception_handler(Exception)(_failed)
     _add_api(app, site)
@@ -282,7 +284,7 @@ def create_app(campaign: Campaign, options: Options, *, body_seconds: float = 20
 
 
 class _Site:
-    """What all requests share."""
+    """The state that all requests share."""
 
     def __init__(self, campaign: Campaign, options: Options) -> None:
         self.campaign = campaign
@@ -300,14 +302,14 @@ class _Site:
         self._counted: dict[str, tuple[TeamGiven, OwnShare]] = {}
         self._asked: frozenset[int] = frozenset()
         self._served: set[tuple[str, int]] = set()
-        # SQLite lets one write at a time and makes others poll for their turn; in here they queue up instead.
+        # SQLite lets one write at a time and makes others poll for their turn; here they queue up instead.
         self.writing = threading.Lock()
         self._line: deque[tuple[str, list[Given], Future[list[Outcome]]]] = deque()
 
-    def answered(self, me: Me, given: list[Given]) -> list[Outcome]:
-        """Add answers together with those of everybody who waits for the same lock: one commit for all of them.
+    def add_answers(self, me: Me, given: list[Given]) -> list[Outcome]:
+        """Add answers together with those of all who wait for the same lock, in one commit.
 
-        A commit is what takes time, on a busy disk tens of milliseconds.
+        The commit takes most of the time, tens of milliseconds on a busy disk.
         """
         mine: Future[list[Outcome]] = Future()
         self._line.append((me.name, given, mine))
@@ -316,7 +318,7 @@ class _Site:
             if together:
                 try:
                     outcomes = self.queue.answer_together([(name, theirs) for name, theirs, _ in together])
-                except Exception as error:  # it is raised again in everybody's own request, and their pages send again
+                except Exception as error:  # each request raises it again, and the pages send again
                     for _, _, future in together:
                         future.set_exception(error)
                 else:
@@ -331,7 +333,7 @@ class _Site:
         Raises
         ------
         DatabaseError
-            If it does not come for so long that something must be wrong with the database.
+            The turn takes so long that something must be wrong with the database.
         """
         if not self.writing.acquire(timeout=_TURN_SECONDS):
             remedy = "Others have been writing for too long: try again"
@@ -342,13 +344,13 @@ class _Site:
             self.writing.release()
 
     def person(self, request: Request) -> Me:
-        """Find who is asking.
+        """Return the person who sent a request.
 
         Raises
         ------
         HTTPException
-            401 where a link is needed, and none, or a worthless one, came; 403 where no links are in use, and the
-            request did not come straight from this machine; 421 where it was meant for another campaign or person.
+            401 if a link is needed, and the request has none or an invalid one; 403 if no links are in use, and the
+            request did not come directly from this machine; 421 if it was meant for another campaign or person.
         """
         if not self.people.needed:
             refusal = local_request(request.scope)
@@ -364,8 +366,8 @@ class _Site:
             raise HTTPException(
                 401, "Open the link that you were given; if it no longer works, ask for a new one (dal annotator add)."
             )
-        # A page that was opened before another campaign came to this address, or another person to this browser,
-        # still holds answers: they must not land there.
+        # A page may still hold answers for another campaign that was at this address, or another person who used this
+        # browser: they must not be stored here.
         meant = request.headers.get(FOR)
         if meant is not None and meant != self.is_for(me):
             raise HTTPException(421, "This page is of another campaign, or of another person: open it again.")
@@ -379,8 +381,9 @@ class _Site:
             self.cookie,
             secret,
             max_age=round(lasts.total_seconds()),
-            # Without a path the cookie is sent to what lies beside this address, whatever prefix a proxy put before it:
-            # so it is set and taken away at addresses that lie beside the pages.
+            # Without a path the browser sends the cookie to all addresses beside this one, under any prefix of a proxy.
+            # So it
+            # must be set and deleted at addresses beside the pages.
             path=None,
             secure=request.scope["scheme"] == "https",
             httponly=True,
@@ -398,7 +401,7 @@ class _Site:
         if standing.size:
             own = self._own(me.name, given)
             mine = own.batch + own.beyond
-            # Until the batch is answered, one is left: what was answered beyond it must not seem to end it.
+            # Until the batch is answered, one is left: answers beyond the batch must not seem to complete it.
             most = given.wanted - (given.answers < given.wanted)
             answered = min(most, given.answers + own.beyond)
             pending = given.wanted - answered if standing.pending else 0
@@ -414,7 +417,7 @@ class _Site:
         )
 
     def _own(self, name: str, given: TeamGiven) -> OwnShare:
-        """Count somebody's answers, as of the moment for which the team's were counted."""
+        """Return the count of a person's answers, as of the moment when the team's were counted."""
         known = self._counted.get(name)
         if known is None or known[0] is not given:
             known = self._counted[name] = (given, self.queue.own_share(name, given.upto))
@@ -434,9 +437,10 @@ class _Site:
         ]
 
     def check_served(self, me: Me, row: int) -> None:
-        """Refuse rows that were never given to the one who asks: the pool's other records are nobody's business here.
+        """Refuse rows that were never served to the person who asks: nobody may read the rest of the pool here.
 
-        Managers may see all that was asked. Were annotators let, they could tell gold records before they are served.
+        Managers may see all records that were asked. Annotators may not, because they could then recognise gold
+        records.
         """
         if (me.name, row) in self._served:
             return
@@ -452,7 +456,7 @@ class _Site:
 
 
 class _People:
-    """Knows tokens for a moment, so that not every request asks the database; a revoked one ends that much later."""
+    """A short-lived cache of tokens that spares requests to the database; a revoked one works that much longer."""
 
     KEPT = 1000
 
@@ -464,27 +468,27 @@ class _People:
 
     @property
     def needed(self) -> bool:
-        """Whether anybody was ever given a token: from then on everybody needs one, also after the last is revoked."""
+        """Whether a token was ever made: from then on everybody needs one, even after the last is revoked."""
         with self._lock:
             if time.monotonic() >= self._needed[0]:
                 self._needed = (time.monotonic() + _ACCOUNT_SECONDS, bool(self._annotators.all()))
             return self._needed[1]
 
     def find(self, token: str) -> Me | None:
-        """Find whose token this is: a program's."""
+        """Return the owner of a token, which a program sends."""
         return self._found(token, lambda: _me(self._annotators.verify(token)))
 
     def enter(self, token: str) -> tuple[Me, str] | None:
-        """Begin a session; its secret comes with the person."""
+        """Begin a session; return the person and the session's secret."""
         begun = self._annotators.begin_session(token)
         return None if begun is None else (Me(name=begun[0].name, role=begun[0].role, session=True), begun[1])
 
     def in_session(self, secret: str) -> Me | None:
-        """Find whose session this is: a browser's."""
+        """Return the owner of a session, which a browser has."""
         return self._found(secret, lambda: _me(self._annotators.in_session(secret), session=True))
 
     def leave(self, secret: str) -> None:
-        """End a session, at once."""
+        """End a session immediately."""
         self._annotators.end_session(secret)
         with self._lock:
             self._known.pop(secret, None)
@@ -512,16 +516,16 @@ def _bearer(request: Request) -> str | None:
 
 
 _PLACE = re.compile(r"\w+://|(?:^|[\s'\"(=,:])(?:/|~/)[\w.@%+~-]+|\b[A-Za-z]:\\")
-"""What reads like a path or a URL of the server: nobody's business but its keeper's, who finds it in the log."""
+"""A text that looks like a path or a URL of the server: only for its operator, who finds it in the log."""
 
-_HIDDEN = "Something is wrong with the campaign on the server. Whoever runs it finds what in the server's log."
+_HIDDEN = "Something is wrong with the campaign on the server. The server's log says what."
 
 
-def _told(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - the signature of a handler
-    """Answer with what a person can do about an error; what fails for the moment is 503, and pages send it again."""
+def _error_response(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - the signature of a handler
+    """Return what a person can do about an error; temporary failures are 503, and pages send again."""
     match error:
         case DatabaseError():
-            # Of a server the remedy speaks of its address and password files.
+            # The remedy for a database server names its address and password files.
             remedy = "" if _PLACE.search(error.remedy) else f" {error.remedy}."
             status, detail = 503, f"The campaign's database fails just now.{remedy}"
         case InputError():
@@ -529,10 +533,10 @@ def _told(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 -
         case CampaignMismatch():
             status, detail = (
                 503,
-                "The campaign's files are not those that it was made with. Whoever runs it is to look.",
+                "The campaign's files are not those that it was made with. The server's log says more.",
             )
         case ChunkError():
-            status, detail = 409, "It cannot be read from the pool. Whoever runs the campaign finds why in the log."
+            status, detail = 409, "It cannot be read from the pool. The server's log says why."
         case CampaignError():
             status, detail = 409, str(error)
         case OSError(errno=errno.ENOSPC | errno.EDQUOT):
@@ -547,13 +551,13 @@ def _told(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 -
 
 
 def _unreadable(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
-    """Say what of a request cannot be read, without what came: that may be what no JSON can hold."""
+    """Return what is wrong with a request, without its content: JSON may be unable to hold it."""
     assert isinstance(error, RequestValidationError)
-    said = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:10]]
-    return JSONResponse({"detail": "; ".join(said).encode("utf-8", "backslashreplace").decode()[:2000]}, 422)
+    faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()[:10]]
+    return JSONResponse({"detail": "; ".join(faults).encode("utf-8", "backslashreplace").decode()[:2000]}, 422)
 
 
-def _failed(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - it is logged by the server
+def _failed(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001 - the server logs it
     return JSONResponse({"detail": _HIDDEN}, 500)
 
 
@@ -574,7 +578,7 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.post("/enter")
     def enter(given: EnterIn, request: Request, response: Response) -> Me:
-        """Turn a token into a cookie, whose session lasts for twelve hours from its last use."""
+        """Set a cookie for a token; its session lasts twelve hours from its last use."""
         wait = site.attempts.excess(request.client.host if request.client else "")
         if wait is not None:
             raise HTTPException(
@@ -589,7 +593,7 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.post("/leave")
     def leave(given: Nothing, request: Request, response: Response) -> Nothing:
-        """End the session of this browser; the link goes on to work."""
+        """End the session of this browser; the link continues to work."""
         secret = request.cookies.get(site.cookie)
         if secret is not None:
             site.people.leave(secret)
@@ -598,15 +602,15 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.get("/api/state")
     def state(me: Anyone) -> State:
-        """Tell where the campaign stands."""
+        """Return the standing of the campaign."""
         return site.state(me)
 
     @app.post("/api/answers")
     def answers(given: AnswersIn, me: Anyone) -> AnswersOut:
-        """Take answers, then give the records that the annotator has in hand, up to `lease`."""
+        """Store answers, then return the records that the annotator holds, up to `lease`."""
         outcomes = []
         if given.answers:
-            outcomes = site.answered(me, [Given(**each.model_dump()) for each in given.answers])
+            outcomes = site.add_answers(me, [Given(**each.model_dump()) for each in given.answers])
         return AnswersOut(
             outcomes=[
                 OutcomeOut(event_id=each.event_id, outcome=each.result, late=each.late, reason=each.reason)
@@ -620,13 +624,13 @@ def _add_api(app: FastAPI, site: _Site) -> None:
     def undo(given: UndoIn, me: Anyone) -> UndoOut:
         """Take an answer back."""
         with site.turn():
-            told = site.queue.undo(me.name, given.event_id, given.new_event_id)
-        outcome = OutcomeOut(event_id=told.event_id, outcome=told.result, late=told.late, reason=told.reason)
+            undone = site.queue.undo(me.name, given.event_id, given.new_event_id)
+        outcome = OutcomeOut(event_id=undone.event_id, outcome=undone.result, late=undone.late, reason=undone.reason)
         return UndoOut(outcome=outcome, state=site.state(me))
 
     @app.post("/api/renew")
     def renew(given: RowsIn, me: Anyone) -> RowsOut:
-        """Keep records in hand for another ten minutes."""
+        """Keep records for another ten minutes."""
         if site.standings.now().phase in ("paused", "stopped"):
             return RowsOut(rows=[])
         with site.turn():
@@ -634,14 +638,14 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.post("/api/release")
     def release(given: RowsIn, me: Anyone) -> RowsOut:
-        """Hand records back, for others."""
+        """Return records to the queue, for others."""
         with site.turn():
             site.queue.release(me.name, given.rows)
         return RowsOut(rows=[])
 
     @app.get("/api/history")
     def history(me: Anyone, n: Annotated[int, Query(ge=1, le=1000)] = 200) -> HistoryOut:
-        """Give the annotator's last answers, the oldest first."""
+        """Return the annotator's last answers, the oldest first."""
         past = site.queue.history(me.name, n)
         return HistoryOut(answers=[PastOut(**vars(each)) for each in reversed(past)])
 
@@ -654,7 +658,7 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.get("/media/{row}/image", response_class=Response, responses={200: {"content": {"image/png": {}}}})
     def image(row: Annotated[int, Path(ge=0, le=MOST_ROW)], me: Anyone) -> Response:
-        """Give a record's image; a pool's records do not change, so a browser may keep it."""
+        """Return a record's image; browsers may cache it, because records of a pool do not change."""
         site.check_served(me, row)
         return Response(
             site.records.image(row),
@@ -664,7 +668,7 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.get("/api/guidelines")
     def guidelines(me: Anyone) -> GuidelinesOut:  # noqa: ARG001
-        """Give the campaign's guidelines."""
+        """Return the campaign's guidelines."""
         try:
             with site.guidelines.open("rb") as file:
                 text = file.read(_GUIDELINES_BYTES).decode("utf-8", errors="replace")
@@ -674,24 +678,24 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.get("/api/campaign")
     def campaign(me: Manager) -> Overview:  # noqa: ARG001
-        """Tell everything about the campaign."""
+        """Return everything about the campaign."""
         return site.overviews.now(site.standings.now())
 
     @app.get("/api/figures/{name}")
     def drawn(name: FigureName, me: Manager, theme: Literal["light", "dark"] = "light") -> FiguresOut:  # noqa: ARG001
-        """Give figures as Bokeh's JSON."""
+        """Return figures as Bokeh's JSON."""
         return FiguresOut(figures=site.overviews.figure(name, theme))
 
     @app.post("/api/actions")
     def act(given: ActIn, me: Manager) -> Standing:
-        """Pause, go on, close the open round early, or stop."""
+        """Apply a manager's action: pause, resume, close the open round early, or stop."""
         with site.turn():
             site.control.tell(given.act, me.name)
         return site.standings.now(fresh=True)
 
     @app.get("/export.{form}", response_class=Response, responses={200: {"content": {"text/csv": {}}}})
     def export(form: Literal["csv", "jsonl"], me: Manager) -> Response:  # noqa: ARG001
-        """Give every answer that counts, as a file."""
+        """Return every answer that counts, as a file."""
         kind = "text/csv" if form == "csv" else "application/x-ndjson"
         name = {"content-disposition": f'attachment; filename="answers.{form}"'}
         return StreamingResponse(exported(site.campaign, form), media_type=f"{kind}; charset=utf-8", headers=name)
@@ -711,13 +715,13 @@ def _add_pages(app: FastAPI) -> None:
 
     for path, name in {"/": "label.html", "/enter": "enter.html", "/campaign": "campaign.html"}.items():
         app.get(path, include_in_schema=False)(page(name))
-    # BokehJS out of the package that makes the figures: the two must be of one version.
+    # BokehJS from the package that makes the figures: the two must be of one version.
     app.mount("/bokeh", _Static(directory=FilePath(bokeh.__file__).parent / "server" / "static" / "js"))
     app.mount("/static", _Static(packages=[("dal.web", "static")]))
 
 
 class _Static(StaticFiles):
-    """Files that a browser asks about again each time: a newer dal must not run with an older one's scripts."""
+    """Files that a browser revalidates each time: a newer dal must not run with an older one's scripts."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:  # noqa: ANN401 - Starlette's own signature
         response = super().file_response(*args, **kwargs)

@@ -1,8 +1,8 @@
-"""Connections: how many there may be, and how long each may take; nobody who is slow holds up the others.
+"""Limits of connections: how many there may be, and how long each may take, so that slow ones do not block others.
 
-uvicorn waits for a request for ever, and the system gives a process so many files: a thousand connections that send
-half a request would be the last. Here each part of a request has its time, and where there are too many connections,
-those that wait for their sender make room.
+uvicorn waits for a request without limit, and the system limits a process's open files: a thousand connections that
+send half a request would block all others. Here each part of a request has a time limit. When there are too many
+connections, those that wait for their sender are closed first.
 """
 
 import asyncio
@@ -24,28 +24,28 @@ from uvicorn.server import ServerState
 
 _FILES = 65_536
 _FILES_FOR_OTHERS = 512
-"""Files that are kept free for the database, the pool, and connections that are accepted and not counted yet."""
+"""Files reserved for the database, the pool, and connections that are accepted but not yet counted."""
 
 _BACKLOG = 100
-"""asyncio accepts so many connections before the first of them can make room; out of files, it stands still."""
+"""Connections that asyncio accepts before the first can make room; without free files it would hang."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What connections may take.
+    """Limits of connections and requests.
 
     Attributes
     ----------
     connections : int
-        Open at once; beyond them, one that waits for its sender is closed for each that comes.
+        Open connections; beyond them, each new one closes one that waits for its sender.
     requests : int
-        Being answered at once; more are told to come again.
+        Requests being answered; further ones get an answer that asks to retry.
     head_seconds, body_seconds : float
-        For a request's head to arrive, TLS included, and its body.
+        Time for a request's head to arrive, TLS included, and for its body.
     idle_seconds : float
-        Between two requests.
+        Time between two requests.
     stalled_seconds : float
-        During which nobody takes what is sent.
+        Time during which the client reads nothing of what is sent.
     head_bytes : int
         Largest head.
     """
@@ -59,11 +59,11 @@ class Limits:
     head_bytes: int = 16 * 1024
 
     def fitting(self) -> "Limits":
-        """Raise the process's limit of open files as far as it goes, and take no more connections than it leaves."""
+        """Raise the process's limit of open files as far as allowed, and return limits that fit it."""
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
         if soft != resource.RLIM_INFINITY and soft < most:
-            with suppress(OSError, ValueError):  # a container may forbid it: then there are fewer connections
+            with suppress(OSError, ValueError):  # a container may forbid it, and there are fewer connections
                 resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = self.connections if soft == resource.RLIM_INFINITY else max(soft - _FILES_FOR_OTHERS, soft // 2)
@@ -71,13 +71,13 @@ class Limits:
 
 
 class Connection(H11Protocol):
-    """One connection, which is closed when a part of a request takes too long.
+    """A connection that is closed when a part of a request takes too long.
 
     Parameters
     ----------
     limits : Limits
     config, server_state, app_state
-        As uvicorn gives them.
+        Passed by uvicorn.
     """
 
     def __init__(
@@ -92,16 +92,16 @@ class Connection(H11Protocol):
 
     @property
     def is_answering(self) -> bool:
-        """Whether a request has begun to arrive whose answer is not complete."""
+        """Whether a request has begun to arrive whose response is not complete."""
         return self.cycle is not None and not self.cycle.response_complete
 
     @property
     def waits(self) -> bool:
-        """Whether it is its sender's turn: nothing is being answered, or the request has not arrived whole."""
+        """Whether it waits for its sender: nothing is being answered, or the request has not arrived completely."""
         return not self.is_answering or self.cycle.more_body
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin to wait for a request; make room where there is none."""
+        """Start to wait for a request; close another connection if there are too many."""
         if len(self.connections) >= self._limits.connections:
             others: set[Connection] = self.connections  # type: ignore[assignment]
             oldest = min((each for each in others if each.waits), key=lambda each: each.since, default=None)
@@ -112,13 +112,13 @@ class Connection(H11Protocol):
         self._wait(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Cancel the timers."""
         self._stop()
         self.resume_writing()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; the time for a head begins with its first byte."""
+        """Process data; the time for a head starts with its first byte."""
         self.app = _busy if self._is_busy() else self._app
         super().data_received(data)
         if self.is_answering:
@@ -127,7 +127,7 @@ class Connection(H11Protocol):
             self._wait(self._limits.head_seconds)
 
     def on_response_complete(self) -> None:
-        """Begin to wait for the next request, or for the end of one that nobody wants to read."""
+        """Start to wait for the next request, or for the end of a refused one."""
         self.since = self.loop.time()
         self._stop()
         super().on_response_complete()
@@ -135,23 +135,21 @@ class Connection(H11Protocol):
             self._wait(self._limits.head_seconds)
 
     def pause_writing(self) -> None:
-        """Wait for the other side to take what was sent, but not for ever."""
+        """Wait for the client to read, for a limited time."""
         super().pause_writing()
         self._stalled = self.loop.call_later(self._limits.stalled_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Cancel the time limit."""
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
         super().resume_writing()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's words
-        """Refuse what is no request, in words."""
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's message
+        """Refuse data that is no request, with a message."""
         most = self._limits.head_bytes
-        self._refuse(
-            HTTPStatus.BAD_REQUEST, f"A request of HTTP/1.1 with a head of at most {most:,} bytes was expected."
-        )
+        self._refuse(HTTPStatus.BAD_REQUEST, f"The request must be HTTP/1.1 with a head of at most {most:,} bytes.")
 
     def _is_busy(self) -> bool:
         most = self._limits.requests
@@ -185,7 +183,7 @@ class Connection(H11Protocol):
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
     response = JSONResponse(
-        {"detail": "Too many requests are being answered: come again in a moment."},
+        {"detail": "Too many requests are being answered; try again in a moment."},
         HTTPStatus.SERVICE_UNAVAILABLE,
         {"retry-after": "2", "connection": "close"},
     )
@@ -193,7 +191,7 @@ async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class _Ended(logging.Filter):
-    """Keeps requests that were cut off by the server's end out of its log: each would be a page of traceback."""
+    """A filter that keeps requests cut off by the server's end out of its log: each would log a long traceback."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
@@ -203,7 +201,7 @@ logging.getLogger("uvicorn.error").addFilter(_Ended())
 
 
 class LimitedServer(uvicorn.Server):
-    """uvicorn, with limited connections; the handshake of TLS has its time, too.
+    """uvicorn with limited connections and a time limit for the TLS handshake.
 
     Parameters
     ----------
@@ -216,7 +214,7 @@ class LimitedServer(uvicorn.Server):
         self._limits = limits
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen on the sockets that are given."""
+        """Listen on the given sockets."""
         loop, config = asyncio.get_running_loop(), self.config
         self.servers = [
             await loop.create_server(

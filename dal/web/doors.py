@@ -1,7 +1,7 @@
-"""Who may come in, from where, with how much: checked before anything else looks at a request.
+"""Admission of requests: who, from where, how many; checked before anything else reads a request.
 
 No address that a server logs holds a secret: a person's link carries the token behind ``#``, which browsers do not
-send; the page at ``enter`` turns it into a cookie that no script can read and that no other site's page can use.
+send. The page at ``enter`` turns it into a cookie that no script can read and that no other site's page can use.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _BASE = (
 )
 STRICT_POLICY = _BASE + "style-src 'self'"
 CHART_POLICY = _BASE.replace("img-src 'self'", "img-src 'self' data:") + "style-src 'self' 'unsafe-inline'"
-"""What BokehJS needs beyond the strict one: it writes its own <style> elements, and its tools' icons are data URLs."""
+"""Policy for pages with BokehJS, which writes its own <style> elements and has icons that are data URLs."""
 
 _ALWAYS = {
     "x-content-type-options": "nosniff",
@@ -41,20 +41,20 @@ _SAFE = {"GET", "HEAD", "OPTIONS"}
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a request is turned away, in the words that its sender gets."""
+    """A refused request, with the status and the message for its sender."""
 
     status: HTTPStatus
     detail: str
     wait: float | None = None
 
     def response(self) -> JSONResponse:
-        """Give it as the JSON that all errors have. What follows of the request is not read."""
+        """Return the refusal as JSON, like all errors; the rest of the request is not read."""
         headers = {"connection": "close"} if self.wait is None else {"retry-after": str(max(1, round(self.wait)))}
         return JSONResponse({"detail": self.detail}, self.status, headers)
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host name or address is this machine's own, which nobody else can reach.
+    """Check whether a host name or address is this machine's own, which no other machine can reach.
 
     Examples
     --------
@@ -75,7 +75,7 @@ _FORWARDED_BEGIN = ("x-forwarded", "x-original-", "x-envoy-", "x-proxycontext", 
 
 
 def _address(host: str, scheme: str) -> tuple[str, int | None] | None:
-    """Read what a Host header, or the end of an Origin, says: name and port; None where it is neither."""
+    """Parse a Host header, or the end of an Origin, as name and port; None where it is neither."""
     try:
         parts = urlsplit(f"//{host}")
         name, port = parts.hostname or "", parts.port
@@ -90,9 +90,13 @@ def _address(host: str, scheme: str) -> tuple[str, int | None] | None:
 def same_origin(scope: Scope) -> Refusal | None:
     """Refuse a write that another site's page may have sent with this browser's cookie.
 
-    Browsers say where a request comes from: in ``Sec-Fetch-Site``, which no page can forge and no proxy changes, or, on
-    plain http, in ``Origin`` alone. A program that is no browser sends neither, and gives its token in
+    Browsers name the origin of a request: in ``Sec-Fetch-Site``, which no page can forge and no proxy changes, or, on
+    plain http, only in ``Origin``. A program other than a browser sends neither. It sends its token in
     ``Authorization``, which no other site can make a browser add.
+
+    Returns
+    -------
+    Refusal or None
     """
     headers = Headers(scope=scope)
     site, origin = headers.get("sec-fetch-site"), headers.get("origin")
@@ -109,17 +113,21 @@ def same_origin(scope: Scope) -> Refusal | None:
     came = f"Origin {origin or 'none'}, Sec-Fetch-Site {site or 'none'}, Host {headers.get('host', 'none')}"
     return Refusal(
         HTTPStatus.FORBIDDEN,
-        "Writing takes a request from this server's own pages, or one with an Authorization: Bearer token. "
-        f"This one came with {came[:500]}. A proxy is to pass Host on as the browser sent it, port and all.",
+        "A write must come from this server's own pages, or have an Authorization: Bearer token. "
+        f"This one came with {came[:500]}. A proxy must pass Host on as the browser sent it, port included.",
     )
 
 
 def local_request(scope: Scope) -> Refusal | None:
-    """Refuse a request to a server without tokens that does not come straight from this machine.
+    """Refuse a request to a server without tokens that does not come directly from this machine.
 
-    A page of another site can have its name resolve to 127.0.0.1 and would then be "same origin" (DNS rebinding). A
-    proxy on this machine makes all its visitors look local; it says so in its headers, or speaks HTTP/1.0 as nginx does
-    unless told otherwise, or leaves the browser's Origin as it was.
+    A page of another site can make its name resolve to 127.0.0.1 and would then be "same origin" (DNS rebinding). A
+    proxy on this machine makes all its visitors look local. It shows in its headers, or in HTTP/1.0, nginx's default,
+    or in an Origin that is not local.
+
+    Returns
+    -------
+    Refusal or None
     """
     headers = Headers(scope=scope)
     address = _address(headers.get("host", ""), "http")
@@ -131,20 +139,20 @@ def local_request(scope: Scope) -> Refusal | None:
     if came is not None and not is_loopback(came[0]):
         forwarded.append("Origin")
     if forwarded:
-        why = f"not what was passed on by another one ({', '.join(sorted(set(forwarded)))[:200]})"
+        why = f"not forwarded ones ({', '.join(sorted(set(forwarded)))[:200]})"
     elif address is None or not is_loopback(address[0]):
-        why = f"under 127.0.0.1 or localhost only, not {(address or ('', 0))[0][:200] or 'nameless'}"
+        why = f"sent to 127.0.0.1 or localhost, not to {(address or ('', 0))[0][:200] or 'a nameless host'}"
     else:
         return None
     return Refusal(
         HTTPStatus.FORBIDDEN,
-        f"Without annotator tokens this server answers requests of its own machine, {why}."
+        f"Without annotator tokens this server answers only requests of its own machine, {why}."
         " Give everyone a link of their own: dal annotator add",
     )
 
 
 class Rates:
-    """Allows each sender so many requests a second, with a burst; forgets those who were not heard of longest.
+    """A limit of requests a second for each sender, with a burst; the senders seen least recently are forgotten.
 
     Parameters
     ----------
@@ -161,7 +169,7 @@ class Rates:
         self._senders: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def excess(self, sender: str, now: float | None = None) -> float | None:
-        """Count a request; give the seconds to wait where it is one too many, None where it is not."""
+        """Count a request; return the seconds to wait if it is one too many, else None."""
         now = time.monotonic() if now is None else now
         left, at = self._senders.pop(sender, (float(self._burst), now))
         left = min(self._burst, left + (now - at) * self._per_second)
@@ -179,11 +187,11 @@ class Doors:
     ----------
     app : ASGI application
     chart_paths : iterable of str
-        Pages that hold Bokeh figures.
+        Pages with Bokeh figures.
     requests : Rates
-        How many each address may send.
+        Limit for each address.
     body_seconds : float
-        How long a request's body may take to arrive.
+        Time for a request's body to arrive.
     """
 
     def __init__(
@@ -201,7 +209,7 @@ class Doors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it."""
-        if scope["type"] == "websocket":  # there are none; refused as ASGI wants it
+        if scope["type"] == "websocket":  # there are none; refused by ASGI's protocol
             await send({"type": "websocket.close", "code": 1008})
             return
         if scope["type"] != "http":
@@ -224,15 +232,15 @@ class Doors:
         client = scope.get("client")
         wait = self._requests.excess(client[0] if client else "")
         if wait is not None:
-            return Refusal(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests from this address: wait a moment.", wait)
+            return Refusal(HTTPStatus.TOO_MANY_REQUESTS, "Too many requests from this address; wait a moment.", wait)
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
         if len(hosts) != 1 or _address(hosts[0], "http") is None:
-            return Refusal(HTTPStatus.BAD_REQUEST, "One header Host with a name, or an address, was expected.")
+            return Refusal(HTTPStatus.BAD_REQUEST, "The request must have one Host header with a name or an address.")
         if scope["method"] in _SAFE:
             return None
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            return Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "A body of application/json was expected.")
+            return Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "The body must be application/json.")
         return same_origin(scope)
 
     def _with_headers(self, scope: Scope, send: Send) -> Send:
@@ -254,7 +262,7 @@ async def _body(headers: Headers, receive: Receive, seconds: float) -> bytes | R
     """Read a body that is neither too large nor too slow."""
     too_large = Refusal(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        f"A body of at most {BODY_BYTES:,} bytes was expected: send less at a time.",
+        f"The body must have at most {BODY_BYTES:,} bytes; send less at a time.",
     )
     length = headers.get("content-length", "0")
     if length.isdecimal() and int(length) > BODY_BYTES:
@@ -277,13 +285,13 @@ async def _body(headers: Headers, receive: Receive, seconds: float) -> bytes | R
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:
-    told = False
+    sent = False
 
     async def replaying() -> Message:
-        nonlocal told
-        if told:
+        nonlocal sent
+        if sent:
             return await receive()
-        told = True
+        sent = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replaying

@@ -1,4 +1,4 @@
-"""What the model would say of a record that no round asked: a gold one must look like the others."""
+"""Suggestions for records that no round predicted: gold records must look like all others."""
 
 import logging
 import threading
@@ -17,13 +17,13 @@ _log = logging.getLogger(__name__)
 
 
 class Guesses:
-    """Gives the suggestion of every record that is served, whether a round predicted it or not.
+    """Suggestions for all records that are served, whether a round predicted them or not.
 
     Parameters
     ----------
     campaign : Campaign
     records : Records
-        The pool's.
+        The records of the pool.
     """
 
     def __init__(self, campaign: Campaign, records: Records) -> None:
@@ -34,22 +34,34 @@ class Guesses:
         self._known: dict[int, Guess] | None = {}
 
     def of(self, served: Sequence[Leased]) -> dict[int, Guess]:
-        """Give the class that the round's model predicts for each record, and its probability.
+        """Return the class that the round's model predicts for each record, and its probability.
 
-        Where the model cannot be asked about gold records, nobody is shown what it says of any.
+        If the model cannot predict gold records, no suggestion is returned for any record: a missing one would show
+        which are gold.
+
+        Parameters
+        ----------
+        served : sequence of Leased
+
+        Returns
+        -------
+        dict of int to (int, float or None)
+            By row: class code and probability.
         """
-        told = {each.row: each.suggestion for each in served if each.suggestion is not None}
+        predicted = {each.row: each.suggestion for each in served if each.suggestion is not None}
         wanted = max((each.round for each in served), default=0), frozenset(self._campaign.gold())
         if not all(wanted):
-            return told
-        # All of them at once, whoever is served what: a request must not take longer for holding one.
+            return predicted
+        # All gold records at once, whatever is served: a request that holds one must not take longer.
         with self._working:
             if wanted != self._for:
                 self._known, self._for = self._predicted(*wanted), wanted
             known = self._known
         if known is None:
             return {}
-        return told | {each.row: known[each.row] for each in served if each.row in known and each.suggestion is None}
+        return predicted | {
+            each.row: known[each.row] for each in served if each.row in known and each.suggestion is None
+        }
 
     def _predicted(self, number: int, gold: frozenset[int]) -> dict[int, Guess] | None:
         digest, rows = self._campaign.round(number).model, sorted(gold)
@@ -57,10 +69,10 @@ class Guesses:
             return {}
         try:
             model = Model.loads(self._campaign.load_model(digest), self._campaign.settings.trusted)
-            # Nobody is asked of records that the model cannot be given, but gold may be such.
+            # Records that the model cannot take are never asked, but gold records may be such.
             missing = np.nan if model.takes_missing else 0.0
             X = np.nan_to_num(self._records.features(rows), nan=missing, posinf=0.0, neginf=0.0)
-            proba = np.nan_to_num(model.predict_proba(X))  # of a record too far from all others, nothing is said
+            proba = np.nan_to_num(model.predict_proba(X))  # NaN for a record too far from all others
         except DalError as error:
             _log.warning("No suggestions are shown in round %d: %s", number, error)
             return None

@@ -1,4 +1,4 @@
-"""What the campaign page tells: numbers as JSON, and figures as Bokeh's."""
+"""The content of the campaign page: numbers as JSON, and figures as Bokeh's."""
 
 import codecs
 import csv
@@ -31,10 +31,10 @@ from dal.web.state import Standing
 
 PACE = timedelta(minutes=15)
 FEW = 20
-"""Answers in the last quarter of an hour below which no time left is told."""
+"""Fewest answers in the last quarter of an hour for which a time left is shown."""
 
 DRAWN = 2500
-"""Records of earlier batches, and of this one, that are put on the map."""
+"""Most records of earlier batches, and of this one, on the map."""
 
 _SKIPS = 0.3
 _HASTE = 0.2
@@ -50,7 +50,7 @@ class ClassCount(BaseModel):
 
 
 class Person(BaseModel):
-    """What one annotator has done; `agreement` with others, on `together` records that others answered, too."""
+    """The work of one annotator; `agreement` with others is on `together` records that others answered as well."""
 
     name: str
     answers: int
@@ -62,15 +62,15 @@ class Person(BaseModel):
 
 
 class Overview(BaseModel):
-    """Everything on the campaign page but the figures.
+    """The content of the campaign page without the figures.
 
     Attributes
     ----------
-    per_hour
-        Answers an hour, over the last quarter of one.
-    left_low, left_high
+    per_hour : float
+        Answers an hour, over the last quarter of an hour.
+    left_low, left_high : float or None
         Seconds until the batch is answered at that pace, as an interval; None below 20 answers.
-    version
+    version : str
         Changes when a figure may have changed.
     """
 
@@ -97,13 +97,13 @@ class Overview(BaseModel):
 
 
 class Overviews:
-    """Computes what the campaign page shows.
+    """The content of the campaign page, computed on request.
 
     Parameters
     ----------
     campaign : Campaign
     records : Records
-        The pool's, for the map.
+        The pool's records, for the map.
     """
 
     def __init__(self, campaign: Campaign, records: Records) -> None:
@@ -128,7 +128,7 @@ class Overviews:
         self._known: Overview | None = None
 
     def now(self, standing: Standing) -> Overview:
-        """Give all but the figures, computed once for each standing, however many ask."""
+        """Return everything but the figures, computed once for each standing, for all who ask."""
         with self._computing:
             if self._known is None or self._known.standing is not standing:
                 self._known = self._computed(standing)
@@ -168,11 +168,11 @@ class Overviews:
         )
 
     def figure(self, name: FigureName, theme: Literal["light", "dark"]) -> list[dict[str, Any]]:
-        """Give figures as Bokeh's JSON, for ``Bokeh.embed.embed_item``."""
+        """Return figures as Bokeh's JSON, for ``Bokeh.embed.embed_item``."""
         return [dict(json_item(each, theme=figures.THEMES[theme])) for each in self._draw[name]()]
 
     def _there(self, past: list[Round], told: Status) -> list[FigureName]:
-        """Name the figures that have something to show."""
+        """Return the names of the figures that have something to show."""
         known: dict[FigureName, bool] = {
             "accuracy": any(record.explore_asked for record in View(self._campaign).history()),
             "balance": told.labels > 0,
@@ -281,9 +281,22 @@ class Overviews:
 
 
 def time_left(pending: int, lately: int, span: timedelta) -> tuple[float | None, float | None]:
-    """Estimate the seconds until so many records are answered, from the answers of the last span.
+    """Estimate the seconds until `pending` records are answered, from the number of answers in the last span.
 
-    The interval is that of a Poisson count, its square root being its deviation; without 20 answers there is none.
+    The interval is that of a Poisson count, with its square root as deviation. It needs 20 answers.
+
+    Parameters
+    ----------
+    pending : int
+        Records without an answer.
+    lately : int
+        Answers in the last `span`.
+    span : timedelta
+
+    Returns
+    -------
+    low, high : float or None
+        Seconds.
 
     Examples
     --------
@@ -300,7 +313,13 @@ def time_left(pending: int, lately: int, span: timedelta) -> tuple[float | None,
 
 
 def paces(arrivals: list[datetime], start: datetime) -> tuple[list[float], list[float]]:
-    """Count the answers in 60 equal spans from the campaign's start to the last answer: hours, answers an hour."""
+    """Count the answers in 60 equal spans from the campaign's start to the last answer.
+
+    Returns
+    -------
+    hours, labels_per_hour : list of float
+        End of each span in hours since the start, and its pace.
+    """
     hours = np.array([(at - start).total_seconds() / 3600 for at in arrivals])
     edges = np.linspace(0, max(float(hours.max(initial=0.0)), 1 / 60), 61)
     counts, _ = np.histogram(hours, edges)
@@ -308,7 +327,7 @@ def paces(arrivals: list[datetime], start: datetime) -> tuple[list[float], list[
 
 
 def pauses(past: list[Round]) -> list[figures.Pause]:
-    """Split the time between two batches, of each round whose batch was opened; the first has none before it."""
+    """Split the time before each opened batch, except the first, into idleness, training, scoring and selecting."""
     told = []
     for before, each in pairwise(past):
         if before.closed_at is None or each.opened_at is None:
@@ -363,9 +382,9 @@ COLUMNS = (
 
 
 def exported(campaign: Campaign, form: Literal["csv", "jsonl"]) -> Iterator[bytes]:
-    """Give every answer that counts now, a line each, as CSV or JSON lines; the first lines are read at once.
+    """Yield every answer that counts now, a line each, as CSV or JSON lines; the first lines are read immediately.
 
-    What comes later has no part in it. Between two blocks nothing is open: a download that breaks off leaves nothing.
+    Later answers are not included. Nothing is open between two blocks, so that an interrupted download leaves nothing.
     """
     activity, upto = Activity(campaign), campaign.last_answer()
     classes = campaign.settings.classes

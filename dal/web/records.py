@@ -1,4 +1,4 @@
-"""Records as the labelling page gets them: their display fields as JSON, images as PNG."""
+"""Records for the labelling page: display fields as JSON, images as PNG."""
 
 import io
 import logging
@@ -18,10 +18,10 @@ from dal.errors import DalError, InputError
 from dal.pool import Pool
 
 LONGEST_TEXT = 50_000
-"""Characters of a field that are shown."""
+"""Longest text of a field, in characters; longer ones are cut."""
 
 FEATURES_SHOWN = 32
-"""Features that are shown of a record that has nothing else to show."""
+"""Number of features to show of a record that has nothing else to show."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Field(BaseModel):
 
 
 class Content(BaseModel):
-    """What a record shows of itself; `error` says why something of it cannot be shown."""
+    """The display content of a record; `error` says why part of it cannot be shown."""
 
     fields: list[Field]
     image: str | None = None
@@ -49,30 +49,37 @@ class Content(BaseModel):
 
 
 class Records:
-    """Reads records for people to look at, each once: pages ask for the same few hundred again and again.
+    """A cached reader of records for display: pages ask for the same few hundred again and again.
 
     Parameters
     ----------
     pool : Pool
-        As it is now; records that are appended later are shown, too.
+        Records that are appended later can be read as well.
     """
 
     def __init__(self, pool: Pool) -> None:
         self._opened = pool
         self._contents: _Cache[Content] = _Cache(_CACHED_RECORDS)
         self._images: _Cache[bytes] = _Cache(_CACHED_IMAGES)
-        # A record costs its whole chunk; one reader at a time bounds the memory, whatever the number of pages.
+        # A record costs its whole chunk; one reader at a time bounds the memory for any number of pages.
         self._reading = threading.Lock()
 
     @contextmanager
     def _pool(self) -> Iterator[Pool]:
-        """Give the pool as it is now, to one reader at a time."""
+        """Yield the pool as it is now, to one reader at a time."""
         with self._reading:
             self._opened = self._opened.refreshed()
             yield self._opened
 
     def contents(self, rows: Sequence[int]) -> list[Content]:
-        """Give what records show, in the order asked; one that cannot be read says so and spares the others."""
+        """Return the display content of records, in the order asked.
+
+        A record that cannot be read has an error, and the others their content.
+
+        Parameters
+        ----------
+        rows : sequence of int
+        """
         found = {row: known for row in rows if (known := self._contents.get(row)) is not None}
         missing = [row for row in dict.fromkeys(rows) if row not in found]
         if missing:
@@ -81,7 +88,7 @@ class Records:
                     read = dict(zip(missing, _read(pool, missing), strict=True))
                 except DalError:
                     read = {row: _alone(pool, row) for row in missing}
-            # One that cannot be read is tried again: somebody may restore its chunk.
+            # Errors are not cached: the chunk may be restored.
             for row, content in read.items():
                 if content.error is None:
                     self._contents.put(row, content)
@@ -89,30 +96,34 @@ class Records:
         return [found[row] for row in rows]
 
     def record_ids(self, rows: Sequence[int]) -> list[str]:
-        """Give the ids of records, in the order asked."""
+        """Return the ids of records, in the order asked."""
         with self._pool() as pool:
             return pool.record_ids(np.array(rows, dtype=np.int64))
 
     def features(self, rows: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Give the features of records, in the order asked."""
+        """Return the features of records, in the order asked, as an array of shape (n, n_features)."""
         with self._pool() as pool:
             return pool.take(np.array(rows, dtype=np.int64))
 
     def image(self, row: int) -> bytes:
-        """Give a record's image as PNG.
+        """Return a record's image as PNG.
+
+        Parameters
+        ----------
+        row : int
 
         Raises
         ------
         InputError
-            If the pool has no images, or this one cannot be shown.
+            The pool has no images, or this one cannot be shown.
         PoolError
-            If it cannot be read.
+            The record cannot be read.
         """
         known = self._images.get(row)
         if known is None:
             with self._pool() as pool:
                 if not _of_images(pool):
-                    raise InputError("this pool holds no images")
+                    raise InputError("the pool must hold images, got other records")
                 pixels = pool.take([row]).reshape(pool.record_shape)
             known = as_png(pixels, whole=pool.dtype == np.uint8)
             self._images.put(row, known)
@@ -120,7 +131,7 @@ class Records:
 
 
 def _of_images(pool: Pool) -> bool:
-    """Say whether the records themselves are images, of shape (h, w, c)."""
+    """Check whether the records themselves are images, of shape (h, w, c)."""
     return len(pool.record_shape) == 3
 
 
@@ -133,7 +144,7 @@ def _read(pool: Pool, rows: list[int]) -> list[Content]:
         fields = [_features(record) for record in pool.take(rows)]
     error = None
     if _of_images(pool) and pool.record_shape[2] not in (1, 3, 4):
-        error = f"images have 1, 3 or 4 channels, and this one has {pool.record_shape[2]}."
+        error = f"images must have 1, 3 or 4 channels, got {pool.record_shape[2]}."
     return [
         Content(fields=given, image=_address(pool, row) if _of_images(pool) else None, error=error)
         for row, given in zip(rows, fields, strict=True)
@@ -141,7 +152,10 @@ def _read(pool: Pool, rows: list[int]) -> list[Content]:
 
 
 def _address(pool: Pool, row: int) -> str:
-    """Give the address of an image; it names the pool, because browsers keep images, and addresses change campaigns."""
+    """Return the address of an image.
+
+    It names the pool: browsers cache images, and another campaign may come to the same address.
+    """
     return f"media/{row}/image?pool={pool.fingerprint[:16]}"
 
 
@@ -154,26 +168,26 @@ def _alone(pool: Pool, row: int) -> Content:
 
 
 def as_png(pixels: npt.NDArray[np.float32], *, whole: bool) -> bytes:
-    """Draw an image of shape (h, w, c) as PNG.
+    """Return an image of shape (h, w, c) as PNG.
 
     Parameters
     ----------
     pixels : ndarray of float32, shape (h, w, c)
-        1 channel is grey, 3 are red, green and blue, 4 have opacity besides.
+        1 channel is grey, 3 are red, green and blue, 4 have opacity as well.
     whole : bool
-        Whether the values are 0 to 255 and shown as they are. Else those within 0 to 1 are shown on that scale, and any
-        other on the scale of the image's own lowest and highest value.
+        Whether the values are 0 to 255 and used unchanged. Otherwise values within 0 to 1 are scaled from that range,
+        and others from the image's own lowest to highest value.
 
     Raises
     ------
     InputError
-        If it has another number of channels, or values that are no numbers.
+        The image has another number of channels, or values that are not finite.
     """
     channels = pixels.shape[2]
     if channels not in (1, 3, 4):
-        raise InputError(f"an image of 1, 3 or 4 channels was expected, this one has {channels}")
+        raise InputError(f"an image must have 1, 3 or 4 channels, got {channels}")
     if not np.isfinite(pixels).all():
-        raise InputError("an image of finite values was expected, this one has NaN or infinite ones")
+        raise InputError("an image must have finite values, got NaN or infinity")
     if whole:
         scaled = pixels
     else:
@@ -194,7 +208,7 @@ def _features(record: npt.NDArray[np.float32]) -> list[Field]:
 
 
 def _plain(value: object) -> Value:
-    """Give a value that JSON can hold and JavaScript does not change."""
+    """Return a value that JSON can hold and JavaScript does not change."""
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):
@@ -206,7 +220,7 @@ def _plain(value: object) -> Value:
 
 
 class _Cache(Generic[V]):
-    """Keeps the entries that were used last; safe to use from several threads."""
+    """A cache of the most recently used entries, safe to use from several threads."""
 
     def __init__(self, size: int) -> None:
         self._size = size

@@ -1,4 +1,4 @@
-"""Where a campaign stands, as its pages show it."""
+"""The standing of a campaign, as its pages show it."""
 
 import threading
 import time
@@ -62,7 +62,7 @@ class Given(NamedTuple):
 
 
 class Standings:
-    """Gives a campaign's standing, computed at most once a second.
+    """A campaign's standing, computed at most once a second.
 
     Parameters
     ----------
@@ -81,11 +81,11 @@ class Standings:
         self._verdicts: tuple[tuple[int, int], list[str]] = ((-1, -1), [])
 
     def now(self, *, fresh: bool = False) -> Standing:
-        """Give the standing; `fresh` after something was changed."""
+        """Return the standing; pass `fresh` after a change."""
         return self.with_given(fresh=fresh)[0]
 
     def with_given(self, *, fresh: bool = False) -> tuple[Standing, Given]:
-        """Give the standing, and the answers that were counted for it."""
+        """Return the standing, and the answers that were counted for it."""
         with self._computing:
             if fresh or self._known is None or time.monotonic() >= self._until:
                 self._known = self._computed()
@@ -128,7 +128,7 @@ class Standings:
         return ("stopped", reasons) if reasons else ("between", [])
 
     def _stopping(self, last: Round) -> list[str]:
-        """Ask the stopping criteria, anew only where an answer has come since."""
+        """Return the reasons to stop; the criteria are evaluated again only after a new answer."""
         if last.status != "closed":
             return []
         key = (last.number, self._campaign.last_answer())
@@ -139,7 +139,7 @@ class Standings:
 
 
 def usual_pause(past: list[Round]) -> float | None:
-    """Median seconds from the freeze of a round to its opening, over the last ten rounds that learned from labels."""
+    """Return the median seconds from the freeze of a round to its opening, over the last ten rounds with a model."""
     spans = [
         (datetime.fromisoformat(each.opened_at) - datetime.fromisoformat(each.frozen_at)).total_seconds()
         for each in past[-10:]
