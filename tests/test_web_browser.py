@@ -215,14 +215,12 @@ def test_answers_given_while_the_database_is_away_arrive_once_and_pages_opened_m
         shot(page, f"database-away-{kept_in}")
         late = opened()
         late.goto(server.url + link)
-        late.get_by_text(
-            "This page tries again by itself" if home else "The page tries again by itself"
-        ).first.wait_for()
+        late.get_by_text("This page tries again automatically").first.wait_for()
         assert str(tmp_path) not in late.locator("body").inner_text()
         shot(late, f"opened-meanwhile-{kept_in}")
         boss = opened()
         boss.goto(f"{server.url}campaign")
-        boss.get_by_text("This page tries again by itself").wait_for()
+        boss.get_by_text("This page tries again automatically").wait_for()
         if home:
             databases.start(home)
         else:
@@ -275,7 +273,7 @@ def test_an_image_that_the_server_could_not_give_in_time_comes_when_it_is_back(
 
     page.route("**/media/**", away)
     page.goto(serve(campaign).url)
-    page.get_by_alt_text("The image comes as soon as the server can be reached.").wait_for()
+    page.get_by_alt_text("The image appears as soon as the server can be reached.").wait_for()
     in_state(page, "record")
     shot(page, "image-waits")
     page.unroute("**/media/**")
@@ -411,7 +409,7 @@ def test_three_rounds_are_labelled_through_the_page(
     # An answer of the last round is still there to be looked at.
     page.keyboard.press("ArrowLeft")
     in_state(page, "record")
-    assert "you said" in page.locator("#record header").inner_text()
+    assert "your answer:" in page.locator("#record header").inner_text()
     page.goto(f"{server.url}campaign")
     page.locator("[data-figure=accuracy] .bk-Figure").wait_for()
     assert page.locator("#labels").inner_text() == "60"

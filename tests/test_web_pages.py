@@ -139,7 +139,7 @@ def test_what_the_browser_cannot_keep_is_said_and_its_record_stays(campaign: Cam
         )
         shown = on_screen(page)
         page.keyboard.press("1")
-        page.get_by_text("This browser has no room left").wait_for()
+        page.get_by_text("This browser has no space left").wait_for()
         assert on_screen(page) == shown
         page.evaluate("() => { Storage.prototype.setItem = window.keep; }")
         page.keyboard.press("2")

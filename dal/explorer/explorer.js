@@ -395,15 +395,15 @@ function fillTip(record) {
   tip.append(head);
   for (const panel of panels) {
     const at = panel.askedIn.get(record), seen = thought(panel, state.round);
-    const said = at === undefined ? "never asked" : `asked in round ${at + 1}`;
+    const asked = at === undefined ? "never asked" : `asked in round ${at + 1}`;
     let thinks = "";
     if (seen && !map.grid && record < map.sample && seen[2 * record] < classes.length) {
-      thinks = `, taken for ${className(seen[2 * record])} (${Math.round(seen[2 * record + 1] / 2.55)} %)`;
+      thinks = `, predicted ${className(seen[2 * record])} (${Math.round(seen[2 * record + 1] / 2.55)} %)`;
     } else if (at !== undefined) {
       const i = panel.rounds[at].asked.indexOf(record), code = panel.rounds[at].predicted[i], score = panel.rounds[at].scores[i];
-      if (code >= 0) thinks = `, taken for ${className(code)}` + (score === null ? "" : `, score ${score.toFixed(2)}`);
+      if (code >= 0) thinks = `, predicted ${className(code)}` + (score === null ? "" : `, score ${score.toFixed(2)}`);
     }
-    tip.append(make("div", {}, badge(panel.name), said + thinks));
+    tip.append(make("div", {}, badge(panel.name), asked + thinks));
   }
 }
 function moveTip(event) {
@@ -505,18 +505,18 @@ function buildNeeded() {
   $("needed").hidden = !view.needed;
   if (!view.needed) return;
   const slide = make("input", { type: "range", min: 0, max: view.needed.targets.length - 1, value: state.target, "aria-label": "target accuracy" });
-  const said = make("b", {});
+  const shown = make("b", {});
   const table = make("table", {});
   const update = () => {
     state.target = Number(slide.value);
     const target = view.needed.targets[state.target];
-    said.textContent = percent(target);
+    shown.textContent = percent(target);
     slide.setAttribute("aria-valuetext", percent(target));
     table.replaceChildren(make("tr", {}, make("th", {}, "strategy"), make("th", { class: "number" }, "labels"), make("th", { class: "number" }, view.baseline ? `against ${view.baseline}` : "")));
     for (const each of view.strategies) {
       const [labels, reached, seeds, difference, half] = view.needed.strategies[each.name][state.target];
       const name = make("td", {}, badge(each.name), each.name);
-      const needs = labels === null ? (seeds === 1 ? "never" : `${reached} of ${seeds} seeds got there`) : number(labels);
+      const needs = labels === null ? (seeds === 1 ? "never" : `${reached} of ${seeds} seeds reached it`) : number(labels);
       const versus = make("td", { class: "number" });
       if (difference !== null) {
         const clear = half !== null && Math.abs(difference) > half;
@@ -530,10 +530,10 @@ function buildNeeded() {
   };
   slide.addEventListener("input", update);
   const seeds = view.strategies[0].seeds.length;
-  body.append(make("div", {}, "to reach an accuracy of ", said), slide, table,
+  body.append(make("div", {}, "to reach an accuracy of ", shown), slide, table,
     make("p", { class: "hint" }, seeds > 1
       ? `Means over ${seeds} seeds; differences are paired by seed, ± is their 95 % interval.`
-      : "One seed: no interval. To tell strategies apart takes several."));
+      : "One seed: no interval. Comparing strategies needs several."));
   update();
 }
 function fillBalance() {
@@ -566,7 +566,7 @@ function fillOverlap() {
   $("overlap").hidden = panels.length < 2;
   if (panels.length < 2) return;
   const shares = view.overlap[Math.min(state.round, view.overlap.length - 1)];
-  const table = make("table", {}, make("tr", {}, make("th", {}, make("span", { class: "said" }, "strategy")), ...panels.map((p) => make("th", {}, badge(p.name), make("span", { class: "said" }, p.name)))));
+  const table = make("table", {}, make("tr", {}, make("th", {}, make("span", { class: "spoken" }, "strategy")), ...panels.map((p) => make("th", {}, badge(p.name), make("span", { class: "spoken" }, p.name)))));
   panels.forEach((panel, i) => {
     const row = make("tr", {}, make("td", {}, badge(panel.name), panel.name));
     panels.forEach((_, j) => {
@@ -576,7 +576,7 @@ function fillOverlap() {
     });
     table.append(row);
   });
-  body.replaceChildren(table, make("p", { class: "hint" }, "Of the records that either has asked so far, the share that both have."));
+  body.replaceChildren(table, make("p", { class: "hint" }, "Share of common records among all that the two strategies have asked so far."));
 }
 
 // -- moving through the rounds ----------------------------------------------------------------------------------------
@@ -607,7 +607,7 @@ function update() {
   $("where").textContent = `round ${state.round + 1} of ${rounds}`;
   for (const panel of panels) {
     const at = Math.min(state.round, panel.labels.length - 1), accuracy = panel.accuracy[at];
-    panel.score.replaceChildren(percent(accuracy), " ", make("small", {}, said(panel, at)));
+    panel.score.replaceChildren(percent(accuracy), " ", make("small", {}, scoreNote(panel, at)));
     if (map) {
       panel.canvas.setAttribute("aria-label", `${panel.name}, round ${state.round + 1}: ${percent(accuracy)} with ${number(panel.labels[at])} labels`);
       panel.cold.textContent = thought(panel, state.round) ? "" : "No labels yet: chosen without a model.";
@@ -622,7 +622,7 @@ function update() {
   }
 }
 // A share of few answers is nothing without its interval.
-function said(panel, at) {
+function scoreNote(panel, at) {
   const labels = `with ${number(panel.labels[at])} labels`;
   if (!view.estimated || panel.accuracy[at] === null) return labels;
   const curve = view.strategies[0];

@@ -53,7 +53,7 @@ export async function ask(path, body) {
     throw error instanceof Failure ? error : new Failure("offline", String(error));
   }
   if (response.ok) return answer;
-  const told = typeof answer?.detail === "string" ? answer.detail : null;
-  const refused = told !== null && (FINAL.has(response.status) ? "refused" : KINDS[response.status]);
-  throw new Failure(refused || "offline", told ?? `the server answered ${response.status}`, response.status, Number(response.headers.get("retry-after")) || 0);
+  const detail = typeof answer?.detail === "string" ? answer.detail : null;
+  const refused = detail !== null && (FINAL.has(response.status) ? "refused" : KINDS[response.status]);
+  throw new Failure(refused || "offline", detail ?? `the server answered ${response.status}`, response.status, Number(response.headers.get("retry-after")) || 0);
 }

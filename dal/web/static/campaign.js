@@ -4,12 +4,12 @@ import { count, find, make, span } from "./dom.js";
 const POLL = 4000;
 const LATEST = 30000;
 const REDRAW = 15000; // figures follow the answers at this distance at most
-const SAID = { waiting: "not begun", training: "preparing the next batch", open: "labelling", between: "between rounds", paused: "paused", stopped: "stopped" };
+const PHASES = { waiting: "not begun", training: "preparing the next batch", open: "labelling", between: "between rounds", paused: "paused", stopped: "stopped" };
 const ASKED = {
-  pause: ["Pause the campaign?", "Nobody gets records until you go on. Records in hand go back; answers that are on their way are kept.", "Pause"],
+  pause: ["Pause the campaign?", "Annotators get no records until you go on. Unanswered records go back; answers being sent are kept.", "Pause"],
   resume: ["Go on?", "Annotators get records again.", "Go on"],
   close: ["Close this round early?", "The learner learns from the answers so far. Unanswered records of this batch are not asked again; late answers are kept.", "Close the round"],
-  stop: ["Stop the campaign?", "Nobody gets records, and no further round begins. Nothing is deleted, and you can go on later.", "Stop the campaign"],
+  stop: ["Stop the campaign?", "Annotators get no records, and no further round begins. Nothing is deleted, and you can go on later.", "Stop the campaign"],
 };
 const dark = matchMedia("(prefers-color-scheme: dark)");
 let drawn = { version: null, at: 0 };
@@ -23,9 +23,9 @@ const embedded = new Map(); // by place: Bokeh's views of the figures there
 function draw(overview) {
   const { standing } = overview;
   shown = overview;
-  document.title = `${overview.name}: ${SAID[standing.phase]}`;
+  document.title = `${overview.name}: ${PHASES[standing.phase]}`;
   find("name").textContent = overview.name;
-  find("phase").textContent = standing.round ? `round ${standing.round}, ${SAID[standing.phase]}` : SAID[standing.phase];
+  find("phase").textContent = standing.round ? `round ${standing.round}, ${PHASES[standing.phase]}` : PHASES[standing.phase];
   find("phase").className = standing.phase === "paused" || standing.phase === "stopped" ? "badge" : "badge calm";
   find("about").textContent = `${count(overview.n_rows)} records · ${overview.strategy} · ${overview.learner}`;
   find("batch").textContent = standing.size ? `${count(standing.answered)} of ${count(standing.size)}` : "–";
@@ -53,7 +53,7 @@ function draw(overview) {
 function left({ standing, left_low, left_high }) {
   if (standing.phase === "training") return standing.usual_pause ? `the next one usually takes ${span(standing.usual_pause)}` : "the next one is in preparation";
   if (standing.reasons.length) return standing.reasons.join(" ");
-  if (left_low === null) return standing.pending ? "time left: told after 20 answers in 15 minutes" : "";
+  if (left_low === null) return standing.pending ? "time left: shown after 20 answers in 15 minutes" : "";
   return `${span(left_low)} to ${span(left_high)} left at this pace`;
 }
 
@@ -62,13 +62,13 @@ function drawLists(overview) {
   find("warnings").replaceChildren(...overview.warnings.map((text) => make("p", { class: "notice warn" }, text)));
   find("verdicts").replaceChildren(...(overview.verdicts.length
     ? overview.verdicts.map((each) => make("li", {}, make("b", {}, each.stop ? "Stop: " : ""), each.reason))
-    : [make("li", {}, "No criterion was chosen: the campaign goes on until somebody stops it.")]));
+    : [make("li", {}, "No criterion was chosen: the campaign continues until a manager stops it.")]));
   find("people").replaceChildren(...overview.people.map((each) => make("tr", {},
     make("th", { scope: "row" }, each.name), make("td", {}, count(each.answers)), make("td", {}, each.answers ? `${Math.round((100 * each.skipped) / each.answers)} %` : "–"),
     make("td", {}, each.median_seconds === null ? "–" : `${each.median_seconds.toFixed(1)} s`),
     make("td", {}, each.agreement === null ? "–" : `${Math.round(100 * each.agreement)} % of ${count(each.together)}`),
     make("td", {}, `${span((Date.now() - Date.parse(each.last_at)) / 1000)} ago`))));
-  if (!overview.people.length) find("people").replaceChildren(make("tr", {}, make("td", { colspan: 6 }, "Nobody has answered yet.")));
+  if (!overview.people.length) find("people").replaceChildren(make("tr", {}, make("td", { colspan: 6 }, "No answers yet.")));
   find("actions").replaceChildren(...(overview.actions.length
     ? overview.actions.map((each) => make("li", {}, `${new Date(each.at).toLocaleString()}: ${each.person}: ${each.act}`))
     : [make("li", {}, "Nothing yet.")]));
@@ -117,7 +117,7 @@ async function embed(name, target) {
     answer = await ask(`api/figures/${name}?theme=${dark.matches ? "dark" : "light"}`);
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    empty(target, make("p", { class: "muted" }, `It cannot be drawn now: ${error.message}`));
+    empty(target, make("p", { class: "muted" }, `This figure cannot be drawn now: ${error.message}`));
     drawn.version = null; // with the next overview
     return;
   }
@@ -166,7 +166,7 @@ async function refresh() {
 
 function problem({ kind, status, message }) {
   if (kind === "token") return `Your link is needed. ${message}`;
-  if (kind === "offline") return `${status === 503 ? message : "The server cannot be reached."} This page tries again by itself.`;
+  if (kind === "offline") return `${status === 503 ? message : "The server cannot be reached."} This page tries again automatically.`;
   return message;
 }
 

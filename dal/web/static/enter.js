@@ -14,7 +14,7 @@ function tell(title, text) {
 async function enter(pause = SOON) {
   clearTimeout(timer);
   const token = location.hash.slice(1);
-  if (!token) return tell("Your link is needed", "Open the whole link that you were given, with everything behind the # sign.");
+  if (!token) return tell("Your link is needed", "Open your complete link, with everything after the # sign.");
   try {
     const me = await ask("enter", { token });
     // A manager who only looks must not take records in hand: the others would wait for them.
@@ -23,7 +23,7 @@ async function enter(pause = SOON) {
     if (!(error instanceof Failure)) throw error;
     if (error.kind === "offline" || error.kind === "busy") {
       const why = error.status === 503 || error.kind === "busy" ? error.message : "The server cannot be reached.";
-      tell("One moment more", `${why} This page tries again by itself.`);
+      tell("One moment more", `${why} This page tries again automatically.`);
       timer = setTimeout(() => enter(Math.min(LATEST, 2 * pause)), spread(Math.max(pause, 1000 * error.wait)));
       return;
     }

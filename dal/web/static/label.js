@@ -38,7 +38,7 @@ function notice(title, ...parts) {
   return [make("div", { class: "state" }, make("h2", {}, title), ...parts)];
 }
 
-const says = (text) => make("p", {}, text);
+const paragraph = (text) => make("p", {}, text);
 
 function training() {
   const { state } = work;
@@ -48,27 +48,27 @@ function training() {
   return notice(
     `Round ${state.round} is in preparation`,
     usual ? make("progress", { max: usual, value: Math.min(passed, usual * 0.97), "aria-label": "Time passed of the usual time" }) : null,
-    says(`The computer is ${doing}.` + (usual ? ` It usually takes about ${span(usual)}; ${span(passed)} have passed.` : " The first time, nobody knows how long it takes.")),
-    says("This page goes on by itself. You may look through your earlier answers meanwhile."),
+    paragraph(`The computer is ${doing}.` + (usual ? ` It usually takes about ${span(usual)}; ${span(passed)} have passed.` : " The duration of the first time is not known.")),
+    paragraph("This page continues automatically. Meanwhile you may look through your earlier answers."),
   );
 }
 
-const thanks = () => (work.state.mine ? says(`Of this batch you have answered ${count(work.state.mine)}. Thank you.`) : null);
+const thanks = () => (work.state.mine ? paragraph(`Of this batch you have answered ${count(work.state.mine)}. Thank you.`) : null);
 
 function waiting() {
-  return notice("Nothing has been asked yet", says("The first batch has not been chosen. Whoever runs the campaign starts it with dal next or dal run."), says("This page goes on by itself."));
+  return notice("Nothing has been asked yet", paragraph("The first batch has not been chosen. The manager of the campaign starts it with dal next or dal run."), paragraph("This page continues automatically."));
 }
 
 function between() {
-  return notice("This batch is done", says(`${work.state.answered < work.state.size ? "Enough of its records have" : "Every record of it has"} an answer. The next round begins when the campaign is told to go on (dal next), or by itself where dal run is at work.`), thanks());
+  return notice("This batch is done", paragraph(`${work.state.answered < work.state.size ? "Enough of its records have" : "Every record of it has"} an answer. The next round begins when the campaign is told to go on (dal next), or by itself where dal run is at work.`), thanks());
 }
 
 function paused() {
-  return notice("The campaign is paused", ...work.state.reasons.map(says), says("Nothing is lost, and the page goes on by itself."), thanks());
+  return notice("The campaign is paused", ...work.state.reasons.map(paragraph), paragraph("Nothing is lost, and this page continues automatically."), thanks());
 }
 
 function stopped() {
-  return notice("The campaign is over", ...work.state.reasons.map(says), thanks());
+  return notice("The campaign is over", ...work.state.reasons.map(paragraph), thanks());
 }
 
 function others() {
@@ -76,37 +76,37 @@ function others() {
   return notice(
     "You are done with this batch",
     make("p", { class: "count" }, count(left)),
-    says(left === 1 ? "answer is with others." : "answers are with others."),
-    says("If somebody hands records back, they come to you: this page goes on by itself."),
+    paragraph(left === 1 ? "answer is with others." : "answers are with others."),
+    paragraph("If others return records, you get them: this page continues automatically."),
     thanks(),
   );
 }
 
 function finished() {
-  return notice("See you", says("The records that you had in hand went back to the others."), thanks(), actions(["Go on labelling", () => work.resume(), "primary"]));
+  return notice("See you", paragraph("Your unanswered records went back to the others."), thanks(), actions(["Go on labelling", () => work.resume(), "primary"]));
 }
 
 function token() {
-  return notice("Your link is needed", says(work.failure.message), kept());
+  return notice("Your link is needed", paragraph(work.failure.message), kept());
 }
 
 function forbidden() {
-  return notice("This is not for you", says(work.failure.message), kept());
+  return notice("This is not for you", paragraph(work.failure.message), kept());
 }
 
 function elsewhere() {
-  return notice("This page is out of date", says(work.failure.message), kept(), actions(["Open it again", () => location.reload(), "primary"]));
+  return notice("This page is out of date", paragraph(work.failure.message), kept(), actions(["Open it again", () => location.reload(), "primary"]));
 }
 
 function gone() {
   // 503 is the server's own word: it is there, and what it keeps things in is not.
-  const why = work.failure.status === 503 ? says(work.failure.message) : null;
-  return notice(why ? "The server cannot answer just now" : "The server cannot be reached", why, says("The page tries again by itself, and goes on as soon as it can."), kept(), actions(["Try now", () => (work.state ? work.sync() : work.start())]));
+  const why = work.failure.status === 503 ? paragraph(work.failure.message) : null;
+  return notice(why ? "The server cannot answer just now" : "The server cannot be reached", why, paragraph("This page tries again automatically."), kept(), actions(["Try now", () => (work.state ? work.sync() : work.start())]));
 }
 
 function kept() {
   const unsent = work.unsent;
-  return unsent ? says(`${unsent === 1 ? "One answer is" : `${count(unsent)} answers are`} kept on this computer and will be sent.`) : null;
+  return unsent ? paragraph(`${unsent === 1 ? "One answer is" : `${count(unsent)} answers are`} kept on this computer and will be sent.`) : null;
 }
 
 function actions(...buttons) {
@@ -167,7 +167,7 @@ function drawStage(name) {
   work.seen(record);
   const body = make("div", { class: "body" });
   if (record.error) {
-    body.append(make("div", { class: "notice bad" }, make("span", {}, `This record cannot be shown as it should: ${record.error} Space skips it as broken.`)));
+    body.append(make("div", { class: "notice bad" }, make("span", {}, `Part of this record cannot be shown: ${record.error} Space skips it as broken.`)));
   }
   body.append(...drawing.nodes(record));
   find("record").replaceChildren(heading(record), body);
@@ -178,7 +178,7 @@ function heading(record) {
   const head = make("header", {}, make("span", { class: "id" }, record.record_id));
   const earlier = work.looking ?? record.was;
   if (record.refused) head.append(make("span", { class: "badge" }, `not accepted: ${record.refused}`));
-  if (work.looking) head.append(make("span", { class: "badge calm" }, `you said ${nameOf(earlier)}; a class key changes it, → goes on`));
+  if (work.looking) head.append(make("span", { class: "badge calm" }, `your answer: ${nameOf(earlier)}; a class key changes it, → continues`));
   else if (record.was) head.append(make("span", { class: "badge calm" }, `was ${nameOf(earlier)}`));
   if (record.suggestion) {
     const [code, sure] = record.suggestion;
@@ -232,7 +232,7 @@ function drawRemark() {
 }
 
 function trouble({ kind, status, message }) {
-  if (kind === "busy") return "The server asks for a moment; your answers are kept and sent.";
+  if (kind === "busy") return "The server is busy; your answers are kept and will be sent.";
   const why = status === 503 ? message : "No connection.";
   return `${why} Go on: your answers are kept on this computer and sent when it is back.`;
 }
@@ -301,7 +301,7 @@ async function guidelines() {
     find("guide-text").textContent = (await ask("api/guidelines")).text;
   } catch (error) {
     if (!(error instanceof Failure)) throw error;
-    find("guide-text").textContent = `They cannot be read now: ${error.message}`;
+    find("guide-text").textContent = `The guidelines cannot be read now: ${error.message}`;
   }
   find("guide-dialog").showModal();
 }

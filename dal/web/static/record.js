@@ -47,7 +47,7 @@ export class Drawing {
   async #failed(record, image, pause) {
     const why = await refusal(record.image);
     if (why === null) {
-      image.alt = "The image comes as soon as the server can be reached.";
+      image.alt = "The image appears as soon as the server can be reached.";
       setTimeout(() => { if (this.images.get(record.row) === image) image.src = record.image; }, spread(pause));
       return;
     }
@@ -89,7 +89,7 @@ export class Drawing {
     for (const { name, value } of record.fields) {
       if (typeof value === "string" && (value.length > LONG || value.includes("\n"))) this.texts.add(name);
       if (this.texts.has(name)) nodes.push(make("p", { class: "text" }, make("b", {}, name), String(value ?? "")));
-      else rows.push(make("tr", {}, make("th", { scope: "row" }, name), make("td", { class: typeof value === "number" ? "number" : "" }, told(value))));
+      else rows.push(make("tr", {}, make("th", { scope: "row" }, name), make("td", { class: typeof value === "number" ? "number" : "" }, formatted(value))));
     }
     if (rows.length) nodes.push(make("table", { class: "fields" }, make("tbody", {}, ...rows)));
     return nodes;
@@ -97,7 +97,7 @@ export class Drawing {
 
   /** Say a record to those who hear the page. */
   spoken(record) {
-    const fields = record.fields.map(({ name, value }) => `${name}: ${told(value)}`).join(". ");
+    const fields = record.fields.map(({ name, value }) => `${name}: ${formatted(value)}`).join(". ");
     return `Record ${record.record_id}. ${record.image ? "An image. " : ""}${fields}`.slice(0, 600);
   }
 }
@@ -117,7 +117,7 @@ async function refusal(url) {
   return createImageBitmap(content).then(() => null, () => "");
 }
 
-function told(value) {
+function formatted(value) {
   if (value === null || value === undefined || value === "") return "–";
   if (value === true) return "yes";
   if (value === false) return "no";

@@ -12,12 +12,12 @@ const LONGEST_WAIT = 15000;
  * What an annotator does, apart from how it looks: the records in hand, those answered, and the traffic with the server.
  *
  * An answer belongs to the record that was on screen, because it is made from that record and nothing else: however
- * late the server is, no key is credited to another one. `told` is called after every change.
+ * late the server is, no key is credited to another one. `changed` is called after every change.
  */
 export class Work {
-  constructor(told) {
-    this.told = told;
-    this.state = null; // of the campaign, as the server said last
+  constructor(changed) {
+    this.changed = changed;
+    this.state = null; // of the campaign, as the server last sent it
     this.queue = []; // records in hand; the first is on screen unless `looking` is set
     this.done = []; // answered records, the oldest first
     this.looking = null; // an entry of `done` that is on screen again
@@ -57,7 +57,7 @@ export class Work {
     } catch (error) {
       this.#failed(error, () => this.start());
     }
-    this.told();
+    this.changed();
   }
 
   /** Try again later, whatever went wrong: also without a valid link, which a manager may mend. */
@@ -123,7 +123,7 @@ export class Work {
     else this.queue.shift();
     this.shown = { row: null, at: 0, hidden: 0, since: null };
     this.remark = null;
-    this.told();
+    this.changed();
     this.sync();
     return operation;
   }
@@ -135,8 +135,8 @@ export class Work {
       return true;
     } catch (error) {
       if (!(error instanceof DOMException)) throw error;
-      this.remark = { kind: "bad", text: "This browser has no room left to keep an answer until it is sent. Free some, or use another one: nothing was done." };
-      this.told();
+      this.remark = { kind: "bad", text: "This browser has no space left to keep your answer, so it was not saved. Free some space, or use another browser." };
+      this.changed();
       return false;
     }
   }
@@ -163,7 +163,7 @@ export class Work {
     this.queue.unshift({ ...entry.record, was: { label: entry.label, status: entry.status } });
     this.finished = false;
     this.shown = { row: null, at: 0, hidden: 0, since: null };
-    this.told();
+    this.changed();
     this.sync();
     return entry;
   }
@@ -172,7 +172,7 @@ export class Work {
   async look(entry) {
     if (entry && !(await this.#load(entry))) return;
     this.looking = entry;
-    this.told();
+    this.changed();
   }
 
   step(by) {
@@ -192,7 +192,7 @@ export class Work {
   back() {
     if (!this.outbox) return;
     this.queue = [];
-    this.told();
+    this.changed();
     this.sync();
   }
 
@@ -202,13 +202,13 @@ export class Work {
     this.queue = [];
     this.finished = true;
     this.looking = null;
-    this.told();
+    this.changed();
     try {
       if (rows.length) await ask("api/release", { rows });
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
-      this.remark = { kind: "warn", text: "The server could not be told. Records in hand go to others in ten minutes." };
-      this.told();
+      this.remark = { kind: "warn", text: "The server could not be reached. Your unanswered records go to others in ten minutes." };
+      this.changed();
     }
   }
 
@@ -222,7 +222,7 @@ export class Work {
   resume() {
     this.finished = false;
     this.sync();
-    this.told();
+    this.changed();
   }
 
   async #load(entry) {
@@ -233,7 +233,7 @@ export class Work {
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       this.remark = { kind: "warn", text: `Record ${entry.record_id} cannot be shown again now: ${error.message}` };
-      this.told();
+      this.changed();
       return false;
     }
   }
@@ -261,7 +261,7 @@ export class Work {
     } finally {
       this.busy = false;
     }
-    this.told();
+    this.changed();
   }
 
   #later(action, wait = POLL) {
@@ -349,7 +349,7 @@ export class Work {
       if (this.remark === remark) this.remark = null;
       this.renew();
     }
-    this.told();
+    this.changed();
   }
 
   /** Keep the records in hand for another ten minutes; those that went to somebody else leave the screen. */
@@ -369,7 +369,7 @@ export class Work {
     this.queue = this.queue.filter((record) => !lost.includes(record));
     // Where a round was closed, nobody else has them: the page says so itself.
     if (visible && this.state.phase === "open") this.remark = { kind: "calm", text: `Record ${lost[0].record_id} went to somebody else meanwhile; here is another one.` };
-    this.told();
+    this.changed();
     this.sync();
   }
 }
