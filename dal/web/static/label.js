@@ -60,7 +60,7 @@ function waiting() {
 }
 
 function between() {
-  return notice("This batch is done", paragraph(`${work.state.answered < work.state.size ? "Enough of its records have" : "Every record of it has"} an answer. The next round begins when the campaign is told to go on (dal next), or by itself where dal run is at work.`), thanks());
+  return notice("This batch is done", paragraph(`${work.state.answered < work.state.size ? "Enough of its records have" : "Every record of it has"} an answer. The next round starts with dal next, or automatically where dal run is running.`), thanks());
 }
 
 function paused() {
