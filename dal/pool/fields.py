@@ -1,7 +1,7 @@
 """Display fields and record ids: convert a user's values to one of a few kinds that are stored.
 
-Between source and store the values of a field are an Arrow array, in which a gap is null; :mod:`dal.pool.stored` defines the
-stored values.
+Between source and store the values of a field are an Arrow array, in which a gap is null. :mod:`dal.pool.stored`
+defines the stored values.
 """
 
 import functools
