@@ -316,7 +316,7 @@ def test_folders_that_are_no_run_or_another_run_are_refused(tmp_path: Path) -> N
         RunFolder(tmp_path / "a.run", {"batch": 6, "rounds": 2})
     (tmp_path / "b.run").mkdir()
     (tmp_path / "b.run" / "thesis.txt").write_text("mine")
-    with pytest.raises(SettingsError, match="something else"):
+    with pytest.raises(SettingsError, match="other files"):
         RunFolder(tmp_path / "b.run", {})
     (tmp_path / "b.run" / "run.json").write_text("{")
     with pytest.raises(SettingsError, match="is no run"):

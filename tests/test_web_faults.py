@@ -406,7 +406,7 @@ def test_too_many_requests_at_once_are_told_to_come_again(campaign: Campaign) ->
                 pass
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "2"
-            assert "come again" in answer.json()["detail"]
+            assert "try again" in answer.json()["detail"]
         assert [each.result().status_code for each in waiting] == [200, 200]
 
 
