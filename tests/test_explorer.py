@@ -319,7 +319,7 @@ def test_folders_that_are_no_run_or_another_run_are_refused(tmp_path: Path) -> N
     with pytest.raises(SettingsError, match="other files"):
         RunFolder(tmp_path / "b.run", {})
     (tmp_path / "b.run" / "run.json").write_text("{")
-    with pytest.raises(SettingsError, match="is no run"):
+    with pytest.raises(SettingsError, match=r"run\.json must be a run"):
         RunFolder(tmp_path / "b.run", {})
     with pytest.raises(SettingsError, match=r"no run\.json"):
         RunFolder.read(tmp_path / "c.run")
