@@ -89,7 +89,7 @@ def _played(campaign: Campaign, codes: np.ndarray, people: int, think: float) ->
     over.set()
     for thread in threads:
         thread.join()
-    between = pauses(campaign.rounds())
+    between = pauses(campaign.rounds.all())
     parts = {
         part: float(np.median([getattr(each, part) for each in between]))
         for part in ("idle", "train", "score", "select")

@@ -344,7 +344,7 @@ def simulate(
             # Where every label is of one class, as in a pool of rare ones, people would ask for coverage. What asks no
             # learner goes on, as random sampling does: it is what the others are measured against.
             coverage = (
-                Strategy.named(strategy).score != "random" and len(np.unique(campaign.latest_answers().labels)) == 1
+                Strategy.named(strategy).score != "random" and len(np.unique(campaign.answers.latest().labels)) == 1
             )
             given = next_batch(campaign, client=workers, progress=progress, coverage=coverage, reserved=reserved)
             if isinstance(given, Stopped):
@@ -518,7 +518,7 @@ def _answer(campaign: Campaign, rows: npt.ArrayLike, record_ids: Sequence[str], 
         for row, record_id, code in zip(np.asarray(rows).tolist(), record_ids, codes.tolist(), strict=True)
         if code != UNLABELLED
     ]
-    campaign.add_answers(answers, source=annotator)
+    campaign.answers.add(answers, source=annotator)
 
 
 def saved_labels(comparison: Comparison, strategy: str, against: str = "random") -> Mapping[str, float] | None:
@@ -555,14 +555,14 @@ def _measured(
     given: Batch,
     watched: npt.NDArray[np.float32] | None,
 ) -> Replay:
-    answers = campaign.latest_answers()
+    answers = campaign.answers.latest()
     seen = np.unique(answers.labels)
     # One class cannot be learned: what is known then is to always predict it.
     accuracy, model = float((test.y == seen[0]).mean()), None
     if len(seen) > 1:
         model = learner_of(campaign).fit(pool.take(answers.rows), answers.labels)
         accuracy = test.accuracy(model)
-    asked = campaign.batch(given.number)
+    asked = campaign.rounds.batch(given.number)
     scores = np.array([np.nan if each.score is None else each.score for each in asked], dtype=np.float32)
     predicted = np.array([-1 if each.predicted is None else each.predicted for each in asked], dtype=np.int64)
     return replace(

@@ -259,14 +259,14 @@ def test_a_campaign_goes_on_and_a_round_keeps_its_rows(
         patch.setattr(Coordinator, "_scan", stop)
         with pytest.raises(Stopped):
             dal.next_batch(campaign)
-    frozen = campaign.current_round
+    frozen = campaign.rounds.current
     assert frozen is not None
     append_pool(X[N:], tmp_path / "grown" / "pool.zarr")
     assert answer(campaign, X) == expected, "the round had frozen the pool as it was"
-    assert campaign.round(frozen.number).n_rows == N
+    assert campaign.rounds.get(frozen.number).n_rows == N
 
     later = [row for _ in range(3) for row in answer(campaign, X)]
-    assert campaign.rounds()[-1].n_rows == 2 * N
+    assert campaign.rounds.all()[-1].n_rows == 2 * N
     assert max(later) >= N
     assert len(set(later)) == len(later)
 
@@ -315,8 +315,8 @@ def test_a_coordinator_that_runs_on_asks_what_was_appended_meanwhile(tmp_path: P
     third = asked()
     assert len(third) == 10
     assert set(third) < set(range(20, 35)) - {33}
-    assert campaign.rounds()[-1].n_rows == 35
-    assert campaign.rounds()[-1].trained_on == 21
+    assert campaign.rounds.all()[-1].n_rows == 35
+    assert campaign.rounds.all()[-1].trained_on == 21
     assert sorted(asked()) == sorted({*range(20, 35)} - {33} - set(third))
     assert isinstance(coordinator.run(close=False), dal.Stopped)
     append_pool(X[35:], tmp_path / "pool.zarr")
@@ -330,7 +330,7 @@ def test_a_coordinator_that_runs_on_asks_what_was_appended_meanwhile(tmp_path: P
 def test_labels_of_records_beyond_what_a_round_froze_are_learned_and_nobody_is_asked_them(tmp_path: Path) -> None:
     X = np.random.default_rng(1).standard_normal((60, D)).astype(np.float32)
     campaign = started(tmp_path, X[:40], "margin")
-    campaign.close_round(campaign.round(1))
+    campaign.rounds.close(campaign.rounds.get(1))
     coordinator = Coordinator(campaign)
     coordinator.freeze()
     append_pool(X[40:], tmp_path / "pool.zarr")

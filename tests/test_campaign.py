@@ -68,7 +68,7 @@ def create(directory: Path, chosen: Settings = CHOSEN) -> Campaign:
 
 def freeze(campaign: Campaign, **changed: object) -> Round:
     frozen = {"pool_fingerprint": "f00d", "n_rows": 1000, "k": 4, "explore": 0.25, "seed": 11, "strategy": "margin"}
-    return campaign.freeze_round(**frozen | changed)
+    return campaign.rounds.freeze(**frozen | changed)
 
 
 def open_batch(campaign: Campaign, batch_round: Round, rows: Sequence[int] = BATCH, **changed: object) -> None:
@@ -78,7 +78,7 @@ def open_batch(campaign: Campaign, batch_round: Round, rows: Sequence[int] = BAT
         "predicted": [0] * n,
         "explore": [rank == n - 1 for rank in range(n)],
     }
-    campaign.open_batch(batch_round, batch_of(rows, **columns | changed))
+    campaign.rounds.open(batch_round, batch_of(rows, **columns | changed))
 
 
 def says(row: int, label: int | None, annotator: str = "ann", **more: object) -> Answer:
@@ -100,7 +100,7 @@ def next_step(directory: Path) -> str | None:
         campaign = Campaign.open(directory)
     except CampaignNotFound:
         return "create"
-    rounds = campaign.rounds()
+    rounds = campaign.rounds.all()
     match rounds[0].status if rounds else None:
         case None:
             return "freeze"
@@ -111,7 +111,7 @@ def next_step(directory: Path) -> str | None:
         case "scanned":
             return "open"
         case "open":
-            return "answer" if campaign.pending(1) else "close"
+            return "answer" if campaign.rounds.pending(1) else "close"
     return None
 
 
@@ -120,20 +120,20 @@ def take(step: str, directory: Path) -> None:
         create(directory)
         return
     campaign = Campaign.open(directory)
-    current = campaign.current_round
+    current = campaign.rounds.current
     match step:
         case "freeze":
             freeze(campaign)
         case "fit":
-            campaign.save_model(current, b"a model", trained_on=0, notes={"warnings": ()})
+            campaign.rounds.save_model(current, b"a model", trained_on=0, notes={"warnings": ()})
         case "scan":
-            campaign.save_scan(current, b"candidates", {"rows": np.int64(1000)})
+            campaign.rounds.save_scan(current, b"candidates", {"rows": np.int64(1000)})
         case "open":
             open_batch(campaign, current)
         case "answer":
-            campaign.add_answers([says(row, row % 3) for row in BATCH], source="web")
+            campaign.answers.add([says(row, row % 3) for row in BATCH], source="web")
         case "close":
-            campaign.close_round(current)
+            campaign.rounds.close(current)
 
 
 def run_and_die(directory: Path, fatal: str, before_commit: bool) -> None:
@@ -177,13 +177,13 @@ def graveyard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def everything(directory: Path) -> dict[str, object]:
     campaign = Campaign.open(directory)
-    (only,) = campaign.rounds()
-    latest = campaign.latest_answers()
+    (only,) = campaign.rounds.all()
+    latest = campaign.answers.latest()
     return {
         "frozen": (only.status, only.n_rows, only.k, only.last_answer, only.excluded_digest, only.parent_model),
-        "model": campaign.load_model(only.model),
-        "scan": (campaign.load_scan(only), only.summary),
-        "batch": campaign.batch(1),
+        "model": campaign.rounds.load_model(only.model),
+        "scan": (campaign.rounds.load_scan(only), only.summary),
+        "batch": campaign.rounds.batch(1),
         "answers": (latest.rows.tolist(), latest.labels.tolist(), latest.ids.tolist()),
         "files": sorted(path.name for path in directory.rglob("*") if path.suffix not in (".db-wal", ".db-shm")),
     }
@@ -210,7 +210,7 @@ def test_a_model_killed_before_its_commit_is_on_disk_and_not_in_the_round(gravey
     directory = shutil.copytree(graveyard / "fit-before", tmp_path / "copy")
     name = hashlib.sha256(b"a model").hexdigest()
     assert (directory / "models" / f"{name}.skops").read_bytes() == b"a model"
-    (only,) = Campaign.open(directory).rounds()
+    (only,) = Campaign.open(directory).rounds.all()
     assert (only.status, only.model) == ("frozen", None)
 
 
@@ -235,7 +235,7 @@ def test_a_second_process_is_told_who_holds_the_lock_and_gets_it_when_that_is_ki
         holder.stdout.readline()
         with pytest.raises(CampaignLocked, match=rf"process {holder.pid}\b"), campaign.lock():
             pass
-        assert campaign.add_answers([says(3, 1)], source="web").new == 1, "answers need no lock"
+        assert campaign.answers.add([says(3, 1)], source="web").new == 1, "answers need no lock"
         holder.kill()
     soon = time.monotonic() + 30
     while True:  # a server takes some milliseconds to notice
@@ -272,8 +272,8 @@ def test_opens_as_it_was_created(tmp_path: Path) -> None:
     assert opened.settings == made.settings == replace(chosen, database=made.settings.database)
     assert (opened.id, opened.pool_fingerprint, opened.n_rows) == (made.id, "f00d", 1000)
     assert opened.created_at.tzinfo is not None
-    assert opened.rounds() == []
-    assert opened.current_round is None
+    assert opened.rounds.all() == []
+    assert opened.rounds.current is None
 
 
 def test_creates_in_an_empty_directory_without_replacing_it(tmp_path: Path) -> None:
@@ -290,15 +290,15 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_a_campaign_is_not_created_over(campaign: Campaign) -> None:
-    campaign.add_answers([says(3, 1)], source="web")
+    campaign.answers.add([says(3, 1)], source="web")
     with pytest.raises(CampaignError, match="holds a campaign already"):
         create(campaign.directory)
-    assert Campaign.open(campaign.directory).latest_answers().rows.tolist() == [3]
+    assert Campaign.open(campaign.directory).answers.latest().rows.tolist() == [3]
 
 
 @sqlite_only
 def test_a_lost_database_is_not_created_over_while_its_models_are_there(campaign: Campaign) -> None:
-    campaign.save_model(freeze(campaign), b"precious", trained_on=0)
+    campaign.rounds.save_model(freeze(campaign), b"precious", trained_on=0)
     (campaign.directory / "campaign.db").unlink()
     with pytest.raises(CampaignError, match="models"):
         create(campaign.directory)
@@ -348,7 +348,7 @@ def version_1(tmp_path: Path) -> Path:
 def test_a_campaign_of_version_1_is_migrated_and_goes_on(version_1: Path, campaign: Campaign) -> None:
     old = Campaign.open(version_1)
     assert layout(version_1 / "campaign.db") == layout(campaign.directory / "campaign.db")
-    latest = old.latest_answers()
+    latest = old.answers.latest()
     assert [
         *zip(latest.rows.tolist(), latest.annotators, latest.labels.tolist(), latest.ids.tolist(), strict=True)
     ] == [
@@ -364,12 +364,12 @@ def test_a_campaign_of_version_1_is_migrated_and_goes_on(version_1: Path, campai
         "SELECT count(*) FROM answers WHERE received_at = answered_at AND NOT late"
     ).fetchone() == (6,)
     connection.close()
-    assert [record.row for record in old.batch(2)] == [5, 6, 7]
-    assert old.pending(2) == 2
+    assert [record.row for record in old.rounds.batch(2)] == [5, 6, 7]
+    assert old.rounds.pending(2) == 2
     assert (old.settings.overlap, old.settings.gold) == (1, 0.0)
-    old.add_answers([says(6, None), says(7, 2)], source="web")
-    assert old.last_answer() == 8
-    old.close_round(old.round(2))
+    old.answers.add([says(6, None), says(7, 2)], source="web")
+    assert old.answers.last_id() == 8
+    old.rounds.close(old.rounds.get(2))
     frozen = freeze(Campaign.open(version_1))
     assert (frozen.number, frozen.last_answer, frozen.labels) == (3, 8, 6)
 
@@ -383,14 +383,14 @@ def test_a_migration_that_is_killed_leaves_the_old_version(version_1: Path, monk
         with pytest.raises(CampaignError, match="no such column"):
             Campaign.open(version_1)
     assert layout(version_1 / "campaign.db") == before
-    assert Campaign.open(version_1).pending(2) == 2
+    assert Campaign.open(version_1).rounds.pending(2) == 2
 
 
 @sqlite_only
 def test_a_migration_waits_for_the_coordinator_of_the_old_version(version_1: Path) -> None:
     with exclusive(version_1), pytest.raises(CampaignLocked, match=f"process {os.getpid()}"):
         Campaign.open(version_1)
-    assert Campaign.open(version_1).pending(2) == 2
+    assert Campaign.open(version_1).rounds.pending(2) == 2
 
 
 @pytest.mark.parametrize(("version", "advice"), [(99, "newer dal"), (0, "older dal")])
@@ -512,17 +512,17 @@ def unprivileged() -> Iterator[Path]:
 @sqlite_only
 def test_a_read_only_directory_is_said(unprivileged: Path) -> None:
     campaign = create(unprivileged / "campaign")
-    campaign.add_answers([says(5, 2)], source="web")
+    campaign.answers.add([says(5, 2)], source="web")
     for path in (campaign.directory / "models", campaign.directory):
         path.chmod(0o555)
     (campaign.directory / "campaign.db").chmod(0o444)
     place = str(campaign.directory)
     with pytest.raises(CampaignError, match=f"{place}.*write access"):
-        campaign.add_answers([says(3, 1)], source="web")
+        campaign.answers.add([says(3, 1)], source="web")
     opened = Campaign.open(campaign.directory)
-    assert opened.latest_answers().rows.tolist() == [5], "reading takes no write access"
+    assert opened.answers.latest().rows.tolist() == [5], "reading takes no write access"
     with pytest.raises(CampaignError, match=f"{place}.*write access"):
-        opened.add_answers([says(3, 1)], source="web")
+        opened.answers.add([says(3, 1)], source="web")
     campaign.directory.joinpath("campaign.lock").chmod(0o444)
     with pytest.raises(CampaignError, match="write access"), campaign.lock():
         pass
@@ -548,8 +548,8 @@ def test_a_model_that_cannot_be_written_leaves_the_round_as_it_was(campaign: Cam
     shutil.rmtree(campaign.directory / "models")
     (campaign.directory / "models").write_text("in the way")
     with pytest.raises(CampaignError, match="cannot be written"):
-        campaign.save_model(current, b"a model", trained_on=0)
-    assert campaign.current_round == current
+        campaign.rounds.save_model(current, b"a model", trained_on=0)
+    assert campaign.rounds.current == current
 
 
 @sqlite_only
@@ -562,27 +562,27 @@ def test_a_damaged_database_is_said(campaign: Campaign, damage: bytes) -> None:
 
 @sqlite_only
 def test_damage_in_the_middle_is_said_where_it_is_met(campaign: Campaign) -> None:
-    campaign.add_answers([says(row, row % 3) for row in range(900)], source="web")
+    campaign.answers.add([says(row, row % 3) for row in range(900)], source="web")
     file = campaign.directory / "campaign.db"
     content = bytearray(file.read_bytes())
     content[3 * 4096 :] = b"\xa5" * (len(content) - 3 * 4096)
     file.write_bytes(content)
     with pytest.raises(CampaignError, match=r"campaign\.db.*damaged"):
-        Campaign.open(campaign.directory).latest_answers()
+        Campaign.open(campaign.directory).answers.latest()
 
 
 @sqlite_only
 def test_a_full_disk_is_said_and_nothing_is_changed(campaign: Campaign) -> None:
-    campaign.add_answers([says(1, 1)], source="web")
+    campaign.answers.add([says(1, 1)], source="web")
 
     def full(connection: sqlite3.Connection, *_: object) -> None:
         connection.execute("PRAGMA max_page_count = 1")  # SQLite takes the present size at least
 
     event.listen(campaign.database.engine, "connect", full)
     with pytest.raises(CampaignError, match="disk is full"):
-        campaign.add_answers([says(row, 1) for row in range(900)], source="web")
+        campaign.answers.add([says(row, 1) for row in range(900)], source="web")
     event.remove(campaign.database.engine, "connect", full)
-    assert campaign.latest_answers().rows.tolist() == [1]
+    assert campaign.answers.latest().rows.tolist() == [1]
 
 
 def test_a_writer_that_never_ends_is_said(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -590,9 +590,9 @@ def test_a_writer_that_never_ends_is_said(campaign: Campaign, monkeypatch: pytes
     impatient = Campaign.open(campaign.directory)
     with campaign.database.writing():
         with pytest.raises(CampaignError, match="writing for too long"):
-            impatient.add_answers([says(1, 1)], source="web")
-        assert impatient.rounds() == [], "reading goes on"
-    assert impatient.add_answers([says(1, 1)], source="web").new == 1
+            impatient.answers.add([says(1, 1)], source="web")
+        assert impatient.rounds.all() == [], "reading goes on"
+    assert impatient.answers.add([says(1, 1)], source="web").new == 1
 
 
 @sqlite_only
@@ -600,8 +600,8 @@ def test_a_writer_that_never_ends_is_said(campaign: Campaign, monkeypatch: pytes
 @pytest.mark.parametrize("damage", ["changed", "gone"])
 def test_a_damaged_file_is_not_loaded(campaign: Campaign, what: str, damage: object) -> None:
     current = freeze(campaign)
-    digest = campaign.save_model(current, b"a model", trained_on=0)
-    campaign.save_scan(current, b"candidates", {})
+    digest = campaign.rounds.save_model(current, b"a model", trained_on=0)
+    campaign.rounds.save_scan(current, b"candidates", {})
     pattern = "models/*.skops" if what == "model" else "rounds/0001-candidates-*.npz"
     (path,) = campaign.directory.glob(pattern)
     if damage == "gone":
@@ -609,7 +609,7 @@ def test_a_damaged_file_is_not_loaded(campaign: Campaign, what: str, damage: obj
     else:
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CampaignError, match=f"{path.name}.*Restore"):
-        campaign.load_model(digest) if what == "model" else campaign.load_scan(current)
+        campaign.rounds.load_model(digest) if what == "model" else campaign.rounds.load_scan(current)
 
 
 # -- rounds ----------------------------------------------------------------------------------------------------------
@@ -617,16 +617,16 @@ def test_a_damaged_file_is_not_loaded(campaign: Campaign, what: str, damage: obj
 
 def complete_round(campaign: Campaign, rows: Sequence[int], answers: Sequence[Answer] = (), **columns: object) -> None:
     current = freeze(campaign)
-    campaign.save_model(current, f"model {current.number}".encode(), trained_on=current.labels)
-    campaign.save_scan(current, b"candidates", {"rows": 1000})
+    campaign.rounds.save_model(current, f"model {current.number}".encode(), trained_on=current.labels)
+    campaign.rounds.save_scan(current, b"candidates", {"rows": 1000})
     open_batch(campaign, current, rows, **columns)
-    campaign.add_answers(answers, source="web")
-    campaign.close_round(current)
+    campaign.answers.add(answers, source="web")
+    campaign.rounds.close(current)
 
 
 def test_a_round_freezes_what_it_is_computed_from(campaign: Campaign) -> None:
     complete_round(campaign, BATCH, [says(row, row % 3) for row in BATCH[:3]])
-    campaign.add_answers([says(777, None), says(778, 2), says(778, 1, "bob")], source="web")
+    campaign.answers.add([says(777, None), says(778, 2), says(778, 1, "bob")], source="web")
     frozen = freeze(campaign, n_rows=1200, k=9, explore=0.5, seed=3, strategy="entropy")
     excluded = np.array([23, 40, 511, 777, 778, 907], "<i8")
     assert (frozen.number, frozen.status) == (2, "frozen")
@@ -634,21 +634,21 @@ def test_a_round_freezes_what_it_is_computed_from(campaign: Campaign) -> None:
     assert (frozen.last_answer, frozen.labels, frozen.excluded) == (6, 4, 6)
     assert frozen.excluded_digest == hashlib.sha256(excluded.tobytes()).hexdigest()
     assert frozen.parent_model == hashlib.sha256(b"model 1").hexdigest()
-    assert campaign.current_round == frozen == campaign.rounds()[1] == campaign.round(2)
+    assert campaign.rounds.current == frozen == campaign.rounds.all()[1] == campaign.rounds.get(2)
 
 
 def test_what_comes_after_the_freeze_belongs_to_the_next_round(campaign: Campaign) -> None:
     complete_round(campaign, BATCH, [says(23, 1)])
     frozen = freeze(campaign)
-    campaign.add_answers([says(23, 2), says(600, 1)], source="web")
+    campaign.answers.add([says(23, 2), says(600, 1)], source="web")
     open_batch(campaign, frozen, [5, 6])
-    upto = campaign.latest_answers(frozen.last_answer)
+    upto = campaign.answers.latest(frozen.last_answer)
     assert (upto.rows.tolist(), upto.labels.tolist()) == ([23], [1])
-    now = campaign.latest_answers()
+    now = campaign.answers.latest()
     assert (now.rows.tolist(), now.labels.tolist()) == ([23, 600], [2, 1])
-    assert campaign.excluded_rows(frozen).tolist() == [23, 40, 511, 907]
-    assert campaign.excluded_rows().tolist() == [5, 6, 23, 40, 511, 600, 907]
-    assert campaign.asked_rows().tolist() == [5, 6, 23, 40, 511, 907]
+    assert campaign.rounds.excluded_rows(frozen).tolist() == [23, 40, 511, 907]
+    assert campaign.rounds.excluded_rows().tolist() == [5, 6, 23, 40, 511, 600, 907]
+    assert campaign.rounds.asked_rows().tolist() == [5, 6, 23, 40, 511, 907]
 
 
 def test_a_batch_comes_back_in_the_order_of_asking(campaign: Campaign) -> None:
@@ -661,7 +661,7 @@ def test_a_batch_comes_back_in_the_order_of_asking(campaign: Campaign) -> None:
         predicted=[2, None, np.int64(0), 1],
         explore=np.array([False, True, False, False]),
     )
-    batch = campaign.batch(1)
+    batch = campaign.rounds.batch(1)
     assert [record.row for record in batch] == BATCH
     assert [record.record_id for record in batch] == ["id907", "id23", "id511", "id40"]
     assert [record.rank for record in batch] == [0, 1, 2, 3]
@@ -672,9 +672,9 @@ def test_a_batch_comes_back_in_the_order_of_asking(campaign: Campaign) -> None:
 
 def test_pending_counts_what_nobody_has_answered(campaign: Campaign) -> None:
     open_batch(campaign, freeze(campaign))
-    assert campaign.pending(1) == 4
-    campaign.add_answers([says(23, None), says(40, 1), says(40, 1, "bob"), says(999, 1)], source="web")
-    assert campaign.pending(1) == 2
+    assert campaign.rounds.pending(1) == 4
+    campaign.answers.add([says(23, None), says(40, 1), says(40, 1, "bob"), says(999, 1)], source="web")
+    assert campaign.rounds.pending(1) == 2
 
 
 def test_a_record_is_not_asked_twice(campaign: Campaign) -> None:
@@ -682,8 +682,8 @@ def test_a_record_is_not_asked_twice(campaign: Campaign) -> None:
     current = freeze(campaign)
     with pytest.raises(CampaignError, match=r"row 511 \(record 'id511'\) was asked in round 1"):
         open_batch(campaign, current, [5, 511])
-    assert campaign.current_round == current
-    assert campaign.asked_rows().tolist() == sorted(BATCH)
+    assert campaign.rounds.current == current
+    assert campaign.rounds.asked_rows().tolist() == sorted(BATCH)
 
 
 @pytest.mark.parametrize(
@@ -701,36 +701,36 @@ def test_a_batch_that_cannot_be_is_refused(
     current = freeze(campaign)
     with pytest.raises(InputError, match=message):
         open_batch(campaign, current, rows, **changed)
-    assert campaign.current_round == current
+    assert campaign.rounds.current == current
 
 
 def test_a_batch_out_of_its_order_is_refused(campaign: Campaign) -> None:
     current = freeze(campaign)
     with pytest.raises(InputError, match=r"ranks from 0, got \[1, 0\]"):
-        campaign.open_batch(current, batch_of([1, 2])[::-1])
-    assert campaign.current_round == current
+        campaign.rounds.open(current, batch_of([1, 2])[::-1])
+    assert campaign.rounds.current == current
 
 
 def test_steps_out_of_order_are_refused_and_write_nothing(campaign: Campaign) -> None:
     current = freeze(campaign)
     with pytest.raises(CampaignError, match="round 1 is frozen, and this step takes one that is open"):
-        campaign.close_round(current)
+        campaign.rounds.close(current)
     with pytest.raises(CampaignError, match="round 1 is frozen: close it"):
         freeze(campaign)
     with pytest.raises(CampaignError, match="no scan yet"):
-        campaign.load_scan(current)
-    campaign.save_model(current, b"a model", trained_on=0)
+        campaign.rounds.load_scan(current)
+    campaign.rounds.save_model(current, b"a model", trained_on=0)
     with pytest.raises(CampaignError, match="round 1 is fitted, and this step takes one that is frozen"):
-        campaign.save_model(current, b"another", trained_on=0)
+        campaign.rounds.save_model(current, b"another", trained_on=0)
     assert len(list((campaign.directory / "models").iterdir())) == 1, "a model is never refitted"
     open_batch(campaign, current)
     with pytest.raises(CampaignError, match="round 1 is open"):
-        campaign.save_scan(current, b"late", {})
+        campaign.rounds.save_scan(current, b"late", {})
     with pytest.raises(CampaignError, match="round 1 is open"):
         open_batch(campaign, current, [5])
     with pytest.raises(CampaignError, match="has no round 7"):
-        campaign.round(7)
-    assert [record.row for record in campaign.batch(1)] == BATCH
+        campaign.rounds.get(7)
+    assert [record.row for record in campaign.rounds.batch(1)] == BATCH
 
 
 @pytest.mark.parametrize(
@@ -740,7 +740,7 @@ def test_steps_out_of_order_are_refused_and_write_nothing(campaign: Campaign) ->
 def test_another_pool_is_refused(campaign: Campaign, changed: dict[str, object], message: str) -> None:
     with pytest.raises(CampaignMismatch, match=message):
         freeze(campaign, **changed)
-    assert campaign.rounds() == []
+    assert campaign.rounds.all() == []
 
 
 def test_history_scores_the_explore_share_by_the_model_that_chose_it(campaign: Campaign) -> None:
@@ -772,14 +772,14 @@ def test_a_ruler_without_any_explore_record_is_empty(campaign: Campaign) -> None
 
 def stored(campaign: Campaign) -> list[tuple[object, ...]]:
     return [
-        (each.row, each.annotator, each.status, each.label, each.round, each.source) for each in campaign.answer_log()
+        (each.row, each.annotator, each.status, each.label, each.round, each.source) for each in campaign.answers.log()
     ]
 
 
 def test_a_changed_label_is_appended_and_the_old_one_kept(campaign: Campaign) -> None:
     open_batch(campaign, freeze(campaign))
-    assert campaign.add_answers([says(23, 1), says(77, 0)], source="web") == ImportCounts(new=2, volunteered=1)
-    assert campaign.add_answers([says(23, 1), says(77, None)], source="api") == ImportCounts(
+    assert campaign.answers.add([says(23, 1), says(77, 0)], source="web") == ImportCounts(new=2, volunteered=1)
+    assert campaign.answers.add([says(23, 1), says(77, None)], source="api") == ImportCounts(
         changed=1, same=1, volunteered=1
     )
     assert stored(campaign) == [
@@ -790,13 +790,13 @@ def test_a_changed_label_is_appended_and_the_old_one_kept(campaign: Campaign) ->
 
 
 def test_a_whole_of_the_same_digest_changes_nothing(campaign: Campaign) -> None:
-    first = campaign.add_answers([says(23, 1)], source="job", source_digest="d1")
-    campaign.add_answers([says(23, 2)], source="web")
-    again = campaign.add_answers([says(23, 1)], source="job", source_digest="d1")
+    first = campaign.answers.add([says(23, 1)], source="job", source_digest="d1")
+    campaign.answers.add([says(23, 2)], source="web")
+    again = campaign.answers.add([says(23, 1)], source="job", source_digest="d1")
     assert (first, again) == (ImportCounts(new=1, volunteered=1), ImportCounts())
-    assert campaign.latest_answers().labels.tolist() == [2], "an old import must not undo a newer answer"
-    assert campaign.import_seen("d1") == first
-    assert campaign.import_seen("d2") is None
+    assert campaign.answers.latest().labels.tolist() == [2], "an old import must not undo a newer answer"
+    assert campaign.answers.seen("d1") == first
+    assert campaign.answers.seen("d2") is None
 
 
 answer_lists = st.lists(
@@ -837,15 +837,15 @@ def test_latest_answers_equal_a_dictionary_whatever_is_added(
             if kind != "same":
                 log.append((row, annotator, label))
             model[key] = label
-        added = campaign.add_answers((says(row, label, who) for row, who, label in block), source="web")
+        added = campaign.answers.add((says(row, label, who) for row, who, label in block), source="web")
         assert added == ImportCounts(**counts, volunteered=len(block))
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     found = zip(latest.rows.tolist(), latest.annotators, latest.labels.tolist(), strict=True)
     assert [(row, who, None if label < 0 else label) for row, who, label in found] == [
         (*key, label) for key, label in sorted(model.items())
     ]
     assert [(row, who, label) for row, who, _, label, _, _ in stored(campaign)] == log
-    assert all(latest.ids <= campaign.last_answer())
+    assert all(latest.ids <= campaign.answers.last_id())
 
 
 def test_what_stood_at_an_answer_is_read_once_and_what_came_since_is_seen(
@@ -862,26 +862,26 @@ def test_what_stood_at_an_answer_is_read_once_and_what_came_since_is_seen(
     elsewhere = Campaign.open(campaign.directory)
     steps = [[says(9, 1), says(9, 1, "bob")], [says(9, 2, "cat"), says(8, None)], [says(9, 2)], [says(9, 2, "bob")]]
     for block in steps:
-        elsewhere.add_answers(block, source="web")
+        elsewhere.answers.add(block, source="web")
         reads.clear()
         for upto in (None, None, 2, None, 2):
-            kept, found = campaign.labels(upto), Campaign.open(campaign.directory).labels(upto)
+            kept, found = campaign.answers.labels(upto), Campaign.open(campaign.directory).labels(upto)
             assert (kept.rows.tolist(), kept.codes.tolist()) == (found.rows.tolist(), found.codes.tolist())
-        assert campaign.labels(2).codes.tolist() == [1]
+        assert campaign.answers.labels(2).codes.tolist() == [1]
         assert 1 <= len(reads) - 5 <= 2, "the other five were opened anew each"
-    assert campaign.labels().codes.tolist() == [2]
+    assert campaign.answers.labels().codes.tolist() == [2]
     with pytest.raises(ValueError, match="read-only"):
-        campaign.latest_answers().labels[0] = 0
+        campaign.answers.latest().labels[0] = 0
 
 
 def test_answers_are_read_into_arrays_and_not_into_objects(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
     n = 20_000
     monkeypatch.setattr(answers, "_READ_AT_ONCE", 1000)
     given = (says(row % 900, row % 3, f"annotator {row // 900}") for row in range(n))
-    campaign.add_answers(given, source="web")
-    campaign.rounds()  # what SQLAlchemy keeps
+    campaign.answers.add(given, source="web")
+    campaign.rounds.all()  # what SQLAlchemy keeps
     tracemalloc.start()
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert latest.rows.tolist() == sorted(row % 900 for row in range(n))
@@ -890,17 +890,17 @@ def test_answers_are_read_into_arrays_and_not_into_objects(campaign: Campaign, m
 
 
 def test_latest_answers_give_labels_by_majority(campaign: Campaign) -> None:
-    campaign.add_answers([says(9, 1), says(9, 1, "bob"), says(9, 2, "cat"), says(8, None)], source="web")
-    latest = campaign.latest_answers()
+    campaign.answers.add([says(9, 1), says(9, 1, "bob"), says(9, 2, "cat"), says(8, None)], source="web")
+    latest = campaign.answers.latest()
     rows, labels = majority(latest.rows, latest.labels, seed=campaign.settings.seed)
     assert (rows.tolist(), labels.tolist()) == ([9], [1])
 
 
 def test_latest_answers_of_one_batch(campaign: Campaign) -> None:
     open_batch(campaign, freeze(campaign))
-    campaign.add_answers([says(23, 1), says(77, 0), says(907, 2)], source="web")
-    assert campaign.latest_answers(asked_in=1).rows.tolist() == [23, 907]
-    assert campaign.latest_answers(upto=2, asked_in=1).rows.tolist() == [23]
+    campaign.answers.add([says(23, 1), says(77, 0), says(907, 2)], source="web")
+    assert campaign.answers.latest(asked_in=1).rows.tolist() == [23, 907]
+    assert campaign.answers.latest(upto=2, asked_in=1).rows.tolist() == [23]
 
 
 @pytest.mark.parametrize(
@@ -924,7 +924,7 @@ def test_latest_answers_of_one_batch(campaign: Campaign) -> None:
 )
 def test_one_impossible_answer_keeps_all_of_them_out(campaign: Campaign, answer: Answer, message: str) -> None:
     with pytest.raises(LabelError, match=message):
-        campaign.add_answers([says(5, 1), answer], source="web")
+        campaign.answers.add([says(5, 1), answer], source="web")
     assert stored(campaign) == []
 
 
@@ -934,13 +934,13 @@ def test_a_source_that_breaks_off_adds_nothing(campaign: Campaign) -> None:
         raise ConnectionResetError
 
     with pytest.raises(ConnectionResetError):
-        campaign.add_answers(broken(), source="web")
+        campaign.answers.add(broken(), source="web")
     assert stored(campaign) == []
 
 
 def test_an_answer_keeps_its_own_time(campaign: Campaign) -> None:
-    campaign.add_answers([says(5, 1, answered_at=datetime(2024, 5, 6, 7, 8, tzinfo=UTC))], source="web")
-    (only,) = campaign.answer_log()
+    campaign.answers.add([says(5, 1, answered_at=datetime(2024, 5, 6, 7, 8, tzinfo=UTC))], source="web")
+    (only,) = campaign.answers.log()
     assert only.answered_at == datetime(2024, 5, 6, 7, 8, tzinfo=UTC)
     assert only.received_at > only.answered_at
 
@@ -948,7 +948,7 @@ def test_an_answer_keeps_its_own_time(campaign: Campaign) -> None:
 def test_people_who_answer_at_once_lose_nothing(campaign: Campaign) -> None:
     def answer(annotator: str) -> None:
         for row in range(100, 120):
-            campaign.add_answers([says(row, 1, annotator)], source="web")
+            campaign.answers.add([says(row, 1, annotator)], source="web")
 
     people = [threading.Thread(target=answer, args=(name,)) for name in ("ann", "bob", "cat")]
     for person in people:
@@ -956,17 +956,17 @@ def test_people_who_answer_at_once_lose_nothing(campaign: Campaign) -> None:
     for person in people:
         person.join()
     assert len(stored(campaign)) == 60
-    assert campaign.latest_answers().rows.tolist() == sorted([*range(100, 120)] * 3)
+    assert campaign.answers.latest().rows.tolist() == sorted([*range(100, 120)] * 3)
 
 
 def test_a_long_file_is_read_before_the_campaign_is_locked(campaign: Campaign) -> None:
     def answers() -> Iterator[Answer]:
         yield says(5, 1, line=2)
-        assert campaign.add_answers([says(6, 1, "bob")], source="web").new == 1
+        assert campaign.answers.add([says(6, 1, "bob")], source="web").new == 1
         yield says(7, 1, line=3)
 
-    assert campaign.import_answers(answers(), AnswerFile("a.csv", "d", "ann")).counts.new == 2
-    assert campaign.latest_answers().rows.tolist() == [5, 6, 7]
+    assert campaign.answers.import_file(answers(), AnswerFile("a.csv", "d", "ann")).counts.new == 2
+    assert campaign.answers.latest().rows.tolist() == [5, 6, 7]
 
 
 if __name__ == "__main__":

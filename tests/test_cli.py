@@ -90,7 +90,7 @@ def test_gold_records_come_from_a_file_all_or_none(pool: Path, tmp_path: Path) -
     shown = ok("label", "gold", campaign, file)
     assert "2 gold records are new" in shown
     assert "None is served yet" in shown
-    assert Campaign.open(campaign).gold() == {7: 1, 11: 0}
+    assert Campaign.open(campaign).answers.gold() == {7: 1, 11: 0}
     assert "0 gold records are new" in ok("label", "gold", campaign, file)
     for line, said in {
         "000012,eggs": "line 3: 000012: 'eggs' is no class",
@@ -103,7 +103,7 @@ def test_gold_records_come_from_a_file_all_or_none(pool: Path, tmp_path: Path) -
         assert said in refused.output
     file.write_text("record_id,label,status\n000013,,skipped\n")
     assert "got 000013 skipped" in dal("label", "gold", campaign, file).output
-    assert Campaign.open(campaign).gold() == {7: 1, 11: 0}
+    assert Campaign.open(campaign).answers.gold() == {7: 1, 11: 0}
 
 
 def test_two_people_who_disagree_are_told(pool: Path, tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_two_people_who_disagree_are_told(pool: Path, tmp_path: Path) -> None:
     batch = next_batch(campaign)
     for who, codes in (("ann", [0] * 5 + [1] * 5), ("bob", [0] * 4 + [1] * 6)):
         answers = zip(batch.rows.tolist(), batch.record_ids, codes, strict=True)
-        campaign.add_answers((Answer(row, key, who, "submitted", code) for row, key, code in answers), source="test")
+        campaign.answers.add((Answer(row, key, who, "submitted", code) for row, key, code in answers), source="test")
     shown = ok("status", campaign.directory)
     assert "agreement: 90% of the answers to 10 records with several are alike; Krippendorff's alpha 0.81" in shown
     assert "ann and bob: alike in 90% of 10, Cohen's kappa 0.80" in shown
@@ -196,7 +196,7 @@ def test_an_import_names_the_lines_that_it_cannot_take(
     campaign = tmp_path / "campaign"
     ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 5)
     ok("next", campaign, "--scheduler", cluster.scheduler.address)
-    asked = [a.record_id for a in Campaign.open(campaign).batch(1)]
+    asked = [a.record_id for a in Campaign.open(campaign).rounds.batch(1)]
     volunteer = next(key for key in table[1] if key not in asked)
     lines = [
         "record_id,label,status,annotator",
@@ -237,7 +237,7 @@ def test_chunks_of_zeros_that_are_not_stored_are_read_by_every_command(tmp_path:
     opened = Campaign.open(campaign)
     for _ in range(2):
         batch = next_batch(opened)
-        opened.add_answers(
+        opened.answers.add(
             (
                 Answer(row, key, "ann", "submitted", int(codes[row]))
                 for row, key in zip(batch.rows.tolist(), batch.record_ids, strict=True)
@@ -307,7 +307,7 @@ def test_an_unreachable_scheduler_is_refused_before_anything_changes(pool: Path,
     result = dal("next", tmp_path / "c", "--scheduler", "tcp://127.0.0.1:9")
     assert result.exit_code == 1
     assert "nobody answers at tcp://127.0.0.1:9" in result.output
-    assert Campaign.open(tmp_path / "c").rounds() == []
+    assert Campaign.open(tmp_path / "c").rounds.all() == []
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_dal_next_ended_in_mid_work_gives_the_same_batch_when_run_again(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     try:
-        wait_for(lambda: Campaign.open(tmp_path / "ended").rounds(), process)
+        wait_for(lambda: Campaign.open(tmp_path / "ended").rounds.all(), process)
         os.kill(process.pid, ending)
         shown, _ = process.communicate(timeout=60)
     finally:

@@ -147,7 +147,7 @@ def run_next(directory: Path, address: str, environment: dict[str, str]) -> None
 
 
 def answer(campaign: dal.Campaign, number: int, y: np.ndarray) -> None:
-    asked = campaign.batch(number)
+    asked = campaign.rounds.batch(number)
     rows = np.array([each.row for each in asked])
     dal.answer_batch(campaign, rows, [each.record_id for each in asked], y[rows])
 
@@ -189,7 +189,7 @@ def test_a_campaign_on_the_recipe_asks_the_same_as_one_in_process(tmp_path: Path
             for campaign in (here, there):
                 answer(campaign, number, y)
         assert list(client.run(has_scanned).values()) == [True, True]
-    cold, fitted = there.rounds()
+    cold, fitted = there.rounds.all()
     assert cold.model is None
     assert fitted.model is not None
     cells = [zarr.open_array(campaign.objects.cells, mode="r") for campaign in (here, there)]

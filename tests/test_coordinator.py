@@ -20,6 +20,7 @@ from sklearn.svm import SVR
 from dal.campaign import Answer, Campaign, Given, Queue
 from dal.campaign.doubts import doubtful
 from dal.campaign.parts import pool_of
+from dal.campaign.rounds import Rounds
 from dal.campaign.view import STOP_SET, status
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
 from dal.evidence.votes import dawid_skene
@@ -86,18 +87,18 @@ def test_a_campaign_learns_and_asks_nobody_twice(truth: tuple[Pool, np.ndarray],
     assert (now.round, now.status, now.asked, now.labels, now.pending) == (4, "open", 120, 120, 0)
     assert sum(now.per_class.values()) == 120
     # 5 % of 120, fractions carried forward, drawn uniformly and judged by the model before it learned from them.
-    explored = [a for n in range(1, 5) for a in campaign.batch(n) if a.explore]
+    explored = [a for n in range(1, 5) for a in campaign.rounds.batch(n) if a.explore]
     assert len(explored) == 6
-    assert all(a.predicted is not None for a in campaign.batch(4) if a.explore)
+    assert all(a.predicted is not None for a in campaign.rounds.batch(4) if a.explore)
     # What people are shown is the probability, by the model that chose the batch, of what it predicted.
-    model = Model.loads(campaign.load_model(campaign.round(4).model))
+    model = Model.loads(campaign.rounds.load_model(campaign.rounds.get(4).model))
     proba = model.predict_proba(truth[0].take(batch.rows))
-    assert [a.predicted for a in campaign.batch(4)] == proba.argmax(axis=1).tolist()
-    assert [a.confidence for a in campaign.batch(4)] == pytest.approx(proba.max(axis=1).tolist())
-    assert {a.confidence for a in campaign.batch(1)} == {None}
-    model_rounds = campaign.rounds()[1:]
+    assert [a.predicted for a in campaign.rounds.batch(4)] == proba.argmax(axis=1).tolist()
+    assert [a.confidence for a in campaign.rounds.batch(4)] == pytest.approx(proba.max(axis=1).tolist())
+    assert {a.confidence for a in campaign.rounds.batch(1)} == {None}
+    model_rounds = campaign.rounds.all()[1:]
     assert all(each.model is not None for each in model_rounds)
-    assert campaign.rounds()[0].model is None
+    assert campaign.rounds.all()[0].model is None
     assert [each.trained_on for each in model_rounds] == [30, 60, 90]
 
 
@@ -110,7 +111,7 @@ def test_while_a_batch_is_open_nothing_changes(truth: tuple[Pool, np.ndarray], t
     assert again.pending == 20
     assert again.rows.tolist() == first.rows.tolist()
     assert next_step(campaign) == Wait(20)
-    assert len(campaign.rounds()) == 1
+    assert len(campaign.rounds.all()) == 1
 
 
 def test_closing_goes_on_with_the_answers_there_are(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_closing_goes_on_with_the_answers_there_are(truth: tuple[Pool, np.ndarra
     second = asked(campaign, close=True)
     assert second.number == 2
     assert not set(second.rows.tolist()) & set(first.rows.tolist())
-    assert campaign.round(2).trained_on == 12
+    assert campaign.rounds.get(2).trained_on == 12
 
 
 @pytest.mark.parametrize("was", ["answered", "closed", "frozen"])
@@ -129,11 +130,11 @@ def test_closing_never_closes_the_batch_that_it_opens(was: str, truth: tuple[Poo
     campaign = made(truth, tmp_path / "c")
     answered(campaign, truth, asked(campaign))
     if was != "answered":
-        campaign.close_round(campaign.round(1))
+        campaign.rounds.close(campaign.rounds.get(1))
     if was == "frozen":
         Coordinator(campaign).freeze()
     assert asked(campaign, close=True).number == 2
-    assert [each.status for each in campaign.rounds()] == ["closed", "open"]
+    assert [each.status for each in campaign.rounds.all()] == ["closed", "open"]
 
 
 def test_same_seed_same_batches_and_another_seed_others(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ def test_cells_are_stored_by_one_scan_and_read_by_the_next(truth: tuple[Pool, np
     fresh = made(truth, tmp_path / "d", batch=20)
     for number in range(1, 4):
         batch = asked(fresh)
-        assert batch.rows.tolist() == [a.row for a in campaign.batch(number)]
+        assert batch.rows.tolist() == [a.row for a in campaign.rounds.batch(number)]
         answered(fresh, truth, batch)
         shutil.rmtree(fresh.directory / "cells.zarr", ignore_errors=True)
 
@@ -228,8 +229,8 @@ def test_volunteered_records_are_learned_from_and_not_asked(truth: tuple[Pool, n
     answer_batch(campaign, np.array([999]), ["record 999"], np.array([1]))
     batch = asked(campaign)
     assert not set(batch.rows.tolist()) & set(rows.tolist())
-    assert campaign.round(1).notes["invalid_labeled"] == 1
-    assert campaign.round(1).trained_on == 400
+    assert campaign.rounds.get(1).notes["invalid_labeled"] == 1
+    assert campaign.rounds.get(1).trained_on == 400
 
 
 def test_labels_of_one_class_need_coverage(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -238,10 +239,10 @@ def test_labels_of_one_class_need_coverage(truth: tuple[Pool, np.ndarray], tmp_p
     answer_batch(campaign, first.rows, first.record_ids, np.zeros(30, int))
     with pytest.raises(LearnerError, match="All 30 labels are 'red'"):
         next_batch(campaign)
-    assert [each.status for each in campaign.rounds()] == ["closed"]
+    assert [each.status for each in campaign.rounds.all()] == ["closed"]
     second = asked(campaign, coverage=True)
     assert second.number == 2
-    assert campaign.round(2).model is None
+    assert campaign.rounds.get(2).model is None
 
 
 def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -251,10 +252,10 @@ def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.
     skips = (
         Answer(row=int(row), record_id=f"record {row}", annotator="ann", status="skipped") for row in first.rows[20:]
     )
-    campaign.add_answers(skips, source="test")
+    campaign.answers.add(skips, source="test")
     second = asked(campaign)
     assert second.number == 2
-    assert campaign.round(2).trained_on == 20
+    assert campaign.rounds.get(2).trained_on == 20
 
 
 # -- several annotators ------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.
 
 def said(campaign: Campaign, batch: Batch, codes: np.ndarray, annotator: str) -> None:
     """Have one annotator answer a whole batch."""
-    campaign.add_answers(
+    campaign.answers.add(
         (
             Answer(int(row), record_id, annotator, "submitted", int(code))
             for row, record_id, code in zip(batch.rows, batch.record_ids, codes, strict=True)
@@ -281,7 +282,7 @@ def test_annotators_who_err_are_weighed(truth: tuple[Pool, np.ndarray], tmp_path
     said(campaign, first, np.where(np.arange(30) % 6 != 1, codes, wrong), "bob")
     said(campaign, first, np.where(np.arange(30) % 2, codes, wrong), "dice")
     asked(campaign)
-    latest = campaign.latest_answers(campaign.round(2).last_answer)
+    latest = campaign.answers.latest(campaign.rounds.get(2).last_answer)
     found = dawid_skene(latest.rows, latest.annotators, latest.labels, n_classes=3, seed=7).labels
     assert found.codes.tolist() == truth[1][found.rows].tolist()
     positions, targets, weights = found.weighted()
@@ -290,9 +291,9 @@ def test_annotators_who_err_are_weighed(truth: tuple[Pool, np.ndarray], tmp_path
         truth[0].take(found.rows)[positions], targets, weights
     )
     X = truth[0].take(np.arange(500, 600))
-    model = Model.loads(campaign.load_model(campaign.round(2).model))
+    model = Model.loads(campaign.rounds.load_model(campaign.rounds.get(2).model))
     assert model.predict_proba(X).tolist() == expected.predict_proba(X).tolist()
-    assert campaign.round(2).trained_on == 30
+    assert campaign.rounds.get(2).trained_on == 30
 
     now = status(campaign)
     assert now.agreement.records == 30
@@ -306,7 +307,7 @@ def test_annotators_who_err_are_weighed(truth: tuple[Pool, np.ndarray], tmp_path
         assert each.record_id == f"record {each.row}"
         assert each.answers["ann"] == CLASSES[truth[1][each.row]]
 
-    campaign.add_gold([(row, f"record {row}", int(truth[1][row])) for row in (5000, 5001, 5002)])
+    campaign.answers.add_gold([(row, f"record {row}", int(truth[1][row])) for row in (5000, 5001, 5002)])
     queue = Queue(campaign)
     while (served := queue.lease("eve", 5)) and not status(campaign).gold:
         given = [Given(f"e{each.row}", each.row, "submitted", int(truth[1][each.row])) for each in served]
@@ -329,7 +330,7 @@ def test_a_learner_that_takes_no_weights_cannot_have_a_weighing_vote(
     toml.write_text(toml.read_text().replace('vote = "majority"', 'vote = "dawid_skene"'))
     with pytest.raises(LearnerError, match="sample_weight"):
         next_batch(Campaign.open(tmp_path / "c"))
-    assert Campaign.open(tmp_path / "c").rounds() == []
+    assert Campaign.open(tmp_path / "c").rounds.all() == []
 
 
 # -- refused before anything is written -------------------------------------------------------------------------------
@@ -387,7 +388,7 @@ def test_another_pool_in_the_old_place_is_refused(truth: tuple[Pool, np.ndarray]
         pool_of(campaign)
     with pytest.raises(CampaignMismatch):
         next_batch(campaign)
-    assert campaign.rounds() == []
+    assert campaign.rounds.all() == []
 
 
 # -- killed -----------------------------------------------------------------------------------------------------------
@@ -395,20 +396,20 @@ def test_another_pool_in_the_old_place_is_refused(truth: tuple[Pool, np.ndarray]
 
 def killed_next_batch(directory: str, method: str, when: str) -> None:
     """Run in a process of its own: the next batch, with SIGKILL before or after one durable step."""
-    real = getattr(Campaign, method)
+    real = getattr(Rounds, method)
 
-    def stabbed(self: Campaign, *arguments: object, **options: object) -> object:
+    def stabbed(self: Rounds, *arguments: object, **options: object) -> object:
         if when == "before":
             os.kill(os.getpid(), signal.SIGKILL)
         real(self, *arguments, **options)
         os.kill(os.getpid(), signal.SIGKILL)
         return None
 
-    setattr(Campaign, method, stabbed)
+    setattr(Rounds, method, stabbed)
     next_batch(Campaign.open(directory))
 
 
-STEPS = ["freeze_round", "save_model", "save_scan", "open_batch"]
+STEPS = ["freeze", "save_model", "save_scan", "open"]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["dal"])
 
@@ -435,10 +436,10 @@ def test_killed_at_any_step_the_batch_is_the_same(
     assert isinstance(step, kinds[reached])
     batch = asked(campaign)
     assert batch.rows.tolist() == expected.rows.tolist()
-    assert [(a.score, a.predicted, a.explore) for a in campaign.batch(2)] == [
-        (a.score, a.predicted, a.explore) for a in Campaign.open(tmp_path / "undisturbed").batch(2)
+    assert [(a.score, a.predicted, a.explore) for a in campaign.rounds.batch(2)] == [
+        (a.score, a.predicted, a.explore) for a in Campaign.open(tmp_path / "undisturbed").rounds.batch(2)
     ]
-    if method != "freeze_round" and not (method == "save_model" and when == "before"):
+    if method != "freeze" and not (method == "save_model" and when == "before"):
         # What was committed is loaded, never fitted again: the digest is the one that the dead process wrote.
         assert len(list((tmp_path / "c" / "models").glob("*.skops"))) == 1
 
@@ -448,17 +449,17 @@ def test_answers_that_come_after_the_freeze_belong_to_the_next_round(
 ) -> None:
     campaign = made(truth, tmp_path / "c")
     answered(campaign, truth, asked(campaign))
-    process = CONTEXT.Process(target=killed_next_batch, args=(str(tmp_path / "c"), "freeze_round", "after"))
+    process = CONTEXT.Process(target=killed_next_batch, args=(str(tmp_path / "c"), "freeze", "after"))
     process.start()
     process.join(60)
     rows = np.array([4000, 4001])
     answer_batch(campaign, rows, ["record 4000", "record 4001"], truth[1][rows])
     batch = asked(campaign)
-    assert campaign.round(2).trained_on == 30
+    assert campaign.rounds.get(2).trained_on == 30
     assert not set(batch.rows.tolist()) & {4000, 4001}
     answered(campaign, truth, batch)
     asked(campaign)
-    assert campaign.round(3).trained_on == 62
+    assert campaign.rounds.get(3).trained_on == 62
 
 
 # -- what people do to campaign.toml, and what a round can come to ----------------------------------------------------
@@ -477,7 +478,7 @@ def test_a_mistyped_strategy_freezes_no_round(truth: tuple[Pool, np.ndarray], tm
     broken = edit(campaign, '"default"', '"defalt"')
     with pytest.raises(SettingsError, match="defalt"):
         next_batch(broken)
-    assert broken.rounds() == []
+    assert broken.rounds.all() == []
     assert asked(edit(broken, '"defalt"', '"default"')).number == 1
 
 
@@ -493,7 +494,7 @@ def test_labels_that_a_learner_refuses_do_not_block_the_campaign(
     rows = np.arange(100, 160)
     answer_batch(campaign, rows, [f"record {row}" for row in rows], truth[1][rows])
     assert asked(campaign).number == 2
-    assert campaign.round(2).trained_on == 64
+    assert campaign.rounds.get(2).trained_on == 64
 
 
 def test_a_pool_whose_rest_is_invalid_ends_the_campaign(tmp_path: Path) -> None:
@@ -538,7 +539,7 @@ def test_features_of_asked_records_are_not_read_from_the_pool_again(
     answered(campaign, truth, asked(campaign))
     monkeypatch.setattr(Pool, "take", counted)
     third = asked(campaign)
-    explored = [a.row for a in campaign.batch(3) if a.explore]
+    explored = [a.row for a in campaign.rounds.batch(3) if a.explore]
     assert taken == explored
     assert len(third.rows) == 30
 

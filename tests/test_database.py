@@ -59,7 +59,7 @@ def test_sqlite_on_a_network_file_system_is_refused(
 @pytest.mark.parametrize("kind", ["ext4", "fuse.bindfs"])
 def test_a_local_disk_is_not(tmp_path: Path, mounted: Callable[[Path, str], None], kind: str) -> None:
     mounted(tmp_path, kind)
-    assert create(tmp_path / "c", "").rounds() == []
+    assert create(tmp_path / "c", "").rounds.all() == []
 
 
 def test_the_nearest_mount_counts(tmp_path: Path, mounted: Callable[[Path, str], None]) -> None:
@@ -100,9 +100,9 @@ def test_a_read_only_server_is_said(tmp_path: Path, postgres: str) -> None:
     toml = campaign.directory / "campaign.toml"
     toml.write_text(toml.read_text().replace("options=", "options=-cdefault_transaction_read_only%3Don%20"))
     reader = Campaign.open(campaign.directory)
-    assert reader.last_answer() == 0
+    assert reader.answers.last_id() == 0
     with pytest.raises(CampaignError, match="read-only"):
-        reader.add_answers([ANSWER], source="web")
+        reader.answers.add([ANSWER], source="web")
 
 
 def test_a_user_without_rights_is_told(tmp_path: Path, postgres: str) -> None:
@@ -125,9 +125,9 @@ def test_a_server_that_ends_in_mid_work_is_said_and_nothing_is_half_done(tmp_pat
         yield Answer(4, "id4", "ann", "submitted", 1)
 
     with pytest.raises(CampaignError, match="run again"):
-        campaign.add_answers(broken(), source="web")
-    assert campaign.latest_answers().rows.tolist() == []
-    assert campaign.add_answers([ANSWER], source="web").new == 1
+        campaign.answers.add(broken(), source="web")
+    assert campaign.answers.latest().rows.tolist() == []
+    assert campaign.answers.add([ANSWER], source="web").new == 1
 
 
 def test_a_database_that_holds_a_campaign_is_not_taken(tmp_path: Path, postgres: str) -> None:
@@ -151,7 +151,7 @@ def test_what_was_interrupted_before_the_database_was_made_is_made_anew(
     assert (tmp_path / "a" / "campaign.toml").exists()
     with pytest.raises(CampaignError, match="holds no campaign"):
         Campaign.open(tmp_path / "a")
-    assert create(tmp_path / "a", url).rounds() == []
+    assert create(tmp_path / "a", url).rounds.all() == []
 
 
 def interrupt(*_: object) -> None:

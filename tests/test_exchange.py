@@ -66,8 +66,8 @@ def start(directory: Path, pool: InMemory = POOL, asked: Sequence[int] = (107, 1
     chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
     campaign = Campaign.create(directory, chosen, pool_fingerprint="f", n_rows=len(pool.ids))
     frozen = {"pool_fingerprint": "f", "n_rows": len(pool.ids), "k": 4, "explore": 0.0, "seed": 0}
-    batch_round = campaign.freeze_round(**frozen, strategy="margin")
-    campaign.open_batch(batch_round, batch_of(asked, [pool.ids[row] for row in asked]))
+    batch_round = campaign.rounds.freeze(**frozen, strategy="margin")
+    campaign.rounds.open(batch_round, batch_of(asked, [pool.ids[row] for row in asked]))
     return campaign
 
 
@@ -92,7 +92,7 @@ def bring(campaign: Campaign, tmp_path: Path) -> Callable[..., files.ImportRepor
 
 def answered(campaign: Campaign) -> dict[tuple[int, str], str | None]:
     """Collect the latest answers, with the names of the classes; None is a skipped record."""
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     names = [None if code < 0 else CLASSES[code] for code in latest.labels.tolist()]
     return dict(zip(zip(latest.rows.tolist(), latest.annotators, strict=True), names, strict=True))
 
@@ -233,7 +233,7 @@ def test_nothing_in_a_file_begins_like_a_formula(tmp_path: Path) -> None:
     ids = [*DANGEROUS, *AWKWARD]
     pool = InMemory(ids, text=DANGEROUS + AWKWARD)
     campaign = start(tmp_path / "c", pool, range(100, 100 + len(ids)))
-    campaign.add_answers([Answer(100, "=1+2", "@ann", "submitted", 2)], source="web")
+    campaign.answers.add([Answer(100, "=1+2", "@ann", "submitted", 2)], source="web")
     write_batch(campaign, pool, 1, tmp_path / "out.csv")
     cells = [cell for line in table(tmp_path / "out.csv") for cell in line.values()]
     assert [cell for cell in cells if cell.startswith(("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"))] == []
@@ -344,8 +344,8 @@ def test_a_changed_label_is_appended(campaign: Campaign, bring: Callable[..., fi
     report = bring(HEADER + "r7,dog,,\nr1,cat,,\nr4,,skipped,\n")
     assert (report.new, report.changed, report.same) == (1, 1, 1)
     assert answered(campaign) == {(107, "ann"): "dog", (101, "ann"): "cat", (104, "ann"): None}
-    assert campaign.last_answer() == 4
-    assert campaign.latest_answers(upto=2).labels.tolist() == [0, 0], "the old answer is still there"
+    assert campaign.answers.last_id() == 4
+    assert campaign.answers.latest(upto=2).labels.tolist() == [0, 0], "the old answer is still there"
 
 
 def test_an_emptied_label_takes_no_answer_back(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
@@ -363,8 +363,8 @@ def test_importing_twice_changes_nothing(campaign: Campaign, bring: Callable[...
     assert (second.new, second.changed, second.same, second.superseded, second.rejections) == (0, 0, 1, 1, 1)
     assert not second.seen, "its refused line may be fit some day"
     assert answered(campaign) == {(107, "ann"): "dog", (101, "ann"): "dog"}, "an old file must not undo a newer one"
-    assert campaign.last_answer() == 3
-    assert campaign.import_seen(hashlib.sha256(content.encode()).hexdigest(), "ann") is not None
+    assert campaign.answers.last_id() == 3
+    assert campaign.answers.seen(hashlib.sha256(content.encode()).hexdigest(), "ann") is not None
 
 
 def test_answers_under_a_wrong_name_are_undone_by_importing_them_as_skipped(
@@ -373,10 +373,10 @@ def test_answers_under_a_wrong_name_are_undone_by_importing_them_as_skipped(
     bring(HEADER + "r7,cat,,\nr1,dog,,\nr2,cat,,\n", annotator="anne")
     report = bring(HEADER + "r7,,skipped,\nr1,,skipped,\n", annotator="anne")
     assert (report.new, report.changed, report.rejections, report.kept_out) == (0, 2, 0, 0)
-    assert campaign.labels().rows.tolist() == [102]
+    assert campaign.answers.labels().rows.tolist() == [102]
     bring(HEADER + "r7,cat,,\n", annotator="ann")
-    assert campaign.labels().rows.tolist() == [102, 107]
-    assert [each.status for each in campaign.answer_log()] == ["submitted"] * 3 + ["skipped"] * 2 + ["submitted"]
+    assert campaign.answers.labels().rows.tolist() == [102, 107]
+    assert [each.status for each in campaign.answers.log()] == ["submitted"] * 3 + ["skipped"] * 2 + ["submitted"]
 
 
 def test_a_file_imported_before_is_not_read_again(
@@ -484,7 +484,7 @@ def test_a_file_that_cannot_be_read_is_refused_whole(
     with pytest.raises(LabelError, match=message):
         bring(content)
     assert answered(campaign) == {}
-    assert campaign.import_seen(hashlib.sha256(content).hexdigest(), "ann") is None
+    assert campaign.answers.seen(hashlib.sha256(content).hexdigest(), "ann") is None
 
 
 def test_a_cell_beyond_all_measure_does_not_fill_memory(bring: Callable[..., files.ImportReport]) -> None:
@@ -534,7 +534,7 @@ def fill(path: Path, **labels: str) -> Path:
 
 def on_the_web(campaign: Campaign, row: int, label: int | None, annotator: str = "ann") -> None:
     status = "skipped" if label is None else "submitted"
-    campaign.add_answers([Answer(row, f"r{row - 100}", annotator, status, label)], source="web")
+    campaign.answers.add([Answer(row, f"r{row - 100}", annotator, status, label)], source="web")
 
 
 def test_an_answer_given_elsewhere_since_the_export_is_a_conflict(campaign: Campaign, exported: Path) -> None:
@@ -708,7 +708,7 @@ def test_of_two_answers_the_later_counts_where_the_file_tells_times(campaign: Ca
     assert (report.new, report.superseded, report.rejections) == (3, 3, 2)
     assert "between line 5 and line 6" in report.rejected[0].reason
     assert answered(campaign) == {(107, "ann"): "dog", (107, "bob"): "cat", (104, "ann"): "cat"}
-    times = {(event.row, event.annotator): event.answered_at for event in campaign.answer_log()}
+    times = {(event.row, event.annotator): event.answered_at for event in campaign.answers.log()}
     assert times[107, "ann"] == datetime(2026, 1, 2, 10, 0, 0, 1, tzinfo=UTC)
     assert times[107, "bob"] == datetime(2026, 1, 2, 8, tzinfo=UTC)
 
@@ -724,7 +724,7 @@ def test_what_a_labelling_tool_tells_of_an_answer_is_kept(campaign: Campaign, tm
     (tmp_path / "x.jsonl").write_text(json.dumps(reason))
     assert read_answers(tmp_path / "x.json", campaign, POOL, "eve").new == 2
     assert read_answers(tmp_path / "x.jsonl", campaign, POOL, "eve").new == 1
-    ann, bob, eve = campaign.answer_log()
+    ann, bob, eve = campaign.answers.log()
     assert (ann.annotator, ann.status, ann.lead_time, ann.suggestion_shown) == ("ann", "skipped", 2.5, True)
     assert ann.answered_at == datetime(2026, 1, 2, 9, tzinfo=UTC)
     assert (bob.annotator, bob.lead_time, bob.suggestion_shown) == ("bob", None, False)
@@ -738,7 +738,7 @@ def test_pictures_go_out_as_they_are_in_the_pool(tmp_path: Path, channels: int, 
     chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
     campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=3)
     frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 3, "k": 2, "explore": 0.0, "seed": 0}
-    campaign.open_batch(campaign.freeze_round(**frozen, strategy="margin"), batch_of([2, 1], ["c", "b"]))
+    campaign.rounds.open(campaign.rounds.freeze(**frozen, strategy="margin"), batch_of([2, 1], ["c", "b"]))
     for name, file_format in (("x.json", "label-studio"), ("x.jsonl", "prodigy")):
         write_batch(campaign, pool, 1, tmp_path / name, file_format=file_format)
         text = (tmp_path / name).read_text()
@@ -775,7 +775,7 @@ def test_a_large_file_needs_little_memory(tmp_path: Path) -> None:
     assert (report.new, report.volunteered) == (n, n)
     assert peak < 14e6, "the answers alone would be more"
     assert told == list(range(4096, n, 4096))
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     np.testing.assert_array_equal(latest.rows, np.arange(n))
     np.testing.assert_array_equal(latest.labels, np.arange(n) % 2)
 
@@ -788,8 +788,8 @@ def test_with_a_real_pool(tmp_path: Path) -> None:
     campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows)
     frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 500, "k": 4, "explore": 0.0, "seed": 0}
     rows = [401, 7, 300]
-    batch_round = campaign.freeze_round(**frozen, strategy="margin")
-    campaign.open_batch(batch_round, batch_of(rows, pool.record_ids(rows)))
+    batch_round = campaign.rounds.freeze(**frozen, strategy="margin")
+    campaign.rounds.open(batch_round, batch_of(rows, pool.record_ids(rows)))
     write_batch(campaign, pool, 1, tmp_path / "batch.csv")
     lines = table(tmp_path / "batch.csv")
     assert [line["text"] for line in lines] == ["'@401", "'@7", "'@300"]
@@ -810,7 +810,7 @@ def test_display_fields_called_like_columns_do_not_stand_in_the_way(tmp_path: Pa
     pool = InMemory(["a", "b"], **{field: [f"{field} of a", "spam"] for field in OWN_NAMES})
     campaign = start(tmp_path / "c", pool, [100, 101])
     if name != "batch.json":
-        campaign.add_answers([Answer(100, "a", "bob", "submitted", 1)], source="web")
+        campaign.answers.add([Answer(100, "a", "bob", "submitted", 1)], source="web")
     write_batch(campaign, pool, 1, tmp_path / name)
     report = read_answers(tmp_path / name, campaign, pool, "ann")
     known = name != "batch.json"
@@ -841,12 +841,12 @@ def binary(directory: Path, classes: Sequence[str] = BINARY) -> Campaign:
     frozen = {"pool_fingerprint": "f", "n_rows": NUMBERED.n_rows, "k": 5, "explore": 0.0, "seed": 0}
     asked = list(range(100, 105))
     batch = batch_of(asked, [NUMBERED.ids[row] for row in asked])
-    campaign.open_batch(campaign.freeze_round(**frozen, strategy="margin"), batch)
+    campaign.rounds.open(campaign.rounds.freeze(**frozen, strategy="margin"), batch)
     return campaign
 
 
 def labels_of(campaign: Campaign) -> dict[int, str]:
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     return {
         row: campaign.settings.classes[code]
         for row, code in zip(latest.rows.tolist(), latest.labels.tolist(), strict=True)
@@ -857,7 +857,7 @@ def labels_of(campaign: Campaign) -> dict[int, str]:
 @pytest.mark.parametrize("labels", [[1.0, np.nan], [True, None], ["1", np.nan]], ids=["floats", "booleans", "texts"])
 def test_a_batch_comes_back_through_pandas(tmp_path: Path, name: str, labels: list[object]) -> None:
     campaign = binary(tmp_path / "c", ("1", "0"))
-    campaign.add_answers([Answer(104, "nan", "bob", "submitted", 1)], source="web")
+    campaign.answers.add([Answer(104, "nan", "bob", "submitted", 1)], source="web")
     path = tmp_path / name
     write_batch(campaign, NUMBERED, 1, path)
     suffix = path.suffix.lower()
@@ -911,7 +911,7 @@ def test_an_id_that_is_written_so_is_found_before_what_it_may_have_been(tmp_path
     campaign = start(tmp_path / "c", pool, [100])
     (tmp_path / "x.csv").write_text("record_id,label\n7.0,cat\n'=1,dog\n''=1,-1\n 8,cat\n8 ,dog\n")
     assert read_answers(tmp_path / "x.csv", campaign, pool, "ann").rejected == ()
-    names = {event.record_id: CLASSES[event.label or 0] for event in campaign.answer_log()}
+    names = {event.record_id: CLASSES[event.label or 0] for event in campaign.answers.log()}
     assert names == {"7.0": "cat", "=1": "dog", "'=1": "-1", " 8": "cat", "8": "dog"}
 
 
@@ -940,9 +940,9 @@ def test_what_is_missing_is_pending_unless_a_class_or_a_person_is_called_so(tmp_
     report = read_answers(tmp_path / "x.csv", binary(tmp_path / "a"), NUMBERED, "ann")
     assert (report.new, report.pending, report.rejections) == (1, 2, 0)
     campaign = binary(tmp_path / "b", ("NaN", "1"))
-    campaign.add_answers([Answer(103, "1e5", "Nan", "submitted", 1)], source="web")
+    campaign.answers.add([Answer(103, "1e5", "Nan", "submitted", 1)], source="web")
     assert read_answers(tmp_path / "x.csv", campaign, NUMBERED, "ann").new == 2
-    people = {(event.record_id, event.annotator) for event in campaign.answer_log()}
+    people = {(event.record_id, event.annotator) for event in campaign.answers.log()}
     assert people == {("1e5", "Nan"), ("192", "Nan"), ("-5", "ann")}
 
 
@@ -995,7 +995,7 @@ def test_a_refused_line_is_taken_when_its_record_is_there(tmp_path: Path) -> Non
     (tmp_path / "x.csv").write_text("record_id,label\na,cat\nb,dog\n")
     report = read_answers(tmp_path / "x.csv", campaign, small, "ann")
     assert (report.new, report.rejections) == (1, 1)
-    campaign.add_answers([Answer(100, "a", "ann", "submitted", 1)], source="web")
+    campaign.answers.add([Answer(100, "a", "ann", "submitted", 1)], source="web")
     report = read_answers(tmp_path / "x.csv", campaign, grown, "ann")
     assert (report.new, report.changed, report.superseded, report.rejections) == (1, 0, 1, 0)
     assert answered(campaign) == {(100, "ann"): "dog", (101, "ann"): "dog"}
@@ -1018,7 +1018,7 @@ def test_records_appended_since_the_pool_was_opened_are_known(tmp_path: Path) ->
     assert answered(campaign) == {(3, "ann"): "cat", (0, "ann"): "dog"}
     (tmp_path / "gold.csv").write_text("record_id,label\nc,cat\n")
     assert read_gold(tmp_path / "gold.csv", campaign, pool) == 1
-    assert campaign.gold() == {2: 0}
+    assert campaign.answers.gold() == {2: 0}
 
 
 # -- the export of the pages -----------------------------------------------------------------------------------------
@@ -1029,7 +1029,7 @@ def test_the_export_of_the_pages_comes_back_as_it_is(tmp_path: Path, form: Liter
     ids = [*DANGEROUS, *AWKWARD]
     pool = InMemory(ids)
     campaign = start(tmp_path / "c", pool, range(100, 100 + len(ids)))
-    campaign.add_answers(
+    campaign.answers.add(
         [Answer(100 + at, record_id, "=ann", "submitted", at % 4) for at, record_id in enumerate(ids)], source="web"
     )
     path = tmp_path / f"export.{form}"

@@ -481,7 +481,7 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
     assert tables["Stopping criteria"][0][:2] == ["max_labels", "go on"]
     assert "live: round 3 is open, 20 waiting" in view["lead"]
     assert view["needed"] is None
-    campaign.close_round(campaign.round(3))
+    campaign.rounds.close(campaign.rounds.get(3))
     assert "live: round 3 is closed, the next one not begun" in explorer.view_of_campaign(campaign, None)["lead"]
     while isinstance(batch := next_batch(campaign), Batch):
         answer_batch(campaign, batch.rows, batch.record_ids, y[batch.rows], annotator="ann")

@@ -21,7 +21,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Connection
 
 from dal import web
-from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, database, store
+from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, answer_log, database
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
 from dal.cli import main, rounds
@@ -123,8 +123,8 @@ def test_a_copy_of_a_campaign_is_another_one(tmp_path: Path) -> None:
     with holder(directory):
         copy = Campaign.open(shutil.copytree(directory, tmp_path / "copy"))
         with copy.lock():
-            assert copy.add_answers([says(1, 1)], source="web").new == 1
-    assert Campaign.open(directory).last_answer() == 0
+            assert copy.answers.add([says(1, 1)], source="web").new == 1
+    assert Campaign.open(directory).answers.last_id() == 0
 
 
 # -- files that people edit --------------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_a_full_disk_takes_no_reading_with_it_even_of_what_a_killed_process_left
     directory = created(disk / "c").directory
     other = sqlite3.connect(directory / "campaign.db")
     other.execute("SELECT * FROM answers").fetchall()
-    Campaign.open(directory).add_answers([says(7, 2)], source="web")
+    Campaign.open(directory).answers.add([says(7, 2)], source="web")
     shutil.copytree(directory, tmp_path / "killed")  # the answer is in the log alone, as nobody has closed the database
     other.close()
     shutil.rmtree(directory)
@@ -225,12 +225,12 @@ def test_a_full_disk_takes_no_reading_with_it_even_of_what_a_killed_process_left
     (directory / "campaign.db-shm").unlink()
     assert (directory / "campaign.db-wal").stat().st_size
     filler = fill(disk)
-    assert Campaign.open(directory).latest_answers().rows.tolist() == [7]
+    assert Campaign.open(directory).answers.latest().rows.tolist() == [7]
     with pytest.raises(CampaignError, match="disk is full"):
-        Campaign.open(directory).add_answers([says(row, 1) for row in range(900)], source="web")
+        Campaign.open(directory).answers.add([says(row, 1) for row in range(900)], source="web")
     filler.unlink()
-    Campaign.open(directory).add_answers([says(8, 2)], source="web")
-    assert Campaign.open(directory).latest_answers().rows.tolist() == [7, 8]
+    Campaign.open(directory).answers.add([says(8, 2)], source="web")
+    assert Campaign.open(directory).answers.latest().rows.tolist() == [7, 8]
 
 
 @pytest.mark.slow
@@ -238,7 +238,7 @@ def test_a_full_disk_is_said_by_every_command_that_writes_and_halves_nothing(
     disk: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
     campaign = create_campaign(disk / "c", pool[0], CLASSES, batch=10, seed=7)
-    campaign.add_answers([says(1, 1), says(2, 0)], source="web")
+    campaign.answers.add([says(1, 1), says(2, 0)], source="web")
     answers = tmp_path / "answers.csv"
     answers.write_text("record_id,label\n" + "".join(f"{row},red\n" for row in range(500, 600)))
     filler = fill(disk)
@@ -271,7 +271,7 @@ def test_a_full_disk_is_said_by_every_command_that_writes_and_halves_nothing(
     filler.unlink()
     told = dal("label", "import", disk / "c", answers)
     assert "100 new" in told.output
-    assert Campaign.open(disk / "c").gold() == {}
+    assert Campaign.open(disk / "c").answers.gold() == {}
 
 
 def everything_in(disk: Path) -> set[str]:
@@ -355,7 +355,7 @@ def run(
             changed(by_system=False)
         changed(by_system=False)
 
-    database.immediate = store.immediate = deadly  # type: ignore[attr-defined]
+    database.immediate = answer_log.immediate = deadly  # type: ignore[attr-defined]
     rounds.cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
     coordinator.run_campaign = run_to_a_batch  # type: ignore[assignment]
     sys.addaudithook(audit)
@@ -385,9 +385,9 @@ def ran(command: Sequence[object], directory: Path, fatal: int = -1, fault: str 
 def outcome(directory: Path) -> dict[str, object]:
     campaign = Campaign.open(directory)
     return {
-        "rounds": [(each.number, each.status, campaign.batch(each.number)) for each in campaign.rounds()],
-        "answers": [(each.row, each.annotator, each.label) for each in campaign.answer_log()],
-        "gold": campaign.gold(),
+        "rounds": [(each.number, each.status, campaign.rounds.batch(each.number)) for each in campaign.rounds.all()],
+        "answers": [(each.row, each.annotator, each.label) for each in campaign.answers.log()],
+        "gold": campaign.answers.gold(),
         "acts": {each.act for each in Control(campaign).history()},
         "people": [each.name for each in Annotators(campaign).all()],
     }
@@ -599,7 +599,7 @@ def test_a_run_that_waits_sees_what_others_append_and_ends_when_it_is_told(
         assert "1 new" in dal("label", "import", tmp_path / "c", tmp_path / "new.csv", "--annotator", "ann").output
         answer_batch(campaign, first.rows, first.record_ids, pool[1][first.rows], annotator="ann")
         assert here.recv().number == 2
-        assert [each.n_rows for each in campaign.rounds()] == [2_000, 2_004]
+        assert [each.n_rows for each in campaign.rounds.all()] == [2_000, 2_004]
         assert process.pid is not None
         os.kill(process.pid, signal.SIGTERM)
         assert here.recv() == 143
@@ -623,7 +623,9 @@ def test_a_campaign_that_is_moved_with_its_pool_finds_it_from_anywhere(
         batch = next_batch(Campaign.open(tmp_path / place / "c"))
         assert isinstance(batch, Batch)
         assert batch.number == 2
-    assert Campaign.open(tmp_path / "second" / "c").batch(2) == Campaign.open(tmp_path / "third" / "c").batch(2)
+    assert Campaign.open(tmp_path / "second" / "c").rounds.batch(2) == Campaign.open(
+        tmp_path / "third" / "c"
+    ).rounds.batch(2)
 
 
 def test_what_was_killed_while_it_wrote_is_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
@@ -645,10 +647,10 @@ def test_what_was_killed_while_it_wrote_is_swept_and_what_is_being_written_is_no
 def test_what_nobody_has_begun_is_not_closed(stages: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     campaign = Campaign.open(shutil.copytree(stages / "open" / "c", tmp_path / "c"))
     told = dal("next", campaign.directory, "--close")
-    assert (told.exit_code, [each.status for each in campaign.rounds()]) == (0, ["open"])
+    assert (told.exit_code, [each.status for each in campaign.rounds.all()]) == (0, ["open"])
     assert "dal close" in told.output
     Queue(campaign).lease("ann", 1)
-    assert campaign.begun(1)
+    assert campaign.rounds.begun(1)
 
 
 def test_the_link_of_an_annotator_is_shown_before_it_is_valid(stages: Path, tmp_path: Path) -> None:

@@ -159,7 +159,7 @@ def annotate(server: Server, project: int, label: str | None, lead_time: float =
 
 def stored(campaign: Campaign) -> dict[tuple[str, str], str | None]:
     pool = Pool.open(campaign.settings.pool)
-    latest = campaign.latest_answers(asked_in=2)
+    latest = campaign.answers.latest(asked_in=2)
     names = [None if code < 0 else CLASSES[code] for code in latest.labels.tolist()]
     return dict(zip(zip(pool.record_ids(latest.rows), latest.annotators, strict=True), names, strict=True))
 
@@ -169,7 +169,7 @@ def test_a_batch_goes_to_the_server_and_the_answers_of_two_people_come_back(
 ) -> None:
     pool = Pool.open(campaign.settings.pool)
     ann, bob = Server(url, LEGACY), Server(url, bobs_token)
-    batch = campaign.batch(2)
+    batch = campaign.rounds.batch(2)
     pushed = push_batch(campaign, pool, 2, ann, "a campaign of tests")
     assert (pushed.new, pushed.there, pushed.answered) == (12, 0, 0)
     project = ann.get(f"/api/projects/{pushed.project}")
@@ -201,7 +201,7 @@ def test_a_batch_goes_to_the_server_and_the_answers_of_two_people_come_back(
     report = pull_answers(campaign, pool, bob, "a campaign of tests")
     assert (report.new, report.changed, report.same, report.rejections) == (4, 0, 0, 0)
     assert stored(campaign) == said
-    assert campaign.pending(2) == 8
+    assert campaign.rounds.pending(2) == 8
     report = pull_answers(campaign, pool, ann, str(pushed.project))
     assert (report.new, report.changed, report.same, report.rejections) == (0, 0, 4, 0)
     assert stored(campaign) == said
@@ -256,7 +256,7 @@ def test_the_command_line_pushes_and_pulls(url: str, bobs_token: str, campaign: 
     assert "1 new, 0 changed" in run("pull", campaign.directory)
     assert "0 new, 0 changed, 1 known already" in run("pull", campaign.directory)
     assert list(stored(campaign).values()) == ["spam"]
-    campaign.close_round(campaign.round(2))
+    campaign.rounds.close(campaign.rounds.get(2))
 
 
 def test_what_a_server_refuses_is_said(url: str, campaign: Campaign) -> None:

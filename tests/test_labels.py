@@ -31,13 +31,13 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 def ask(campaign: Campaign, pool: Pool, rows: Sequence[int], strategy: str) -> str:
     frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": N, "k": len(rows), "explore": 0.5, "seed": 0}
-    chosen = campaign.freeze_round(**frozen, strategy=strategy)
-    model = campaign.save_model(chosen, f"model {chosen.number}".encode(), trained_on=0)
+    chosen = campaign.rounds.freeze(**frozen, strategy=strategy)
+    model = campaign.rounds.save_model(chosen, f"model {chosen.number}".encode(), trained_on=0)
     scores = [row / N for row in rows]
     explore = [at % 2 == 1 for at in range(len(rows))]
     predicted = [row % 3 for row in rows]
     columns = {"scores": scores, "predicted": predicted, "explore": explore, "confidence": [0.5] * len(rows)}
-    campaign.open_batch(chosen, batch_of(rows, pool.record_ids(rows), **columns))
+    campaign.rounds.open(chosen, batch_of(rows, pool.record_ids(rows), **columns))
     return model
 
 
@@ -49,7 +49,7 @@ def say(campaign: Campaign, annotator: str, **answers: int | None) -> None:
         )
         for name, code in answers.items()
     ]  # fmt: skip
-    campaign.add_answers(given, source="pages")
+    campaign.answers.add(given, source="pages")
 
 
 def values(column: pd.Series) -> list[object]:
@@ -67,15 +67,15 @@ def test_every_label_says_where_it_comes_from(campaign: Campaign, pool: Pool, tm
     say(campaign, "ann", r250=0, r120=1)
     say(campaign, "bob", r250=0, r120=None)
     say(campaign, "cyd", r250=2)
-    campaign.close_round(campaign.round(1))
+    campaign.rounds.close(campaign.rounds.get(1))
     second = ask(campaign, pool, [299, 33, 7], "entropy")
     say(campaign, "ann", r299=1, r33=2)
     say(campaign, "ann", r299=2)  # a change of mind
     say(campaign, "bob", r33=None)
     say(campaign, "bob", r180=1)  # nobody had asked
-    campaign.add_gold([(90, "id-0090", 0)])
+    campaign.answers.add_gold([(90, "id-0090", 0)])
     say(campaign, "bob", r90=0)
-    upto = campaign.last_answer()
+    upto = campaign.answers.last_id()
 
     assert write_labels(campaign, pool, tmp_path / "labels.parquet") == 5
     frame = pd.read_parquet(tmp_path / "labels.parquet")
@@ -114,7 +114,7 @@ def test_many_records_are_written_some_at_a_time(
     campaign: Campaign, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labels, "_AT_ONCE", 7)
-    monkeypatch.setattr("dal.campaign.store._READ_AT_ONCE", 5)
+    monkeypatch.setattr("dal.campaign.answer_log._READ_AT_ONCE", 5)
     rng = np.random.default_rng(0)
     rows = rng.permutation(np.arange(40, N))[:100]
     truth = {f"r{row}": int(code) for row, code in zip(rows, rng.integers(0, 3, 100), strict=True)}

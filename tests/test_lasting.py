@@ -76,7 +76,7 @@ class Lasting(RuleBasedStateMachine):
     def begin(self, overlap: int, reserve: int, who: str) -> None:
         self.overlap = overlap
         self.take_up(self.empty(overlap))
-        self.open_batch([997, 993, 995], reserve)
+        self.rounds.open([997, 993, 995], reserve)
         self.somebody_asks_for_records(who, 2)
 
     def take_up(self, campaign: Campaign) -> None:
@@ -110,7 +110,7 @@ class Lasting(RuleBasedStateMachine):
     @precondition(lambda self: not self.open)
     @rule(drawn=st.lists(rows, min_size=1, max_size=4, unique=True), reserve=st.integers(0, 1))
     def a_batch_opens(self, drawn: list[int], reserve: int) -> None:
-        self.open_batch(drawn, reserve)
+        self.rounds.open(drawn, reserve)
 
     def open_batch(self, drawn: list[int], reserve: int) -> None:
         used = {row for row, *_ in self.log}
@@ -119,14 +119,14 @@ class Lasting(RuleBasedStateMachine):
         batch = [row for row in drawn if row not in (self.asked | used) - freed]
         if not batch:
             return
-        current = self.campaign.freeze_round(
+        current = self.campaign.rounds.freeze(
             pool_fingerprint="f00d", n_rows=1000, k=4, explore=0.0, seed=1, strategy="margin"
         )
-        assert current.last_answer == self.campaign.last_answer()
+        assert current.last_answer == self.campaign.answers.last_id()
         # A record of a reserve that nobody has answered was asked of nobody yet.
         assert current.excluded == len((self.asked - set(self.reserve)) | used)
         reserve = min(reserve, len(batch) - 1)
-        self.campaign.open_batch(current, batch_of(batch, reserve=reserve))
+        self.campaign.rounds.open(current, batch_of(batch, reserve=reserve))
         self.asked = (self.asked - freed) | set(batch)
         cut = len(batch) - reserve
         self.batch, self.reserve, self.open = batch[:cut], {row: self.reserve[row] for row in kept}, True
@@ -136,7 +136,7 @@ class Lasting(RuleBasedStateMachine):
     @precondition(lambda self: self.open)
     @rule()
     def the_round_closes(self) -> None:
-        self.campaign.close_round(self.campaign.round(self.rounds))
+        self.campaign.rounds.close(self.campaign.rounds.get(self.rounds))
         self.open = False
 
     @rule(who=people, n=st.integers(1, 5))
@@ -199,7 +199,7 @@ class Lasting(RuleBasedStateMachine):
             for row, label in chosen.items()
         ]
         before = self.latest()
-        self.campaign.add_answers(answers, source="file")
+        self.campaign.answers.add(answers, source="file")
         for answer in answers:
             if before.get((answer.row, who)) != (answer.status, answer.label):
                 self.append(answer.row, who, answer.status, answer.label, None, leased=True)
@@ -234,7 +234,7 @@ class Lasting(RuleBasedStateMachine):
             case "lease":
                 self.queue.lease(who, 3)
             case "import":
-                self.campaign.add_answers([Answer(995, "id995", who, "submitted", 1)], source="file")
+                self.campaign.answers.add([Answer(995, "id995", who, "submitted", 1)], source="file")
             case "answer":
                 self.queue.answer(who, [Given(self.fresh_event(), 995, "submitted", 2)])
 
@@ -244,23 +244,23 @@ class Lasting(RuleBasedStateMachine):
     def nothing_is_lost_and_nothing_made_up(self) -> None:
         if not hasattr(self, "campaign"):
             return
-        log = list(self.campaign.answer_log())
+        log = list(self.campaign.answers.log())
         assert [(each.row, each.annotator, each.status, each.label) for each in log] == self.log
         assert all(before.id < after.id for before, after in pairwise(log))
-        found = self.campaign.latest_answers()
+        found = self.campaign.answers.latest()
         said = zip(found.rows.tolist(), found.annotators, found.labels.tolist(), strict=True)
         assert {(row, who): None if label < 0 else label for row, who, label in said} == {
             key: label for key, (_, label) in self.latest().items()
         }
-        assert set(self.campaign.asked_rows().tolist()) == self.asked
+        assert set(self.campaign.rounds.asked_rows().tolist()) == self.asked
         if self.rounds:
-            assert [asked.row for asked in self.campaign.batch(self.rounds)] == self.batch
+            assert [asked.row for asked in self.campaign.rounds.batch(self.rounds)] == self.batch
 
     @invariant()
     def everybody_is_told_how_far_the_batch_is(self) -> None:
         if not self.rounds:
             return
-        assert self.campaign.pending(self.rounds) == sum(self.given(row) < self.overlap for row in self.batch)
+        assert self.campaign.rounds.pending(self.rounds) == sum(self.given(row) < self.overlap for row in self.batch)
         self.turn += 1
         who = PEOPLE[self.turn % len(PEOPLE)]
         told = self.queue.progress(who)
@@ -346,13 +346,13 @@ CHANGES: dict[str, Callable[[Campaign], object]] = {
     "stop": lambda campaign: Control(campaign).tell("stop", "boss"),
     "annotator add": lambda campaign: Annotators(campaign).add("dora"),
     "annotator revoke": lambda campaign: Annotators(campaign).revoke("boss"),
-    "gold": lambda campaign: campaign.add_gold([(7, "id7", 1), (8, "id8", 0)]),
-    "export": lambda campaign: campaign.record_export(1, "batch-0001.csv", "f00", 0),
-    "import": lambda campaign: campaign.import_answers(
+    "gold": lambda campaign: campaign.answers.add_gold([(7, "id7", 1), (8, "id8", 0)]),
+    "export": lambda campaign: campaign.answers.record_export(1, "batch-0001.csv", "f00", 0),
+    "import": lambda campaign: campaign.answers.import_file(
         [Answer(row, f"id{row}", "ann", "submitted", 1, line=row) for row in (101, 102)],
         AnswerFile("batch-0001.csv", "digest", "ann"),
     ),
-    "add": lambda campaign: campaign.add_answers(
+    "add": lambda campaign: campaign.answers.add(
         [Answer(row, f"id{row}", "ann", "submitted", 1) for row in (101, 102)], source="web", source_digest="whole"
     ),
     "lease": lambda campaign: Queue(campaign).lease("ann", 3),
@@ -360,8 +360,8 @@ CHANGES: dict[str, Callable[[Campaign], object]] = {
         "ann", [Given(f"event {row}", row, "submitted", 2) for row in (101, 102)]
     ),
     "undo": lambda campaign: Queue(campaign).undo("bob", "first", "second"),
-    "close round": lambda campaign: campaign.close_round(campaign.round(1)),
-    "withdraw reserve": lambda campaign: campaign.withdraw_reserve(),
+    "close round": lambda campaign: campaign.rounds.close(campaign.rounds.get(1)),
+    "withdraw reserve": lambda campaign: campaign.rounds.withdraw_reserve(),
 }
 TABLES = {"stop": {"rounds", "actions"}, "close": {"rounds", "actions"}, "import": {"answers", "imports"}}
 TABLES["add"] = TABLES["import"]
@@ -370,8 +370,8 @@ TABLES["add"] = TABLES["import"]
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_kill_leaves_a_change_whole_or_undone(change: str, tmp_path: Path) -> None:
     campaign = made(tmp_path / "c", 2)
-    current = campaign.freeze_round(pool_fingerprint="f00d", n_rows=1000, k=4, explore=0.0, seed=1, strategy="margin")
-    campaign.open_batch(current, batch_of(range(100, 104), "abcd", reserve=1))
+    current = campaign.rounds.freeze(pool_fingerprint="f00d", n_rows=1000, k=4, explore=0.0, seed=1, strategy="margin")
+    campaign.rounds.open(current, batch_of(range(100, 104), "abcd", reserve=1))
     Annotators(campaign).add("boss", "manager")
     Queue(campaign).answer("bob", [Given("first", 100, "submitted", 1)])
     with states_of(campaign) as states:
@@ -386,14 +386,14 @@ def test_a_kill_leaves_a_change_whole_or_undone(change: str, tmp_path: Path) -> 
 def test_a_campaign_that_was_stopped_is_closed_and_begins_no_round(backend: str, tmp_path: Path) -> None:
     campaign = made(tmp_path / "c", 1)
     for number, act in ((1, "close"), (2, "stop")):
-        current = campaign.freeze_round(
+        current = campaign.rounds.freeze(
             pool_fingerprint="f00d", n_rows=1000, k=1, explore=0.0, seed=1, strategy="margin"
         )
         with pytest.raises(InputError, match="no round is open"):
             Control(campaign).tell("close", "boss")
-        campaign.open_batch(current, batch_of([number]))
+        campaign.rounds.open(current, batch_of([number]))
         Control(campaign).tell(act, "boss")
-        closed = campaign.round(number)
+        closed = campaign.rounds.get(number)
         assert closed.status == "closed"
         assert closed.closed_at == Control(campaign).history()[-1].at.isoformat()
     assert [each.act for each in Control(campaign).history()] == ["close", "stop"]
@@ -499,22 +499,22 @@ def test_a_coordinator_killed_at_every_commit_goes_on_with_the_same_batch(
                 shutil.rmtree(campaign.directory)
                 campaign = Campaign.open(there)
             # Meanwhile people go on: somebody confirms an answer.
-            first = campaign.batch(1)[0].row
+            first = campaign.rounds.batch(1)[0].row
             (outcome,) = Queue(campaign).answer("ann", [Given("again", first, "submitted", int(pool[1][first]))])
             assert outcome.result == "same"
-            log = list(campaign.answer_log())
+            log = list(campaign.answers.log())
             batch = next_batch(campaign)
             assert isinstance(batch, Batch)
             assert (batch.number, batch.rows.tolist()) == (2, expected.rows.tolist())
-            assert campaign.batch(2) == undisturbed.batch(2)
+            assert campaign.rounds.batch(2) == undisturbed.rounds.batch(2)
             if COMMITS.index(name) + (when == "after") > COMMITS.index("model"):
                 # What was committed is loaded, and never fitted again.
                 files, place = fsspec.core.url_to_fs(campaign.objects.place)
                 assert len(files.ls(f"{place}/models")) == 1
-            assert list(campaign.answer_log()) == log
+            assert list(campaign.answers.log()) == log
             assert len(log) == 25
-            assert not set(batch.rows.tolist()) & {asked.row for asked in campaign.batch(1)}
-            assert [each.status for each in campaign.rounds()] == ["closed", "open"]
+            assert not set(batch.rows.tolist()) & {asked.row for asked in campaign.rounds.batch(1)}
+            assert [each.status for each in campaign.rounds.all()] == ["closed", "open"]
 
 
 @pytest.mark.slow
@@ -540,7 +540,7 @@ def test_of_two_coordinators_one_goes_on(backend: str, pool: tuple[Pool, np.ndar
     assert batches
     assert len({tuple(batch.rows.tolist()) for batch in batches}) == 1
     assert sum(batch.fresh for batch in batches) == 1
-    assert [each.number for each in campaign.rounds()] == [1, 2]
+    assert [each.number for each in campaign.rounds.all()] == [1, 2]
 
 
 # -- fifty at once -----------------------------------------------------------------------------------------------------
@@ -561,15 +561,17 @@ def work_alone(directory: Path, name: str) -> None:
     while served := queue.lease(name, 2):
         given = [Given(f"{name} {each.row}", each.row, "submitted", each.row % 3) for each in served]
         assert {each.result for each in queue.answer(name, given)} == {"new"}
-        campaign.add_answers([Answer(served[0].row + 500, "x", name, "submitted", 1)], source="file")
+        campaign.answers.add([Answer(served[0].row + 500, "x", name, "submitted", 1)], source="file")
 
 
 @pytest.mark.slow
 def test_fifty_writers_at_once_lose_nothing_and_meet_nowhere(backend: str, tmp_path: Path) -> None:
     campaign = made(tmp_path / "c", 2)
-    current = campaign.freeze_round(pool_fingerprint="f00d", n_rows=1000, k=100, explore=0.0, seed=1, strategy="margin")
+    current = campaign.rounds.freeze(
+        pool_fingerprint="f00d", n_rows=1000, k=100, explore=0.0, seed=1, strategy="margin"
+    )
     batch = list(range(100, 200))
-    campaign.open_batch(current, batch_of(batch))
+    campaign.rounds.open(current, batch_of(batch))
     names = [f"annotator {number}" for number in range(50)]
     offices = [CONTEXT.Process(target=work, args=(campaign.directory, names[at::5])) for at in range(5)]
     for office in offices:
@@ -577,10 +579,10 @@ def test_fifty_writers_at_once_lose_nothing_and_meet_nowhere(backend: str, tmp_p
     for office in offices:
         office.join(100)
         assert office.exitcode == 0
-    log = list(campaign.answer_log())
+    log = list(campaign.answers.log())
     asked = [each for each in log if each.round == 1]
     assert sorted(each.row for each in asked) == sorted(batch * 2)
     assert len({(each.row, each.annotator) for each in asked}) == 200
     assert not any(each.late for each in asked)
-    assert campaign.pending(1) == 0
+    assert campaign.rounds.pending(1) == 0
     assert len({each.annotator for each in log}) > 10

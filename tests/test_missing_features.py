@@ -58,12 +58,12 @@ def test_a_learner_that_takes_them_is_given_them_in_every_step(
         batch = next_batch(campaign)
         assert len(batch.rows) == 40
         assert missing[batch.rows].sum() > 4
-        drawn = [each.row for each in campaign.batch(number) if each.explore]
+        drawn = [each.row for each in campaign.rounds.batch(number) if each.explore]
         assert missing[drawn].any()
         label(campaign, batch.rows, codes)
         asked += batch.rows.tolist()
         if number > 1:
-            told = campaign.round(number)
+            told = campaign.rounds.get(number)
             assert (told.trained_on, told.notes["invalid_labeled"]) == (40 * (number - 1), 0)
             assert told.summary["invalid_rows"] == [7]
             assert told.notes["measured"]["holdout_asked"] == 899
@@ -84,7 +84,7 @@ def test_for_other_learners_people_are_told_what_was_left_out(
     label(campaign, np.r_[whole[:30], missing[:9], 7], codes)
     batch = next_batch(campaign)
     assert np.isfinite(X[batch.rows]).all()
-    assert campaign.round(1).trained_on == 30
+    assert campaign.rounds.get(1).trained_on == 30
     told = status(campaign)
     assert told.labels == 40
     assert told.left_out.startswith("round 1 was trained on 30 labels; 10 were left out")
@@ -107,7 +107,7 @@ def test_labels_of_one_class_left_over_are_refused_in_words(
     )
     with pytest.raises(LearnerError, match="10 of 14 are left out"):
         next_batch(campaign)
-    assert campaign.rounds() == []
+    assert campaign.rounds.all() == []
 
 
 def test_a_pool_in_which_every_record_lacks_something_is_labelled(tmp_path: Path) -> None:

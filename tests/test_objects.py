@@ -151,7 +151,7 @@ def test_a_store_that_cannot_be_written_is_refused_when_the_campaign_is_made(
     with pytest.raises(CampaignNotFound):
         Campaign.open(tmp_path / "c")
     monkeypatch.undo()
-    assert create_campaign(tmp_path / "c", truth[0], CLASSES, store=f"{s3}/again").rounds() == []
+    assert create_campaign(tmp_path / "c", truth[0], CLASSES, store=f"{s3}/again").rounds.all() == []
 
 
 def test_a_store_that_is_gone_is_refused_before_a_round_is_frozen(
@@ -162,7 +162,7 @@ def test_a_store_that_is_gone_is_refused_before_a_round_is_frozen(
     s3fs.S3FileSystem().rm(bucket, recursive=True)
     with pytest.raises(CampaignError, match=f"{bucket}/labels/.* cannot be written"):
         next_batch(campaign)
-    assert campaign.rounds() == []
+    assert campaign.rounds.all() == []
 
 
 # -- another machine goes on -------------------------------------------------------------------------------------------
@@ -210,9 +210,9 @@ def test_a_coordinator_on_another_machine_goes_on(
     for _ in range(2):
         assert asked(there, truth) == asked(alone, truth)
     assert asked(here, truth) == asked(alone, truth)
-    assert {each.summary["codebook"] for each in here.rounds()} == {here.rounds()[0].summary["codebook"]}
-    for each in here.rounds()[1:]:
-        Model.loads(here.load_model(each.model))
+    assert {each.summary["codebook"] for each in here.rounds.all()} == {here.rounds.all()[0].summary["codebook"]}
+    for each in here.rounds.all()[1:]:
+        Model.loads(here.rounds.load_model(each.model))
     kept = stored(here.objects)
     assert sum(name.startswith("models/") for name in kept) == 4
     assert sum("-candidates-" in name for name in kept) == 5
@@ -227,7 +227,7 @@ def test_workers_write_cells_into_the_store(truth: tuple[Pool, np.ndarray], tmp_
     with local_cluster(2) as client:
         for number in range(1, 4):
             assert asked(shared, truth, client=client) == asked(alone, truth)
-            summary = shared.round(number).summary
+            summary = shared.rounds.get(number).summary
             assert summary["wrote_cells"] is (number == 2), "the first round has no model, and looks at no cells"
             assert summary["notes"] == []
     cells = [zarr.open_array(for_zarr(place), mode="r") for place in (shared.objects.cells, alone.objects.cells)]

@@ -28,7 +28,7 @@ def campaign(tmp_path: Path) -> Campaign:
     chosen = replace(CHOSEN, database=databases.fresh())
     made = Campaign.create(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=POOL.n_rows)
     frozen = {"pool_fingerprint": "f", "n_rows": POOL.n_rows, "k": 4, "explore": 0.0, "seed": 0, "strategy": "margin"}
-    made.open_batch(made.freeze_round(**frozen), batch_of([101, 107], ["r1", "r7"]))
+    made.rounds.open(made.rounds.freeze(**frozen), batch_of([101, 107], ["r1", "r7"]))
     return made
 
 
@@ -53,7 +53,7 @@ def by_page(campaign: Campaign, tmp_path: Path, name: str) -> None:
 
 
 def by_python(campaign: Campaign, tmp_path: Path, name: str) -> None:
-    assert campaign.add_answers([Answer(101, "r1", name, "submitted", 1)], source="x").changed == 1
+    assert campaign.answers.add([Answer(101, "r1", name, "submitted", 1)], source="x").changed == 1
 
 
 @pytest.mark.parametrize("way", [by_file, by_default, by_page, by_python])
@@ -61,10 +61,10 @@ def by_python(campaign: Campaign, tmp_path: Path, name: str) -> None:
 def test_one_person_cannot_fill_an_overlap_of_two(
     campaign: Campaign, tmp_path: Path, way: Callable[[Campaign, Path, str], None], spelling: str
 ) -> None:
-    campaign.add_answers([Answer(101, "r1", "Zoë Ann", "submitted", 0)], source="before")
+    campaign.answers.add([Answer(101, "r1", "Zoë Ann", "submitted", 0)], source="before")
     way(campaign, tmp_path, spelling)
-    assert campaign.pending(1) == 2, "both records wait for a second person"
-    latest = campaign.latest_answers()
+    assert campaign.rounds.pending(1) == 2, "both records wait for a second person"
+    latest = campaign.answers.latest()
     assert (latest.annotators, latest.labels.tolist()) == (["Zoë Ann"], [1])
     assert [(each.name, each.answers) for each in Activity(campaign).work()] == [("Zoë Ann", 1)]
     assert agreement(latest.rows, latest.annotators, latest.labels, seed=0).records == 0
@@ -76,7 +76,7 @@ def test_the_first_spelling_is_shown_and_both_in_one_file_are_one_person(campaig
     report = read_answers(tmp_path / "x.csv", campaign, POOL, "x")
     assert (report.new, report.rejections) == (2, 2), "two answers of one person to one record contradict each other"
     assert "'ZOË ANN' answers this record differently" in report.rejected[0].reason
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     assert list(zip(latest.rows.tolist(), latest.annotators, strict=True)) == [(107, "ZOË ANN"), (107, "bob")]
 
 
@@ -88,7 +88,7 @@ def test_a_file_handed_in_again_under_another_spelling_is_the_same_import(campai
 
 def test_a_person_has_one_token(campaign: Campaign) -> None:
     people = Annotators(campaign)
-    campaign.add_answers([Answer(101, "r1", "zoë ann", "submitted", 0)], source="before")
+    campaign.answers.add([Answer(101, "r1", "zoë ann", "submitted", 0)], source="before")
     token = people.add(" ZOË Ann\u200b")
     account = people.verify(token)
     assert isinstance(account, Account)
@@ -101,7 +101,7 @@ def test_a_person_has_one_token(campaign: Campaign) -> None:
 
 def test_two_spellings_of_an_older_campaign_become_one_person(campaign: Campaign, tmp_path: Path) -> None:
     answers = [(101, "Ann"), (107, "bob"), (107, "ann")]
-    campaign.add_answers([Answer(row, f"r{row - 100}", who, "submitted", 0) for row, who in answers], source="x")
+    campaign.answers.add([Answer(row, f"r{row - 100}", who, "submitted", 0) for row, who in answers], source="x")
     token = Annotators(campaign).add("bob")
     (tmp_path / "x.csv").write_text("record_id,label\nr1,cat\n")
     read_answers(tmp_path / "x.csv", campaign, POOL, "BOB")
@@ -117,16 +117,16 @@ def test_two_spellings_of_an_older_campaign_become_one_person(campaign: Campaign
         ):
             connection.execute(text(statement))
     opened = Campaign.open(campaign.directory)
-    latest = opened.latest_answers()
+    latest = opened.answers.latest()
     assert list(zip(latest.rows.tolist(), latest.annotators, strict=True)) == [
         (101, "Ann"),
         (101, "bob"),
         (107, "Ann"),
         (107, "bob"),
     ]
-    assert opened.pending(1) == 0
+    assert opened.rounds.pending(1) == 0
     account = Annotators(opened).verify(token)
     assert account is not None
     assert account.name == "bob"
     assert read_answers(tmp_path / "x.csv", opened, POOL, "Bob").seen
-    assert opened.add_answers([Answer(101, "r1", "ANN", "submitted", 1)], source="x").changed == 1
+    assert opened.answers.add([Answer(101, "r1", "ANN", "submitted", 1)], source="x").changed == 1

@@ -48,7 +48,7 @@ def made(
 
 
 def opened(campaign: Campaign, rows: Sequence[int], reserve: int = 0) -> None:
-    current = campaign.freeze_round(
+    current = campaign.rounds.freeze(
         pool_fingerprint="f00d", n_rows=1000, k=len(rows), explore=0.0, seed=11, strategy="margin"
     )
     batch = batch_of(
@@ -58,7 +58,7 @@ def opened(campaign: Campaign, rows: Sequence[int], reserve: int = 0) -> None:
         confidence=[0.25 + rank / 8 for rank in range(len(rows))],
         reserve=reserve,
     )
-    campaign.open_batch(current, batch)
+    campaign.rounds.open(current, batch)
 
 
 def says(event: str, row: int, label: int | None = 0, **more: object) -> Given:
@@ -129,9 +129,9 @@ def test_overlap_serves_a_record_to_so_many_people(tmp_path: Path) -> None:
         assert queue.lease("cat" * (number + 1), 0) == []
     assert queue.lease("cat", 9) == []
     queue.answer("ann", [says(f"a{row}", row) for row in ROWS])
-    assert campaign.pending(1) == 6
+    assert campaign.rounds.pending(1) == 6
     queue.answer("bob", [says("b23", 23, None)])
-    assert campaign.pending(1) == 5
+    assert campaign.rounds.pending(1) == 5
     queue.release("bob", [907])
     assert rows_of(queue.lease("cat", 9)) == [907]
 
@@ -146,7 +146,7 @@ def test_a_lease_ends_and_a_late_answer_is_kept(queue: Queue, campaign: Campaign
     (on_time,) = queue.answer("bob", [says("b1", 23, 1)])
     assert (late.result, late.late) == ("new", True)
     assert (on_time.result, on_time.late) == ("new", False)
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     assert [*zip(latest.annotators, latest.labels.tolist(), strict=True)] == [("ann", 2), ("bob", 1)]
 
 
@@ -182,12 +182,12 @@ def test_all_agree_on_who_holds_a_record(moved: dict[str, float], held: bool, tm
     clock.move(**moved)
     taken = [] if held else [23, 40, 88]
     assert Activity(campaign).active() == (1 if held else 0)
-    assert campaign.in_hand().tolist() == ([23, 40, 88] if held else [])
-    assert campaign.excluded_rows().tolist() == ([23, 40, 88] if held else [23])
+    assert campaign.rounds.in_hand().tolist() == ([23, 40, 88] if held else [])
+    assert campaign.rounds.excluded_rows().tolist() == ([23, 40, 88] if held else [23])
     assert rows_of(queue.lease("bob", 3)) == taken
     queue.release("bob", taken)
-    assert campaign.withdraw_reserve().tolist() == ([23, 40, 88] if held else [23])
-    assert campaign.asked_rows().tolist() == ([23, 40, 88] if held else [23])
+    assert campaign.rounds.withdraw_reserve().tolist() == ([23, 40, 88] if held else [23])
+    assert campaign.rounds.asked_rows().tolist() == ([23, 40, 88] if held else [23])
 
 
 def test_a_small_correction_of_the_clock_ends_no_lease(queue: Queue, clock: Clock) -> None:
@@ -218,7 +218,7 @@ def test_an_answer_sent_again_is_told_from_a_changed_one(queue: Queue, campaign:
         for given in (sent, sent, says("e2", 23, 1), says("e3", 23, 2), sent, says("e2", 23, 1))
     ]
     assert kinds == ["new", "repeated", "same", "changed", "repeated", "repeated"]
-    assert campaign.latest_answers().labels.tolist() == [2], "an event that is sent again must not undo a newer one"
+    assert campaign.answers.latest().labels.tolist() == [2], "an event that is sent again must not undo a newer one"
 
 
 def test_one_refused_answer_does_not_hold_up_the_others(queue: Queue, campaign: Campaign) -> None:
@@ -239,7 +239,7 @@ def test_one_refused_answer_does_not_hold_up_the_others(queue: Queue, campaign: 
         assert outcome.result == "refused"
         assert word in outcome.reason
     assert outcomes[-1].result == "new"
-    assert campaign.latest_answers().rows.tolist() == [23, 907]
+    assert campaign.answers.latest().rows.tolist() == [23, 907]
 
 
 def test_everything_about_an_answer_is_kept(queue: Queue, campaign: Campaign, clock: Clock) -> None:
@@ -250,7 +250,7 @@ def test_everything_about_an_answer_is_kept(queue: Queue, campaign: Campaign, cl
     (past,) = queue.history("ann", 5)
     assert (past.event_id, past.row, past.record_id, past.status) == ("e1", 23, "id23", "skipped")
     assert (past.skip_reason, past.lead_time, past.answered_at) == ("cannot tell", 2.5, told["answered_at"])
-    (logged,) = campaign.answer_log()
+    (logged,) = campaign.answers.log()
     assert (logged.shown_at, logged.received_at) == (began, clock.now)
     assert (logged.suggested, logged.suggested_score, logged.suggested_by) == (2, 0.375, None)
     assert (logged.suggestion_shown, logged.source, logged.late) == (True, "pages", False)
@@ -266,14 +266,14 @@ def test_undo_gives_the_record_back(queue: Queue, campaign: Campaign) -> None:
     assert queue.undo("ann", "e2", "u2").result == "refused", "it is undone"
     assert queue.answer("ann", [says("u1", 23)])[0].result == "refused"
     assert queue.undo("ann", "e3", "e1").result == "refused"
-    assert campaign.latest_answers().rows.tolist() == [40]
+    assert campaign.answers.latest().rows.tolist() == [40]
     assert [past.row for past in queue.history("ann", 5)] == [40]
-    assert campaign.pending(1) == 5
+    assert campaign.rounds.pending(1) == 5
     assert 23 not in rows_of(queue.lease("bob", 9)), "whoever takes an answer back holds the record"
     (again,) = queue.answer("ann", [says("e4", 23, 0)])
     assert (again.result, again.late) == ("new", False)
     assert [past.event_id for past in queue.history("ann", 5)] == ["e4", "e3"]
-    assert campaign.excluded_rows().tolist() == sorted(ROWS)
+    assert campaign.rounds.excluded_rows().tolist() == sorted(ROWS)
 
 
 def test_a_file_may_bring_back_what_was_taken_back(queue: Queue, campaign: Campaign) -> None:
@@ -281,27 +281,27 @@ def test_a_file_may_bring_back_what_was_taken_back(queue: Queue, campaign: Campa
 
     queue.lease("ann", 6)
     queue.answer("ann", [says("e1", 23, 1)])
-    campaign.record_export(1, "b.csv", "d0", campaign.last_answer())
+    campaign.answers.record_export(1, "b.csv", "d0", campaign.answers.last_id())
     queue.undo("ann", "e1", "u1")
     line = Answer(23, "id23", "ann", "submitted", 1, line=2)
-    kept_out = campaign.import_answers([line], AnswerFile("b.csv", "d1", "ann"))
+    kept_out = campaign.answers.import_file([line], AnswerFile("b.csv", "d1", "ann"))
     assert (kept_out.counts.conflicts, kept_out.conflicts[0].label_elsewhere) == (1, -2)
-    taken = campaign.import_answers([line], AnswerFile("b.csv", "d1", "ann", take_conflicts=True))
+    taken = campaign.answers.import_file([line], AnswerFile("b.csv", "d1", "ann", take_conflicts=True))
     assert taken.counts.new == 1
-    assert campaign.latest_answers().labels.tolist() == [1]
+    assert campaign.answers.latest().labels.tolist() == [1]
 
 
 def test_answers_to_a_closed_batch_are_late_and_count_in_the_next_round(queue: Queue, campaign: Campaign) -> None:
     queue.lease("ann", 2)
     queue.answer("ann", [says("e1", 23, 1)])
-    campaign.close_round(campaign.round(1))
+    campaign.rounds.close(campaign.rounds.get(1))
     assert sorted(rows_of(queue.lease("ann", 6))) == sorted(set(ROWS) - {23}), "until the next batch is there"
     queue.release("ann", ROWS)
     outcomes = queue.answer("ann", [says("e2", 40, 1), says("e3", 23, 2)])
     assert [(each.result, each.late) for each in outcomes] == [("new", True), ("changed", True)]
     assert queue.undo("ann", "e2", "u1").late
     opened(campaign, [1, 2])
-    assert campaign.round(2).labels == 1
+    assert campaign.rounds.get(2).labels == 1
     assert sorted(rows_of(queue.lease("ann", 5))) == [1, 2]
 
 
@@ -317,21 +317,23 @@ def test_names_are_names(queue: Queue) -> None:
 def test_the_reserve_is_served_in_its_order_when_the_batch_runs_out(tmp_path: Path) -> None:
     campaign = made(tmp_path / "c", reserve=3)
     queue = Queue(campaign)
-    assert [record.row for record in campaign.batch(1)] == ROWS[:3]
+    assert [record.row for record in campaign.rounds.batch(1)] == ROWS[:3]
     served = queue.lease("ann", 5)
     assert sorted(rows_of(served[:3])) == sorted(ROWS[:3])
     assert [(each.row, each.reserve) for each in served[3:]] == [(ROWS[3], True), (ROWS[4], True)]
     assert queue.progress("bob").reserve == 1
     queue.answer("ann", [says(f"e{row}", row) for row in ROWS[:4]])
-    assert campaign.pending(1) == 0
-    campaign.close_round(campaign.round(1))
+    assert campaign.rounds.pending(1) == 0
+    campaign.rounds.close(campaign.rounds.get(1))
     assert rows_of(queue.lease("bob", 5)) == [ROWS[5]], "served while the next round is computed"
     (outcome,) = queue.answer("bob", [says("b", ROWS[5])])
     assert not outcome.late
     queue.release("ann", ROWS)
     opened(campaign, [1, 2, ROWS[4]])
-    assert [record.row for record in campaign.batch(2)] == [1, 2, ROWS[4]], "what nobody used goes back to the pool"
-    assert campaign.asked_rows().tolist() == sorted({*ROWS, 1, 2})
+    assert [record.row for record in campaign.rounds.batch(2)] == [1, 2, ROWS[4]], (
+        "what nobody used goes back to the pool"
+    )
+    assert campaign.rounds.asked_rows().tolist() == sorted({*ROWS, 1, 2})
 
 
 def test_a_reserve_record_that_somebody_looks_at_stays(tmp_path: Path) -> None:
@@ -339,7 +341,7 @@ def test_a_reserve_record_that_somebody_looks_at_stays(tmp_path: Path) -> None:
     queue = Queue(campaign)
     queue.answer("ann", [says(f"e{row}", row) for row in ROWS[:5]])
     assert rows_of(queue.lease("ann", 5)) == ROWS[5:]
-    campaign.close_round(campaign.round(1))
+    campaign.rounds.close(campaign.rounds.get(1))
     opened(campaign, [1])
     assert rows_of(queue.lease("ann", 5)) == [ROWS[5], 1] or rows_of(queue.lease("ann", 5)) == [1, ROWS[5]]
     (outcome,) = queue.answer("ann", [says("late?", ROWS[5])])
@@ -354,9 +356,9 @@ def test_a_wrong_clock_keeps_no_reserve_record_for_ever(tmp_path: Path, clock: C
     queue.answer("ann", [says(f"e{row}", row) for row in ROWS[:5]])
     assert rows_of(queue.lease("ann", 5)) == ROWS[5:]
     clock.move(days=-300)
-    campaign.close_round(campaign.round(1))
+    campaign.rounds.close(campaign.rounds.get(1))
     opened(campaign, [1])
-    assert ROWS[5] not in campaign.asked_rows().tolist()
+    assert ROWS[5] not in campaign.rounds.asked_rows().tolist()
 
 
 # -- gold --------------------------------------------------------------------------------------------------------------
@@ -366,8 +368,8 @@ def test_gold_records_are_mixed_in_and_never_learned_from(tmp_path: Path) -> Non
     rows = list(range(100, 300))
     campaign = made(tmp_path / "c", overlap=2, gold=0.2, rows=rows)
     known = {row: row % 3 for row in range(500, 600)}
-    assert campaign.add_gold((row, f"id{row}", label) for row, label in known.items()) == 100
-    assert campaign.gold() == known
+    assert campaign.answers.add_gold((row, f"id{row}", label) for row, label in known.items()) == 100
+    assert campaign.answers.gold() == known
     queue = Queue(campaign)
     served = {name: rows_of(queue.lease(name, 100)) for name in ("ann", "bob")}
     shares = [np.isin(each, list(known)) for each in served.values()]
@@ -376,10 +378,10 @@ def test_gold_records_are_mixed_in_and_never_learned_from(tmp_path: Path) -> Non
     gold = [row for row in served["ann"] if row in known]
     outcomes = queue.answer("ann", [says(f"e{row}", row, 1) for row in gold])
     assert all((each.result, each.late) == ("new", False) for each in outcomes)
-    assert campaign.latest_answers().rows.size == 0
-    assert campaign.pending(1) == 200
+    assert campaign.answers.latest().rows.size == 0
+    assert campaign.rounds.pending(1) == 200
     assert queue.progress("ann").mine == 0
-    assert set(known) <= set(campaign.excluded_rows().tolist())
+    assert set(known) <= set(campaign.rounds.excluded_rows().tolist())
     rest = [row for _ in range(5) for row in self_served(queue, "ann", 30)]
     assert max(Counter(gold + [row for row in rest if row in known]).values()) == 1, "nobody gets one twice"
 
@@ -392,11 +394,11 @@ def self_served(queue: Queue, annotator: str, n: int = 5) -> list[int]:
 
 def test_gold_ends_with_the_batch(tmp_path: Path) -> None:
     campaign = made(tmp_path / "c", gold=0.9)
-    campaign.add_gold([(row, f"id{row}", 1) for row in range(600, 700)])
+    campaign.answers.add_gold([(row, f"id{row}", 1) for row in range(600, 700)])
     queue = Queue(campaign)
     while served := self_served(queue, "ann"):
         assert len(served) <= 5
-    assert campaign.pending(1) == 0
+    assert campaign.rounds.pending(1) == 0
     assert queue.lease("ann", 5) == []
 
 
@@ -410,12 +412,12 @@ def test_gold_ends_with_the_batch(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_gold(campaign: Campaign, record: tuple[int, str, int], message: str) -> None:
-    campaign.add_gold([(7, "id7", 1)])
+    campaign.answers.add_gold([(7, "id7", 1)])
     with pytest.raises(LabelError, match=message):
-        campaign.add_gold([(8, "id8", 0), record])
-    assert campaign.gold() == {7: 1}
-    assert campaign.add_gold([(7, "id7", 1)]) == 0
-    campaign.close_round(campaign.round(1))
+        campaign.answers.add_gold([(8, "id8", 0), record])
+    assert campaign.answers.gold() == {7: 1}
+    assert campaign.answers.add_gold([(7, "id7", 1)]) == 0
+    campaign.rounds.close(campaign.rounds.get(1))
     with pytest.raises(CampaignError, match=r"row 7 .*gold"):
         opened(campaign, [7])
 
@@ -446,7 +448,7 @@ def test_progress_counts(tmp_path: Path) -> None:
         assert seen.held == sum(1 for row in ROWS if row not in rows and row not in left and counted[row] < 2)
         assert seen.reserve == 1
     before = queue.progress("dan")
-    campaign.close_round(campaign.round(1))
+    campaign.rounds.close(campaign.rounds.get(1))
     closed = queue.progress("dan")
     assert not closed.open
     # What nobody has answered is served on until the next batch is there.
@@ -465,7 +467,7 @@ def test_answers_of_several_people_in_one_transaction_are_those_of_each(queue: Q
     ]
     outcomes = [[each.result for each in theirs] for theirs in queue.answer_together(together)]
     assert outcomes == [["new", "refused"], ["new"], ["repeated"]]
-    assert sorted(campaign.latest_answers().rows.tolist()) == sorted([ann[0], bob[0]])
+    assert sorted(campaign.answers.latest().rows.tolist()) == sorted([ann[0], bob[0]])
     outcomes = queue.answer_together([("", [says("x", bob[1])]), ("ann", [says("a2", ann[1])])])
     assert [[each.result for each in theirs] for theirs in outcomes] == [["refused"], ["new"]]
     assert [queue.own_share(name).batch for name in ("ann", "bob")] == [2, 1]
@@ -496,7 +498,7 @@ def test_an_impossible_answer_is_refused_and_those_of_the_same_commit_are_taken(
     together = [("ann", [says("a", 907), impossible]), ("bob", [says("b", 23, np.int64(2))])]
     outcomes = queue.answer_together(together)
     assert [[each.result for each in theirs] for theirs in outcomes] == [["new", "refused"], ["new"]]
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     assert dict(zip(latest.rows.tolist(), latest.labels.tolist(), strict=True)) == {907: 0, 23: 2}
 
 
@@ -518,7 +520,7 @@ def test_many_people_at_once_answer_every_record_once(tmp_path: Path) -> None:
     for person in people:
         person.join()
     assert sorted(served) == rows
-    assert campaign.latest_answers().rows.tolist() == rows
+    assert campaign.answers.latest().rows.tolist() == rows
 
 
 # -- tokens ------------------------------------------------------------------------------------------------------------

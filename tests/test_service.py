@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dal.campaign import Campaign, Given, Queue
+from dal.campaign import Asked, Campaign, Given, Queue
+from dal.campaign.rounds import Rounds
 from dal.errors import CampaignLocked
 from dal.loop.actions import Close, Wait
 from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
@@ -57,7 +58,7 @@ def test_what_is_left_and_the_reserve_are_served_while_the_next_batch_is_prepare
     assert next_step(campaign) == Wait(3)
     answered(campaign, truth, batch, 8)
     assert next_step(campaign) == Close()
-    campaign.close_round(campaign.round(1))
+    campaign.rounds.close(campaign.rounds.get(1))
 
     # Now the next round could be training: bob is served what is left of the batch, then the reserve in its order.
     served = queue.lease("bob", 9)
@@ -69,12 +70,12 @@ def test_what_is_left_and_the_reserve_are_served_while_the_next_batch_is_prepare
 
     second = next_batch(campaign)
     assert second.number == 2
-    assert campaign.round(2).trained_on == 12, "8 of the batch, what was left of it, and two of the reserve"
+    assert campaign.rounds.get(2).trained_on == 12, "8 of the batch, what was left of it, and two of the reserve"
     assert not set(second.rows.tolist()) & {*batch.rows.tolist(), *kept, *held}
-    assert served[6].row not in campaign.excluded_rows(), "what nobody used goes back to the pool"
+    assert served[6].row not in campaign.rounds.excluded_rows(), "what nobody used goes back to the pool"
     # Whoever still holds a record of the old reserve is not robbed of it, and the answer counts.
     assert says(queue, "bob", held, truth[1]) == ["new", "new"]
-    assert set(held) <= set(campaign.latest_answers().rows.tolist())
+    assert set(held) <= set(campaign.answers.latest().rows.tolist())
 
 
 @pytest.mark.parametrize("strategy", ["margin", "default", "random"])
@@ -105,15 +106,15 @@ def test_what_people_look_at_is_theirs_and_the_rest_of_a_reserve_is_the_next_bat
     assert len(spare) == 100
     mine = [each.row for each in queue.lease("ann", 30)]
     served: list[int] = []
-    opened = Campaign.open_batch
+    opened = Rounds.open
 
-    def busy_team(self: Campaign, round: object, rows: list[int], *rest: object, **more: object) -> None:
+    def busy_team(self: Rounds, round: object, batch: list[Asked]) -> None:
         # At the last moment before the batch opens somebody asks for records: none is served that the batch could hold.
         served.extend(each.row for each in queue.lease("eve", 200))
-        opened(self, round, rows, *rest, **more)
+        opened(self, round, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Campaign, "open_batch", busy_team)
+        patch.setattr(Rounds, "open", busy_team)
         fresh = next_batch(campaign)
     assert served == []
     batch = set(fresh.rows.tolist())
@@ -145,13 +146,13 @@ def test_a_budget_holds_whatever_people_have_in_hand_when_the_last_batch_is_chos
     hers, his = queue.lease("ann", 3), queue.lease("bob", 2)
     assert not {each.row for each in hers} & {each.row for each in his}
     queue.release("bob", [his[1].row])
-    real = Campaign.save_scan
+    real = Rounds.save_scan
 
-    def meanwhile(self: Campaign, *rest: object) -> None:
+    def meanwhile(self: Rounds, *rest: object) -> None:
         real(self, *rest)
         assert says(queue, "ann", [hers[0].row], truth[1]) == ["new"]
 
-    monkeypatch.setattr(Campaign, "save_scan", meanwhile)
+    monkeypatch.setattr(Rounds, "save_scan", meanwhile)
     second = next_batch(campaign)
     monkeypatch.undo()
     assert len(second.rows) == 10
@@ -164,20 +165,20 @@ def test_a_budget_holds_whatever_people_have_in_hand_when_the_last_batch_is_chos
     assert says(queue, "ann", [each.row for each in hers[1:]], truth[1]) == ["new", "new"]
     assert says(queue, "bob", [his[0].row], truth[1]) == ["new"]
     assert isinstance(next_batch(campaign), Stopped)
-    assert len(campaign.labels().rows) == 25
+    assert len(campaign.answers.labels().rows) == 25
 
 
 def test_the_time_of_each_step_is_kept(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = made(truth, tmp_path / "c")
     for _ in range(2):
         answered(campaign, truth, next_batch(campaign))
-    cold, learned = campaign.rounds()
+    cold, learned = campaign.rounds.all()
     assert cold.fitted_at is None
     steps = [learned.frozen_at, learned.fitted_at, learned.scanned_at, learned.opened_at]
     assert steps == sorted(steps)
     assert len(set(steps)) == 4
     moments = [datetime.fromisoformat(each) for each in (cold.closed_at, *steps)]
-    (pause,) = pauses(campaign.rounds())
+    (pause,) = pauses(campaign.rounds.all())
     spent = (pause.idle, pause.train, pause.score, pause.select)
     assert spent == pytest.approx([(after - before).total_seconds() for before, after in pairwise(moments)])
     assert pause.round == 2
@@ -241,12 +242,12 @@ def test_a_team_works_through_a_campaign_that_runs_by_itself(truth: tuple[Pool, 
     assert opened == [1, 2, 3, 4]
     rows = [row for person in team for row in person.rows]
     assert len(set(rows)) == len(rows), "nobody is asked what somebody else has answered"
-    batches = [asked.row for number in opened for asked in campaign.batch(number)]
+    batches = [asked.row for number in opened for asked in campaign.rounds.batch(number)]
     assert len(set(batches)) == len(batches) == 80
     assert sum(person.reserves for person in team) > 0, "people went on while a batch was prepared"
-    assert set(campaign.latest_answers().rows.tolist()) == set(rows), "no answer is lost"
+    assert set(campaign.answers.latest().rows.tolist()) == set(rows), "no answer is lost"
     for number in opened:
-        answers = sum(asked.row in set(rows) for asked in campaign.batch(number))
+        answers = sum(asked.row in set(rows) for asked in campaign.rounds.batch(number))
         assert answers >= 16
 
 

@@ -66,7 +66,7 @@ def test_numbers_are_names_and_never_positions(
         for oracle in (told, lambda rows: told[rows]):
             place = tmp_path / f"{classes[0]}-{len(curves)}"
             replay = simulate(pool, oracle, TestSet(test.X, tested), classes, batch=15, rounds=3, directory=place)
-            latest = Campaign.open(place).latest_answers()
+            latest = Campaign.open(place).answers.latest()
             assert [classes[code] for code in latest.labels.tolist()] == [str(int(y[row] == 1)) for row in latest.rows]
             curves.append(replay.accuracy)
     assert curves[0] == curves[1]
@@ -103,13 +103,13 @@ def test_the_labels_of_a_batch_are_names_or_codes_and_gaps_are_left_open(
     assert campaign.settings.classes == ("2", "1", "0")
     batch = next_batch(campaign)
     answer_batch(campaign, batch.rows.tolist(), batch.record_ids, [0, 1, "2", 2.0, None, np.nan])
-    latest = campaign.latest_answers()
+    latest = campaign.answers.latest()
     said = {row: campaign.settings.classes[code] for row, code in zip(latest.rows.tolist(), latest.labels, strict=True)}
     assert said == dict(zip(batch.rows.tolist()[:4], ["0", "1", "2", "2"], strict=True))
-    assert campaign.pending(1) == 2
+    assert campaign.rounds.pending(1) == 2
     with pytest.raises(LabelError, match="no class"):
         answer_batch(campaign, batch.rows[4:], batch.record_ids[4:], ["1", "eggs"])
-    assert campaign.pending(1) == 2
+    assert campaign.rounds.pending(1) == 2
 
 
 def test_a_rare_class_does_not_end_a_replay(tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet]) -> None:

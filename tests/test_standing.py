@@ -59,14 +59,14 @@ def test_the_stop_set_is_never_asked_and_models_are_compared_on_it(
     assert len(np.unique(held)) == 300
     # Drawn evenly: of 300 rows in ten equal parts of the pool, each part has 30, give or take four deviations.
     assert np.abs(np.bincount(held // 300, minlength=10) - 30).max() <= 21
-    asked = np.concatenate([[each.row for each in campaign.batch(number)] for number in range(1, 6)])
+    asked = np.concatenate([[each.row for each in campaign.rounds.batch(number)] for number in range(1, 6)])
     assert len(asked) == 200
     assert not np.isin(asked, held).any()
     # 40 rows in 3,000 are NaN: some of those held back, too, and no model judges them.
     X = pool.take(held)
     X = X[np.isfinite(X).all(axis=1)]
     assert len(X) < 300
-    models = [None, *(Model.loads(campaign.load_model(each.model)) for each in campaign.rounds()[1:])]
+    models = [None, *(Model.loads(campaign.rounds.load_model(each.model)) for each in campaign.rounds.all()[1:])]
     history = View(campaign).history()
     assert [record.kappa for record in history[:2]] == [None, None], "two models are there from the third round on"
     for record in history[1:]:
@@ -96,14 +96,14 @@ def test_every_reader_counts_labels_by_the_campaigns_vote(truth: tuple[Pool, np.
         guessed = [np.where(rng.random(80) < 0.5, codes[batch.rows], rng.integers(0, 3, 80)) for _ in range(2)]
         for who, given in zip(("ann", "bob", "cat"), (codes[batch.rows], *guessed), strict=True):
             answer_batch(campaign, batch.rows, batch.record_ids, given, annotator=who)
-    answers = campaign.latest_answers()
+    answers = campaign.answers.latest()
     by_majority = majority(answers.rows, answers.labels, seed=7)[1]
     voted = dawid_skene(answers.rows, answers.annotators, answers.labels, n_classes=3, seed=7).labels
     codes = codes.copy()
     codes[voted.rows] = voted.codes
     assert (voted.codes != by_majority).sum() > 5
-    rows = np.sort(np.concatenate([[each.row for each in campaign.batch(number)] for number in (1, 2)]))
-    drawn = np.array([each.row for number in (1, 2) for each in campaign.batch(number) if each.explore])
+    rows = np.sort(np.concatenate([[each.row for each in campaign.rounds.batch(number)] for number in (1, 2)]))
+    drawn = np.array([each.row for number in (1, 2) for each in campaign.rounds.batch(number) if each.explore])
     per_class = dict(zip(CLASSES, np.bincount(codes[rows], minlength=3).tolist(), strict=True))
     shares = np.bincount(codes[drawn], minlength=3) / len(drawn)
     told = status(campaign)
@@ -120,7 +120,7 @@ def test_every_reader_counts_labels_by_the_campaigns_vote(truth: tuple[Pool, np.
     assert {each.name: each.labels for each in page.now(Standings(campaign).now()).classes} == per_class
     (balance,) = page._balance()
     (source, *_) = [each.data for each in balance.select({"type": ColumnDataSource}) if "pool" in each.data]
-    newest = codes[[each.row for each in campaign.batch(2)]]
+    newest = codes[[each.row for each in campaign.rounds.batch(2)]]
     assert (source["labels"], source["new"]) == (list(per_class.values()), np.bincount(newest, minlength=3).tolist())
     assert source["pool"] == pytest.approx(shares.tolist())
     (points,) = page._map()
@@ -134,7 +134,7 @@ def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(
 ) -> None:
     def second_batch(name: str, edited: bool) -> list[int]:
         campaign = played(truth, tmp_path / name, 1, stop_set=300)
-        campaign.close_round(campaign.round(1))
+        campaign.rounds.close(campaign.rounds.get(1))
         Coordinator(campaign).freeze()
         if edited:
             toml = campaign.directory / "campaign.toml"
@@ -183,7 +183,8 @@ def test_a_holdout_is_what_accuracy_is_measured_on(truth: tuple[Pool, np.ndarray
     next_batch(campaign)  # closes the third round
     right = int(
         (
-            Model.loads(campaign.load_model(campaign.round(3).model)).predict_proba(X).argmax(axis=1) == codes[apart]
+            Model.loads(campaign.rounds.load_model(campaign.rounds.get(3).model)).predict_proba(X).argmax(axis=1)
+            == codes[apart]
         ).sum()
     )
     now = status(campaign)
@@ -235,7 +236,7 @@ def test_a_holdout_that_is_none_is_refused_before_anything_is_made(
 
 def test_class_shares_are_of_explore_answers_alone(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = played(truth, tmp_path / "c", 3, explore=0.5)
-    drawn = [each.row for number in (1, 2, 3) for each in campaign.batch(number) if each.explore]
+    drawn = [each.row for number in (1, 2, 3) for each in campaign.rounds.batch(number) if each.explore]
     assert len(drawn) == 60
     counts = np.bincount(truth[1][drawn], minlength=3)
     shares = status(campaign).shares

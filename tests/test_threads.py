@@ -197,14 +197,14 @@ def kept_by(directory: Path, pool: Pool, truth: np.ndarray, records: np.ndarray)
     for number in (1, 2, 3):
         batch = next_batch(campaign)
         assert isinstance(batch, Batch)
-        for asked in campaign.batch(number):
+        for asked in campaign.rounds.batch(number):
             kept[f"{number}: {asked.record_id}"] = (asked.row, asked.score, asked.predicted, asked.confidence)
-        current = campaign.round(number)
+        current = campaign.rounds.get(number)
         kept[f"{number}: measured"] = (current.notes or {}).get("measured")
-        with np.load(io.BytesIO(campaign.load_scan(current))) as arrays:
+        with np.load(io.BytesIO(campaign.rounds.load_scan(current))) as arrays:
             kept |= {f"{number}: {name}": array.tolist() for name, array in arrays.items()}
         if current.model is not None:
-            network = Model.loads(campaign.load_model(current.model)).estimator[-1]
+            network = Model.loads(campaign.rounds.load_model(current.model)).estimator[-1]
             kept[f"{number}: model"] = [weights.tolist() for weights in network.coefs_]
         answer_batch(campaign, batch.rows, batch.record_ids, truth[batch.rows])
     return kept

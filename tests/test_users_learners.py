@@ -302,7 +302,7 @@ def test_what_a_campaign_accepts_it_asks_by(name: str, tmp_path: Path) -> None:
         batch = next_batch(campaign)
         answer_batch(campaign, batch.rows, batch.record_ids, found[batch.rows])
     assert len(next_batch(campaign).rows) == 9
-    assert campaign.round(3).trained_on == 18
+    assert campaign.rounds.get(3).trained_on == 18
 
 
 def test_records_of_which_a_learner_says_nothing_are_not_drawn_and_stop_no_campaign(tmp_path: Path) -> None:
@@ -314,9 +314,9 @@ def test_records_of_which_a_learner_says_nothing_are_not_drawn_and_stop_no_campa
     campaign = create_campaign(tmp_path / "c", pool, CLASSES, strategy="margin", **how)
     answer_batch(campaign, range(30), [str(row) for row in range(30)], codes[:30])
     batch = next_batch(campaign)
-    assert sum(asked.explore for asked in campaign.batch(1)) == 1
+    assert sum(asked.explore for asked in campaign.rounds.batch(1)) == 1
     assert not np.isin(batch.rows, far).any()
-    assert 0 <= campaign.round(1).notes["measured"]["uncertainty"] <= 1
+    assert 0 <= campaign.rounds.get(1).notes["measured"]["uncertainty"] <= 1
 
 
 @pytest.mark.parametrize(

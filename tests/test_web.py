@@ -116,7 +116,7 @@ def gave(person: TestClient, *answers: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_records_are_served_as_json_that_javascript_keeps(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
     records = took(client(campaign))
-    asked = {each.row: each.record_id for each in campaign.batch(1)}
+    asked = {each.row: each.record_id for each in campaign.rounds.batch(1)}
     assert {each["row"]: each["record_id"] for each in records} == asked
     for record in records:
         row = record["row"]
@@ -140,13 +140,13 @@ def test_an_answer_counts_once_however_often_it_is_sent(campaign: Campaign) -> N
     assert gave(ann, said(row, 0))[0]["outcome"] == "changed"
     [past] = ann.get("/api/history").json()["answers"]
     assert (past["row"], past["label"], past["status"]) == (row, 0, "submitted")
-    assert campaign.latest_answers().labels.tolist() == [0]
+    assert campaign.answers.latest().labels.tolist() == [0]
 
 
 def test_one_bad_answer_does_not_hold_up_the_others(campaign: Campaign) -> None:
     ann = client(campaign)
     row = took(ann)[0]["row"]
-    never = next(each for each in range(N) if each not in campaign.asked_rows())
+    never = next(each for each in range(N) if each not in campaign.rounds.asked_rows())
     outcomes = gave(ann, said(never), said(row, 7), said(row, None, skip_reason="unclear"))
     assert [each["outcome"] for each in outcomes] == ["refused", "refused", "new"]
     assert "never served" in outcomes[0]["reason"]
@@ -182,7 +182,7 @@ def test_answers_that_wait_for_one_another_are_written_together_each_to_its_own(
     assert [[each["outcome"] for each in outcomes] for outcomes in told] == [["new"]] * len(rows)
     assert sum(commits) == len(rows)
     assert len(commits) <= 2
-    known = campaign.latest_answers()
+    known = campaign.answers.latest()
     assert dict(zip(known.rows.tolist(), known.labels.tolist(), strict=True)) == {row: row % 2 for row in rows}
 
 
@@ -192,7 +192,7 @@ def test_what_may_mean_another_class_is_refused(campaign: Campaign, label: objec
     [record] = took(ann, 1)
     answer = said(record["row"]) | {"label": label}
     assert ann.post("/api/answers", json={"answers": [answer]}).status_code == 422
-    assert len(list(campaign.answer_log())) == 0
+    assert len(list(campaign.answers.log())) == 0
 
 
 def test_an_undone_answer_comes_back(campaign: Campaign) -> None:
@@ -219,12 +219,14 @@ def test_two_annotators_never_hold_the_same_record(campaign: Campaign) -> None:
 
 
 def test_suggestions_are_hidden_unless_wanted(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
-    rows = np.array([each.row for each in campaign.batch(1)])
-    answer_batch(campaign, rows, [each.record_id for each in campaign.batch(1)], truth[1][rows])
+    rows = np.array([each.row for each in campaign.rounds.batch(1)])
+    answer_batch(campaign, rows, [each.record_id for each in campaign.rounds.batch(1)], truth[1][rows])
     next_batch(campaign)
     assert all(each["suggestion"] is None for each in took(client(campaign)))
     wanted = took(client(campaign, show_suggestions=True))
-    assert {each["row"]: each["suggestion"][0] for each in wanted} == {a.row: a.predicted for a in campaign.batch(2)}
+    assert {each["row"]: each["suggestion"][0] for each in wanted} == {
+        a.row: a.predicted for a in campaign.rounds.batch(2)
+    }
 
 
 def test_the_page_shows_classes_in_the_colors_of_the_figures(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -246,9 +248,9 @@ def test_guidelines_are_a_file_beside_the_campaign(campaign: Campaign) -> None:
 
 def test_an_earlier_record_can_be_seen_again_and_others_of_the_pool_cannot(campaign: Campaign) -> None:
     ann = client(campaign)
-    asked = campaign.batch(1)[3]
+    asked = campaign.rounds.batch(1)[3]
     assert ann.get(f"/api/records/{asked.row}").json()["record_id"] == asked.record_id
-    never = next(row for row in range(N) if row not in campaign.asked_rows())
+    never = next(row for row in range(N) if row not in campaign.rounds.asked_rows())
     for path in (f"/api/records/{never}", f"/media/{never}/image", f"/api/records/{2**53 - 1}"):
         assert ann.get(path).status_code == 404
     assert ann.get("/api/records/-1").status_code == 422
@@ -273,11 +275,11 @@ def test_the_state_follows_the_campaign(
 
     note()
     settings = campaign.settings
-    frozen = campaign.freeze_round(
+    frozen = campaign.rounds.freeze(
         pool_fingerprint=pool.fingerprint, n_rows=N, k=BATCH, explore=0.05, seed=5, strategy=settings.strategy
     )
     note()
-    campaign.withdraw_round(frozen)
+    campaign.rounds.withdraw(frozen)
     next_batch(campaign)
     note()
     gave(ann, *(said(record["row"], int(codes[record["row"]])) for record in took(ann)))
@@ -703,7 +705,7 @@ def test_every_figure_that_is_promised_is_drawn(
     monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 0.0)
     ann = client(campaign)
     for _ in range(2):
-        batch = campaign.batch(campaign.rounds()[-1].number)
+        batch = campaign.rounds.batch(campaign.rounds.all()[-1].number)
         rows = np.array([each.row for each in batch])
         for name in ("ann", "bob"):
             answer_batch(campaign, rows, [each.record_id for each in batch], truth[1][rows], annotator=name)
@@ -827,7 +829,7 @@ def test_the_wheel_holds_the_pages(tmp_path: Path) -> None:
 
 
 def test_without_accounts_one_is_called_as_the_campaign_spelt_one_first(campaign: Campaign) -> None:
-    asked = campaign.batch(1)[0]
+    asked = campaign.rounds.batch(1)[0]
     answer_batch(campaign, [asked.row], [asked.record_id], ["ham"], annotator="ANN")
     assert client(campaign).get("/api/state").json()["me"]["name"] == "ANN"
 
@@ -848,6 +850,6 @@ def test_answers_that_do_not_belong_together_are_refused(campaign: Campaign, wro
     fit: dict[str, Any] = {"rows": [0, 1], "record_ids": ["0", "1"], "labels": ["ham", "spam"], "annotator": "ann"}
     with pytest.raises(LabelError, match=said):
         answer_batch(campaign, **fit | wrong)
-    assert len(campaign.latest_answers().rows) == 0
+    assert len(campaign.answers.latest().rows) == 0
     answer_batch(campaign, **fit)
-    assert campaign.latest_answers().labels.tolist() == [0, 1]
+    assert campaign.answers.latest().labels.tolist() == [0, 1]

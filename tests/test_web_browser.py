@@ -100,7 +100,7 @@ def watch(page: Page) -> None:
 
 
 def answers(campaign: Campaign) -> dict[str, int]:
-    known = campaign.latest_answers()
+    known = campaign.answers.latest()
     return {f"digit-{row}": label for row, label in zip(known.rows.tolist(), known.labels.tolist(), strict=True)}
 
 
@@ -226,7 +226,7 @@ def test_answers_given_while_the_database_is_away_arrive_once_and_pages_opened_m
         else:
             away.rename(campaign.directory)
         right(page, campaign, 8)
-        assert len(list(campaign.answer_log())) == 8
+        assert len(list(campaign.answers.log())) == 8
         in_state(late, "record")
         boss.get_by_text("Your link is needed" if home else "round 1, labelling").first.wait_for()
 
@@ -291,7 +291,7 @@ def test_a_batch_that_closes_early_is_not_said_to_be_answered_whole(
     [held] = Queue(campaign).lease("bob", 1)
     rest = batch.rows != held.row
     answer_batch(campaign, batch.rows[rest], np.array(batch.record_ids)[rest].tolist(), digits[1][batch.rows[rest]])
-    campaign.close_round(campaign.round(1))
+    campaign.rounds.close(campaign.rounds.get(1))
     page = opened()
     page.goto(serve(campaign).url)
     in_state(page, "between")
@@ -379,7 +379,7 @@ def test_two_annotators_behind_a_proxy_never_get_the_same_record(
             assert not page.get_by_role("link", name="Campaign").is_visible()
     assert all(seen.values())
     assert not seen["ann"] & seen["bob"]
-    assert seen["ann"] | seen["bob"] == {each.record_id for each in campaign.batch(1)} == set(answers(campaign))
+    assert seen["ann"] | seen["bob"] == {each.record_id for each in campaign.rounds.batch(1)} == set(answers(campaign))
 
 
 def test_three_rounds_are_labelled_through_the_page(
@@ -405,7 +405,7 @@ def test_three_rounds_are_labelled_through_the_page(
     in_state(page, "stopped")
     assert "60 of 60 labels are known" in page.locator("#record").inner_text()
     shot(page, "stopped")
-    assert answers(campaign) == {f"digit-{row}": digits[1][row] for row in campaign.asked_rows().tolist()}
+    assert answers(campaign) == {f"digit-{row}": digits[1][row] for row in campaign.rounds.asked_rows().tolist()}
     # An answer of the last round is still there to be looked at.
     page.keyboard.press("ArrowLeft")
     in_state(page, "record")
@@ -606,8 +606,8 @@ def test_every_state_says_what_it_is(
         other.wait_for_timeout(50)
     all_sent(other)
     # In preparation.
-    pool, settings = campaign.rounds()[0], campaign.settings
-    campaign.freeze_round(
+    pool, settings = campaign.rounds.all()[0], campaign.settings
+    campaign.rounds.freeze(
         pool_fingerprint=pool.pool_fingerprint,
         n_rows=pool.n_rows,
         k=12,

@@ -151,8 +151,8 @@ def test_while_the_database_fails_answers_are_to_be_sent_again_and_then_count_on
     for expected in ({"new", "same"}, {"repeated"}):
         told = ann.post("/api/answers", json={"answers": answers}).json()["outcomes"]
         assert {each["outcome"] for each in told} == expected
-    assert sorted(campaign.latest_answers().rows.tolist()) == sorted(rows)
-    assert len(list(campaign.answer_log())) == len(answers)
+    assert sorted(campaign.answers.latest().rows.tolist()) == sorted(rows)
+    assert len(list(campaign.answers.log())) == len(answers)
 
 
 @pytest.mark.slow
@@ -186,7 +186,7 @@ def test_an_impossible_answer_is_refused_alone(backend: str, campaign: Campaign)
     told = ann.post("/api/answers", json={"answers": [*impossible, said(rows[3])]})
     assert told.status_code == 200, told.text
     assert [each["outcome"] for each in told.json()["outcomes"]] == ["refused"] * 3 + ["new"]
-    assert campaign.latest_answers().rows.tolist() == [rows[3]]
+    assert campaign.answers.latest().rows.tolist() == [rows[3]]
 
 
 HOSTILE = {
@@ -227,9 +227,9 @@ def test_a_hostile_host_is_refused_in_words(campaign: Campaign, host: str) -> No
 
 
 def many_answers(campaign: Campaign) -> int:
-    rows, people = campaign.asked_rows().tolist(), 250
+    rows, people = campaign.rounds.asked_rows().tolist(), 250
     given = (Answer(row, str(row), f"p{who}", "submitted", who % 2) for who in range(people) for row in rows)
-    return campaign.add_answers(given, source="file").new
+    return campaign.answers.add(given, source="file").new
 
 
 def handles(campaign: Campaign) -> int:
@@ -243,7 +243,7 @@ def handles(campaign: Campaign) -> int:
 
 def test_exports_are_whole_while_others_work_and_broken_ones_leave_nothing_open(campaign: Campaign) -> None:
     given = many_answers(campaign)
-    rows = campaign.asked_rows().tolist()
+    rows = campaign.rounds.asked_rows().tolist()
     assert given == 250 * len(rows)
     with running(campaign) as url, ThreadPoolExecutor(12) as people:
 
@@ -279,11 +279,11 @@ def test_exports_are_whole_while_others_work_and_broken_ones_leave_nothing_open(
 
 def test_an_export_is_what_counted_when_it_began(campaign: Campaign) -> None:
     many_answers(campaign)
-    rows = campaign.asked_rows().tolist()
+    rows = campaign.rounds.asked_rows().tolist()
     lines = exported(campaign, "jsonl")
     first = next(lines)
     # The last ones are corrected while the first are being sent.
-    campaign.add_answers([Answer(row, str(row), "p249", "skipped", None) for row in rows], source="file")
+    campaign.answers.add([Answer(row, str(row), "p249", "skipped", None) for row in rows], source="file")
     told = [json.loads(line) for line in (first + b"".join(lines)).splitlines()]
     assert len(told) == 250 * len(rows)
     assert {each["label"] for each in told if each["annotator"] == "p249"} == {"spam"}
@@ -467,7 +467,7 @@ def test_answers_of_another_campaign_or_person_do_not_land_here(campaign: Campai
     for meant, status in ((f"{campaign.id}/ann", 200), (f"{campaign.id}/bob", 421), ("other/ann", 421)):
         answer = ann.post("/api/answers", json={"answers": [said(row)]}, headers={"dal-for": meant})
         assert answer.status_code == status
-    assert len(list(campaign.answer_log())) == 1
+    assert len(list(campaign.answers.log())) == 1
 
 
 # -- a pool that changes while it is served ----------------------------------------------------------------------------

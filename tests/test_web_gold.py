@@ -32,7 +32,7 @@ def campaign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     made = create_campaign(
         tmp_path / "c", pool, ["ham", "spam"], batch=BATCH, seed=5, overlap=request.param, gold=0.3, reserve=0.5
     )
-    made.add_gold([(row, str(row), int(codes[row])) for row in GOLD])
+    made.answers.add_gold([(row, str(row), int(codes[row])) for row in GOLD])
     return made
 
 
@@ -96,7 +96,7 @@ def test_gold_looks_like_any_other_record(campaign: Campaign) -> None:
                 if not records or person.get("/api/state").json()["phase"] != "open":
                     break
                 told = answered_one(person, records[0])
-                told["pending"] = campaign.pending(number) > 0
+                told["pending"] = campaign.rounds.pending(number) > 0
                 told["round"] = number
                 seen[records[0]["row"] in GOLD].append(told)
     assert len(seen[True]) >= 3

@@ -32,7 +32,7 @@ def campaign(tmp_path: Path) -> Campaign:
 
 
 def answers(campaign: Campaign) -> dict[str, int]:
-    known = campaign.latest_answers()
+    known = campaign.answers.latest()
     return {str(row): label for row, label in zip(known.rows.tolist(), known.labels.tolist(), strict=True)}
 
 
@@ -65,7 +65,7 @@ def test_keys_answer_nothing_that_is_not_on_screen(campaign: Campaign, opened: O
             page.keyboard.press(key)
         assert page.evaluate("Object.keys(localStorage).filter((key) => key.includes('/outbox/'))") == []
         assert page.locator("#classes button").first.is_disabled()
-    assert len(list(campaign.answer_log())) == 1
+    assert len(list(campaign.answers.log())) == 1
 
 
 def test_answers_given_when_a_session_ends_are_sent_after_the_next_login(campaign: Campaign, opened: Opened) -> None:
@@ -108,7 +108,7 @@ def test_what_was_done_is_sent_in_its_order_also_when_the_clock_was_set_back(
         page.unroute("**/api/answers")
         all_sent(page)
     assert answers(campaign) == {}
-    assert [each.status for each in campaign.answer_log()] == ["submitted", "retracted"]
+    assert [each.status for each in campaign.answers.log()] == ["submitted", "retracted"]
 
 
 def test_an_answer_counts_also_when_the_clock_was_put_right_while_its_record_was_shown(
@@ -123,7 +123,7 @@ def test_an_answer_counts_also_when_the_clock_was_put_right_while_its_record_was
         page.keyboard.press("2")
         all_sent(page)
     assert answers(campaign) == {shown: 1}
-    [given] = campaign.answer_log()
+    [given] = campaign.answers.log()
     assert given.lead_time is not None
     assert given.lead_time < 600
 
@@ -162,7 +162,7 @@ def test_a_person_with_a_stroke_in_their_name_sends_nothing_of_another_ones(camp
         in_state(page, "record")
         page.keyboard.press("2")
         page.wait_for_function("() => Object.keys(localStorage).filter((key) => key.includes('/outbox/')).length === 1")
-    assert campaign.latest_answers().annotators == ["ann"]
+    assert campaign.answers.latest().annotators == ["ann"]
 
 
 def test_the_campaign_page_steers_no_other_campaign(campaign: Campaign, tmp_path: Path, opened: Opened) -> None:
@@ -196,7 +196,7 @@ def test_a_server_that_spells_its_user_otherwise_gets_what_is_unsent(campaign: C
         all_sent(page)
         in_state(page, "record")
     assert answers(campaign)[shown] == 1
-    assert campaign.latest_answers().annotators == ["ann", "ann"]
+    assert campaign.answers.latest().annotators == ["ann", "ann"]
 
 
 def test_an_undo_that_the_server_refuses_is_said(campaign: Campaign, opened: Opened) -> None:

@@ -293,21 +293,28 @@ def _staged_row(seq: int, answer: Answer, received: str, n_classes: int, n_rows:
     return {
         "seq": seq,
         "line": answer.line,
+        "value": SKIPPED if answer.label is None else int(answer.label),
+        **as_columns(answer, received),
+    }
+
+
+def as_columns(answer: Answer, received: str) -> dict[str, Any]:
+    """Return what the log and the stage keep of an answer alike, by column."""
+    return {
         "row": int(answer.row),
         "record_id": answer.record_id,
         "annotator": answer.annotator,
-        "value": SKIPPED if answer.label is None else int(answer.label),
-        "answered_at": utc(answer.answered_at) or received,
+        "answered_at": _utc(answer.answered_at) or received,
         "received_at": received,
-        "shown_at": utc(answer.shown_at),
-        "lead_time": answer.lead_time,
+        "shown_at": _utc(answer.shown_at),
+        "lead_time": as_seconds(answer.lead_time),
         "skip_reason": answer.skip_reason,
         "suggestion_shown": answer.suggestion_shown,
     }
 
 
-def utc(moment: datetime | None) -> str | None:
-    """Write a moment as UTC, ISO 8601."""
+def _utc(moment: datetime | None) -> str | None:
+    """Return a moment as UTC, ISO 8601."""
     return None if moment is None else moment.astimezone(UTC).isoformat()
 
 

@@ -6,8 +6,9 @@ from typing import Literal, get_args
 
 from sqlalchemy import func, insert, select
 
+from dal.campaign.rounds import close_open_round
 from dal.campaign.schema import actions
-from dal.campaign.store import Campaign, close_open_round
+from dal.campaign.store import Campaign
 from dal.errors import InputError
 
 Act = Literal["pause", "resume", "close", "stop"]

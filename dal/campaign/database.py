@@ -139,6 +139,10 @@ class Database:
         told: datetime = connection.scalars(select(func.clock_timestamp())).one()
         return told.astimezone(UTC)
 
+    def stamp(self, connection: Connection) -> str:
+        """Return the database's time as UTC, ISO 8601."""
+        return self.now(connection).isoformat()
+
     @property
     def is_server(self) -> bool:
         """Whether it is reached by URL."""

@@ -42,13 +42,13 @@ def doubtful(campaign: Campaign, n: int) -> list[Doubtful]:
     The doubt is the entropy of the posterior that Dawid and Skene's model gives, whichever way the campaign votes.
     """
     settings = campaign.settings
-    answers = campaign.latest_answers()
+    answers = campaign.answers.latest()
     columns = answers.rows, answers.annotators, answers.labels
     found = dawid_skene(*columns, n_classes=len(settings.classes), seed=settings.seed).labels
     assert found.proba is not None
     # Without a model, scores are drawn at random, and say nothing of what a record is worth.
-    judged = [each for each in campaign.rounds() if each.model and Strategy.named(each.strategy).score != "random"]
-    scores = {asked.row: asked.score for each in judged for asked in campaign.batch(each.number)}
+    judged = [each for each in campaign.rounds.all() if each.model and Strategy.named(each.strategy).score != "random"]
+    scores = {asked.row: asked.score for each in judged for asked in campaign.rounds.batch(each.number)}
     worth_asking = [np.nan if (score := scores.get(row)) is None else score for row in found.rows.tolist()]
     order, worth = relabelling(found.proba, np.clip(worth_asking, 0, 1))
     chosen = order[worth[order] > 0][:n]

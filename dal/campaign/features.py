@@ -41,7 +41,7 @@ class Features:
         pool = view.grown_pool() if np.max(rows, initial=0) >= view.pool.n_rows else view.pool
         found = np.zeros(len(rows), dtype=bool)
         X = np.empty((len(rows), pool.n_features), dtype=np.float32)
-        for each in self._campaign.rounds():
+        for each in self._campaign.rounds.all():
             kept = self._kept(each.number) if each.opened_at is not None else None
             if kept is not None and len(kept["rows"]):
                 order = np.argsort(kept["rows"])

@@ -28,7 +28,7 @@ from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
 from dal.campaign.store import Campaign
 from dal.errors import LabelError
 from dal.selection.order import row_hash, uniform
-from dal.texts import as_seconds, brief, flaw, name_flaw
+from dal.texts import brief, flaw, name_flaw
 
 _ORDER, _GOLD_ORDER, _GOLD_PLACES = 1, 2, 3
 
@@ -73,6 +73,11 @@ class Given:
     shown_at: datetime | None = None
     answered_at: datetime | None = None
     suggestion_shown: bool | None = None
+
+    def of(self, record_id: str, annotator: str) -> Answer:
+        """Return the answer that this is, once the record and the annotator are known."""
+        shared = {name: value for name, value in vars(self).items() if name != "event_id"}
+        return Answer(record_id=record_id, annotator=annotator, **shared)
 
 
 @dataclass(frozen=True)
@@ -249,8 +254,8 @@ class Queue:
         """
         with self._writing(annotator) as (connection, annotator, now):
             if (seen := _event(connection, new_event_id)) is not None:
-                undone = seen.annotator == annotator and seen.status == "retracted"
-                return Outcome(new_event_id, "repeated", seen.late) if undone else _refused(new_event_id, _TAKEN)
+                again = seen.annotator == annotator and seen.status == "retracted"
+                return Outcome(new_event_id, "repeated", seen.late) if again else _refused(new_event_id, _TAKEN)
             if not new_event_id:
                 return _refused(new_event_id, _NO_EVENT_ID)
             mine = ledger.standing(answers.c.event_id == event_id, answers.c.annotator == annotator)
@@ -259,8 +264,8 @@ class Queue:
                 return _refused(new_event_id, f"{event_id!r} is not your latest answer to a record")
             target = _target(connection, found.row, annotator)
             late = target is None or not target.open
-            values = {"row": found.row, "record_id": found.record_id, "round": found.round, "status": "retracted"}
-            self._append(connection, annotator, new_event_id, now, late=late, **values)
+            undone = Answer(found.row, found.record_id, annotator, "skipped")
+            self._append(connection, undone, new_event_id, now, status="retracted", round=found.round, late=late)
             if not late:
                 self._hold(connection, annotator, [found.row], now)
             return Outcome(new_event_id, "changed", late)
@@ -464,40 +469,16 @@ class Queue:
         target = _target(connection, given.row, annotator)
         if target is None:
             return _refused(given.event_id, f"row {given.row} was never served")
-        answer = Answer(
-            given.row,
-            target.record_id,
-            annotator,
-            given.status,
-            given.label,
-            given.answered_at,
-            lead_time=given.lead_time,
-            shown_at=given.shown_at,
-            skip_reason=given.skip_reason,
-            suggestion_shown=given.suggestion_shown,
-        )
+        answer = given.of(target.record_id, annotator)
         if complaint := ledger.complaint(answer, len(self._settings.classes)):
             return _refused(given.event_id, f"the answer {complaint}")
         mine = answers.c.row == given.row, answers.c.annotator == annotator
         before = connection.execute(ledger.standing(*mine)).one_or_none()
         holding = select(func.count()).where(leases.c.row == given.row, leases.c.annotator == annotator, holds(now))
         late = not target.open or (before is None and not connection.scalar(holding))
+        label = None if given.label is None else int(given.label)
         self._append(
-            connection,
-            annotator,
-            given.event_id,
-            now,
-            late=late,
-            row=given.row,
-            record_id=target.record_id,
-            round=target.round,
-            status=given.status,
-            label=None if given.label is None else int(given.label),
-            answered_at=ledger.utc(given.answered_at),
-            shown_at=ledger.utc(given.shown_at),
-            lead_time=as_seconds(given.lead_time),
-            skip_reason=given.skip_reason,
-            suggestion_shown=given.suggestion_shown,
+            connection, answer, given.event_id, now, status=given.status, label=label, round=target.round, late=late
         )
         connection.execute(delete(leases).where(leases.c.row == given.row, leases.c.annotator == annotator))
         if before is None:
@@ -505,14 +486,10 @@ class Queue:
         same = (before.status, before.label) == (given.status, given.label)
         return Outcome(given.event_id, "same" if same else "changed", late)
 
-    def _append(self, connection: Connection, annotator: str, event_id: str, now: datetime, **values: object) -> None:
-        received = now.astimezone(UTC).isoformat()
-        values["answered_at"] = values.get("answered_at") or received
-        connection.execute(
-            insert(answers).values(
-                annotator=annotator, event_id=event_id, source=self._source, received_at=received, **values
-            )
-        )
+    def _append(self, connection: Connection, answer: Answer, event_id: str, now: datetime, **values: object) -> None:
+        """Append to the log; `values` are the columns that an import derives from its stage."""
+        columns = ledger.as_columns(answer, now.astimezone(UTC).isoformat())
+        connection.execute(insert(answers).values(event_id=event_id, source=self._source, **columns, **values))
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

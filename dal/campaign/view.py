@@ -1,16 +1,16 @@
 """The read model: what is true of a campaign now, for the loop, the status, the pages and the report.
 
 Reading changes nothing and takes no lock. Costly derivations of the answers, such as labels and agreement, are computed
-once for each state of the answers and kept with it (`dal.campaign.store.Standing`), so a page may poll.
+once for each state of the answers and kept with it (`dal.campaign.answer_log.Standing`), so a page may poll.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from dal.pool import Pool
 
 Rows = npt.NDArray[np.int64]
+
+MEASURED = ("kappa", "changed", "uncertainty", "holdout_correct", "holdout_asked")
+"""Fields of a `RoundRecord` that are measured on the round's model, and kept in its notes."""
 
 STOP_SET = -1
 """Stands for the round in the hashes that draw the stop set: no round has it."""
@@ -100,7 +103,7 @@ class View:
 
     def position(self) -> Position:
         """Read where the campaign stands in its loop."""
-        last = self.campaign.last_round
+        last = self.campaign.rounds.last
         if last is None:
             return Position(0, "none")
         return Position(last.number, last.status, *(self._awaited(last) if last.status == "open" else ()))
@@ -111,20 +114,22 @@ class View:
         return now.pending > now.spare
 
     def _awaited(self, current: Round) -> tuple[int, int]:
-        size = self.campaign.batch_size(current.number)
+        rounds = self.campaign.rounds
+        size = rounds.batch_size(current.number)
         # The rounding is of shares people write, such as 0.9 of 10, which in binary is a little more than 9.
-        return self.campaign.pending(current.number), size - math.ceil(round(self.campaign.settings.close_at * size, 9))
+        needed = math.ceil(round(self.campaign.settings.close_at * size, 9))
+        return rounds.pending(current.number), size - needed
 
     # -- labels ------------------------------------------------------------------------------------------------------
 
     def labels(self, upto: int | None = None) -> Labels:
         """Return the label of every labelled record by the campaign's vote, from the answers up to an id."""
-        return self.campaign.labels(upto)
+        return self.campaign.answers.labels(upto)
 
     def explored_labels(self) -> tuple[Rows, npt.NDArray[np.int64]]:
         """Return the rows and labels of all explore answers: a random sample of the records never chosen."""
         known = self.labels()
-        mine = np.isin(known.rows, self.campaign.explored_rows())
+        mine = np.isin(known.rows, self.campaign.rounds.explored_rows())
         return known.rows[mine], known.codes[mine]
 
     def explored(self) -> list[int]:
@@ -141,14 +146,14 @@ class View:
         The explore answers of a round are the answers to its batch's explore records as they stand now, against the
         predictions of the model that chose the batch, before it learned from them.
         """
-        last = self.campaign.last_round
-        key = self.campaign.last_answer(), last and (last.number, last.status)
+        last = self.campaign.rounds.last
+        key = self.campaign.answers.last_id(), last and (last.number, last.status)
         if self._history[0] != key:
             self._history = key, self._read_history()
         return list(self._history[1])
 
     def _read_history(self) -> list[RoundRecord]:
-        sizes, ruled = self.campaign.batch_sizes(), self._ruled()
+        sizes, ruled = self.campaign.rounds.batch_sizes(), self._ruled()
         return [
             RoundRecord(
                 number=each.number,
@@ -157,15 +162,15 @@ class View:
                 explore_asked=len(ruled.get(each.number, ())),
                 hours=self._hours(datetime.fromisoformat(each.frozen_at)),
                 never_asked=each.n_rows - each.stop_set - each.excluded - sizes.get(each.number, 0),
-                **(each.notes or {}).get("measured", {}),
+                **_known((each.notes or {}).get("measured", {})),
             )
-            for each in self.campaign.rounds()
+            for each in self.campaign.rounds.all()
             if each.status == "closed"
         ]
 
     def _ruled(self) -> dict[int, list[bool]]:
         """Return, by round, whether the model was right on each labelled explore record."""
-        drawn, known = self.campaign.explore_predictions(), self.labels()
+        drawn, known = self.campaign.rounds.explore_predictions(), self.labels()
         ruled: dict[int, list[bool]] = {}
         for row, given in zip(known.rows.tolist(), known.codes.tolist(), strict=True):
             if row in drawn:
@@ -183,7 +188,7 @@ class View:
 
         With `current`, as they were when this round was frozen.
         """
-        return self.held_back(self.campaign.excluded_rows(current), stop_set)
+        return self.held_back(self.campaign.rounds.excluded_rows(current), stop_set)
 
     def held_back(self, excluded: Rows, stop_set: int) -> Rows:
         """Add the stop set and the reserved rows to other excluded rows; ascending."""
@@ -206,7 +211,7 @@ class View:
 
     def room(self) -> int:
         """Return how many more records may be asked now: answers came since the freeze, and people hold records."""
-        known, held = self.labels().rows, self.campaign.in_hand()
+        known, held = self.labels().rows, self.campaign.rounds.in_hand()
         return self.left(len(known) + len(np.setdiff1d(held, known)))
 
     # -- stopping ----------------------------------------------------------------------------------------------------
@@ -251,13 +256,21 @@ class View:
 
     def _exhausted(self) -> bool:
         """Return whether nothing is left to ask: no row, or none that the last scan could find."""
-        last = self.campaign.last_round
+        last = self.campaign.rounds.last
         if last is None or last.status != "closed":
             return False
         # By the rows that the round froze: telling where a campaign stands takes no look at its pool.
         held_back = self.never_asked(last.stop_set)
-        spent = not self.campaign.batch_size(last.number) or (held_back < last.n_rows).sum() >= last.n_rows
+        spent = not self.campaign.rounds.batch_size(last.number) or (held_back < last.n_rows).sum() >= last.n_rows
         return bool(spent) and self.grown_pool().n_rows <= last.n_rows
+
+
+def _known(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the measurements that this version knows.
+
+    JSON in the database may gain keys without a new version of the tables: a reader takes those that it knows.
+    """
+    return {name: measured[name] for name in MEASURED if name in measured}
 
 
 @dataclass(frozen=True)
@@ -317,17 +330,17 @@ def status(campaign: Campaign) -> Status:
     """Read where a campaign stands. Changes nothing and takes no lock."""
     view = View(campaign)
     position, codes, classes = view.position(), view.labels().codes, campaign.settings.classes
-    fits = [each for each in campaign.rounds() if each.notes]
+    fits = [each for each in campaign.rounds.all() if each.notes]
     notes = tuple(str(note) for note in (fits[-1].notes or {}).get("warnings", ())) if fits else ()
     return Status(
         round=position.round,
         status=position.step,
-        asked=len(campaign.asked_rows()),
+        asked=len(campaign.rounds.asked_rows()),
         labels=len(codes),
         pending=position.pending,
         per_class=dict(zip(classes, np.bincount(codes, minlength=len(classes)).tolist(), strict=True)),
         accuracy=accuracy(view.history(), rounds=5),
-        agreement=campaign.standing().agreement,
+        agreement=campaign.answers.standing().agreement,
         people=tuple(Activity(campaign).work()),
         gold=_gold_results(campaign),
         verdicts=view.verdicts(),
@@ -351,7 +364,7 @@ def left_out(fitted: Round) -> str:
 
 
 def _gold_results(campaign: Campaign) -> dict[str, tuple[int, int]]:
-    known, answers = campaign.gold(), campaign.gold_answers()
+    known, answers = campaign.answers.gold(), campaign.answers.to_gold()
     results: dict[str, tuple[int, int]] = {}
     for row, annotator, code in zip(answers.rows.tolist(), answers.annotators, answers.labels.tolist(), strict=True):
         right, of = results.get(annotator, (0, 0))

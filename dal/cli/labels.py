@@ -108,7 +108,7 @@ def export(directory: Path, file: Path, number: int | None, file_format: str | N
 
 
 def _round_of(campaign: Campaign, number: int | None) -> int:
-    rounds = [each.number for each in campaign.rounds()]
+    rounds = [each.number for each in campaign.rounds.all()]
     if not rounds:
         raise click.ClickException(f"No batch was chosen yet: dal next {campaign.directory}")
     if number is not None and number not in rounds:

@@ -80,10 +80,10 @@ def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
     path = directory / f"batch-{batch.number:04d}.csv"
     if not path.exists():
         write_batch(campaign, pool_of(campaign), batch.number, path)
-    invalid = (campaign.round(batch.number).summary or {}).get("invalid", 0)
+    invalid = (campaign.rounds.get(batch.number).summary or {}).get("invalid", 0)
     if batch.fresh and invalid:
         say(f"{invalid:,} records hold NaN or infinite values: they are never asked.")
-    if batch.fresh and (told := left_out(campaign.round(batch.number))):
+    if batch.fresh and (told := left_out(campaign.rounds.get(batch.number))):
         say(f"{told}.")
     if batch.fresh:
         say(f"Round {batch.number}: {len(batch.rows):,} records to label, in {path}")

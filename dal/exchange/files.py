@@ -223,13 +223,13 @@ def write_batch(
     sheet = sheet_of(campaign, pool, number)
     written = format_of(path, file_format, sheet.classes)
     _refuse_unread(campaign, path)
-    upto = campaign.last_answer()
-    blocks = items(pool, sheet, campaign.batch(number), campaign.latest_answers(upto, asked_in=number))
+    upto = campaign.answers.last_id()
+    blocks = items(pool, sheet, campaign.rounds.batch(number), campaign.answers.latest(upto, asked_in=number))
     with replacing(path) as file:
         digesting = _Digesting(file)
         lines = written.write(digesting, sheet, blocks)
         # Before the rename: an exported file without its export on record would look like an edited one.
-        campaign.record_export(number, _name_of(path), digesting.digest.hexdigest(), upto)
+        campaign.answers.record_export(number, _name_of(path), digesting.digest.hexdigest(), upto)
     return lines
 
 
@@ -288,7 +288,7 @@ def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str]:
 
 
 def _refuse_unread(campaign: Campaign, path: Path) -> None:
-    if path.exists() and not campaign.file_known(digest_of(path)):
+    if path.exists() and not campaign.answers.file_known(digest_of(path)):
         raise CampaignError(
             f"{path} must not hold answers that were not imported, got changed or refused lines; import it first, or "
             "export to another file"
@@ -371,11 +371,11 @@ def read_answers(
     # The format is part of the digest: a file read once in a wrong format can be imported again in the right one.
     digest = digest_of(path) if file_format is None else f"{digest_of(path)} {_format_name(file_format)}"
     file = AnswerFile(_name_of(path), digest, shown_name(annotator), take_conflicts=conflicts == "take")
-    known = campaign.import_seen(digest, file.annotator)
+    known = campaign.answers.seen(digest, file.annotator)
     if known is not None and file.changes_nothing(known):
         return ImportReport(0, 0, known.new + known.changed + known.same, 0, 0, seen=True)
-    reading = Reading(path, written, campaign.settings.classes, pool, file.annotator, campaign.knows)
-    imported = campaign.import_answers(reading.answers(progress), file, rejected=lambda: reading.rejections)
+    reading = Reading(path, written, campaign.settings.classes, pool, file.annotator, campaign.answers.knows)
+    imported = campaign.answers.import_file(reading.answers(progress), file, rejected=lambda: reading.rejections)
     return reading.report(imported)
 
 
@@ -414,7 +414,7 @@ def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_forma
     if reading.rejected:
         first = reading.rejected[0]
         raise LabelError(f"{first.place}: {first.record_id}: {first.reason}; no gold record was added")
-    return campaign.add_gold(known, n_rows=reading.pool.n_rows)
+    return campaign.answers.add_gold(known, n_rows=reading.pool.n_rows)
 
 
 class Reading:

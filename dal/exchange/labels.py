@@ -99,11 +99,11 @@ def write_labels(campaign: Campaign, pool: Records, path: str | Path, *, file_fo
     """
     path = Path(path)
     sink = _sink(path, file_format)
-    upto = campaign.last_answer()
-    known = campaign.labels(upto)
+    upto = campaign.answers.last_id()
+    known = campaign.answers.labels(upto)
     labels = dict(zip(known.rows.tolist(), known.codes.tolist(), strict=True))
-    rounds = {each.number: each for each in campaign.rounds()}
-    records = campaign.answers_by_record(upto)
+    rounds = {each.number: each for each in campaign.rounds.all()}
+    records = campaign.answers.by_record(upto)
     about = {"dal": json.dumps({"campaign": campaign.id, "classes": campaign.settings.classes, "last_answer": upto})}
     with replacing(path) as file:
         first = True

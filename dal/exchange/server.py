@@ -229,12 +229,12 @@ def push_batch(
     sheet = sheet_of(campaign, pool, number)
     image = is_picture(pool)
     identity = _project(server, project, sheet, image=image)
-    upto = campaign.last_answer()
-    batch = campaign.batch(number)
+    upto = campaign.answers.last_id()
+    batch = campaign.rounds.batch(number)
     there = _there(server, identity, sheet)
     new = answered = done = 0
     tasks: list[dict[str, object]] = []
-    for block in items(pool, sheet, batch, campaign.latest_answers(upto, asked_in=number)):
+    for block in items(pool, sheet, batch, campaign.answers.latest(upto, asked_in=number)):
         for item in block:
             done += 1
             if len(item.known) >= sheet.overlap:
@@ -254,7 +254,7 @@ def push_batch(
     settings = {"sampling": "Sequential sampling", "model_version": sheet.batch, "maximum_annotations": sheet.overlap}
     server.send("PATCH", f"/api/projects/{identity}", settings)
     source = source_of(server, identity)
-    campaign.record_export(number, source, f"{source} {sheet.batch}", upto)
+    campaign.answers.record_export(number, source, f"{source} {sheet.batch}", upto)
     return Pushed(identity, f"{server.url}/projects/{identity}/data", new, len(there), answered)
 
 
@@ -375,7 +375,7 @@ def pull_answers(
         digest = secrets.token_hex(32)
         source = AnswerFile(source_of(server, identity), digest, NOBODY, conflicts == "take", "label-studio")
         reading = Reading(path, written, campaign.settings.classes, pool, NOBODY)
-        imported = campaign.import_answers(reading.answers(), source, rejected=lambda: reading.rejections)
+        imported = campaign.answers.import_file(reading.answers(), source, rejected=lambda: reading.rejections)
         return reading.report(imported)
 
 

@@ -101,9 +101,9 @@ def _tables(campaign: Campaign, now: Status) -> list[dict[str, Any]]:
 
 
 def _rounds(campaign: Campaign) -> list[list[str]]:
-    ruled, sizes = {record.number: record for record in View(campaign).history()}, campaign.batch_sizes()
+    ruled, sizes = {record.number: record for record in View(campaign).history()}, campaign.rounds.batch_sizes()
     rows = []
-    for each in campaign.rounds():
+    for each in campaign.rounds.all():
         record = ruled.get(each.number)
         accuracy = "open" if record is None else "no explore answer"
         if record is not None and record.explore_asked:

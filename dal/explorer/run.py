@@ -278,17 +278,17 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
     SettingsError
         No batch was chosen yet.
     """
-    rounds = [each for each in campaign.rounds() if each.status in ("open", "closed")]
+    rounds = [each for each in campaign.rounds.all() if each.status in ("open", "closed")]
     if not rounds:
         raise SettingsError(f"{campaign.directory} must have a batch to show, got none; run dal next first")
     settings = campaign.settings
-    known = campaign.labels()
+    known = campaign.answers.labels()
     ruled = {record.number: record for record in View(campaign).history()}
     watched = None if pool_map is None else watched_by(pool_of(campaign), pool_map)
     played = Replay(settings.strategy, settings.seed, (), (), ())
     views, intervals = [], []
     for each in rounds:
-        asked = campaign.batch(each.number)
+        asked = campaign.rounds.batch(each.number)
         batch = np.array([record.row for record in asked], dtype=np.int64)
         record = ruled.get(each.number)
         correct, explored = (record.explore_correct, record.explore_asked) if record else (0, 0)
@@ -302,7 +302,7 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
             predicted=(*played.predicted, np.array([-1 if r.predicted is None else r.predicted for r in asked])),
         )
         if watched is not None:
-            data = None if each.model is None else campaign.load_model(each.model)
+            data = None if each.model is None else campaign.rounds.load_model(each.model)
             views.append(view_of(None if data is None else Model.loads(data, settings.trusted), watched))
     # A view belongs to the point of the curve whose labels its model has learned, which is that of the round before.
     played = replace(played, views=tuple(views[1:]) + ((views[-1],) if views else ()))

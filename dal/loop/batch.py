@@ -139,8 +139,8 @@ class Composer:
         As in the scan, a record is invalid, too, that is so far from all others that the model overflows.
         """
         current, campaign = self.current, self.view.campaign
-        before = sum(campaign.batch_sizes().values())
-        count = explore_count(current.explore, before, len(campaign.explored_rows()), current.k)
+        before = sum(campaign.rounds.batch_sizes().values())
+        count = explore_count(current.explore, before, len(campaign.rounds.explored_rows()), current.k)
         held = self.view.held_back(excluded, current.stop_set)
         draws = uniform_rows(current.n_rows, held[held < current.n_rows], current.seed, current.number)
         drawn, features = list[int](), [self._nothing()]

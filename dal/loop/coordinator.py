@@ -87,9 +87,9 @@ class Coordinator:
         fresh = checked = False
         # Before the loop, and only if somebody has begun: killed and run again, it must not close the batch that it has
         # opened, which nobody has seen.
-        current = self.campaign.current_round if close else None
-        if current is not None and current.status == "open" and self.campaign.begun(current.number):
-            self.campaign.close_round(current)
+        current = self.campaign.rounds.current if close else None
+        if current is not None and current.status == "open" and self.campaign.rounds.begun(current.number):
+            self.campaign.rounds.close(current)
         while True:
             state = state_of(self.view)
             action = actions.next_action(state)
@@ -107,7 +107,7 @@ class Coordinator:
                     self._select(self._current())
                     fresh = True
                 case actions.Close():
-                    self.campaign.close_round(self._current())
+                    self.campaign.rounds.close(self._current())
                 case actions.Wait(pending=pending):
                     return self._batch(state.number, pending, fresh=fresh)
                 case actions.Stop(verdicts=verdicts):
@@ -133,7 +133,7 @@ class Coordinator:
         left = pool.n_rows - len(view.never_asked(settings.stop_set))
         if left < settings.batch:
             _log.warning("Only %d records were never asked: the batch is that short.", left)
-        self.campaign.freeze_round(
+        self.campaign.rounds.freeze(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,
             k=min(settings.batch, left, view.left(len(codes))),
@@ -170,7 +170,7 @@ class Coordinator:
             "invalid_labeled": left_out,
             "measured": measured(self.view, self.features, current, model),
         }
-        self.campaign.save_model(current, model.dumps(), trained_on=len(valid) - left_out, notes=notes)
+        self.campaign.rounds.save_model(current, model.dumps(), trained_on=len(valid) - left_out, notes=notes)
 
     def _scan(self, current: Round, *, cold: bool) -> None:
         model = None if cold else self._model(current)
@@ -207,7 +207,7 @@ class Coordinator:
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
         if digest is not None:
             summary["codebook"] = digest
-        self.campaign.save_scan(current, as_npz(**candidate_arrays(found.candidates)), summary)
+        self.campaign.rounds.save_scan(current, as_npz(**candidate_arrays(found.candidates)), summary)
         if codebook is not None and cells is not None and found.summary.wrote_cells:
             cells_written(cells, codebook)
 
@@ -216,8 +216,8 @@ class Coordinator:
         self._journal.clear()
         model = self._model(current)
         # From here on people have the records that they hold; the page holds ten of them.
-        excluded = self.campaign.withdraw_reserve()
-        with np.load(io.BytesIO(self.campaign.load_scan(current))) as arrays:
+        excluded = self.campaign.rounds.withdraw_reserve()
+        with np.load(io.BytesIO(self.campaign.rounds.load_scan(current))) as arrays:
             candidates = candidates_from(arrays)
         composed = Composer(
             self.view,
@@ -229,7 +229,7 @@ class Coordinator:
             mapper=self._mapper(),
         ).compose(candidates, excluded)
         self.features.keep(current.number, composed.rows, composed.X)
-        self.campaign.open_batch(current, composed.asked)
+        self.campaign.rounds.open(current, composed.asked)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
@@ -242,14 +242,14 @@ class Coordinator:
         try:
             yield
         except LearnerError as error:
-            self.campaign.withdraw_round(current)
+            self.campaign.rounds.withdraw(current)
             raise LearnerError(
                 f"{str(error).rstrip('.')}. Label more records, imported or asked by dal next --coverage, or choose"
                 " another learner."
             ) from error
 
     def _current(self) -> Round:
-        current = self.campaign.current_round
+        current = self.campaign.rounds.current
         if current is None:  # the lock is ours, so nobody else can have closed it
             raise RuntimeError("there is no open round")
         return current
@@ -257,7 +257,7 @@ class Coordinator:
     def _model(self, current: Round) -> Model | None:
         if current.model is None:
             return None
-        return Model.loads(self.campaign.load_model(current.model), self.campaign.settings.trusted)
+        return Model.loads(self.campaign.rounds.load_model(current.model), self.campaign.settings.trusted)
 
     def _takes_missing(self, model: Model | None) -> bool:
         """Return whether a round asks records with missing features; a model knows it as of when it was fitted."""
@@ -284,7 +284,7 @@ class Coordinator:
         return Journal(self.campaign.directory / "journal")
 
     def _batch(self, number: int, pending: int, *, fresh: bool) -> Batch:
-        asked = self.campaign.batch(number)
+        asked = self.campaign.rounds.batch(number)
         rows = np.array([each.row for each in asked], dtype=np.int64)
         return Batch(number, rows, [each.record_id for each in asked], pending, fresh)
 

@@ -34,7 +34,7 @@ def measured(view: View, features: Features, current: Round, model: Model) -> di
         if (finite := np.isfinite(proba).all(axis=1)).any():
             values["uncertainty"] = float(of_probabilities("entropy", proba[finite]).score.mean())
         if current.parent_model is not None:
-            before = Model.loads(campaign.load_model(current.parent_model), campaign.settings.trusted)
+            before = Model.loads(campaign.rounds.load_model(current.parent_model), campaign.settings.trusted)
             proba, X = (each[usable(X, missing=before.takes_missing)] for each in (proba, X))
             now, then = proba.argmax(axis=1), before.predict_proba(X).argmax(axis=1)
             values["changed"] = float((now != then).mean())

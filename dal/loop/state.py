@@ -17,7 +17,7 @@ def next_step(campaign: Campaign) -> Action:
 
 def state_of(view: View) -> State:
     """Read a campaign's state as the loop takes it."""
-    now, last = view.position(), view.campaign.last_round
+    now, last = view.position(), view.campaign.rounds.last
     trainable = (
         last is not None and last.strategy != COVERAGE and len(np.unique(view.labels(last.last_answer).codes)) > 1
     )

@@ -289,7 +289,7 @@ class _Site:
     def __init__(self, campaign: Campaign, options: Options) -> None:
         self.campaign = campaign
         self.options = options
-        self.user = campaign.spelling(options.user)
+        self.user = campaign.answers.spelling(options.user)
         self.queue = Queue(campaign)
         self.people = _People(Annotators(campaign))
         self.standings = Standings(campaign)
@@ -446,7 +446,9 @@ class _Site:
             return
         if me.role == "manager":
             if row not in self._asked:
-                self._asked = frozenset(self.campaign.asked_rows().tolist()) | frozenset(self.campaign.gold())
+                self._asked = frozenset(self.campaign.rounds.asked_rows().tolist()) | frozenset(
+                    self.campaign.answers.gold()
+                )
             served = row in self._asked
         else:
             served = self.queue.was_served(me.name, row)

@@ -49,7 +49,7 @@ class Guesses:
             By row: class code and probability.
         """
         predicted = {each.row: each.suggestion for each in served if each.suggestion is not None}
-        wanted = max((each.round for each in served), default=0), frozenset(self._campaign.gold())
+        wanted = max((each.round for each in served), default=0), frozenset(self._campaign.answers.gold())
         if not all(wanted):
             return predicted
         # All gold records at once, whatever is served: a request that holds one must not take longer.
@@ -64,11 +64,11 @@ class Guesses:
         }
 
     def _predicted(self, number: int, gold: frozenset[int]) -> dict[int, Guess] | None:
-        digest, rows = self._campaign.round(number).model, sorted(gold)
+        digest, rows = self._campaign.rounds.get(number).model, sorted(gold)
         if digest is None:
             return {}
         try:
-            model = Model.loads(self._campaign.load_model(digest), self._campaign.settings.trusted)
+            model = Model.loads(self._campaign.rounds.load_model(digest), self._campaign.settings.trusted)
             # Records that the model cannot take are never asked, but gold records may be such.
             missing = np.nan if model.takes_missing else 0.0
             X = np.nan_to_num(self._records.features(rows), nan=missing, posinf=0.0, neginf=0.0)

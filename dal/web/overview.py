@@ -137,7 +137,7 @@ class Overviews:
     def _computed(self, standing: Standing) -> Overview:
         campaign, settings = self._campaign, self._campaign.settings
         known = status(campaign)
-        past = campaign.rounds()
+        past = campaign.rounds.all()
         lately = self._activity.lately(PACE)
         low, high = time_left(standing.pending, lately, PACE)
         return Overview(
@@ -164,7 +164,7 @@ class Overviews:
             ],
             actions=self._control.history()[-20:][::-1],
             figures=self._there(past, known),
-            version=f"{standing.round} {standing.step} {campaign.last_answer()}",
+            version=f"{standing.round} {standing.step} {campaign.answers.last_id()}",
         )
 
     def figure(self, name: FigureName, theme: Literal["light", "dark"]) -> list[dict[str, Any]]:
@@ -192,8 +192,8 @@ class Overviews:
 
     def _balance(self) -> list[Figure]:
         view, classes = View(self._campaign), self._campaign.settings.classes
-        known, last = view.labels(), self._campaign.last_round
-        newest = [] if last is None else [asked.row for asked in self._campaign.batch(last.number)]
+        known, last = view.labels(), self._campaign.rounds.last
+        newest = [] if last is None else [asked.row for asked in self._campaign.rounds.batch(last.number)]
         labels = np.bincount(known.codes, minlength=len(classes)).tolist()
         new = np.bincount(known.codes[np.isin(known.rows, newest)], minlength=len(classes)).tolist()
         pool = view.shares()
@@ -227,7 +227,7 @@ class Overviews:
         ]
 
     def _agreement(self) -> list[Figure]:
-        names, shares, together = self._campaign.standing().agreement.matrix()
+        names, shares, together = self._campaign.answers.standing().agreement.matrix()
         return [
             figures.agreement_matrix(names[:20], shares[:20, :20], together[:20, :20], what="share of equal answers")
         ]
@@ -237,10 +237,10 @@ class Overviews:
         return [figures.throughput(hours, pace)]
 
     def _pauses(self) -> list[Figure]:
-        return [figures.pauses(pauses(self._campaign.rounds())[-40:])]
+        return [figures.pauses(pauses(self._campaign.rounds.all())[-40:])]
 
     def _scores(self) -> list[Figure]:
-        summaries = [each.summary for each in self._campaign.rounds() if each.model is not None]
+        summaries = [each.summary for each in self._campaign.rounds.all() if each.model is not None]
         known = [summary for summary in summaries if summary is not None]
         if not known:
             raise InputError("no model has scored the pool yet")
@@ -254,16 +254,16 @@ class Overviews:
         projection = pool_map.projection.components.tobytes()
         if projection != self._placed_by:  # dal map draws another one after the pool has grown
             self._places, self._placed_by = {}, projection
-        newest = campaign.last_round
-        batch = {} if newest is None else {each.row: each for each in campaign.batch(newest.number)}
-        others = np.setdiff1d(campaign.asked_rows(), list(batch))
+        newest = campaign.rounds.last
+        batch = {} if newest is None else {each.row: each for each in campaign.rounds.batch(newest.number)}
+        others = np.setdiff1d(campaign.rounds.asked_rows(), list(batch))
         # An even share of the rest is enough to see where labels are; reading them all is not free.
         shown = [*batch, *others[:: max(1, -(-len(others) // DRAWN))].tolist()][: 2 * DRAWN]
         new = np.array([row for row in shown if row not in self._places], dtype=np.int64)
         if len(new):
             placed = pool_map.projection.place(features_of(campaign, new))
             self._places |= dict(zip(new.tolist(), map(tuple, placed.tolist()), strict=True))
-        known = campaign.labels()
+        known = campaign.answers.labels()
         labels = dict(zip(known.rows.tolist(), known.codes.tolist(), strict=True))
         places = np.array([self._places[row] for row in shown]).reshape(-1, 2)
         points = figures.Points(
@@ -386,7 +386,7 @@ def exported(campaign: Campaign, form: Literal["csv", "jsonl"]) -> Iterator[byte
 
     Later answers are not included. Nothing is open between two blocks, so that an interrupted download leaves nothing.
     """
-    activity, upto = Activity(campaign), campaign.last_answer()
+    activity, upto = Activity(campaign), campaign.answers.last_id()
     classes = campaign.settings.classes
 
     def written(block: list[Any]) -> bytes:

@@ -93,7 +93,7 @@ class Standings:
             return self._known
 
     def _computed(self) -> tuple[Standing, Given]:
-        past = self._campaign.rounds()
+        past = self._campaign.rounds.all()
         last = past[-1] if past else None
         progress = self._queue.progress("-")  # nobody's: what the team has done
         pending = progress.batch - progress.answered if last is not None and last.status == "open" else 0
@@ -131,7 +131,7 @@ class Standings:
         """Return the reasons to stop; the criteria are evaluated again only after a new answer."""
         if last.status != "closed":
             return []
-        key = (last.number, self._campaign.last_answer())
+        key = (last.number, self._campaign.answers.last_id())
         if self._verdicts[0] != key:
             reached = [each.reason for each in View(self._campaign).verdicts() if each.stop]
             self._verdicts = (key, [reason[:1].upper() + reason[1:] + "." for reason in reached])
