@@ -865,7 +865,7 @@ def test_what_stood_at_an_answer_is_read_once_and_what_came_since_is_seen(
         elsewhere.answers.add(block, source="web")
         reads.clear()
         for upto in (None, None, 2, None, 2):
-            kept, found = campaign.answers.labels(upto), Campaign.open(campaign.directory).labels(upto)
+            kept, found = campaign.answers.labels(upto), Campaign.open(campaign.directory).answers.labels(upto)
             assert (kept.rows.tolist(), kept.codes.tolist()) == (found.rows.tolist(), found.codes.tolist())
         assert campaign.answers.labels(2).codes.tolist() == [1]
         assert 1 <= len(reads) - 5 <= 2, "the other five were opened anew each"

@@ -76,7 +76,7 @@ class Lasting(RuleBasedStateMachine):
     def begin(self, overlap: int, reserve: int, who: str) -> None:
         self.overlap = overlap
         self.take_up(self.empty(overlap))
-        self.rounds.open([997, 993, 995], reserve)
+        self.open_batch([997, 993, 995], reserve)
         self.somebody_asks_for_records(who, 2)
 
     def take_up(self, campaign: Campaign) -> None:
@@ -110,7 +110,7 @@ class Lasting(RuleBasedStateMachine):
     @precondition(lambda self: not self.open)
     @rule(drawn=st.lists(rows, min_size=1, max_size=4, unique=True), reserve=st.integers(0, 1))
     def a_batch_opens(self, drawn: list[int], reserve: int) -> None:
-        self.rounds.open(drawn, reserve)
+        self.open_batch(drawn, reserve)
 
     def open_batch(self, drawn: list[int], reserve: int) -> None:
         used = {row for row, *_ in self.log}

@@ -1,5 +1,6 @@
 """Where a campaign stands: what is measured on the stop set, the holdout and the explore share."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,9 +8,11 @@ import numpy as np
 import pytest
 from bokeh.models import ColumnDataSource
 from sklearn.metrics import cohen_kappa_score
+from sqlalchemy import update
 
-from dal.campaign import Campaign
+from dal.campaign import Campaign, answer_log
 from dal.campaign.parts import learner_of
+from dal.campaign.schema import rounds
 from dal.campaign.view import View, status
 from dal.errors import SettingsError
 from dal.evidence.ruler import wilson
@@ -272,6 +275,33 @@ def test_the_criteria_tell_after_which_round_they_would_have_stopped(
             assert number == next((n for n, mean in means.items() if mean >= 0.99), None)
         if criterion.criterion == "max_labels":
             assert number is None
+
+
+def test_a_poll_computes_nothing_again_until_an_answer_comes(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = played(truth, tmp_path / "c", 1, overlap=2)
+    batch = campaign.rounds.batch(1)
+    computed = []
+    real = answer_log.agreement
+    monkeypatch.setattr(answer_log, "agreement", lambda *given, **how: computed.append(1) or real(*given, **how))
+    assert status(campaign).agreement.records == status(campaign).agreement.records == 0
+    assert len(computed) == 1, "the bootstrap is kept with the answers that it is of"
+    answer_batch(campaign, [batch[0].row], [batch[0].record_id], [truth[1][batch[0].row]], annotator="bob")
+    assert status(campaign).agreement.records == status(campaign).agreement.records == 1
+    assert len(computed) == 2
+
+
+def test_measurements_of_a_newer_version_are_left_aside(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = played(truth, tmp_path / "c", 3, stop_set=100)
+    before = View(campaign).history()
+    with campaign.database.writing() as connection:
+        for each in campaign.rounds.all():
+            notes = each.notes or {}
+            notes = notes | {"measured": notes.get("measured", {}) | {"brier": 0.1}, "since": "0.9"}
+            connection.execute(update(rounds).where(rounds.c.number == each.number).values(notes=json.dumps(notes)))
+    assert View(campaign).history() == before
+    assert any(record.uncertainty is not None for record in before)
 
 
 def test_the_learner_of_a_campaign_is_the_one_the_ruler_fits(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:

@@ -328,7 +328,12 @@ class Status:
 
 def status(campaign: Campaign) -> Status:
     """Read where a campaign stands. Changes nothing and takes no lock."""
-    view = View(campaign)
+    return status_of(View(campaign))
+
+
+def status_of(view: View) -> Status:
+    """Read where a campaign stands, by a view that was used before and need not read all of it again."""
+    campaign = view.campaign
     position, codes, classes = view.position(), view.labels().codes, campaign.settings.classes
     fits = [each for each in campaign.rounds.all() if each.notes]
     notes = tuple(str(note) for note in (fits[-1].notes or {}).get("warnings", ())) if fits else ()

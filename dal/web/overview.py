@@ -20,7 +20,7 @@ from dal.campaign import Campaign, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Action, Control
 from dal.campaign.features import features_of
-from dal.campaign.view import Status, View, status
+from dal.campaign.view import Status, View, status_of
 from dal.errors import InputError
 from dal.evidence.agreement import Agreement
 from dal.evidence.stopping import Verdict
@@ -109,6 +109,7 @@ class Overviews:
     def __init__(self, campaign: Campaign, records: Records) -> None:
         self._campaign = campaign
         self._records = records
+        self._view = View(campaign)
         self._activity = Activity(campaign)
         self._control = Control(campaign)
         self._draw: dict[FigureName, Callable[[], list[Figure]]] = {
@@ -136,7 +137,7 @@ class Overviews:
 
     def _computed(self, standing: Standing) -> Overview:
         campaign, settings = self._campaign, self._campaign.settings
-        known = status(campaign)
+        known = status_of(self._view)
         past = campaign.rounds.all()
         lately = self._activity.lately(PACE)
         low, high = time_left(standing.pending, lately, PACE)
@@ -149,7 +150,7 @@ class Overviews:
             strategy=settings.strategy,
             labels=known.labels,
             asked=known.asked,
-            budget=View(campaign).budget,
+            budget=self._view.budget,
             accuracy=known.accuracy.text,
             classes=[ClassCount(name=name, labels=count) for name, count in known.per_class.items()],
             verdicts=list(known.verdicts),
@@ -174,7 +175,7 @@ class Overviews:
     def _there(self, past: list[Round], told: Status) -> list[FigureName]:
         """Return the names of the figures that have something to show."""
         known: dict[FigureName, bool] = {
-            "accuracy": any(record.explore_asked for record in View(self._campaign).history()),
+            "accuracy": any(record.explore_asked for record in self._view.history()),
             "balance": told.labels > 0,
             "stopping": bool(self._campaign.settings.stop) and any(each.status == "closed" for each in past),
             "people": bool(told.people),
@@ -188,10 +189,10 @@ class Overviews:
         return [name for name, there in known.items() if there]
 
     def _accuracy(self) -> list[Figure]:
-        return [figures.accuracy_curve(View(self._campaign).history())]
+        return [figures.accuracy_curve(self._view.history())]
 
     def _balance(self) -> list[Figure]:
-        view, classes = View(self._campaign), self._campaign.settings.classes
+        view, classes = self._view, self._campaign.settings.classes
         known, last = view.labels(), self._campaign.rounds.last
         newest = [] if last is None else [asked.row for asked in self._campaign.rounds.batch(last.number)]
         labels = np.bincount(known.codes, minlength=len(classes)).tolist()
@@ -211,7 +212,7 @@ class Overviews:
         return [figures.class_balance(shares)]
 
     def _stopping(self) -> list[Figure]:
-        view = View(self._campaign)
+        view = self._view
         rounds = [record.number for record in view.history()]
         return figures.stopping_criteria(
             [

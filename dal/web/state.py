@@ -72,6 +72,7 @@ class Standings:
     def __init__(self, campaign: Campaign) -> None:
         self._campaign = campaign
         self._control = Control(campaign)
+        self._view = View(campaign)
         self._queue = Queue(campaign)
         self._activity = Activity(campaign)
         self._computing = threading.Lock()
@@ -133,7 +134,7 @@ class Standings:
             return []
         key = (last.number, self._campaign.answers.last_id())
         if self._verdicts[0] != key:
-            reached = [each.reason for each in View(self._campaign).verdicts() if each.stop]
+            reached = [each.reason for each in self._view.verdicts() if each.stop]
             self._verdicts = (key, [reason[:1].upper() + reason[1:] + "." for reason in reached])
         return self._verdicts[1]
 
