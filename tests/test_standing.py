@@ -214,10 +214,10 @@ def test_a_holdout_of_numbers_names_classes_and_no_positions(
 @pytest.mark.parametrize(
     ("stored", "said"),
     [
-        ({"X": np.zeros((4, D))}, "lacks y"),
-        ({"X": np.zeros((4, D + 1)), "y": np.zeros(4, int)}, r"holds X \(4, 7\) and y \(4,\)"),
+        ({"X": np.zeros((4, D))}, "without y"),
+        ({"X": np.zeros((4, D + 1)), "y": np.zeros(4, int)}, r"got X \(4, 7\) and y \(4,\)"),
         ({"X": np.zeros((4, D)), "y": np.zeros(3, int)}, r"and y \(3,\)"),
-        ({"X": np.zeros((0, D)), "y": np.zeros(0, int)}, r"holds X \(0, 6\)"),
+        ({"X": np.zeros((0, D)), "y": np.zeros(0, int)}, r"got X \(0, 6\)"),
         ({"X": np.zeros((2, D)), "y": np.array(["red", "Green"])}, "'Green'"),
         ({"X": np.zeros((2, D)), "y": np.array([0, 1])}, "positions they would be 0 = red, 1 = "),
         ({"X": np.zeros((2, D)), "y": np.array(["red", "nan"])}, "got 1 without one"),

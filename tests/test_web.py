@@ -30,7 +30,7 @@ from starlette.websockets import WebSocketDisconnect
 from dal.campaign import Annotators, Campaign, Given, Queue
 from dal.campaign.control import Control
 from dal.campaign.queue import Outcome
-from dal.campaign.view import status as standing_of
+from dal.campaign.view import View, status_of
 from dal.cli import main
 from dal.errors import CampaignError, LabelError, SettingsError
 from dal.evidence.agreement import agreement
@@ -662,11 +662,11 @@ def test_the_overview_is_computed_once_for_all_who_ask_at_once(
 ) -> None:
     computed: list[int] = []
 
-    def counted(of: Campaign) -> Any:  # noqa: ANN401 - as the original
+    def counted(of: View) -> object:
         computed.append(1)
-        return standing_of(of)
+        return status_of(of)
 
-    monkeypatch.setattr("dal.web.overview.status", counted)
+    monkeypatch.setattr("dal.web.overview.status_of", counted)
     monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 60.0)
     ann = client(campaign)
     [record] = took(ann, 1)

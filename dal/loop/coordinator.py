@@ -267,9 +267,11 @@ class Coordinator:
 
     def _pace(self, model: Model | None) -> float | None:
         """Return the rows a second of one thread in the fastest scan yet with such a model; None before the first."""
-        told = [each.summary for each in self.campaign.rounds() if each.summary and each.summary.get("thread_seconds")]
+        told = [
+            each.summary for each in self.campaign.rounds.all() if each.summary and each.summary.get("thread_seconds")
+        ]
         like = [summary for summary in told if summary["kind"] == _kind(model)]
-        return max((summary["rows"] / summary["thread_seconds"] for summary in like), default=None)
+        return max((each["rows"] / each["thread_seconds"] for each in like), default=None)
 
     def _mapper(self) -> Callable[..., Iterator[Any]]:
         """Return the function that solves parts of a large batch, on the workers where there are some."""
