@@ -259,7 +259,7 @@ class Round:
         From 1.
     status : {"frozen", "fitted", "scanned", "open", "closed"}
     pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set
-        As passed to `Campaign.freeze_round`; `explore` is a share.
+        As passed to `Rounds.freeze`; `explore` is a share.
     last_answer : int
         Id of the last answer that belongs to the round; 0 where there was none. Later ones belong to the next round.
     labels : int

@@ -86,7 +86,7 @@ def create_campaign(
     overlap : int, default=1
         Annotators who are to answer each record.
     gold : float, default=0
-        Share of the records served to an annotator whose label is known (`Campaign.add_gold`).
+        Share of the records served to an annotator whose label is known (`campaign.answers.add_gold`).
     vote : {"majority", "dawid_skene"}, default="majority"
         How the answers of several annotators become one label. The second one weighs annotators by how they err, and
         records by how sure their label is; it takes a learner that weights can be given to.
