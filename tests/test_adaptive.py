@@ -16,7 +16,8 @@ from dal.learners.learner import Learner
 from dal.loop.api import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
-from dal.scan import plan, scan
+from dal.scan import Limits, scan
+from dal.scan.plan import LIMITS
 from dal.selection.strategy import Strategy
 from dal.simulation import TestSet, answer_batch, compare, compare_side_by_side
 from tests.clusters import own_cluster
@@ -53,9 +54,9 @@ def fall_asleep(cluster: LocalCluster, client: Client, **options: object) -> Non
     cluster.adapt(minimum=0, maximum=2, **{"interval": "50ms", "wait_count": 10_000, **options})
 
 
-def scanned(pool: Pool, client: Client | None) -> object:
+def scanned(pool: Pool, client: Client | None, limits: Limits = LIMITS) -> object:
     model = Learner.named("logistic", CLASSES).fit(pool.read(0, 60), np.arange(60) % 2)
-    found = scan(pool, model, Strategy.named("margin"), 30, client=client).candidates
+    found = scan(pool, model, Strategy.named("margin"), 30, client=client, limits=limits).candidates
     return found.rows.tolist(), found.scores.tolist()
 
 
@@ -106,10 +107,9 @@ def test_a_cluster_that_falls_asleep_before_the_first_span_is_woken_again(
 
 
 def test_a_worker_that_leaves_takes_nothing_from_others_of_its_process(
-    pool: Pool, adaptive: tuple[LocalCluster, Client], monkeypatch: pytest.MonkeyPatch
+    pool: Pool, adaptive: tuple[LocalCluster, Client]
 ) -> None:
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 64)
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    limits = Limits(tile_rows=64, span_bytes=1)
     cluster, client = adaptive
     cluster.adapt(minimum=2, maximum=2, interval="50ms")
     client.wait_for_workers(2, timeout=60)
@@ -122,9 +122,10 @@ def test_a_worker_that_leaves_takes_nothing_from_others_of_its_process(
             left.append(next(iter(client.nthreads())))
             client.retire_workers(left)
 
-    found = scan(pool, model, Strategy.named("margin"), 30, client=client, progress=one_leaves).candidates
+    strategy = Strategy.named("margin")
+    found = scan(pool, model, strategy, 30, client=client, progress=one_leaves, limits=limits).candidates
     assert len(left) == 1
-    assert (found.rows.tolist(), found.scores.tolist()) == scanned(pool, None)
+    assert (found.rows.tolist(), found.scores.tolist()) == scanned(pool, None, limits)
     assert not plugins._HELD
 
 

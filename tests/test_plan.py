@@ -50,7 +50,7 @@ def test_probes_are_single_units_and_lose_no_row(some: list[Interval], unit: int
 
 def test_spans_of_ten_billion_rows_stay_under_the_most_tasks() -> None:
     rows = plan.span_rows(10**10, 512, threads=256, unit=32_768, rows_per_second=None)
-    assert 10**10 / rows <= plan.MOST_TASKS
+    assert 10**10 / rows <= plan.LIMITS.tasks
     assert rows % 32_768 == 0
 
 
@@ -58,8 +58,8 @@ def test_a_tile_is_a_power_of_two_that_fits() -> None:
     for n_features in (1, 3, 128, 784, 3072, 150_528, 10**7):
         tile = plan.tile_rows(n_features)
         assert tile & (tile - 1) == 0
-        assert 1 <= tile <= plan.MOST_TILE_ROWS
-        assert tile == 1 or tile * n_features * 4 <= plan.MOST_TILE_BYTES
+        assert 1 <= tile <= plan.LIMITS.tile_rows
+        assert tile == 1 or tile * n_features * 4 <= plan.LIMITS.tile_bytes
 
 
 @given(
@@ -94,13 +94,13 @@ def test_spans_grow_with_what_has_been_seen_and_shrink_to_the_end() -> None:
     assert plan.growing_rows(0, 2, Capacity(10_000, 0, 0)) == plan.NO_LIMIT
     left = [plan.shrinking_rows(rows, 4, 1e6) for rows in (10**8, 10**7, 10**6, 0)]
     assert left == sorted(left, reverse=True)
-    assert left[-1] == 1e6 * plan.SHORTEST_SECONDS
+    assert left[-1] == 1e6 * plan.LIMITS.shortest_seconds
 
 
 @given(st.integers(0, 10**9), st.sampled_from([1, 256, 16_384]), st.integers(1, 300), st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_soundings_are_whole_tiles_of_a_small_part_of_the_pool(n_rows: int, tile: int, threads: int, seed: int) -> None:
     tiles = plan.soundings(n_rows, tile, threads, Capacity(100_000, 256, 391), seed)
-    assert sum(stop - start for start, stop in tiles) <= n_rows / plan.SOUNDED_SHARE
+    assert sum(stop - start for start, stop in tiles) <= n_rows / plan.LIMITS.sounded_share
     assert len(set(tiles)) == len(tiles) <= threads
     assert all(start % tile == stop % tile == 0 and 0 <= start < stop <= n_rows for start, stop in tiles)

@@ -27,7 +27,7 @@ from dal.errors import ChunkError, ClusterError, LearnerError, SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool, build_pool
-from dal.scan import Cells, Journal, Progress, Scan, hosts, plan, sample_codebook, scan
+from dal.scan import Cells, Journal, Limits, Progress, Scan, hosts, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
 from dal.scan.merge import Best
@@ -295,15 +295,11 @@ def test_the_mass_of_a_draw_is_that_of_the_rows_that_may_be_asked(
 
 
 @pytest.mark.exact
-def test_small_tiles_and_spans_in_any_order_change_nothing(
-    pools: dict[str, Pool], models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 256)
+def test_small_tiles_and_spans_in_any_order_change_nothing(pools: dict[str, Pool], models: dict[str, Model]) -> None:
     strategy = Strategy()
     codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
-    whole = run(pools["odd"], models["logistic"], strategy, codebook)
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
-    spans = run(pools["odd"], models["logistic"], strategy, codebook)
+    whole = run(pools["odd"], models["logistic"], strategy, codebook, limits=Limits(tile_rows=256))
+    spans = run(pools["odd"], models["logistic"], strategy, codebook, limits=Limits(tile_rows=256, span_bytes=1))
     assert spans.summary.spans > 15 > whole.summary.spans
     assert_same(spans.candidates, whole.candidates)
     assert summary_of(spans) == summary_of(whole)
@@ -394,14 +390,12 @@ def test_a_learner_is_given_no_record_that_the_pool_does_not_hold(tmp_path: Path
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_one_and_three_workers_give_the_same(
-    workers: int, pools: dict[str, Pool], models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+def test_one_and_three_workers_give_the_same(workers: int, pools: dict[str, Pool], models: dict[str, Model]) -> None:
+    limits = Limits(span_bytes=1)
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
-    alone = run(pools["built"], models["forest"], Strategy(), codebook)
+    alone = run(pools["built"], models["forest"], Strategy(), codebook, limits=limits)
     with own_cluster(workers, processes=False, protocol="tcp") as (_, client):
-        together = run(pools["sharded"], models["forest"], Strategy(), codebook, client=client)
+        together = run(pools["sharded"], models["forest"], Strategy(), codebook, client=client, limits=limits)
     assert_same(together.candidates, alone.candidates)
 
 
@@ -416,16 +410,13 @@ def test_soundings_and_growing_spans_change_nothing(
 ) -> None:
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     alone = run(pools["built"], models["logistic"], Strategy(), codebook)
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 256)
-    monkeypatch.setattr(plan, "SOUNDED_SHARE", 9)
-    monkeypatch.setattr(plan, "ROWS_UP", 1)
-    monkeypatch.setattr(plan, "MOST_UP", 2)
-    expected = run(pools["odd"], models["logistic"], Strategy(), codebook)
+    limits = Limits(tile_rows=256, sounded_share=9, up_rows=1, up_share=2)
+    expected = run(pools["odd"], models["logistic"], Strategy(), codebook, limits=limits)
     sounded: list[object] = []
     sound = Run.sound
     monkeypatch.setattr(Run, "sound", lambda self, result: [sounded.append(result), sound(self, result)])
     cells = Cells(tmp_path / "cells.zarr", write=True) if cells_stored else None
-    together = run(pools["odd"], models["logistic"], Strategy(), codebook, client=cluster, cells=cells)
+    together = run(pools["odd"], models["logistic"], Strategy(), codebook, client=cluster, cells=cells, limits=limits)
     assert len(sounded) == 2
     assert None not in sounded
     assert together.summary.spans > 8
@@ -503,18 +494,16 @@ def test_features_wait_on_the_workers_and_are_read_again_where_a_worker_has_lost
 def test_spans_of_a_heavy_learner_are_cut_within_chunks(
     pools: dict[str, Pool], models: dict[str, Model], cluster: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 256)
-    monkeypatch.setattr(plan, "SHORTEST_SECONDS", 0.0)
-    monkeypatch.setattr(plan, "MOST_LAST_TASKS_PER_SECOND", 10**9)
+    limits = Limits(tile_rows=256, shortest_seconds=0.0, last_tasks_per_second=10**9)
     unit = plan.unit_rows(256, pools["odd"].write_rows)
     assert unit == 1024
     spans: list[plan.Interval] = []
     finish = Run.finish
     monkeypatch.setattr(Run, "finish", lambda self, result: [spans.append(result.interval), finish(self, result)])
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
-    expected = run(pools["odd"], models["forest"], Strategy(), codebook)
+    expected = run(pools["odd"], models["forest"], Strategy(), codebook, limits=limits)
     spans.clear()
-    found = run(pools["odd"], models["forest"], Strategy(), codebook, client=cluster)
+    found = run(pools["odd"], models["forest"], Strategy(), codebook, client=cluster, limits=limits)
     assert any(start % unit for start, _ in spans)
     assert all(start % 256 == 0 for start, _ in spans)
     assert_same(found.candidates, expected.candidates)
@@ -522,18 +511,17 @@ def test_spans_of_a_heavy_learner_are_cut_within_chunks(
     # Two spans that write cells must not meet in a chunk of them.
     spans.clear()
     cells = Cells(tmp_path / "cells.zarr", write=True)
-    written = run(pools["odd"], models["forest"], Strategy(), codebook, client=cluster, cells=cells)
+    written = run(pools["odd"], models["forest"], Strategy(), codebook, client=cluster, cells=cells, limits=limits)
     assert not any(start % unit for start, _ in spans)
     assert_same(written.candidates, expected.candidates)
 
 
 def test_features_that_are_too_large_to_keep_are_read_again(
-    pools: dict[str, Pool], models: dict[str, Model], cluster: Client, monkeypatch: pytest.MonkeyPatch
+    pools: dict[str, Pool], models: dict[str, Model], cluster: Client
 ) -> None:
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     expected = run(pools["built"], models["logistic"], Strategy(), codebook)
-    monkeypatch.setattr(hosts, "MOST_KEPT_BYTES", 0)
-    found = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster)
+    found = run(pools["built"], models["logistic"], Strategy(), codebook, client=cluster, limits=Limits(kept_bytes=0))
     assert_same(found.candidates, expected.candidates)
     np.testing.assert_array_equal(found.candidates.embeddings, pools["built"].take(found.candidates.rows))
 
@@ -650,19 +638,16 @@ def test_a_span_comes_back_from_the_journal_as_it_was(
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros behind", "bit"])
-def test_what_a_power_cut_tore_is_scored_again(
-    damage: str, pools: dict[str, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 512)
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+def test_what_a_power_cut_tore_is_scored_again(damage: str, pools: dict[str, Pool], tmp_path: Path) -> None:
+    limits = Limits(tile_rows=512, span_bytes=1)
     journal = Journal(tmp_path / "journal")
-    expected = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal)
+    expected = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal, limits=limits)
     whole = journal.path.read_bytes()
     torn = {"cut": whole[:-5], "zeros behind": whole + bytes(100), "bit": bytearray(whole)}[damage]
     if damage == "bit":
         torn[len(whole) // 2] ^= 4
     journal.path.write_bytes(torn)
-    resumed = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal)
+    resumed = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal, limits=limits)
     spans = expected.summary.spans
     assert {"cut": spans - 1, "zeros behind": spans}.get(damage, resumed.summary.spans_resumed) == (
         resumed.summary.spans_resumed
@@ -670,20 +655,17 @@ def test_what_a_power_cut_tore_is_scored_again(
     assert 0 < resumed.summary.spans_resumed < spans or damage == "zeros behind"
     assert_same(resumed.candidates, expected.candidates)
     # What was scored again stands where the torn part stood.
-    again = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal)
+    again = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal, limits=limits)
     assert again.summary.spans_resumed == again.summary.spans == spans
     assert_same(again.candidates, expected.candidates)
 
 
 @pytest.mark.exact
-def test_finished_spans_are_not_scored_again(
-    pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 512)
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+def test_finished_spans_are_not_scored_again(pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path) -> None:
+    limits = Limits(tile_rows=512, span_bytes=1)
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     journal = Journal(tmp_path / "journal")
-    expected = run(pools["odd"], models["forest"], Strategy(), codebook)
+    expected = run(pools["odd"], models["forest"], Strategy(), codebook, limits=limits)
 
     class Killed(Exception):
         pass
@@ -695,9 +677,19 @@ def test_finished_spans_are_not_scored_again(
 
     scored: list[int] = []
     with pytest.raises(Killed):
-        run(pools["odd"], models["forest"], Strategy(), codebook, journal=journal, progress=killed_after_nine)
+        run(
+            pools["odd"],
+            models["forest"],
+            Strategy(),
+            codebook,
+            journal=journal,
+            progress=killed_after_nine,
+            limits=limits,
+        )
     told: list[Progress] = []
-    resumed = run(pools["odd"], models["forest"], Strategy(), codebook, journal=journal, progress=told.append)
+    resumed = run(
+        pools["odd"], models["forest"], Strategy(), codebook, journal=journal, progress=told.append, limits=limits
+    )
     assert resumed.summary.spans_resumed == 9
     # The pace is that of the rows scored now.
     assert told[0].rows_resumed == scored[-1]
@@ -708,7 +700,17 @@ def test_finished_spans_are_not_scored_again(
     assert_same(resumed.candidates, expected.candidates)
     assert summary_of(resumed) == summary_of(expected)
     # Another round is another pass: nothing is taken over.
-    other = scan(pools["odd"], models["forest"], Strategy(), 40, seed=11, round=5, codebook=codebook, journal=journal)
+    other = scan(
+        pools["odd"],
+        models["forest"],
+        Strategy(),
+        40,
+        seed=11,
+        round=5,
+        codebook=codebook,
+        journal=journal,
+        limits=limits,
+    )
     assert other.summary.spans_resumed == 0
 
 
@@ -716,12 +718,11 @@ def test_finished_spans_are_not_scored_again(
 
 
 def test_a_killed_worker_costs_only_its_spans(
-    pools: dict[str, Pool], models: dict[str, Model], mortal_cluster: Client, monkeypatch: pytest.MonkeyPatch
+    pools: dict[str, Pool], models: dict[str, Model], mortal_cluster: Client
 ) -> None:
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 512)
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
+    limits = Limits(tile_rows=512, span_bytes=1)
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
-    expected = run(pools["odd"], models["forest"], Strategy(), codebook)
+    expected = run(pools["odd"], models["forest"], Strategy(), codebook, limits=limits)
     victims = list(mortal_cluster.run(os.getpid).values())
 
     def kill_one(progress: Progress) -> None:
@@ -729,7 +730,9 @@ def test_a_killed_worker_costs_only_its_spans(
             os.kill(victims.pop(), signal.SIGKILL)
             victims.clear()
 
-    survived = run(pools["odd"], models["forest"], Strategy(), codebook, client=mortal_cluster, progress=kill_one)
+    survived = run(
+        pools["odd"], models["forest"], Strategy(), codebook, client=mortal_cluster, progress=kill_one, limits=limits
+    )
     assert not victims
     assert_same(survived.candidates, expected.candidates)
     assert summary_of(survived) == summary_of(expected)
@@ -776,18 +779,17 @@ import sys
 from dal.pool import Pool
 from dal.scan import Journal, scan
 from dal.selection.strategy import Strategy
-from dal.scan import plan
-plan.MOST_TILE_ROWS, plan.MOST_SPAN_BYTES = 256, 1
+from dal.scan import Limits
 def told(progress):
     print(progress.rows_done, flush=True)
     sys.stdin.readline()
-scan(Pool.open(sys.argv[1]), None, Strategy.named("random"), 30, seed=2, journal=Journal(sys.argv[2]), progress=told)
+journal, limits = Journal(sys.argv[2]), Limits(tile_rows=256, span_bytes=1)
+strategy = Strategy.named("random")
+scan(Pool.open(sys.argv[1]), None, strategy, 30, seed=2, journal=journal, progress=told, limits=limits)
 """
 
 
-def test_a_coordinator_killed_in_mid_scan_goes_on_from_its_journal(
-    pools: dict[str, Pool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_coordinator_killed_in_mid_scan_goes_on_from_its_journal(pools: dict[str, Pool], tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", SCRIPT, pools["odd"].path, str(tmp_path / "journal")],
         stdin=subprocess.PIPE,
@@ -803,10 +805,11 @@ def test_a_coordinator_killed_in_mid_scan_goes_on_from_its_journal(
             process.stdin.flush()
         assert process.stdout.readline()
         process.kill()
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", 256)
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
-    resumed = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=Journal(tmp_path / "journal"))
-    whole = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2)
+    limits = Limits(tile_rows=256, span_bytes=1)
+    resumed = scan(
+        pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=Journal(tmp_path / "journal"), limits=limits
+    )
+    whole = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, limits=limits)
     assert resumed.summary.spans_resumed == 7
     assert_same(resumed.candidates, whole.candidates)
 
@@ -830,17 +833,15 @@ def test_a_plugin_that_a_dead_coordinator_left_serves_nobody_else(
     )
 
 
-def test_a_worker_that_was_stopped_does_not_hang_the_start(
-    pools: dict[str, Pool], mortal_cluster: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(hosts, "PROBE_SECONDS", 1.0)
+def test_a_worker_that_was_stopped_does_not_hang_the_start(pools: dict[str, Pool], mortal_cluster: Client) -> None:
+    limits = Limits(probe_seconds=1.0)
     hosts._PROVEN.clear()
     workers = list(mortal_cluster.run(os.getpid).values())
     try:
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         with pytest.raises(ClusterError, match="answered within 1 s"):
-            scan(pools["built"], None, Strategy.named("random"), 5, client=mortal_cluster)
+            scan(pools["built"], None, Strategy.named("random"), 5, client=mortal_cluster, limits=limits)
     finally:
         for worker in workers:
             os.kill(worker, signal.SIGCONT)

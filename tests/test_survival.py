@@ -25,7 +25,7 @@ from dal.errors import ClusterError, LearnerError, SpanError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool, build_pool
-from dal.scan import Journal, Progress, Scan, plan, scan
+from dal.scan import Journal, Limits, Progress, Scan, scan
 from dal.scan import cluster as engine
 from dal.selection.strategy import Strategy
 from tests import broken_learners
@@ -41,12 +41,6 @@ from tests.clusters import own_cluster
 
 N, TILE = 40_000, 1024
 POISONED_ROW = 23_456
-
-
-@pytest.fixture(autouse=True)
-def many_small_spans(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "MOST_TILE_ROWS", TILE)
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +63,8 @@ def model(estimator: Steady) -> Model:
 
 
 def run(pool: Pool, fitted: Model, **options: object) -> Scan:
-    return scan(pool, fitted, Strategy.named("margin"), 50, seed=3, **options)
+    limits = options.pop("limits", Limits(tile_rows=TILE, span_bytes=1))  # many small spans
+    return scan(pool, fitted, Strategy.named("margin"), 50, seed=3, limits=limits, **options)
 
 
 def assert_same(a: Scan, b: Scan) -> None:
@@ -280,16 +275,14 @@ def test_rows_that_a_learner_refuses_are_named(pools: dict[str, Pool], cluster: 
 
 
 @pytest.mark.parametrize("tiles", [1, 16])
-def test_rows_that_always_fail_are_left_out_on_request(
-    pools: dict[str, Pool], cluster: Client, tiles: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_that_always_fail_are_left_out_on_request(pools: dict[str, Pool], cluster: Client, tiles: int) -> None:
     # In longer spans as well, as a fast cluster is sent them: no more rows are left out for that.
-    monkeypatch.setattr(plan, "MOST_SPAN_BYTES", tiles * TILE * 12)
-    found = run(pools["poisoned"], model(Raises()), client=cluster, skip_failed=True)
+    limits = Limits(tile_rows=TILE, span_bytes=tiles * TILE * 12)
+    found = run(pools["poisoned"], model(Raises()), client=cluster, skip_failed=True, limits=limits)
     first = POISONED_ROW // TILE * TILE
     assert found.summary.skipped == ((first, first + TILE),)
     assert f"{TILE:,} rows were skipped" in repr(found)
-    everywhere = run(pools["clean"], model(Steady()))
+    everywhere = run(pools["clean"], model(Steady()), limits=limits)
     outside = [r for r in everywhere.candidates.rows.tolist() if not first <= r < first + TILE]
     assert set(outside) <= set(found.candidates.rows.tolist())
     assert found.summary.tally.rows == N - TILE

@@ -11,6 +11,7 @@ from dal._lazy import names_of
 if TYPE_CHECKING:
     from dal.scan.driver import cells_written, sample_codebook, scan, stored_cells
     from dal.scan.journal import Journal
+    from dal.scan.plan import Limits
     from dal.scan.run import Progress, Scan, Summary
     from dal.scan.worker.kernel import Cells
 else:
@@ -20,6 +21,7 @@ else:
             "dal.scan.driver": ("cells_written", "sample_codebook", "scan", "stored_cells"),
             "dal.scan.journal": ("Journal",),
             "dal.scan.worker.kernel": ("Cells",),
+            "dal.scan.plan": ("Limits",),
             "dal.scan.run": ("Progress", "Scan", "Summary"),
         },
     )
@@ -27,6 +29,7 @@ else:
 __all__ = [
     "Cells",
     "Journal",
+    "Limits",
     "Progress",
     "Scan",
     "Summary",

@@ -21,7 +21,7 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.hosts import keeps_features, probed, refuse_too_small
 from dal.scan.journal import Journal
-from dal.scan.plan import Interval
+from dal.scan.plan import Interval, Limits
 from dal.scan.run import Progress, Run, Scan, with_the_rest
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task
 from dal.scan.worker.spans import Job, Loaded, Sent, kept_features, packed, score_task, taken_features
@@ -30,9 +30,6 @@ Floats32 = npt.NDArray[np.float32]
 
 
 Rows = npt.NDArray[np.int64]
-
-
-ATTEMPTS = 3
 
 
 _TICK_SECONDS = 1.0
@@ -53,16 +50,17 @@ def scan_on_cluster(
     cells: Cells | None,
     journal: Journal | None,
     progress: Callable[[Progress], None] | None,
+    limits: Limits,
     *,
     skip_failed: bool,
 ) -> Scan:
     """Score the pool on the workers of a cluster; see :func:`dal.scan.scan`."""
-    hosts = probed(client, pool, cells)
+    hosts = probed(client, pool, cells, limits.probe_seconds)
     usable = cells if hosts.cells_usable else None
-    run = Run(pool, model, order, excluded, usable, journal, progress)
+    run = Run(pool, model, order, excluded, usable, journal, progress, limits)
     run.notes += hosts.notes
     refuse_too_small(client, run)
-    kept = replace(order, carry=keeps_features(order, pool))
+    kept = replace(order, carry=keeps_features(order, pool, limits))
     job = Job(pool, packed(model, order.score), run.model_digest, kept, usable)
     with _Cluster(client, job) as cluster:
         paces, like = _PACES.setdefault(client, {}), (pool.path, model and model.kind, order.score, order.carry, usable)
@@ -201,7 +199,7 @@ class _Engine:
         if self.feed and self.state.sounded_enough:
             growing = self.state.growing_rows(self.threads)
             while self.feed and len(tasks) < count:
-                most = min(growing, plan.shrinking_rows(self.feed.rows, self.threads, self.rows_per_second or 0.0))
+                most = min(growing, self._shrinking(self.feed.rows))
                 tasks.append(self.state.task(self.feed.next(most, self._cut_unit())))
         return tasks
 
@@ -214,8 +212,11 @@ class _Engine:
         writes = self.state.cells is not None and self.state.cells.write
         if self.rows_per_second is None or writes:
             return self.state.unit
-        heavy = plan.shrinking_rows(0, self.threads, self.rows_per_second) < self.state.unit
+        heavy = self._shrinking(0) < self.state.unit
         return self.state.order.tile if heavy else self.state.unit
+
+    def _shrinking(self, left: int) -> int:
+        return plan.shrinking_rows(left, self.threads, self.rows_per_second or 0.0, self.state.limits)
 
     def _cut_rest(self) -> None:
         """Cut what follows the first, short tasks, as soon as one of them has told the pace."""
@@ -248,7 +249,7 @@ class _Engine:
     def _failed(self, interval: Interval, error: BaseException) -> None:
         self.attempts[interval] += 1
         # What dal itself refuses, a damaged chunk or a learner that returns NaN, will be refused again.
-        if self.attempts[interval] < ATTEMPTS and not isinstance(error, DalError):
+        if self.attempts[interval] < self.state.limits.attempts and not isinstance(error, DalError):
             self.state.failed += 1
             self.feed.again(interval)
             return
@@ -264,6 +265,6 @@ class _Engine:
         if isinstance(error, DalError):
             raise error
         raise SpanError(
-            f"{rows} failed {ATTEMPTS} times, last with {type(error).__name__}: {error}. Finished spans are kept: mend"
-            " it and run again, or leave such rows out with skip_failed."
+            f"{rows} failed {self.attempts[interval]} times, last with {type(error).__name__}: {error}. Finished spans"
+            " are kept: mend it and run again, or leave such rows out with skip_failed."
         ) from error

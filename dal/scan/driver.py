@@ -23,6 +23,7 @@ from dal.places import Nodes, NotOurs, Place, Url, for_zarr, place_of
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
+from dal.scan.plan import LIMITS, Limits
 from dal.scan.run import Progress, Run, Scan
 from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.codebook import Codebook
@@ -67,6 +68,7 @@ def scan(
     with_features: bool = False,
     skip_failed: bool = False,
     missing: bool = False,
+    limits: Limits = LIMITS,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
 
@@ -101,6 +103,8 @@ def scan(
         span that fails is scored again in its smallest units, of whole tiles and chunks, and only these are left out.
     missing : bool, default=False
         Without a model, whether records with missing (NaN) features may be asked; a model knows that itself.
+    limits : Limits, optional
+        Sizes and times by which the pass is cut and watched.
 
     Returns
     -------
@@ -117,7 +121,7 @@ def scan(
     ClusterError
         If the cluster is lost or makes no progress.
     """
-    order = _order(pool, model, strategy, k, seed, round, codebook)
+    order = _order(pool, model, strategy, k, seed, round, codebook, limits)
     order = replace(order, missing=missing if model is None else model.takes_missing)
     if with_features:
         order = replace(order, carry=True)
@@ -129,13 +133,14 @@ def scan(
         journal.clear()  # its spans wrote their cells into an array that is gone
     with connect(client) as connected:
         if connected is None:
-            found = Run(pool, model, order, excluded, used, journal, progress).in_process()
+            run = Run(pool, model, order, excluded, used, journal, progress, limits)
+            found = run.in_process()
         else:
             # Only here: a pass in this process imports nothing of Dask.
             from dal.scan.cluster import scan_on_cluster
 
             found = scan_on_cluster(
-                connected, pool, model, order, excluded, used, journal, progress, skip_failed=skip_failed
+                connected, pool, model, order, excluded, used, journal, progress, limits, skip_failed=skip_failed
             )
     return with_proba(found, model) if strategy.traits.proba else found
 
@@ -159,6 +164,7 @@ def _order(
     seed: int,
     round: int,
     codebook: Codebook | None,
+    limits: Limits,
 ) -> Order:
     if k < 1:
         raise SettingsError(f"Expected a batch of at least 1 record, got {k}.")
@@ -171,7 +177,7 @@ def _order(
     capacity = strategy.capacity(k, pool.n_rows, len(codebook.centers) if codebook else None)
     if capacity.cells and codebook is None:
         raise SettingsError("This strategy spreads over cells: pass codebook=sample_codebook(pool, n_cells, seed).")
-    tile = plan.tile_rows(pool.n_features, model.tile_rows if model else None)
+    tile = plan.tile_rows(pool.n_features, model.tile_rows if model else None, limits)
     carry = strategy.traits.features
     return Order(strategy.score, capacity, tile, seed, round, codebook if capacity.cells else None, carry)
 

@@ -13,16 +13,12 @@ from dal.compute.work import ask_workers, workers_of
 from dal.errors import ClusterError
 from dal.pool import Pool
 from dal.scan import plan
+from dal.scan.plan import Limits
 from dal.scan.run import Run
 from dal.scan.worker.kernel import Cells, Order
 from dal.scan.worker.probe import Host, examine
 from dal.scores import OF_COMMITTEE
 from dal.selection.candidates import Capacity
-
-MOST_KEPT_BYTES = 128 * 2**20
-"""Candidates with their features that a process keeps; larger ones, as of images, are read again in the end."""
-PROBE_SECONDS = 60.0
-
 
 _log = logging.getLogger(__name__)
 
@@ -37,9 +33,9 @@ _PROVEN: "WeakKeyDictionary[Client, dict[tuple[str, str, Cells | None], Host]]" 
 """Findings by address, pool and cells: the rounds of a campaign ask each worker once."""
 
 
-def probed(client: Client, pool: Pool, cells: Cells | None) -> _Hosts:
+def probed(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> _Hosts:
     """Prove on every host that the pool can be read; note where cells cannot be used and where hosts differ."""
-    answers = _ask_each_host(client, pool, cells)
+    answers = _ask_each_host(client, pool, cells, seconds)
     for address, host in answers.items():
         if host.pool_trouble is not None:
             raise ClusterError(
@@ -65,7 +61,7 @@ def probed(client: Client, pool: Pool, cells: Cells | None) -> _Hosts:
     return _Hosts(not troubled, tuple(notes))
 
 
-def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[str, Host]:
+def _ask_each_host(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> Mapping[str, Host]:
     wait_for_worker(client)
     workers = workers_of(client)
     proven = _PROVEN.setdefault(client, {})
@@ -76,11 +72,9 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[s
         return known
     # A worker that does not answer tells nothing about its host; the scan itself survives such deaths.
     probe = partial(examine, pool, cells)
-    answers = ask_workers(client, probe, list(one_per_host.values()), seconds=PROBE_SECONDS)
+    answers = ask_workers(client, probe, list(one_per_host.values()), seconds=seconds)
     if not answers:
-        raise ClusterError(
-            f"No worker of {client} answered within {PROBE_SECONDS:.0f} s: look at their logs, and run again."
-        )
+        raise ClusterError(f"No worker of {client} answered within {seconds:.0f} s: look at their logs, and run again.")
     for address, answer in answers.items():
         if isinstance(answer, BaseException):
             raise ClusterError(
@@ -94,14 +88,14 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None) -> Mapping[s
     return known | told
 
 
-def keeps_features(order: Order, pool: Pool) -> bool:
+def keeps_features(order: Order, pool: Pool, limits: Limits) -> bool:
     """Return whether workers keep the features of candidates until the end of the pass."""
-    return order.carry and plan.candidate_bytes(order.capacity, pool.n_features) <= MOST_KEPT_BYTES
+    return order.carry and plan.candidate_bytes(order.capacity, pool.n_features) <= limits.kept_bytes
 
 
 def predicted(run: Run) -> plan.WorkerBytes:
     """Predict the memory of a worker in this pass."""
-    order = replace(run.order, carry=keeps_features(run.order, run.pool))
+    order = replace(run.order, carry=keeps_features(run.order, run.pool, run.limits))
     width = run.pool.n_features if order.carry else 0
     return plan.worker_bytes(
         tile=run.order.tile,
@@ -115,6 +109,7 @@ def predicted(run: Run) -> plan.WorkerBytes:
         slack=order.slack,
         candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
         model_bytes=len(run.model.dumps()) if run.model else 0,
+        limits=run.limits,
     )
 
 

@@ -1,7 +1,8 @@
-"""How a pass over the pool is cut: tiles, units and spans. Pure arithmetic on rows."""
+"""Cut a pass over the pool into tiles, units and spans: pure arithmetic on rows."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -9,22 +10,63 @@ import numpy as np
 from dal.selection.candidates import Capacity
 from dal.selection.order import row_hash
 
-MOST_TILE_ROWS = 16_384
-MOST_TILE_BYTES = 8 * 2**20
-MOST_TASKS = 20_000
-MOST_SPAN_BYTES = 2**30
-"""Of features as they are stored."""
-SPANS_PER_THREAD = 4
-SECONDS_PER_SPAN = 3.0
-TASKS_PER_SECOND = 50
-"""Of the whole cluster: a task costs Dask's scheduler 1 to 2 ms, whatever the cluster's size."""
-SHORTEST_SECONDS, MOST_LAST_TASKS_PER_SECOND = 0.05, 250
-"""The last spans are not cut shorter, nor so short that the scheduler could not follow."""
 NO_LIMIT = 2**62
-MOST_UP, ROWS_UP = 8, 250_000
-"""Candidates that all spans in flight may bring: so many times what is kept, or so many if that is more."""
-SOUNDED_SHARE, TILES_PER_SOUNDING = 100, 4
-"""At most one row in so many is scored twice, to know thresholds before the first span is sent."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The sizes and times by which a pass is cut and watched; the defaults suit pools of any size.
+
+    No limit changes which rows a pass keeps, but for `tile_rows` and `tile_bytes`, with which the last bits of scores
+    may change.
+
+    Attributes
+    ----------
+    tile_rows, tile_bytes : int
+        Of a tile as float32.
+    tasks : int
+        Of a pass.
+    span_bytes : int
+        Of features as they are stored.
+    spans_per_thread : int
+        At least so many, where the pool is large enough.
+    span_seconds : float
+        At the pace measured so far.
+    tasks_per_second : int
+        Of the whole cluster: a task costs Dask's scheduler 1 to 2 ms, whatever the cluster's size.
+    shortest_seconds, last_tasks_per_second : float, int
+        The last spans are not cut shorter, nor so short that the scheduler could not follow.
+    up_share, up_rows : int
+        Candidates that all spans in flight may bring: so many times the kept rows, or so many if that is more.
+    sounded_share, tiles_per_sounding : int
+        At most one row in so many is scored twice, to know thresholds before the first span is sent.
+    kept_bytes : int
+        Candidates with their features that a worker keeps; larger ones, as of images, are read again in the end.
+    attempts : int
+        Tries of a span that fails.
+    probe_seconds : float
+        Until a host must have answered, before the pass.
+    """
+
+    tile_rows: int = 16_384
+    tile_bytes: int = 8 * 2**20
+    tasks: int = 20_000
+    span_bytes: int = 2**30
+    spans_per_thread: int = 4
+    span_seconds: float = 3.0
+    tasks_per_second: int = 50
+    shortest_seconds: float = 0.05
+    last_tasks_per_second: int = 250
+    up_share: int = 8
+    up_rows: int = 250_000
+    sounded_share: int = 100
+    tiles_per_sounding: int = 4
+    kept_bytes: int = 128 * 2**20
+    attempts: int = 3
+    probe_seconds: float = 60.0
+
+
+LIMITS = Limits()
 
 
 class Interval(NamedTuple):
@@ -34,8 +76,8 @@ class Interval(NamedTuple):
     stop: int
 
 
-def tile_rows(n_features: int, preferred: int | None = None) -> int:
-    """Give the height of a tile, the unit of scoring.
+def tile_rows(n_features: int, preferred: int | None = None, limits: Limits = LIMITS) -> int:
+    """Return the height of a tile, the unit of scoring.
 
     A power of two, at absolute offsets, the last one zero-padded: a matrix product's last bits depend on its height, so
     only one height for all gives the same scores for any chunking.
@@ -56,12 +98,14 @@ def tile_rows(n_features: int, preferred: int | None = None) -> int:
     >>> tile_rows(128), tile_rows(1_000), tile_rows(128, preferred=4096), tile_rows(10_000_000)
     (16384, 2048, 4096, 1)
     """
-    most = min(MOST_TILE_ROWS if preferred is None else preferred, MOST_TILE_ROWS, MOST_TILE_BYTES // (4 * n_features))
+    most = min(
+        limits.tile_rows if preferred is None else preferred, limits.tile_rows, limits.tile_bytes // (4 * n_features)
+    )
     return 1 << max(0, most.bit_length() - 1)
 
 
 def unit_rows(tile: int, write_rows: int) -> int:
-    """Give the rows that are never split between spans: whole tiles and, where that is possible, whole shards.
+    """Return the rows that are never split between spans: whole tiles and, where that is possible, whole shards.
 
     A foreign pool whose chunks do not fit the tiles is cut at tiles alone; the chunk at the cut is then read by both
     neighbours.
@@ -75,8 +119,10 @@ def unit_rows(tile: int, write_rows: int) -> int:
     return whole if whole <= 4 * max(tile, write_rows) else tile * -(-write_rows // tile)
 
 
-def span_rows(n_rows: int, row_bytes: int, threads: int, unit: int, rows_per_second: float | None) -> int:
-    """Give the rows of a span, the unit of work.
+def span_rows(
+    n_rows: int, row_bytes: int, threads: int, unit: int, rows_per_second: float | None, limits: Limits = LIMITS
+) -> int:
+    """Return the rows of a span, the unit of work.
 
     By, in this order: at most 2e4 tasks a pass; several spans a thread; about three seconds each at the pace measured
     so far on one thread; 1 GiB, or as much as it takes to keep the tasks of a large cluster under 50 a second.
@@ -90,16 +136,16 @@ def span_rows(n_rows: int, row_bytes: int, threads: int, unit: int, rows_per_sec
     >>> span_rows(10**10, 512, 256, 32_768, rows_per_second=1e6) // 32_768
     91
     """
-    rows, several = MOST_SPAN_BYTES // row_bytes, -(-n_rows // (SPANS_PER_THREAD * threads))
+    rows, several = limits.span_bytes // row_bytes, -(-n_rows // (limits.spans_per_thread * threads))
     if rows_per_second is not None:
-        rows = max(rows, int(rows_per_second * threads / TASKS_PER_SECOND))
-        rows = min(rows, int(rows_per_second * SECONDS_PER_SPAN))
-    rows = max(min(rows, several), -(-n_rows // MOST_TASKS), unit)
+        rows = max(rows, int(rows_per_second * threads / limits.tasks_per_second))
+        rows = min(rows, int(rows_per_second * limits.span_seconds))
+    rows = max(min(rows, several), -(-n_rows // limits.tasks), unit)
     return rows // unit * unit
 
 
-def shrinking_rows(left: int, threads: int, rows_per_second: float) -> int:
-    """Give the most rows of a span that is sent when so many are left: half of a thread's share.
+def shrinking_rows(left: int, threads: int, rows_per_second: float, limits: Limits = LIMITS) -> int:
+    """Return the most rows of a span that is sent when `left` rows are left: half of a thread's share.
 
     Workers end at different times; the shorter the last spans, the less the others wait for the last one
     (Polychronopoulos and Kuck, Guided self-scheduling, 1987).
@@ -109,14 +155,14 @@ def shrinking_rows(left: int, threads: int, rows_per_second: float) -> int:
     >>> [shrinking_rows(left, 2, 3e6) for left in (10_000_000, 2_000_000, 1_000_000)]
     [2500000, 500000, 250000]
     """
-    shortest = max(SHORTEST_SECONDS, threads / MOST_LAST_TASKS_PER_SECOND)
+    shortest = max(limits.shortest_seconds, threads / limits.last_tasks_per_second)
     return max(left // (2 * threads), int(rows_per_second * shortest))
 
 
 def in_flight(threads: int) -> int:
-    """Give the tasks to keep in flight: two a thread, so that none waits for the coordinator; fewer of large clusters.
+    """Return the tasks to keep in flight: two a thread, so that none waits for the coordinator.
 
-    There spans are long, and one that waits to begin knows the thresholds of when it was sent.
+    Fewer for large clusters: there spans are long, and a waiting one knows the thresholds of when it was sent.
 
     Examples
     --------
@@ -126,8 +172,8 @@ def in_flight(threads: int) -> int:
     return threads + max(2, min(threads, 32 + threads // 8))
 
 
-def growing_rows(seen: int, threads: int, capacity: Capacity) -> int:
-    """Give the most rows of a span that is sent now, so that spans in flight do not drown the coordinator.
+def growing_rows(seen: int, threads: int, capacity: Capacity, limits: Limits = LIMITS) -> int:
+    """Return the most rows of a span that is sent now, so that spans in flight do not drown the coordinator.
 
     Of `n` rows that are told the thresholds which `seen` rows have set, about ``n * kept / seen`` pass them, and never
     more than are kept.
@@ -146,11 +192,13 @@ def growing_rows(seen: int, threads: int, capacity: Capacity) -> int:
     >>> growing_rows(0, 2, Capacity(10_000, 256, 40)) == NO_LIMIT
     True
     """
-    most, spans = max(MOST_UP * capacity.rows, ROWS_UP), in_flight(threads)
+    most, spans = max(limits.up_share * capacity.rows, limits.up_rows), in_flight(threads)
     return most * seen // (spans * capacity.rows) if spans * capacity.rows > most else NO_LIMIT
 
 
-def soundings(n_rows: int, tile: int, threads: int, capacity: Capacity, seed: int) -> list[Interval]:
+def soundings(
+    n_rows: int, tile: int, threads: int, capacity: Capacity, seed: int, limits: Limits = LIMITS
+) -> list[Interval]:
     """Choose rows that are scored for the thresholds alone, ahead of the first spans: all of these begin at once.
 
     A few tiles a thread, as far as it costs little of the pass; none where first spans without thresholds bring little.
@@ -163,17 +211,17 @@ def soundings(n_rows: int, tile: int, threads: int, capacity: Capacity, seed: in
     >>> soundings(10**9, 16_384, 2, Capacity(10_000, 256, 40), seed=0)
     []
     """
-    tiles = n_rows // (SOUNDED_SHARE * tile)
-    if growing_rows(0, threads, capacity) == NO_LIMIT or not tiles:
+    tiles = n_rows // (limits.sounded_share * tile)
+    if growing_rows(0, threads, capacity, limits) == NO_LIMIT or not tiles:
         return []
     count = min(threads, tiles)
-    rows = tile * min(tiles // count, TILES_PER_SOUNDING)
+    rows = tile * min(tiles // count, limits.tiles_per_sounding)
     numbers = row_hash(np.arange(count, dtype=np.int64), seed, 3) % np.uint64(n_rows // rows)
     return [Interval(rows * number, rows * (number + 1)) for number in dict.fromkeys(numbers.tolist())]
 
 
 def share_of(capacity: Capacity, count: int) -> Capacity:
-    """Give what one of `count` samples has to bring so that all together tell what the best of their rows reach.
+    """Return the per-sample capacity that makes the combined threshold reliable.
 
     Three times its share, since half of them must be enough and samples differ. Fewer rows than there are only make a
     lower threshold, never a wrong one.
@@ -280,7 +328,7 @@ class WorkerBytes(NamedTuple):
     keeping: int
 
     def for_threads(self, threads: int) -> int:
-        """Give the sum for a process with so many threads."""
+        """Return the sum for a process with so many threads."""
         return self.base + self.model + self.holding + threads * (self.reading + self.scoring + self.keeping)
 
     def __str__(self) -> str:
@@ -299,6 +347,7 @@ def worker_bytes(
     slack: float,
     candidate: int,
     model_bytes: int,
+    limits: Limits = LIMITS,
 ) -> WorkerBytes:
     """Predict the memory of a worker process; it does not depend on the rows of the pool.
 
@@ -309,7 +358,7 @@ def worker_bytes(
     base 500, model 0, holding 16, reading 48, scoring 38, keeping 60 MiB
     """
     record = n_features * itemsize
-    unit = max(chunk_rows * record, MOST_TILE_BYTES)
+    unit = max(chunk_rows * record, limits.tile_bytes)
     return WorkerBytes(
         base=500 * 2**20,
         model=4 * model_bytes,
@@ -321,12 +370,12 @@ def worker_bytes(
 
 
 def candidate_bytes(capacity: Capacity, n_features: int) -> int:
-    """Give the most bytes of what is kept: 32 a row, and its features where these are wanted."""
+    """Return the most bytes of kept rows: 32 a row, and its features where these are wanted."""
     return capacity.rows * (32 + 4 * n_features)
 
 
 def remaining(n_rows: int, done: Sequence[Interval]) -> list[Interval]:
-    """Give what is left of the pool when some intervals are done.
+    """Return the intervals of the pool that are not done.
 
     Examples
     --------
@@ -396,7 +445,7 @@ class Feed:
         self.rows += span.stop - span.start
 
     def next(self, most: int, unit: int) -> Interval:
-        """Give the next span, of about so many rows or fewer, in whole units and at least one."""
+        """Return the next span, of about so many rows or fewer, in whole units and at least one."""
         span = self._spans.popleft()
         edge = (span.start + max(most, unit)) // unit * unit
         # A rest of less than a quarter is not worth a task.

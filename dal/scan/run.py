@@ -13,7 +13,7 @@ from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
 from dal.scan.merge import Best, no_thresholds
-from dal.scan.plan import Interval
+from dal.scan.plan import LIMITS, Interval, Limits
 from dal.scan.worker.kept import Kept
 from dal.scan.worker.kernel import HISTOGRAM_BINS, KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_span
 from dal.selection.candidates import Candidates, Capacity
@@ -153,8 +153,10 @@ class Run:
         cells: Cells | None,
         journal: Journal | None,
         progress: Callable[[Progress], None] | None,
+        limits: Limits = LIMITS,
     ) -> None:
         self.pool = pool
+        self.limits = limits
         self.model = model
         self.order = order
         self.excluded = excluded
@@ -248,7 +250,7 @@ class Run:
         if self.resumed:
             return []
         order = self.order
-        chosen = plan.soundings(self.pool.n_rows, order.tile, threads, order.capacity, order.seed)
+        chosen = plan.soundings(self.pool.n_rows, order.tile, threads, order.capacity, order.seed, self.limits)
         self._soundings = len(chosen)
         return chosen
 
@@ -271,11 +273,11 @@ class Run:
     def growing_rows(self, threads: int) -> int:
         """Give the most rows of a span that is sent now, for the sake of what it may bring."""
         seen = max(self.tally.rows, self.sounded_rows)
-        return plan.growing_rows(seen, threads, self.order.capacity)
+        return plan.growing_rows(seen, threads, self.order.capacity, self.limits)
 
     def span_rows(self, threads: int, rows_per_second: float | None) -> int:
         """Give the rows of a span for so many threads at this pace."""
-        return plan.span_rows(self.pool.n_rows, self.row_bytes, threads, self.unit, rows_per_second)
+        return plan.span_rows(self.pool.n_rows, self.row_bytes, threads, self.unit, rows_per_second, self.limits)
 
     def in_process(self) -> Scan:
         """Score what is left here, span after span: the specification of every other engine."""
