@@ -4,6 +4,7 @@ import ast
 import logging
 import os
 import signal
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,8 @@ from dal.cli import main
 from dal.cli.cluster import workers_chosen
 from dal.learners.presets import PRESETS
 from dal.selection.strategy import STRATEGIES
+
+PACKAGE = Path(dal.__file__).parent
 
 
 def commands() -> list[str]:
@@ -36,6 +39,64 @@ def test_every_command_is_where_the_table_says(name: str) -> None:
 def test_the_names_that_help_lists_are_those_that_mean_something() -> None:
     assert choices.STRATEGIES == STRATEGIES
     assert tuple(PRESETS) == choices.PRESETS
+
+
+HEAVY = {
+    *("numpy", "scipy", "pandas", "pyarrow", "sklearn", "skops", "joblib", "numba", "dask", "distributed", "dask_ml"),
+    *("zarr", "sqlalchemy", "fsspec", "bokeh", "fastapi", "uvicorn", "pydantic", "PIL", "rich"),
+}
+RUN = f"""
+import sys
+from dal.cli import main
+if __name__ == "__main__":
+    try:
+        main(prog_name="dal")
+    finally:
+        print("imported:", *sorted({HEAVY!r} & set(sys.modules)))
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a directory with a pool and a campaign on it that has a batch."""
+    directory = tmp_path_factory.mktemp("entrance")
+    X = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
+    dal.build_pool(X, directory / "pool.zarr")
+    dal.next_batch(dal.create_campaign(directory / "campaign", directory / "pool.zarr", ["ham", "spam"], batch=5))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("command", "may"),
+    [
+        ("--help", set[str]()),
+        ("label --help", set[str]()),
+        ("pool info pool.zarr", {"numpy", "zarr", "fsspec"}),
+        ("status campaign", {"numpy", "sqlalchemy"}),
+        ("pause campaign", {"numpy", "sqlalchemy"}),
+        ("label export campaign batch.csv", {"numpy", "sqlalchemy", "zarr", "fsspec", "pyarrow"}),
+    ],
+)
+def test_a_command_imports_what_it_uses(command: str, may: set[str], started: Path) -> None:
+    words = [sys.executable, "-c", RUN, *command.split()]
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(words, cwd=started, env=environment, capture_output=True, text=True, check=True)
+    assert set(done.stdout.splitlines()[-1].split()[1:]) <= may
+
+
+def test_completion_offers_commands_and_choices_and_imports_nothing_heavy() -> None:
+    for words, offered in (("dal label im", "import"), ("dal init c p --vote ", "dawid_skene")):
+        environment = {
+            "PYTHONPATH": str(PACKAGE.parent),
+            "_DAL_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", RUN], env=os.environ | environment, capture_output=True, text=True, check=False
+        )
+        assert f"plain,{offered}" in done.stdout.splitlines()
+        assert done.stdout.splitlines()[-1] == "imported:"
 
 
 def of_the_process() -> dict[str, object]:
@@ -96,7 +157,6 @@ def test_dask_logs_nothing_while_a_command_uses_a_cluster() -> None:
     assert log.level == before
 
 
-PACKAGE = Path(dal.__file__).parent
 LAZY = [path for path in sorted(PACKAGE.rglob("__init__.py")) if "names_of(" in path.read_text(encoding="utf-8")]
 
 
