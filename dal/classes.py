@@ -363,7 +363,7 @@ def _distinct(values: object, what: str) -> tuple[list[Any], Codes]:
     return different, places
 
 
-def _as_array(values: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever holds labels
+def _as_array(values: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - any container of labels
     if isinstance(values, np.ndarray):
         return values
     # NumPy would cast a list of numbers and None, or of texts and NaN, to one kind: astype(str) leaves 'nan'.

@@ -31,7 +31,7 @@ class DalError(Exception):
 
 
 class InputError(DalError, ValueError):
-    """What was passed cannot be used; nothing was changed."""
+    """Input that cannot be used; nothing was changed."""
 
 
 class SourceError(InputError):

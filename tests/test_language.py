@@ -29,6 +29,8 @@ Transform Translate Try Turn Undo Unpack Unstage Update Upload Use Validate Vect
 Watch Weigh Wrap Write Yield
 """
 VERBS = frozenset(_VERBS.split())
+# A docstring of a value or a class is a noun phrase, not a question.
+QUESTIONS = frozenset({"How", "What", "Where", "Which", "Who", "Whoever", "Whose", "Why"})
 RIDDLES = re.compile(r"\b(whoever|whatever|anew|so many|told|said)\b", re.IGNORECASE)
 
 # Rooms whose language is not yet revised, and the faults that they have at most. Numbers only fall, and entries go.
@@ -83,7 +85,7 @@ def faults(room: str) -> list[str]:
         for node, text, is_verb in docstrings(tree):
             where = f"{module}:{getattr(node, 'lineno', 1)} {getattr(node, 'name', '')}"
             first = text.split()[0].strip(".,:;")
-            if is_verb and first not in VERBS:
+            if first in QUESTIONS or (is_verb and first not in VERBS):
                 found.append(f"{where}: begins with {first!r}")
             found += [f"{where}: holds {riddle!r}" for riddle in RIDDLES.findall(text)]
         for part, text in messages(tree):

@@ -83,7 +83,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What happened to the lines of a file.
+    """Counts of the lines of an imported file, by outcome.
 
     Attributes
     ----------
@@ -91,6 +91,8 @@ class ImportReport:
         Lines imported: a first answer, a different answer, or the answer that exists already.
     pending : int
         Lines without a label or a status.
+    superseded : int
+        Lines whose annotator answered the same record later, by the times in the file.
     volunteered : int
         Of the lines imported, those whose record no batch had asked for.
     rejected : tuple of Rejected
@@ -103,8 +105,6 @@ class ImportReport:
         Number of all conflicts.
     seen : bool
         Whether the file had been imported before: it is not read again, and `same` counts the lines imported then.
-    superseded : int
-        Lines whose annotator answered the same record later, by the times in the file.
     """
 
     new: int

@@ -99,7 +99,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Sheet:
-    """What a file holds of the batch besides its records."""
+    """The content of a file besides the records of the batch."""
 
     batch: str
     round: int

@@ -1,4 +1,4 @@
-"""What the explorer replays, and the folder that keeps it: ``run.json`` and arrays.
+"""Runs: replays for the explorer, and the folder that keeps them: ``run.json`` and arrays.
 
 A run folder holds
 

@@ -307,7 +307,7 @@ def _locked_new(where: Place) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Options:
-    """How to read a source, as the user passed it."""
+    """Options for reading a source, as the user passed them."""
 
     ids: Values | str | None
     features: Sequence[str] | None

@@ -44,7 +44,7 @@ def ending_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one file is written.
+    """The encoding, separator and columns of one file.
 
     Attributes
     ----------

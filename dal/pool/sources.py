@@ -68,7 +68,7 @@ class Source(Protocol):
 
     @property
     def made_from(self) -> Mapping[str, Any]:
-        """What the pool keeps of the source, so that appended sources can be matched by name."""
+        """Description of the source that the pool keeps, so that appended sources can be matched by name."""
 
     def blocks(self, start: int) -> Iterator[Block]:
         """Yield the rows from `start` on, in blocks of about 16 MiB at most."""
@@ -221,7 +221,7 @@ class _Array:
             yield Block(_dense(self._array[part]), ids, {name: column[part] for name, column in self._fields.items()})
 
 
-def _dense(part: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - whatever an array gives for some rows
+def _dense(part: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - a slice of any array
     """Return rows as a plain array; masked values become NaN."""
     if sparse.issparse(part):
         if part.shape[1] > MAX_FEATURES:

@@ -633,7 +633,7 @@ class _Stream:
     commas: frozenset[str] = frozenset()
     index: frozenset[str] = frozenset()
 
-    def __init__(self, source: Any) -> None:  # noqa: ANN401 - whatever has the method
+    def __init__(self, source: Any) -> None:  # noqa: ANN401 - any object with the method
         # An object with a length is in memory, and its buffers are shared; a reader can be read only once.
         self.single = not hasattr(source, "__len__")
         self._rows: Any = pa.RecordBatchReader.from_stream(source) if self.single else pa.table(source)

@@ -52,7 +52,7 @@ class Guesses:
         wanted = max((each.round for each in served), default=0), frozenset(self._campaign.answers.gold())
         if not all(wanted):
             return predicted
-        # All gold records at once, whatever is served: a request that holds one must not take longer.
+        # All gold records at once, for every request: one that holds a gold record must not take longer.
         with self._working:
             if wanted != self._for:
                 self._known, self._for = self._predicted(*wanted), wanted

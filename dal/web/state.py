@@ -17,11 +17,11 @@ from dal.campaign.view import View
 Phase = Literal["waiting", "training", "open", "between", "paused", "stopped"]
 
 _FRESH_SECONDS = 1.0
-"""For so long what is common to all pages is not computed anew, however many ask."""
+"""Age up to which the common state is reused, for any number of pages."""
 
 
 class Standing(BaseModel):
-    """What all pages show alike.
+    """The part of a campaign's state that all pages show alike.
 
     Attributes
     ----------
@@ -32,9 +32,9 @@ class Standing(BaseModel):
     round, step
         The newest round and its status.
     since
-        When the step began, UTC.
+        Start of the step, UTC.
     usual_pause
-        Seconds that preparing a round took in the median; None before the second round.
+        Median seconds of preparing a round; None before the second round.
     size, answered, pending
         Records of the newest batch; those with all answers that they need; the rest.
     active
@@ -54,7 +54,7 @@ class Standing(BaseModel):
 
 
 class Given(NamedTuple):
-    """How many answers the team has given to the newest batch, of how many wanted; `upto` is the newest one's id."""
+    """Answers of the team to the newest batch, and answers wanted; `upto` is the newest answer's id."""
 
     answers: int
     wanted: int

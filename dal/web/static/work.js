@@ -60,7 +60,7 @@ export class Work {
     this.changed();
   }
 
-  /** Try again later, whatever went wrong: also without a valid link, which a manager may mend. */
+  /** Try again later after any failure, even without a valid link, which a manager may repair. */
   #failed(error, again) {
     this.failure = error instanceof Failure ? error : new Failure("offline", String(error));
     this.pause = Math.min(LONGEST_WAIT, Math.max(500, this.pause * 2));
@@ -152,7 +152,7 @@ export class Work {
     else this.done.push(entry);
   }
 
-  /** Take back the newest answer, or the one that is on screen again; its record comes back to be answered anew. */
+  /** Take back the newest answer, or the one that is on screen again; its record comes back to be answered again. */
   async undo() {
     const entry = this.failure?.barred ? null : (this.looking ?? this.done.at(-1));
     if (!entry || !(await this.#load(entry))) return null;
@@ -188,7 +188,7 @@ export class Work {
     if (rows.length) fetch("api/release", { ...options({ rows }), keepalive: true }).catch(() => {});
   }
 
-  /** Take records anew where the browser brings this page back as it was left. */
+  /** Take records again where the browser restores this page from its cache. */
   back() {
     if (!this.outbox) return;
     this.queue = [];
@@ -352,7 +352,7 @@ export class Work {
     this.changed();
   }
 
-  /** Keep the records in hand for another ten minutes; those that went to somebody else leave the screen. */
+  /** Keep the records in hand for another ten minutes; records that went to somebody else leave the screen. */
   async renew() {
     if (document.hidden || !this.queue.length || this.failure) return;
     const rows = this.queue.map((record) => record.row);
