@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import entrance, labels, memory, pages, peers, scale, scan, selection, suite, team
+from benchmarks import entrance, labels, memory, pages, peers, scale, scan, selection, suite, team, workers
 
 
 @click.group()
@@ -20,6 +20,7 @@ main.add_command(peers.command)
 main.add_command(selection.command)
 main.add_command(team.command)
 main.add_command(suite.command)
+main.add_command(workers.command)
 
 # Worker processes are spawned: they import this module again.
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import dask
@@ -17,7 +18,7 @@ from distributed import Client, LocalCluster
 
 from dal.compute import plugins
 from dal.compute.client import connect
-from dal.compute.local import SETTINGS, local_cluster
+from dal.compute.local import _PRELOADED, SETTINGS, local_cluster
 from dal.compute.work import Beat, each_on, map_on
 from dal.compute.workers import OnDemand, workers_of
 from dal.errors import ClusterError, SettingsError
@@ -76,6 +77,52 @@ def test_the_scheduler_has_the_settings(client: Client) -> None:
     assert (
         dask.config.get("distributed.deploy.lost-worker-timeout") == "300s"
     )  # read in this process, when a worker dies
+
+
+def test_workers_start_light_and_with_the_environment_of_now(monkeypatch: pytest.MonkeyPatch, client: Client) -> None:
+    """A fork server that an earlier cluster has started serves the next one, with what the user has set since."""
+    assert client.nthreads()
+    monkeypatch.setenv("DAL_TEST_SET_SINCE", "yes")
+    monkeypatch.chdir("/")
+    with local_cluster(1) as other:
+        assert other.submit(os.getenv, "DAL_TEST_SET_SINCE").result() == "yes"
+        assert other.submit(os.getcwd).result() == "/"
+        # A function of this module would bring what the module imports.
+        loaded = set(other.submit(lambda: [name.partition(".")[0] for name in sys.modules]).result())
+    assert "dal" in loaded
+    assert not loaded & {"bokeh", "fastapi", "sqlalchemy", "dask_ml"}
+    for module in _PRELOADED:
+        import_module(module)
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_killed_process(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(ORPHANS, encoding="utf-8")
+    command = [sys.executable, script]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert len(family) >= 2
+        process.kill()
+    gone, alive = psutil.wait_procs(family, timeout=30)
+    assert len(gone) == len(family)
+    assert alive == []
+
+
+ORPHANS = """
+import time
+from dal.compute.local import local_cluster
+
+if __name__ == "__main__":
+    with local_cluster(2) as client:
+        client.wait_for_workers(2)
+        print("ready", flush=True)
+        time.sleep(600)
+"""
 
 
 def test_no_client_means_no_cluster() -> None:

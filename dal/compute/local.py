@@ -1,7 +1,9 @@
 """The cluster of this machine's cores."""
 
 import logging
+import multiprocessing
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -11,6 +13,7 @@ import dask.config
 import dask.system
 from distributed import Client, LocalCluster
 
+from dal.compute import insides
 from dal.errors import SettingsError
 
 _WORKER_ENVIRONMENT = {
@@ -33,6 +36,19 @@ SETTINGS: Mapping[str, object] = {
     }
 }
 """Dask configuration that dal needs. The reason of each value stands beside it in ``cluster/distributed.yaml``."""
+
+_START = {"distributed": {"worker": {"multiprocessing-method": "forkserver"}}} if sys.platform == "linux" else {}
+"""How worker processes of this machine start: forked off one that has imported what they need."""
+
+_PRELOADED = (
+    "distributed.nanny",
+    "distributed.worker",
+    "distributed.http.worker.prometheus",
+    "sklearn.linear_model",
+    "dal.learners.models",
+    "dal.scan.worker.spans",
+)
+"""What the fork server imports, once for all workers: what every scan needs, and nothing else."""
 
 # A nanny also fixes the seed of string hashes, the same for all workers, and marks its process as their parent.
 _NANNY_WRITES = (*_WORKER_ENVIRONMENT, "PYTHONHASHSEED", "__DASK_PARENT_PID")
@@ -77,6 +93,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
         silent(),
         _environment_kept(),
         dask.config.set(settings),
+        _fork_server(),
         _loopback_cluster(count) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
@@ -97,17 +114,32 @@ def _loopback_cluster(workers: int) -> LocalCluster:
         threads_per_worker=1,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
-        worker_dashboard_address="127.0.0.1:0",  # by default each worker's pages are open to the network
+        worker_dashboard_address=None,  # with one, every worker imports Bokeh for its pages
         silence_logs=logging.CRITICAL,
         preload=_QUIET_ENDING,
+        env=dict(os.environ),  # a fork server has the environment of its start: credentials may have been set since
     )
+
+
+@contextmanager
+def _fork_server() -> Iterator[None]:
+    """Name what the fork server imports, unless the user's configuration starts workers in another way.
+
+    It starts with the first worker, with the environment that nannies give to workers, and lives as long as this
+    process: later clusters start at once.
+    """
+    if dask.config.get("distributed.worker.multiprocessing-method") == "forkserver":
+        insides.keep_preload()
+        multiprocessing.set_forkserver_preload(list(_PRELOADED))
+    yield
 
 
 def _with_settings(config: dict[str, object]) -> dict[str, object]:
     """Lay `SETTINGS` over Dask's defaults, and under what the user has configured."""
     merged = deepcopy(config)
     defaults = dask.config.merge(*dask.config.defaults)
-    dask.config.update(merged, SETTINGS, priority="new-defaults", defaults=defaults)
+    for settings in (SETTINGS, _START):
+        dask.config.update(merged, settings, priority="new-defaults", defaults=defaults)
     return {"distributed": merged["distributed"]}
 
 
