@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from sklearn.cluster import kmeans_plusplus
 from sklearn.datasets import load_digits
 
+from dal._threads import one_thread
 from dal.errors import SettingsError
 from dal.selection import facility_location
-from dal.selection.batch import choose, select
+from dal.selection.batch import choose, posed, select
 from dal.selection.candidates import Candidates, Capacity, shortlist
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
@@ -318,10 +319,7 @@ class TestFacilityLocation(WeighingContract):
         assert objective(c, picks, labeled, sigma) >= 0.99 * objective(c, flat, labeled, sigma)
 
     @pytest.mark.parametrize(("n", "leaves"), [(40, 1), (41, 2), (120, 3), (201, 6), (290, 8)])
-    def test_leaves_are_as_few_and_as_equal_as_can_be(
-        self, n: int, leaves: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(facility_location, "LEAF_ROWS", 40)
+    def test_leaves_are_as_few_and_as_equal_as_can_be(self, n: int, leaves: int) -> None:
         solved: list[int] = []
 
         def watched(solve: Callable, tasks: Iterable) -> list:
@@ -329,20 +327,18 @@ class TestFacilityLocation(WeighingContract):
             solved.extend(len(leaf.points) for leaf in tasks)
             return [solve(leaf) for leaf in tasks]
 
-        monkeypatch.setattr(facility_location, "LEAVES_WORTH_SENDING", 1)
         # No gain is left after the first round, so no leaf is solved twice.
-        select(made_candidates(n, seed=2), self.strategy, n, NO_LABELED, 5, 2, mapper=watched)
+        problem = posed(made_candidates(n, seed=2), self.strategy, NO_LABELED, 5, 2, mapper=watched)
+        with one_thread:
+            facility_location.facility_location(problem, n, leaf_rows=40, leaves_worth_sending=1)
         assert len(solved) == leaves
         assert sum(solved) == n
         assert max(solved) <= 40
         assert max(solved) - min(solved) <= leaves
 
     @pytest.mark.parametrize("k", [1, 37, 200, 590])
-    def test_the_merge_of_two_rounds_is_that_of_all_picks_of_all_leaves(
-        self, k: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_merge_of_two_rounds_is_that_of_all_picks_of_all_leaves(self, k: int) -> None:
         """Leaves of very different worth, so that some are asked twice; and gains that tie."""
-        monkeypatch.setattr(facility_location, "LEAF_ROWS", 40)
         c = made_candidates(600, seed=5)
         crowd = np.where(c.embeddings[:, 0] > 0.5, 1.0, 0.01)
         c = replace(c, scores=np.round(c.scores * crowd, 2) + 0.01, embeddings=np.round(c.embeddings * 4) / 4)
@@ -352,7 +348,9 @@ class TestFacilityLocation(WeighingContract):
             calls.extend(leaves := list(leaves))
             return [solve(leaf) for leaf in leaves]
 
-        chosen = select(c, self.strategy, k, NO_LABELED, 5, 2, mapper=watched).tolist()
+        problem = posed(c, self.strategy, NO_LABELED, 5, 2, mapper=watched)
+        with one_thread:
+            chosen = problem.rows[facility_location.facility_location(problem, k, leaf_rows=40)].tolist()
         leaves = [leaf for leaf in calls if leaf.floor == 0.0]
         assert 15 <= len(leaves) < len(calls) or k > 500
         order = slow_order(c.scores, c.rows, 5, 2)

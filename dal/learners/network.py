@@ -29,9 +29,6 @@ ACTIVATIONS: Mapping[str, Callable[[Floats], Floats]] = {
 """Activations by scikit-learn's names; they may overwrite their input."""
 
 
-BLOCK_BYTES = 256 * 2**10
-
-
 LEAST_BLOCK_ROWS = 64
 
 
@@ -57,6 +54,8 @@ class Network:
         Name of the activation after each hidden layer.
     steps
         Transformations before the products; None if there are none.
+    block_bytes
+        Of a block of records that stays in the core's cache while it is multiplied.
     """
 
     coef: npt.NDArray[np.float32]
@@ -64,12 +63,13 @@ class Network:
     hidden: tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], ...]
     activation: str
     steps: Pipeline | None
+    block_bytes: int = 256 * 2**10
 
     @property
     def block_rows(self) -> int:
         """Height of a block, a power of two: 256 KiB stay in the core's cache while they are multiplied."""
         width = len(self.hidden[0][0]) if self.hidden else self.coef.shape[1]
-        most = max(LEAST_BLOCK_ROWS, BLOCK_BYTES // (4 * width))
+        most = max(LEAST_BLOCK_ROWS, self.block_bytes // (4 * width))
         return int(1 << (most.bit_length() - 1))
 
     @one_thread

@@ -18,7 +18,9 @@ LEAVES_WORTH_SENDING = 4
 """Fewer leaves are solved where they are, in less time than a cluster takes to answer."""
 
 
-def facility_location(problem: Problem, k: int) -> Positions:
+def facility_location(
+    problem: Problem, k: int, *, leaf_rows: int = LEAF_ROWS, leaves_worth_sending: int = LEAVES_WORTH_SENDING
+) -> Positions:
     r"""Choose greedily what covers the candidates best.
 
     Maximises, by the largest gain each time,
@@ -36,12 +38,21 @@ def facility_location(problem: Problem, k: int) -> Positions:
     with them a bound that the batch's gains reach; the second asks again those few leaves whose gains are still above
     it. Only (gain, position) come back.
 
+    Parameters
+    ----------
+    problem : Problem
+    k : int
+    leaf_rows : int
+        Most candidates of a leaf.
+    leaves_worth_sending : int
+        Fewer leaves are solved in this process.
+
     Returns
     -------
     ndarray of int64
         Positions in the order of choice; fewer than `k` where no more are distinct.
     """
-    return _Leaves(problem).solve(k)
+    return _Leaves(problem, leaf_rows, leaves_worth_sending).solve(k)
 
 
 class Leaf(NamedTuple):
@@ -157,15 +168,16 @@ def _gains(kernel: Floats32, covered: Floats32, weights: Floats32) -> Floats32:
 class _Leaves:
     """The problem cut into leaves, and their picks merged."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, leaf_rows: int, leaves_worth_sending: int) -> None:
         self.problem = problem
+        self.leaf_rows = leaf_rows
         self.embeddings = problem.embeddings
         self.bandwidth = problem.bandwidth
         self.leaves = list(self._leaves())
-        self.mapper = problem.mapper if len(self.leaves) >= LEAVES_WORTH_SENDING else map
+        self.mapper = problem.mapper if len(self.leaves) >= leaves_worth_sending else map
 
     def solve(self, k: int) -> Positions:
-        """Give `k` positions in the order of choice, fewer where no more are distinct."""
+        """Return `k` positions in the order of choice, fewer where no more are distinct."""
         wanted = k
         while True:
             picks = self._best(wanted)
@@ -179,7 +191,7 @@ class _Leaves:
         return chosen[:k]
 
     def _best(self, count: int) -> Positions:
-        """Give the `count` picks of the largest gains, the first by key among equals."""
+        """Return the `count` picks of the largest gains, the first by key among equals."""
         first = int(np.ceil(FIRST_SHARE * count / max(len(self.leaves), 1)))
         everything = range(len(self.leaves))
         found = dict(zip(everything, self._solved(everything, first, 0.0), strict=True))
@@ -200,7 +212,7 @@ class _Leaves:
         return self.mapper(solve_leaf, tasks)
 
     def _leaves(self) -> Iterator[tuple[Positions, Floats32]]:
-        """Split the distinct candidates in two until at most LEAF_ROWS are left, and route the labeled ones along.
+        """Split the distinct candidates in two until at most `leaf_rows` are left, and route the labeled ones along.
 
         Parts are as large as whole numbers of equal leaves: halves would leave the leaves up to half empty.
 
@@ -210,7 +222,7 @@ class _Leaves:
         stack = [(self.problem.distinct, self.problem.labeled, 1)]
         while stack:
             members, labeled, node = stack.pop()
-            count = -(-len(members) // LEAF_ROWS)
+            count = -(-len(members) // self.leaf_rows)
             if count <= 1:
                 yield np.sort(members), labeled
                 continue
