@@ -512,3 +512,19 @@ def test_formats_go_by_the_ending_of_a_file_and_can_be_named(tmp_path: Path) -> 
         format_of(Path("a.docx"), None, CLASSES)
     with pytest.raises(LabelError, match="got 'xml'"):
         format_of(Path("a.csv"), "xml", CLASSES)
+
+
+def test_a_quotation_mark_too_many_swallows_no_record(tmp_path: Path) -> None:
+    """Wherever it stands, the file is refused, or each line is given."""
+    lines = ["record_id,label,status,annotator,text", "r1,ham,,ann,one", 'r2,spam,,ann,"two, x"', 'r3,ham,,ann,"t""ee"']
+    path, refused = tmp_path / "answers.csv", 0
+    for number, line in enumerate(lines):
+        for at in range(len(line) + 1):
+            path.write_text("\n".join([*lines[:number], f'{line[:at]}"{line[at:]}', *lines[number + 1 :]]) + "\n")
+            try:
+                found = [each.record_id.replace('"', "") for each in Csv().lines(path)]
+            except LabelError:
+                refused += 1
+            else:
+                assert found == ["r1", "r2", "r3"], (number, at)
+    assert refused > 30
