@@ -2,11 +2,14 @@
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any
 
+from dal._distribution import needs
 
-def names_of(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
+
+def names_of(package: str, homes: Mapping[str, Sequence[str]], extra: str = "") -> Callable[[str], Any]:
     """Return the ``__getattr__`` of a package whose names lie in other modules.
 
     No name may be that of a submodule: importing the submodule would put it in the name's place.
@@ -17,13 +20,16 @@ def names_of(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str]
         The package's ``__name__``.
     homes : mapping from str to sequence of str
         The names that each module holds.
+    extra : str
+        The extra of the distribution that installs what the modules import, where a plain install does not.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
 
     def import_name(name: str) -> Any:  # noqa: ANN401 - whatever has the name
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
-        value = getattr(import_module(home_of[name]), name)
+        with needs(extra, package) if extra else nullcontext():
+            value = getattr(import_module(home_of[name]), name)
         setattr(sys.modules[package], name, value)
         return value
 

@@ -110,3 +110,7 @@ class ClusterError(ScanError):
 
 class SpanError(ScanError):
     """A span of the pool failed on every attempt."""
+
+
+class NotInstalled(DalError, ImportError):
+    """A package that an extra of the distribution installs is missing."""

@@ -18,6 +18,7 @@ import dal
 from dal import choices
 from dal.cli import main
 from dal.cli.cluster import workers_chosen
+from dal.errors import NotInstalled
 from dal.learners.presets import PRESETS
 from dal.selection.strategy import STRATEGIES
 
@@ -185,3 +186,16 @@ def test_what_a_package_imports_when_asked_is_what_type_checkers_see(path: Path)
 def test_a_name_that_a_package_does_not_offer_is_named() -> None:
     with pytest.raises(AttributeError, match="Scanner"):
         _ = dal.Scanner  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("package", "name", "missing"), [("figures", "THEMES", "bokeh"), ("web", "make_server", "uvicorn")]
+)
+def test_a_package_that_is_not_installed_is_named_with_the_line_that_installs_it(
+    package: str, name: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [each for each in sys.modules if each.split(".")[0] == missing or each.startswith(f"dal.{package}")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(NotInstalled, match=rf"{missing}.*\[web\]"):
+        getattr(import_module(f"dal.{package}"), name)

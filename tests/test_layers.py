@@ -30,6 +30,8 @@ LEVELS = [
 ]
 # The pure level is one page of mathematics; it may refer to itself, without cycles.
 SIDEWAYS = {
+    ("_distribution", "errors"),
+    ("_lazy", "_distribution"),
     ("plugins", "errors"),
     ("selection", "scores"),
     ("evidence", "selection"),

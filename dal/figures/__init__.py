@@ -25,8 +25,9 @@ if TYPE_CHECKING:
         throughput,
     )
     from dal.figures.curves import Curve, accuracy_curve, learning_curves
+    from dal.figures.palette import COLORS, MARKERS, color_of, marker_of
     from dal.figures.records import record_images
-    from dal.figures.style import COLORS, MARKERS, THEMES, color_of, marker_of
+    from dal.figures.style import THEMES
     from dal.figures.table import Table
 else:
     __getattr__ = names_of(
@@ -48,9 +49,11 @@ else:
             ),
             "dal.figures.curves": ("Curve", "accuracy_curve", "learning_curves"),
             "dal.figures.records": ("record_images",),
-            "dal.figures.style": ("COLORS", "MARKERS", "THEMES", "color_of", "marker_of"),
+            "dal.figures.palette": ("COLORS", "MARKERS", "color_of", "marker_of"),
+            "dal.figures.style": ("THEMES",),
             "dal.figures.table": ("Table",),
         },
+        extra="web",
     )
 
 __all__ = [

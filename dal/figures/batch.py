@@ -8,7 +8,8 @@ import numpy.typing as npt
 from bokeh.models import ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
 
-from dal.figures.style import ASKED, color_of, marker_of, plain_figure
+from dal.figures.palette import ASKED, color_of, marker_of
+from dal.figures.style import plain_figure
 
 MOST_POINTS = 5000
 

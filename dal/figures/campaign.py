@@ -10,7 +10,8 @@ from bokeh.plotting import figure
 from bokeh.transform import dodge
 
 from dal.evidence.stopping import Verdict
-from dal.figures.style import ASKED, COLORS, color_of, plain_figure
+from dal.figures.palette import ASKED, COLORS, color_of
+from dal.figures.style import plain_figure
 
 _POOL = "#8A8F98"
 

@@ -7,7 +7,8 @@ from bokeh.models import ColumnDataSource, HoverTool, Span, Whisker
 from bokeh.plotting import figure
 
 from dal.evidence.ruler import RoundRecord, wilson
-from dal.figures.style import color_of, marker_of, plain_figure
+from dal.figures.palette import color_of, marker_of
+from dal.figures.style import plain_figure
 
 _TOOLS = "pan,wheel_zoom,box_zoom,reset"
 

@@ -16,6 +16,7 @@ else:
             "dal.web.connections": ("Limits",),
             "dal.web.server": ("Listening", "make_server"),
         },
+        extra="web",
     )
 
 __all__ = ["Limits", "Listening", "Options", "create_app", "make_server"]
