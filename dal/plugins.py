@@ -8,8 +8,10 @@ Entry points are looked up only for a name that is not built in. Of a class with
 import ast
 import importlib
 import inspect
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from importlib import metadata
 from itertools import count
 from typing import Any, NamedTuple
@@ -228,3 +230,51 @@ def label_of(part: object, slot: Slot) -> str:
         return text_of(part, slot)
     except Unnameable:
         return str(getattr(part, "__qualname__", repr(part)))
+
+
+class Carried:
+    """A part and its name, as they travel to other processes: the part is unpacked when it is first used.
+
+    Two are equal if their names are.
+
+    Raises
+    ------
+    SettingsError
+        By `part`, in a process that cannot import it.
+    """
+
+    def __init__(self, name: str, packed: bytes = b"") -> None:
+        self.name = name
+        self._packed = packed
+
+    @classmethod
+    def of(cls, part: object, slot: Slot) -> "Carried":
+        """Return a part with the text that names it."""
+        carried = cls(label_of(part, slot))
+        carried.__dict__["part"] = part
+        return carried
+
+    @cached_property
+    def part(self) -> Any:  # noqa: ANN401 - anybody's object
+        """The part itself."""
+        try:
+            return pickle.loads(self._packed)
+        except Exception as error:  # an import runs anybody's code
+            raise SettingsError(
+                f"`{self.name}` must be importable in every process that uses it, got {type(error).__name__}: {error};"
+                " install its module there."
+            ) from error
+
+    def __reduce__(self) -> tuple[type["Carried"], tuple[str, bytes]]:
+        import cloudpickle  # by value where no other process can import the part, as in a notebook
+
+        return Carried, (self.name, self._packed or cloudpickle.dumps(self.part))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Carried) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __repr__(self) -> str:
+        return f"own {self.name}"

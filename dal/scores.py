@@ -7,14 +7,15 @@ beside the learner itself. There are four doors, by what is known of the records
 along with the score: all three come from the same numbers.
 """
 
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from dal.errors import SettingsError
+from dal import plugins
+from dal.errors import LearnerError, SettingsError
 
 Floats = npt.NDArray[np.floating]
 
@@ -111,17 +112,114 @@ NAMES: tuple[str, ...] = ("random", *OF_ONE_MODEL, *OF_COMMITTEE, OF_GRADIENTS)
 """Every score by name. ``random`` looks at no prediction: its value is a hash of the row."""
 
 
-def check_name(name: str) -> str:
-    """Return `name` if it is a score's name.
+SLOT = plugins.Slot("strategy.score", "dal.scores", NAMES)
+"""Where scores of one's own are found."""
+TAKES = ("probabilities", "committee", "records")
+
+
+class Score(Protocol):
+    """A score of one's own: a function of class probabilities that returns how much each record is worth asking.
+
+    The value of a record depends on nothing but the record and the model: records are scored in blocks of any size, by
+    any worker. It is finite, and higher is asked first. Values in [0, 1] are what histograms show, and selectors that
+    weigh take what is below 0 as 0.
+
+    An attribute `takes` says what the score is called with: ``"probabilities"`` (the default), an array (n, C);
+    ``"committee"``, an iterable of such arrays, one a member; ``"records"``, the features (n, d) and the
+    :class:`dal.learners.models.Model`.
+
+    See Also
+    --------
+    dal.testing.ScoreContract : the tests to subclass for a score of one's own.
+
+    Examples
+    --------
+    >>> def doubt(probabilities):
+    ...     return 1 - probabilities.max(axis=1)
+    >>> doubt(np.array([[0.5, 0.5], [1.0, 0.0]])).tolist()
+    [0.5, 0.0]
+
+    >>> class Disagreement:
+    ...     takes = "committee"
+    ...
+    ...     def __call__(self, members):
+    ...         return np.stack(list(members)).var(axis=0).sum(axis=1)
+    >>> Disagreement()([np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])]).tolist()
+    [0.5]
+    """
+
+    def __call__(self, probabilities: Any, /) -> Floats:  # noqa: ANN401 - as `takes` says
+        """Return the score of each record, (n,)."""
+
+
+def resolved(score: "str | Score | plugins.Carried") -> "str | plugins.Carried":
+    """Return a score as scans use it: the name of a built-in one, or one of one's own with its name.
 
     Raises
     ------
     SettingsError
-        If there is no such score.
+        If there is no such score, or it cannot be called as one.
     """
-    if name not in NAMES:
-        raise SettingsError(f"Expected a score out of {', '.join(NAMES)}, got {name!r}.")
-    return name
+    if isinstance(score, plugins.Carried) or (isinstance(score, str) and score in NAMES):
+        return score
+    found: Any = plugins.find(score, SLOT) if isinstance(score, str) else score
+    if isinstance(found, type):
+        found = found()
+    if not callable(found) or getattr(found, "takes", TAKES[0]) not in TAKES:
+        raise SettingsError(
+            f"`strategy.score` must be callable and `takes` one of {', '.join(TAKES)}, got {score!r}; see"
+            " dal.scores.Score."
+        )
+    return plugins.Carried.of(found, SLOT)
+
+
+def takes_committee(score: "str | plugins.Carried") -> bool:
+    """Return whether a score asks each member of a committee."""
+    if isinstance(score, str):
+        return score in OF_COMMITTEE
+    return bool(getattr(score.part, "takes", TAKES[0]) == "committee")
+
+
+def of_own(
+    score: plugins.Carried,
+    probabilities: Floats,
+    committee: Callable[[], Iterable[Floats]],
+    records: Callable[[], tuple[Any, Any]],
+) -> Scored:
+    """Score records by a score of one's own.
+
+    Parameters
+    ----------
+    score : Carried
+    probabilities : ndarray of shape (n_records, n_classes)
+    committee, records : callable
+        Give what a score is called with that takes these.
+
+    Raises
+    ------
+    LearnerError
+        If it returns another shape, or a value that is not finite for a record that the model predicts.
+    """
+    top = top_two(np.ascontiguousarray(probabilities.T))
+    predicted = np.isfinite(probabilities).all(axis=1)
+    takes = getattr(score.part, "takes", TAKES[0])
+    try:
+        given = (committee(),) if takes == "committee" else records() if takes == "records" else (probabilities,)
+        values = np.array(score.part(*given), dtype=np.float64)
+    except LearnerError:
+        raise
+    except Exception as error:  # anybody's code
+        raise LearnerError(f"`{score.name}` must score {len(predicted):,} records, got {error!r}; mend it.") from error
+    if values.shape != predicted.shape:
+        raise LearnerError(
+            f"`{score.name}` must return one value a record, shape {predicted.shape}, got {values.shape}; mend it."
+        )
+    if bad := np.count_nonzero(~np.isfinite(values[predicted])):
+        raise LearnerError(
+            f"`{score.name}` must return finite values, got {bad:,} of {len(values):,} that are not; mend it."
+        )
+    values[~predicted] = np.nan
+    return Scored(values, top.position, top.first)
 
 
 def of_probabilities(name: str, probabilities: Floats) -> Scored:

@@ -1,8 +1,8 @@
 """The loop with a known oracle: replaying a campaign, and comparing strategies on the same pool."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,10 +21,12 @@ from dal.errors import LabelError, SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.loop.api import Batch, Stopped, create_campaign, next_batch
+from dal.plugins import Slot, Unnameable, lent, text_of
 from dal.pool import Pool
 from dal.scan import Progress
+from dal.scores import SLOT as SCORES
 from dal.selection.candidates import usable
-from dal.selection.strategy import Strategy
+from dal.selection.strategy import SELECTORS, Strategy
 from dal.texts import brief
 
 if TYPE_CHECKING:
@@ -261,7 +263,7 @@ def simulate(
     test: TestSet,
     classes: Sequence[str],
     *,
-    strategy: str = "default",
+    strategy: str | Strategy = "default",
     learner: str | BaseEstimator = "logistic",
     batch: int = 50,
     rounds: int = 10,
@@ -328,24 +330,24 @@ def simulate(
     with ExitStack() as stack:
         workers = stack.enter_context(workers_of(client))
         place = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="dal-"))
+        kept = stack.enter_context(_kept(strategy))
         campaign = create_campaign(
             place,
             pool,
             classes,
             learner=learner,
-            strategy=strategy,
+            strategy=kept,
             batch=batch,
             seed=seed,
             explore=explore,
             stop_set=0,
         )
-        replay = Replay(strategy, seed, (), (), ())
+        replay = Replay(_label(strategy), seed, (), (), ())
         for _ in range(rounds):
             # Where every label is of one class, as in a pool of rare ones, people would ask for coverage. What asks no
             # learner goes on, as random sampling does: it is what the others are measured against.
-            coverage = (
-                Strategy.named(strategy).score != "random" and len(np.unique(campaign.answers.latest().labels)) == 1
-            )
+            one_class = len(np.unique(campaign.answers.latest().labels)) == 1
+            coverage = one_class and Strategy.named(campaign.settings.strategy).score != "random"
             given = next_batch(campaign, client=workers, progress=progress, coverage=coverage, reserved=reserved)
             if isinstance(given, Stopped):
                 break
@@ -361,7 +363,7 @@ def compare(
     oracle: Oracle | npt.ArrayLike,
     test: TestSet,
     classes: Sequence[str],
-    strategies: Sequence[str] = ("default", "random"),
+    strategies: Sequence[str | Strategy] = ("default", "random"),
     *,
     seeds: Sequence[int] = (0,),
     learner: str | BaseEstimator = "logistic",
@@ -380,7 +382,8 @@ def compare(
     ----------
     pool, oracle, test, classes, learner, batch, rounds, reserved, watched, client, on_round
         As in :func:`simulate`.
-    strategies : sequence of str
+    strategies : sequence of str or Strategy
+        Objects need no name here: a score may be a lambda.
     seeds : sequence of int, default=(0,)
         One seed shows how a strategy works; to tell two apart takes ten or more.
     known : sequence of Replay, default=()
@@ -392,13 +395,14 @@ def compare(
     -------
     Comparison
     """
+    named = _by_label(strategies)
     played = {(replay.strategy, replay.seed): replay for replay in known}
     with workers_of(client) as workers:
         for seed in seeds:
-            for strategy in strategies:
-                if (strategy, seed) in played:
+            for label, strategy in named.items():
+                if (label, seed) in played:
                     continue
-                played[strategy, seed] = simulate(
+                played[label, seed] = simulate(
                     pool,
                     oracle,
                     test,
@@ -414,8 +418,8 @@ def compare(
                     on_round=on_round,
                 )
                 if on_replay is not None:
-                    on_replay(played[strategy, seed])
-    return Comparison(tuple(played[strategy, seed] for seed in seeds for strategy in strategies))
+                    on_replay(played[label, seed])
+    return Comparison(tuple(played[label, seed] for seed in seeds for label in named))
 
 
 def compare_side_by_side(
@@ -423,7 +427,7 @@ def compare_side_by_side(
     oracle: Oracle | npt.ArrayLike,
     test: TestSet,
     classes: Sequence[str],
-    strategies: Sequence[str],
+    strategies: Sequence[str | Strategy],
     *,
     client: "Client | Cluster | str",
     seeds: Sequence[int] = (0,),
@@ -453,9 +457,10 @@ def compare_side_by_side(
     """
     from dal.compute.work import each_on
 
+    named = _by_label(strategies)
     played = {(replay.strategy, replay.seed): replay for replay in known}
-    shared = {"pool": pool, "oracle": oracle, "test": test, "classes": tuple(classes), **settings}
-    wanted = [(strategy, seed) for seed in seeds for strategy in strategies if (strategy, seed) not in played]
+    shared = {"strategies": named, "pool": pool, "oracle": oracle, "test": test, "classes": tuple(classes), **settings}
+    wanted = [(label, seed) for seed in seeds for label in named if (label, seed) not in played]
     with connect(client) as connected:
         if connected is None:
             raise SettingsError("`client` must be a Client, a Cluster or an address, got None; compare does without")
@@ -463,12 +468,46 @@ def compare_side_by_side(
             played[which] = replay
             if on_replay is not None:
                 on_replay(replay)
-    return Comparison(tuple(played[strategy, seed] for seed in seeds for strategy in strategies))
+    return Comparison(tuple(played[label, seed] for seed in seeds for label in named))
+
+
+def _label(strategy: str | Strategy) -> str:
+    return strategy if isinstance(strategy, str) else strategy.label
+
+
+def _by_label(strategies: Sequence[str | Strategy]) -> dict[str, str | Strategy]:
+    named: dict[str, str | Strategy] = {}
+    for strategy in strategies:
+        label = _label(strategy)
+        if named.setdefault(label, strategy) != strategy:
+            raise SettingsError(
+                f"`strategies` must have different names, got {label} for two; give lambdas names by def, at the top of"
+                " a module."
+            )
+    return named
+
+
+@contextmanager
+def _kept(strategy: str | Strategy) -> Iterator[str | Strategy]:
+    """Lend names to the parts that have none, for as long as a campaign in this process refers to them."""
+    with ExitStack() as stack:
+
+        def named(part: Any, slot: Slot) -> Any:  # noqa: ANN401 - a name, or anybody's object
+            try:
+                return part if isinstance(part, str) else text_of(part, slot)
+            except Unnameable:
+                return stack.enter_context(lent(part))
+
+        if isinstance(strategy, Strategy):
+            score, selector = named(strategy.score, SCORES), named(strategy.selector, SELECTORS)
+            strategy = replace(strategy, score=score, selector=selector)
+        yield strategy
 
 
 def _replayed(shared: dict[str, Any], which: tuple[str, int], beat: "Beat") -> Replay:
-    strategy, seed = which
-    return simulate(**shared, strategy=strategy, seed=seed, on_round=lambda _: beat())
+    label, seed = which
+    settings = {name: value for name, value in shared.items() if name != "strategies"}
+    return simulate(**settings, strategy=shared["strategies"][label], seed=seed, on_round=lambda _: beat())
 
 
 def answer_batch(

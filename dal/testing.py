@@ -15,11 +15,14 @@ A part may be an object, its class, ``module:object``, or the name of an entry p
 
 import inspect
 import io
+import pickle
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 
 from dal.campaign import Asked
@@ -28,15 +31,189 @@ from dal.evidence.stopping import Criterion, Verdict, parse, texts_of
 from dal.exchange.files import format_of
 from dal.exchange.formats import Format, Item, Known, Line, Rejected, Sheet
 from dal.learners.learner import Learner
-from dal.learners.models import Model
+from dal.learners.models import Model, score_block
+from dal.plugins import Carried
+from dal.scores import resolved, takes_committee
+from dal.selection.batch import choose, select
+from dal.selection.candidates import Candidates, Capacity
+from dal.selection.codebook import Codebook
+from dal.selection.strategy import Strategy
 
-__all__ = ["CriterionContract", "FormatContract", "LearnerContract"]
+__all__ = ["CriterionContract", "FormatContract", "LearnerContract", "ScoreContract", "SelectorContract"]
 
 
 def _given(contract: object, name: str) -> Any:  # noqa: ANN401 - anybody's object
     """Return the part that a contract names; a plain function is not bound to it as a method."""
     part = inspect.getattr_static(type(contract), name)
     return part.__func__ if isinstance(part, staticmethod) else part
+
+
+class ScoreContract:
+    """What every score keeps: a pure function of each record alone, finite, that other processes can be sent.
+
+    Attributes
+    ----------
+    score : Score or str
+    classes : int
+        Of the made-up records.
+    """
+
+    score: Any
+    classes: int = 3
+
+    def make(self) -> Carried | str:
+        """Return the score as a scan uses it."""
+        return resolved(_given(self, "score"))
+
+    def model(self) -> Model:
+        """Return the model that scores; override it where yours needs one of a kind."""
+        X, names = self.records(), [f"class {n}" for n in range(self.classes)]
+        codes = np.arange(len(X)) % self.classes
+        return Learner.named("logistic", names).fit(X[:90], codes[:90], committee=takes_committee(self.make()))
+
+    def records(self) -> "np.ndarray":
+        """Return records (n, d): some alike, some far away."""
+        X = np.random.default_rng(0).standard_normal((300, 4)) + (np.arange(300) % self.classes)[:, None]
+        X[200:210], X[210:220] = X[0], 50 * X[210:220]
+        return X.astype(np.float32)
+
+    def values(self, X: "np.ndarray", model: Model) -> "np.ndarray":
+        """Return the scores of a block, as a worker computes them."""
+        return score_block(self._made, model, X).score
+
+    @cached_property
+    def _made(self) -> Carried | str:
+        return self.make()
+
+    def test_gives_a_finite_value_for_each_record(self) -> None:
+        """Score records near and far: none is NaN or infinite."""
+        values = self.values(self.records(), self.model())
+        assert values.shape == (300,)
+        assert np.isfinite(values).all(), "a score must be finite for each record that the model predicts"
+
+    def test_asks_a_doubtful_record_before_a_sure_one(self) -> None:
+        """Score a mean of two classes and a record far on one side: higher is asked first."""
+        model, X = self.model(), self.records()
+        proba = model.predict_proba(X).max(axis=1)
+        values = self.values(X, model)
+        assert values[np.argmin(proba)] >= values[np.argmax(proba)], "higher must mean: ask first"
+
+    def test_does_not_depend_on_the_other_records_of_a_block(self) -> None:
+        """Score in blocks of several heights, and in another order: each record has the same value."""
+        model, X = self.model(), self.records()
+        whole = self.values(X, model)
+        for rows in (1, 7, 64):
+            parts = [self.values(X[start : start + rows], model) for start in range(190, 230, rows)]
+            found = np.concatenate(parts)
+            np.testing.assert_allclose(found, whole[190 : 190 + len(found)], rtol=1e-4, atol=1e-5)
+        backwards = self.values(np.ascontiguousarray(X[::-1]), model)[::-1]
+        np.testing.assert_allclose(backwards, whole, rtol=1e-4, atol=1e-5)
+
+    def test_is_pure(self) -> None:
+        """Score twice, another block in between: the same bits, and the input is as it was."""
+        model, X = self.model(), self.records()
+        before, first = X.copy(), self.values(X, model)
+        self.values(X[:50] + 1, model)
+        np.testing.assert_array_equal(self.values(X, model), first)
+        np.testing.assert_array_equal(X, before)
+
+    def test_travels_to_a_worker(self) -> None:
+        """Send the score as a scan does: it gives the same values there."""
+        model, X = self.model(), self.records()
+        sent = pickle.loads(cloudpickle.dumps(self.make()))
+        np.testing.assert_array_equal(score_block(sent, model, X).score, self.values(X, model))
+
+    def test_comes_back_from_settings(self) -> None:
+        """Write a strategy with the score as settings keep it, and read it again."""
+        strategy = Strategy(_given(self, "score"), "top")
+        again = Strategy.named(strategy.text)
+        assert again.scorer == strategy.scorer
+        model, X = self.model(), self.records()
+        np.testing.assert_array_equal(score_block(again.scorer, model, X).score, self.values(X, model))
+
+
+class SelectorContract:
+    """What every selector keeps: distinct candidates, never an asked one, the same for any order of candidates.
+
+    Attributes
+    ----------
+    selector : Selector or str
+    """
+
+    selector: Any
+
+    def strategy(self) -> Strategy:
+        """Return the strategy that chooses."""
+        return Strategy("margin", _given(self, "selector"))
+
+    def candidates(self, n: int = 200) -> Candidates:
+        """Return candidates with ties in their scores and near-duplicates among them."""
+        rng = np.random.default_rng(n)
+        rows = np.sort(rng.choice(10 * n, n, replace=False)).astype(np.int64)
+        points = rng.standard_normal((n, 4)).astype(np.float32)
+        points[n // 2 : n // 2 + 3] = points[0]
+        proba = rng.dirichlet(np.ones(3), n).astype(np.float32)
+        scores = np.round(rng.random(n), 2)
+        return Candidates(rows, scores, rng.integers(0, 5, n), proba.argmax(axis=1), points, proba)
+
+    def chosen(self, candidates: Candidates, k: int, seed: int = 5) -> list[int]:
+        """Return the rows that are chosen."""
+        labeled = np.random.default_rng(1).standard_normal((9, candidates.embeddings.shape[1])).astype(np.float32)
+        return list(select(candidates, self.strategy(), k, labeled, seed, 2).tolist())
+
+    def test_chooses_distinct_candidates_and_no_more_than_asked_for(self) -> None:
+        """Choose none, some, and more than there are."""
+        candidates = self.candidates()
+        for k in (0, 1, 7, 60, 500):
+            rows = self.chosen(candidates, k)
+            assert len(set(rows)) == len(rows) <= k, "no record twice"
+            assert set(rows) <= set(candidates.rows.tolist())
+        assert self.chosen(candidates, 7), "something must be chosen where there are candidates"
+
+    def test_never_chooses_what_was_asked(self) -> None:
+        """Choose after some candidates were asked."""
+        candidates = self.candidates()
+        asked = candidates.rows[::3]
+        rows = choose(
+            candidates,
+            self.strategy(),
+            40,
+            capacity=Capacity(len(candidates), 0, 0),
+            codebook=Codebook.fit(candidates.embeddings, 4, seed=0),
+            asked=candidates.embeddings[::3],
+            excluded=asked,
+            seed=5,
+            round=2,
+        )
+        assert not np.isin(rows, asked).any()
+
+    def test_does_not_depend_on_the_order_of_the_candidates(self) -> None:
+        """Choose from the same candidates in other orders."""
+        candidates = self.candidates()
+        expected = self.chosen(candidates, 30)
+        for seed in range(3):
+            shuffled = candidates.take(np.random.default_rng(seed).permutation(len(candidates)))
+            assert self.chosen(shuffled, 30) == expected
+
+    def test_is_pure(self) -> None:
+        """Choose twice, others in between: the same rows under the same seed, and the input is as it was."""
+        candidates = self.candidates()
+        arrays = [candidates.rows, candidates.scores, candidates.cells, candidates.embeddings, candidates.proba]
+        before, first = [np.array(each) for each in arrays], self.chosen(candidates, 25)
+        self.chosen(self.candidates(90), 13, seed=77)
+        assert self.chosen(candidates, 25) == first
+        for array, old in zip(arrays, before, strict=True):
+            np.testing.assert_array_equal(np.asarray(array), old)
+
+    def test_comes_back_from_settings(self) -> None:
+        """Write a strategy with the selector as settings keep it, and read it again."""
+        again = Strategy.named(self.strategy().text)
+        assert again.traits == self.strategy().traits
+        candidates = self.candidates()
+        labeled = candidates.embeddings[:3] + 2
+        for k in (1, 20):
+            one, other = (select(candidates, each, k, labeled, 5, 2).tolist() for each in (self.strategy(), again))
+            assert one == other
 
 
 class CriterionContract:

@@ -7,22 +7,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from distributed import Client
 
 from dal import plugins
 from dal.campaign import Campaign
 from dal.cli import main
-from dal.errors import LabelError, LearnerError, SettingsError
+from dal.errors import ClusterError, LabelError, LearnerError, SettingsError
 from dal.evidence.stopping import MaxLabels, Verdict, parse, texts_of
 from dal.exchange import read_answers, write_batch
 from dal.exchange.formats import Format, Line
 from dal.learners.learner import Learner
+from dal.learners.models import Model, score_block
 from dal.loop.api import Batch, create_campaign, next_batch
-from dal.plugins import Slot, Unnameable, find, lent, text_of
-from dal.testing import CriterionContract, FormatContract, LearnerContract
+from dal.plugins import Carried, Slot, Unnameable, find, lent, text_of
+from dal.pool import Pool
+from dal.scan import Journal, scan
+from dal.scan.hosts import prove_score
+from dal.scores import Score
+from dal.selection.batch import select
+from dal.selection.order import row_hash
+from dal.selection.strategy import STRATEGIES, Selector, Strategy
+from dal.simulation import TestSet, compare
+from dal.testing import CriterionContract, FormatContract, LearnerContract, ScoreContract, SelectorContract
 from tests.pools import three_classes
 
 EXAMPLE = Path(__file__).parent / "plugins"
@@ -324,6 +335,235 @@ def test_a_format_that_is_none_is_refused(tmp_path: Path) -> None:
         format_of(tmp_path / "batch.csv", "collections:Counter", ())
 
 
+# -- scores ------------------------------------------------------------------------------------------------------------
+
+
+class TestMargin(ScoreContract):
+    score = "margin"
+
+
+class TestBald(ScoreContract):
+    score = "bald"
+
+
+def certain_of_nothing(probabilities):
+    return -((probabilities - 1 / probabilities.shape[1]) ** 2).sum(axis=1)
+
+
+class TestScoreGivenAsAFunction(ScoreContract):
+    score = certain_of_nothing
+
+
+@pytest.mark.usefixtures("example")
+class TestDoubtByName(ScoreContract):
+    score = "doubt(power=0.5)"
+
+
+@pytest.mark.usefixtures("example")
+class TestDoubtByPath(ScoreContract):
+    score = "dal_example:Doubt"
+
+
+class Variance:
+    """How much the members of a committee differ."""
+
+    takes = "committee"
+
+    def __call__(self, members):
+        return np.stack(list(members)).var(axis=0).sum(axis=1)
+
+
+class TestVariance(ScoreContract):
+    score = Variance()
+
+
+class Shrunk:
+    """How unsure the model is of a record that is moved towards the middle."""
+
+    takes = "records"
+
+    def __call__(self, X, model):
+        return 1 - model.predict_proba(np.float32(0.9) * X).max(axis=1)
+
+
+class TestShrunk(ScoreContract):
+    score = Shrunk()
+
+
+@dataclass(frozen=True)
+class Powered:
+    power: float
+
+    def __call__(self, probabilities):
+        return (1 - probabilities.max(axis=1)) ** self.power
+
+
+def fitted(pool: Pool, codes: np.ndarray) -> Model:
+    return Learner.named("logistic", list("abc")).fit(pool.take(np.arange(100)), codes[:100])
+
+
+@pytest.mark.parametrize("score", [certain_of_nothing, lambda p: 3 * p.min(axis=1) - 7, Shrunk(), Variance()])
+def test_a_scan_keeps_the_best_by_a_score_of_ones_own(tmp_path: Path, score: Score) -> None:
+    pool, codes = three_classes(tmp_path / "pool.zarr")
+    X = pool.take(np.arange(pool.n_rows))
+    model = Learner.named("forest", list("abc")).fit(X[:60], codes[:60])
+    strategy = Strategy(score, "top", 1)
+    found = scan(pool, model, strategy, 30, exclude=np.arange(60)).candidates
+    values = score_block(strategy.scorer, model, X).score
+    values[:60] = -np.inf
+    best = np.lexsort((row_hash(np.arange(2000), 0, 0), -values))[:30]
+    np.testing.assert_array_equal(found.rows, np.sort(best))
+    np.testing.assert_allclose(found.scores, values[found.rows])
+
+
+class Odd:
+    takes = "anything"
+
+    def __call__(self, probabilities):
+        return probabilities[:, 0]
+
+
+@pytest.mark.parametrize("score", [3, Odd, "fractions:no_such", "no_such_score"])
+def test_a_score_that_is_none_is_refused_before_the_scan(score: Score) -> None:
+    with pytest.raises(SettingsError, match=r"strategy\.score"):
+        Strategy(score, "top")
+
+
+@pytest.mark.parametrize(
+    ("score", "why"),
+    [
+        (lambda p: p[:, :1], "shape"),
+        (lambda p: np.full(len(p), np.nan), "finite"),
+        (lambda p: p @ p, "must score"),
+    ],
+)
+def test_a_score_that_returns_none_is_refused_by_its_name(tmp_path: Path, score: Score, why: str) -> None:
+    pool, codes = three_classes(tmp_path / "pool.zarr")
+    with pytest.raises(LearnerError, match=f"lambda.*{why}"):
+        scan(pool, fitted(pool, codes), Strategy(score, "top"), 10)
+    with pytest.raises(LearnerError, match=f"lambda.*{why}"):
+        Learner.named("logistic", list("abc")).check(4, Strategy(score, "top").scorer)
+
+
+def test_a_journal_goes_on_under_the_same_score_and_parameters_only(tmp_path: Path) -> None:
+    pool, codes = three_classes(tmp_path / "pool.zarr")
+    model = fitted(pool, codes)
+
+    def resumed(score: Score) -> int:
+        found = scan(pool, model, Strategy(score, "top"), 10, journal=Journal(tmp_path / "journal"))
+        return found.summary.spans_resumed
+
+    assert resumed(Powered(1.0)) == 0
+    assert resumed(Powered(1.0)) > 0
+    assert resumed(Powered(2.0)) == 0
+    with pytest.raises(Unnameable, match="lambda"):
+        resumed(lambda p: p.max(axis=1))
+
+
+def test_workers_score_by_ones_own_and_one_that_cannot_import_it_is_named_before_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, example: None
+) -> None:
+    import dal_example
+
+    pool, codes = three_classes(tmp_path / "pool.zarr")
+    model, strategy = fitted(pool, codes), Strategy(dal_example.Doubt(power=0.5), "top")
+    expected = scan(pool, model, strategy, 20)
+    with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as client:
+        found = scan(pool, model, strategy, 20, client=client)
+        np.testing.assert_array_equal(found.candidates.rows, expected.candidates.rows)
+        np.testing.assert_array_equal(found.candidates.scores, expected.candidates.scores)
+
+        def gone(packed: bytes) -> object:
+            raise ModuleNotFoundError("No module named 'dal_example'")
+
+        # As in a process without the package: what travels is unpacked where it is used.
+        monkeypatch.setattr(plugins, "pickle", SimpleNamespace(loads=gone))
+        carried = Carried("dal_example:Doubt", b"as it came")
+        with pytest.raises(ClusterError, match="dal_example"):
+            prove_score(client, carried, 30.0)
+
+
+# -- selectors ---------------------------------------------------------------------------------------------------------
+
+
+class TestTop(SelectorContract):
+    selector = "top"
+
+
+class TestFacilityLocation(SelectorContract):
+    selector = "facility_location"
+
+
+@pytest.mark.usefixtures("example")
+class TestOneAClassByName(SelectorContract):
+    selector = "one_a_class"
+
+
+@pytest.mark.usefixtures("example")
+class TestOneAClassByPath(SelectorContract):
+    selector = "dal_example:one_a_class"
+
+
+def every_other(problem, k):
+    return np.arange(0, len(problem), 2)[:k]
+
+
+class TestSelectorGivenAsAFunction(SelectorContract):
+    selector = every_other
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        lambda problem, k: np.zeros(k, int),
+        lambda problem, k: np.arange(k + 1),
+        lambda problem, k: np.arange(k) - 1,
+        lambda problem, k: np.arange(k) / 2,
+    ],
+)
+def test_what_is_no_choice_is_refused_by_the_selectors_name(selector: Selector) -> None:
+    with pytest.raises(SettingsError, match="lambda"):
+        select(SelectorContract().candidates(), Strategy(selector=selector), 5, np.empty((0, 4), np.float32), 1, 1)
+
+
+# -- strategies as text ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("example")
+@pytest.mark.parametrize(
+    ("text", "score", "selector", "shortlist"),
+    [
+        ("doubt", "doubt", "top", 1),
+        ("doubt(power=2)", "doubt(power=2)", "top", 1),
+        ("dal_example:Doubt(power=2.0)", "dal_example:Doubt(power=2.0)", "top", 1),
+        ("one_a_class", "margin", "one_a_class", 10),
+        ("dal_example:one_a_class", "margin", "dal_example:one_a_class", 10),
+        ("score=doubt(power=2), selector=one_a_class,shortlist=5", "doubt(power=2)", "one_a_class", 5),
+        ("score=entropy", "entropy", "facility_location", 10),
+    ],
+)
+def test_a_strategy_is_read_and_kept_as_text(text: str, score: str, selector: str, shortlist: int) -> None:
+    strategy = Strategy.named(text, explore=0.1)
+    assert (strategy.score, strategy.selector, strategy.shortlist, strategy.explore) == (
+        score,
+        selector,
+        shortlist,
+        0.1,
+    )
+    assert Strategy.named(strategy.text, explore=0.1) == strategy
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_text_of_a_built_in_strategy_is_its_name(name: str) -> None:
+    assert Strategy.named(name).text == name
+
+
+@pytest.mark.parametrize("text", ["margins", "score=margins", "selector=tops", "shortlist=x", "score=margin,depth=3"])
+def test_a_strategy_that_cannot_be_read_is_refused(text: str) -> None:
+    with pytest.raises(SettingsError, match=r"`strategy"):
+        Strategy.named(text)
+
+
 # -- from the command line and from Python -----------------------------------------------------------------------------
 
 
@@ -337,8 +577,9 @@ def command(*arguments: object) -> str:
 def test_installed_parts_are_used_by_name_on_the_command_line(tmp_path: Path) -> None:
     _, codes = three_classes(tmp_path / "pool.zarr")
     home, file = tmp_path / "campaign", tmp_path / "batch.tsv"
-    stop = "quiet_rounds=2,change=0.5 and max_labels=1000"
-    command("init", home, tmp_path / "pool.zarr", "--classes", "a,b,c", "--learner", "nearest", "--stop", stop)
+    stop, strategy = "quiet_rounds=2,change=0.5 and max_labels=1000", "score=doubt(power=0.5),selector=one_a_class"
+    given = ("--learner", "nearest", "--stop", stop, "--strategy", strategy)
+    command("init", home, tmp_path / "pool.zarr", "--classes", "a,b,c", *given)
     for _ in range(2):
         next_batch(Campaign.open(home))  # dal next would start a cluster for it
         command("label", "export", home, file, "--format", "tabbed")
@@ -349,6 +590,9 @@ def test_installed_parts_are_used_by_name_on_the_command_line(tmp_path: Path) ->
     said = command("status", home)
     assert "quiet_rounds" in said
     assert "learner nearest" in said
+    assert "doubt(power=0.5)" in said
+    asked = Campaign.open(home).rounds.batch(2)
+    assert len({each.predicted for each in asked}) == 3
 
 
 @pytest.mark.usefixtures("example")
@@ -357,10 +601,19 @@ def test_objects_are_kept_by_their_names_and_found_again(tmp_path: Path) -> None
 
     pool, _ = three_classes(tmp_path / "pool.zarr")
     campaign = create_campaign(
-        tmp_path / "campaign", pool, list("abc"), learner=dal_example.nearest, stop=dal_example.QuietRounds(rounds=2)
+        tmp_path / "campaign",
+        pool,
+        list("abc"),
+        learner=dal_example.nearest,
+        stop=dal_example.QuietRounds(rounds=2),
+        strategy=Strategy(dal_example.Doubt(power=2.0), dal_example.one_a_class, shortlist=4, explore=0.2),
     )
     again = Campaign.open(campaign.directory)
     assert again.settings.stop == ("dal_example:QuietRounds(rounds=2, change=0.01)",)
+    assert again.settings.explore == 0.2
+    strategy = Strategy.named(again.settings.strategy)
+    assert strategy.scorer.part == dal_example.Doubt(power=2.0)
+    assert strategy.chooser is dal_example.one_a_class
     batch = next_batch(again)
     assert isinstance(batch, Batch)
     file = tmp_path / "batch.tsv"
@@ -392,10 +645,47 @@ def test_nothing_is_written_where_a_part_cannot_be_named(tmp_path: Path) -> None
     pool, _ = three_classes(tmp_path / "pool.zarr")
     with pytest.raises(Unnameable, match="Local"):
         create_campaign(tmp_path / "campaign", pool, list("abc"), stop=[Local()])
+    with pytest.raises(Unnameable, match="lambda"):
+        create_campaign(tmp_path / "campaign", pool, list("abc"), strategy=Strategy(lambda p: p.max(axis=1), "top"))
     assert not (tmp_path / "campaign").exists()
 
 
+def test_a_lambda_is_replayed_as_a_function_of_a_module_is(tmp_path: Path) -> None:
+    pool, codes = three_classes(tmp_path / "pool.zarr")
+    test = TestSet(pool.take(np.arange(1500, 2000)), codes[1500:])
+    named, unnamed = Strategy(certain_of_nothing, "top"), Strategy(lambda p: certain_of_nothing(p), "top")
+    settings = {"batch": 20, "rounds": 3, "reserved": np.arange(1500, 2000)}
+    found = compare(pool, codes, test, list("abc"), [named, unnamed, "random"], **settings)
+    one, other, random = (found.of(each)[0] for each in found.strategies)
+    assert [each.tolist() for each in one.batches] == [each.tolist() for each in other.batches]
+    assert one.batches[2].tolist() != random.batches[2].tolist()
+    assert "certain_of_nothing" in one.strategy
+    assert "lambda" in other.strategy
+    with pytest.raises(SettingsError, match="different names"):
+        compare(pool, codes, test, list("abc"), [unnamed, Strategy(lambda p: p.max(axis=1), "top")], **settings)
+
+
 # -- contracts fail where they are broken ------------------------------------------------------------------------------
+
+
+def upside_down(probabilities):
+    return probabilities.max(axis=1)
+
+
+def by_rank(probabilities):
+    return np.argsort(np.argsort(-probabilities.max(axis=1))) / len(probabilities)
+
+
+def drawn(probabilities):
+    return np.random.default_rng().random(len(probabilities))
+
+
+def drawing(problem, k):
+    return np.random.default_rng().permutation(len(problem))[:k]
+
+
+def nothing(problem, k):
+    return []
 
 
 @pytest.mark.parametrize(
@@ -403,6 +693,12 @@ def test_nothing_is_written_where_a_part_cannot_be_named(tmp_path: Path) -> None
     [
         (CriterionContract, {"criterion": Silent()}, "test_says_its_value_its_threshold_and_its_reason"),
         (CriterionContract, {"criterion": Counting()}, "test_is_a_pure_function_of_the_history"),
+        (ScoreContract, {"score": upside_down}, "test_asks_a_doubtful_record_before_a_sure_one"),
+        (ScoreContract, {"score": by_rank}, "test_does_not_depend_on_the_other_records_of_a_block"),
+        (ScoreContract, {"score": drawn}, "test_is_pure"),
+        (SelectorContract, {"selector": drawing}, "test_is_pure"),
+        (SelectorContract, {"selector": drawing}, "test_does_not_depend_on_the_order_of_the_candidates"),
+        (SelectorContract, {"selector": nothing}, "test_chooses_distinct_candidates_and_no_more_than_asked_for"),
         (LearnerContract, {"learner": unseeded}, "test_gives_the_same_model_under_the_same_seed"),
         (FormatContract, {"format": Forgets}, "test_answers_come_back"),
         (FormatContract, {"format": Forgets}, "test_records_without_an_answer_come_back_pending"),

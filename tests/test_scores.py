@@ -109,7 +109,7 @@ def test_extreme_decisions_give_no_nan() -> None:
 
 def test_an_unknown_score_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(SettingsError, match=r"margin.*got 'marign'"):
-        scores.check_name("marign")
+        scores.resolved("marign")
 
 
 # -- committees ----------------------------------------------------------------------

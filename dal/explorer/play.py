@@ -251,7 +251,7 @@ class Plan:
         if self.batch > room:
             raise SettingsError(f"`batch` must be at most {room:,}, the records that can be asked, got {self.batch:,}")
         learner, records = Learner.named(self.learner, self.known.classes), records_to_try(self.pool)
-        for score in {Strategy.named(name).score for name in self.strategies}:
+        for score in {Strategy.named(name).scorer for name in self.strategies}:
             learner.check(self.pool.n_features, score, records=records)
         if self.test is not None:
             read_test(self.test, self.known, self.pool.n_features, missing=self.takes_missing)

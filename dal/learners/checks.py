@@ -14,7 +14,8 @@ from dal.errors import LabelError, LearnerError
 from dal.learners.estimators import ends_in, is_committee, kind_of, parameters
 from dal.learners.models import Model, score_block
 from dal.learners.network import Floats
-from dal.scores import OF_COMMITTEE, OF_GRADIENTS
+from dal.plugins import Carried
+from dal.scores import OF_GRADIENTS, takes_committee
 from dal.selection.candidates import usable
 
 if TYPE_CHECKING:
@@ -33,7 +34,12 @@ _TAKES_MISSING: dict[str, bool] = {}
 
 
 def check(
-    learner: "Learner", n_features: int, score: str, records: npt.NDArray[np.float32] | None, *, weighted: bool
+    learner: "Learner",
+    n_features: int,
+    score: str | Carried,
+    records: npt.NDArray[np.float32] | None,
+    *,
+    weighted: bool,
 ) -> None:
     """Check a learner as `Learner.check` documents it."""
     check_classes(learner.classes)
@@ -62,7 +68,7 @@ def _check_on(
     learner: "Learner",
     n: int,
     n_features: int,
-    score: str,
+    score: str | Carried,
     records: npt.NDArray[np.float32] | None,
     *,
     weighted: bool,
@@ -85,7 +91,7 @@ def _check_on(
     # Not bit by bit: see `Learner.fit`.
     if not np.allclose(loaded.predict_proba(X), predicted, rtol=0, atol=1e-4, equal_nan=True):
         raise LearnerError(f"{model.kind} predicts differently after it was saved and loaded")
-    if score in OF_COMMITTEE:
+    if takes_committee(score):
         if not is_committee(loaded.estimator):
             loaded = replace(loaded, bootstraps=learner.bootstraps(X, codes, weights, count=2))
         for member in loaded.committee(X):

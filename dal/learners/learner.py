@@ -31,6 +31,7 @@ from dal.learners.estimators import (
 )
 from dal.learners.models import Model
 from dal.learners.presets import PRESETS, Preset, import_estimator, made
+from dal.plugins import Carried
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -124,7 +125,7 @@ class Learner:
     def check(
         self,
         n_features: int,
-        score: str = "margin",
+        score: str | Carried = "margin",
         *,
         records: npt.NDArray[np.float32] | None = None,
         weighted: bool = False,

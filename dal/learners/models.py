@@ -29,6 +29,7 @@ from dal.learners.estimators import (
 )
 from dal.learners.network import ACTIVATIONS, Floats, Network, network_of
 from dal.learners.trees import FORESTS, Trees
+from dal.plugins import Carried
 from dal.scores import (
     OF_COMMITTEE,
     OF_GRADIENTS,
@@ -37,6 +38,7 @@ from dal.scores import (
     of_committee,
     of_decisions,
     of_gradients,
+    of_own,
     of_probabilities,
 )
 
@@ -49,7 +51,7 @@ _TILE_ROWS = {
 
 
 @one_thread
-def score_block(name: str, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
+def score_block(name: str | Carried, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
     """Score a block of records with a model.
 
     Networks, logistic regressions included, are scored from their decision values, computed class-major by products of
@@ -69,7 +71,10 @@ def score_block(name: str, model: "Model", X: npt.NDArray[np.float32]) -> Scored
         raise LearnerError(f"a step before {model.kind} refused records of shape {X.shape}: {error}") from error
 
 
-def _scored(name: str, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
+def _scored(name: str | Carried, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
+    if isinstance(name, Carried):
+        scored = of_own(name, model.predict_proba(X), lambda: model.committee(X), lambda: (X, model))
+        return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
     if name in OF_ONE_MODEL and model.network is not None:
         with np.errstate(all="ignore"):
             return of_decisions(name, model.network.decisions(X), len(model.classes))
@@ -81,6 +86,11 @@ def _scored(name: str, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
     else:
         scored = of_probabilities(name, model.predict_proba(X))
     return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
+
+
+def needs_members(score: str | Carried) -> bool:
+    """Return whether a score asks more of a forest than its probabilities."""
+    return isinstance(score, Carried) or score in (*OF_COMMITTEE, OF_GRADIENTS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,13 +277,13 @@ class Model:
             records = activate(records @ weights + intercepts)
         return records
 
-    def for_score(self, score: str) -> "Model":
+    def for_score(self, score: str | Carried) -> "Model":
         """Return a copy for workers that compute this score only: of a forest, mostly without scikit-learn's trees.
 
         These are most of a forest's bytes; the flat trees that replace them take a third.
         """
         # The first steps of a pipeline may give values that only scikit-learn's own trees can handle.
-        if type(self.estimator) not in FORESTS or self._trees is None or score in (*OF_COMMITTEE, OF_GRADIENTS):
+        if type(self.estimator) not in FORESTS or self._trees is None or needs_members(score):
             return replace(self)
         emptied = copy(self.estimator)
         emptied.estimators_ = []

@@ -42,11 +42,11 @@ def create_campaign(
     classes: Sequence[str],
     *,
     learner: str | BaseEstimator | Preset = "logistic",
-    strategy: str = "default",
+    strategy: str | Strategy = "default",
     batch: int = 100,
     seed: int = 0,
     stop: str | Criterion | Sequence[str | Criterion] = (),
-    explore: float = 0.05,
+    explore: float | None = None,
     trusted: Sequence[str] = (),
     overlap: int = 1,
     gold: float = 0.0,
@@ -71,15 +71,16 @@ def create_campaign(
     learner : str, estimator or function, default="logistic"
         ``logistic``, ``forest``, ``hgb``, ``mlp``, ``module:object``, an installed plug-in, a scikit-learn classifier,
         or a :class:`dal.learners.presets.Preset`.
-    strategy : str, default="default"
-        A name out of :data:`dal.selection.strategy.STRATEGIES`.
+    strategy : str or Strategy, default="default"
+        A name as :meth:`dal.Strategy.named` reads it, or an object; a score or selector of your own in it must be a
+        function or class of a module, because settings keep its name.
     batch : int, default=100
         Records asked in a round.
     seed : int, default=0
         Same seed, same batches.
     stop : str, Criterion, or sequence of these, default=()
         Stopping criteria such as ``"max_labels=5000"`` or ``MaxLabels(5000)``; any of them ends the campaign.
-    explore : float, default=0.05
+    explore : float, default=0.05, or as `strategy` has it
         Share of what is asked that is drawn uniformly.
     trusted : sequence of str, default=()
         Types, by full name, that a saved learner may hold beyond scikit-learn's own.
@@ -124,12 +125,14 @@ def create_campaign(
         pool = Pool.open(pool, missing_chunks=missing_chunks or "refuse")
     elif missing_chunks is not None:
         pool = Pool.open(pool.place, missing_chunks=missing_chunks)
+    if explore is None:
+        explore = strategy.explore if isinstance(strategy, Strategy) else Strategy.explore
     name = learner if isinstance(learner, str) else SAVED_LEARNER
     settings = Settings(
         pool=pool.path,
         classes=names_of(classes),
         learner=name,
-        strategy=strategy,
+        strategy=strategy.text if isinstance(strategy, Strategy) else strategy,
         batch=batch,
         seed=seed,
         stop=texts_of(stop),
@@ -147,7 +150,7 @@ def create_campaign(
         missing_chunks=missing_chunks or pool.missing_chunks,
     )
     settings.check()
-    score = Strategy.named(strategy, explore).score
+    score = Strategy.named(settings.strategy, explore).scorer
     for text in settings.stop:
         parse(text)
     if batch > pool.n_rows:

@@ -199,7 +199,7 @@ class Composer:
         """Score the drawn records with the model that chose the batch, before anyone learns from them."""
         if self.model is None or not len(X):
             return [(None, -1)] * len(X)
-        score = strategy_of(self.current, self.model).score
+        score = strategy_of(self.current, self.model).scorer
         predicted = self.model.predict_proba(X).argmax(axis=1).tolist()
         if score == "random":
             return [(None, code) for code in predicted]

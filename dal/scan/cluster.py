@@ -19,7 +19,7 @@ from dal.errors import DalError, SpanError
 from dal.learners.models import Model
 from dal.pool import Pool
 from dal.scan import plan
-from dal.scan.hosts import keeps_features, probed, refuse_too_small
+from dal.scan.hosts import keeps_features, probed, prove_score, refuse_too_small
 from dal.scan.journal import Journal
 from dal.scan.plan import Interval, Limits
 from dal.scan.run import Progress, Run, Scan, with_the_rest
@@ -56,6 +56,7 @@ def scan_on_cluster(
 ) -> Scan:
     """Score the pool on the workers of a cluster; see :func:`dal.scan.scan`."""
     hosts = probed(client, pool, cells, limits.probe_seconds)
+    prove_score(client, order.score, limits.probe_seconds)
     usable = cells if hosts.cells_usable else None
     run = Run(pool, model, order, excluded, usable, journal, progress, limits)
     run.notes += hosts.notes

@@ -121,6 +121,8 @@ def scan(
     ClusterError
         If the cluster is lost or makes no progress.
     """
+    if journal is not None:
+        strategy.text  # noqa: B018 - refused where no text names its parts: a journal is found again by it
     order = _order(pool, model, strategy, k, seed, round, codebook, limits)
     order = replace(order, missing=missing if model is None else model.takes_missing)
     if with_features:
@@ -169,7 +171,7 @@ def _order(
     if k < 1:
         raise SettingsError(f"Expected a batch of at least 1 record, got {k}.")
     if model is None and strategy.score != "random":
-        raise SettingsError(f"The score {strategy.score!r} needs a fitted model; without one, use strategy.cold().")
+        raise SettingsError(f"The score {strategy.scorer!r} needs a fitted model; without one, use strategy.cold().")
     if model is not None and model.n_features != pool.n_features:
         raise SettingsError(
             f"The model was fitted on {model.n_features} features, the pool {pool.path} has {pool.n_features}."
@@ -179,7 +181,7 @@ def _order(
         raise SettingsError("This strategy spreads over cells: pass codebook=sample_codebook(pool, n_cells, seed).")
     tile = plan.tile_rows(pool.n_features, model.tile_rows if model else None, limits)
     carry = strategy.traits.features
-    return Order(strategy.score, capacity, tile, seed, round, codebook if capacity.cells else None, carry)
+    return Order(strategy.scorer, capacity, tile, seed, round, codebook if capacity.cells else None, carry)
 
 
 def sample_codebook(pool: Pool, n_cells: int, seed: int) -> Codebook:

@@ -11,13 +11,14 @@ from distributed import Client
 from dal.compute.waits import wait_for_worker
 from dal.compute.work import ask_workers, workers_of
 from dal.errors import ClusterError
+from dal.plugins import Carried
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.plan import Limits
 from dal.scan.run import Run
 from dal.scan.worker.kernel import Cells, Order
-from dal.scan.worker.probe import Host, examine
-from dal.scores import OF_COMMITTEE
+from dal.scan.worker.probe import Host, examine, score_trouble
+from dal.scores import takes_committee
 from dal.selection.candidates import Capacity
 
 _log = logging.getLogger(__name__)
@@ -88,6 +89,17 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None, seconds: flo
     return known | told
 
 
+def prove_score(client: Client, score: str | Carried, seconds: float) -> None:
+    """Refuse hosts that cannot import a score of a user's own, before the pass starts."""
+    if isinstance(score, str):
+        return
+    one_per_host = {worker.host: address for address, worker in workers_of(client).items()}
+    answers = ask_workers(client, partial(score_trouble, score), list(one_per_host.values()), seconds=seconds)
+    for address, trouble in answers.items():
+        if trouble is not None:
+            raise ClusterError(f"The worker at {address} cannot use the strategy's score: {trouble}")
+
+
 def keeps_features(order: Order, pool: Pool, limits: Limits) -> bool:
     """Return whether workers keep the features of candidates until the end of the pass."""
     return order.carry and plan.candidate_bytes(order.capacity, pool.n_features) <= limits.kept_bytes
@@ -103,7 +115,7 @@ def predicted(run: Run) -> plan.WorkerBytes:
         itemsize=run.pool.dtype.itemsize,
         chunk_rows=run.pool.chunk_rows,
         # A committee's sums stand beside the probabilities of the member at work.
-        n_classes=len(run.model.classes) * (2 if run.order.score in OF_COMMITTEE else 1) if run.model else 0,
+        n_classes=len(run.model.classes) * (2 if takes_committee(run.order.score) else 1) if run.model else 0,
         n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
         kept_bytes=plan.candidate_bytes(run.order.capacity, width),
         slack=order.slack,

@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from dal._threads import one_thread
+from dal.errors import SettingsError
+from dal.plugins import label_of
 from dal.selection import methods
 from dal.selection.candidates import Candidates, Capacity, shortlist, usable
 from dal.selection.codebook import Codebook
 from dal.selection.facility_location import facility_location
 from dal.selection.order import key_order, power_keys
 from dal.selection.problem import Floats32, Mapper, Positions, Problem, Rows
-from dal.selection.strategy import Selector, Strategy
+from dal.selection.strategy import SELECTORS, BuiltIn, Selector, Strategy
 
-_SELECTORS: Mapping[Selector, Callable[[Problem, int], Positions]] = {
+_SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
     "top": methods.top,
     "power": methods.top,  # what differs is the key
     "stratified": methods.stratified,
@@ -127,11 +130,32 @@ def select(
     if k <= 0:
         return np.empty(0, dtype=np.int64)
     problem = posed(candidates, strategy, labeled, seed, round, mapper=mapper)
-    solve = _SELECTORS[strategy.selector]
+    chooser = strategy.chooser
+    solve = _SELECTORS[chooser] if isinstance(chooser, str) else partial(_own, chooser)
     if not strategy.traits.features:
         return problem.rows[solve(problem, k)]
     with one_thread:
         return problem.rows[solve(problem, k)]
+
+
+def _own(selector: Selector, problem: Problem, k: int) -> Positions:
+    """Return what a selector of one's own chooses, if it is a choice."""
+    chosen = np.asarray(selector(problem, k))
+    if not chosen.size:
+        return np.empty(0, dtype=np.int64)
+    wrong = ""
+    if chosen.ndim != 1 or chosen.dtype.kind not in "iu":
+        wrong = f"{chosen.dtype} of shape {chosen.shape}"
+    elif len(chosen) > k or len(np.unique(chosen)) < len(chosen):
+        wrong = f"{len(chosen)} positions, {len(np.unique(chosen))} of them different"
+    elif chosen.min() < 0 or chosen.max() >= len(problem):
+        wrong = f"positions from {chosen.min()} to {chosen.max()}"
+    if wrong:
+        raise SettingsError(
+            f"`{label_of(selector, SELECTORS)}` must return at most {k} different positions from 0 to"
+            f" {len(problem) - 1}, got {wrong}; mend it."
+        )
+    return chosen.astype(np.int64)
 
 
 def posed(

@@ -1,14 +1,17 @@
 """Strategies: a score, a selector, and what a scan must keep for them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
-from dal import scores
+from dal import plugins, scores
 from dal.errors import SettingsError
 from dal.selection.candidates import STRATIFIED_SHARE, Capacity
+from dal.selection.problem import Problem
 
 SHORTLIST_OF_COLD_START = 2000
 """Candidates of a batch that looks at no score: they stand for the whole pool, so a small batch needs many, too."""
@@ -25,7 +28,7 @@ ROWS_PER_CELL = 16
 MOST_CELLS = 256
 
 
-Selector = Literal[
+BuiltIn = Literal[
     "top",
     "power",
     "stratified",
@@ -55,14 +58,51 @@ class Traits(NamedTuple):
         Class probabilities of the candidates.
     """
 
-    weighs: bool
-    features: bool
-    spread: bool
-    cells: bool
-    proba: bool
+    weighs: bool = True
+    features: bool = True
+    spread: bool = False
+    cells: bool = False
+    proba: bool = False
 
 
-TRAITS: Mapping[Selector, Traits] = {
+class Selector(Protocol):
+    """A selector of one's own: a function that chooses a batch among the candidates.
+
+    The candidates come in the order of their keys, so the batch does not depend on the order in which a scan found
+    them. What is random is drawn by ``problem.seed`` and ``problem.round``. Rows that were asked are not among them.
+
+    An attribute `traits`, a :class:`Traits`, says what the selector needs to be given; without one it is given scores
+    and embeddings.
+
+    See Also
+    --------
+    dal.testing.SelectorContract : the tests to subclass for a selector of one's own.
+
+    Examples
+    --------
+    >>> def every_other(problem, k):
+    ...     return np.arange(0, len(problem), 2)[:k]
+    >>> Strategy(selector=every_other).traits
+    Traits(weighs=True, features=True, spread=False, cells=False, proba=False)
+    """
+
+    def __call__(self, problem: "Problem", k: int, /) -> npt.ArrayLike:
+        """Choose up to `k` candidates.
+
+        Parameters
+        ----------
+        problem : Problem
+            The candidates, the best by key first; a *position* in it is a rank.
+        k : int
+
+        Returns
+        -------
+        ndarray of int64
+            Positions in the order of choice, none twice; fewer than `k` where no more are worth asking.
+        """
+
+
+TRAITS: Mapping[BuiltIn, Traits] = {
     "top": Traits(weighs=False, features=False, spread=False, cells=False, proba=False),
     "power": Traits(weighs=True, features=False, spread=False, cells=False, proba=False),
     "stratified": Traits(weighs=False, features=True, spread=True, cells=True, proba=False),
@@ -82,11 +122,13 @@ class Strategy:
 
     Parameters
     ----------
-    score : str, default="margin"
-        A name out of :data:`dal.scores.NAMES`.
-    selector : str, default="facility_location"
-        How the batch is chosen among the best by score: a name out of :data:`TRAITS`; see
-        :func:`dal.selection.batch.select`.
+    score : str or Score, default="margin"
+        A name out of :data:`dal.scores.NAMES`, ``module:object``, an installed plug-in of the group ``dal.scores``, or
+        a :class:`dal.scores.Score`.
+    selector : str or Selector, default="facility_location"
+        How the batch is chosen among the best by score: a name out of :data:`TRAITS` (see
+        :func:`dal.selection.batch.select`), ``module:object``, an installed plug-in of the group ``dal.selectors``, or
+        a :class:`Selector`.
     shortlist : int, default=10
         Candidates for each record of the batch.
     explore : float, default=0.05
@@ -108,19 +150,23 @@ class Strategy:
     Strategy(score='margin', selector='top', shortlist=1, explore=0.05, beta=4.0)
     """
 
-    score: str = "margin"
-    selector: Selector = "facility_location"
+    score: str | scores.Score = "margin"
+    selector: str | Selector = "facility_location"
     shortlist: int = 10
     explore: float = 0.05
     beta: float = 4.0
 
     def __post_init__(self) -> None:
-        scores.check_name(self.score)
-        if self.selector not in TRAITS:
-            raise SettingsError(f"Expected a selector out of {', '.join(TRAITS)}, got {self.selector!r}.")
+        # Whatever cannot be found is refused here, before any work.
+        assert self.scorer
+        if not isinstance(self.traits, Traits):
+            raise SettingsError(
+                f"`strategy.selector` must have `traits` of the type Traits, got {self.traits!r}; see"
+                " dal.selection.strategy.Selector."
+            )
         if self.score == "random" and self.traits.weighs:
             raise SettingsError(
-                f"{self.selector} weighs records by what a model says of them; 'random' is no such score."
+                f"`strategy.score` must come from a model, because {self.selector} weighs records by it, got 'random'."
             )
         if self.shortlist < 1:
             raise SettingsError(f"Expected a shortlist of at least 1 candidate a record, got {self.shortlist}.")
@@ -136,7 +182,9 @@ class Strategy:
         Parameters
         ----------
         name : str
-            ``default``; ``coverage`` and others that need no labels; or a score's name for the plain top of that score.
+            ``default``; ``coverage`` and others that need no labels; a score's name for the plain top of that score,
+            an own score's as well; a selector's of one's own, for that among the best by margin; ``module:object`` of
+            either, or of a `Strategy`; or fields by name, as ``score=entropy,selector=module:object,shortlist=5``.
         explore : float, default=0.05
 
         Raises
@@ -148,17 +196,71 @@ class Strategy:
             return replace(_NAMED[name], explore=explore)
         if name in scores.NAMES:
             return cls(score=name, selector="top", shortlist=1, explore=explore)
-        raise SettingsError(f"Expected a strategy out of {', '.join(STRATEGIES)}, got {name!r}.")
+        if name.partition("=")[0].strip() in _FIELDS:
+            return cls(**_fields(name), explore=explore)
+        slot = SLOT
+        if ":" not in name and name.partition("(")[0] in plugins.installed("dal.selectors"):
+            slot = plugins.Slot("strategy", "dal.selectors", STRATEGIES)
+        found = plugins.find(name, slot)
+        if isinstance(found, Strategy):
+            return replace(found, explore=explore)
+        if slot is not SLOT or hasattr(found, "traits"):
+            return cls(selector=name, explore=explore)
+        return cls(score=name, selector="top", shortlist=1, explore=explore)
 
     @property
     def committee(self) -> bool:
         """Whether the score asks a committee."""
-        return self.score in scores.OF_COMMITTEE
+        return scores.takes_committee(self.scorer)
+
+    @cached_property
+    def scorer(self) -> str | plugins.Carried:
+        """The score as scans use it."""
+        return scores.resolved(self.score)
+
+    @cached_property
+    def chooser(self) -> BuiltIn | Selector:
+        """The selector: its name where it is built in, else what chooses."""
+        if isinstance(self.selector, str) and self.selector in TRAITS:
+            return cast("BuiltIn", self.selector)
+        found: Any = plugins.find(self.selector, SELECTORS) if isinstance(self.selector, str) else self.selector
+        if isinstance(found, type):
+            found = found()
+        if not callable(found):
+            raise SettingsError(
+                f"`strategy.selector` must be callable, got {self.selector!r}; see dal.selection.strategy.Selector."
+            )
+        return cast("Selector", found)
 
     @property
     def traits(self) -> Traits:
         """What the selector needs."""
-        return TRAITS[self.selector]
+        chooser = self.chooser
+        return TRAITS[chooser] if isinstance(chooser, str) else getattr(chooser, "traits", Traits())
+
+    @property
+    def text(self) -> str:
+        """The strategy as settings keep it, without its explore share: :meth:`named` reads it.
+
+        Raises
+        ------
+        Unnameable
+            If the score or the selector is an object that no text can name.
+        """
+        return self._text(plugins.text_of)
+
+    @property
+    def label(self) -> str:
+        """The strategy as people read it: its text, or a description where there is none."""
+        return self._text(plugins.label_of)
+
+    def _text(self, naming: Callable[[object, plugins.Slot], str]) -> str:
+        for name in STRATEGIES:
+            if Strategy.named(name, self.explore) == self:
+                return name
+        score = self.score if isinstance(self.score, str) else naming(self.score, scores.SLOT)
+        selector = self.selector if isinstance(self.selector, str) else naming(self.selector, SELECTORS)
+        return f"score={score},selector={selector},shortlist={self.shortlist},beta={self.beta}"
 
     def cold(self) -> "Strategy":
         """Give the strategy of a round that has no labels to learn from: coverage of the pool, or random as chosen."""
@@ -215,3 +317,36 @@ _NAMED: Mapping[str, Strategy] = {
 
 STRATEGIES: tuple[str, ...] = (*_NAMED, *scores.NAMES)
 """The names :meth:`Strategy.named` knows."""
+
+
+SLOT = plugins.Slot("strategy", "dal.scores", STRATEGIES)
+SELECTORS = plugins.Slot("strategy.selector", "dal.selectors", tuple(TRAITS))
+"""Where selectors of one's own are found."""
+
+_FIELDS: Mapping[str, Callable[[str], Any]] = {"score": str, "selector": str, "shortlist": int, "beta": float}
+
+
+def _fields(text: str) -> dict[str, Any]:
+    """Read the fields of a strategy, separated by commas outside of parentheses.
+
+    Examples
+    --------
+    >>> _fields("score=a:B(c=1, beta=2), shortlist=5")
+    {'score': 'a:B(c=1, beta=2)', 'shortlist': 5}
+    """
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    found: dict[str, Any] = {}
+    for part in parts:
+        name, _, value = (each.strip() for each in part.partition("="))
+        try:
+            found |= {name: _FIELDS[name](value)}
+        except (KeyError, ValueError) as error:
+            fields = ", ".join(f"{each}=..." for each in _FIELDS)
+            raise SettingsError(f"`strategy` must be {fields}, got {text!r}; {part.strip()!r} is none.") from error
+    return found

@@ -2,8 +2,31 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from dal.evidence.stopping import Verdict
 from dal.exchange.formats import Format, Known, Line
+from dal.selection.strategy import Traits
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Ask first where the most probable class is least so, some power of it."""
+
+    power: float = 1.0
+
+    def __call__(self, probabilities):
+        return (1.0 - probabilities.max(axis=1)) ** self.power
+
+
+def one_a_class(problem, k):
+    """Take the best candidate of each predicted class in turn."""
+    predicted = problem.proba[problem.distinct].argmax(axis=1)
+    turn = [np.count_nonzero(predicted[:place] == code) for place, code in enumerate(predicted)]
+    return problem.distinct[np.lexsort((predicted, turn))][:k]
+
+
+one_a_class.traits = Traits(proba=True)
 
 
 @dataclass(frozen=True)

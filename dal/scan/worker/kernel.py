@@ -13,6 +13,7 @@ from dal._threads import one_thread
 from dal.errors import LearnerError
 from dal.learners.models import Model, score_block
 from dal.places import Place, for_zarr
+from dal.plugins import Carried
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
 from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
@@ -44,7 +45,8 @@ class Order:
 
     Attributes
     ----------
-    score : str
+    score : str or Carried
+        A built-in one by name, or one of a user's own.
     capacity : Capacity
     tile : int
         Rows scored at once.
@@ -57,7 +59,7 @@ class Order:
         Whether records with missing (NaN) features may be asked.
     """
 
-    score: str
+    score: str | Carried
     capacity: Capacity
     tile: int
     seed: int
@@ -266,7 +268,8 @@ class _Span:
         self.cells = cells
         # Every decision value of a network is not finite where a feature is not, so nothing need be looked for; a
         # transformation before it may hide that, or refuse it.
-        network = self.model.network if self.model is not None and order.score in OF_ONE_MODEL else None
+        self.name = order.score if isinstance(order.score, str) else ""
+        network = self.model.network if self.model is not None and self.name in OF_ONE_MODEL else None
         self.shows_invalid = network is not None and network.steps is None
         self.assigns = cells is None or cells.write
         self.cell_of_row = self._cells_of_span() if order.capacity.cells else None
@@ -311,7 +314,7 @@ class _Span:
                 network.block_rows,
                 lambda position, block: network.decide(block, decisions[:, position : position + len(block)]),
             )
-            scored = of_decisions(self.order.score, decisions, len(self.model.classes))
+            scored = of_decisions(self.name, decisions, len(self.model.classes))
         return X, scored._replace(predicted=self.model.seen[scored.predicted])
 
     def _scored(self, X: Floats32, start: int, valid: npt.NDArray[np.bool_]) -> Scored:
@@ -328,6 +331,8 @@ class _Span:
         invalid = np.flatnonzero(~valid)
         if len(invalid):
             score, predicted, confidence = score[valid], predicted[valid], confidence[valid]
+        if not self.name:
+            score = np.clip(score, 0.0, 1.0)  # a score of a user's own may have another range
         bins = np.minimum((score * HISTOGRAM_BINS).astype(np.uint8), HISTOGRAM_BINS - 1)
         # A hash predicts nothing; its -1 becomes bin 0, which is cut off.
         classes = np.bincount(predicted + 1, minlength=len(self.tally.predicted) + 1)[1:]

@@ -7,6 +7,7 @@ from typing import Any
 import zarr
 from threadpoolctl import threadpool_info
 
+from dal.plugins import Carried
 from dal.pool import Pool
 from dal.scan.worker.kernel import Cells
 
@@ -28,6 +29,11 @@ def examine(pool: Pool, cells: Cells | None) -> Host:
         None if cells is None else _trouble(lambda: _reach(cells)),
         tuple(sorted({f"{lib['internal_api']} {lib.get('architecture', '')}".strip() for lib in info})),
     )
+
+
+def score_trouble(score: Carried) -> str | None:
+    """Try to import a score of a user's own."""
+    return _trouble(lambda: score.part)
 
 
 def _reach(cells: Cells) -> "zarr.Array[Any]":

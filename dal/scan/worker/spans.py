@@ -12,11 +12,11 @@ from distributed import get_worker
 from numcodecs import Blosc
 
 from dal.compute.plugins import brought
-from dal.learners.models import Model
+from dal.learners.models import Model, needs_members
+from dal.plugins import Carried
 from dal.pool import Pool
 from dal.scan.worker.kept import Kept
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task, score_span
-from dal.scores import OF_COMMITTEE
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ class Job:
         """Load the model, unless this process has just used it."""
         if not self.packed_model:
             return None
-        key = (self.model_digest, self.order.score in OF_COMMITTEE)
+        key = (self.model_digest, needs_members(self.order.score))
         with _loading:
             if key not in _LAST_MODEL:
                 _LAST_MODEL.clear()
@@ -47,7 +47,7 @@ class Job:
 _PACKING = Blosc("lz4", shuffle=Blosc.NOSHUFFLE)
 
 
-def packed(model: Model | None, score: str) -> tuple[bytes, ...]:
+def packed(model: Model | None, score: str | Carried) -> tuple[bytes, ...]:
     """Pack a model for the workers; return nothing without a model.
 
     By pickle, because skops takes twenty times as long for a forest, and compressed: Dask takes half a second to bring
