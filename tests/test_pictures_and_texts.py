@@ -452,7 +452,9 @@ def test_the_command_line_names_a_vectoriser(tmp_path: Path, monkeypatch: pytest
     assert "150 records of 32 float32" in shown.output, shown.output
     assert "display fields: subject" in shown.output
     shown = CliRunner().invoke(main, ["pool", "build", *arguments, "vectorisers_of_a_test:nothing"])
-    assert "expected a vectoriser at 'vectorisers_of_a_test:nothing'" in shown.output
+    assert shown.exit_code == 1
+    assert "`vectoriser`" in shown.output
+    assert "'vectorisers_of_a_test:nothing'" in shown.output
 
 
 @pytest.mark.parametrize("name", ["only", "both", "Only"])

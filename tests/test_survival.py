@@ -213,7 +213,7 @@ def test_a_cluster_may_grow_and_shrink(pools: dict[str, Pool]) -> None:
 def test_a_worker_that_cannot_hold_the_scan_is_refused_with_the_numbers(pools: dict[str, Pool]) -> None:
     with (
         own_cluster(1, threads=16, memory_limit="600MiB", processes=False, protocol="tcp") as (_, client),
-        pytest.raises(ClusterError, match=r"has 600 MiB for 16 threads; this scan takes about .* MiB.*base 500"),
+        pytest.raises(ClusterError, match=r"has 600 MiB for 16 threads; this scan takes about .* MiB.*base 350"),
     ):
         run(pools["clean"], model(Steady()), client=client)
 

@@ -355,12 +355,13 @@ def worker_bytes(
     --------
     >>> print(worker_bytes(tile=16_384, n_features=128, itemsize=4, chunk_rows=32_768, n_classes=10, n_cells=0,
     ...                    kept_bytes=5_440_000, slack=4.0, candidate=544, model_bytes=10_000))
-    base 500, model 0, holding 16, reading 48, scoring 38, keeping 60 MiB
+    base 350, model 0, holding 16, reading 48, scoring 38, keeping 60 MiB
     """
     record = n_features * itemsize
     unit = max(chunk_rows * record, limits.tile_bytes)
     return WorkerBytes(
-        base=500 * 2**20,
+        # A worker of `dask worker` takes 285 MiB for its imports, one of the local cluster's fork server 175 MiB.
+        base=350 * 2**20,
         model=4 * model_bytes,
         holding=3 * kept_bytes,
         reading=3 * unit,
