@@ -1,6 +1,8 @@
+import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -21,16 +23,33 @@ def missing_service(what: str) -> None:
     pytest.skip(f"{what} is not there")
 
 
+@contextmanager
+def _lasting_cluster() -> Iterator[Client]:
+    """Start two worker processes for many tests, and leave handlers of logs as they are.
+
+    LocalCluster mutes the handlers of the loggers `distributed` and `bokeh` for as long as it lives. Those of `caplog`
+    are among them, and are the same in every test of the session: none would see a log again.
+    """
+    muted = [logging.getLogger(name) for name in ("distributed", "bokeh")]
+    handlers = [log.handlers for log in muted]
+    for log in muted:
+        log.handlers = []
+    with local_cluster(2) as client:
+        for log, kept in zip(muted, handlers, strict=True):
+            log.handlers = kept
+        yield client
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Client]:
     """Two real worker processes, shared by the tests that do not harm them."""
-    with local_cluster(2) as client:
+    with _lasting_cluster() as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def _mortals() -> Iterator[Client]:
-    with local_cluster(2) as client:
+    with _lasting_cluster() as client:
         yield client
 
 
