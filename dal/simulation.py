@@ -61,7 +61,7 @@ class TestSet:
     y: npt.NDArray[Any]
 
     def accuracy(self, model: Model) -> float:
-        """Share of the records whose class the model predicts."""
+        """Return the share of the records whose class the model predicts."""
         return float((model.predict_proba(self.X).argmax(axis=1) == self.y).mean())
 
     def check(self, learner: Learner, n_features: int) -> None:
@@ -86,7 +86,7 @@ class TestSet:
             )
 
     def coded(self, classes: Sequence[str]) -> "TestSet":
-        """Give the same records with the codes of their classes.
+        """Return the same records with the codes of their classes.
 
         Raises
         ------
@@ -136,7 +136,9 @@ class Replay:
         return float(np.trapezoid(self.accuracy, self.labels) / (self.labels[-1] - self.labels[0]))
 
     def labels_to_reach(self, accuracy: float) -> float | None:
-        """Labels until the curve first reaches an accuracy, between points in a straight line; None if it never does.
+        """Return the labels at which the curve first reaches an accuracy; None if it never does.
+
+        The curve is a straight line between its points.
 
         Examples
         --------
@@ -155,7 +157,7 @@ class Replay:
 
 @dataclass(frozen=True)
 class Needed:
-    """What an accuracy costs.
+    """The labels that an accuracy costs.
 
     Attributes
     ----------
@@ -184,7 +186,7 @@ class Comparison:
     replays: tuple[Replay, ...]
 
     def of(self, strategy: str) -> list[Replay]:
-        """Give the replays of one strategy, by seed."""
+        """Return the replays of one strategy, sorted by seed."""
         return sorted((r for r in self.replays if r.strategy == strategy), key=lambda r: r.seed)
 
     @property
@@ -193,10 +195,10 @@ class Comparison:
         return list(dict.fromkeys(replay.strategy for replay in self.replays))
 
     def band(self, strategy: str) -> tuple[Replay, tuple[float, ...], tuple[float, ...]]:
-        """Give the mean curve of a strategy, and the ends of its 95 % interval (Student's t over the seeds).
+        """Return the mean curve of a strategy, and the ends of its 95 % interval (Student's t over the seeds).
 
-        The ends are those of the mean, inside [0, 1]; of a single seed they are the curve itself: it says nothing of
-        how another would have gone.
+        The interval is that of the mean, cut to [0, 1]. Its ends are the curve itself where there is a single seed:
+        one seed is no evidence of how another would have gone.
         """
         mean = self.mean(strategy)
         curves = np.array([replay.accuracy[: len(mean.labels)] for replay in self.of(strategy)])
@@ -205,11 +207,11 @@ class Comparison:
         return mean, tuple(low.tolist()), tuple(high.tolist())
 
     def reached_by_all(self, strategy: str) -> float:
-        """Give the best accuracy that a strategy reached in every seed."""
+        """Return the best accuracy that a strategy reached in every seed."""
         return min(max(replay.accuracy) for replay in self.of(strategy))
 
     def needed(self, strategy: str, accuracy: float, against: str | None = None) -> "Needed":
-        """Say how many labels a strategy needs to reach an accuracy, and how many fewer or more than another one.
+        """Count the labels that a strategy needs to reach an accuracy, and their difference to another strategy's.
 
         Parameters
         ----------
@@ -236,11 +238,11 @@ class Comparison:
         )
 
     def labels_to_reach(self, strategy: str, accuracy: float) -> float | None:
-        """Labels at which the mean curve of a strategy first reaches an accuracy."""
+        """Return the labels at which the mean curve of a strategy first reaches an accuracy; None if it never does."""
         return self.mean(strategy).labels_to_reach(accuracy)
 
     def mean(self, strategy: str) -> Replay:
-        """Average the curves of a strategy over its seeds."""
+        """Return the mean over the seeds of the curves of a strategy."""
         replays = self.of(strategy)
         points = min(len(replay.labels) for replay in replays)
         labels = np.mean([replay.labels[:points] for replay in replays], axis=0).round().astype(int)
@@ -249,7 +251,7 @@ class Comparison:
 
 
 def _half_width(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Half-width of the 95 % interval of the mean over the first axis; zero where there is one value."""
+    """Return the half-width of the 95 % interval of the mean over the first axis; zero where there is one value."""
     n = len(values)
     if n < 2:
         return np.zeros(values.shape[1:])
@@ -305,7 +307,7 @@ def simulate(
     directory : path, optional
         Where the campaign is kept; without it, in a temporary place.
     progress : callable, optional
-        Told of each scan's progress.
+        Called with the progress of each scan.
     on_round : callable, optional
         Given the replay so far after each round.
 
@@ -489,7 +491,7 @@ def _by_label(strategies: Sequence[str | Strategy]) -> dict[str, str | Strategy]
 
 @contextmanager
 def _kept(strategy: str | Strategy) -> Iterator[str | Strategy]:
-    """Lend names to the parts that have none, for as long as a campaign in this process refers to them."""
+    """Yield the strategy with names lent, until the exit, to those of its parts that have none."""
     with ExitStack() as stack:
 
         def named(part: Any, slot: Slot) -> Any:  # noqa: ANN401 - a name, or anybody's object
@@ -517,7 +519,7 @@ def answer_batch(
     labels: object,
     annotator: str = "oracle",
 ) -> None:
-    """Give answers to records.
+    """Record the answers to records in a campaign.
 
     Parameters
     ----------
@@ -561,7 +563,7 @@ def _answer(campaign: Campaign, rows: npt.ArrayLike, record_ids: Sequence[str], 
 
 
 def saved_labels(comparison: Comparison, strategy: str, against: str = "random") -> Mapping[str, float] | None:
-    """Say how many labels a strategy saved: those it needs to reach what the other reached at its end.
+    """Compute the labels that a strategy saves in reaching the accuracy that another one reached at its end.
 
     Returns
     -------
@@ -577,7 +579,7 @@ def saved_labels(comparison: Comparison, strategy: str, against: str = "random")
 
 
 def _asking(oracle: Oracle | npt.ArrayLike, pool: Pool, classes: Sequence[str]) -> tuple[Callable[[Rows], Codes], Rows]:
-    """Give what tells the class codes of rows, and the rows whose class it does not know."""
+    """Return a function from rows to their class codes, and the rows whose class it does not know."""
     if callable(oracle):
         return lambda rows: codes_of(oracle(rows), classes, what="oracle(rows)", codes=True), np.empty(0, np.int64)
     codes = codes_of(oracle, classes, what="oracle", gaps=True, codes=True)
@@ -616,7 +618,10 @@ def _measured(
 
 
 def view_of(model: Model | None, watched: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """Give what a model thinks of some records: class and probability in a byte each, as in :attr:`Replay.views`."""
+    """Return the class that a model predicts for each record, and its probability, in a byte each.
+
+    The bytes are those of :attr:`Replay.views`.
+    """
     view = np.full((len(watched), 2), NO_CLASS, dtype=np.uint8)
     if model is None:
         view[:, 1] = 0

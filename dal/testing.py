@@ -49,7 +49,7 @@ def _given(contract: object, name: str) -> Any:  # noqa: ANN401 - anybody's obje
 
 
 class ScoreContract:
-    """What every score keeps: a pure function of each record alone, finite, that other processes can be sent.
+    """The contract of every score: a pure, finite function of each record alone that can be sent to other processes.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class ScoreContract:
 
 
 class SelectorContract:
-    """What every selector keeps: distinct candidates, never an asked one, the same for any order of candidates.
+    """The contract of every selector: distinct picks, none asked before, the same for any order of the candidates.
 
     Attributes
     ----------
@@ -217,7 +217,7 @@ class SelectorContract:
 
 
 class CriterionContract:
-    """What every stopping criterion keeps: a pure function of the history that says its value, threshold and reason.
+    """The contract of every stopping criterion: a pure function from a history to a value, threshold and reason.
 
     Attributes
     ----------
@@ -273,7 +273,7 @@ class CriterionContract:
 
 
 class LearnerContract:
-    """What every learner keeps: it fits on a dozen labels, and predicts the same after it was saved and loaded.
+    """The contract of every learner: it fits on a dozen labels, and predicts the same once saved and loaded.
 
     Attributes
     ----------
@@ -336,7 +336,7 @@ class LearnerContract:
 
 
 class FormatContract:
-    """What every exchange format keeps: a batch that is written is read again as it was.
+    """The contract of every exchange format: a batch that is written reads back as it was.
 
     Attributes
     ----------

@@ -45,8 +45,6 @@ NOT_YET: dict[str, int] = {
     "scan": 54,
     "scores.py": 3,
     "selection": 30,
-    "simulation.py": 16,
-    "testing.py": 3,
 }
 
 
