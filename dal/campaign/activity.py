@@ -1,4 +1,4 @@
-"""Who is at work, and at what pace: what a campaign's page tells of its people."""
+"""The people at work and their pace, as a campaign's page shows them."""
 
 from collections import defaultdict
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from dal.campaign.store import Campaign
 
 @dataclass(frozen=True)
 class Work:
-    """What one annotator has done.
+    """The work of one annotator.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Activity:
             return connection.scalar(holders) or 0
 
     def work(self) -> list[Work]:
-        """Tell what each annotator has done, by name."""
+        """Return the work of each annotator, by name."""
         standing = ledger.standing().subquery()
         counts = select(
             standing.c.annotator,
@@ -91,7 +91,7 @@ class Activity:
         ]
 
     def lately(self, span: timedelta) -> int:
-        """Count the answers of the last so many minutes."""
+        """Count the answers within the last `span`."""
         with self._database.reading() as connection:
             since = (self._database.now(connection) - span).isoformat()
             query = select(func.count()).where(answers.c.received_at >= since, answers.c.status != "retracted")

@@ -1,4 +1,4 @@
-"""Who may answer, and who may manage: tokens, of which only a hash is kept."""
+"""The people who may answer, and those who may manage: tokens, of which only a hash is kept."""
 
 import hashlib
 import secrets
@@ -56,7 +56,7 @@ class Annotators:
         Returns
         -------
         str
-            Their token. It is told this once: the database holds its hash only.
+            Their token. It is returned this once: the database holds its hash only.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class Annotators:
                 raise InputError(f"{name!r} has no token that could be revoked")
 
     def verify(self, token: str) -> Account | None:
-        """Say whose token this is; None if it is nobody's, or was revoked."""
+        """Return the account that a token belongs to; None if it is nobody's, or was revoked."""
         with self._database.reading() as connection:
             found = connection.execute(
                 select(annotators).where(annotators.c.token_hash == _hash(token), annotators.c.revoked_at.is_(None))

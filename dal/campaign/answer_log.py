@@ -33,7 +33,7 @@ class Standing:
 
     @cached_property
     def agreement(self) -> Agreement:
-        """How far the annotators agree; takes a bootstrap."""
+        """The agreement of the annotators; it takes a bootstrap."""
         given = self.answers
         return agreement(given.rows, given.annotators, given.labels, seed=self.settings.seed)
 
@@ -185,7 +185,7 @@ class AnswerLog:
             return self.standing_at(connection, upto)
 
     def last_id(self) -> int:
-        """Give the id of the last answer, 0 where there is none."""
+        """Return the id of the last answer, 0 where there is none."""
         with self._database.reading() as connection:
             return ledger.last_id(connection)
 
@@ -241,12 +241,12 @@ class AnswerLog:
             return ledger.latest(connection, to_gold=True)
 
     def seen(self, digest: str, annotator: str = "") -> ImportCounts | None:
-        """Give what the last import of this digest came to, None if there was none."""
+        """Return the counts of the last import of this digest, None if there was none."""
         with self._database.reading() as connection:
             return ledger.seen(connection, digest, folded(annotator))
 
     def file_known(self, digest: str) -> bool:
-        """Say whether a file of this digest was exported, or imported whole, so that nothing is lost with it."""
+        """Return whether a file of this digest was exported, or imported whole, so that nothing is lost with it."""
         found = or_(
             exists().where(schema.exports.c.digest == digest),
             exists().where(schema.imports.c.digest.startswith(digest), schema.imports.c.rejected == 0),
@@ -255,7 +255,7 @@ class AnswerLog:
             return bool(connection.scalar(select(found)))
 
     def record_export(self, number: int, name: str, digest: str, last_answer: int) -> None:
-        """Remember that a round's batch went out as a file that holds the answers up to `last_answer`."""
+        """Record that a round's batch went out as a file that holds the answers up to `last_answer`."""
         with self._database.writing() as connection:
             connection.execute(
                 insert(schema.exports).values(
@@ -268,7 +268,7 @@ class AnswerLog:
             )
 
     def knows(self, annotator: str) -> bool:
-        """Say whether anybody of this name has answered or may, however the name is spelt."""
+        """Return whether anybody of this name has answered or may, however the name is spelt."""
         with self._database.reading() as connection:
             return is_enrolled(connection, annotator)
 
@@ -290,7 +290,7 @@ class AnswerLog:
 
     @contextmanager
     def _staged(self, answers: Iterable[Answer], n_rows: int | None = None) -> Iterator[Connection]:
-        """Give a connection that has the answers staged, and no lock yet."""
+        """Yield a connection that has the answers staged, and no lock yet."""
         with self._database.connected() as connection:
             with connection.begin():
                 n_rows = n_rows or self.rows_known(connection)

@@ -1,7 +1,7 @@
 """Append-only answers in set-based SQL: stage, keep out, compare, append.
 
 Nothing here opens or ends a transaction; the caller does. The answers of an import wait in a temporary table,
-so memory is bounded by one batch of inserts whatever the file holds.
+so memory is bounded by one batch of inserts for any file.
 """
 
 from collections.abc import Iterable
@@ -76,7 +76,7 @@ def stage(connection: Connection, given: Iterable[Answer], n_classes: int, n_row
 
 
 def append(connection: Connection, source: str) -> ImportCounts:
-    """Append the staged answers that differ from what their annotator said before, and count them all."""
+    """Append the staged answers that differ from their annotator's one before, and count them all."""
     compared = _compared()
     before, value = compared.c.before, compared.c.value
     tally = connection.execute(
@@ -270,12 +270,12 @@ def answers_given(row: Column[int]) -> ScalarSelect[int]:
 
 
 def last_id(connection: Connection) -> int:
-    """Give the id of the last answer, 0 where there is none."""
+    """Return the id of the last answer, 0 where there is none."""
     return connection.scalar(select(func.coalesce(func.max(answers.c.id), 0))) or 0
 
 
 def seen(connection: Connection, digest: str, annotator: str) -> ImportCounts | None:
-    """Give what the last import of this file for this annotator came to, None if there was none."""
+    """Return the counts of the last import of this file for this annotator, None if there was none."""
     names = ("new", "changed", "same", "volunteered", "conflicts", "rejected")
     found = connection.execute(
         select(*(imports.c[name] for name in names))
@@ -349,7 +349,7 @@ def complaint(answer: Answer, n_classes: int) -> str | None:
 
 
 def _compared() -> Subquery:
-    """Stand each staged answer beside its annotator's one before: earlier in the stage, else the latest stored."""
+    """Join each staged answer with its annotator's one before: earlier in the stage, else the latest stored."""
     who = (staged.c.row, staged.c.annotator)
     earlier = func.lag(staged.c.value).over(partition_by=who, order_by=staged.c.seq)
     stored = (

@@ -1,4 +1,4 @@
-"""What managers told a campaign to do: each with its person and time, the latest one in force."""
+"""Managers' commands to a campaign: each with its person and time, the latest one in force."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,7 @@ Act = Literal["pause", "resume", "close", "stop"]
 
 @dataclass(frozen=True)
 class Action:
-    """What somebody told the campaign to do.
+    """One person's command to the campaign.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""How the campaign's database is reached, SQLite or PostgreSQL, and what its errors mean."""
+"""The access to the campaign's database, SQLite or PostgreSQL, and the meaning of its errors."""
 
 import os
 import socket
@@ -87,13 +87,13 @@ class Database:
 
     @contextmanager
     def connected(self) -> Iterator[Connection]:
-        """Give a connection whose transactions the caller begins and ends."""
+        """Yield a connection whose transactions the caller begins and ends."""
         with explained(self.place), self.engine.connect() as connection:
             yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Give a transaction that sees the database as it was when it began."""
+        """Yield a connection in a transaction that sees the database as it was when it began."""
         with self.connected() as connection:
             if self.is_server:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
@@ -103,7 +103,7 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Give a transaction during which nobody else writes."""
+        """Yield a connection in a transaction during which nobody else writes."""
         with self.connected() as connection, immediate(connection):
             yield connection
 
@@ -131,7 +131,7 @@ class Database:
                     connection.scalar(select(func.pg_advisory_unlock(*_COORDINATOR)))
 
     def now(self, connection: Connection) -> datetime:
-        """Give the database's time, in UTC; SQLite has no clock but this machine's."""
+        """Return the database's time, in UTC; SQLite has no clock but this machine's."""
         if self.clock is not None:
             return self.clock()
         if not self.is_server:
@@ -364,7 +364,7 @@ def explained(place: str) -> Iterator[None]:
 
 
 def _code(error: Any) -> str:  # noqa: ANN401 - of whatever driver
-    """Give the name of SQLite's error or PostgreSQL's SQLSTATE; a server that is not reached has neither."""
+    """Return the name of SQLite's error or PostgreSQL's SQLSTATE; a server that is not reached has neither."""
     if (name := getattr(error, "sqlite_errorname", None)) is not None:
         return str(name)
     return str(getattr(error, "sqlstate", None) or "server")

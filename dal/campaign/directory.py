@@ -1,4 +1,4 @@
-"""A campaign's directory: how it is laid out, told from others, and opened, wherever its database lies."""
+"""A campaign's directory: how it is laid out, distinguished from others, and opened, wherever its database lies."""
 
 import codecs
 import json
@@ -61,7 +61,7 @@ def open_directory(directory: Path) -> tuple[Settings, Row[Any], Database]:
 
 
 def coordinator_lock(directory: Path, database: Database) -> AbstractContextManager[None]:
-    """Give the lock that one coordinator holds: where the database is, because that is what all of them share."""
+    """Return the lock that one coordinator holds: it is where the database is, because all coordinators share that."""
     return database.lock() if database.is_server else exclusive(directory)
 
 
@@ -93,7 +93,7 @@ def _refuse_foreign(directory: Path) -> None:
 
 
 def _made_on_server(directory: Path) -> bool:
-    """Say whether the database that a campaign.toml names was made, too: it is the last thing that is."""
+    """Return whether the database that a campaign.toml names was made, too: it is made last."""
     url = _url_in(directory / TOML)
     if not url:
         return False
@@ -165,7 +165,7 @@ def _database_of(directory: Path) -> Database:
 
 
 def _url_in(toml: Path) -> str:
-    """Find where the database is; what else is wrong with the settings is said when they are read."""
+    """Find the URL of the database; other faults of the settings are reported when those are read."""
     try:
         table = tomllib.loads(_text_of(toml)).get("settings")
     except (CampaignError, ValueError):

@@ -45,7 +45,7 @@ NETWORKED = frozenset(
 
 
 def network_filesystem(path: Path) -> str | None:
-    """Say which network file system a path lies on; None for a local disk, and where the system does not tell."""
+    """Return the network file system that a path lies on; None for a local disk, and where the system shows none."""
     try:
         lines = MOUNTS.read_text(encoding="utf-8", errors="surrogateescape").split("\n")
     except OSError:

@@ -25,7 +25,7 @@ class Doubtful:
     worth : float
         From 0 to 1: the entropy of its posterior times its score.
     answers : dict of str to str
-        What each annotator said.
+        The answer of each annotator.
     """
 
     row: int

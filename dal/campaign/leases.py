@@ -1,4 +1,4 @@
-"""How long somebody who looks at a record keeps their place, and whether they still have it."""
+"""Leases: the time for which somebody who looks at a record keeps their place, and the test that they still have it."""
 
 from datetime import datetime, timedelta
 

@@ -1,4 +1,4 @@
-"""How the database of an older version becomes one of this version.
+"""The steps that turn the database of an older version into one of this version.
 
 A step is written in SQL as it was when its version was new, and never in terms of `dal.campaign.schema`, which moves
 on. Version 1 knew SQLite only, so its step is in SQLite's words. What SQL cannot say is a function.
@@ -99,7 +99,7 @@ _TO_3 = (
 
 
 def _one_name_a_person(connection: Connection) -> None:
-    """Give all spellings of a person's name the first one: by its first answer, else its token.
+    """Replace all spellings of a person's name by the first one: that of its first answer, else of its first token.
 
     Leases go: two spellings may hold the same record, and losing a lease costs nobody an answer.
     """
@@ -148,7 +148,7 @@ STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {1: _TO_2, 2:
 
 
 def migrate(connection: Connection, version: int) -> None:
-    """Bring the database from `version` to the newest one, inside the caller's transaction."""
+    """Migrate the database from `version` to the newest one, inside the caller's transaction."""
     while version in STEPS:
         for statement in STEPS[version]:
             if isinstance(statement, str):

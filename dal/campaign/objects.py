@@ -1,4 +1,4 @@
-"""What a campaign keeps beside its database: files that are written whole, in its directory or in an object store."""
+"""The files that a campaign keeps beside its database, each written whole: in its directory or in an object store."""
 
 import hashlib
 from contextlib import suppress
@@ -163,7 +163,7 @@ class RemoteObjects(Objects):
 
 
 def objects_of(directory: Path, store: str, identity: str) -> Objects:
-    """Give the place of a campaign's objects: its directory, or its own prefix below the URL that the settings name.
+    """Return the place of a campaign's objects: its directory, or its own prefix below the URL that the settings name.
 
     Raises
     ------
@@ -207,5 +207,5 @@ def _checked(where: str, data: bytes | None, digest: str) -> bytes:
 
 
 def digest_of(data: bytes) -> str:
-    """Give the SHA-256 that an object is committed by."""
+    """Return the SHA-256 that an object is committed by."""
     return hashlib.sha256(data).hexdigest()

@@ -36,7 +36,7 @@ def enrolled(connection: Connection, name: str) -> str:
 
 
 def enrol_staged(connection: Connection) -> None:
-    """Give the staged answers the names that the campaign knows their annotators by."""
+    """Replace the annotators of the staged answers by the names that the campaign knows them by."""
     spelt = select(staged.c.annotator).group_by(staged.c.annotator).order_by(func.min(staged.c.seq))
     for name in connection.scalars(spelt).all():
         known = enrolled(connection, name)

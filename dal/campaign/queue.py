@@ -1,9 +1,9 @@
 """The queue that annotators work from: leases, answers, undo; one transaction a call.
 
 A record of the open batch is served until `Settings.overlap` annotators have answered it; a skip is an answer here, or
-a record that nobody can tell would hold the round for ever. Whoever is served a record holds a lease on it, so that
-nobody else is given their place; a lease ends after `LEASE` unless it is renewed. An answer that comes later is kept,
-and marked as late. Nobody is served a record that they have answered, unless they took the answer back.
+a record that nobody can tell would hold the round for ever. An annotator who is served a record holds a lease on it, so
+that nobody else is given their place; a lease ends after `LEASE` unless it is renewed. An answer that comes later is
+kept, and marked as late. Nobody is served a record that they have answered, unless they took the answer back.
 
 Each annotator gets the records in an order of their own, by hash: two people who work side by side then meet different
 records first, and what the ranking does to people (the hardest first) is spread evenly. The reserve follows in its
@@ -82,7 +82,7 @@ class Given:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an answer.
+    """The outcome of an answer.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ class Past:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the batch is; a record is answered when as many annotators as the overlap asks for have answered it.
+    """The progress of the batch; a record is answered when as many annotators as the overlap asks for have answered it.
 
     Attributes
     ----------
@@ -156,7 +156,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class OwnShare:
-    """What one annotator did since the newest batch was opened.
+    """The work of one annotator since the newest batch was opened.
 
     Attributes
     ----------
@@ -227,7 +227,7 @@ class Queue:
             return [row for row in rows if row in kept]
 
     def release(self, annotator: str, rows: Sequence[int]) -> None:
-        """Give records back, for others to be served."""
+        """Release records, for others to be served."""
         with self._writing(annotator) as (connection, annotator, _):
             connection.execute(delete(leases).where(leases.c.annotator == annotator, leases.c.row.in_(list(rows))))
 
@@ -316,7 +316,7 @@ class Queue:
         """Count what this annotator has done for the newest batch, as of the answer with the id `upto`.
 
         A gold record belongs to the batch that was the newest when it was first answered: what is counted rises by one
-        with each answer, whatever kind of record it is for.
+        with each answer, to a record of any kind.
         """
         before = answers.alias("before")
         first = select(func.min(before.c.received_at)).where(
@@ -336,7 +336,7 @@ class Queue:
         return OwnShare(batch, reserve + known_now)
 
     def was_served(self, annotator: str, row: int) -> bool:
-        """Say whether this annotator holds a record, or has answered it."""
+        """Return whether this annotator holds a record, or has answered it."""
         with self._database.reading() as connection:
             annotator = spelling(connection, annotator)
             return any(
@@ -347,7 +347,7 @@ class Queue:
     # -- serving -----------------------------------------------------------------------------------------------------
 
     def _slots(self, annotator: str, now: datetime, number: int | None = None) -> Subquery:
-        """Stand beside each asked record who has answered it and who holds it."""
+        """Join the asked records with their answers and leases, of this annotator and of others."""
         others = select(func.count()).where(leases.c.row == asked.c.row, leases.c.annotator != annotator, holds(now))
         held = exists().where(leases.c.row == asked.c.row, leases.c.annotator == annotator, holds(now))
         own = ledger.standing(answers.c.row == asked.c.row, answers.c.annotator == annotator)
@@ -412,7 +412,7 @@ class Queue:
         return chosen
 
     def _as_served(self, connection: Connection, annotator: str, rows: Iterable[int]) -> list[int]:
-        """Bring rows that the annotator holds, or held, into the order in which they were served."""
+        """Sort rows that the annotator holds, or held, into the order in which they were served."""
         own = leases.c.annotator == annotator, leases.c.row.in_(list(rows))
         return list(connection.scalars(select(leases.c.row).where(*own).order_by(leases.c.expires_at, leases.c.row)))
 
@@ -495,7 +495,7 @@ class Queue:
 
     @contextmanager
     def _writing(self, annotator: str) -> Iterator[tuple[Connection, str, datetime]]:
-        """Give a transaction, the name that the campaign knows the annotator by, and the time."""
+        """Yield a connection in a transaction, the name that the campaign knows the annotator by, and the time."""
         if wrong := name_flaw(annotator):
             raise LabelError(f"`annotator` must be the name of a person, got one that {wrong}")
         with self._database.writing() as connection:
@@ -505,7 +505,7 @@ class Queue:
         return int.from_bytes(hashlib.sha256(annotator.encode()).digest()[:8]) ^ self._settings.seed
 
     def _ordered(self, annotator: str, rows: list[int], purpose: int) -> list[int]:
-        """Bring rows into an order of the annotator's own."""
+        """Sort rows into an order of the annotator's own."""
         known = np.array(rows, dtype=np.int64)
         # Rows that the database gives in another order must not come out in another one.
         known.sort()

@@ -206,7 +206,7 @@ class Rounds:
                 connection.execute(insert(asked), [_values(round.number, each) for each in batch])
 
     def withdraw_reserve(self) -> npt.NDArray[np.int64]:
-        """Give back to the pool the records of the reserve that nobody has answered or holds.
+        """Release into the pool the records of the reserve that nobody has answered or holds.
 
         Done before a batch is chosen, it lets the batch have these records, and nobody be served one meanwhile.
 

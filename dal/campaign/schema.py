@@ -277,7 +277,7 @@ class Round:
     trained_on : int or None
         Labels that it was fitted to.
     notes : dict or None
-        Whatever was saved beside the model.
+        The notes that were saved beside the model.
     candidates : str or None
         Digest of the scan's candidates.
     summary : dict or None
@@ -326,7 +326,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one annotator said of one record.
+    """The answer of one annotator to one record.
 
     Parameters
     ----------
@@ -342,7 +342,7 @@ class Answer:
     answered_at : datetime, optional
         With a time zone. By default the time at which the answer is added.
     line : int, optional
-        Where the answer stands in its file; told back with whatever is wrong with it, and not stored.
+        Where the answer stands in its file; reported with each fault of the answer, and not stored.
     lead_time : float, optional
         Seconds that it took.
     shown_at : datetime, optional
@@ -446,7 +446,7 @@ class Event:
 
 @dataclass(frozen=True)
 class ImportCounts:
-    """What adding answers came to: each answer is `new`, `changed` or the `same` as the annotator's latest.
+    """The result of adding answers: each answer is `new`, `changed` or the `same` as the annotator's latest.
 
     `volunteered` counts those, of all three kinds, whose record no batch had asked; `conflicts` those kept out, and
     `rejected` the lines of a file that are no answers.
@@ -462,7 +462,7 @@ class ImportCounts:
 
 @dataclass(frozen=True)
 class AnswerFile:
-    """What makes two imports the same: the file's bytes, and whose the lines without an annotator are."""
+    """The identity of an import: the file's bytes, and the annotator of the lines that name none."""
 
     name: str
     digest: str
@@ -472,15 +472,15 @@ class AnswerFile:
 
     @property
     def source(self) -> str:
-        """Where answers from this file say that they come from."""
+        """The source that answers from this file have."""
         return f"{self.origin}:{self.name}"
 
     def changes_nothing(self, before: ImportCounts | None) -> bool:
-        """Say whether nothing can come of it, by what its last import came to."""
+        """Return whether an import can change nothing, by the counts of the last one."""
         return before is not None and not before.rejected and not self.takes_conflicts_of(before)
 
     def takes_conflicts_of(self, before: ImportCounts) -> bool:
-        """Say whether it is there to take what was kept out before."""
+        """Return whether an import takes answers that were kept out before."""
         return self.take_conflicts and before.conflicts > 0
 
 
@@ -513,7 +513,7 @@ class Contradiction:
 
 @dataclass(frozen=True)
 class Imported:
-    """What importing a file came to; of the lines kept out, the first ones are listed and all are counted."""
+    """The result of importing a file; of the lines kept out, the first ones are listed and all are counted."""
 
     counts: ImportCounts
     conflicts: tuple[Conflict, ...] = ()

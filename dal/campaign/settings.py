@@ -1,4 +1,4 @@
-"""What the user chose for a campaign, and the TOML file that keeps it."""
+"""The user's choices for a campaign, and the TOML file that keeps them."""
 
 import json
 import tomllib
@@ -16,7 +16,7 @@ from dal.texts import composed, flaw
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chose for a campaign.
+    """The user's choices for a campaign.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ class Settings:
             raise SettingsError(f"missing_chunks: refuse or fill was expected, {self.missing_chunks!r} came")
 
     def to_toml(self) -> str:
-        """Give the settings as the TOML table ``[settings]``."""
+        """Return the settings as the TOML table ``[settings]``."""
         lines = (f"{name} = {_toml(value)}" for name, value in asdict(self).items())
         return "\n".join(["[settings]", *lines, ""])
 

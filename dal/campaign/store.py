@@ -71,7 +71,7 @@ class Campaign:
     ) -> Self:
         """Make a campaign in a directory that is empty or does not exist.
 
-        The database appears last: what was interrupted before is no campaign, and is made anew. Where this very
+        The database appears last: what was interrupted before is no campaign, and is made again. Where this very
         campaign was made and nothing has happened in it yet, it is opened: so the call can be repeated after a kill.
 
         Raises
@@ -124,7 +124,7 @@ class Campaign:
         return cls(directory, *open_directory(directory))
 
     def lock(self) -> AbstractContextManager[None]:
-        """Be the one coordinator of this campaign, as long as the context lasts.
+        """Hold the lock of this campaign's one coordinator, as long as the context lasts.
 
         The lock is the system's own (`flock`), or an advisory one of the database server: it ends with its process,
         and no stale one is ever left.

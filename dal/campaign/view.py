@@ -41,7 +41,7 @@ STOP_SET = -1
 
 @dataclass(frozen=True)
 class Position:
-    """Where a campaign stands in its loop.
+    """The position of a campaign in its loop.
 
     Attributes
     ----------
@@ -206,7 +206,7 @@ class View:
         return label_budget(self.criteria)
 
     def left(self, labels: int) -> int:
-        """Return how many more labels may be asked for, where so many are known."""
+        """Return how many more labels may be asked for, where `labels` are known."""
         return self.campaign.n_rows if self.budget is None else self.budget - labels
 
     def room(self) -> int:
@@ -275,7 +275,7 @@ def _known(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a campaign stands, for people to read.
+    """The state of a campaign, for people to read.
 
     Attributes
     ----------
@@ -358,7 +358,7 @@ def status_of(view: View) -> Status:
 
 
 def left_out(fitted: Round) -> str:
-    """Say how many labels the fit of a round could not use; empty where it used all, or where there was no fit."""
+    """Return how many labels the fit of a round could not use, in words; empty where it used all, or was not done."""
     count = int((fitted.notes or {}).get("invalid_labeled", 0))
     if not count:
         return ""
