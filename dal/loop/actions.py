@@ -16,7 +16,7 @@ from dal.evidence.stopping import Verdict
 
 @dataclass(frozen=True)
 class State:
-    """Where a campaign stands.
+    """The state of a campaign.
 
     Attributes
     ----------

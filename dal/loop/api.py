@@ -189,7 +189,7 @@ def next_batch(
     client : distributed.Client, Cluster or str, optional
         Where to scan, see :func:`dal.compute.client.connect`; without one, in this process.
     progress : callable, optional
-        Told of the scan's progress.
+        Called with the scan's progress.
     close : bool, default=False
         Close an open batch with the answers it has, once there is one, or somebody holds a record of it. Records that
         nobody answered are not asked again.
@@ -236,7 +236,7 @@ def run_campaign(
     client : distributed.Client, Cluster or str, optional
         Where to scan, see :func:`dal.compute.client.connect`; without one, in this process.
     progress : callable, optional
-        Told of each scan's progress.
+        Called with each scan's progress.
     on_batch : callable, optional
         Given each batch once it is open.
     ended : threading.Event, optional

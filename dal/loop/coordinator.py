@@ -83,7 +83,7 @@ class Coordinator:
         self.features = Features(self.view)
 
     def run(self, *, close: bool) -> Batch | Stopped:
-        """Go on to the next batch, or to the end."""
+        """Do all actions up to the next batch, or to the end."""
         fresh = checked = False
         # Before the loop, and only if somebody has begun: killed and run again, it must not close the batch that it has
         # opened, which nobody has seen.

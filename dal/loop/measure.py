@@ -1,4 +1,4 @@
-"""What a round's model is measured on before it chooses: the stop set, and the user's holdout."""
+"""Measures of a round's model before it chooses: on the stop set, and on the user's holdout."""
 
 from pathlib import Path
 
