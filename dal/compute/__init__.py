@@ -1,1 +1,1 @@
-"""How dal talks to Dask: clients, the local cluster, work that is shared out, and waits that end."""
+"""The connection to Dask: clients, the local cluster, work that is shared out, and waits that end."""

@@ -48,7 +48,7 @@ _holding = threading.Lock()
 
 
 def brought(name: str) -> Any:  # noqa: ANN401 - whatever was made
-    """Give what :class:`Brought` has made in this worker process."""
+    """Return the object that :class:`Brought` has made in this worker process."""
     return _HELD[name][0]
 
 
@@ -58,7 +58,7 @@ def bring(client: Client, plugin: WorkerPlugin) -> None:
     Raises
     ------
     OSError
-        If the cluster cannot be told.
+        If the cluster cannot be reached.
     """
     for attempt in range(_ATTEMPTS):
         # A worker that dies while it is told breaks the whole call; it is safe to tell the others twice.

@@ -27,7 +27,7 @@ _STALL_FACTOR = 20
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a wait lasts before it ends in an error, in seconds.
+    """The time that a wait lasts before it ends in an error, in seconds.
 
     Dask's configuration has the values: ``dal.no-workers-timeout``, ``dal.stall-timeout``, ``dal.fetch-timeout``.
 

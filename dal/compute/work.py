@@ -85,7 +85,7 @@ def each_on(
     client
     function
         Known to the workers by its module. It calls ``beat()`` whenever it has come further, so that work that takes
-        hours is told from work that stands still.
+        hours is distinguished from work that stands still.
     items
     shared
 
@@ -121,12 +121,12 @@ def _heard(flight: InFlight[Any, Any], topic: str) -> Iterator[None]:
 
 @contextmanager
 def held_by_workers(client: Client, name: str, make: Callable[[], object]) -> Iterator[None]:
-    """Have every worker process make something and hold it, also those that join later; see :func:`brought`.
+    """Let every worker process make something and hold it, also those that join later; see :func:`brought`.
 
     Raises
     ------
     ClusterError
-        If the cluster cannot be told.
+        If the cluster cannot be reached.
     """
     with _told_of_losses():
         bring(client, Brought(name, make))
@@ -149,7 +149,7 @@ def _with_shared(token: str, function: Callable[[Any, Item, Beat], Result], item
 
 
 class WorkerInfo(NamedTuple):
-    """What a cluster's scheduler knows of a worker.
+    """A worker, as its cluster's scheduler knows it.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""Where a round is worked on: in this process, on the cluster that was chosen, or on workers where they pay."""
+"""The place of a round's work: this process, the cluster that was chosen, or workers where they pay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ START_SECONDS = 2.0
 
 
 class Choice(NamedTuple):
-    """Where work is done, and why.
+    """The place of work, and the reason for it.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ def chosen_workers(records: int, seconds: float, n_cores: int, start_seconds: fl
 
 
 class Workers:
-    """Where work is done: on a client, or in this process.
+    """The place of work: a client, or this process.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Workers:
         self.client = client
 
     def client_for(self, records: int, seconds: float) -> Client | None:  # noqa: ARG002 - what decides where there is a choice
-        """Return the client for a scan of so many records that takes one process so long; None for this process."""
+        """Return the client for a scan of `records` that takes one process `seconds`; None for this process."""
         return self.client
 
 
