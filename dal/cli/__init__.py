@@ -99,7 +99,7 @@ def _terminable() -> Iterator[None]:
 @click.version_option(__version__, prog_name="dal")
 @click.pass_context
 def main(ctx: click.Context) -> None:
-    """Distributed active learning on very large pools."""
+    """Run distributed active learning on very large pools."""
     ctx.with_resource(_own_modules())
     ctx.with_resource(_own_log())
     # Names of files may be any bytes, and a terminal may know few letters: neither is worth a traceback.

@@ -108,7 +108,7 @@ def init(
 @click.command("status")
 @click.argument("directory", type=click.Path(path_type=Path))
 def status_(directory: Path) -> None:
-    """Tell where the campaign in DIRECTORY stands."""
+    """Show where the campaign in DIRECTORY stands."""
     from dal.campaign import Campaign
     from dal.campaign.view import status
     from dal.loop.savings import saved

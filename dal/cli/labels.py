@@ -27,7 +27,7 @@ _format_option = click.option(
 
 @click.group()
 def label() -> None:
-    """Bring answers in and out."""
+    """Import and export answers."""
 
 
 @label.command("import")

@@ -54,7 +54,7 @@ def serve(
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path))
 def pause(directory: Path) -> None:
-    """Give nobody records of the campaign in DIRECTORY, until dal resume."""
+    """Suspend the campaign in DIRECTORY: nobody gets records, until dal resume."""
     _tell(directory, "pause", "Paused: nobody gets records. Answers to records in hand are still taken.")
 
 

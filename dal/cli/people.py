@@ -18,7 +18,7 @@ def annotator() -> None:
 @click.option("--manager", is_flag=True, help="May close rounds and manage, too.")
 @click.option("--url", default="http://127.0.0.1:8000/", show_default=True, help="Where they reach the pages.")
 def add_annotator(directory: Path, name: str, manager: bool, url: str) -> None:
-    """Give NAME a link to the campaign in DIRECTORY. It is shown this once.
+    """Create a link to the campaign in DIRECTORY for NAME. It is shown this once.
 
     From the first one on, nobody gets in without a link.
     """

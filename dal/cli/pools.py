@@ -114,7 +114,7 @@ def append(
 ) -> None:
     """Add the records of SOURCE at the end of POOL, which is built of such; campaigns on it go on.
 
-    Columns are found by the names that POOL has, whatever their order; others are left out.
+    Columns are found by the names that POOL has, in any order; others are left out.
 
     Rows that are there stay where they are. Interrupted, it leaves POOL as it was: run it again.
     """
