@@ -12,7 +12,7 @@ from dal.evidence.votes import Floats, Integers, opinions
 
 @dataclass(frozen=True)
 class Pair:
-    """How far two annotators agree on the records that both labelled.
+    """The agreement of two annotators on the records that both labelled.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far the annotators agree.
+    """The agreement of all annotators.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Agreement:
     text: str
 
     def with_others(self, annotator: str) -> tuple[float | None, int]:
-        """Give the share of one annotator's labels that are those of others, and over how many pairs of labels.
+        """Return the share of one annotator's labels that are those of others, and the pairs of labels it is over.
 
         Examples
         --------
@@ -104,7 +104,7 @@ class Agreement:
 def agreement(
     rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike, *, seed: int, repeats: int = 1000
 ) -> Agreement:
-    """Measure how far annotators agree, whoever labelled what.
+    """Measure the agreement of annotators, each of whom may have labelled any of the records.
 
     Krippendorff's alpha is ``1 - (n - 1) sum_{c != k} o_ck / sum_{c != k} n_c n_k`` with the coincidences
     ``o_ck = sum_i n_ic (n_ik - [c = k]) / (m_i - 1)`` of the records i that have ``m_i`` > 1 labels (Krippendorff,
@@ -145,7 +145,7 @@ def agreement(
 
 
 def _alphas(patterns: Integers, times: Integers) -> Floats:
-    """Compute alpha where each pattern of answers comes so many times, (repeats, patterns); NaN for one class."""
+    """Compute alpha where each pattern of answers comes `times` times, (repeats, patterns); NaN for one class."""
     answers = patterns.sum(axis=1)
     unlike = (answers**2 - (patterns**2).sum(axis=1)) / (answers - 1)
     per_class = (times @ patterns).astype(np.float64)

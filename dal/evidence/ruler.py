@@ -32,7 +32,7 @@ FARTHEST = 4
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one closed round leaves behind for the ruler and the stopping criteria.
+    """The record of one closed round, for the ruler and the stopping criteria.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Estimate:
 
 
 def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a binomial proportion.
+    """Compute Wilson's score interval of a binomial proportion.
 
     Unlike the textbook interval it stays inside [0, 1] and keeps its coverage for few answers and for shares near 1,
     which is where a campaign ends up. Wilson, JASA 22 (1927) 209; Brown, Cai and DasGupta, Stat. Sci. 16 (2001) 101.
@@ -107,7 +107,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
 
 
 def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
-    """Give the interval of a share of `n` records; a weighted share has an effective number that is no integer."""
+    """Compute the interval of a share of `n` records; a weighted share has an effective number that is no integer."""
     z2 = critical_value(confidence) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n * n))) / (1 + z2 / n)
@@ -118,22 +118,23 @@ def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
 
 
 def critical_value(confidence: float) -> float:
-    """Half-width, in standard deviations, of the two-sided normal interval of this confidence."""
+    """Return the half-width, in standard deviations, of the two-sided normal interval of this confidence."""
     if not 0 < confidence < 1:
         raise InputError(f"expected a confidence between 0 and 1, got {confidence}")
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def explore_counts(history: Sequence[RoundRecord]) -> tuple[int, int]:
-    """Correct and all explore answers of these rounds together."""
+    """Count the correct explore answers of these rounds together, and all of them."""
     return sum(record.explore_correct for record in history), sum(record.explore_asked for record in history)
 
 
 def accuracy(history: Sequence[RoundRecord], rounds: int, confidence: float = 0.95) -> Estimate:
-    """Accuracy of the newest model on the user's holdout; without one, over the explore answers of the last rounds.
+    """Estimate the accuracy on the user's holdout; without one, on the explore answers of the last rounds.
 
-    Each explore answer was scored by the model that was in use when its record was asked, so this is the average over
-    the models of the last `rounds` rounds, not the accuracy of the newest, which has learned from the answers since.
+    The holdout shows the accuracy of the newest model. Each explore answer was scored by the model that was in use when
+    its record was asked, so they show the average over the models of the last `rounds` rounds, not the accuracy of the
+    newest, which has learned from the answers since.
 
     Examples
     --------
@@ -159,7 +160,7 @@ def accuracy(history: Sequence[RoundRecord], rounds: int, confidence: float = 0.
 
 
 def holdout_accuracy(correct: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Accuracy on records that the user has set apart, all of them labelled and none of them learned from.
+    """Estimate the accuracy on records that the user has set apart, all labelled and none of them learned from.
 
     Examples
     --------
@@ -172,7 +173,7 @@ def holdout_accuracy(correct: int, n: int, confidence: float = 0.95) -> Estimate
 
 
 def class_shares(counts: Sequence[int], confidence: float = 0.95) -> list[Estimate]:
-    """Share of each class in the pool, from the explore answers of all rounds.
+    """Estimate the share of each class in the pool from the explore answers of all rounds.
 
     Parameters
     ----------
@@ -214,7 +215,7 @@ def labels_saved(
     The explore answers are a random sample, so a learner fitted on them alone shows what random sampling would have
     given. They are halved at random, `repeats` times; on nested subsets of the first half the learner is fitted, on
     the second it is judged. Through the accuracies at m labels goes the power law :math:`a - b\,m^{-c}`, which is
-    followed to today's accuracy. Halving a sample varies as drawing one of its size anew does, so the quantiles over
+    followed to today's accuracy. Halving a sample varies as drawing another of its size does, so the quantiles over
     the halvings, with an accuracy drawn for each from its posterior, are the interval. Learning curves of classifiers
     follow power laws mostly (Viering and Loog, TPAMI 45 (2023) 7799), but not for ever: this one is not followed
     farther than `FARTHEST` times the answers.
@@ -235,7 +236,7 @@ def labels_saved(
     -------
     Estimate
         Labels saved, negative where random sampling would have been better; `high` is infinite where the interval goes
-        beyond what can be told.
+        beyond what can be estimated.
     """
     correct, asked = accuracy
     if n < FEWEST_ANSWERS:
@@ -303,7 +304,7 @@ def _needed(sizes: Floats, curves: Floats, accuracy: Floats) -> Floats:
 
 
 def lure_weights(probabilities: npt.ArrayLike, n_pool: int) -> Floats:
-    r"""Weights that make a mean over chosen records an unbiased estimate of the mean over the pool.
+    r"""Compute weights that make a mean over chosen records an unbiased estimate of the mean over the pool.
 
     :math:`v_m = 1 + \frac{N-M}{N-m} \left(\frac{1}{(N-m+1)\,q_m} - 1\right)` (Farquhar, Gal and Rainforth, ICLR 2021).
 
@@ -339,7 +340,7 @@ def lure_weights(probabilities: npt.ArrayLike, n_pool: int) -> Floats:
 
 
 def lure(losses: npt.ArrayLike, probabilities: npt.ArrayLike, n_pool: int, confidence: float = 0.95) -> Estimate:
-    """Mean loss over the pool, estimated without bias from records that were drawn with known probabilities.
+    """Estimate the mean loss over the pool without bias from records that were drawn with known probabilities.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ SLOT = plugins.Slot("stop", "dal.stopping", ("those below",))
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a criterion says; `value` is None where there is not enough evidence, and then `stop` is False."""
+    """The verdict of a criterion; `value` is None where there is not enough evidence, and then `stop` is False."""
 
     criterion: str
     stop: bool
@@ -186,7 +186,7 @@ class StabilizingPredictions:
         _expect(self.rounds >= 1, self, "at least one round")
 
     def judge(self, history: Sequence[RoundRecord], labels: int, now_hours: float) -> Verdict:
-        """Average the last rounds' agreement of each model with the one before."""
+        """Compare with `kappa` the mean agreement, in the last rounds, of each model with the one before."""
         name = "stabilizing_predictions"
         seen = [record.kappa for record in history if record.kappa is not None]
         if len(seen) < self.rounds:
@@ -316,14 +316,14 @@ class All:
 def as_they_ended(criterion: Criterion, history: Sequence[RoundRecord]) -> Iterator[Verdict]:
     """Judge each round with what was known when the next one began.
 
-    So nothing is said of the newest round: its labels may still come in, and the verdict of today is about them.
+    The newest round has no verdict here: its labels may still come in, and the verdict of today is about them.
     """
     for closed, following in enumerate(history[1:], start=1):
         yield criterion.judge(history[:closed], following.labels, following.hours)
 
 
 def first_stop(criterion: Criterion, history: Sequence[RoundRecord]) -> int | None:
-    """Say after which round a criterion would have ended the campaign first; None if after none so far.
+    """Return the round after which a criterion would first have ended the campaign; None if after none so far.
 
     See :func:`as_they_ended`.
 
@@ -349,9 +349,9 @@ def label_budget(criteria: Iterable[Criterion]) -> int | None:
 
 
 def advice(criteria: Sequence[Criterion]) -> tuple[Criterion, ...]:
-    """Give the criteria that look at the model, at their defaults, without the kinds that `criteria` holds already.
+    """Return the criteria that look at the model, at their defaults, without the kinds that `criteria` holds already.
 
-    They end nothing. Shown beside the chosen ones they tell what a campaign without them is passing by.
+    They end nothing. Beside the chosen ones they show what a campaign without them is passing by.
     """
     chosen = {type(part) for each in criteria for part in (each.criteria if isinstance(each, All) else (each,))}
     offered = (StabilizingPredictions(), Plateau(), OverallUncertainty(), ClassificationChange())
@@ -501,7 +501,7 @@ def _listing() -> str:
 
 
 def _usage(kind: type[Criterion]) -> str:
-    """Give an example of a criterion and what it does, out of its docstring."""
+    """Return an example of a criterion and what it does, out of its docstring."""
     meaning = (kind.__doc__ or "").partition("\n")[0].replace("`", "'").rstrip(".:")
     return f"  {_WRITTEN[kind]}: {meaning[:1].lower()}{meaning[1:]}"
 

@@ -33,7 +33,7 @@ LEAST_WEIGHT = 0.01
 
 @dataclass(frozen=True)
 class Labels:
-    """What the answers come to.
+    """The labels that the answers amount to.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class Labels:
     proba: Floats | None = None
 
     def weighted(self) -> tuple[Integers, Integers, Floats | None]:
-        """Give what to train on: positions in `rows`, class codes, weights.
+        """Return what to train on: positions in `rows`, class codes, weights.
 
         A record of doubtful class is there once for each class that it may be of, weighted by its probability: the
         loss of the learner is then the expected one. The weights of a record add up to 1.
@@ -72,14 +72,14 @@ class Labels:
 def label(
     rows: npt.ArrayLike, annotators: Sequence[str], labels: npt.ArrayLike, *, vote: Vote, n_classes: int, seed: int
 ) -> Labels:
-    """Give each record its label, by majority or by Dawid and Skene's model of the annotators."""
+    """Decide the label of each record, by majority or by Dawid and Skene's model of the annotators."""
     if vote == "dawid_skene":
         return dawid_skene(rows, annotators, labels, n_classes=n_classes, seed=seed).labels
     return Labels(*majority(rows, labels, seed=seed))
 
 
 def majority(rows: npt.ArrayLike, labels: npt.ArrayLike, *, seed: int) -> tuple[Integers, Integers]:
-    """Give each record the class that most of its annotators gave it.
+    """Decide the class of each record: the one that most of its annotators gave it.
 
     A tie is decided by a hash of the row, so the label of a record depends on its own answers and the seed
     alone: not on the order in which they came, nor on any other record.
@@ -147,7 +147,7 @@ def _lengths(starts: Integers, total: int) -> Integers:
 
 @dataclass(frozen=True)
 class DawidSkene:
-    """What the model of Dawid and Skene found.
+    """The result of the model of Dawid and Skene.
 
     Attributes
     ----------
