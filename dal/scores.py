@@ -1,4 +1,4 @@
-"""How much a record is worth asking, from what the learner says of it.
+"""Scores: the worth of asking a record, from what the learner predicts for it.
 
 Every score is a float per record, **higher = ask first**, in [0, 1], and never NaN. The functions take probabilities
 class-major, ``(n_classes, n_records)``: each step then runs over contiguous memory, which is what makes a score cheap
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.floating]
 
 
 class Scored(NamedTuple):
-    """What a score says of a block of records.
+    """The scores of a block of records, with their predictions.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ def _score(name: str, p: Floats, top: TopTwo) -> Floats:
 
 
 def _entropy(p: Floats) -> Floats:
-    """Shannon entropy of each column, in nats."""
+    """Compute the Shannon entropy of each column, in nats."""
     # 0 ln 0 is 0; the smallest normal number keeps the logarithm finite without moving any other value.
     logarithm = np.log(np.maximum(p, np.finfo(p.dtype).tiny))
     entropy: Floats = -np.einsum("cn,cn->n", p, logarithm)
