@@ -66,7 +66,7 @@ class Projection:
 
     @one_thread
     def place(self, X: Floats32) -> Floats32:
-        """Give the place of each record on the map, shape (n, 2); NaN where one is infinite or all are missing."""
+        """Compute the place of each record on the map, (n, 2); NaN where a feature is infinite or all are missing."""
         nowhere, missing = np.isinf(X).any(axis=1), np.isnan(X)
         if missing.any():
             nowhere |= missing.all(axis=1)
@@ -153,10 +153,10 @@ def map_of(
     client: "Connectable" = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PoolMap:
-    """Give the map that is kept at `path`, or make it and keep it there.
+    """Return the map that is kept at `path`, or make it and keep it there.
 
     The projection is made once and stays, also when the pool grows: a map on which everything moves shows nothing. Only
-    the density is counted anew then.
+    the density is counted again then.
 
     Parameters
     ----------
