@@ -173,7 +173,7 @@ def _nodes(tree: _Tree, first_node: int, first_leaf: int) -> npt.NDArray[np.uint
 
 
 def _places(tree: _Tree) -> Integers:
-    """Give the place of each node among those of its tree."""
+    """Return the place of each node among those of its tree."""
     inner = np.flatnonzero(~tree.leaf)
     place = np.zeros(len(tree.leaf), dtype=np.int64)
     place[tree.left[inner]] = 1 + 2 * np.arange(len(inner))
