@@ -55,7 +55,7 @@ def choose(
     k : int
         Records wanted.
     capacity : Capacity
-        What the scan was told to keep: ``strategy.capacity(batch, n_rows, n_cells)``.
+        What the scan was made to keep: ``strategy.capacity(batch, n_rows, n_cells)``.
     codebook : Codebook or None
         The space in which records are compared; needed unless the strategy takes the plain top.
     asked : ndarray of shape (n_asked, d), float32

@@ -17,7 +17,7 @@ cost where there is none (10 % noise: area .813 against .798 global; no noise: .
 
 
 class Capacity(NamedTuple):
-    """What a scan keeps, fixed before the pass: the best `total` rows, and the best `per_cell` of each cell.
+    """The rows that a scan keeps, fixed before the pass: the best `total`, and the best `per_cell` of each cell.
 
     ``cells`` is 0 where nothing is stratified. With a ``beta`` the best are those by :func:`power_keys`.
     """
@@ -28,7 +28,7 @@ class Capacity(NamedTuple):
     beta: float | None = None
 
     def ranked(self, score: Floats64, rows: Rows, seed: int, round: int) -> Floats64:
-        """Give the numbers by which rows are kept: their scores, unless these are only the odds of a draw."""
+        """Return the numbers by which rows are kept: their scores, or the keys of a draw with scores as odds."""
         return score if self.beta is None else power_keys(score, rows, self.beta, seed, round)
 
     @property
@@ -71,11 +71,11 @@ class Candidates:
         return sum(part.nbytes for part in parts) + (self.proba.nbytes if self.proba is not None else 0)
 
     def without_embeddings(self) -> "Candidates":
-        """Give the candidates with embeddings of no width."""
+        """Return the candidates with embeddings of no width."""
         return replace(self, embeddings=np.empty((len(self), 0), dtype=np.float32))
 
     def take(self, positions: Positions) -> "Candidates":
-        """Give the candidates at these positions, in this order."""
+        """Return the candidates at these positions, in this order."""
         return Candidates(
             self.rows[positions],
             self.scores[positions],

@@ -31,7 +31,7 @@ class Codebook:
     mean, scale : ndarray of shape (d,), float32
         Of the sample it was fitted on.
     axes : ndarray of shape (d, r), float32
-        The leading principal axes of the embedded sample, at most 16: cells are told apart in these alone.
+        The leading principal axes of the embedded sample, at most 16: cells differ in these alone.
     centers : ndarray of shape (n_cells, r), float32
         In the space of the axes.
     """
@@ -89,7 +89,7 @@ class Codebook:
 
     @one_thread
     def assign(self, X: Floats32) -> npt.NDArray[np.uint16]:
-        """Give each record the cell whose center is nearest along the axes; the first of equals.
+        """Find the cell of each record, whose center is nearest along the axes; the first of equals.
 
         ``X`` is in feature space, (n, d); what is missing (NaN) is taken for the mean. It is taken in blocks that stay
         in the core's cache.
@@ -117,7 +117,7 @@ class Codebook:
 
 
 def _moments(sample: Floats32) -> tuple[Floats64, Floats64]:
-    """Give the mean and deviation of each column's values that are there; 0 where there are none."""
+    """Compute the mean and deviation of each column's values that are there; 0 where there are none."""
     present = ~np.isnan(sample)
     if present.all():
         return sample.mean(axis=0, dtype=np.float64), sample.std(axis=0, dtype=np.float64)

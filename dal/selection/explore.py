@@ -1,4 +1,4 @@
-"""The explore share: rows drawn uniformly, whatever their scores, as an honest sample of the pool."""
+"""The explore share: rows drawn uniformly, regardless of their scores, as an honest sample of the pool."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from dal.selection.order import Rows, row_hash, splitmix64
 
 
 def explore_count(share: float, asked_before: int, explored_before: int, k: int) -> int:
-    """Say how many of the next `k` records are drawn uniformly.
+    """Return the number of the next `k` records that are drawn uniformly.
 
     Fractions are carried forward: over any number of rounds the explored records are the share of all asked, rounded
     down.

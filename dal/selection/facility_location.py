@@ -89,7 +89,7 @@ class Picks(NamedTuple):
 
 
 def solve_leaf(leaf: Leaf) -> Picks:
-    """Give the picks of one leaf, the largest gain first. Runs on a worker where there is a cluster."""
+    """Find the picks of one leaf, the largest gain first; a worker runs it where there is a cluster."""
     gains: list[float] = []
     positions: list[int] = []
     kernel = _kernel(leaf.points, leaf.points, leaf.bandwidth)
@@ -107,7 +107,7 @@ def solve_leaf(leaf: Leaf) -> Picks:
 def lazy_greedy(
     kernel: Floats32, covered: Floats32, weights: Floats32, limit: float = np.inf
 ) -> Iterator[tuple[float, int]]:
-    """Give gains and positions of facility location, one after the other (lazy greedy: Minoux, 1978).
+    """Yield gains and positions of facility location, one after the other (lazy greedy: Minoux, 1978).
 
     A stale gain only overestimates, so the top of the heap is right as soon as it is fresh. The first position wins
     among equals.

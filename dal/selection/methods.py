@@ -123,6 +123,6 @@ def _filled(chosen: Positions, n: int, k: int) -> Positions:
 
 
 def squared_distances_to(points: Floats32, others: Floats32) -> Floats32:
-    """Give the squared distance of each point to its own other one."""
+    """Compute the squared distance of each point to its own other one."""
     squared: Floats32 = ((points - others) ** 2).sum(axis=1)
     return squared

@@ -49,7 +49,7 @@ def row_hash(rows: Rows, seed: int, round: int) -> npt.NDArray[np.uint64]:
 
 
 def uniform(rows: Rows, seed: int, round: int) -> Floats64:
-    """Give each row its own uniform number in (0, 1)."""
+    """Return a uniform number in (0, 1) for each row, by its hash."""
     return ((row_hash(rows, seed, round) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
@@ -80,7 +80,7 @@ def best_by_key(score: Floats64, rows: Rows, count: int, seed: int, round: int) 
 
 
 def rank_within(groups: Positions) -> Positions:
-    """Give each entry its rank among the earlier entries of its own group."""
+    """Return the rank of each entry among the earlier entries of its own group."""
     by_group = np.argsort(groups, kind="stable")
     ordered = groups[by_group]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]]) if len(ordered) else np.empty(0, np.int64)
@@ -103,12 +103,12 @@ def power_keys(score: Floats64, rows: Rows, beta: float, seed: int, round: int) 
 
 
 def power_masses(score: Floats64, beta: float) -> Floats64:
-    """Give what each row has in the lottery of :func:`power_keys`: score^beta, and nothing for those never asked."""
+    """Compute the mass of each row in the lottery of :func:`power_keys`: score^beta, and 0 for those never asked."""
     return np.where(np.isneginf(score), 0.0, np.maximum(score, np.finfo(np.float64).tiny)) ** beta
 
 
 def propensities(score: Floats64, beta: float, mass: float) -> Floats64:
-    r"""Give the probability of each draw of a power batch, at the time when it was drawn.
+    r"""Compute the probability of each draw of a power batch, at the time when it was drawn.
 
     Drawing the largest Gumbel keys one after the other is drawing in proportion to score^beta from what is left, so
 

@@ -1,4 +1,4 @@
-"""What a selector is given, and what all of them share: distances, the bandwidth, near-duplicates."""
+"""The problem that a selector is given, and what all selectors share: distances, the bandwidth, near-duplicates."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class Problem:
         return float(np.median(np.sqrt(squared.min(axis=1))))
 
     def _crowding(self) -> float:
-        """Give the median distance of a distinct candidate to its tenth neighbour, 0 where there are no ten."""
+        """Compute the median distance of a distinct candidate to its tenth neighbour; 0 where there are no ten."""
         if len(self.distinct) <= _CROWD:
             return 0.0
         points = self.embeddings[self.distinct]
@@ -150,14 +150,14 @@ class Problem:
 
 
 def squared_distances(a: Floats32, b: Floats32) -> Floats32:
-    """Give all squared distances, (len(a), len(b)), never below zero."""
+    """Compute all squared distances, (len(a), len(b)), never below zero."""
     squared: Floats32 = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
     np.maximum(squared, 0, out=squared)
     return squared
 
 
 def squared_to_nearest(points: Floats32, others: Floats32) -> Floats32:
-    """Give the squared distance of each point to the nearest of the others; infinity where there are none."""
+    """Compute the squared distance of each point to the nearest of the others; infinity where there are none."""
     nearest = np.full(len(points), np.inf, dtype=np.float32)
     for start in range(0, len(points), _BLOCK_ROWS):
         block = points[start : start + _BLOCK_ROWS]

@@ -42,7 +42,7 @@ BuiltIn = Literal[
 
 
 class Traits(NamedTuple):
-    """What a selector needs to be given.
+    """The needs of a selector.
 
     Attributes
     ----------
@@ -118,7 +118,7 @@ TRAITS: Mapping[BuiltIn, Traits] = {
 
 @dataclass(frozen=True)
 class Strategy:
-    """How the batch of a round is chosen.
+    """The rule by which the batch of a round is chosen.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class Strategy:
 
     @classmethod
     def named(cls, name: str, explore: float = 0.05) -> "Strategy":
-        """Give the strategy of this name.
+        """Return the strategy of this name.
 
         Parameters
         ----------
@@ -234,7 +234,7 @@ class Strategy:
 
     @property
     def traits(self) -> Traits:
-        """What the selector needs."""
+        """The needs of the selector."""
         chooser = self.chooser
         return TRAITS[chooser] if isinstance(chooser, str) else getattr(chooser, "traits", Traits())
 
@@ -263,24 +263,24 @@ class Strategy:
         return f"score={score},selector={selector},shortlist={self.shortlist},beta={self.beta}"
 
     def cold(self) -> "Strategy":
-        """Give the strategy of a round that has no labels to learn from: coverage of the pool, or random as chosen."""
+        """Return the strategy of a round without labels to learn from: coverage of the pool, or random as chosen."""
         if not self.traits.weighs:
             return replace(self, score="random")
         return replace(self, score="random", selector="max_herding" if self.traits.features else "top")
 
     def n_cells(self, k: int, n_rows: int) -> int:
-        """Say how many cells a campaign with batches of `k` should have; 0 where it has no use for them."""
+        """Return the number of cells that a campaign with batches of `k` should have; 0 where it needs none."""
         cells = min(MOST_CELLS, self._total(k, n_rows) // ROWS_PER_CELL)
         return max(cells, 2) if self.traits.cells else self.capacity(k, n_rows).cells
 
     def capacity(self, k: int, n_rows: int, n_cells: int | None = None) -> "Capacity":
-        """Say what a scan must keep so that a batch of `k` can be chosen among `n_rows`.
+        """Return what a scan must keep so that a batch of `k` can be chosen among `n_rows`.
 
         Parameters
         ----------
         k, n_rows : int
         n_cells : int, optional
-            The cells there are. Without it the result says how many there should be.
+            The cells there are. Without it the result has the number that there should be.
         """
         total = self._total(k, n_rows)
         if self.selector == "power":
