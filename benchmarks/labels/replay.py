@@ -137,7 +137,7 @@ def replay(
         Given the rows of each batch.
     """
     campaign = _Campaign(stage, contender.strategy)
-    batches = [campaign.rounds.begun(setup.initial, contender.start)]
+    batches = [campaign.begun(setup.initial, contender.start)]
     points = [_measured(stage, setup, campaign.known)]
     for _ in range(setup.rounds):
         batch = campaign.asked_next(setup.batch)
