@@ -12,7 +12,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,10 @@ from dal import web
 from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, answer_log, database
 from dal.campaign.control import Control
 from dal.campaign.disk import replacing
-from dal.cli import main, rounds
+from dal.cli import main
 from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
-from dal.loop import coordinator
+from dal.loop import api
 from dal.loop.api import Batch, create_campaign, next_batch, run_campaign
 from dal.pool import Pool, append_pool
 from dal.simulation import answer_batch
@@ -356,8 +356,8 @@ def run(
         changed(by_system=False)
 
     database.immediate = answer_log.immediate = deadly  # type: ignore[attr-defined]
-    rounds.cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
-    coordinator.run_campaign = run_to_a_batch  # type: ignore[assignment]
+    assert api.run_campaign is run_campaign
+    api.run_campaign = run_to_a_batch  # type: ignore[assignment]
     sys.addaudithook(audit)
     result = dal(*command)
     if not (result.exception is None or isinstance(result.exception, SystemExit)):
@@ -563,7 +563,6 @@ def test_a_server_that_is_told_to_end_ends_in_order(
 
 
 def carry_on(directory: Path, told: "multiprocessing.connection.Connection") -> None:
-    rounds.cluster = lambda *_, **__: nullcontext(None)  # type: ignore[assignment]
     opened = run_campaign
 
     def telling(*given: object, on_batch: Callable[[Batch], None], **more: object) -> object:
@@ -573,7 +572,8 @@ def carry_on(directory: Path, told: "multiprocessing.connection.Connection") -> 
 
         return opened(*given, on_batch=tell, **more)  # type: ignore[arg-type]
 
-    coordinator.run_campaign = telling  # type: ignore[assignment]
+    assert api.run_campaign is run_campaign
+    api.run_campaign = telling  # type: ignore[assignment]
     told.send(dal("run", directory).exit_code)
 
 
