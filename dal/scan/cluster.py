@@ -97,7 +97,7 @@ class _Cluster:
 
     @property
     def pending(self) -> Collection[object]:
-        """What is in flight."""
+        """The tasks in flight."""
         return self._flight.pending
 
     def threads(self) -> int:
@@ -205,10 +205,10 @@ class _Engine:
         return tasks
 
     def _cut_unit(self) -> int:
-        """Give the rows that are not split, which for a heavy learner are those of a tile.
+        """Return the number of rows that are not split; for a heavy learner, that of a tile.
 
-        There the last spans would be long if they were whole chunks, and a chunk that is read twice costs little; but
-        no two spans may write into the same chunk of cells.
+        With a heavy learner the last spans would be long if they were whole chunks, and a chunk that is read twice
+        costs little. But no two spans may write into the same chunk of cells.
         """
         writes = self.state.cells is not None and self.state.cells.write
         if self.rows_per_second is None or writes:
@@ -220,7 +220,7 @@ class _Engine:
         return plan.shrinking_rows(left, self.threads, self.rows_per_second or 0.0, self.state.limits)
 
     def _cut_rest(self) -> None:
-        """Cut what follows the first, short tasks, as soon as one of them has told the pace."""
+        """Cut what follows the first, short tasks, as soon as one of them has shown the pace."""
         told = self.rows_per_second is not None or not (self.feed or self.soundings or self.cluster.pending)
         if self.rest and told:
             rows = self.state.span_rows(self.threads, self.rows_per_second)
@@ -228,7 +228,7 @@ class _Engine:
             self.rest = []
 
     def _window(self) -> int:
-        """Say how many tasks to keep in flight on the cluster as it is now, which may have grown."""
+        """Return the number of tasks to keep in flight on the cluster as it is now, which may have grown."""
         if time.monotonic() - self.counted_at > _TICK_SECONDS:
             self.threads = self.cluster.threads()
             self.counted_at = time.monotonic()

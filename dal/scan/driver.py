@@ -148,9 +148,9 @@ def scan(
 
 
 def with_proba(found: Scan, model: Model | None) -> Scan:
-    """Give the candidates their class probabilities, for selectors that look at them.
+    """Attach class probabilities to the candidates, for selectors that look at them.
 
-    Asked of the model once more, for the candidates alone: they are few, and most scores need no probabilities.
+    The model is asked once more, for the candidates alone: they are few, and most scores need no probabilities.
     """
     if model is None:
         return found
@@ -219,9 +219,9 @@ def sample_rows(n_rows: int, seed: int, size: int = SAMPLE_ROWS, blocks: int = 6
 
 
 def stored_cells(path: str | Path | Url, n_rows: int, codebook: Codebook) -> Cells:
-    """Say whether a pass can read the cells at `path`, or is to write them.
+    """Return the cells at `path`, for a pass to read or to write.
 
-    They are read where a pass over so many rows with this codebook has written all of them, see :func:`cells_written`.
+    They are read where a pass over `n_rows` rows with this codebook has written all of them, see :func:`cells_written`.
 
     Parameters
     ----------
@@ -292,14 +292,14 @@ def _create_cells(place: Place, n_rows: int, unit: int) -> bool:
 
 
 def _is_free(place: Path) -> bool:
-    """Say whether nothing lies at a place, or what a creation that was killed has left."""
+    """Return whether a place holds nothing, or only what a killed creation has left."""
     if not place.is_dir():
         return not place.exists() and not place.is_symlink()
     return all(re.fullmatch(r"zarr\.[0-9a-f]{32}\.partial", entry.name) for entry in place.iterdir())
 
 
 def _put_aside(place: Place, error: Exception) -> None:
-    """Rename cells whose metadata is torn, as by a power cut: it does not tell any more who wrote them."""
+    """Rename cells whose metadata is torn, as by a power cut: it no longer shows who wrote them."""
     if not isinstance(place, Path) or not isinstance(error, JSONDecodeError | UnicodeDecodeError):
         raise ScanError(f"the cells at {place} cannot be read: {error}; restore them, or remove them") from error
     names = (place.with_name(f"{place.name}.unreadable-{number}") for number in itertools.count(1))

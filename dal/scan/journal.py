@@ -57,7 +57,7 @@ class Journal:
             folder.mkdir(exist_ok=True)
 
     def results(self) -> Iterator[SpanResult]:
-        """Give the finished spans one by one, as they ended."""
+        """Iterate over the finished spans, in the order in which they ended."""
         return map(decode, self._records())
 
     def _records(self) -> Iterator[bytes]:
@@ -163,7 +163,7 @@ def decode(data: bytes) -> SpanResult:
 
 
 def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:
-    """Give the candidates as named arrays, for a file."""
+    """Return the candidates as named arrays, for a file."""
     arrays: dict[str, np.ndarray] = {
         "rows": candidates.rows,
         "scores": candidates.scores,
@@ -175,7 +175,7 @@ def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:
 
 
 def candidates_from(arrays: Mapping[str, np.ndarray]) -> Candidates:
-    """Read what :func:`candidate_arrays` gave."""
+    """Read what :func:`candidate_arrays` returned."""
     return Candidates(
         arrays["rows"],
         arrays["scores"],

@@ -1,7 +1,7 @@
 """Keeping the best rows of a pass, on a worker and on the coordinator alike. Pure.
 
-``best(A ∪ B) = best(best(A) ∪ best(B))`` for a strict total order, so what is kept is the same set whatever the order
-and the grouping in which rows arrive: that is all there is to the scan's exactness.
+``best(A ∪ B) = best(best(A) ∪ best(B))`` for a strict total order, so what is kept is the same set for any order and
+grouping in which rows arrive: that is all there is to the scan's exactness.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Floats64 = npt.NDArray[np.float64]
 LOWEST = float(np.finfo(np.float64).min)
 """A threshold that every score passes; -inf marks rows that are never asked and does not."""
 SLACK, SLACK_WITH_FEATURES = 4.0, 1.5
-"""Rows are compressed at so many times what that leaves. At four times, each is sorted less than twice on average;
+"""Rows are compressed at this multiple of what that leaves. At four times, each is sorted less than twice on average;
 features that are held with them take longer to copy, and to find memory for, than rows to sort."""
 
 
@@ -34,13 +34,13 @@ class Thresholds:
     cells: Floats64 | None
 
     def admit(self, scores: Floats64, cells: npt.NDArray[np.integer] | None) -> npt.NDArray[np.int64]:
-        """Give the positions of the rows of interest."""
+        """Return the positions of the rows of interest."""
         if self.cells is None or cells is None:
             return np.flatnonzero(scores >= self.overall)
         return np.flatnonzero(scores >= np.minimum(self.cells, self.overall).take(cells))
 
     def raised(self, other: "Thresholds") -> "Thresholds":
-        """Give the higher of both, which is as safe as each."""
+        """Return the higher of both, which is as safe as each."""
         cells = self.cells
         if cells is not None and other.cells is not None:
             cells = np.maximum(cells, other.cells)
@@ -48,7 +48,7 @@ class Thresholds:
 
 
 def no_thresholds(capacity: Capacity) -> Thresholds:
-    """Give thresholds that everything passes."""
+    """Return thresholds that everything passes."""
     return Thresholds(LOWEST, np.full(capacity.cells, LOWEST) if capacity.cells else None)
 
 
@@ -61,7 +61,7 @@ class Best:
     seed, round : int
         Of the key.
     slack : float, default=4
-        Rows are compressed at so many times what that leaves.
+        Rows are compressed at this multiple of what that leaves.
     """
 
     def __init__(self, capacity: Capacity, seed: int, round: int, slack: float = SLACK) -> None:
@@ -85,7 +85,7 @@ class Best:
             self._compress()
 
     def tighten(self, seen: int) -> Thresholds:
-        """Give the thresholds, raised to what is held now where that is worth a sort.
+        """Return the thresholds, raised to what is held now where that is worth a sort.
 
         Parameters
         ----------
@@ -99,7 +99,7 @@ class Best:
         return self.thresholds
 
     def tighten_now(self) -> Thresholds:
-        """Give the thresholds, raised to what is held now."""
+        """Return the thresholds, raised to what is held now."""
         if self._held >= self.capacity.total:
             self._compress()
         return self.thresholds
@@ -109,7 +109,7 @@ class Best:
         self.thresholds = self.thresholds.raised(thresholds)
 
     def result(self) -> Candidates | None:
-        """Give the best rows, ascending by row; None if there are none."""
+        """Return the best rows, ascending by row; None if there are none."""
         if not self._parts:
             return None
         if self._held > self.capacity.total:
@@ -119,7 +119,7 @@ class Best:
         return held if (np.diff(held.rows) > 0).all() else held.take(np.argsort(held.rows))
 
     def held(self, rows: npt.NDArray[np.int64]) -> Candidates | None:
-        """Give those of these rows that are held, in any order, without copying the others; None if there are none."""
+        """Return those of the rows that are held, in any order, without copying others; None if there are none."""
         found = [(part, np.flatnonzero(np.isin(part.rows, rows, assume_unique=True))) for part in self._parts]
         parts = [part.take(positions) for part, positions in found if len(positions)]
         return concatenate(parts) if parts else None
@@ -158,7 +158,7 @@ class Best:
 
 
 def _floors(scores: Floats64, cells: npt.NDArray[np.int64], capacity: Capacity) -> Floats64:
-    """Give the score of the last row that each cell keeps; the lowest of all where it has room."""
+    """Return the score of the last row that each cell keeps; the lowest of all where it has room."""
     # Sixteen bits are sorted by counting, in a tenth of the time of sixty-four.
     by_cell = scores[np.argsort(cells.astype(np.uint16), kind="stable")]
     stops = np.cumsum(np.bincount(cells, minlength=capacity.cells)).tolist()

@@ -29,17 +29,17 @@ class Limits:
     span_bytes : int
         Of features as they are stored.
     spans_per_thread : int
-        At least so many, where the pool is large enough.
+        At least, where the pool is large enough.
     span_seconds : float
         At the pace measured so far.
     tasks_per_second : int
-        Of the whole cluster: a task costs Dask's scheduler 1 to 2 ms, whatever the cluster's size.
+        Of the whole cluster: a task costs Dask's scheduler 1 to 2 ms, on a cluster of any size.
     shortest_seconds, last_tasks_per_second : float, int
         The last spans are not cut shorter, nor so short that the scheduler could not follow.
     up_share, up_rows : int
-        Candidates that all spans in flight may bring: so many times the kept rows, or so many if that is more.
+        Candidates that all spans in flight may bring: `up_share` times the kept rows, or `up_rows` if that is more.
     sounded_share, tiles_per_sounding : int
-        At most one row in so many is scored twice, to know thresholds before the first span is sent.
+        At most one row in `sounded_share` is scored twice, to know thresholds before the first span is sent.
     kept_bytes : int
         Candidates with their features that a worker keeps; larger ones, as of images, are read again in the end.
     attempts : int
@@ -175,8 +175,8 @@ def in_flight(threads: int) -> int:
 def growing_rows(seen: int, threads: int, capacity: Capacity, limits: Limits = LIMITS) -> int:
     """Return the most rows of a span that is sent now, so that spans in flight do not drown the coordinator.
 
-    Of `n` rows that are told the thresholds which `seen` rows have set, about ``n * kept / seen`` pass them, and never
-    more than are kept.
+    Of `n` rows that are sent with the thresholds which `seen` rows have set, about ``n * kept / seen`` pass them, and
+    never more than are kept.
 
     Parameters
     ----------
@@ -302,7 +302,7 @@ def seconds_alone(
 
 
 class WorkerBytes(NamedTuple):
-    """What a pass takes in a worker process, in bytes: once a process, and once a thread.
+    """The memory that a pass takes in a worker process, in bytes: once a process, and once a thread.
 
     Attributes
     ----------
@@ -328,7 +328,7 @@ class WorkerBytes(NamedTuple):
     keeping: int
 
     def for_threads(self, threads: int) -> int:
-        """Return the sum for a process with so many threads."""
+        """Return the sum for a process with this number of threads."""
         return self.base + self.model + self.holding + threads * (self.reading + self.scoring + self.keeping)
 
     def __str__(self) -> str:
@@ -446,7 +446,7 @@ class Feed:
         self.rows += span.stop - span.start
 
     def next(self, most: int, unit: int) -> Interval:
-        """Return the next span, of about so many rows or fewer, in whole units and at least one."""
+        """Return the next span, of about `most` rows or fewer, in whole units and at least one."""
         span = self._spans.popleft()
         edge = (span.start + max(most, unit)) // unit * unit
         # A rest of less than a quarter is not worth a task.

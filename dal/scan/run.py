@@ -24,7 +24,7 @@ Rows = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a pass is; handed to the ``progress`` callback after each span.
+    """The progress of a pass; handed to the ``progress`` callback after each span.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a pass counted.
+    """The counts of a pass.
 
     Attributes
     ----------
@@ -256,7 +256,7 @@ class Run:
 
     @property
     def sounded_enough(self) -> bool:
-        """Whether the soundings have told enough: half of them, for waiting for the last would leave workers idle."""
+        """Whether the soundings have shown enough: half of them, for waiting for the last would leave workers idle."""
         return 2 * self._soundings_done >= self._soundings
 
     def sound(self, result: SpanResult | None) -> None:
@@ -271,12 +271,12 @@ class Run:
             self.best.raise_to(self._sounded.tighten_now())
 
     def growing_rows(self, threads: int) -> int:
-        """Give the most rows of a span that is sent now, for the sake of what it may bring."""
+        """Return the most rows of a span that is sent now, for the sake of what it may bring."""
         seen = max(self.tally.rows, self.sounded_rows)
         return plan.growing_rows(seen, threads, self.order.capacity, self.limits)
 
     def span_rows(self, threads: int, rows_per_second: float | None) -> int:
-        """Give the rows of a span for so many threads at this pace."""
+        """Return the rows of a span for this number of threads at this pace."""
         return plan.span_rows(self.pool.n_rows, self.row_bytes, threads, self.unit, rows_per_second, self.limits)
 
     def in_process(self) -> Scan:
@@ -291,12 +291,12 @@ class Run:
         return self.result(lambda rows: with_the_rest(rows, [kept.features(rows)], self.pool.take))
 
     def result(self, features: Callable[[Rows], Floats32]) -> Scan:
-        """Give the candidates and the summary, when nothing is left to do.
+        """Return the candidates and the summary, when nothing is left to do.
 
         Parameters
         ----------
         features : callable
-            Gives the features of ascending rows; called where the order wants them.
+            Returns the features of ascending rows; called where the order wants them.
         """
         best = self.best.result() or _no_candidates()
         if self.order.carry:

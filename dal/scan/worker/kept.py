@@ -1,4 +1,4 @@
-"""What a process keeps of the spans it has scored: the best rows with their features, until the end of the pass."""
+"""The best rows of the spans that a process has scored, kept with their features until the end of the pass."""
 
 import threading
 from dataclasses import replace
@@ -32,11 +32,11 @@ class Kept:
         self._lock = threading.Lock()
 
     def raised(self, told: Thresholds) -> Thresholds:
-        """Give thresholds raised to what the spans scored here have reached."""
+        """Return thresholds raised to what the spans scored here have reached."""
         return told.raised(self._best.thresholds)
 
     def take_from(self, result: SpanResult) -> SpanResult:
-        """Keep the features of a span's candidates, and give its result without them."""
+        """Keep the features of a span's candidates, and return its result without them."""
         if result.candidates is None:
             return result
         with self._lock:
@@ -50,7 +50,7 @@ class Kept:
         return replace(result, candidates=result.candidates.without_embeddings())
 
     def features(self, rows: Rows) -> tuple[Rows, Floats32]:
-        """Give those of the rows that are kept here, in any order, and their features."""
+        """Return those of the rows that are kept here, in any order, and their features."""
         with self._lock:
             found = self._best.held(rows)
         if found is None:

@@ -96,7 +96,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class Cells:
-    """Where the cell of every row is stored, so that it is computed once in a campaign.
+    """The store of the cell of every row, so that it is computed once in a campaign.
 
     Attributes
     ----------
@@ -111,13 +111,13 @@ class Cells:
 
     @cached_property
     def array(self) -> "zarr.Array[Any]":
-        """Opened once a process and pass: for every span anew, it took a hundredth of a pass."""
+        """The array, opened once a process and pass: opening it for every span took a hundredth of a pass."""
         return zarr.open_array(for_zarr(self.place), mode="r+" if self.write else "r")
 
 
 @dataclass(frozen=True)
 class Tally:
-    """What a pass counts; adding tallies in any order gives the same sums.
+    """The counts of a pass or a part of it; adding tallies in any order gives the same sums.
 
     Attributes
     ----------
@@ -150,7 +150,7 @@ class Tally:
 
     @classmethod
     def zero(cls, n_classes: int) -> "Tally":
-        """Give the tally of nothing."""
+        """Return the tally of nothing."""
         histogram = np.zeros(HISTOGRAM_BINS, np.int64)
         return cls(0, 0, np.empty(0, np.int64), histogram, np.zeros(n_classes, np.int64), 0, 0, 0)
 
@@ -183,7 +183,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class SpanResult:
-    """What a worker sends back of one span."""
+    """The result of one span, which a worker sends back."""
 
     interval: Interval
     candidates: Candidates | None
@@ -385,14 +385,14 @@ class _Span:
 
 
 def _nothing(count: int) -> Scored:
-    """Give the score of records that no model was asked of."""
+    """Return the scores of records that no model was asked about."""
     return Scored(np.full(count, np.nan), np.full(count, -1, dtype=np.int64), np.full(count, np.nan))
 
 
 def _filled(X: Floats32, valid: npt.NDArray[np.bool_], tile: int) -> Floats32:
-    """Give a whole tile, with its first valid record in place of those that are invalid or beyond the pool's end.
+    """Return a whole tile, with its first valid record in place of those that are invalid or beyond the pool's end.
 
-    Not zeros: to a learner of positive numbers or of categories, a record of zeros may be one that it refuses.
+    Zeros will not do: a learner of positive numbers or of categories may refuse a record of zeros.
     """
     if valid.all() and len(X) == tile:
         return X
