@@ -1,6 +1,7 @@
 """Parts of a user's own: found by name, kept as text, held to their contracts."""
 
-import importlib
+import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -714,3 +715,48 @@ def test_nothing_is_looked_up_for_what_is_built_in(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(plugins.metadata, "entry_points", None)
     parse("max_labels=5 and plateau")
     Learner.named("logistic", ["a", "b"])
+
+
+# -- strategies of other libraries -------------------------------------------------------------------------------------
+
+
+def classifier_margin(classifier, X):
+    """As modAL computes it: the difference of the two largest probabilities."""
+    largest = -np.partition(-classifier.predict_proba(X), 1, axis=1)
+    return largest[:, 0] - largest[:, 1]
+
+
+def uncertainty_scores(probas, method):
+    """As scikit-activeml computes its entropy, in nats."""
+    assert method == "entropy"
+    return -(probas * np.log(probas)).sum(axis=1)
+
+
+def elsewhere(module: str, function: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a function with the same signature in the place of a library that is not installed."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        package, _, name = module.partition(".")
+        inner = SimpleNamespace(**{function.__name__: function})
+        monkeypatch.setitem(sys.modules, package, SimpleNamespace(**{name: inner}))
+        monkeypatch.setitem(sys.modules, module, inner)
+
+
+def test_strategies_of_other_libraries_are_wrapped_as_the_documentation_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere("modAL.uncertainty", classifier_margin, monkeypatch)
+    elsewhere("skactiveml.pool", uncertainty_scores, monkeypatch)
+    page = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+    (block,) = (
+        text for text in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE) if "modAL" in text
+    )
+    wrapped: dict[str, type] = {}
+    exec(block, wrapped)
+    pool, classes = three_classes(tmp_path / "pool.zarr")
+    model = Learner.named("logistic", ["red", "green", "blue"]).fit(pool.read(0, 60), classes[:60])
+    for name, own in (("ModalMargin", "margin"), ("ActivemlEntropy", "entropy")):
+        found, expected = (
+            scan(pool, model, Strategy(score=score, selector="top"), 30).candidates for score in (wrapped[name](), own)
+        )
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-6)
