@@ -1,6 +1,7 @@
 import logging
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,11 @@ from tests import databases, object_store, pages
 
 SERVICES_REQUIRED = os.environ.get("DAL_TEST_SERVICES") == "required"
 """Set by .ci/run: a test that would be skipped for want of a service fails instead."""
+
+
+# A shell that starts the tests in its background has them ignore Ctrl-C, and all processes that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing_service(what: str) -> None:
