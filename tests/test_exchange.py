@@ -1122,12 +1122,12 @@ def test_keys_in_other_letters_are_the_columns(campaign: Campaign, bring: Callab
     [
         ("a.jsonl", b'{"record_id": "r1", "klass": "cat"}\n', "the key label"),
         ("a.jsonl", b'[\n{"record_id": "r1", "label": "cat"}]', "name it .json"),
-        ("a.jsonl", gzip.compress(b'{"record_id": "r1", "label": "cat"}'), "gzip"),
+        ("a.jsonl", gzip.compress(b'{"record_id": "r1", "label": "cat"}', mtime=0), "gzip"),
         ("a.jsonl", '{"record_id": "r1", "label": "cat"}'.encode("utf-16"), "UTF-16"),
-        ("a.json", gzip.compress(b'[{"record_id": "r1", "label": "cat"}]'), "gzip"),
+        ("a.json", gzip.compress(b'[{"record_id": "r1", "label": "cat"}]', mtime=0), "gzip"),
         ("a.json", '[{"record_id": "r1", "label": "cat"}]'.encode("utf-16"), "UTF-16"),
         ("a.json", b'{"record_id": {"0": "r1"}, "label": {"0": "cat"}}', "orient='records'"),
-        ("a.csv", gzip.compress(b"record_id,label\nr1,cat\n"), "gzip"),
+        ("a.csv", gzip.compress(b"record_id,label\nr1,cat\n", mtime=0), "gzip"),
         ("a.xlsx", b"PK\x03\x04", "workbook"),
     ],
 )

@@ -243,7 +243,7 @@ WRITTEN: dict[str, tuple[str, bytes]] = {
     "UTF-16": ("x.csv", "key,x,y\na,1,2\né,3,4.5\n".encode("utf-16")),
     "UTF-16, tabs": ("x.csv", "\ufeffkey\tx\ty\r\na\t1\t2\r\né\t3\t4.5\r\n".encode("utf-16-be")),
     "old Mac": ("x.csv", b"key,x,y\ra,1,2\r\xc3\xa9,3,4.5\r"),
-    "gzip": ("x.csv.gz", gzip.compress(b"key,x,y\na,1,2\n\xc3\xa9,3,4.5\n")),
+    "gzip": ("x.csv.gz", gzip.compress(b"key,x,y\na,1,2\n\xc3\xa9,3,4.5\n", mtime=0)),
     "bzip2": ("x.TSV.BZ2", bz2.compress(b"key\tx\ty\na\t1\t2\n\xc3\xa9\t3\t4.5\n")),
     "quoted header": ("x.csv", b'"key","x","y"\na,1,2\n\xc3\xa9,3,4.5'),
 }
