@@ -66,7 +66,7 @@ class Annotators:
         if wrong := name_flaw(name):
             raise InputError(f"`name` must be the name of a person, got one that {wrong}")
         if role not in get_args(Role):
-            raise InputError(f"the role annotator or manager was expected, {role!r} came")
+            raise InputError(f"`role` must be annotator or manager, got {role!r}")
         token = secrets.token_urlsafe(32)
         with self._database.writing() as connection:
             name = enrolled(connection, name)

@@ -453,7 +453,8 @@ class Queue:
     def _answered(self, connection: Connection, annotator: str, given: Sequence[Given], now: datetime) -> list[Outcome]:
         if wrong := name_flaw(annotator):
             return [
-                _refused(each.event_id, f"an annotator's name was expected, and this one {wrong}") for each in given
+                _refused(each.event_id, f"`annotator` must be a name that people can write, got one that {wrong}")
+                for each in given
             ]
         known = enrolled(connection, annotator)
         return [self._answer(connection, known, each, now) for each in given]

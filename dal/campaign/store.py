@@ -86,7 +86,7 @@ class Campaign:
         """
         settings.check()
         if n_rows < 1:
-            raise SettingsError(f"a pool with at least one row was expected, {n_rows} rows came")
+            raise SettingsError(f"`n_rows` must be at least 1, got {n_rows}; add records to the pool first")
         directory = Path(directory).absolute()
         try:
             made = cls.open(directory)

@@ -268,7 +268,7 @@ class View:
 def _known(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Return the measurements that this version knows.
 
-    JSON in the database may gain keys without a new version of the tables: a reader takes those that it knows.
+    JSON in the database may gain keys without a new version of the tables: a reader takes the known ones.
     """
     return {name: measured[name] for name in MEASURED if name in measured}
 
@@ -298,8 +298,8 @@ class Status:
     advice : tuple of Verdict
         Verdicts of other criteria, at their defaults.
     first_stops : dict of str to int
-        After which round each criterion, of both kinds, would have ended the campaign first; without those that would
-        not.
+        The round after which each criterion, of both kinds, would have ended the campaign first. Criteria that would
+        not are left out.
     shares : dict of str to Estimate
         Share of each class in the pool, by the explore answers.
     notes : tuple of str

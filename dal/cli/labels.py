@@ -198,7 +198,9 @@ def gold_(directory: Path, file: Path, file_format: str | None) -> None:
 
 @label.command("relabel")
 @click.argument("directory", type=click.Path(path_type=Path))
-@click.option("--records", "n", default=20, show_default=True, type=click.IntRange(1), help="List so many.")
+@click.option(
+    "--records", "n", default=20, show_default=True, type=click.IntRange(1), help="The number of records to list."
+)
 def relabel(directory: Path, n: int) -> None:
     """List the records for which another answer is worth most: doubtful ones that matter."""
     from dal.campaign import Campaign

@@ -47,7 +47,7 @@ def serve(
         say(f"Labelling: {server.url}")
         say(f"The campaign: {server.url}campaign")
         if not listening.private and tls_cert is None and trust_proxy is None:
-            say("Without TLS whoever is on the way can read links and answers: --tls-cert, or a proxy.")
+            say("Without TLS, others on the network can read links and answers: use --tls-cert, or a proxy.")
         server.run()
 
 

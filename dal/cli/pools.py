@@ -87,7 +87,7 @@ def _vectoriser(name: str | None) -> Any:  # noqa: ANN401 - any transformer of s
 def _size(text: str) -> tuple[int, int]:
     height, x, width = text.partition("x")
     if not (x and height.isdecimal() and width.isdecimal()):
-        raise click.BadParameter(f"HEIGHTxWIDTH was expected, such as 32x32; got {text!r}", param_hint="--size")
+        raise click.BadParameter(f"must be HEIGHTxWIDTH, such as 32x32; got {text!r}", param_hint="--size")
     return int(height), int(width)
 
 

@@ -128,7 +128,7 @@ def scan(
     if with_features:
         order = replace(order, carry=True)
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))
-    # A copy: the array that a former pass has opened may have been made anew since.
+    # A copy: the array that a former pass has opened may have been replaced since.
     used = replace(cells) if cells is not None and order.capacity.cells else None
     unit = plan.unit_rows(order.tile, pool.write_rows)
     if used is not None and used.write and _create_cells(used.place, pool.n_rows, unit) and journal:
@@ -306,5 +306,5 @@ def _put_aside(place: Place, error: Exception) -> None:
     aside = next(name for name in names if not name.exists() and not name.is_symlink())
     place.rename(aside)
     _log.warning(
-        "The stored cells at %s cannot be read (%s): they are made anew; the old ones are %s.", place, error, aside
+        "The stored cells at %s cannot be read (%s): they are computed again; the old ones are %s.", place, error, aside
     )

@@ -48,7 +48,7 @@ def probed(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> _
     if troubled and cells is not None:
         address, trouble = next(iter(troubled.items()))
         notes.append(
-            f"The worker at {address} cannot use {cells.place} ({trouble}): cells are computed anew in this pass. Put"
+            f"The worker at {address} cannot use {cells.place} ({trouble}): cells are computed again in this pass. Put"
             " the campaign where all hosts can write to save that time."
         )
     kinds = sorted({host.kernels for host in answers.values()})
