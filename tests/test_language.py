@@ -33,11 +33,6 @@ VERBS = frozenset(_VERBS.split())
 QUESTIONS = frozenset({"How", "What", "Where", "Which", "Who", "Whoever", "Whose", "Why"})
 RIDDLES = re.compile(r"\b(whoever|whatever|anew|so many|told|said)\b", re.IGNORECASE)
 
-# Rooms whose language is not yet revised, and the faults that they have at most. Numbers only fall, and entries go.
-NOT_YET: dict[str, int] = {
-    "compute": 1,
-}
-
 
 def rooms() -> list[str]:
     """Return the packages and modules directly in the package."""
@@ -87,11 +82,7 @@ def faults(room: str) -> list[str]:
 @pytest.mark.parametrize("room", rooms())
 def test_docstrings_begin_with_verbs_and_hold_no_riddles(room: str) -> None:
     found = faults(room)
-    assert len(found) <= NOT_YET.get(room, 0), "\n".join(found)
-
-
-def test_rooms_that_are_not_yet_revised_exist() -> None:
-    assert set(NOT_YET) <= set(rooms())
+    assert not found, "\n".join(found)
 
 
 def test_faults_are_found() -> None:

@@ -89,15 +89,15 @@ class OnDemand(Workers):
 
     Parameters
     ----------
-    told : callable
-        Given the reason of each choice.
+    report : callable
+        Called with the reason of each choice.
     n_cores : int, optional
         By default those that this process may use.
     """
 
-    def __init__(self, told: Callable[[str], None], n_cores: int | None = None) -> None:
+    def __init__(self, report: Callable[[str], None], n_cores: int | None = None) -> None:
         super().__init__()
-        self._told = told
+        self._report = report
         self._n_cores = n_cores
         self._open = ExitStack()
 
@@ -113,7 +113,7 @@ class OnDemand(Workers):
         if self.client is None:
             n_cores = self._n_cores or (_cores() if seconds > START_SECONDS else 1)
             choice = chosen_workers(records, seconds, n_cores)
-            self._told(f"{choice.reason}.")
+            self._report(f"{choice.reason}.")
             if choice.workers:
                 self.client = self._open.enter_context(connect(None, workers=choice.workers))
         return self.client
