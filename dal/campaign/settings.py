@@ -111,12 +111,12 @@ class Settings:
             if wrong := class_flaw(name):
                 raise SettingsError(f"classes: {name!r} {wrong}")
         if len(self.classes) < 2:
-            raise SettingsError(f"`classes` must have at least two names, got {list(self.classes)}")
+            raise SettingsError(f"classes must have at least two names, got {list(self.classes)}")
         _check_integer("batch", self.batch, least=1)
         _check_integer("seed", self.seed, least=0)
         _check_integer("overlap", self.overlap, least=1)
         if self.vote not in (votes := get_args(Vote)):
-            raise SettingsError(f"`vote` must be {' or '.join(votes)}, got {self.vote!r}")
+            raise SettingsError(f"vote must be {' or '.join(votes)}, got {self.vote!r}")
         if self.database != "":
             _check_text("database", self.database)
         check_store(self.store)
@@ -126,7 +126,7 @@ class Settings:
         _check_number("close_at", self.close_at, lambda share: 0 < share <= 1, "a share above 0 and at most 1")
         _check_number("reserve", self.reserve, lambda share: 0 <= share <= 10, "a multiple of the batch from 0 to 10")
         if not isinstance(self.holdout, str):
-            raise SettingsError(f"`holdout` must be the path of a file, got {self.holdout!r}")
+            raise SettingsError(f"holdout must be the path of a file, got {self.holdout!r}")
         if self.missing_chunks not in ("refuse", "fill"):
             raise SettingsError(f"missing_chunks: refuse or fill was expected, {self.missing_chunks!r} came")
 
@@ -166,7 +166,7 @@ def _arguments(table: dict[str, Any]) -> dict[str, Any]:
 
 def _check_text(name: str, value: object) -> None:
     if not isinstance(value, str) or not value.strip() or value != value.strip():
-        raise SettingsError(f"`{name}` must be text without surrounding blanks, got {value!r}")
+        raise SettingsError(f"{name} must be text without surrounding blanks, got {value!r}")
     if wrong := flaw(value):
         raise SettingsError(f"{name}: {value!r} {wrong}")
 
@@ -174,17 +174,17 @@ def _check_text(name: str, value: object) -> None:
 def _check_pool(pool: object) -> None:
     # A path may end in a blank, unlike the other texts.
     if not isinstance(pool, str):
-        raise SettingsError(f"`pool` must be a path or a URL, got {pool!r}")
+        raise SettingsError(f"pool must be a path or a URL, got {pool!r}")
     try:
         place_of(pool)
         pool.encode()
     except (InputError, UnicodeEncodeError) as error:
-        raise SettingsError(f"`pool` must be a path or a URL in UTF-8, got {pool!r}: {error}") from error
+        raise SettingsError(f"pool must be a path or a URL in UTF-8, got {pool!r}: {error}") from error
 
 
 def _check_texts(name: str, values: object) -> None:
     if not isinstance(values, tuple):
-        raise SettingsError(f"`{name}` must be several texts, got {values!r}")
+        raise SettingsError(f"{name} must be several texts, got {values!r}")
     for value in values:
         _check_text(name, value)
     if repeated := sorted({value for value in values if values.count(value) > 1}):
@@ -198,7 +198,7 @@ def _check_integer(name: str, value: object, least: int) -> None:
 
 def _check_number(name: str, value: object, holds: Callable[[float], bool], expected: str) -> None:
     if not isinstance(value, int | float) or isinstance(value, bool) or not holds(value):
-        raise SettingsError(f"`{name}` must be {expected}, got {value!r}")
+        raise SettingsError(f"{name} must be {expected}, got {value!r}")
 
 
 def _is_share(value: float) -> bool:
