@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from dal.learners.models import Model
     from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
     from dal.pool import Pool, build_pool
+    from dal.replay import Comparison, Replay, TestSet, answer_batch, compare, simulate
     from dal.scan import Scan
     from dal.selection.batch import choose
     from dal.selection.candidates import Candidates
     from dal.selection.strategy import Strategy
-    from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, simulate
 else:
     __getattr__ = names_of(
         __name__,
@@ -36,7 +36,7 @@ else:
             "dal.selection.batch": ("choose",),
             "dal.selection.candidates": ("Candidates",),
             "dal.selection.strategy": ("Strategy",),
-            "dal.simulation": ("Comparison", "Replay", "TestSet", "answer_batch", "compare", "simulate"),
+            "dal.replay": ("Comparison", "Replay", "TestSet", "answer_batch", "compare", "simulate"),
         },
     )
 

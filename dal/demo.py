@@ -15,7 +15,7 @@ from dal.figures import Table
 from dal.map import PoolMap
 from dal.pool import Block, Pool, build_pool
 from dal.progress import Show
-from dal.simulation import Comparison, Replay, TestSet, compare, saved_labels
+from dal.replay import Comparison, Replay, TestSet, compare, saved_labels
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -16,10 +16,10 @@ from dal.learners.learner import Learner
 from dal.loop.api import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
+from dal.replay import TestSet, answer_batch, compare, compare_side_by_side
 from dal.scan import Limits, scan
 from dal.scan.plan import LIMITS
 from dal.selection.strategy import Strategy
-from dal.simulation import TestSet, answer_batch, compare, compare_side_by_side
 from tests.clusters import own_cluster
 
 CLASSES = ("a", "b")

@@ -23,7 +23,7 @@ from dal.campaign.parts import pool_of
 from dal.cli import main
 from dal.loop.api import create_campaign, next_batch
 from dal.pool import Pool
-from dal.simulation import TestSet, simulate
+from dal.replay import TestSet, simulate
 from dal.web import Listening, Options, make_server
 
 N = 3_000

@@ -32,11 +32,11 @@ from dal.loop.api import Batch, Stopped, create_campaign, next_batch
 from dal.loop.coordinator import Coordinator
 from dal.loop.state import next_step
 from dal.pool import Pool, build_pool
+from dal.replay import answer_batch
 from dal.scan import sample_codebook, scan
 from dal.selection.batch import choose
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.strategy import Strategy
-from dal.simulation import answer_batch
 
 CLASSES = ("red", "green", "blue")
 N, D = 6_000, 6

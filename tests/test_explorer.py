@@ -25,7 +25,7 @@ from dal.explorer.view import MOST_POINTS, view_of_run
 from dal.loop.api import Batch, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
-from dal.simulation import Comparison, Replay, TestSet, answer_batch, compare, compare_side_by_side, simulate, view_of
+from dal.replay import Comparison, Replay, TestSet, answer_batch, compare, compare_side_by_side, simulate, view_of
 
 
 def replay(strategy: str, seed: int, accuracy: tuple[float, ...], batches: list[list[int]] | None = None) -> Replay:

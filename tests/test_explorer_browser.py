@@ -13,7 +13,7 @@ from dal.explorer import Run, view_of_run, write_explorer
 from dal.explorer.run import watched_by
 from dal.map import map_of
 from dal.pool import Pool, build_pool
-from dal.simulation import Replay, TestSet, compare
+from dal.replay import Replay, TestSet, compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

@@ -30,7 +30,7 @@ from dal.exchange import write_batch
 from dal.loop import api
 from dal.loop.api import Batch, create_campaign, next_batch, run_campaign
 from dal.pool import Pool, append_pool
-from dal.simulation import answer_batch
+from dal.replay import answer_batch
 from tests import faults, pools
 
 CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)

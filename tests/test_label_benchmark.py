@@ -21,9 +21,9 @@ from benchmarks.labels.replay import Contender, replay, staged
 from benchmarks.labels.sets import SETS, Setup, Source, World
 from benchmarks.labels.statistics import area, labels_to_final, labels_to_reach, mean_interval, paired
 from dal.loop.api import create_campaign, next_batch
+from dal.replay import TestSet, answer_batch, simulate
 from dal.selection.explore import uniform_rows
 from dal.selection.strategy import STRATEGIES, Strategy
-from dal.simulation import TestSet, answer_batch, simulate
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------
 

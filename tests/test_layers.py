@@ -13,16 +13,16 @@ PACKAGE = Path(dal.__file__).parent
 
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
-    {"errors", "_distribution", "_lazy", "_threads", "locks", "choices", "plugins"},
+    {"errors", "_files", "_distribution", "_lazy", "_threads", "locks", "choices", "plugins"},
     {"scores", "selection", "evidence", "texts", "classes"},
     {"places"},
-    {"pool", "learners", "compute", "progress", "labelled"},
+    {"pool", "learners", "compute", "progress"},
     {"campaign"},
     {"scan"},
     {"map"},
     {"figures"},
     {"loop", "exchange"},
-    {"simulation", "testing"},
+    {"replay", "testing"},
     {"explorer"},
     {"demo", "web"},
     {"cli"},
@@ -31,6 +31,7 @@ LEVELS = [
 # The pure level is one page of mathematics; it may refer to itself, without cycles.
 SIDEWAYS = {
     ("_distribution", "errors"),
+    ("_files", "errors"),
     ("_lazy", "_distribution"),
     ("plugins", "errors"),
     ("selection", "scores"),

@@ -14,9 +14,9 @@ from dal.loop.api import create_campaign, next_batch
 from dal.loop.savings import saved
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
+from dal.replay import TestSet, answer_batch, simulate, view_of
 from dal.selection.candidates import usable
 from dal.selection.codebook import Codebook
-from dal.simulation import TestSet, answer_batch, simulate, view_of
 
 CLASSES = ("ham", "spam")
 

@@ -20,7 +20,7 @@ from dal.learners.models import Model
 from dal.loop.api import Batch, create_campaign, next_batch
 from dal.places import for_zarr
 from dal.pool import Pool, append_pool, build_pool
-from dal.simulation import answer_batch
+from dal.replay import answer_batch
 from tests import databases, object_store
 
 MODEL = b"a model, or what is left of it"

@@ -21,9 +21,9 @@ from dal.learners.learner import Learner
 from dal.loop.api import Batch, create_campaign, next_batch
 from dal.places import Nodes, NotOurs, Url, for_zarr, place_of
 from dal.pool import Pool, append_pool, build_pool
+from dal.replay import answer_batch
 from dal.scan import Cells, Journal, sample_codebook, scan, stored_cells
 from dal.selection.strategy import Strategy
-from dal.simulation import answer_batch
 
 X = np.random.default_rng(5).standard_normal((300, 3)).astype(np.float32)
 # So many records that the strategy spreads its candidates over cells.

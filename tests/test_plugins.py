@@ -27,13 +27,13 @@ from dal.learners.models import Model, score_block
 from dal.loop.api import Batch, create_campaign, next_batch
 from dal.plugins import Carried, Slot, Unnameable, find, lent, text_of
 from dal.pool import Pool
+from dal.replay import TestSet, compare
 from dal.scan import Journal, scan
 from dal.scan.hosts import prove_score
 from dal.scores import Score
 from dal.selection.batch import select
 from dal.selection.order import row_hash
 from dal.selection.strategy import STRATEGIES, Selector, Strategy
-from dal.simulation import TestSet, compare
 from dal.testing import CriterionContract, FormatContract, LearnerContract, ScoreContract, SelectorContract
 from tests.pools import three_classes
 

@@ -18,7 +18,7 @@ from dal.loop.actions import Close, Wait
 from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
 from dal.loop.state import next_step
 from dal.pool import Pool, build_pool
-from dal.simulation import answer_batch
+from dal.replay import answer_batch
 from dal.web.overview import pauses
 
 CLASSES = ("red", "green", "blue")

@@ -25,7 +25,7 @@ from dal.loop.coordinator import Coordinator
 from dal.loop.savings import saved
 from dal.map import map_of
 from dal.pool import Pool, build_pool
-from dal.simulation import answer_batch
+from dal.replay import answer_batch
 from dal.web.overview import Overviews
 from dal.web.records import Records
 from dal.web.state import Standings

@@ -24,10 +24,10 @@ from dal.learners.models import Model
 from dal.loop.api import Batch, create_campaign, next_batch
 from dal.map import fit_projection
 from dal.pool import Pool, build_pool
+from dal.replay import answer_batch
 from dal.scan import sample_codebook, scan
 from dal.selection.batch import select
 from dal.selection.strategy import Strategy
-from dal.simulation import answer_batch
 
 CLASSES = ("a", "b", "c")
 THREADS = (1, 2, 3)

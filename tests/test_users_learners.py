@@ -48,8 +48,8 @@ from dal.learners.learner import Learner
 from dal.learners.models import score_block
 from dal.loop.api import create_campaign, next_batch
 from dal.pool import build_pool
+from dal.replay import answer_batch
 from dal.selection.explore import uniform_rows
-from dal.simulation import answer_batch
 
 CLASSES = ("ant", "bee", "cat")
 

@@ -38,7 +38,7 @@ from dal.figures import COLORS, color_of
 from dal.loop.api import Batch, Stopped, create_campaign, next_batch
 from dal.map import map_of
 from dal.pool import Pool, build_pool
-from dal.simulation import answer_batch
+from dal.replay import answer_batch
 from dal.web import Listening, Options, create_app
 from dal.web.doors import BODY_BYTES, CHART_POLICY, STRICT_POLICY, Rates
 from dal.web.overview import time_left

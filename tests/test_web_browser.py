@@ -25,7 +25,7 @@ from dal.campaign import Annotators, Campaign, Queue
 from dal.campaign.control import Control
 from dal.loop.api import Batch, create_campaign, next_batch
 from dal.pool import build_pool
-from dal.simulation import answer_batch
+from dal.replay import answer_batch
 from tests import databases
 from tests.pages import Opened, all_sent, in_state, on_screen
 

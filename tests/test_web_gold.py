@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from dal.campaign import Annotators, Campaign
 from dal.loop.api import create_campaign, next_batch
 from dal.pool import build_pool
-from dal.simulation import answer_batch
+from dal.replay import answer_batch
 from dal.web import Options, create_app
 from dal.web.guesses import Guesses
 from dal.web.records import Records

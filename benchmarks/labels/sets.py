@@ -23,7 +23,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dal.simulation import TestSet
+from dal.replay import TestSet
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]

@@ -15,7 +15,7 @@ from dal.cli.terminal import draw, say, shown
 
 if TYPE_CHECKING:
     from dal.explorer import Known
-    from dal.simulation import Replay
+    from dal.replay import Replay
 
 
 SECONDS_OF_ROUND = 0.2

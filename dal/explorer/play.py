@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from dal._files import read_labelled, read_labels
 from dal.classes import Classes, alike, codes_of, distinct_names
 from dal.compute.client import connect
 from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
-from dal.labelled import read_labelled, read_labels
 from dal.learners.learner import Learner
 from dal.loop.api import records_to_try
 from dal.map import PoolMap
 from dal.pool import Pool
+from dal.replay import Comparison, Replay, TestSet, compare, compare_side_by_side
 from dal.selection.candidates import usable
 from dal.selection.explore import uniform_rows
 from dal.selection.strategy import Strategy
-from dal.simulation import Comparison, Replay, TestSet, compare, compare_side_by_side
 
 if TYPE_CHECKING:
     from dal.compute.client import Connectable

@@ -34,7 +34,7 @@ from dal.evidence.ruler import wilson
 from dal.learners.models import Model
 from dal.map import PoolMap
 from dal.pool import Pool
-from dal.simulation import Comparison, Replay, view_of
+from dal.replay import Comparison, Replay, view_of
 
 FORMAT, VERSION = "dal-run", 1
 GRID = 72

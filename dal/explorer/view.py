@@ -10,7 +10,7 @@ import numpy.typing as npt
 from dal.explorer.run import GRID, Run
 from dal.figures import color_of, marker_of
 from dal.pool import Pool
-from dal.simulation import Comparison, Replay
+from dal.replay import Comparison, Replay
 
 VERSION = 1
 MOST_PANELS = 4

@@ -6,12 +6,12 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import cohen_kappa_score
 
+from dal._files import read_labelled
 from dal.campaign import Round, Settings
 from dal.campaign.features import Features
 from dal.campaign.view import View
 from dal.classes import codes_of
 from dal.errors import LabelError, SettingsError
-from dal.labelled import read_labelled
 from dal.learners.models import Model
 from dal.scores import of_probabilities
 from dal.selection.candidates import usable

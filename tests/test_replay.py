@@ -15,7 +15,7 @@ from dal.errors import LabelError, SettingsError
 from dal.learners.learner import Learner
 from dal.loop.api import create_campaign, next_batch
 from dal.pool import Pool, build_pool
-from dal.simulation import NO_CLASS, Comparison, Replay, TestSet, answer_batch, compare, saved_labels, simulate, view_of
+from dal.replay import NO_CLASS, Comparison, Replay, TestSet, answer_batch, compare, saved_labels, simulate, view_of
 
 CLASSES = ("a", "b", "c")
 

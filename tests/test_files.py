@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dal._files import read_labelled, read_labels
 from dal.errors import SettingsError
-from dal.labelled import read_labelled, read_labels
 
 X = np.arange(6, dtype=np.float64).reshape(2, 3)
 Y = np.array(["ham", "spam"])

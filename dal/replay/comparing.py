@@ -1,0 +1,154 @@
+"""Several strategies on the same pool, paired by seed: one replay after another, or side by side on a cluster."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+
+from dal.compute.client import connect
+from dal.compute.workers import Workers, workers_of
+from dal.errors import SettingsError
+from dal.pool import Pool
+from dal.replay.curves import Comparison, Replay
+from dal.replay.play import Oracle, TestSet, label_of, simulate
+from dal.selection.strategy import Strategy
+
+if TYPE_CHECKING:
+    from distributed import Client
+    from distributed.deploy.cluster import Cluster
+
+    from dal.compute.client import Connectable
+    from dal.compute.work import Beat
+
+
+def compare(
+    pool: Pool,
+    oracle: Oracle | npt.ArrayLike,
+    test: TestSet,
+    classes: Sequence[str],
+    strategies: Sequence[str | Strategy] = ("default", "random"),
+    *,
+    seeds: Sequence[int] = (0,),
+    learner: str | BaseEstimator = "logistic",
+    batch: int = 50,
+    rounds: int = 10,
+    reserved: npt.ArrayLike = (),
+    watched: npt.NDArray[np.float32] | None = None,
+    client: "Connectable | Workers" = None,
+    on_round: Callable[[Replay], None] | None = None,
+    known: Sequence[Replay] = (),
+    on_replay: Callable[[Replay], None] | None = None,
+) -> Comparison:
+    """Play the same campaign with several strategies, paired by seed.
+
+    Parameters
+    ----------
+    pool, oracle, test, classes, learner, batch, rounds, reserved, watched, client, on_round
+        As in :func:`simulate`.
+    strategies : sequence of str or Strategy
+        Objects need no name here: a score may be a lambda.
+    seeds : sequence of int, default=(0,)
+        One seed shows how a strategy works; to tell two apart takes ten or more.
+    known : sequence of Replay, default=()
+        Replays that were played before, and are not played again.
+    on_replay : callable, optional
+        Given each replay that was played, as soon as it ends.
+
+    Returns
+    -------
+    Comparison
+    """
+    named = _by_label(strategies)
+    played = {(replay.strategy, replay.seed): replay for replay in known}
+    with workers_of(client) as workers:
+        for seed in seeds:
+            for label, strategy in named.items():
+                if (label, seed) in played:
+                    continue
+                played[label, seed] = simulate(
+                    pool,
+                    oracle,
+                    test,
+                    classes,
+                    strategy=strategy,
+                    learner=learner,
+                    batch=batch,
+                    rounds=rounds,
+                    seed=seed,
+                    reserved=reserved,
+                    watched=watched,
+                    client=workers,
+                    on_round=on_round,
+                )
+                if on_replay is not None:
+                    on_replay(played[label, seed])
+    return Comparison(tuple(played[label, seed] for seed in seeds for label in named))
+
+
+def compare_side_by_side(
+    pool: Pool,
+    oracle: Oracle | npt.ArrayLike,
+    test: TestSet,
+    classes: Sequence[str],
+    strategies: Sequence[str | Strategy],
+    *,
+    client: "Client | Cluster | str",
+    seeds: Sequence[int] = (0,),
+    known: Sequence[Replay] = (),
+    on_replay: Callable[[Replay], None] | None = None,
+    **settings: Any,  # noqa: ANN401 - those of simulate
+) -> Comparison:
+    """Play whole replays on the workers of a cluster, many at a time: for pools that one worker scans in seconds.
+
+    The replays are those of :func:`compare`, bit by bit, because a scan gives the same candidates wherever it runs.
+
+    Parameters
+    ----------
+    pool : Pool
+        Workers must be able to read it.
+    oracle, test, classes, strategies, seeds, known, on_replay
+        As in :func:`compare`; a callable is sent to the workers.
+    client : distributed.Client, Cluster or str
+    **settings
+        ``learner``, ``batch``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster is lost, or in ten minutes no round ends anywhere; a worker that dies has its replays begun again
+        by others.
+    """
+    from dal.compute.work import each_on
+
+    named = _by_label(strategies)
+    played = {(replay.strategy, replay.seed): replay for replay in known}
+    shared = {"strategies": named, "pool": pool, "oracle": oracle, "test": test, "classes": tuple(classes), **settings}
+    wanted = [(label, seed) for seed in seeds for label in named if (label, seed) not in played]
+    with connect(client) as connected:
+        if connected is None:
+            raise SettingsError("`client` must be a Client, a Cluster or an address, got None; compare does without")
+        for which, replay in each_on(connected, _replayed, wanted, shared):
+            played[which] = replay
+            if on_replay is not None:
+                on_replay(replay)
+    return Comparison(tuple(played[label, seed] for seed in seeds for label in named))
+
+
+def _by_label(strategies: Sequence[str | Strategy]) -> dict[str, str | Strategy]:
+    named: dict[str, str | Strategy] = {}
+    for strategy in strategies:
+        label = label_of(strategy)
+        if named.setdefault(label, strategy) != strategy:
+            raise SettingsError(
+                f"`strategies` must have different names, got {label} for two; give lambdas names by def, at the top of"
+                " a module."
+            )
+    return named
+
+
+def _replayed(shared: dict[str, Any], which: tuple[str, int], beat: "Beat") -> Replay:
+    label, seed = which
+    settings = {name: value for name, value in shared.items() if name != "strategies"}
+    return simulate(**settings, strategy=shared["strategies"][label], seed=seed, on_round=lambda _: beat())
