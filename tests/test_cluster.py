@@ -1,16 +1,11 @@
 """The cluster recipe, run as it is written."""
 
 import os
-import re
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import yaml
 import zarr
@@ -19,48 +14,9 @@ import dal
 from dal.compute.client import connect
 from dal.compute.local import SETTINGS
 from dal.exchange import write_batch
+from tests.recipes import ROOT, block_with, free_port, listening, running
 
-ROOT = Path(__file__).parents[1]
 WORKER_ENVIRONMENT = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
-README = (ROOT / "cluster" / "README.md").read_text(encoding="utf-8")
-
-
-def block_with(text: str) -> str:
-    """The one code block of the README with this command."""
-    (block,) = [block for block in re.findall(r"```(?:bash|python)\n(.*?)```", README, re.DOTALL) if text in block]
-    return block
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def running(block: str, environment: dict[str, str], log: Path) -> Iterator[psutil.Process]:
-    """Run a block of shell, and end the command that it runs, as `kill` does."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    with log.open("wb") as output:
-        # exec: the process that is ended is Dask's own, not a shell around it
-        command = subprocess.Popen(
-            ["bash", "-euc", block.replace("\ndask ", "\nexec dask ")],
-            cwd=ROOT,
-            env=os.environ | environment | {"PATH": path},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    process = psutil.Process(command.pid)
-    try:
-        yield process
-    finally:
-        family = process.children(recursive=True)
-        command.terminate()
-        _, alive = psutil.wait_procs([process, *family], timeout=20)
-        for left in alive:
-            left.kill()
-        command.wait()
-    assert not alive
 
 
 def flat(tree: dict, prefix: str = "") -> dict[str, object]:
@@ -90,15 +46,6 @@ def test_every_setting_has_its_reason() -> None:
             assert explained, f"no reason for {line.strip()}"
 
 
-def listening(process: psutil.Process) -> set[str]:
-    return {
-        connection.laddr.ip
-        for member in [process, *process.children(recursive=True)]
-        for connection in member.net_connections(kind="inet")
-        if connection.status == psutil.CONN_LISTEN
-    }
-
-
 def test_the_recipe_gives_a_working_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,8 +58,8 @@ def test_the_recipe_gives_a_working_cluster(
     port, dashboard = free_port(), free_port()
     environment = {"SCHEDULER_PORT": str(port), "DASHBOARD_PORT": str(dashboard), "WORKERS": "2"}
     with (
-        running(block_with("dask scheduler"), environment, tmp_path / "scheduler.log") as scheduler,
-        running(block_with("dask worker"), environment, tmp_path / "workers.log") as workers,
+        running(block_with("cluster", "dask scheduler"), environment, tmp_path / "scheduler.log") as scheduler,
+        running(block_with("cluster", "dask worker"), environment, tmp_path / "workers.log") as workers,
         connect(f"tcp://127.0.0.1:{port}", timeout=30) as client,
     ):
         client.wait_for_workers(2, timeout=30)
@@ -120,7 +67,7 @@ def test_the_recipe_gives_a_working_cluster(
         assert list(client.nthreads().values()) == [1, 1]
         for name, value in WORKER_ENVIRONMENT.items():
             assert list(client.run(os.getenv, name).values()) == [str(value), str(value)]
-        exec(block_with("client.run(os.getenv").replace("8786", str(port)), {})
+        exec(block_with("cluster", "client.run(os.getenv").replace("8786", str(port)), {})
         assert "OMP_NUM_THREADS {'1'}" in capsys.readouterr().out
         assert client.run_on_scheduler(allowed_failures) == SETTINGS["distributed"]["scheduler"]["allowed-failures"]
         assert listening(scheduler) == {"127.0.0.1"}
@@ -174,8 +121,8 @@ def test_a_campaign_on_the_recipe_asks_the_same_as_one_in_process(tmp_path: Path
     environment = {"SCHEDULER_PORT": str(port), "DASHBOARD_PORT": str(dashboard), "WORKERS": "2", "PYTHONPATH": found}
     address = f"tcp://127.0.0.1:{port}"
     with (
-        running(block_with("dask scheduler"), environment, tmp_path / "scheduler.log"),
-        running(block_with("dask worker"), environment, tmp_path / "workers.log"),
+        running(block_with("cluster", "dask scheduler"), environment, tmp_path / "scheduler.log"),
+        running(block_with("cluster", "dask worker"), environment, tmp_path / "workers.log"),
         connect(address, timeout=30) as client,
     ):
         client.wait_for_workers(2, timeout=30)

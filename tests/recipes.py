@@ -1,0 +1,62 @@
+"""The recipes in cluster/: blocks of their READMEs, run as they are written."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parents[1]
+
+
+def block_with(folder: str, text: str) -> str:
+    """The one code block with this text in the README of a folder."""
+    readme = (ROOT / folder / "README.md").read_text(encoding="utf-8")
+    (block,) = [block for block in re.findall(r"```\w+\n(.*?)```", readme, re.DOTALL) if text in block]
+    return str(block)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(block: str, environment: dict[str, str], log: Path) -> Iterator[psutil.Process]:
+    """Run a block of shell, and end the command that it runs, as `kill` does."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with log.open("wb") as output:
+        # exec: the process that is ended is Dask's own, not a shell around it
+        command = subprocess.Popen(
+            ["bash", "-euc", block.replace("\ndask ", "\nexec dask ")],
+            cwd=ROOT,
+            env=os.environ | environment | {"PATH": path},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    process = psutil.Process(command.pid)
+    try:
+        yield process
+    finally:
+        family = process.children(recursive=True)
+        command.terminate()
+        _, alive = psutil.wait_procs([process, *family], timeout=20)
+        for left in alive:
+            left.kill()
+        command.wait()
+    assert not alive
+
+
+def listening(process: psutil.Process) -> set[str]:
+    return {
+        connection.laddr.ip
+        for member in [process, *process.children(recursive=True)]
+        for connection in member.net_connections(kind="inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
