@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.decomposition import PCA
 
+from dal._files import read_npz, write_npz
 from dal._threads import one_thread
-from dal.campaign.disk import replacing
 from dal.compute.client import connect
-from dal.errors import SettingsError
+from dal.errors import CampaignError, SettingsError
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.driver import SAMPLE_BYTES, SAMPLE_ROWS, sample_rows
@@ -113,18 +112,15 @@ class PoolMap:
         """Write the map to an .npz file, whole or not at all."""
         plain: dict[str, Any] = {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)[1:]}
         plain |= {f.name: np.asarray(getattr(self.projection, f.name)) for f in fields(Projection)}
-        with replacing(path) as file:
-            np.savez_compressed(file, version=VERSION, **plain)
+        write_npz(path, {"version": np.asarray(VERSION), **plain}, compressed=True)
 
     @classmethod
     def load(cls, path: Path) -> "PoolMap | None":
         """Read a map; None where there is none that this version can use."""
         try:
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                if int(stored["version"]) != VERSION:
-                    return None
-                return cls._from(dict(stored))
-        except (FileNotFoundError, EOFError, ValueError, KeyError, BadZipFile):
+            stored = read_npz(path)
+            return cls._from(stored) if int(stored["version"]) == VERSION else None
+        except (FileNotFoundError, CampaignError, ValueError, KeyError):
             return None
 
     @classmethod

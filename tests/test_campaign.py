@@ -35,7 +35,7 @@ from dal.campaign import (
     migrations,
     schema,
 )
-from dal.campaign.disk import exclusive
+from dal.campaign.directory import exclusive
 from dal.campaign.view import View
 from dal.classes import class_flaw
 from dal.errors import (

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dal.campaign import Answer, Campaign, Settings, directory, disk
+from dal import _files
+from dal.campaign import Answer, Campaign, Settings, directory
 from dal.campaign.database import open_server
 from dal.errors import CampaignError, SettingsError
 from tests import databases
@@ -32,12 +33,12 @@ def in_a_table(place: Path) -> str:
 def mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, str], None]:
     """Have the system tell that a file system of some kind is mounted somewhere."""
     table = tmp_path / "mountinfo"
-    real = disk.MOUNTS.read_text()
+    real = _files.MOUNTS.read_text()
 
     def mount(point: Path, kind: str) -> None:
         name = in_a_table(point)
         table.write_text(f"{real}99 27 0:99 / {name} rw,relatime shared:1 - {kind} server:/export rw\n")
-        monkeypatch.setattr(disk, "MOUNTS", table)
+        monkeypatch.setattr(_files, "MOUNTS", table)
 
     return mount
 
@@ -64,11 +65,11 @@ def test_a_local_disk_is_not(tmp_path: Path, mounted: Callable[[Path, str], None
 
 def test_the_nearest_mount_counts(tmp_path: Path, mounted: Callable[[Path, str], None]) -> None:
     mounted(tmp_path, "nfs4")
-    table = disk.MOUNTS
+    table = _files.MOUNTS
     inner = f"98 99 0:98 / {in_a_table(tmp_path / 'local')} rw - ext4 /dev/sda1 rw\n"
     table.write_text(inner + table.read_text())
-    assert disk.network_filesystem(tmp_path / "local" / "c") is None
-    assert disk.network_filesystem(tmp_path / "locality") == "nfs4"
+    assert _files.network_filesystem(tmp_path / "local" / "c") is None
+    assert _files.network_filesystem(tmp_path / "locality") == "nfs4"
 
 
 # -- PostgreSQL --------------------------------------------------------------------------------------------------------

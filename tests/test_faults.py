@@ -21,9 +21,9 @@ from click.testing import CliRunner, Result
 from sqlalchemy import Connection
 
 from dal import web
+from dal._files import replacing
 from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, answer_log, database
 from dal.campaign.control import Control
-from dal.campaign.disk import replacing
 from dal.cli import main
 from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch

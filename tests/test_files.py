@@ -1,5 +1,7 @@
-"""Labelled records in files of NumPy, whole and damaged."""
+"""Files that are written whole, and NumPy files, whole and damaged."""
 
+import errno
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dal._files import read_labelled, read_labels
-from dal.errors import SettingsError
+import dal
+from dal._files import as_npz, read_labelled, read_labels, read_npz, replacing, write_npz
+from dal.errors import CampaignError, SettingsError
 
 X = np.arange(6, dtype=np.float64).reshape(2, 3)
 Y = np.array(["ham", "spam"])
@@ -101,3 +104,67 @@ def test_one_form_in_place_of_the_other_is_named(tmp_path: Path) -> None:
         read_labelled(tmp_path / "z.npz", 3)
     with pytest.raises(SettingsError, match="cannot be read"):
         read_labels(tmp_path)
+
+
+# -- files of dal ------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    arrays = {"rows": np.arange(3, 9), "name": np.array("wörter")}
+    write_npz(tmp_path / "a.npz", arrays, compressed=True)
+    for found in (read_npz(tmp_path / "a.npz"), read_npz(as_npz(**arrays))):
+        assert found["rows"].tolist() == [3, 4, 5, 6, 7, 8]
+        assert found["name"] == "wörter"
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("keep", [0, 3, 100, 0.5, 0.9])
+def test_a_torn_file_is_named(tmp_path: Path, *, keep: float, compressed: bool) -> None:
+    path = tmp_path / "torn.npz"
+    write_npz(path, {"x": np.random.default_rng(0).random(999)}, compressed=compressed)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
+    with pytest.raises(CampaignError, match=r"torn\.npz"):
+        read_npz(path)
+    with pytest.raises(CampaignError, match="rounds/0001"):
+        read_npz(path.read_bytes(), "rounds/0001.npz")
+
+
+def test_a_changed_byte_is_found(tmp_path: Path) -> None:
+    data = bytearray(as_npz(x=np.arange(1000)))
+    data[len(data) // 2] ^= 1
+    with pytest.raises(CampaignError):
+        read_npz(bytes(data))
+
+
+def test_no_file_is_no_torn_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_npz(tmp_path / "none.npz")
+
+
+def test_a_file_of_objects_is_not_unpickled(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(CampaignError, match=r"a\.npz"):
+        read_npz(tmp_path / "a.npz")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+
+    def fail() -> None:
+        with replacing(tmp_path / "a") as file:
+            file.write(b"new")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CampaignError, match="Free space"):
+        fail()
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_files_are_written_in_one_place() -> None:
+    package = Path(dal.__file__).parent
+    calls = re.compile(r"os\.replace\(|os\.fsync\(|np\.savez|np\.save\(|np\.load\(|mkstemp")
+    found = {path.relative_to(package).as_posix() for path in package.rglob("*.py") if calls.search(path.read_text())}
+    # A source maps the user's array; it is not read at once.
+    assert found == {"_files.py", "pool/sources.py"}

@@ -2,7 +2,6 @@
 
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from benchmarks.labels.replay import Contender, replay, staged
 from benchmarks.labels.sets import SETS, Source
 from benchmarks.labels.statistics import area, labels_to_final, mean_interval, paired
 from benchmarks.labels.table import protocol_table, tables
+from dal._files import replacing
 from dal.errors import LearnerError
 from dal.learners.learner import Learner
 from dal.scores import OF_GRADIENTS
@@ -95,9 +95,8 @@ def read(path: Path) -> Cache:
 
 def write(path: Path, known: Cache) -> None:
     """Write a file whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(list(entries(known)), indent=None, separators=(",", ":")) + "\n", encoding="utf-8")
-    os.replace(partial, path)  # noqa: PTH105 - says that it is atomic
+    with replacing(path) as file:
+        file.write((json.dumps(list(entries(known)), indent=None, separators=(",", ":")) + "\n").encode())
 
 
 def same(before: Mapping, again: Mapping) -> bool:

@@ -21,7 +21,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dal._distribution import install_line
-from dal.campaign.disk import network_filesystem
+from dal._files import network_filesystem
 from dal.errors import CampaignError, CampaignLocked, DatabaseError, LabelError, SettingsError
 
 BUSY_SECONDS = 30.0

@@ -5,20 +5,23 @@ import json
 import secrets
 import tomllib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, inspect, select
 
+from dal._files import is_part, reason_of, replacing, sync_directory
 from dal.campaign import migrations, schema
 from dal.campaign.database import Database, open_file, open_server
-from dal.campaign.disk import LOCK, exclusive, is_part, replacing, sync_directory, told
 from dal.campaign.objects import objects_of
 from dal.campaign.settings import Settings
-from dal.errors import CampaignError, CampaignMismatch, CampaignNotFound, SettingsError
+from dal.errors import CampaignError, CampaignLocked, CampaignMismatch, CampaignNotFound, SettingsError
+from dal.locks import locked
 from dal.texts import composed
 
+LOCK = "campaign.lock"
+"""Tells others which process holds the directory."""
 DATABASE, TOML, LEARNER = "campaign.db", "campaign.toml", "learner.skops"
 PART = f"{DATABASE}.part"
 _BESIDE = ("", "-journal", "-wal", "-shm")
@@ -65,6 +68,31 @@ def coordinator_lock(directory: Path, database: Database) -> AbstractContextMana
     return database.lock() if database.is_server else exclusive(directory)
 
 
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a campaign's directory; see `dal.locks.locked`.
+
+    Raises
+    ------
+    CampaignLocked
+        If it is held, by this process or another one; the message names its pid.
+    CampaignError
+        If it cannot be locked.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(directory, directory / LOCK))
+        except BlockingIOError as error:
+            raise CampaignLocked(
+                f"{directory} is in use by process {error.strerror}: wait for it, or end it"
+            ) from error
+        except OSError as error:
+            raise CampaignError(
+                f"{directory} cannot be locked: {reason_of(error)}. A coordinator needs write access to the directory"
+            ) from error
+        yield
+
+
 # -- making ------------------------------------------------------------------------------------------------------------
 
 
@@ -74,7 +102,7 @@ def _writable(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise CampaignError(
-            f"no campaign can be made in {directory}: {told(error)}. Choose another place otherwise"
+            f"no campaign can be made in {directory}: {reason_of(error)}. Choose another place otherwise"
         ) from error
 
 

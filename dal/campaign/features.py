@@ -1,17 +1,15 @@
 """Features that a campaign keeps of the records it asked, and of its stop set: in a large pool each costs its chunk."""
 
-import io
 import logging
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
-from dal.campaign.disk import replacing
+from dal._files import Arrays, as_npz, read_npz, write_npz
 from dal.campaign.store import Campaign
 from dal.campaign.view import View
+from dal.errors import CampaignError
 
 Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
@@ -60,17 +58,16 @@ class Features:
     def stop_set(self, count: int) -> Floats32:
         """Read the features of the stop set."""
         rows, path = self._view.stop_rows(count), self._campaign.directory / "stop-set.npz"
-        kept = _loaded(path, path.name) if path.exists() else None
+        kept = _loaded(path) if path.exists() else None
         if kept is None or not np.array_equal(kept["rows"], rows):
             kept = {"rows": rows, "features": self._view.pool.take(rows)}
-            with replacing(path) as file:
-                np.savez(file, allow_pickle=False, **kept)
+            write_npz(path, kept)
         X: Floats32 = kept["features"]
         return X
 
-    def _kept(self, number: int) -> dict[str, npt.NDArray[Any]] | None:
+    def _kept(self, number: int) -> Arrays | None:
         data = self._campaign.objects.find(_name(number))
-        return None if data is None else _loaded(io.BytesIO(data), _name(number))
+        return None if data is None else _loaded(data, _name(number))
 
 
 def features_of(campaign: Campaign, rows: Rows) -> Floats32:
@@ -78,20 +75,12 @@ def features_of(campaign: Campaign, rows: Rows) -> Floats32:
     return Features(View(campaign)).take(rows)
 
 
-def as_npz(**arrays: npt.NDArray[Any]) -> bytes:
-    """Return arrays as the bytes of an .npz file."""
-    buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **arrays)
-    return buffer.getvalue()
-
-
-def _loaded(source: Path | io.BytesIO, name: str) -> dict[str, npt.NDArray[Any]] | None:
+def _loaded(source: Path | bytes, name: str = "") -> Arrays | None:
     """Read arrays that can be made again; None if they were torn by a power cut."""
     try:
-        with np.load(source) as stored:
-            return dict(stored)
-    except (EOFError, ValueError, KeyError, BadZipFile) as error:
-        _log.warning("%s is torn (%s): it is made again.", name, error)
+        return read_npz(source, name)
+    except CampaignError as error:
+        _log.warning("%s. It is made again.", error)
         return None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dal._distribution import install_line
-from dal.campaign.disk import replacing
+from dal._files import replacing
 from dal.errors import CampaignError, InputError, SettingsError
 from dal.places import Place, Url, place_of
 

@@ -66,11 +66,11 @@ class _Verbs(click.Group):
         except DalError as error:
             raise click.ClickException(str(error)) from error
         except OSError as error:
-            from dal.campaign.disk import DISK_ERRORS, told
+            from dal._files import DISK_ERRORS, reason_of
 
             if error.errno not in DISK_ERRORS:
                 raise
-            raise click.ClickException(f"{error.filename or 'A file'}: {told(error)}") from error
+            raise click.ClickException(f"{error.filename or 'A file'}: {reason_of(error)}") from error
         except KeyboardInterrupt as error:
             say("Interrupted. Nothing is lost: run the same command again, it goes on from here.")
             ctx.exit(143 if isinstance(error, _Terminated) else 130)

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dal import plugins
+from dal._files import replacing
 from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
 from dal.campaign.answers import complaint
-from dal.campaign.disk import replacing
 from dal.choices import FORMATS
 from dal.classes import MISSING, UNLABELLED, Classes, listed
 from dal.errors import CampaignError, LabelError

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
+from dal._files import replacing
 from dal.campaign import Asked, Campaign, Event, Round
-from dal.campaign.disk import replacing
 from dal.errors import LabelError
 from dal.exchange.files import Records
 from dal.exchange.formats import arrow_type, as_json, columns_for, csv_bytes, csv_cell

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from dal.campaign.disk import replacing
+from dal._files import replacing
 from dal.errors import SettingsError
 
 

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dal._files import read_npz, replacing, write_npz
 from dal.campaign import Campaign
-from dal.campaign.disk import replacing
 from dal.campaign.parts import pool_of
 from dal.campaign.view import View
 from dal.errors import CampaignMismatch, SettingsError
@@ -150,26 +150,24 @@ class RunFolder:
     def add(self, played: Replay) -> None:
         """Store a finished replay."""
         sizes = np.array([len(rows) for rows in played.batches], dtype=np.int64)
-        with replacing(self.path / "replays" / f"{played.strategy}-{played.seed}.npz") as file:
-            np.savez_compressed(
-                file,
-                strategy=np.array(played.strategy),
-                seed=np.array(played.seed),
-                labels=np.array(played.labels, dtype=np.int64),
-                accuracy=np.array(played.accuracy),
-                sizes=sizes,
-                rows=_joined(played.batches, np.int64),
-                scores=_joined(played.scores, np.float32),
-                predicted=_joined(played.predicted, np.int64),
-                views=np.array(played.views, dtype=np.uint8),
-            )
+        arrays = {
+            "strategy": np.array(played.strategy),
+            "seed": np.array(played.seed),
+            "labels": np.array(played.labels, dtype=np.int64),
+            "accuracy": np.array(played.accuracy),
+            "sizes": sizes,
+            "rows": _joined(played.batches, np.int64),
+            "scores": _joined(played.scores, np.float32),
+            "predicted": _joined(played.predicted, np.int64),
+            "views": np.array(played.views, dtype=np.uint8),
+        }
+        write_npz(self.path / "replays" / f"{played.strategy}-{played.seed}.npz", arrays, compressed=True)
 
     def finish(self, run: Run) -> None:
         """Write the data that all replays share, and mark the run as finished."""
         if run.pool_map is not None:
             run.pool_map.save(self.path / "map.npz")
-        with replacing(self.path / "answers.npz") as file:
-            np.savez_compressed(file, rows=run.rows, codes=run.codes)
+        write_npz(self.path / "answers.npz", {"rows": run.rows, "codes": run.codes}, compressed=True)
         self._write(
             {
                 "title": run.title,
@@ -208,14 +206,13 @@ class RunFolder:
             raise SettingsError(
                 f"{path} must hold a finished run, got an interrupted one; run the same command to resume it"
             )
-        with np.load(path / "answers.npz", allow_pickle=False) as stored:
-            rows, codes = stored["rows"], stored["codes"]
+        answers = read_npz(path / "answers.npz")
         return Run(
             title=there["title"],
             classes=tuple(there["classes"]),
             replays=tuple(_read_replay(path / "replays" / f"{name}-{seed}.npz") for name, seed in there["replays"]),
-            rows=rows,
-            codes=codes,
+            rows=answers["rows"],
+            codes=answers["codes"],
             pool_map=PoolMap.load(path / "map.npz"),
             shares=None if there.get("shares") is None else tuple(there["shares"]),
             notes=tuple(there["notes"]),
@@ -246,18 +243,18 @@ def _joined(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDAr
 
 
 def _read_replay(path: Path) -> Replay:
-    with np.load(path, allow_pickle=False) as stored:
-        ends = np.cumsum(stored["sizes"])[:-1]
-        return Replay(
-            strategy=str(stored["strategy"]),
-            seed=int(stored["seed"]),
-            labels=tuple(stored["labels"].tolist()),
-            accuracy=tuple(stored["accuracy"].tolist()),
-            batches=tuple(np.split(stored["rows"], ends)),
-            scores=tuple(np.split(stored["scores"], ends)),
-            predicted=tuple(np.split(stored["predicted"], ends)),
-            views=tuple(stored["views"]),
-        )
+    stored = read_npz(path)
+    ends = np.cumsum(stored["sizes"])[:-1]
+    return Replay(
+        strategy=str(stored["strategy"]),
+        seed=int(stored["seed"]),
+        labels=tuple(stored["labels"].tolist()),
+        accuracy=tuple(stored["accuracy"].tolist()),
+        batches=tuple(np.split(stored["rows"], ends)),
+        scores=tuple(np.split(stored["scores"], ends)),
+        predicted=tuple(np.split(stored["predicted"], ends)),
+        views=tuple(stored["views"]),
+    )
 
 
 def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:

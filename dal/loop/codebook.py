@@ -1,12 +1,9 @@
 """The codebook that tells the cells of a campaign's pool apart: made once, and committed by every scan's summary."""
 
-import io
 import logging
 
-import numpy as np
-
+from dal._files import as_npz, read_npz
 from dal.campaign import Campaign
-from dal.campaign.features import as_npz
 from dal.campaign.objects import digest_of
 from dal.errors import CampaignError
 from dal.pool import Pool
@@ -43,5 +40,5 @@ def _name(digest: str) -> str:
 
 
 def _loaded(data: bytes) -> Codebook:
-    with np.load(io.BytesIO(data)) as stored:
-        return Codebook(stored["mean"], stored["scale"], stored["axes"], stored["centers"])
+    stored = read_npz(data, "codebook.npz")
+    return Codebook(stored["mean"], stored["scale"], stored["axes"], stored["centers"])

@@ -4,7 +4,6 @@ Each action ends in one transaction of the campaign, so a coordinator that is ki
 asks for the next action and gives the same batch.
 """
 
-import io
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dal._files import as_npz, read_npz
 from dal.campaign import Campaign, Round, Settings
-from dal.campaign.features import Features, as_npz
+from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
 from dal.campaign.view import View
 from dal.compute.workers import Workers
@@ -217,8 +217,7 @@ class Coordinator:
         model = self._model(current)
         # From here on people have the records that they hold; the page holds ten of them.
         excluded = self.campaign.rounds.withdraw_reserve()
-        with np.load(io.BytesIO(self.campaign.rounds.load_scan(current))) as arrays:
-            candidates = candidates_from(arrays)
+        candidates = candidates_from(read_npz(self.campaign.rounds.load_scan(current), "candidates.npz"))
         composed = Composer(
             self.view,
             self.features,
