@@ -1,10 +1,18 @@
 """Clusters as users start them themselves, that nobody outside of this machine can reach."""
 
 import logging
-from collections.abc import Iterator
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from distributed import Client, LocalCluster
+
+ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
@@ -23,3 +31,57 @@ def own_cluster(workers: int, threads: int = 1, **options: object) -> Iterator[t
         Client(cluster, set_as_default=False) as client,
     ):
         yield cluster, client
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def dask_scheduler(**options: Any) -> Iterator[str]:  # noqa: ANN401 - those of _running
+    """Run a scheduler in a process of its own; gives its address."""
+    port = free_port()
+    command = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    with _running(command, **options):
+        yield f"tcp://127.0.0.1:{port}"
+
+
+@contextmanager
+def dask_worker(
+    address: str,
+    *,
+    threads: int = 1,
+    name: str | None = None,
+    **options: Any,  # noqa: ANN401 - those of _running
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a worker without a nanny in a process of its own."""
+    command = ["worker", address, "--nthreads", str(threads), "--host", "127.0.0.1", "--no-dashboard", "--no-nanny"]
+    with _running([*command, *(["--name", name] if name else [])], **options) as process:
+        yield process
+
+
+@contextmanager
+def _running(
+    command: list[str], *, environment: Mapping[str, str] | None = None, preload: str = "", log: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    module = f"distributed.cli.dask_{command[0]}"
+    found = {"PYTHONPATH": str(ROOT)}  # dal need not be installed to be tested
+    with (log or Path(os.devnull)).open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *command[1:], *(["--preload", preload] if preload else [])],
+            cwd="/",  # python -m finds modules in its directory first
+            env=os.environ | found | dict(environment or {}),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:  # one that was stopped
+            process.kill()
+            process.wait(20)

@@ -2,9 +2,12 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from distributed import Client, Worker, WorkerPlugin
+
+from dal.compute import versions
 
 _ATTEMPTS = 3
 
@@ -25,6 +28,13 @@ class Brought(WorkerPlugin):
     def __init__(self, name: str, make: Callable[[], object]) -> None:
         self.name = name
         self.make = make
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A pickle is read from its start: a worker compares its versions before it loads what is brought, also one
+        # that joins later, of which the coordinator knows nothing.
+        kind = type(self)
+        function, *call = versions.elsewhere("received", versions.found(), kind.__module__, kind.__qualname__)
+        return function, tuple(call), self.__dict__
 
     def setup(self, worker: Worker) -> None:
         """Make it, unless another worker of this process has."""
@@ -69,3 +79,12 @@ def bring(client: Client, plugin: WorkerPlugin) -> None:
                 raise
         else:
             return
+
+
+def take_back(client: Client, name: str) -> None:
+    """Take a plugin from every worker that has it."""
+    # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the work. A worker that
+    # has joined or died at the wrong moment has no plugin of this name.
+    with suppress(OSError, KeyError):
+        if client.status == "running":
+            client.unregister_worker_plugin(name)

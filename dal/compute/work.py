@@ -9,9 +9,10 @@ from typing import Any, NamedTuple, TypeVar, cast
 from distributed import Client, get_worker, wait
 
 from dal._threads import one_thread
-from dal.compute.plugins import Brought, bring, brought
-from dal.compute.waits import InFlight, value_of, wait_for_worker
-from dal.errors import ClusterError
+from dal.compute.plugins import Brought, bring, brought, take_back
+from dal.compute.ready import ready
+from dal.compute.waits import InFlight, value_of
+from dal.errors import ClusterError, DalError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -41,7 +42,7 @@ def map_on(client: Client, function: Callable[[Item], Result], items: Iterable[I
     ClusterError
         If the cluster is lost, has no worker for a minute, or gives no result for ten minutes.
     """
-    wait_for_worker(client)
+    ready(client)
     flight: InFlight[tuple[int, Item], Result] = InFlight(client)
     task = cast("Callable[[tuple[int, Item]], Result]", partial(_on_one_thread, function))
     with flight:
@@ -95,7 +96,7 @@ def each_on(
         If the cluster is lost, has no worker for a minute, or for ten minutes nothing ends and no beat comes; or if an
         item ended every worker that was at it. What `function` raises is raised as it is.
     """
-    wait_for_worker(client)
+    ready(client)
     token = secrets.token_hex(8)
     flight: InFlight[Item, Result] = InFlight(client)
     task = cast("Callable[[Item], Result]", partial(_with_shared, token, function))
@@ -126,17 +127,23 @@ def held_by_workers(client: Client, name: str, make: Callable[[], object]) -> It
     Raises
     ------
     ClusterError
-        If the cluster cannot be reached.
+        If the cluster cannot be reached, or a worker cannot load it.
     """
-    with _told_of_losses():
-        bring(client, Brought(name, make))
     try:
+        with _told_of_losses():
+            _bring(client, Brought(name, make))
         yield
     finally:
-        # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the work.
-        with suppress(OSError):
-            if client.status == "running":
-                client.unregister_worker_plugin(name)
+        take_back(client, name)
+
+
+def _bring(client: Client, plugin: Brought) -> None:
+    try:
+        bring(client, plugin)
+    except (OSError, DalError):
+        raise
+    except Exception as error:  # a worker's own, often as the text of an exception that is unknown here
+        raise ClusterError(f"A worker cannot load what it is sent ({error}): mend that and run again.") from error
 
 
 def _itself(value: object) -> object:
@@ -211,3 +218,7 @@ def _told_of_losses() -> Iterator[None]:
         yield
     except OSError as error:
         raise ClusterError(f"The cluster is gone ({error}): bring it up and run again.") from error
+    except (ImportError, AttributeError) as error:
+        raise ClusterError(
+            f"A worker cannot load what it is sent ({error}): install it there and run again."
+        ) from error

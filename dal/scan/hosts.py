@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 
 from distributed import Client
 
-from dal.compute.waits import wait_for_worker
+from dal.compute.ready import ready
 from dal.compute.work import ask_workers, workers_of
 from dal.errors import ClusterError
 from dal.plugins import Carried
@@ -36,6 +36,7 @@ _PROVEN: "WeakKeyDictionary[Client, dict[tuple[str, str, Cells | None], Host]]" 
 
 def probed(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> _Hosts:
     """Prove on every host that the pool can be read; note where cells cannot be used and where hosts differ."""
+    compared = ready(client, seconds)
     answers = _ask_each_host(client, pool, cells, seconds)
     for address, host in answers.items():
         if host.pool_trouble is not None:
@@ -59,11 +60,10 @@ def probed(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> _
         )
     for note in notes:
         _log.warning("%s", note)
-    return _Hosts(not troubled, tuple(notes))
+    return _Hosts(not troubled, (*compared, *notes))
 
 
 def _ask_each_host(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> Mapping[str, Host]:
-    wait_for_worker(client)
     workers = workers_of(client)
     proven = _PROVEN.setdefault(client, {})
     known = {address: proven[address, pool.path, cells] for address in workers if (address, pool.path, cells) in proven}
