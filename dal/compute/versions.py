@@ -74,7 +74,7 @@ class Difference(NamedTuple):
 
     @property
     def remedy(self) -> str:
-        """What to install in the other place."""
+        """The step that mends it in the other place."""
         if self.name == "python":
             return f"use Python {_leading(self.here, REFUSED['python'])} there"
         if self.name == SOURCE:
