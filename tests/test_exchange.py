@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import sys
 import tracemalloc
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -20,10 +21,10 @@ import pytest
 from PIL import Image
 
 from dal.campaign import Answer, Campaign, Settings
-from dal.errors import CampaignError, LabelError, PoolNotFound, SettingsError
+from dal.errors import CampaignError, LabelError, NotInstalled, PoolNotFound, SettingsError
 from dal.exchange import files, read_answers, read_gold, write_batch
 from dal.exchange.formats import CELL_CHARACTERS
-from dal.pool import append_pool, build_pool
+from dal.pool import Pool, append_pool, build_pool
 from dal.web import overview
 from tests.batches import batch_of
 
@@ -731,14 +732,33 @@ def test_what_a_labelling_tool_tells_of_an_answer_is_kept(campaign: Campaign, tm
     assert (eve.annotator, eve.skip_reason, eve.lead_time, eve.suggestion_shown) == ("eve", "cannot tell", 4.0, None)
 
 
+def of_pictures(folder: Path, pixels: npt.NDArray[np.uint8]) -> tuple[Campaign, Pool]:
+    """Open a round on three pictures that asks for two."""
+    pool = build_pool(pixels, folder / "pool.zarr", ids=["a", "b", "c"])
+    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
+    campaign = Campaign.create(folder / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=3)
+    frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 3, "k": 2, "explore": 0.0, "seed": 0}
+    campaign.rounds.open(campaign.rounds.freeze(**frozen, strategy="margin"), batch_of([2, 1], ["c", "b"]))
+    return campaign, pool
+
+
+@pytest.mark.parametrize(("name", "file_format"), [("x.json", "label-studio"), ("x.jsonl", "prodigy")])
+def test_pictures_without_pillow_are_refused_before_a_file_is_written(
+    name: str, file_format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, pool = of_pictures(tmp_path, np.zeros((3, 5, 4, 1), np.uint8))
+    for module in [each for each in sys.modules if each.startswith("PIL")]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(NotInstalled, match=r"PIL.*\[images\]"):
+        write_batch(campaign, pool, 1, tmp_path / name, file_format=file_format)
+    assert not (tmp_path / name).exists()
+    assert write_batch(campaign, pool, 1, tmp_path / "x.csv") == 2, "a format without pictures needs no Pillow"
+
+
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB"), (4, "RGBA")])
 def test_pictures_go_out_as_they_are_in_the_pool(tmp_path: Path, channels: int, mode: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (3, 5, 4, channels)).astype(np.uint8)
-    pool = build_pool(pixels, tmp_path / "pool.zarr", ids=["a", "b", "c"])
-    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
-    campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=3)
-    frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 3, "k": 2, "explore": 0.0, "seed": 0}
-    campaign.rounds.open(campaign.rounds.freeze(**frozen, strategy="margin"), batch_of([2, 1], ["c", "b"]))
+    campaign, pool = of_pictures(tmp_path, pixels)
     for name, file_format in (("x.json", "label-studio"), ("x.jsonl", "prodigy")):
         write_batch(campaign, pool, 1, tmp_path / name, file_format=file_format)
         text = (tmp_path / name).read_text()

@@ -334,7 +334,7 @@ def test_a_pool_of_before_is_looked_up_by_its_own_hash(pool: Pool, monkeypatch: 
     old = as_of_old(pool)
     assert old.rows_of(["none", *names()]).tolist() == [-1, *range(N)]
     monkeypatch.setitem(sys.modules, "pandas.util", None)
-    with pytest.raises(PoolError, match="pip install pandas"):
+    with pytest.raises(PoolError, match=r"pip install 'dal-learn\[pandas\]'"):
         old.rows_of([names()[3]])
     added = {name: [None, None] for name in pool.fields}
     append_pool(records(2), pool.path, ids=["new", "newer"], display=added)

@@ -1,5 +1,7 @@
 """Trees as flat arrays, against scikit-learn's own walk."""
 
+import pickle
+import sys
 from collections.abc import Callable
 
 import numba
@@ -116,6 +118,30 @@ def test_a_scikit_learn_without_what_is_private_is_asked_itself(monkeypatch: pyt
     assert Trees.of(model.estimator) is None, "without another warning"
     again = Learner(HistGradientBoostingClassifier(max_iter=3), ("a", "b")).fit(X, codes)
     assert again.predict_proba(X).tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.3])
+@pytest.mark.parametrize("estimator", [ESTIMATORS[0], ESTIMATORS[3], ESTIMATORS[5]], ids=str)
+def test_a_worker_without_numba_computes_the_same_bits(
+    estimator: BaseEstimator, holes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, codes = labelled(0, 300, 4, 3)
+    X[np.random.default_rng(0).random(X.shape) < holes] = np.nan
+    learner = Learner(estimator, ("a", "b", "c"))
+    with_numba = learner.fit(X, codes)
+    sent = pickle.dumps(with_numba.for_score("margin"))
+    expected = with_numba.predict_proba(X)
+    assert len(np.unique(expected, axis=0)) > 2
+    monkeypatch.setitem(sys.modules, "numba", None)
+    trees._walker.cache_clear()
+    try:
+        received = pickle.loads(sent)
+        for rows in (300, 17, 1):
+            assert received.predict_proba(X[:rows]).tobytes() == expected[:rows].tobytes()
+        assert Trees.of(with_numba.estimator) is None
+        assert learner.fit(X, codes).predict_proba(X).tobytes() == expected.tobytes()
+    finally:
+        trees._walker.cache_clear()
 
 
 @pytest.mark.parametrize("holes_in_fit", [0.0, 0.2])

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal import plugins
+from dal._distribution import needs
 from dal._files import replacing
 from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
 from dal.campaign.answers import complaint
@@ -171,9 +172,9 @@ def _own(found: Any, name: str) -> Format:  # noqa: ANN401 - anybody's object
         own: Format = found() if isinstance(found, type) else found
     except Exception as error:  # anybody's code
         raise LabelError(f"`file_format` must be made without arguments, got {name}; {error}.") from error
-    if missing := [each for each in ("lines", "write", "place", "own") if not hasattr(own, each)]:
+    if missing := [each for each in ("lines", "write", "place", "own", "pictures") if not hasattr(own, each)]:
         raise LabelError(
-            f"`file_format` must have the methods of dal.exchange.formats.Format, got {name}, which lacks"
+            f"`file_format` must have the members of dal.exchange.formats.Format, got {name}, which lacks"
             f" {', '.join(missing)}; subclass it."
         )
     return own
@@ -224,7 +225,8 @@ def write_batch(
     written = format_of(path, file_format, sheet.classes)
     _refuse_unread(campaign, path)
     upto = campaign.answers.last_id()
-    blocks = items(pool, sheet, campaign.rounds.batch(number), campaign.answers.latest(upto, asked_in=number))
+    latest = campaign.answers.latest(upto, asked_in=number)
+    blocks = items(pool, sheet, campaign.rounds.batch(number), latest, pictures=written.pictures and is_picture(pool))
     with replacing(path) as file:
         digesting = _Digesting(file)
         lines = written.write(digesting, sheet, blocks)
@@ -245,8 +247,10 @@ def sheet_of(campaign: Campaign, pool: Records, number: int) -> Sheet:
     )
 
 
-def items(pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers) -> Iterator[list[Item]]:
-    """Yield the records of a batch with what a file shows of them, in blocks, because display fields can be long.
+def items(
+    pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers, *, pictures: bool
+) -> Iterator[list[Item]]:
+    """Return the records of a batch with what a file shows of them, in blocks, because display fields can be long.
 
     Parameters
     ----------
@@ -255,16 +259,32 @@ def items(pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers) 
     batch : iterable of Asked
     latest : Answers
         The latest answer of each annotator to each record.
+    pictures : bool
+        Whether to draw the features.
+
+    Raises
+    ------
+    NotInstalled
+        `pictures` is true, and Pillow is missing.
     """
+    if pictures:
+        with needs("images", "a file with pictures"):
+            import PIL.Image  # noqa: F401 - refuse before anything is written
+    return _items(pool, sheet, batch, latest, pictures=pictures)
+
+
+def _items(
+    pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers, *, pictures: bool
+) -> Iterator[list[Item]]:
     known = _known(latest, sheet.classes)
     records = iter(batch)
     while block := list(islice(records, _AT_ONCE)):
         rows = np.array([record.row for record in block], dtype=np.int64)
         shown = pool.display(rows)
-        pictures = _pictures(pool, rows) if is_picture(pool) else [None] * len(block)
+        drawn = _pictures(pool, rows) if pictures else [None] * len(block)
         yield [
             Item(record, {name: shown[name][at] for name in sheet.fields}, picture, tuple(known.get(record.row, ())))
-            for at, (record, picture) in enumerate(zip(block, pictures, strict=True))
+            for at, (record, picture) in enumerate(zip(block, drawn, strict=True))
         ]
 
 

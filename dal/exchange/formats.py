@@ -88,7 +88,7 @@ class Known(NamedTuple):
 class Item(NamedTuple):
     """A record to be exported.
 
-    `shown` are its display fields. `image` is a data URI where the pool holds pictures.
+    `shown` are its display fields. `image` is a data URI where the pool holds pictures and the format uses them.
     """
 
     asked: Asked
@@ -116,6 +116,11 @@ class Format(Protocol):
 
     A custom format subclasses this one and inherits the methods that it need not change.
 
+    Attributes
+    ----------
+    pictures : bool, default=False
+        Whether `write` uses `Item.image`. Other formats get None there, and the pool's pictures are not read.
+
     See Also
     --------
     dal.testing.FormatContract : the tests to subclass for a custom format.
@@ -135,6 +140,8 @@ class Format(Protocol):
     >>> Tabbed().place(3)
     'line 3'
     """
+
+    pictures: bool = False
 
     def lines(self, path: Path) -> Iterator[Line | Rejected]:
         """Yield the lines of a file.
@@ -192,6 +199,8 @@ class Csv:
     delimiter : str, default=","
         Separator for writing; reading detects it.
     """
+
+    pictures = False
 
     def __init__(self, delimiter: str = ",") -> None:
         self._delimiter = delimiter
@@ -442,6 +451,7 @@ class _Unfit(Exception):
 class JsonLines:
     """One JSON object a line, with the names of the columns as keys."""
 
+    pictures = False
     _answer_keys: tuple[str, ...] = ("label", "status", "answer")
     """Keys for answers: a file without any of them must have called them differently."""
 
@@ -589,6 +599,7 @@ class Prodigy(JsonLines):
     the task asked about one class, ``reject`` means the other class of two, and is no label among more.
     """
 
+    pictures = True
     _answer_keys = ("answer", "options", "text")
 
     def __init__(self, classes: tuple[str, ...]) -> None:
@@ -669,6 +680,8 @@ def _quoted(value: object) -> str:
 
 class Parquet:
     """A Parquet file with the four columns."""
+
+    pictures = False
 
     def place(self, number: int) -> str:
         """Return the place of a line."""

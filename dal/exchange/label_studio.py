@@ -47,6 +47,8 @@ class LabelStudio:
         Prefix of the campaign's batches; tasks of other campaigns are rejected.
     """
 
+    pictures = True
+
     def __init__(self, annotators: Mapping[int, str] | None = None, batches: str | None = None) -> None:
         self._annotators, self._batches = annotators or {}, batches
         self._first, self._flat = array("q"), False

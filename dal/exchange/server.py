@@ -228,13 +228,14 @@ def push_batch(
     """
     sheet = sheet_of(campaign, pool, number)
     image = is_picture(pool)
-    identity = _project(server, project, sheet, image=image)
     upto = campaign.answers.last_id()
     batch = campaign.rounds.batch(number)
+    blocks = items(pool, sheet, batch, campaign.answers.latest(upto, asked_in=number), pictures=image)
+    identity = _project(server, project, sheet, image=image)
     there = _there(server, identity, sheet)
     new = answered = done = 0
     tasks: list[dict[str, object]] = []
-    for block in items(pool, sheet, batch, campaign.answers.latest(upto, asked_in=number)):
+    for block in blocks:
         for item in block:
             done += 1
             if len(item.known) >= sheet.overlap:

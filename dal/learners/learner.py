@@ -12,6 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import has_fit_parameter
 
+from dal._distribution import needs
 from dal._threads import one_thread
 from dal.errors import LearnerError
 from dal.learners import checks
@@ -291,8 +292,8 @@ class Learner:
         LearnerError
             If the estimator has no such parameter, or the labels cannot be fitted.
         """
-        # Takes seconds to import, and nothing else here needs it.
-        from dask_ml.model_selection import GridSearchCV
+        with needs("tune", "a search of parameters"):
+            from dask_ml.model_selection import GridSearchCV  # takes seconds, and nothing else here needs it
 
         unknown = set(grid) - set(parameters(self.estimator))
         if unknown:

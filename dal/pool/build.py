@@ -23,6 +23,7 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from dal._distribution import needs
 from dal.choices import ENCODINGS
 from dal.errors import DalError, PoolError, SourceError
 from dal.locks import locked
@@ -32,7 +33,6 @@ from dal.pool.chunks import read_rows
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
-from dal.pool.pictures import Pictures, size_of
 from dal.pool.sources import Block, Source, checked, open_source
 from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, damaged_key, description
 from dal.pool.stored import field_path, stored_type
@@ -348,6 +348,8 @@ def _source(source: object, how: _Options, state: Mapping[str, Any] | None = Non
         raise SourceError("`ids`, `features` and `display` must be left out for pictures, whose ids are their paths")
     assert isinstance(source, Path)
     _refuse_folder(source)
+    with needs("images", "a folder of pictures as a source"):
+        from dal.pool.pictures import Pictures, size_of
     known = (state or {}).get("made_from", {})
     size = how.size if how.size is not None else known.get("size")
     return Pictures(source, size_of(size), how.background or known.get("background"), known.get("mode"))

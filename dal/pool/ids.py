@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
+from dal._distribution import install_line
 from dal.errors import ChunkError, PoolError, SourceError
 from dal.pool.chunks import grouped, read_rows, take_rows
 from dal.selection.order import splitmix64
@@ -91,9 +92,8 @@ def _pandas(texts: npt.NDArray[np.object_]) -> npt.NDArray[np.uint64]:
         from pandas.util import hash_array  # takes a second, and only old pools need it
     except ImportError as error:
         raise PoolError(
-            "pandas must be installed, because an older dal indexed the ids of this pool by its hash; pip install "
-            "pandas,"
-            " or build the pool again, or append to it, and no pandas is needed"
+            "pandas must be installed, because an older dal indexed the ids of this pool by its hash; "
+            f"{install_line('pandas')}, or build the pool again, or append to it, and no pandas is needed"
         ) from error
     return np.asarray(hash_array(texts, categorize=False), dtype=np.uint64)
 
