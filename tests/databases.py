@@ -51,10 +51,10 @@ def running() -> Iterator[str]:
         shutil.rmtree(home)
 
 
-def start(home: str | Path) -> None:
-    """Start the server in a directory."""
+def start(home: str | Path, addresses: str = "") -> None:
+    """Start the server in a directory, without TCP unless it is given addresses."""
     # Safe from a kill, not from a power cut: what is not synced is what takes the time.
-    settings = f"-c listen_addresses= -c unix_socket_directories={home} -c fsync=off -c max_connections=200"
+    settings = f"-c listen_addresses={addresses} -c unix_socket_directories={home} -c fsync=off -c max_connections=200"
     control("pg_ctl", "-D", f"{home}/data", "-w", "-o", settings, "-l", f"{home}/log", "start")
 
 

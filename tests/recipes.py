@@ -21,6 +21,17 @@ def block_with(folder: str, text: str) -> str:
     return str(block)
 
 
+def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+    """The values of nested sections, by dotted names."""
+    return {
+        key: value
+        for name, below in tree.items()
+        for key, value in (
+            flat(below, f"{prefix}{name}.") if isinstance(below, dict) else {f"{prefix}{name}": below}
+        ).items()
+    }
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -32,9 +43,9 @@ def running(block: str, environment: dict[str, str], log: Path) -> Iterator[psut
     """Run a block of shell, and end the command that it runs, as `kill` does."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("wb") as output:
-        # exec: the process that is ended is Dask's own, not a shell around it
+        # exec: the process that is ended is the command's own, not a shell around it
         command = subprocess.Popen(
-            ["bash", "-euc", block.replace("\ndask ", "\nexec dask ")],
+            ["bash", "-euc", re.sub("^(dal|dask) ", r"exec \1 ", block, flags=re.MULTILINE)],
             cwd=ROOT,
             env=os.environ | environment | {"PATH": path},
             stdout=output,
@@ -44,7 +55,7 @@ def running(block: str, environment: dict[str, str], log: Path) -> Iterator[psut
     try:
         yield process
     finally:
-        family = process.children(recursive=True)
+        family = process.children(recursive=True) if process.is_running() else []
         command.terminate()
         _, alive = psutil.wait_procs([process, *family], timeout=20)
         for left in alive:

@@ -14,19 +14,9 @@ import dal
 from dal.compute.client import connect
 from dal.compute.local import SETTINGS
 from dal.exchange import write_batch
-from tests.recipes import ROOT, block_with, free_port, listening, running
+from tests.recipes import ROOT, block_with, flat, free_port, listening, running
 
 WORKER_ENVIRONMENT = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
-
-
-def flat(tree: dict, prefix: str = "") -> dict[str, object]:
-    return {
-        key: value
-        for name, below in tree.items()
-        for key, value in (
-            flat(below, f"{prefix}{name}.") if isinstance(below, dict) else {f"{prefix}{name}": below}
-        ).items()
-    }
 
 
 def test_the_file_holds_the_settings_of_local_clusters() -> None:

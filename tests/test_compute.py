@@ -162,9 +162,14 @@ def test_an_address_where_nobody_answers_is_refused(address: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("address", ["", "somewhere", "tcp://host:port", "http://127.0.0.1:1", "tls://127.0.0.1:1"])
+@pytest.mark.parametrize("address", ["", "somewhere", "tcp://host:port", "http://127.0.0.1:1"])
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ClusterError, match="expected a scheduler's address such as"), connect(address, timeout=0.3):
+        pass
+
+
+def test_tls_without_certificates_is_refused() -> None:
+    with pytest.raises(ClusterError, match="--tls-cert"), connect("tls://127.0.0.1:1", timeout=0.3):
         pass
 
 

@@ -32,7 +32,7 @@ from dal.cli import main
 from tests.conftest import missing_service
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("cluster/**/*.md")])
 
 READ_ONLY = {
     "dal serve": "serves until it is ended; tests/test_web*.py",
@@ -53,6 +53,10 @@ ELSEWHERE = {
 BLOCKS_ELSEWHERE = {
     ("cluster/README.md", "bash"): "tests/test_cluster.py runs them",
     ("cluster/README.md", "python"): "tests/test_cluster.py runs it",
+    ("cluster/tls/README.md", "bash"): "tests/test_tls.py runs them",
+    ("cluster/tls/README.md", "conf"): "tests/test_tls.py runs it",
+    ("cluster/tls/README.md", "ini"): "tests/test_tls.py runs it",
+    ("cluster/tls/README.md", "yaml"): "tests/test_tls.py runs it",
     ("docs/labelling.md", "nginx"): "tests/test_web_faults.py runs it",
 }
 

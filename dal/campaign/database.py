@@ -1,6 +1,7 @@
 """The access to the campaign's database, SQLite or PostgreSQL, and the meaning of its errors."""
 
 import os
+import re
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
@@ -37,6 +38,10 @@ _AGAIN = "Run again; nothing was changed"
 _GONE = (
     "Is the server running, and are address, database, user and password right (libpq reads ~/.pgpass and PGPASSWORD, "
     "too)? Then run again; nothing is half done"
+)
+_TLS = (
+    "Is it what the server wants (pg_hba.conf)? Which certificates the URL names by sslmode, sslrootcert, sslcert and "
+    "sslkey, and when they expire, is for you to check: see cluster/tls/README.md. Then run again; nothing is half done"
 )
 # By the beginning of SQLite's name of the error, or of PostgreSQL's SQLSTATE; the first one that fits.
 _REMEDIES = {
@@ -360,6 +365,8 @@ def explained(place: str) -> Iterator[None]:
             remedy = _AGAIN
         if code.startswith("SQLITE_CANTOPEN") and not Path(place).exists():
             remedy = _MISSING
+        if remedy == _GONE and re.search("certificate|SSL|no encryption", str(error.orig)):
+            remedy = _TLS
         raise DatabaseError(f"{place}: {str(error.orig).strip()}. {remedy}", remedy) from error
 
 

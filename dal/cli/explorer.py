@@ -10,7 +10,7 @@ import click
 
 from dal.choices import STRATEGIES, Missing
 from dal.cli.cluster import workers_chosen
-from dal.cli.options import class_options, classes_of, missing_chunks_option, split, workers_options
+from dal.cli.options import class_options, classes_of, missing_chunks_option, split, tls_options, workers_options
 from dal.cli.terminal import draw, say, shown
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ def _tell_known(known: Known) -> None:
     "--output", "-o", default="report.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path)
 )
 @click.option("--scheduler", help="Address of a Dask scheduler to count the map on. Default: this process.")
+@tls_options
 def report(directory: Path, output: Path, scheduler: str | None) -> None:
     """Write the campaign in DIRECTORY, finished or running, as one page to play it again, round by round.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +14,8 @@ from dal.choices import Missing
 
 
 def workers_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the two options that say where work is done."""
+    """Add the options that say where work is done."""
+    command = tls_options(command)
     for option in (
         click.option(
             "--workers",
@@ -24,6 +26,34 @@ def workers_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def tls_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name certificates for the scheduler of the option `--scheduler`, and keep to them.
+
+    They have the names that they have in Dask's own commands. They reach no function: what they say is Dask's
+    configuration while the command runs.
+    """
+
+    @wraps(command)
+    def encrypted(
+        *args: object, tls_ca_file: Path | None, tls_cert: Path | None, tls_key: Path | None, **options: object
+    ) -> None:
+        from dal.compute.tls import certificates
+
+        scheduler = options["scheduler"]
+        assert scheduler is None or isinstance(scheduler, str)
+        with certificates(scheduler, ca_file=tls_ca_file, cert=tls_cert, key=tls_key):
+            command(*args, **options)
+
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    for option in (
+        click.option("--tls-key", type=file, help="Key of that certificate, PEM."),
+        click.option("--tls-cert", type=file, help="Certificate of this command for a scheduler at tls://, PEM."),
+        click.option("--tls-ca-file", type=file, help="Who signed the certificates of that cluster, PEM."),
+    ):
+        encrypted = option(encrypted)
+    return encrypted
 
 
 missing_chunks_option = click.option(

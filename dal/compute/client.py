@@ -97,6 +97,8 @@ def _knock(address: str, timeout: float) -> None:
     from distributed import Security
     from distributed.comm.core import connect as connect_comm
 
+    from dal.compute.tls import refusal
+
     async def shake_hands() -> None:
         security = Security().get_connection_args("client")
         comm = await connect_comm(address, timeout=timeout, **security)
@@ -105,12 +107,14 @@ def _knock(address: str, timeout: float) -> None:
     try:
         with ThreadPoolExecutor(max_workers=1) as thread:
             thread.submit(asyncio.run, shake_hands()).result()
-    except OSError as error:
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        if why := refusal(address, timeout):
+            raise ClusterError(f"TLS keeps this process from {address}: {why}") from error
+        if not isinstance(error, OSError):
+            raise ClusterError(
+                f"expected a scheduler's address such as tcp://10.0.0.5:8786, or tls:// with distributed.comm.tls "
+                f"configured, got {address!r} ({error})"
+            ) from error
         raise ClusterError(
             f"nobody answers at {address} ({error}): start a scheduler there (cluster/README.md), or check the address"
-        ) from error
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ClusterError(
-            f"expected a scheduler's address such as tcp://10.0.0.5:8786, or tls:// with distributed.comm.tls "
-            f"configured, got {address!r} ({error})"
         ) from error
