@@ -66,7 +66,7 @@ def lay_out(directory: Path) -> None:
     made = directory / "made"
     for words in (
         ["pool", "build", "X.npy", "pool.zarr"],
-        ["init", made, "pool.zarr", "--classes", "ham,spam", "--batch", BATCH],
+        ["init", made, "pool.zarr", "--classes", "ham,spam", "--batch-size", BATCH],
         ["next", made, "--workers", "0"],
     ):
         cpu_seconds([*DAL, *map(str, words)], directory)

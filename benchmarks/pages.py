@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 
 from benchmarks import machine
-from dal.campaign import Annotators, Campaign
-from dal.loop.api import create_campaign, next_batch
-from dal.pool import build_pool
+from dal import Campaign
+from dal.campaign import Annotators
+from dal.pool import Pool
 
 # Noted in the page itself, when the frame after the change is about to be drawn.
 WATCH = """() => {
@@ -66,9 +66,9 @@ def _campaign(directory: Path, batch: int) -> Campaign:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (batch + 100, 28, 28, 1)).astype(np.uint8)
     notes = [f"record {row} as somebody wrote it down, in a line or so of text" for row in range(len(pixels))]
-    pool = build_pool(pixels, directory / "pool.zarr", display={"note": notes})
-    campaign = create_campaign(directory / "campaign", pool, list("0123456789"), batch=batch, strategy="random")
-    next_batch(campaign)
+    pool = Pool.build(pixels, directory / "pool.zarr", display={"note": notes})
+    campaign = Campaign.create(directory / "campaign", pool, list("0123456789"), batch_size=batch, strategy="random")
+    campaign.next_batch()
     return campaign
 
 

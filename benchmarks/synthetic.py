@@ -17,7 +17,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from dal.errors import PoolIncomplete, PoolNotFound
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.pool import Block, Pool, build_pool
+from dal.pool import Block, Pool
 from dal.selection.order import row_hash
 
 CLASSES = 10
@@ -72,7 +72,7 @@ def pool_of(directory: Path, n_rows: int, dim: int, classes: int = CLASSES) -> P
     except (PoolNotFound, PoolIncomplete):
         total = -(-n_rows // BLOCK_ROWS)
         source = track(blocks(n_rows, dim, classes), "building the pool", total=total, transient=True)
-        return build_pool(source, path, overwrite=True)
+        return Pool.build(source, path, overwrite=True)
 
 
 def narrowed(pool: Pool, dtype: str) -> Pool:
@@ -81,7 +81,7 @@ def narrowed(pool: Pool, dtype: str) -> Pool:
     try:
         return Pool.open(path)
     except (PoolNotFound, PoolIncomplete):
-        return build_pool(pool.read(0, pool.n_rows), path, dtype=dtype, overwrite=True)
+        return Pool.build(pool.read(0, pool.n_rows), path, dtype=dtype, overwrite=True)
 
 
 def laid_out(pool: Pool, layout: str) -> Pool:

@@ -18,11 +18,11 @@ import click
 import numpy as np
 
 from benchmarks import machine
-from dal.campaign import Campaign, Given, Queue
+from dal import Campaign
+from dal.campaign import Given, Queue
 from dal.campaign.view import status
 from dal.compute.local import local_cluster
-from dal.loop.api import create_campaign, run_campaign
-from dal.pool import build_pool
+from dal.pool import Pool
 from dal.web.overview import pauses
 
 CLASSES = ("red", "green", "blue")
@@ -54,10 +54,10 @@ def command(people: int, rounds: int, batch: int, rows: int, think: float, path:
         directory = Path(folder)
         X = rng.standard_normal((rows, 32), dtype=np.float32)
         X += rng.standard_normal((len(CLASSES), 32), dtype=np.float32)[codes]
-        pool = build_pool(X, directory / "pool.zarr")
+        pool = Pool.build(X, directory / "pool.zarr")
         for name, options in (("waiting", {}), ("no waiting", {"close_at": 0.8, "reserve": 1.0})):
-            campaign = create_campaign(
-                directory / name, pool, CLASSES, batch=batch, stop=[f"max_rounds={rounds}"], **options
+            campaign = Campaign.create(
+                directory / name, pool, CLASSES, batch_size=batch, stop=[f"max_rounds={rounds}"], **options
             )
             figures[name] = told = _played(campaign, codes, people, think)
             print(
@@ -109,7 +109,7 @@ def _played(campaign: Campaign, codes: np.ndarray, people: int, think: float) ->
 
 def _run(directory: Path) -> None:
     with local_cluster() as client:
-        run_campaign(Campaign.open(directory), client=client, patience=0.1)
+        Campaign.open(directory).run(client=client, patience=0.1)
 
 
 def _work(

@@ -11,13 +11,14 @@ from dal._distribution import __version__ as __version__
 from dal._lazy import names_of
 
 if TYPE_CHECKING:
-    from dal.campaign import Answer, Campaign
-    from dal.campaign.view import status
+    from dal.campaign import Answer
     from dal.learners.learner import Learner
     from dal.learners.models import Model
-    from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
-    from dal.pool import Pool, build_pool
-    from dal.replay import Comparison, Replay, TestSet, answer_batch, compare, simulate
+    from dal.loop.batch import Batch
+    from dal.loop.campaign import Campaign
+    from dal.loop.coordinator import Stopped
+    from dal.pool import Pool
+    from dal.replay import Comparison, Replay, TestSet, compare, simulate
     from dal.scan import Scan
     from dal.selection.batch import choose
     from dal.selection.candidates import Candidates
@@ -26,24 +27,24 @@ else:
     __getattr__ = names_of(
         __name__,
         {
-            "dal.campaign": ("Answer", "Campaign"),
-            "dal.campaign.view": ("status",),
+            "dal.campaign": ("Answer",),
             "dal.learners.learner": ("Learner",),
             "dal.learners.models": ("Model",),
-            "dal.loop.api": ("Batch", "Stopped", "create_campaign", "next_batch", "run_campaign"),
-            "dal.pool": ("Pool", "build_pool"),
+            "dal.loop.batch": ("Batch",),
+            "dal.loop.campaign": ("Campaign",),
+            "dal.loop.coordinator": ("Stopped",),
+            "dal.pool": ("Pool",),
+            "dal.replay": ("Comparison", "Replay", "TestSet", "compare", "simulate"),
             "dal.scan": ("Scan",),
             "dal.selection.batch": ("choose",),
             "dal.selection.candidates": ("Candidates",),
             "dal.selection.strategy": ("Strategy",),
-            "dal.replay": ("Comparison", "Replay", "TestSet", "answer_batch", "compare", "simulate"),
         },
     )
 
 __all__ = [
     # the pool and the learner
     "Pool",
-    "build_pool",
     "Learner",
     "Model",
     # the loop
@@ -51,11 +52,6 @@ __all__ = [
     "Answer",
     "Batch",
     "Stopped",
-    "create_campaign",
-    "next_batch",
-    "run_campaign",
-    "answer_batch",
-    "status",
     # its parts
     "Strategy",
     "scan",

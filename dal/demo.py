@@ -13,7 +13,7 @@ from dal.explorer import Run, view_of_run, write_explorer
 from dal.explorer.run import watched_by
 from dal.figures import Table
 from dal.map import PoolMap
-from dal.pool import Block, Pool, build_pool
+from dal.pool import Block, Pool
 from dal.progress import Show
 from dal.replay import Comparison, Replay, TestSet, compare, saved_labels
 
@@ -67,7 +67,7 @@ def build(directory: Path, n_rows: int, seed: int, show: Show) -> Demonstration:
     chosen = np.random.default_rng([seed, 1]).choice(source, n_rows)
     path = directory / f"digits-{n_rows}-{seed}.zarr"
     if not path.exists():
-        pool = build_pool(
+        pool = Pool.build(
             _blocks(images, chosen, seed),
             path,
             progress=lambda done, _: show(done, n_rows, ""),
@@ -156,8 +156,8 @@ def play(
         demonstration.test,
         CLASSES,
         STRATEGIES,
-        seeds=(seed,),
-        batch=batch,
+        random_state=(seed,),
+        batch_size=batch,
         rounds=rounds,
         watched=watched_by(demonstration.pool, pool_map),
         client=client,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 
 
 def three_classes(path: Path) -> tuple[Pool, np.ndarray]:
@@ -12,4 +12,4 @@ def three_classes(path: Path) -> tuple[Pool, np.ndarray]:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 3, 2_000)
     X = (2.0 * rng.standard_normal((3, 4))[codes] + rng.standard_normal((2_000, 4))).astype(np.float32)
-    return build_pool(X, path), codes
+    return Pool.build(X, path), codes

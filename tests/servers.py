@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dal.campaign import Campaign
+from dal.campaign import CampaignStore
 from dal.web import Limits, Listening, Options, make_server
 
 
 @contextmanager
 def running(
-    campaign: Campaign,
+    campaign: CampaignStore,
     limits: Limits | None = None,
     *,
     port: int = 0,

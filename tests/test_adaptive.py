@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
+from dal import Campaign
 from dal.compute import plugins, work
 from dal.compute.work import map_on
 from dal.errors import ClusterError
 from dal.learners.learner import Learner
-from dal.loop.api import Batch, create_campaign, next_batch
+from dal.loop.campaign import Batch
 from dal.map import map_of
-from dal.pool import Pool, build_pool
-from dal.replay import TestSet, answer_batch, compare, compare_side_by_side
+from dal.pool import Pool
+from dal.replay import TestSet, compare, compare_side_by_side
 from dal.scan import Limits, scan
 from dal.scan.plan import LIMITS
 from dal.selection.strategy import Strategy
@@ -28,7 +29,7 @@ CLASSES = ("a", "b")
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     X = np.random.default_rng(0).standard_normal((4000, 3)).astype(np.float32)
-    return build_pool(X, tmp_path_factory.mktemp("adaptive") / "pool.zarr")
+    return Pool.build(X, tmp_path_factory.mktemp("adaptive") / "pool.zarr")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def mapped(pool: Pool, client: Client | None) -> object:
 
 def replayed(pool: Pool, client: Client | None) -> object:
     y = (pool.read(0, 4000)[:, 0] > 0).astype(np.int64)
-    test, settings = TestSet(pool.read(0, 100), y[:100]), {"seeds": (1,), "batch": 10, "rounds": 2}
+    test, settings = TestSet(pool.read(0, 100), y[:100]), {"random_state": (1,), "batch_size": 10, "rounds": 2}
     if client is None:
         found = compare(pool, y, test, CLASSES, ("margin",), **settings)
     else:
@@ -164,13 +165,13 @@ def test_a_campaign_on_workers_that_come_and_go_asks_the_same(pool: Pool, tmp_pa
     y = (pool.read(0, 4000)[:, 0] > 0).astype(np.int64)
 
     def batches(name: str, client: Client | None, before_each: Callable[[], None]) -> list[list[int]]:
-        campaign = create_campaign(tmp_path / name, pool, CLASSES, batch=20, seed=3)
+        campaign = Campaign.create(tmp_path / name, pool, CLASSES, batch_size=20, random_state=3)
         asked = []
         for _ in range(3):
             before_each()
-            batch = next_batch(campaign, client=client)
+            batch = campaign.next_batch(client=client)
             assert isinstance(batch, Batch)
-            answer_batch(campaign, batch.rows, batch.record_ids, y[batch.rows])
+            campaign.label(batch, y[batch.rows])
             asked.append(batch.rows.tolist())
         return asked
 

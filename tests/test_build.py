@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
 from dal.errors import PoolError, PoolIncomplete, SourceError
-from dal.pool import Block, Pool, build_pool, sources, tables
+from dal.pool import Block, Pool, sources, tables
 from dal.pool import build as building
 from dal.pool import ids as indexing
 
@@ -115,7 +115,7 @@ def test_every_source_gives_the_same_pool(
         request.getfixturevalue("small")
     source, options = make(tmp_path)
     told: list[tuple[int, int | None]] = []
-    pool = build_pool(source, tmp_path / "pool.zarr", **options, progress=lambda done, rows: told.append((done, rows)))
+    pool = Pool.build(source, tmp_path / "pool.zarr", **options, progress=lambda done, rows: told.append((done, rows)))
     assert pool.dtype == np.float32
     assert pool.write_rows == (16 if size == "small" else 256)
     check(pool)
@@ -130,14 +130,14 @@ def test_every_source_gives_the_same_pool(
 def test_any_cut_into_blocks(cuts: list[int], shard: bool, tmp_path: Path, small: None) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(building, "MAX_FILES", 3 if shard else 10**6)
-        pool = build_pool(blocks((0, *sorted(cuts), N)), tmp_path / "pool.zarr", overwrite=True)
+        pool = Pool.build(blocks((0, *sorted(cuts), N)), tmp_path / "pool.zarr", overwrite=True)
     check(pool)
 
 
 def test_large_pools_are_sharded(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(building, "MAX_FILES", 3)
     monkeypatch.setattr(building, "SHARD_CHUNKS", 4)
-    pool = build_pool(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
+    pool = Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
     assert (pool.chunk_rows, pool.write_rows) == (16, 64)
     assert len(list((tmp_path / "pool.zarr/features/c").iterdir())) == 4
     check(pool)
@@ -150,7 +150,7 @@ def test_large_pools_are_sharded(tmp_path: Path, small: None, monkeypatch: pytes
 def test_chunks_are_as_tall_as_16_mib_allow(
     shape: tuple[int, ...], dtype: str, chunk_rows: int, tmp_path: Path
 ) -> None:
-    pool = build_pool(np.zeros(shape, dtype), tmp_path / "pool.zarr")
+    pool = Pool.build(np.zeros(shape, dtype), tmp_path / "pool.zarr")
     assert (pool.chunk_rows, pool.write_rows) == (chunk_rows, chunk_rows)
     codecs = zarr.open_group(Path(pool.path), mode="r")["features"].metadata.codecs  # type: ignore[union-attr]
     assert [codec.to_dict()["name"] for codec in codecs] == ["bytes", "crc32c"]
@@ -159,13 +159,13 @@ def test_chunks_are_as_tall_as_16_mib_allow(
 @pytest.mark.parametrize("dtype", ["f2", "f8", ">f4", "i1", "i8", "u4", "bool", "u1"])
 def test_features_of_any_type(dtype: str, tmp_path: Path, small: None) -> None:
     values = (records() * 30).clip(0, 100).astype(dtype)
-    pool = build_pool(values, tmp_path / "pool.zarr")
+    pool = Pool.build(values, tmp_path / "pool.zarr")
     assert pool.dtype == (np.uint8 if dtype == "u1" else np.float32)
     np.testing.assert_array_equal(pool.read(7, N), values[7:].astype(np.float32))
 
 
 def test_nan_and_numbers_beyond_float32_are_kept_for_the_scan_to_count(tmp_path: Path) -> None:
-    pool = build_pool(np.array([[np.nan, 1e300], [1, 2]]), tmp_path / "pool.zarr")
+    pool = Pool.build(np.array([[np.nan, 1e300], [1, 2]]), tmp_path / "pool.zarr")
     np.testing.assert_array_equal(pool.read(0, 2), np.array([[np.nan, np.inf], [1, 2]], np.float32))
 
 
@@ -184,7 +184,7 @@ def test_parquet_types(tmp_path: Path, small: None) -> None:
         large=pa.array([2**64 - 1, 0, 1], pa.uint64()),
     )
     fields = ["when", "kind", "year", "size", "new", "large"]
-    pool = build_pool(source, tmp_path / "pool.zarr", ids="n", display=fields)
+    pool = Pool.build(source, tmp_path / "pool.zarr", ids="n", display=fields)
     expected = np.array([[1, 1, 0.5], [np.nan, 0, 2**40], [3, np.nan, np.inf]], np.float32)
     np.testing.assert_array_equal(pool.read(0, 3), expected)
     assert pool.record_ids([0, 1, 2]) == ["7", "-1", "30"]
@@ -203,7 +203,7 @@ def test_parquet_types(tmp_path: Path, small: None) -> None:
 
 def test_csv_text_is_kept_and_types_are_not_those_of_the_first_lines(tmp_path: Path, small: None) -> None:
     lines = [f"{row:03d},{row},{row:02d}" for row in range(200)] + ["x1,1.5,NA", "NA,,1e3"]
-    pool = build_pool(csv(tmp_path / "x.csv", "id,f,shown", lines), tmp_path / "pool.zarr", ids="id", display=["shown"])
+    pool = Pool.build(csv(tmp_path / "x.csv", "id,f,shown", lines), tmp_path / "pool.zarr", ids="id", display=["shown"])
     assert pool.record_ids([7, 200, 201]) == ["007", "x1", "NA"]
     assert pool.display([7, 200, 201]) == {"shown": ["07", "NA", "1e3"]}
     np.testing.assert_array_equal(pool.take([7, 200, 201]), np.array([[7], [1.5], [np.nan]], np.float32))
@@ -211,7 +211,7 @@ def test_csv_text_is_kept_and_types_are_not_those_of_the_first_lines(tmp_path: P
 
 def test_chosen_features_in_the_order_asked_and_a_column_may_also_be_shown(tmp_path: Path, small: None) -> None:
     source = wide(tmp_path / "x.parquet", id=names(), text=texts())
-    pool = build_pool(source, tmp_path / "pool.zarr", features=["f3", "f1"], display=["f3"])
+    pool = Pool.build(source, tmp_path / "pool.zarr", features=["f3", "f1"], display=["f3"])
     np.testing.assert_array_equal(pool.read(5, N), records()[5:, [3, 1]])
     assert pool.display([9]) == {"f3": [float(records()[9, 3])]}
     assert pool.record_ids([9]) == ["9"]
@@ -239,7 +239,7 @@ def test_interrupted_at_any_write(kind: str, tmp_path: Path, small: None, monkey
 
         monkeypatch.setattr(LocalStore, "set", failing)
         try:
-            pool = build_pool(source, tmp_path / "pool.zarr", **options)
+            pool = Pool.build(source, tmp_path / "pool.zarr", **options)
         except Stopped:
             rows.append(zarr.open_group(tmp_path / "pool.zarr", mode="r").attrs["dal"]["n_rows"])
             continue
@@ -263,10 +263,10 @@ def test_full_disk(code: int, tmp_path: Path, small: None, monkeypatch: pytest.M
         with pytest.raises(
             PoolError, match=r"pool.zarr: no space left; free space and run again; .* from row"
         ) as raised:
-            build_pool(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
+            Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
     with pytest.raises(PoolIncomplete, match=rf"holds {str(raised.value).split()[-1]} of {N} rows"):
         Pool.open(tmp_path / "pool.zarr")
-    check(build_pool(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()}))
+    check(Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()}))
 
 
 def interrupted(path: Path, source: str | Path | np.ndarray | Iterator[Block], **options: object) -> None:
@@ -275,7 +275,7 @@ def interrupted(path: Path, source: str | Path | np.ndarray | Iterator[Block], *
             raise Stopped
 
     with pytest.raises(Stopped):
-        build_pool(source, path, progress=stop, **options)  # type: ignore[arg-type]
+        Pool.build(source, path, progress=stop, **options)  # type: ignore[arg-type]
 
 
 def test_another_source_does_not_go_on(tmp_path: Path, small: None) -> None:
@@ -284,10 +284,10 @@ def test_another_source_does_not_go_on(tmp_path: Path, small: None) -> None:
     others = [(records(seed=8), names()), (records(), names()[::-1]), (records(), None), (records()[:-1], names()[:-1])]
     for array, ids in others:
         with pytest.raises(SourceError, match=r"another source or dtype.*overwrite=True"):
-            build_pool(array, path, ids=ids)
+            Pool.build(array, path, ids=ids)
     with pytest.raises(PoolIncomplete):
         Pool.open(path)
-    pool = build_pool(records(seed=8), path, ids=names(), overwrite=True)
+    pool = Pool.build(records(seed=8), path, ids=names(), overwrite=True)
     np.testing.assert_array_equal(pool.read(0, N), records(seed=8))
 
 
@@ -295,36 +295,36 @@ def test_a_changed_file_or_other_columns_do_not_go_on(tmp_path: Path, small: Non
     path, source = tmp_path / "pool.zarr", csv_of_records(tmp_path / "x.csv")
     interrupted(path, source, ids="id", display=["text"])
     with pytest.raises(SourceError, match="another source"):
-        build_pool(source, path, ids="id", features=["f0"], display=["text"])
+        Pool.build(source, path, ids="id", features=["f0"], display=["text"])
     os.utime(source, ns=(0, 0))
     with pytest.raises(SourceError, match="another source"):
-        build_pool(source, path, ids="id", display=["text"])
-    check(build_pool(source, path, ids="id", display=["text"], overwrite=True))
+        Pool.build(source, path, ids="id", display=["text"])
+    check(Pool.build(source, path, ids="id", display=["text"], overwrite=True))
 
 
 def test_blocks_do_not_go_on(tmp_path: Path, small: None) -> None:
     interrupted(tmp_path / "pool.zarr", blocks())
     with pytest.raises(SourceError, match=r"identity.*overwrite=True"):
-        build_pool(blocks(), tmp_path / "pool.zarr")
-    check(build_pool(blocks(), tmp_path / "pool.zarr", overwrite=True))
+        Pool.build(blocks(), tmp_path / "pool.zarr")
+    check(Pool.build(blocks(), tmp_path / "pool.zarr", overwrite=True))
 
 
 def test_a_finished_pool_is_replaced_only_when_told(tmp_path: Path) -> None:
-    first = build_pool(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
+    first = Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
     with pytest.raises(PoolError, match=r"finished pool of 237 rows; pass overwrite=True"):
-        build_pool(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
+        Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
     check(Pool.open(first.path))
-    second = build_pool(records(9), tmp_path / "pool.zarr", overwrite=True)
+    second = Pool.build(records(9), tmp_path / "pool.zarr", overwrite=True)
     assert (second.n_rows, second.fields, second.record_ids([3])) == (9, (), ["3"])
     assert second.fingerprint != first.fingerprint
     assert {path.name for path in (tmp_path / "pool.zarr").iterdir()} == {"zarr.json", "features"}
 
 
 def test_a_bad_source_does_not_harm_the_pool_that_it_would_replace(tmp_path: Path, small: None) -> None:
-    pool = build_pool(blocks(), tmp_path / "pool.zarr")
+    pool = Pool.build(blocks(), tmp_path / "pool.zarr")
     for bad in (np.array([["a"]]), iter([]), iter([Block(np.ones((2, 2)), ["a", ""])])):
         with pytest.raises(SourceError):
-            build_pool(bad, tmp_path / "pool.zarr", overwrite=True)
+            Pool.build(bad, tmp_path / "pool.zarr", overwrite=True)
     check(pool)
 
 
@@ -340,10 +340,10 @@ def test_what_is_no_pool_is_never_replaced(overwrite: bool, tmp_path: Path) -> N
     before = sorted(tmp_path.rglob("*"))
     for name in ("folder", "file", "array", "group", "json"):
         with pytest.raises(PoolError, match=f"{name} .*not a pool; it is left alone"):
-            build_pool(records(), tmp_path / name, overwrite=overwrite)
+            Pool.build(records(), tmp_path / name, overwrite=overwrite)
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "empty").mkdir()
-    assert build_pool(records(), tmp_path / "empty", overwrite=overwrite).n_rows == N
+    assert Pool.build(records(), tmp_path / "empty", overwrite=overwrite).n_rows == N
 
 
 # ---- refusals
@@ -393,7 +393,7 @@ ARRAYS: dict[str, tuple[Any, dict[str, Any], str]] = {
 def test_refused_arrays(name: str, tmp_path: Path) -> None:
     source, options, message = ARRAYS[name]
     with pytest.raises(SourceError, match=message):
-        build_pool(source, tmp_path / "pool.zarr", **options)
+        Pool.build(source, tmp_path / "pool.zarr", **options)
     assert not list(tmp_path.iterdir())
 
 
@@ -433,7 +433,7 @@ def test_refused_tables(name: str, tmp_path: Path) -> None:
     columns, options, message = TABLES[name]
     source = parquet(tmp_path / "x.parquet", **columns)
     with pytest.raises(SourceError, match=message):
-        build_pool(source, tmp_path / "pool.zarr", **options)
+        Pool.build(source, tmp_path / "pool.zarr", **options)
     assert [path.name for path in tmp_path.iterdir()] == ["x.parquet"]
 
 
@@ -454,7 +454,7 @@ def test_refused_csv(name: str, tmp_path: Path) -> None:
     source = tmp_path / "x.csv"
     source.write_text("\n".join([header, *lines]))
     with pytest.raises(SourceError, match=message):
-        build_pool(source, tmp_path / "pool.zarr", **options)
+        Pool.build(source, tmp_path / "pool.zarr", **options)
     assert not (tmp_path / "pool.zarr").exists()
 
 
@@ -472,7 +472,7 @@ def test_refused_files(name: str | None, content: bytes, message: str, tmp_path:
     if name:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SourceError, match=message):
-        build_pool(tmp_path / (name or "none.npy"), tmp_path / "pool.zarr")
+        Pool.build(tmp_path / (name or "none.npy"), tmp_path / "pool.zarr")
     assert not (tmp_path / "pool.zarr").exists()
 
 
@@ -498,7 +498,7 @@ def test_a_bad_block_later_on_leaves_an_incomplete_pool(name: str, tmp_path: Pat
         yield bad
 
     with pytest.raises(SourceError, match=message):
-        build_pool(source(), tmp_path / "pool.zarr")
+        Pool.build(source(), tmp_path / "pool.zarr")
     with pytest.raises(PoolIncomplete):
         Pool.open(tmp_path / "pool.zarr")
     assert not list(tmp_path.glob(".*"))
@@ -507,7 +507,7 @@ def test_a_bad_block_later_on_leaves_an_incomplete_pool(name: str, tmp_path: Pat
 def test_many_repeats_in_a_table_are_named_in_part(tmp_path: Path) -> None:
     ids = [str(row % 30) for row in range(N)]
     with pytest.raises(SourceError, match="must be unique") as raised:
-        build_pool(wide(tmp_path / "x.parquet", id=ids), tmp_path / "pool.zarr", ids="id")
+        Pool.build(wide(tmp_path / "x.parquet", id=ids), tmp_path / "pool.zarr", ids="id")
     named = str(raised.value).split("repeats: ")[1].split("; remove")[0].split("; ")
     assert len(named) == 5
     for part in named:
@@ -518,12 +518,12 @@ def test_many_repeats_in_a_table_are_named_in_part(tmp_path: Path) -> None:
 def test_equal_hashes_are_no_repeats(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexing, "HASHES", {indexing.HASH: lambda ids: np.zeros(len(ids), np.uint64)})
     monkeypatch.setattr(indexing, "COMPARED", 50)
-    check(build_pool(blocks(), tmp_path / "pool.zarr"))
+    check(Pool.build(blocks(), tmp_path / "pool.zarr"))
     repeated = [*names()[:-1], names()[3]]
     with pytest.raises(SourceError, match=f"'{names()[3]}' in rows 3, 236"):
-        build_pool(wide(tmp_path / "x.parquet", id=repeated), tmp_path / "other.zarr", ids="id")
+        Pool.build(wide(tmp_path / "x.parquet", id=repeated), tmp_path / "other.zarr", ids="id")
 
 
 def test_a_place_where_nothing_can_be_written_is_named() -> None:
     with pytest.raises(PoolError, match=r"/proc/pool\.zarr cannot be created"):
-        build_pool(np.eye(3), "/proc/pool.zarr")
+        Pool.build(np.eye(3), "/proc/pool.zarr")

@@ -26,7 +26,7 @@ from dal.campaign import (
     Answer,
     AnswerFile,
     Answers,
-    Campaign,
+    CampaignStore,
     ImportCounts,
     Round,
     Settings,
@@ -54,24 +54,26 @@ from tests.batches import batch_of
 from tests.databases import sqlite_only
 
 ROOT = Path(__file__).parent.parent
-CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
+CHOSEN = Settings(
+    "pool.zarr", ("cat", "dog", "owl"), estimator="logistic", strategy="margin", batch_size=4, random_state=11
+)
 BATCH = [907, 23, 511, 40]
 
 
 pytestmark = pytest.mark.usefixtures("backend")
 
 
-def create(directory: Path, chosen: Settings = CHOSEN) -> Campaign:
+def create(directory: Path, chosen: Settings = CHOSEN) -> CampaignStore:
     chosen = replace(chosen, database=databases.fresh())
-    return Campaign.create(directory, chosen, pool_fingerprint="f00d", n_rows=1000)
+    return CampaignStore.make(directory, chosen, pool_fingerprint="f00d", n_rows=1000)
 
 
-def freeze(campaign: Campaign, **changed: object) -> Round:
+def freeze(campaign: CampaignStore, **changed: object) -> Round:
     frozen = {"pool_fingerprint": "f00d", "n_rows": 1000, "k": 4, "explore": 0.25, "seed": 11, "strategy": "margin"}
     return campaign.rounds.freeze(**frozen | changed)
 
 
-def open_batch(campaign: Campaign, batch_round: Round, rows: Sequence[int] = BATCH, **changed: object) -> None:
+def open_batch(campaign: CampaignStore, batch_round: Round, rows: Sequence[int] = BATCH, **changed: object) -> None:
     n = len(rows)
     columns = {
         "scores": [float(n - rank) for rank in range(n)],
@@ -86,7 +88,7 @@ def says(row: int, label: int | None, annotator: str = "ann", **more: object) ->
 
 
 @pytest.fixture
-def campaign(tmp_path: Path) -> Campaign:
+def campaign(tmp_path: Path) -> CampaignStore:
     return create(tmp_path / "campaign")
 
 
@@ -97,7 +99,7 @@ STEPS = ("create", "freeze", "fit", "scan", "open", "answer", "close")
 
 def next_step(directory: Path) -> str | None:
     try:
-        campaign = Campaign.open(directory)
+        campaign = CampaignStore.open(directory)
     except CampaignNotFound:
         return "create"
     rounds = campaign.rounds.all()
@@ -119,7 +121,7 @@ def take(step: str, directory: Path) -> None:
     if step == "create":
         create(directory)
         return
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     current = campaign.rounds.current
     match step:
         case "freeze":
@@ -176,7 +178,7 @@ def graveyard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(directory: Path) -> dict[str, object]:
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     (only,) = campaign.rounds.all()
     latest = campaign.answers.latest()
     return {
@@ -210,14 +212,14 @@ def test_a_model_killed_before_its_commit_is_on_disk_and_not_in_the_round(gravey
     directory = shutil.copytree(graveyard / "fit-before", tmp_path / "copy")
     name = hashlib.sha256(b"a model").hexdigest()
     assert (directory / "models" / f"{name}.skops").read_bytes() == b"a model"
-    (only,) = Campaign.open(directory).rounds.all()
+    (only,) = CampaignStore.open(directory).rounds.all()
     assert (only.status, only.model) == ("frozen", None)
 
 
 # -- the lock --------------------------------------------------------------------------------------------------------
 
 
-def test_a_second_process_is_told_who_holds_the_lock_and_gets_it_when_that_is_killed(campaign: Campaign) -> None:
+def test_a_second_process_is_told_who_holds_the_lock_and_gets_it_when_that_is_killed(campaign: CampaignStore) -> None:
     hold = """if True:
         import sys
         from dal.campaign import Campaign
@@ -243,7 +245,7 @@ def test_a_second_process_is_told_who_holds_the_lock_and_gets_it_when_that_is_ki
             break
 
 
-def test_the_lock_is_refused_within_one_process_and_freed_by_an_error(campaign: Campaign) -> Never:
+def test_the_lock_is_refused_within_one_process_and_freed_by_an_error(campaign: CampaignStore) -> Never:
     with pytest.raises(ZeroDivisionError), campaign.lock():  # noqa: PT012 - what is held while it is raised
         with pytest.raises(CampaignLocked, match=rf"process {os.getpid()}\b"), campaign.lock():
             pass
@@ -259,16 +261,16 @@ def test_opens_as_it_was_created(tmp_path: Path) -> None:
     chosen = Settings(
         'a "quoted" \\ path/пул.zarr',
         ("-1", "+1", "naïve 🐱", "two  blanks", "=1+2"),
-        learner="module:object",
+        estimator="module:object",
         strategy="margin",
-        batch=7,
-        seed=2**62,
+        batch_size=7,
+        random_state=2**62,
         stop=("max_labels=50", "max_hours=1.5"),
         explore=1e-05,
         trusted=("a.B",),
     )
     made = create(tmp_path / "deep" / "er", chosen)
-    opened = Campaign.open(tmp_path / "deep" / "er")
+    opened = CampaignStore.open(tmp_path / "deep" / "er")
     assert opened.settings == made.settings == replace(chosen, database=made.settings.database)
     assert (opened.id, opened.pool_fingerprint, opened.n_rows) == (made.id, "f00d", 1000)
     assert opened.created_at.tzinfo is not None
@@ -289,15 +291,15 @@ def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_a_campaign_is_not_created_over(campaign: Campaign) -> None:
+def test_a_campaign_is_not_created_over(campaign: CampaignStore) -> None:
     campaign.answers.add([says(3, 1)], source="web")
     with pytest.raises(CampaignError, match="holds a campaign already"):
         create(campaign.directory)
-    assert Campaign.open(campaign.directory).answers.latest().rows.tolist() == [3]
+    assert CampaignStore.open(campaign.directory).answers.latest().rows.tolist() == [3]
 
 
 @sqlite_only
-def test_a_lost_database_is_not_created_over_while_its_models_are_there(campaign: Campaign) -> None:
+def test_a_lost_database_is_not_created_over_while_its_models_are_there(campaign: CampaignStore) -> None:
     campaign.rounds.save_model(freeze(campaign), b"precious", trained_on=0)
     (campaign.directory / "campaign.db").unlink()
     with pytest.raises(CampaignError, match="models"):
@@ -308,7 +310,7 @@ def test_a_lost_database_is_not_created_over_while_its_models_are_there(campaign
 @pytest.mark.parametrize("place", ["nowhere", "."])
 def test_says_where_there_is_no_campaign(tmp_path: Path, place: str) -> None:
     with pytest.raises(CampaignNotFound, match=r"there is no campaign\.db"):
-        Campaign.open(tmp_path / place)
+        CampaignStore.open(tmp_path / place)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -345,8 +347,8 @@ def version_1(tmp_path: Path) -> Path:
 
 
 @sqlite_only
-def test_a_campaign_of_version_1_is_migrated_and_goes_on(version_1: Path, campaign: Campaign) -> None:
-    old = Campaign.open(version_1)
+def test_a_campaign_of_version_1_is_migrated_and_goes_on(version_1: Path, campaign: CampaignStore) -> None:
+    old = CampaignStore.open(version_1)
     assert layout(version_1 / "campaign.db") == layout(campaign.directory / "campaign.db")
     latest = old.answers.latest()
     assert [
@@ -370,7 +372,7 @@ def test_a_campaign_of_version_1_is_migrated_and_goes_on(version_1: Path, campai
     old.answers.add([says(6, None), says(7, 2)], source="web")
     assert old.answers.last_id() == 8
     old.rounds.close(old.rounds.get(2))
-    frozen = freeze(Campaign.open(version_1))
+    frozen = freeze(CampaignStore.open(version_1))
     assert (frozen.number, frozen.last_answer, frozen.labels) == (3, 8, 6)
 
 
@@ -381,32 +383,32 @@ def test_a_migration_that_is_killed_leaves_the_old_version(version_1: Path, monk
     with monkeypatch.context() as broken:
         broken.setitem(migrations.STEPS, 1, steps)
         with pytest.raises(CampaignError, match="no such column"):
-            Campaign.open(version_1)
+            CampaignStore.open(version_1)
     assert layout(version_1 / "campaign.db") == before
-    assert Campaign.open(version_1).rounds.pending(2) == 2
+    assert CampaignStore.open(version_1).rounds.pending(2) == 2
 
 
 @sqlite_only
 def test_a_migration_waits_for_the_coordinator_of_the_old_version(version_1: Path) -> None:
     with exclusive(version_1), pytest.raises(CampaignLocked, match=f"process {os.getpid()}"):
-        Campaign.open(version_1)
-    assert Campaign.open(version_1).rounds.pending(2) == 2
+        CampaignStore.open(version_1)
+    assert CampaignStore.open(version_1).rounds.pending(2) == 2
 
 
 @pytest.mark.parametrize(("version", "advice"), [(99, "newer dal"), (0, "older dal")])
-def test_another_schema_version_is_refused(campaign: Campaign, version: int, advice: str) -> None:
+def test_another_schema_version_is_refused(campaign: CampaignStore, version: int, advice: str) -> None:
     with campaign.database.writing() as connection:
         connection.execute(update(schema.campaign).values(schema_version=version))
     with pytest.raises(CampaignMismatch, match=f"version {version}.*{advice}"):
-        Campaign.open(campaign.directory)
+        CampaignStore.open(campaign.directory)
 
 
 @sqlite_only
-def test_the_toml_of_another_campaign_is_refused(campaign: Campaign, tmp_path: Path) -> None:
+def test_the_toml_of_another_campaign_is_refused(campaign: CampaignStore, tmp_path: Path) -> None:
     other = create(tmp_path / "other")
     shutil.copy(other.directory / "campaign.toml", campaign.directory)
     with pytest.raises(CampaignMismatch, match=f"{other.id}.*{campaign.id}"):
-        Campaign.open(campaign.directory)
+        CampaignStore.open(campaign.directory)
 
 
 @pytest.mark.parametrize(
@@ -421,22 +423,22 @@ def test_the_toml_of_another_campaign_is_refused(campaign: Campaign, tmp_path: P
     ],
 )
 def test_an_edited_toml_is_used_where_it_can_be(
-    campaign: Campaign, old: str, new: str, error: type[Exception], message: str
+    campaign: CampaignStore, old: str, new: str, error: type[Exception], message: str
 ) -> None:
     toml = campaign.directory / "campaign.toml"
     original = toml.read_text()
     toml.write_text(original.replace("explore = 0.05", "explore = 0.5"))
-    assert Campaign.open(campaign.directory).settings.explore == 0.5
+    assert CampaignStore.open(campaign.directory).settings.explore == 0.5
     toml.write_text(original.replace(old, new))
     with pytest.raises(error, match=message):
-        Campaign.open(campaign.directory)
+        CampaignStore.open(campaign.directory)
 
 
 @sqlite_only
-def test_a_lost_toml_is_said(campaign: Campaign) -> None:
+def test_a_lost_toml_is_said(campaign: CampaignStore) -> None:
     (campaign.directory / "campaign.toml").unlink()
     with pytest.raises(CampaignError, match=r"campaign\.toml cannot be read"):
-        Campaign.open(campaign.directory)
+        CampaignStore.open(campaign.directory)
 
 
 @sqlite_only
@@ -451,22 +453,22 @@ def test_a_lost_toml_is_said(campaign: Campaign) -> None:
         ({"classes": ("cat", 3)}, "classes"),
         ({"classes": ("cat", "\ud800")}, "surrogate"),
         ({"classes": ("cat", "d\nog")}, "control character"),
-        ({"batch": 0}, "batch"),
-        ({"batch": True}, "batch"),
-        ({"batch": 2.0}, "batch"),
-        ({"seed": -1}, "seed"),
-        ({"seed": 2**63}, "seed"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
+        ({"batch_size": 2.0}, "batch_size"),
+        ({"random_state": -1}, "random_state"),
+        ({"random_state": 2**63}, "random_state"),
         ({"explore": 1.5}, "explore"),
         ({"explore": 1.0}, "less than 1"),
         ({"explore": float("nan")}, "explore"),
         ({"pool": ""}, "pool"),
-        ({"learner": "  "}, "learner"),
+        ({"estimator": "  "}, "estimator"),
     ],
 )
 def test_unusable_settings_are_refused_before_anything_is_written(
     tmp_path: Path, changed: dict[str, object], message: str
 ) -> None:
-    values = {"pool": "p", "classes": ("a", "b"), "learner": "l", "strategy": "s", "batch": 1} | changed
+    values = {"pool": "p", "classes": ("a", "b"), "estimator": "l", "strategy": "s", "batch_size": 1} | changed
     with pytest.raises(SettingsError, match=message):
         create(tmp_path / "campaign", Settings(**values))
     assert not (tmp_path / "campaign").exists()
@@ -486,7 +488,7 @@ names = texts.filter(lambda text: class_flaw(text) is None)
     st.integers(0, 2**63 - 1),
 )
 def test_settings_come_back_from_toml(pool: str, classes: list[str], explore: float, seed: int) -> None:
-    chosen = Settings(pool, tuple(classes), "logistic", "margin", 3, seed=seed, explore=explore)
+    chosen = Settings(pool, tuple(classes), "logistic", "margin", 3, random_state=seed, explore=explore)
     assert Settings.from_toml(chosen.to_toml()) == chosen
 
 
@@ -519,7 +521,7 @@ def test_a_read_only_directory_is_said(unprivileged: Path) -> None:
     place = str(campaign.directory)
     with pytest.raises(CampaignError, match=f"{place}.*write access"):
         campaign.answers.add([says(3, 1)], source="web")
-    opened = Campaign.open(campaign.directory)
+    opened = CampaignStore.open(campaign.directory)
     assert opened.answers.latest().rows.tolist() == [5], "reading takes no write access"
     with pytest.raises(CampaignError, match=f"{place}.*write access"):
         opened.answers.add([says(3, 1)], source="web")
@@ -543,7 +545,7 @@ def test_a_campaign_cannot_be_created_at_a_file(tmp_path: Path) -> None:
 
 
 @sqlite_only
-def test_a_model_that_cannot_be_written_leaves_the_round_as_it_was(campaign: Campaign) -> None:
+def test_a_model_that_cannot_be_written_leaves_the_round_as_it_was(campaign: CampaignStore) -> None:
     current = freeze(campaign)
     shutil.rmtree(campaign.directory / "models")
     (campaign.directory / "models").write_text("in the way")
@@ -554,25 +556,25 @@ def test_a_model_that_cannot_be_written_leaves_the_round_as_it_was(campaign: Cam
 
 @sqlite_only
 @pytest.mark.parametrize("damage", [b"", b"this is not a database, it is a letter" * 200])
-def test_a_damaged_database_is_said(campaign: Campaign, damage: bytes) -> None:
+def test_a_damaged_database_is_said(campaign: CampaignStore, damage: bytes) -> None:
     (campaign.directory / "campaign.db").write_bytes(damage)
     with pytest.raises(CampaignError, match=r"campaign\.db.*restore it from a copy"):
-        Campaign.open(campaign.directory)
+        CampaignStore.open(campaign.directory)
 
 
 @sqlite_only
-def test_damage_in_the_middle_is_said_where_it_is_met(campaign: Campaign) -> None:
+def test_damage_in_the_middle_is_said_where_it_is_met(campaign: CampaignStore) -> None:
     campaign.answers.add([says(row, row % 3) for row in range(900)], source="web")
     file = campaign.directory / "campaign.db"
     content = bytearray(file.read_bytes())
     content[3 * 4096 :] = b"\xa5" * (len(content) - 3 * 4096)
     file.write_bytes(content)
     with pytest.raises(CampaignError, match=r"campaign\.db.*damaged"):
-        Campaign.open(campaign.directory).answers.latest()
+        CampaignStore.open(campaign.directory).answers.latest()
 
 
 @sqlite_only
-def test_a_full_disk_is_said_and_nothing_is_changed(campaign: Campaign) -> None:
+def test_a_full_disk_is_said_and_nothing_is_changed(campaign: CampaignStore) -> None:
     campaign.answers.add([says(1, 1)], source="web")
 
     def full(connection: sqlite3.Connection, *_: object) -> None:
@@ -585,9 +587,9 @@ def test_a_full_disk_is_said_and_nothing_is_changed(campaign: Campaign) -> None:
     assert campaign.answers.latest().rows.tolist() == [1]
 
 
-def test_a_writer_that_never_ends_is_said(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_that_never_ends_is_said(campaign: CampaignStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-    impatient = Campaign.open(campaign.directory)
+    impatient = CampaignStore.open(campaign.directory)
     with campaign.database.writing():
         with pytest.raises(CampaignError, match="writing for too long"):
             impatient.answers.add([says(1, 1)], source="web")
@@ -598,7 +600,7 @@ def test_a_writer_that_never_ends_is_said(campaign: Campaign, monkeypatch: pytes
 @sqlite_only
 @pytest.mark.parametrize("what", ["model", "scan"])
 @pytest.mark.parametrize("damage", ["changed", "gone"])
-def test_a_damaged_file_is_not_loaded(campaign: Campaign, what: str, damage: object) -> None:
+def test_a_damaged_file_is_not_loaded(campaign: CampaignStore, what: str, damage: object) -> None:
     current = freeze(campaign)
     digest = campaign.rounds.save_model(current, b"a model", trained_on=0)
     campaign.rounds.save_scan(current, b"candidates", {})
@@ -615,7 +617,9 @@ def test_a_damaged_file_is_not_loaded(campaign: Campaign, what: str, damage: obj
 # -- rounds ----------------------------------------------------------------------------------------------------------
 
 
-def complete_round(campaign: Campaign, rows: Sequence[int], answers: Sequence[Answer] = (), **columns: object) -> None:
+def complete_round(
+    campaign: CampaignStore, rows: Sequence[int], answers: Sequence[Answer] = (), **columns: object
+) -> None:
     current = freeze(campaign)
     campaign.rounds.save_model(current, f"model {current.number}".encode(), trained_on=current.labels)
     campaign.rounds.save_scan(current, b"candidates", {"rows": 1000})
@@ -624,7 +628,7 @@ def complete_round(campaign: Campaign, rows: Sequence[int], answers: Sequence[An
     campaign.rounds.close(current)
 
 
-def test_a_round_freezes_what_it_is_computed_from(campaign: Campaign) -> None:
+def test_a_round_freezes_what_it_is_computed_from(campaign: CampaignStore) -> None:
     complete_round(campaign, BATCH, [says(row, row % 3) for row in BATCH[:3]])
     campaign.answers.add([says(777, None), says(778, 2), says(778, 1, "bob")], source="web")
     frozen = freeze(campaign, n_rows=1200, k=9, explore=0.5, seed=3, strategy="entropy")
@@ -637,7 +641,7 @@ def test_a_round_freezes_what_it_is_computed_from(campaign: Campaign) -> None:
     assert campaign.rounds.current == frozen == campaign.rounds.all()[1] == campaign.rounds.get(2)
 
 
-def test_what_comes_after_the_freeze_belongs_to_the_next_round(campaign: Campaign) -> None:
+def test_what_comes_after_the_freeze_belongs_to_the_next_round(campaign: CampaignStore) -> None:
     complete_round(campaign, BATCH, [says(23, 1)])
     frozen = freeze(campaign)
     campaign.answers.add([says(23, 2), says(600, 1)], source="web")
@@ -651,7 +655,7 @@ def test_what_comes_after_the_freeze_belongs_to_the_next_round(campaign: Campaig
     assert campaign.rounds.asked_rows().tolist() == [5, 6, 23, 40, 511, 907]
 
 
-def test_a_batch_comes_back_in_the_order_of_asking(campaign: Campaign) -> None:
+def test_a_batch_comes_back_in_the_order_of_asking(campaign: CampaignStore) -> None:
     current = freeze(campaign)
     open_batch(
         campaign,
@@ -670,14 +674,14 @@ def test_a_batch_comes_back_in_the_order_of_asking(campaign: Campaign) -> None:
     assert [record.explore for record in batch] == [False, True, False, False]
 
 
-def test_pending_counts_what_nobody_has_answered(campaign: Campaign) -> None:
+def test_pending_counts_what_nobody_has_answered(campaign: CampaignStore) -> None:
     open_batch(campaign, freeze(campaign))
     assert campaign.rounds.pending(1) == 4
     campaign.answers.add([says(23, None), says(40, 1), says(40, 1, "bob"), says(999, 1)], source="web")
     assert campaign.rounds.pending(1) == 2
 
 
-def test_a_record_is_not_asked_twice(campaign: Campaign) -> None:
+def test_a_record_is_not_asked_twice(campaign: CampaignStore) -> None:
     complete_round(campaign, BATCH)
     current = freeze(campaign)
     with pytest.raises(CampaignError, match=r"row 511 \(record 'id511'\) was asked in round 1"):
@@ -696,7 +700,7 @@ def test_a_record_is_not_asked_twice(campaign: Campaign) -> None:
     ],
 )
 def test_a_batch_that_cannot_be_is_refused(
-    campaign: Campaign, rows: object, changed: dict[str, object], message: str
+    campaign: CampaignStore, rows: object, changed: dict[str, object], message: str
 ) -> None:
     current = freeze(campaign)
     with pytest.raises(InputError, match=message):
@@ -704,14 +708,14 @@ def test_a_batch_that_cannot_be_is_refused(
     assert campaign.rounds.current == current
 
 
-def test_a_batch_out_of_its_order_is_refused(campaign: Campaign) -> None:
+def test_a_batch_out_of_its_order_is_refused(campaign: CampaignStore) -> None:
     current = freeze(campaign)
     with pytest.raises(InputError, match=r"ranks from 0, got \[1, 0\]"):
         campaign.rounds.open(current, batch_of([1, 2])[::-1])
     assert campaign.rounds.current == current
 
 
-def test_steps_out_of_order_are_refused_and_write_nothing(campaign: Campaign) -> None:
+def test_steps_out_of_order_are_refused_and_write_nothing(campaign: CampaignStore) -> None:
     current = freeze(campaign)
     with pytest.raises(CampaignError, match="round 1 is frozen, and this step takes one that is open"):
         campaign.rounds.close(current)
@@ -737,13 +741,13 @@ def test_steps_out_of_order_are_refused_and_write_nothing(campaign: Campaign) ->
     ("changed", "message"),
     [({"pool_fingerprint": "beef"}, "f00d.*beef"), ({"n_rows": 999}, "had 1000 rows and has 999")],
 )
-def test_another_pool_is_refused(campaign: Campaign, changed: dict[str, object], message: str) -> None:
+def test_another_pool_is_refused(campaign: CampaignStore, changed: dict[str, object], message: str) -> None:
     with pytest.raises(CampaignMismatch, match=message):
         freeze(campaign, **changed)
     assert campaign.rounds.all() == []
 
 
-def test_history_scores_the_explore_share_by_the_model_that_chose_it(campaign: Campaign) -> None:
+def test_history_scores_the_explore_share_by_the_model_that_chose_it(campaign: CampaignStore) -> None:
     complete_round(
         campaign,
         BATCH,
@@ -761,7 +765,7 @@ def test_history_scores_the_explore_share_by_the_model_that_chose_it(campaign: C
     assert 0 <= first.hours <= second.hours < 1
 
 
-def test_a_ruler_without_any_explore_record_is_empty(campaign: Campaign) -> None:
+def test_a_ruler_without_any_explore_record_is_empty(campaign: CampaignStore) -> None:
     complete_round(campaign, BATCH, [says(907, 0)], explore=[False] * 4)
     (only,) = View(campaign).history()
     assert (only.explore_correct, only.explore_asked) == (0, 0)
@@ -770,13 +774,13 @@ def test_a_ruler_without_any_explore_record_is_empty(campaign: Campaign) -> None
 # -- answers ---------------------------------------------------------------------------------------------------------
 
 
-def stored(campaign: Campaign) -> list[tuple[object, ...]]:
+def stored(campaign: CampaignStore) -> list[tuple[object, ...]]:
     return [
         (each.row, each.annotator, each.status, each.label, each.round, each.source) for each in campaign.answers.log()
     ]
 
 
-def test_a_changed_label_is_appended_and_the_old_one_kept(campaign: Campaign) -> None:
+def test_a_changed_label_is_appended_and_the_old_one_kept(campaign: CampaignStore) -> None:
     open_batch(campaign, freeze(campaign))
     assert campaign.answers.add([says(23, 1), says(77, 0)], source="web") == ImportCounts(new=2, volunteered=1)
     assert campaign.answers.add([says(23, 1), says(77, None)], source="api") == ImportCounts(
@@ -789,7 +793,7 @@ def test_a_changed_label_is_appended_and_the_old_one_kept(campaign: Campaign) ->
     ]
 
 
-def test_a_whole_of_the_same_digest_changes_nothing(campaign: Campaign) -> None:
+def test_a_whole_of_the_same_digest_changes_nothing(campaign: CampaignStore) -> None:
     first = campaign.answers.add([says(23, 1)], source="job", source_digest="d1")
     campaign.answers.add([says(23, 2)], source="web")
     again = campaign.answers.add([says(23, 1)], source="job", source_digest="d1")
@@ -809,14 +813,14 @@ answer_lists = st.lists(
 
 
 @pytest.fixture(scope="module")
-def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Campaign]:
+def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], CampaignStore]:
     """Copies of an empty campaign, which are quicker made than new ones."""
     base = tmp_path_factory.mktemp("fresh")
     create(base / "original")
 
-    def copy() -> Campaign:
+    def copy() -> CampaignStore:
         directory = Path(tempfile.mkdtemp(dir=base)) / "copy"
-        return Campaign.open(shutil.copytree(base / "original", directory))
+        return CampaignStore.open(shutil.copytree(base / "original", directory))
 
     return copy
 
@@ -825,7 +829,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Campaign]:
 @settings(max_examples=40, deadline=None)
 @given(answer_lists)
 def test_latest_answers_equal_a_dictionary_whatever_is_added(
-    fresh: Callable[[], Campaign], blocks: list[list[tuple[int, str, int | None]]]
+    fresh: Callable[[], CampaignStore], blocks: list[list[tuple[int, str, int | None]]]
 ) -> None:
     campaign, model, log = fresh(), {}, []
     for block in blocks:
@@ -849,7 +853,7 @@ def test_latest_answers_equal_a_dictionary_whatever_is_added(
 
 
 def test_what_stood_at_an_answer_is_read_once_and_what_came_since_is_seen(
-    campaign: Campaign, monkeypatch: pytest.MonkeyPatch
+    campaign: CampaignStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads: list[int | None] = []
     real = answers.latest
@@ -859,13 +863,13 @@ def test_what_stood_at_an_answer_is_read_once_and_what_came_since_is_seen(
         return real(connection, upto, *rest, **more)
 
     monkeypatch.setattr(answers, "latest", latest)
-    elsewhere = Campaign.open(campaign.directory)
+    elsewhere = CampaignStore.open(campaign.directory)
     steps = [[says(9, 1), says(9, 1, "bob")], [says(9, 2, "cat"), says(8, None)], [says(9, 2)], [says(9, 2, "bob")]]
     for block in steps:
         elsewhere.answers.add(block, source="web")
         reads.clear()
         for upto in (None, None, 2, None, 2):
-            kept, found = campaign.answers.labels(upto), Campaign.open(campaign.directory).answers.labels(upto)
+            kept, found = campaign.answers.labels(upto), CampaignStore.open(campaign.directory).answers.labels(upto)
             assert (kept.rows.tolist(), kept.codes.tolist()) == (found.rows.tolist(), found.codes.tolist())
         assert campaign.answers.labels(2).codes.tolist() == [1]
         assert 1 <= len(reads) - 5 <= 2, "the other five were opened anew each"
@@ -874,7 +878,9 @@ def test_what_stood_at_an_answer_is_read_once_and_what_came_since_is_seen(
         campaign.answers.latest().labels[0] = 0
 
 
-def test_answers_are_read_into_arrays_and_not_into_objects(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answers_are_read_into_arrays_and_not_into_objects(
+    campaign: CampaignStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     n = 20_000
     monkeypatch.setattr(answers, "_READ_AT_ONCE", 1000)
     given = (says(row % 900, row % 3, f"annotator {row // 900}") for row in range(n))
@@ -889,14 +895,14 @@ def test_answers_are_read_into_arrays_and_not_into_objects(campaign: Campaign, m
     assert peak < 80 * n + 1_000_000
 
 
-def test_latest_answers_give_labels_by_majority(campaign: Campaign) -> None:
+def test_latest_answers_give_labels_by_majority(campaign: CampaignStore) -> None:
     campaign.answers.add([says(9, 1), says(9, 1, "bob"), says(9, 2, "cat"), says(8, None)], source="web")
     latest = campaign.answers.latest()
     rows, labels = majority(latest.rows, latest.labels, seed=campaign.settings.seed)
     assert (rows.tolist(), labels.tolist()) == ([9], [1])
 
 
-def test_latest_answers_of_one_batch(campaign: Campaign) -> None:
+def test_latest_answers_of_one_batch(campaign: CampaignStore) -> None:
     open_batch(campaign, freeze(campaign))
     campaign.answers.add([says(23, 1), says(77, 0), says(907, 2)], source="web")
     assert campaign.answers.latest(asked_in=1).rows.tolist() == [23, 907]
@@ -922,13 +928,13 @@ def test_latest_answers_of_one_batch(campaign: Campaign) -> None:
         (Answer(1, "x", "ann", "skipped", answered_at=datetime(2024, 1, 1)), "time zone"),
     ],
 )
-def test_one_impossible_answer_keeps_all_of_them_out(campaign: Campaign, answer: Answer, message: str) -> None:
+def test_one_impossible_answer_keeps_all_of_them_out(campaign: CampaignStore, answer: Answer, message: str) -> None:
     with pytest.raises(LabelError, match=message):
         campaign.answers.add([says(5, 1), answer], source="web")
     assert stored(campaign) == []
 
 
-def test_a_source_that_breaks_off_adds_nothing(campaign: Campaign) -> None:
+def test_a_source_that_breaks_off_adds_nothing(campaign: CampaignStore) -> None:
     def broken() -> Iterator[Answer]:
         yield says(5, 1)
         raise ConnectionResetError
@@ -938,14 +944,14 @@ def test_a_source_that_breaks_off_adds_nothing(campaign: Campaign) -> None:
     assert stored(campaign) == []
 
 
-def test_an_answer_keeps_its_own_time(campaign: Campaign) -> None:
+def test_an_answer_keeps_its_own_time(campaign: CampaignStore) -> None:
     campaign.answers.add([says(5, 1, answered_at=datetime(2024, 5, 6, 7, 8, tzinfo=UTC))], source="web")
     (only,) = campaign.answers.log()
     assert only.answered_at == datetime(2024, 5, 6, 7, 8, tzinfo=UTC)
     assert only.received_at > only.answered_at
 
 
-def test_people_who_answer_at_once_lose_nothing(campaign: Campaign) -> None:
+def test_people_who_answer_at_once_lose_nothing(campaign: CampaignStore) -> None:
     def answer(annotator: str) -> None:
         for row in range(100, 120):
             campaign.answers.add([says(row, 1, annotator)], source="web")
@@ -959,7 +965,7 @@ def test_people_who_answer_at_once_lose_nothing(campaign: Campaign) -> None:
     assert campaign.answers.latest().rows.tolist() == sorted([*range(100, 120)] * 3)
 
 
-def test_a_long_file_is_read_before_the_campaign_is_locked(campaign: Campaign) -> None:
+def test_a_long_file_is_read_before_the_campaign_is_locked(campaign: CampaignStore) -> None:
     def answers() -> Iterator[Answer]:
         yield says(5, 1, line=2)
         assert campaign.answers.add([says(6, 1, "bob")], source="web").new == 1

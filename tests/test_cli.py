@@ -18,10 +18,10 @@ import zarr
 from click.testing import CliRunner, Result
 from distributed import Client
 
-from dal.campaign import Annotators, Answer, Campaign
+from dal import Campaign
+from dal.campaign import Annotators, Answer
 from dal.campaign.parts import pool_of
 from dal.cli import main
-from dal.loop.api import create_campaign, next_batch
 from dal.pool import Pool
 from dal.replay import TestSet, simulate
 from dal.web import Listening, Options, make_server
@@ -85,7 +85,7 @@ def test_people_are_let_in_and_out(pool: Path, tmp_path: Path) -> None:
 
 def test_gold_records_come_from_a_file_all_or_none(pool: Path, tmp_path: Path) -> None:
     campaign, file = tmp_path / "c", tmp_path / "gold.csv"
-    ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 10)
+    ok("init", campaign, pool, "--classes", "ham,spam", "--batch-size", 10)
     file.write_text("record_id,label\n000007,spam\n000009,\n000011,ham\n")
     shown = ok("label", "gold", campaign, file)
     assert "2 gold records are new" in shown
@@ -107,10 +107,22 @@ def test_gold_records_come_from_a_file_all_or_none(pool: Path, tmp_path: Path) -
 
 
 def test_two_people_who_disagree_are_told(pool: Path, tmp_path: Path) -> None:
-    ok("init", tmp_path / "c", pool, "--classes", "ham,spam", "--overlap", 2, "--batch", 10, "--vote", "dawid_skene")
+    ok(
+        "init",
+        tmp_path / "c",
+        pool,
+        "--classes",
+        "ham,spam",
+        "--overlap",
+        2,
+        "--batch-size",
+        10,
+        "--vote",
+        "dawid_skene",
+    )
     campaign = Campaign.open(tmp_path / "c")
     assert "No label is in doubt." in ok("label", "relabel", campaign.directory)
-    batch = next_batch(campaign)
+    batch = campaign.next_batch()
     for who, codes in (("ann", [0] * 5 + [1] * 5), ("bob", [0] * 4 + [1] * 6)):
         answers = zip(batch.rows.tolist(), batch.record_ids, codes, strict=True)
         campaign.answers.add((Answer(row, key, who, "submitted", code) for row, key, code in answers), source="test")
@@ -140,7 +152,19 @@ def test_the_walk_through_of_the_readme(
     scheduler = ["--scheduler", cluster.scheduler.address]
     campaign = tmp_path / "campaign"
     assert "3,000 records of 2 float32" in ok("pool", "info", pool)
-    ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 20, "--seed", 7, "--stop", "max_labels=60")
+    ok(
+        "init",
+        campaign,
+        pool,
+        "--classes",
+        "ham,spam",
+        "--batch-size",
+        20,
+        "--random-state",
+        7,
+        "--stop",
+        "max_labels=60",
+    )
     assert "no round yet" in ok("status", campaign)
     for number in (1, 2, 3):
         shown = ok("next", campaign, *scheduler)
@@ -175,7 +199,7 @@ def test_a_batch_is_the_same_in_this_process_and_on_workers(
     batches: dict[str, list[bytes]] = {}
     for name, options in (("none", ["--workers", 0]), ("two", ["--workers", 2]), ("chosen", [])):
         campaign = tmp_path / name
-        ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 15, "--seed", 7)
+        ok("init", campaign, pool, "--classes", "ham,spam", "--batch-size", 15, "--random-state", 7)
         for number in (1, 2):
             shown = ok("next", campaign, *options)
             assert ("3,000 records" in shown and "in this process" in shown) == (name == "chosen")
@@ -194,7 +218,7 @@ def test_an_import_names_the_lines_that_it_cannot_take(
     pool: Path, table: tuple[Path, dict[str, str]], tmp_path: Path, cluster: Client
 ) -> None:
     campaign = tmp_path / "campaign"
-    ok("init", campaign, pool, "--classes", "ham,spam", "--batch", 5)
+    ok("init", campaign, pool, "--classes", "ham,spam", "--batch-size", 5)
     ok("next", campaign, "--scheduler", cluster.scheduler.address)
     asked = [a.record_id for a in Campaign.open(campaign).rounds.batch(1)]
     volunteer = next(key for key in table[1] if key not in asked)
@@ -225,7 +249,7 @@ def test_chunks_of_zeros_that_are_not_stored_are_read_by_every_command(tmp_path:
     zarr.create_array(tmp_path / "sparse.zarr", data=X, chunks=(100, 3))
     pool, campaign = tmp_path / "sparse.zarr", tmp_path / "c"
     np.save(tmp_path / "y.npy", codes)
-    init = ("init", campaign, pool, "--classes", "a,b", "--batch", 10, "--stop-set", 0)
+    init = ("init", campaign, pool, "--classes", "a,b", "--batch-size", 10, "--stop-set", 0)
     compare = ("compare", pool, "--answers", tmp_path / "y.npy", "--seeds", 1, "--strategies", "margin", "--rounds", 2)
     fill = ("--missing-chunks", "fill")
     for refused in (dal("pool", "info", pool), dal(*init), dal(*compare, "--output", tmp_path / "e.html")):
@@ -236,7 +260,7 @@ def test_chunks_of_zeros_that_are_not_stored_are_read_by_every_command(tmp_path:
     ok(*init, *fill)
     opened = Campaign.open(campaign)
     for _ in range(2):
-        batch = next_batch(opened)
+        batch = opened.next_batch()
         opened.answers.add(
             (
                 Answer(row, key, "ann", "submitted", int(codes[row]))
@@ -256,10 +280,10 @@ def test_chunks_of_zeros_that_are_not_stored_are_read_by_every_command(tmp_path:
     kept.write_text(kept.read_text().replace('missing_chunks = "refuse"', 'missing_chunks = "zero"'))
     assert "missing_chunks: refuse or fill was expected" in dal("status", campaign).output
     sparse = Pool.open(pool, missing_chunks="fill")
-    made = create_campaign(tmp_path / "other", sparse, ["a", "b"], batch=10, stop_set=0)
+    made = Campaign.create(tmp_path / "other", sparse, ["a", "b"], batch_size=10, stop_set=0)
     assert Campaign.open(made.directory).settings.missing_chunks == "fill"
     test = TestSet(X[:200], codes[:200])
-    simulate(sparse, codes, test, ["a", "b"], strategy="margin", batch=10, rounds=2)
+    simulate(sparse, codes, test, ["a", "b"], strategy="margin", batch_size=10, rounds=2)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +310,7 @@ def test_odd_names_and_numbers_give_no_traceback(
     pool: Path, tmp_path: Path, cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     campaign = tmp_path / "c"
-    ok("init", campaign, pool, "--classes", "[/red],[bold]", "--batch", 5)
+    ok("init", campaign, pool, "--classes", "[/red],[bold]", "--batch-size", 5)
     assert "[/red], [bold]" in ok("next", campaign, "--scheduler", cluster.scheduler.address)
     result = dal("label", "export", campaign, tmp_path / "x.csv", "--round", 9)
     assert result.exit_code == 1
@@ -323,7 +347,7 @@ def test_dal_next_ended_in_mid_work_gives_the_same_batch_when_run_again(
     ending: signal.Signals, own_workers: bool, pool: Path, tmp_path: Path, cluster: Client
 ) -> None:
     for name in ("undisturbed", "ended"):
-        ok("init", tmp_path / name, pool, "--classes", "ham,spam", "--batch", 15, "--seed", 3)
+        ok("init", tmp_path / name, pool, "--classes", "ham,spam", "--batch-size", 15, "--random-state", 3)
     ok("next", tmp_path / "undisturbed", "--scheduler", cluster.scheduler.address)
     command = [sys.executable, "-m", "dal", "next", str(tmp_path / "ended")]
     command += ["--workers", "2"] if own_workers else ["--scheduler", cluster.scheduler.address]
@@ -355,7 +379,7 @@ def test_the_demo_is_the_same_for_the_same_seed_and_saves_a_page(
     tmp_path: Path, cluster: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dal.compute.local.local_cluster", lambda: nullcontext(cluster))
-    command = ("demo", "--rows", 4000, "--rounds", 3, "--batch", 10, "--seed", 5)
+    command = ("demo", "--rows", 4000, "--rounds", 3, "--batch-size", 10, "--random-state", 5)
     first = ok(*command, "--directory", tmp_path / "a")
     second = ok(*command, "--directory", tmp_path / "b")
 

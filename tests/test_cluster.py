@@ -86,7 +86,7 @@ def run_next(directory: Path, address: str, environment: dict[str, str]) -> None
 def answer(campaign: dal.Campaign, number: int, y: np.ndarray) -> None:
     asked = campaign.rounds.batch(number)
     rows = np.array([each.row for each in asked])
-    dal.answer_batch(campaign, rows, [each.record_id for each in asked], y[rows])
+    campaign.label([each.record_id for each in asked], y[rows])
 
 
 @pytest.mark.slow
@@ -103,7 +103,8 @@ def test_a_campaign_on_the_recipe_asks_the_same_as_one_in_process(tmp_path: Path
     stored[:] = X
     pool = dal.Pool.open(tmp_path / "pool.zarr")
     here, there = (
-        dal.create_campaign(tmp_path / name, pool, ["a", "b", "c"], batch=20, seed=5) for name in ("here", "there")
+        dal.Campaign.create(tmp_path / name, pool, ["a", "b", "c"], batch_size=20, random_state=5)
+        for name in ("here", "there")
     )
     port, dashboard = free_port(), free_port()
     # dal need not be installed to be tested: its workers find it here.
@@ -119,7 +120,7 @@ def test_a_campaign_on_the_recipe_asks_the_same_as_one_in_process(tmp_path: Path
         assert list(client.run(has_scanned).values()) == [False, False]
         for number in (1, 2):
             run_next(there.directory, address, environment)
-            assert isinstance(dal.next_batch(here), dal.Batch)
+            assert isinstance(here.next_batch(), dal.Batch)
             name = f"batch-{number:04d}.csv"
             write_batch(here, pool, number, here.directory / name)
             assert (there.directory / name).read_bytes() == (here.directory / name).read_bytes()

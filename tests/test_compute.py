@@ -16,15 +16,15 @@ import psutil
 import pytest
 from distributed import Client, LocalCluster
 
+from dal import Campaign
 from dal.compute import plugins
 from dal.compute.client import connect
 from dal.compute.local import _PRELOADED, SETTINGS, local_cluster
 from dal.compute.work import Beat, each_on, map_on
 from dal.compute.workers import OnDemand, workers_of
 from dal.errors import ClusterError, SettingsError
-from dal.loop.api import create_campaign, next_batch
 from dal.map import map_of
-from dal.pool import build_pool
+from dal.pool import Pool
 from dal.scan import scan
 from dal.selection.batch import select
 from dal.selection.candidates import Candidates
@@ -229,7 +229,7 @@ def test_work_goes_where_a_client_cluster_or_address_says(client: Client) -> Non
 
 @pytest.mark.parametrize("door", ["scan", "map", "next"])
 def test_every_door_takes_a_cluster_or_an_address(door: str, client: Client, tmp_path: Path) -> None:
-    pool = build_pool(np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32), tmp_path / "pool.zarr")
+    pool = Pool.build(np.random.default_rng(0).standard_normal((300, 3)).astype(np.float32), tmp_path / "pool.zarr")
 
     def opened(target: object) -> list[int]:
         if door == "scan":
@@ -237,7 +237,7 @@ def test_every_door_takes_a_cluster_or_an_address(door: str, client: Client, tmp
         if door == "map":
             return map_of(pool, None, 0, client=target).density.ravel().tolist()
         place = tmp_path / str(len(list(tmp_path.iterdir())))
-        return next_batch(create_campaign(place, pool, ("ham", "spam"), batch=9), client=target).rows.tolist()
+        return Campaign.create(place, pool, ("ham", "spam"), batch_size=9).next_batch(client=target).rows.tolist()
 
     alone = opened(None)
     for target in (client, client.cluster, client.scheduler.address):

@@ -17,7 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVR
 
-from dal.campaign import Answer, Campaign, Given, Queue
+from dal import Campaign
+from dal.campaign import Answer, Given, Queue
 from dal.campaign.doubts import doubtful
 from dal.campaign.parts import pool_of
 from dal.campaign.rounds import Rounds
@@ -28,11 +29,10 @@ from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.loop.actions import Fit, Open, Select, Stop, Wait
 from dal.loop.actions import Scan as ScanAction
-from dal.loop.api import Batch, Stopped, create_campaign, next_batch
+from dal.loop.campaign import Batch, Stopped
 from dal.loop.coordinator import Coordinator
 from dal.loop.state import next_step
-from dal.pool import Pool, build_pool
-from dal.replay import answer_batch
+from dal.pool import Pool
 from dal.scan import sample_codebook, scan
 from dal.selection.batch import choose
 from dal.selection.explore import explore_count, interleaved, uniform_rows
@@ -49,20 +49,20 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
     X = (2.0 * rng.standard_normal((3, D))[codes] + rng.standard_normal((N, D))).astype(np.float32)
     X[[3, 999]] = np.nan
     ids = [f"record {row}" for row in range(N)]
-    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr", ids=ids), codes
+    return Pool.build(X, tmp_path_factory.mktemp("pool") / "pool.zarr", ids=ids), codes
 
 
 def made(truth: tuple[Pool, np.ndarray], directory: Path, **options: object) -> Campaign:
-    return create_campaign(directory, truth[0], CLASSES, **{"batch": 30, "seed": 7, **options})
+    return Campaign.create(directory, truth[0], CLASSES, **{"batch_size": 30, "random_state": 7, **options})
 
 
 def answered(campaign: Campaign, truth: tuple[Pool, np.ndarray], batch: Batch, upto: int | None = None) -> None:
     rows = batch.rows[:upto]
-    answer_batch(campaign, rows, batch.record_ids[:upto], truth[1][rows])
+    campaign.label(batch.record_ids[:upto], truth[1][rows])
 
 
 def asked(campaign: Campaign, **options: object) -> Batch:
-    given = next_batch(campaign, **options)
+    given = campaign.next_batch(**options)
     assert isinstance(given, Batch)
     return given
 
@@ -139,7 +139,7 @@ def test_closing_never_closes_the_batch_that_it_opens(was: str, truth: tuple[Poo
 
 def test_same_seed_same_batches_and_another_seed_others(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     def batches(name: str, seed: int) -> list[list[int]]:
-        campaign = made(truth, tmp_path / name, seed=seed)
+        campaign = made(truth, tmp_path / name, random_state=seed)
         rows = []
         for _ in range(3):
             batch = asked(campaign)
@@ -167,13 +167,13 @@ def test_a_cluster_gives_the_same_batches_as_this_process(
 
 def test_cells_are_stored_by_one_scan_and_read_by_the_next(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     # 6,000 rows: 20 rows a candidate, and two cells of 16 candidates, from a batch of 4 on.
-    campaign = made(truth, tmp_path / "c", batch=20)
+    campaign = made(truth, tmp_path / "c", batch_size=20)
     for _ in range(3):
         answered(campaign, truth, asked(campaign))
     written = zarr.open_array(campaign.directory / "cells.zarr", mode="r")
     assert written.attrs["codebook"]
     assert (written[:] < 64).all()
-    fresh = made(truth, tmp_path / "d", batch=20)
+    fresh = made(truth, tmp_path / "d", batch_size=20)
     for number in range(1, 4):
         batch = asked(fresh)
         assert batch.rows.tolist() == [a.row for a in campaign.rounds.batch(number)]
@@ -182,20 +182,20 @@ def test_cells_are_stored_by_one_scan_and_read_by_the_next(truth: tuple[Pool, np
 
 
 def test_an_estimator_object_is_saved_with_the_campaign(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    made(truth, tmp_path / "c", learner=LogisticRegression(C=0.37, max_iter=500))
+    made(truth, tmp_path / "c", estimator=LogisticRegression(C=0.37, max_iter=500))
     campaign = Campaign.open(tmp_path / "c")
     answered(campaign, truth, asked(campaign))
     asked(campaign)
     (tmp_path / "c" / "learner.skops").unlink()
     answered(campaign, truth, asked(campaign))
     with pytest.raises(CampaignError, match=r"learner\.skops, which is gone"):
-        next_batch(campaign)
+        campaign.next_batch()
 
 
 def test_the_budget_ends_the_campaign_and_cuts_the_last_batch(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = made(truth, tmp_path / "c", stop=["max_labels=70"])
     sizes = []
-    while isinstance(given := next_batch(campaign), Batch):
+    while isinstance(given := campaign.next_batch(), Batch):
         sizes.append(len(given.rows))
         answered(campaign, truth, given)
     assert sizes == [30, 30, 10]
@@ -208,25 +208,27 @@ def test_the_last_batch_of_a_pool_is_short_and_says_so(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rng = np.random.default_rng(2)
-    small = build_pool(rng.standard_normal((50, 4)), tmp_path / "small.zarr")
-    campaign = create_campaign(tmp_path / "c", small, ["a", "b"], batch=40, strategy="margin", stop=["pool_exhausted"])
+    small = Pool.build(rng.standard_normal((50, 4)), tmp_path / "small.zarr")
+    campaign = Campaign.create(
+        tmp_path / "c", small, ["a", "b"], batch_size=40, strategy="margin", stop=["pool_exhausted"]
+    )
     first = asked(campaign)
-    answer_batch(campaign, first.rows, first.record_ids, first.rows % 2)
+    campaign.label(first, first.rows % 2)
     with caplog.at_level(logging.WARNING, "dal"):
         second = asked(campaign)
     assert len(second.rows) == 10
     assert sorted([*first.rows, *second.rows]) == list(range(50))
     assert "Only 10 records were never asked" in caplog.text
-    answer_batch(campaign, second.rows, second.record_ids, second.rows % 2)
-    assert isinstance(next_batch(campaign), Stopped)
+    campaign.label(second, second.rows % 2)
+    assert isinstance(campaign.next_batch(), Stopped)
 
 
 def test_volunteered_records_are_learned_from_and_not_asked(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = made(truth, tmp_path / "c")
     rows = np.arange(2000, 2400)
-    answer_batch(campaign, rows, [f"record {row}" for row in rows], truth[1][rows])
+    campaign.label([f"record {row}" for row in rows], truth[1][rows])
     # A record with NaN can be volunteered, too; it cannot be learned from.
-    answer_batch(campaign, np.array([999]), ["record 999"], np.array([1]))
+    campaign.label(["record 999"], np.array([1]))
     batch = asked(campaign)
     assert not set(batch.rows.tolist()) & set(rows.tolist())
     assert campaign.rounds.get(1).notes["invalid_labeled"] == 1
@@ -236,9 +238,9 @@ def test_volunteered_records_are_learned_from_and_not_asked(truth: tuple[Pool, n
 def test_labels_of_one_class_need_coverage(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = made(truth, tmp_path / "c")
     first = asked(campaign)
-    answer_batch(campaign, first.rows, first.record_ids, np.zeros(30, int))
+    campaign.label(first, np.zeros(30, int))
     with pytest.raises(LearnerError, match="All 30 labels are 'red'"):
-        next_batch(campaign)
+        campaign.next_batch()
     assert [each.status for each in campaign.rounds.all()] == ["closed"]
     second = asked(campaign, coverage=True)
     assert second.number == 2
@@ -321,7 +323,7 @@ def test_a_learner_that_takes_no_weights_cannot_have_a_weighing_vote(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
     trusted = ["sklearn.metrics._dist_metrics.EuclideanDistance64", "sklearn.neighbors._kd_tree.KDTree"]
-    options = {"learner": KNeighborsClassifier(3), "trusted": trusted}
+    options = {"estimator": KNeighborsClassifier(3), "trusted": trusted}
     with pytest.raises(LearnerError, match=r"sample_weight.*majority"):
         made(truth, tmp_path / "c", vote="dawid_skene", **options)
     assert not (tmp_path / "c").exists()
@@ -329,7 +331,7 @@ def test_a_learner_that_takes_no_weights_cannot_have_a_weighing_vote(
     toml = tmp_path / "c" / "campaign.toml"
     toml.write_text(toml.read_text().replace('vote = "majority"', 'vote = "dawid_skene"'))
     with pytest.raises(LearnerError, match="sample_weight"):
-        next_batch(Campaign.open(tmp_path / "c"))
+        Campaign.open(tmp_path / "c").next_batch()
     assert Campaign.open(tmp_path / "c").rounds.all() == []
 
 
@@ -339,14 +341,14 @@ def test_a_learner_that_takes_no_weights_cannot_have_a_weighing_vote(
 @pytest.mark.parametrize(
     ("wrong", "error", "says"),
     [
-        ({"batch": N + 1}, SettingsError, "at most the pool's 6,000 records, got 6,001"),
-        ({"batch": 0}, SettingsError, "batch"),
+        ({"batch_size": N + 1}, SettingsError, "at most the pool's 6,000 records, got 6,001"),
+        ({"batch_size": 0}, SettingsError, "batch"),
         ({"strategy": "marginal"}, SettingsError, "default, coverage"),
         ({"stop": ["max_label=3"]}, SettingsError, "max_labels"),
-        ({"learner": "logistics"}, LearnerError, "logistic"),
-        ({"learner": SVR()}, LearnerError, "classifier"),
+        ({"estimator": "logistics"}, LearnerError, "logistic"),
+        ({"estimator": SVR()}, LearnerError, "classifier"),
         ({"explore": 1.5}, SettingsError, "explore"),
-        ({"learner": "forest", "strategy": "expected_gradient_length"}, LearnerError, "linear softmax layer"),
+        ({"estimator": "forest", "strategy": "expected_gradient_length"}, LearnerError, "linear softmax layer"),
         ({"overlap": 0}, SettingsError, "overlap"),
         ({"gold": 1.0}, SettingsError, "gold"),
         ({"vote": "loudest"}, SettingsError, "majority or dawid_skene"),
@@ -362,9 +364,9 @@ def test_bad_settings_leave_no_campaign(
 
 def test_bad_classes_and_pools_leave_no_campaign(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     with pytest.raises((SettingsError, LabelError), match="two"):
-        create_campaign(tmp_path / "c", truth[0], ["only"], batch=5)
+        Campaign.create(tmp_path / "c", truth[0], ["only"], batch_size=5)
     with pytest.raises(PoolNotFound):
-        create_campaign(tmp_path / "c", tmp_path / "nothing.zarr", CLASSES)
+        Campaign.create(tmp_path / "c", tmp_path / "nothing.zarr", CLASSES)
     assert not (tmp_path / "c").exists()
 
 
@@ -373,21 +375,21 @@ def test_a_directory_that_is_another_campaigns_is_refused(truth: tuple[Pool, np.
     # The same one again, before anything happened in it, is a call that was killed at its end and is repeated.
     assert made(truth, tmp_path / "c").id == campaign.id
     with pytest.raises(CampaignError, match="holds a campaign already"):
-        made(truth, tmp_path / "c", seed=8)
+        made(truth, tmp_path / "c", random_state=8)
     asked(campaign)
     with pytest.raises(CampaignError, match="holds a campaign already"):
-        made(truth, tmp_path / "c", seed=8)
+        made(truth, tmp_path / "c", random_state=8)
 
 
 def test_another_pool_in_the_old_place_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     X = np.random.default_rng(0).standard_normal((40, 3))
-    build_pool(X, tmp_path / "pool.zarr")
-    campaign = create_campaign(tmp_path / "c", tmp_path / "pool.zarr", CLASSES, batch=4)
-    build_pool(X, tmp_path / "pool.zarr", overwrite=True)
+    Pool.build(X, tmp_path / "pool.zarr")
+    campaign = Campaign.create(tmp_path / "c", tmp_path / "pool.zarr", CLASSES, batch_size=4)
+    Pool.build(X, tmp_path / "pool.zarr", overwrite=True)
     with pytest.raises(CampaignMismatch, match="made for another pool"):
         pool_of(campaign)
     with pytest.raises(CampaignMismatch):
-        next_batch(campaign)
+        campaign.next_batch()
     assert campaign.rounds.all() == []
 
 
@@ -406,7 +408,7 @@ def killed_next_batch(directory: str, method: str, when: str) -> None:
         return None
 
     setattr(Rounds, method, stabbed)
-    next_batch(Campaign.open(directory))
+    Campaign.open(directory).next_batch()
 
 
 STEPS = ["freeze", "save_model", "save_scan", "open"]
@@ -453,7 +455,7 @@ def test_answers_that_come_after_the_freeze_belong_to_the_next_round(
     process.start()
     process.join(60)
     rows = np.array([4000, 4001])
-    answer_batch(campaign, rows, ["record 4000", "record 4001"], truth[1][rows])
+    campaign.label(["record 4000", "record 4001"], truth[1][rows])
     batch = asked(campaign)
     assert campaign.rounds.get(2).trained_on == 30
     assert not set(batch.rows.tolist()) & {4000, 4001}
@@ -477,7 +479,7 @@ def test_a_mistyped_strategy_freezes_no_round(truth: tuple[Pool, np.ndarray], tm
     campaign = made(truth, tmp_path / "c")
     broken = edit(campaign, '"default"', '"defalt"')
     with pytest.raises(SettingsError, match="defalt"):
-        next_batch(broken)
+        broken.next_batch()
     assert broken.rounds.all() == []
     assert asked(edit(broken, '"defalt"', '"default"')).number == 1
 
@@ -487,12 +489,12 @@ def test_labels_that_a_learner_refuses_do_not_block_the_campaign(
 ) -> None:
     calibrated = CalibratedClassifierCV(LogisticRegression(), cv=5)
     trusted = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"]
-    campaign = made(truth, tmp_path / "c", learner=calibrated, trusted=trusted, batch=4)
+    campaign = made(truth, tmp_path / "c", estimator=calibrated, trusted=trusted, batch_size=4)
     answered(campaign, truth, asked(campaign))
     with pytest.raises(LearnerError, match=r"could not be fitted on 4 labels.*dal next --coverage"):
-        next_batch(campaign)
+        campaign.next_batch()
     rows = np.arange(100, 160)
-    answer_batch(campaign, rows, [f"record {row}" for row in rows], truth[1][rows])
+    campaign.label([f"record {row}" for row in rows], truth[1][rows])
     assert asked(campaign).number == 2
     assert campaign.rounds.get(2).trained_on == 64
 
@@ -500,12 +502,12 @@ def test_labels_that_a_learner_refuses_do_not_block_the_campaign(
 def test_a_pool_whose_rest_is_invalid_ends_the_campaign(tmp_path: Path) -> None:
     X = np.random.default_rng(0).standard_normal((30, 3))
     X[20:] = np.nan
-    pool = build_pool(X, tmp_path / "pool.zarr")
-    campaign = create_campaign(tmp_path / "c", pool, ["a", "b"], batch=12)
+    pool = Pool.build(X, tmp_path / "pool.zarr")
+    campaign = Campaign.create(tmp_path / "c", pool, ["a", "b"], batch_size=12)
     sizes = []
-    while isinstance(given := next_batch(campaign), Batch):
+    while isinstance(given := campaign.next_batch(), Batch):
         sizes.append(len(given.rows))
-        answer_batch(campaign, given.rows, given.record_ids, given.rows % 2)
+        campaign.label(given, given.rows % 2)
     assert sizes == [12, 8]
     assert "every row of the pool was asked or cannot be" in given.verdicts[0].reason
 
@@ -513,7 +515,7 @@ def test_a_pool_whose_rest_is_invalid_ends_the_campaign(tmp_path: Path) -> None:
 def test_stored_cells_that_were_lost_are_computed_again(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     batches = []
     for name in ("kept", "lost", "torn"):
-        campaign = made(truth, tmp_path / name, batch=20)
+        campaign = made(truth, tmp_path / name, batch_size=20)
         answered(campaign, truth, asked(campaign))
         answered(campaign, truth, asked(campaign))
         if name == "lost":
@@ -548,19 +550,19 @@ def test_a_model_that_fits_and_cannot_predict_does_not_block_the_campaign(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
     trusted = ["sklearn.metrics._dist_metrics.EuclideanDistance64", "sklearn.neighbors._kd_tree.KDTree"]
-    campaign = made(truth, tmp_path / "c", learner=KNeighborsClassifier(20), trusted=trusted, batch=8)
+    campaign = made(truth, tmp_path / "c", estimator=KNeighborsClassifier(20), trusted=trusted, batch_size=8)
     answered(campaign, truth, asked(campaign))
     with pytest.raises(LearnerError, match="n_neighbors"):
-        next_batch(campaign)
+        campaign.next_batch()
     rows = np.arange(100, 160)
-    answer_batch(campaign, rows, [f"record {row}" for row in rows], truth[1][rows])
+    campaign.label([f"record {row}" for row in rows], truth[1][rows])
     assert asked(campaign).number == 2
 
 
 def test_files_that_a_power_cut_tore_are_made_again(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     batches = []
     for name in ("whole", "torn"):
-        campaign = made(truth, tmp_path / name, batch=20)
+        campaign = made(truth, tmp_path / name, batch_size=20)
         answered(campaign, truth, asked(campaign))
         answered(campaign, truth, asked(campaign))
         if name == "torn":
@@ -583,10 +585,10 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
     X = rng.standard_normal((12_000, 5)).astype(np.float32)
     X[50] = np.nan
     codes = (X[:, 0] + 0.3 * rng.standard_normal(12_000) > 0).astype(int)
-    pool = build_pool(X, tmp_path / "pool.zarr")
+    pool = Pool.build(X, tmp_path / "pool.zarr")
     k, seed, stop_set, names = 40, 11, 120, ("no", "yes")
-    campaign = create_campaign(
-        tmp_path / "c", pool, names, strategy=strategy, batch=k, seed=seed, explore=0.1, stop_set=stop_set
+    campaign = Campaign.create(
+        tmp_path / "c", pool, names, strategy=strategy, batch_size=k, random_state=seed, explore=0.1, stop_set=stop_set
     )
     kept_apart = list(islice(uniform_rows(len(X), np.empty(0, np.int64), seed, STOP_SET), stop_set))
     asked = np.empty(0, np.int64)
@@ -617,9 +619,9 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
             excluded=taken,
             **at,
         )
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         assert isinstance(batch, Batch)
         assert batch.rows.tolist() == interleaved(rows.tolist(), drawn)
-        answer_batch(campaign, batch.rows, batch.record_ids, codes[batch.rows])
+        campaign.label(batch, codes[batch.rows])
         asked = np.append(asked, batch.rows)
     assert explored == 12

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dal.errors import DalError
-from dal.pool import Block, Pool, append_pool, build_pool, sources
+from dal.pool import Block, Pool, sources
 from dal.pool import build as building
 from dal.pool import ids as indexing
 from tests import faults
@@ -36,20 +36,20 @@ def told(first: int, last: int) -> dict[str, Any]:
 
 
 def build(path: Path) -> None:
-    build_pool(X, path, **told(0, N), dtype="int8")
+    Pool.build(X, path, **told(0, N), dtype="int8")
 
 
 def build_of_unknown_length(path: Path) -> None:
     # Blocks cannot be gone on with, so what is there is replaced.
-    build_pool((Block(X[at : at + 12]) for at in range(0, N, 12)), path, overwrite=True)
+    Pool.build((Block(X[at : at + 12]) for at in range(0, N, 12)), path, overwrite=True)
 
 
 def overwrite(path: Path) -> None:
-    build_pool(X[:30] + 1, path, ids=[f"other {row}" for row in range(30)], overwrite=True)
+    Pool.build(X[:30] + 1, path, ids=[f"other {row}" for row in range(30)], overwrite=True)
 
 
 def append(path: Path) -> None:
-    append_pool(X[40:], path, **told(40, N))
+    Pool.open(path).append(X[40:], **told(40, N))
 
 
 def nothing(path: Path) -> None:
@@ -61,12 +61,12 @@ def empty(path: Path) -> None:
 
 
 def shorter(path: Path) -> None:
-    build_pool(X[:40], path, **told(0, 40))
+    Pool.build(X[:40], path, **told(0, 40))
 
 
 def grown(path: Path) -> None:
-    build_pool(X[:30], path, **told(0, 30))
-    append_pool(X[30:40], path, **told(30, 40))
+    Pool.build(X[:30], path, **told(0, 30))
+    Pool.open(path).append(X[30:40], **told(30, 40))
 
 
 SCENES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from dal import _files
-from dal.campaign import Answer, Campaign, Settings, directory
+from dal.campaign import Answer, CampaignStore, Settings, directory
 from dal.campaign.database import open_server
 from dal.errors import CampaignError, SettingsError
 from tests import databases
 
-CHOSEN = Settings("pool.zarr", ("cat", "dog"), learner="logistic", strategy="margin", batch=4)
+CHOSEN = Settings("pool.zarr", ("cat", "dog"), estimator="logistic", strategy="margin", batch_size=4)
 ANSWER = Answer(3, "id3", "ann", "submitted", 1)
 
 
-def create(place: Path, database: str) -> Campaign:
-    return Campaign.create(place, replace(CHOSEN, database=database), pool_fingerprint="f00d", n_rows=100)
+def create(place: Path, database: str) -> CampaignStore:
+    return CampaignStore.create(place, replace(CHOSEN, database=database), pool_fingerprint="f00d", n_rows=100)
 
 
 # -- a network file system ---------------------------------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_sqlite_on_a_network_file_system_is_refused(
     campaign = create(tmp_path / "große\u3000Ablage 1" / "c", "")
     mounted(tmp_path / "große\u3000Ablage 1", kind)
     with pytest.raises(CampaignError, match=rf"network file system \({re.escape(kind)}\).*PostgreSQL"):
-        Campaign.open(campaign.directory)
+        CampaignStore.open(campaign.directory)
     with pytest.raises(CampaignError, match="network file system"):
         create(tmp_path / "große\u3000Ablage 1" / "d", "")
     assert not (tmp_path / "große\u3000Ablage 1" / "d" / "campaign.toml").exists()
@@ -100,7 +100,7 @@ def test_a_read_only_server_is_said(tmp_path: Path, postgres: str) -> None:
     campaign = create(tmp_path / "c", url)
     toml = campaign.directory / "campaign.toml"
     toml.write_text(toml.read_text().replace("options=", "options=-cdefault_transaction_read_only%3Don%20"))
-    reader = Campaign.open(campaign.directory)
+    reader = CampaignStore.open(campaign.directory)
     assert reader.answers.last_id() == 0
     with pytest.raises(CampaignError, match="read-only"):
         reader.answers.add([ANSWER], source="web")
@@ -138,7 +138,7 @@ def test_a_database_that_holds_a_campaign_is_not_taken(tmp_path: Path, postgres:
         create(tmp_path / "b", url)
     with pytest.raises(CampaignError, match="holds a campaign already: open it"):
         create(tmp_path / "a", "")
-    assert Campaign.open(tmp_path / "a").id == first.id
+    assert CampaignStore.open(tmp_path / "a").id == first.id
 
 
 def test_what_was_interrupted_before_the_database_was_made_is_made_anew(
@@ -151,7 +151,7 @@ def test_what_was_interrupted_before_the_database_was_made_is_made_anew(
             create(tmp_path / "a", url)
     assert (tmp_path / "a" / "campaign.toml").exists()
     with pytest.raises(CampaignError, match="holds no campaign"):
-        Campaign.open(tmp_path / "a")
+        CampaignStore.open(tmp_path / "a")
     assert create(tmp_path / "a", url).rounds.all() == []
 
 
@@ -164,7 +164,7 @@ def test_a_campaign_whose_tables_are_gone_is_said(tmp_path: Path, postgres: str)
     with campaign.database.writing() as connection:
         connection.exec_driver_sql("DROP TABLE campaign")
     with pytest.raises(CampaignError, match="holds no campaign: restore"):
-        Campaign.open(campaign.directory)
+        CampaignStore.open(campaign.directory)
 
 
 def test_leases_follow_the_clock_of_the_server(tmp_path: Path, postgres: str) -> None:

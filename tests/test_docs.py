@@ -27,7 +27,7 @@ from click.testing import CliRunner
 
 import dal
 from benchmarks.__main__ import main as benchmarks
-from dal.campaign import Campaign
+from dal.campaign import CampaignStore
 from dal.cli import main
 from tests.conftest import missing_service
 
@@ -126,7 +126,7 @@ def scene(request: pytest.FixtureRequest, mails: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "of the reader's account")
     if request.param in {"docs/exchange.md", "docs/explorer.md"}:
-        ok("init", "campaign", "pool.zarr", "--classes", "ham,spam", "--batch", "20")
+        ok("init", "campaign", "pool.zarr", "--classes", "ham,spam", "--batch-size", "20")
     if request.param == "docs/explorer.md":
         play_a_round()
     return tmp_path
@@ -147,7 +147,7 @@ def play_a_round() -> None:
 
 def fill_in(batch: Path) -> None:
     """Answer as somebody does who knows the classes."""
-    classes = Campaign.open(Path("campaign")).settings.classes
+    classes = CampaignStore.open(Path("campaign")).settings.classes
     with batch.open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     for row in rows:

@@ -20,7 +20,7 @@ from dal.choices import ENCODINGS
 from dal.cli import main
 from dal.errors import ChunkError, PoolError, SourceError
 from dal.learners.learner import Learner
-from dal.pool import Block, Pool, build_pool, sources
+from dal.pool import Block, Pool, sources
 from dal.pool import build as building
 from dal.pool import store as reading
 from dal.pool import tables as reading_tables
@@ -92,7 +92,7 @@ def test_every_way_of_reading_equals_the_twin(
     if shard:
         monkeypatch.setattr(building, "MAX_FILES", 2)
     X = source_of(encoding)
-    pool = build_pool(X, tmp_path / "pool.zarr", dtype=encoding)
+    pool = Pool.build(X, tmp_path / "pool.zarr", dtype=encoding)
     expected = twin(encoding, X)
     assert (pool.encoding, pool.dtype) == (encoding, np.dtype(STORED[encoding]))
     assert pool.nbytes == N * D * pool.dtype.itemsize
@@ -112,7 +112,7 @@ def test_every_way_of_reading_equals_the_twin(
 
 def test_a_tile_is_decoded_into_the_buffer_of_the_one_before(tmp_path: Path, small: None) -> None:
     for encoding in NARROW:
-        reader = build_pool(source_of(encoding), tmp_path / encoding, dtype=encoding).reader()
+        reader = Pool.build(source_of(encoding), tmp_path / encoding, dtype=encoding).reader()
         first = reader.read(3, 40)
         assert np.shares_memory(first, reader.read(40, 77))
 
@@ -120,14 +120,14 @@ def test_a_tile_is_decoded_into_the_buffer_of_the_one_before(tmp_path: Path, sma
 @pytest.mark.parametrize("encoding", NARROW)
 def test_images(encoding: str, tmp_path: Path) -> None:
     X = source_of(encoding, 31, 24)
-    pool = build_pool(X.reshape(31, 4, 3, 2), tmp_path / "pool.zarr", dtype=encoding)
+    pool = Pool.build(X.reshape(31, 4, 3, 2), tmp_path / "pool.zarr", dtype=encoding)
     assert (pool.record_shape, pool.n_features) == ((4, 3, 2), 24)
     np.testing.assert_array_equal(pool.read(2, 31), twin(encoding, X)[2:])
 
 
 @pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
 def test_a_store_that_is_not_local(encoding: str, small: None) -> None:
-    pool = build_pool(records(), f"memory://narrow/{encoding}.zarr", dtype=encoding)
+    pool = Pool.build(records(), f"memory://narrow/{encoding}.zarr", dtype=encoding)
     np.testing.assert_array_equal(pool.read(3, N), twin(encoding, records())[3:])
 
 
@@ -143,9 +143,9 @@ def test_plain_arrays_hold_numbers_and_nothing_else(tmp_path: Path) -> None:
 
 def test_without_a_dtype_it_is_float32_or_the_uint8_given(tmp_path: Path) -> None:
     whole = source_of("uint8").astype(np.uint8)
-    assert build_pool(records(), tmp_path / "a").encoding == "float32"
-    assert build_pool(whole, tmp_path / "b").encoding == "uint8"
-    assert build_pool(whole, tmp_path / "c", dtype="float32").dtype == np.float32
+    assert Pool.build(records(), tmp_path / "a").encoding == "float32"
+    assert Pool.build(whole, tmp_path / "b").encoding == "uint8"
+    assert Pool.build(whole, tmp_path / "c", dtype="float32").dtype == np.float32
 
 
 # ---- rounding
@@ -172,14 +172,14 @@ def test_bfloat16_of_ties_and_of_what_is_no_number(tmp_path: Path) -> None:
     bits = np.array([0x3F80_8000, 0x3F81_8000, 0x7F7F_FFFF, 0x7F80_0000, 0xFF80_0000], np.uint32)
     nans = np.array([0x7F80_0001, 0xFF80_0001, 0x7FFF_FFFF, 0xFFFF_FFFF, 0x7FC0_0000], np.uint32)
     X = np.stack([bits, nans]).view(np.float32)
-    got = build_pool(X, tmp_path / "pool.zarr", dtype="bfloat16").read(0, 2)
+    got = Pool.build(X, tmp_path / "pool.zarr", dtype="bfloat16").read(0, 2)
     assert got[0].tolist() == [1.0, 1 + 2**-6, np.inf, np.inf, -np.inf]
     assert np.isnan(got[1]).all()
 
 
 def test_float16_keeps_nan_and_makes_infinite_what_is_beyond(tmp_path: Path) -> None:
     X = np.array([[np.nan, 1e6, -1e300, 65504, 2**-25]])
-    got = build_pool(X, tmp_path / "pool.zarr", dtype="float16").read(0, 1)
+    got = Pool.build(X, tmp_path / "pool.zarr", dtype="float16").read(0, 1)
     np.testing.assert_array_equal(got, np.array([[np.nan, np.inf, -np.inf, 65504, 0]], np.float32))
 
 
@@ -198,7 +198,7 @@ def test_int8_is_within_half_a_step(values: list[tuple[float, float]]) -> None:
 
 def test_the_scale_is_a_127th_of_the_largest_and_one_where_all_are_zero(tmp_path: Path, small: None) -> None:
     X = records()
-    pool = build_pool(X, tmp_path / "pool.zarr", dtype="int8")
+    pool = Pool.build(X, tmp_path / "pool.zarr", dtype="int8")
     scale = np.asarray(zarr.open_group(pool.path, mode="r")["scale"][:])  # type: ignore[index]
     np.testing.assert_array_equal(scale, np.where(X.any(axis=0), np.abs(X).max(axis=0) / np.float32(127), 1))
     assert scale.dtype == np.float32
@@ -222,7 +222,7 @@ def tables(folder: Path, X: np.ndarray) -> dict[str, Any]:
 def test_every_source_gives_the_same_pool(encoding: str, tmp_path: Path, small: None) -> None:
     X = source_of(encoding)
     for kind, source in tables(tmp_path, X).items():
-        pool = build_pool(source, tmp_path / f"{kind}.zarr", dtype=encoding)
+        pool = Pool.build(source, tmp_path / f"{kind}.zarr", dtype=encoding)
         np.testing.assert_array_equal(pool.read(2, N), twin(encoding, X)[2:], err_msg=kind)
 
 
@@ -234,13 +234,13 @@ def blocks(X: np.ndarray) -> Iterator[Block]:
 @pytest.mark.parametrize("encoding", ["float16", "bfloat16", "uint8"])
 def test_blocks(encoding: str, tmp_path: Path, small: None) -> None:
     X = source_of(encoding)
-    pool = build_pool(blocks(X), tmp_path / "pool.zarr", dtype=encoding)
+    pool = Pool.build(blocks(X), tmp_path / "pool.zarr", dtype=encoding)
     np.testing.assert_array_equal(pool.read(2, N), twin(encoding, X)[2:])
 
 
 def test_blocks_are_refused_for_int8(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"int8.*iterable of Block"):
-        build_pool(blocks(records()), tmp_path / "pool.zarr", dtype="int8")
+        Pool.build(blocks(records()), tmp_path / "pool.zarr", dtype="int8")
     assert not list(tmp_path.iterdir())
 
 
@@ -248,7 +248,7 @@ def test_unknown_dtypes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         SourceError, match="`dtype` must be one of float32, float16, bfloat16, int8, uint8, got 'float8'"
     ):
-        build_pool(records(), tmp_path / "pool.zarr", dtype="float8")
+        Pool.build(records(), tmp_path / "pool.zarr", dtype="float8")
     assert not list(tmp_path.iterdir())
 
 
@@ -257,7 +257,7 @@ def test_what_int8_does_not_have_is_refused_before_anything_is_written(bad: floa
     X = records()
     X[[40, 41, 200], [0, 4, 3]] = bad
     with pytest.raises(SourceError, match=r"`int8`.*finite.*rows 40, 41; use float32"):
-        build_pool(X, tmp_path / "pool.zarr", dtype="int8")
+        Pool.build(X, tmp_path / "pool.zarr", dtype="int8")
     assert not list(tmp_path.iterdir())
 
 
@@ -266,7 +266,7 @@ def test_what_uint8_does_not_have_is_refused(bad: float, tmp_path: Path) -> None
     X = source_of("uint8").astype(np.float64)
     X[40:47, 2] = bad
     with pytest.raises(SourceError, match=r"`uint8`.*rows 40, 41, 42, 43, 44 and 2 more"):
-        build_pool(X, tmp_path / "pool.zarr", dtype="uint8")
+        Pool.build(X, tmp_path / "pool.zarr", dtype="uint8")
 
 
 def test_a_source_that_grew_between_the_passes_is_refused() -> None:
@@ -294,7 +294,7 @@ def test_int8_interrupted_at_any_write(tmp_path: Path, small: None, monkeypatch:
 
         monkeypatch.setattr(LocalStore, "set", failing)
         try:
-            pool = build_pool(tmp_path / "x.npy", tmp_path / "pool.zarr", dtype="int8")
+            pool = Pool.build(tmp_path / "x.npy", tmp_path / "pool.zarr", dtype="int8")
         except Stopped:
             group = tmp_path / "pool.zarr"
             rows.append(
@@ -314,16 +314,16 @@ def test_another_dtype_does_not_go_on(tmp_path: Path, small: None) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        build_pool(records(), tmp_path / "pool.zarr", dtype="bfloat16", progress=stop)
+        Pool.build(records(), tmp_path / "pool.zarr", dtype="bfloat16", progress=stop)
     for dtype in ("float16", "int8", None):
         with pytest.raises(SourceError, match=r"'stored': 'bfloat16'.*another source or dtype: .*overwrite=True"):
-            build_pool(records(), tmp_path / "pool.zarr", dtype=dtype)
-    pool = build_pool(records(), tmp_path / "pool.zarr", dtype="bfloat16")
+            Pool.build(records(), tmp_path / "pool.zarr", dtype=dtype)
+    pool = Pool.build(records(), tmp_path / "pool.zarr", dtype="bfloat16")
     np.testing.assert_array_equal(pool.read(0, N), twin("bfloat16", records()))
 
 
 def test_a_scale_that_is_gone_or_an_encoding_of_the_future(tmp_path: Path, small: None) -> None:
-    pool = build_pool(records(), tmp_path / "pool.zarr", dtype="int8")
+    pool = Pool.build(records(), tmp_path / "pool.zarr", dtype="int8")
     (tmp_path / "pool.zarr/scale/c/1").unlink()
     with pytest.raises(ChunkError, match="scale: chunk c/1"):
         pool.read(3, 9)
@@ -352,8 +352,8 @@ def test_a_scan_equals_one_of_a_float32_pool_of_what_is_held(encoding: str, tmp_
     X = source_of(encoding, n, d)
     if encoding in ("float16", "bfloat16"):
         X[[5, 16_384, n - 1], [0, 3, 11]] = np.nan, np.inf, -np.inf
-    narrow = build_pool(X, tmp_path / "narrow.zarr", dtype=encoding)
-    wide = build_pool(narrow.read(0, n), tmp_path / "wide.zarr")
+    narrow = Pool.build(X, tmp_path / "narrow.zarr", dtype=encoding)
+    wide = Pool.build(narrow.read(0, n), tmp_path / "wide.zarr")
     labels = np.random.default_rng(1).integers(0, 3, 300)
     model = Learner.named("logistic", ("a", "b", "c"), random_state=0).fit(wide.take(np.arange(100, 400)), labels)
     books = [sample_codebook(pool, 4, 11) for pool in (narrow, wide)]

@@ -62,8 +62,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a directory with a pool and a campaign on it that has a batch."""
     directory = tmp_path_factory.mktemp("entrance")
     X = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32)
-    dal.build_pool(X, directory / "pool.zarr")
-    dal.next_batch(dal.create_campaign(directory / "campaign", directory / "pool.zarr", ["ham", "spam"], batch=5))
+    dal.Pool.build(X, directory / "pool.zarr")
+    dal.Campaign.create(directory / "campaign", directory / "pool.zarr", ["ham", "spam"], batch_size=5).next_batch()
     return directory
 
 
@@ -116,7 +116,7 @@ def of_the_process() -> dict[str, object]:
     ("command", "status"),
     [
         (("pool", "build", "X.npy", "pool.zarr"), 0),
-        (("init", "c", "pool.zarr", "--classes", "ham,spam", "--learner", "mine:missing"), 1),
+        (("init", "c", "pool.zarr", "--classes", "ham,spam", "--estimator", "mine:missing"), 1),
         (("status", "nowhere"), 1),
         (("status", "--no-such-option"), 2),
     ],

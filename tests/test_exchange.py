@@ -62,10 +62,10 @@ IDS = [f"r{at}" for at in range(10)]
 POOL = InMemory(IDS, text=[f"text of {record_id}" for record_id in IDS])
 
 
-def start(directory: Path, pool: InMemory = POOL, asked: Sequence[int] = (107, 101, 104, 102)) -> Campaign:
+def start(directory: Path, pool: InMemory = POOL, asked: Sequence[int] = (107, 101, 104, 102)) -> CampaignStore:
     """Make a campaign whose first batch is open."""
-    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
-    campaign = Campaign.create(directory, chosen, pool_fingerprint="f", n_rows=len(pool.ids))
+    chosen = Settings("pool.zarr", CLASSES, estimator="logistic", strategy="margin", batch_size=4)
+    campaign = CampaignStore.make(directory, chosen, pool_fingerprint="f", n_rows=len(pool.ids))
     frozen = {"pool_fingerprint": "f", "n_rows": len(pool.ids), "k": 4, "explore": 0.0, "seed": 0}
     batch_round = campaign.rounds.freeze(**frozen, strategy="margin")
     campaign.rounds.open(batch_round, batch_of(asked, [pool.ids[row] for row in asked]))
@@ -73,12 +73,12 @@ def start(directory: Path, pool: InMemory = POOL, asked: Sequence[int] = (107, 1
 
 
 @pytest.fixture
-def campaign(tmp_path: Path) -> Campaign:
+def campaign(tmp_path: Path) -> CampaignStore:
     return start(tmp_path / "campaign")
 
 
 @pytest.fixture
-def bring(campaign: Campaign, tmp_path: Path) -> Callable[..., files.ImportReport]:
+def bring(campaign: CampaignStore, tmp_path: Path) -> Callable[..., files.ImportReport]:
     """Import a file with this content."""
 
     def bring(
@@ -91,7 +91,7 @@ def bring(campaign: Campaign, tmp_path: Path) -> Callable[..., files.ImportRepor
     return bring
 
 
-def answered(campaign: Campaign) -> dict[tuple[int, str], str | None]:
+def answered(campaign: CampaignStore) -> dict[tuple[int, str], str | None]:
     """Collect the latest answers, with the names of the classes; None is a skipped record."""
     latest = campaign.answers.latest()
     names = [None if code < 0 else CLASSES[code] for code in latest.labels.tolist()]
@@ -113,7 +113,7 @@ def save(path: Path, rows: Sequence[dict[str, str]]) -> None:
 # -- out -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_batch_goes_out_in_the_order_of_asking(campaign: Campaign, tmp_path: Path) -> None:
+def test_a_batch_goes_out_in_the_order_of_asking(campaign: CampaignStore, tmp_path: Path) -> None:
     path = tmp_path / "batch-0001.csv"
     assert write_batch(campaign, POOL, 1, path) == 4
     assert path.read_bytes().decode() == (
@@ -127,7 +127,7 @@ def test_a_batch_goes_out_in_the_order_of_asking(campaign: Campaign, tmp_path: P
 
 
 def test_known_answers_are_filled_in_one_line_an_annotator(
-    campaign: Campaign, bring: Callable[..., files.ImportReport], tmp_path: Path
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport], tmp_path: Path
 ) -> None:
     bring(HEADER + "r1,cat,,bob\nr1,dog,,ann\nr4,,skipped,ann\nr9,cat,,ann\n")
     assert write_batch(campaign, POOL, 1, tmp_path / "out.csv") == 5
@@ -177,7 +177,7 @@ def test_a_text_longer_than_a_spreadsheets_cell_is_cut(tmp_path: Path) -> None:
     assert read_answers(tmp_path / "out.csv", campaign, pool, "ann").pending == 2
 
 
-def test_labels_that_were_typed_and_not_imported_are_not_written_over(campaign: Campaign, tmp_path: Path) -> None:
+def test_labels_that_were_typed_and_not_imported_are_not_written_over(campaign: CampaignStore, tmp_path: Path) -> None:
     path = tmp_path / "batch.csv"
     write_batch(campaign, POOL, 1, path)
     write_batch(campaign, POOL, 1, path)
@@ -192,7 +192,7 @@ def test_labels_that_were_typed_and_not_imported_are_not_written_over(campaign: 
     assert [line["annotator"] for line in table(path)] == ["ann", "", "", ""]
 
 
-def test_an_export_that_fails_leaves_the_old_file(campaign: Campaign, tmp_path: Path) -> None:
+def test_an_export_that_fails_leaves_the_old_file(campaign: CampaignStore, tmp_path: Path) -> None:
     path = tmp_path / "batch.csv"
     write_batch(campaign, POOL, 1, path)
     before = path.read_bytes()
@@ -270,7 +270,7 @@ def test_a_file_made_elsewhere_may_hold_ids_without_the_guard(tmp_path: Path) ->
 # -- in, line by line ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_line_can_say(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+def test_what_a_line_can_say(campaign: CampaignStore, bring: Callable[..., files.ImportReport]) -> None:
     report = bring(
         HEADER
         + "r7,cat,,\n"
@@ -306,7 +306,7 @@ def test_what_a_line_can_say(campaign: Campaign, bring: Callable[..., files.Impo
     ],
 )
 def test_a_line_that_is_wrong_is_named_and_the_others_are_taken(
-    campaign: Campaign, bring: Callable[..., files.ImportReport], line: str, reason: str
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport], line: str, reason: str
 ) -> None:
     report = bring(f'{HEADER}"r7",dog,,"a\nb"\n\n{line}\nr2,dog,,\n')
     (rejected,) = report.rejected
@@ -322,7 +322,7 @@ def test_a_label_without_any_likeness_gets_no_suggestion(bring: Callable[..., fi
 
 
 def test_lines_that_contradict_each_other_are_all_kept_out(
-    campaign: Campaign, bring: Callable[..., files.ImportReport]
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport]
 ) -> None:
     report = bring(
         HEADER + "r1,cat,,\nr7,dog,,\nr1,dog,,ann\nr1,cat,,bob\nr4,,skipped,\nr4,cat,,\nr7,dog,,\nzz,cat,,\n"
@@ -340,7 +340,7 @@ def test_lines_that_contradict_each_other_are_all_kept_out(
     assert answered(campaign) == {(107, "ann"): "dog", (101, "bob"): "cat"}
 
 
-def test_a_changed_label_is_appended(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+def test_a_changed_label_is_appended(campaign: CampaignStore, bring: Callable[..., files.ImportReport]) -> None:
     bring(HEADER + "r7,cat,,\nr1,cat,,\n")
     report = bring(HEADER + "r7,dog,,\nr1,cat,,\nr4,,skipped,\n")
     assert (report.new, report.changed, report.same) == (1, 1, 1)
@@ -349,13 +349,15 @@ def test_a_changed_label_is_appended(campaign: Campaign, bring: Callable[..., fi
     assert campaign.answers.latest(upto=2).labels.tolist() == [0, 0], "the old answer is still there"
 
 
-def test_an_emptied_label_takes_no_answer_back(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+def test_an_emptied_label_takes_no_answer_back(
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport]
+) -> None:
     bring(HEADER + "r7,cat,,\n")
     assert bring(HEADER + "r7,,,\n").pending == 1
     assert answered(campaign) == {(107, "ann"): "cat"}
 
 
-def test_importing_twice_changes_nothing(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+def test_importing_twice_changes_nothing(campaign: CampaignStore, bring: Callable[..., files.ImportReport]) -> None:
     content = HEADER + "r7,cat,,\nr1,dog,,\nr2,,,\nzz,cat,,\n"
     first = bring(content)
     bring(HEADER + "r7,dog,,\n", name="newer.csv")
@@ -369,7 +371,7 @@ def test_importing_twice_changes_nothing(campaign: Campaign, bring: Callable[...
 
 
 def test_answers_under_a_wrong_name_are_undone_by_importing_them_as_skipped(
-    campaign: Campaign, bring: Callable[..., files.ImportReport]
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport]
 ) -> None:
     bring(HEADER + "r7,cat,,\nr1,dog,,\nr2,cat,,\n", annotator="anne")
     report = bring(HEADER + "r7,,skipped,\nr1,,skipped,\n", annotator="anne")
@@ -381,7 +383,7 @@ def test_answers_under_a_wrong_name_are_undone_by_importing_them_as_skipped(
 
 
 def test_a_file_imported_before_is_not_read_again(
-    campaign: Campaign, bring: Callable[..., files.ImportReport], monkeypatch: pytest.MonkeyPatch
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = HEADER + "r7,cat,,\nr1,dog,,\n"
     bring(content)
@@ -395,7 +397,9 @@ def test_a_file_imported_before_is_not_read_again(
         bring(content, annotator="bob")
 
 
-def test_two_people_may_hand_in_the_same_bytes(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+def test_two_people_may_hand_in_the_same_bytes(
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport]
+) -> None:
     content = HEADER + "r7,cat,,\n"
     assert bring(content, annotator="ann").new == 1
     assert bring(content, annotator="bob").new == 1
@@ -453,7 +457,7 @@ def test_many_wrong_lines_are_counted_and_the_first_ones_named(
     ],
 )
 def test_ways_to_write_the_same_file(
-    campaign: Campaign, bring: Callable[..., files.ImportReport], content: bytes
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport], content: bytes
 ) -> None:
     report = bring(content)
     assert (report.new, report.rejected, report.pending) == (2, (), 0)
@@ -480,7 +484,7 @@ def test_ways_to_write_the_same_file(
     ],
 )
 def test_a_file_that_cannot_be_read_is_refused_whole(
-    campaign: Campaign, bring: Callable[..., files.ImportReport], content: bytes, message: str
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport], content: bytes, message: str
 ) -> None:
     with pytest.raises(LabelError, match=message):
         bring(content)
@@ -512,7 +516,7 @@ def test_a_header_alone_is_a_file_without_answers(bring: Callable[..., files.Imp
     assert (report.new, report.same, report.pending, report.rejections) == (0, 0, 0, 0)
 
 
-def test_a_file_that_is_not_there_is_said(campaign: Campaign, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_said(campaign: CampaignStore, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match=r"nowhere\.csv cannot be read"):
         read_answers(tmp_path / "nowhere.csv", campaign, POOL, "ann")
     with pytest.raises(LabelError, match="name of a person"):
@@ -523,7 +527,7 @@ def test_a_file_that_is_not_there_is_said(campaign: Campaign, tmp_path: Path) ->
 
 
 @pytest.fixture
-def exported(campaign: Campaign, tmp_path: Path) -> Path:
+def exported(campaign: CampaignStore, tmp_path: Path) -> Path:
     write_batch(campaign, POOL, 1, tmp_path / "batch.csv")
     return tmp_path / "batch.csv"
 
@@ -533,12 +537,12 @@ def fill(path: Path, **labels: str) -> Path:
     return path
 
 
-def on_the_web(campaign: Campaign, row: int, label: int | None, annotator: str = "ann") -> None:
+def on_the_web(campaign: CampaignStore, row: int, label: int | None, annotator: str = "ann") -> None:
     status = "skipped" if label is None else "submitted"
     campaign.answers.add([Answer(row, f"r{row - 100}", annotator, status, label)], source="web")
 
 
-def test_an_answer_given_elsewhere_since_the_export_is_a_conflict(campaign: Campaign, exported: Path) -> None:
+def test_an_answer_given_elsewhere_since_the_export_is_a_conflict(campaign: CampaignStore, exported: Path) -> None:
     on_the_web(campaign, 107, 1)
     on_the_web(campaign, 101, 0)
     on_the_web(campaign, 104, 1, "bob")
@@ -558,7 +562,7 @@ def test_an_answer_given_elsewhere_since_the_export_is_a_conflict(campaign: Camp
     }
 
 
-def test_conflicts_are_taken_when_told_though_the_file_was_seen(campaign: Campaign, exported: Path) -> None:
+def test_conflicts_are_taken_when_told_though_the_file_was_seen(campaign: CampaignStore, exported: Path) -> None:
     on_the_web(campaign, 107, 1)
     fill(exported, r7="cat", r1="cat")
     read_answers(exported, campaign, POOL, "ann")
@@ -569,7 +573,7 @@ def test_conflicts_are_taken_when_told_though_the_file_was_seen(campaign: Campai
 
 
 def test_answers_before_the_export_and_corrections_of_the_file_are_no_conflicts(
-    campaign: Campaign, tmp_path: Path
+    campaign: CampaignStore, tmp_path: Path
 ) -> None:
     on_the_web(campaign, 107, 1)
     write_batch(campaign, POOL, 1, tmp_path / "batch.csv")
@@ -580,7 +584,9 @@ def test_answers_before_the_export_and_corrections_of_the_file_are_no_conflicts(
     assert (report.changed, report.conflicts) == (1, ())
 
 
-def test_a_new_export_knows_what_the_one_before_did_not(campaign: Campaign, exported: Path, tmp_path: Path) -> None:
+def test_a_new_export_knows_what_the_one_before_did_not(
+    campaign: CampaignStore, exported: Path, tmp_path: Path
+) -> None:
     on_the_web(campaign, 107, 1)
     write_batch(campaign, POOL, 1, tmp_path / "later.csv")
     stale, current = fill(exported, r7="cat"), fill(tmp_path / "later.csv", r7="cat")
@@ -589,7 +595,7 @@ def test_a_new_export_knows_what_the_one_before_did_not(campaign: Campaign, expo
     assert (report.changed, report.kept_out) == (1, 0)
 
 
-def test_a_renamed_file_counts_as_the_latest_export_of_its_batch(campaign: Campaign, exported: Path) -> None:
+def test_a_renamed_file_counts_as_the_latest_export_of_its_batch(campaign: CampaignStore, exported: Path) -> None:
     renamed = exported.rename(exported.with_name("batch (1).csv"))
     on_the_web(campaign, 107, 1)
     on_the_web(campaign, 109, 1)
@@ -644,7 +650,9 @@ def fill_in(path: Path, file_format: str, labels: dict[str, str | None]) -> None
 
 
 @pytest.mark.parametrize("file_format", list(OTHERS))
-def test_a_batch_goes_out_and_comes_back_in_every_format(campaign: Campaign, tmp_path: Path, file_format: str) -> None:
+def test_a_batch_goes_out_and_comes_back_in_every_format(
+    campaign: CampaignStore, tmp_path: Path, file_format: str
+) -> None:
     on_the_web(campaign, 104, 3, "bob")
     path = tmp_path / OTHERS[file_format]
     lines = write_batch(campaign, POOL, 1, path, file_format=file_format)
@@ -667,7 +675,7 @@ def test_a_batch_goes_out_and_comes_back_in_every_format(campaign: Campaign, tmp
     assert (again.new, again.changed, again.same, again.rejections) == (0, 0, 2 + known, 1)
 
 
-def test_a_file_read_as_the_wrong_format_is_not_taken_for_known(campaign: Campaign, tmp_path: Path) -> None:
+def test_a_file_read_as_the_wrong_format_is_not_taken_for_known(campaign: CampaignStore, tmp_path: Path) -> None:
     path = tmp_path / "batch.jsonl"
     write_batch(campaign, POOL, 1, path, file_format="prodigy")
     fill_in(path, "prodigy", {"r7": "cat", "r1": "dog"})
@@ -679,7 +687,7 @@ def test_a_file_read_as_the_wrong_format_is_not_taken_for_known(campaign: Campai
 
 @pytest.mark.parametrize("file_format", list(OTHERS))
 def test_an_answer_elsewhere_is_a_conflict_in_every_format(
-    campaign: Campaign, tmp_path: Path, file_format: str
+    campaign: CampaignStore, tmp_path: Path, file_format: str
 ) -> None:
     path = tmp_path / OTHERS[file_format]
     write_batch(campaign, POOL, 1, path, file_format=file_format)
@@ -692,7 +700,7 @@ def test_an_answer_elsewhere_is_a_conflict_in_every_format(
     assert answered(campaign) == {(107, "ann"): "cat", (101, "ann"): "dog"}
 
 
-def test_of_two_answers_the_later_counts_where_the_file_tells_times(campaign: Campaign, tmp_path: Path) -> None:
+def test_of_two_answers_the_later_counts_where_the_file_tells_times(campaign: CampaignStore, tmp_path: Path) -> None:
     def said(record_id: str, label: str, hour: int, annotator: str = "ann") -> dict[str, str]:
         # Times as people write them: of one moment, in two time zones.
         zone = {8: "2026-01-02T09:00:00+01:00", 9: "2026-01-02T09:00:00Z", 10: "2026-01-02T10:00:00.000001+00:00"}
@@ -714,7 +722,7 @@ def test_of_two_answers_the_later_counts_where_the_file_tells_times(campaign: Ca
     assert times[107, "bob"] == datetime(2026, 1, 2, 8, tzinfo=UTC)
 
 
-def test_what_a_labelling_tool_tells_of_an_answer_is_kept(campaign: Campaign, tmp_path: Path) -> None:
+def test_what_a_labelling_tool_tells_of_an_answer_is_kept(campaign: CampaignStore, tmp_path: Path) -> None:
     annotations = [
         {"completed_by": "ann", "was_cancelled": True, "result": [], "lead_time": 2.5, "prediction": {"score": 0.5},
          "updated_at": "2026-01-02T09:00:00Z"},
@@ -781,8 +789,8 @@ def test_a_large_file_needs_little_memory(tmp_path: Path) -> None:
 
     n = 30_000
     pool = Numbered(["x"])
-    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
-    campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=n)
+    chosen = Settings("pool.zarr", CLASSES, estimator="logistic", strategy="margin", batch_size=4)
+    campaign = CampaignStore.make(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=n)
     path = tmp_path / "large.csv"
     with path.open("w") as file:
         file.write(HEADER)
@@ -803,9 +811,9 @@ def test_a_large_file_needs_little_memory(tmp_path: Path) -> None:
 def test_with_a_real_pool(tmp_path: Path) -> None:
     ids = [f"={row}" if row % 2 else f"ø{row}" for row in range(500)]
     features = np.zeros((500, 3), np.float32)
-    pool = build_pool(features, tmp_path / "pool.zarr", ids=ids, display={"text": [f"@{row}" for row in range(500)]})
-    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
-    campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows)
+    pool = Pool.build(features, tmp_path / "pool.zarr", ids=ids, display={"text": [f"@{row}" for row in range(500)]})
+    chosen = Settings("pool.zarr", CLASSES, estimator="logistic", strategy="margin", batch_size=4)
+    campaign = CampaignStore.make(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows)
     frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 500, "k": 4, "explore": 0.0, "seed": 0}
     rows = [401, 7, 300]
     batch_round = campaign.rounds.freeze(**frozen, strategy="margin")
@@ -842,7 +850,7 @@ def test_display_fields_called_like_columns_do_not_stand_in_the_way(tmp_path: Pa
 
 
 def test_a_column_of_the_users_own_in_other_letters_is_left_alone(
-    campaign: Campaign, bring: Callable[..., files.ImportReport]
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport]
 ) -> None:
     assert bring("Label,record_id,label,STATUS,status\nwhatever,r7,cat,draft,\n").new == 1
     assert answered(campaign) == {(107, "ann"): "cat"}
@@ -855,9 +863,9 @@ NUMBERED = InMemory(["192", "007", "-5", "1e5", "nan"], text=["x"] * 5)
 BINARY = ("0", "1")
 
 
-def binary(directory: Path, classes: Sequence[str] = BINARY) -> Campaign:
-    chosen = Settings("pool.zarr", tuple(classes), learner="logistic", strategy="margin", batch=4)
-    campaign = Campaign.create(directory, chosen, pool_fingerprint="f", n_rows=NUMBERED.n_rows)
+def binary(directory: Path, classes: Sequence[str] = BINARY) -> CampaignStore:
+    chosen = Settings("pool.zarr", tuple(classes), estimator="logistic", strategy="margin", batch_size=4)
+    campaign = CampaignStore.make(directory, chosen, pool_fingerprint="f", n_rows=NUMBERED.n_rows)
     frozen = {"pool_fingerprint": "f", "n_rows": NUMBERED.n_rows, "k": 5, "explore": 0.0, "seed": 0}
     asked = list(range(100, 105))
     batch = batch_of(asked, [NUMBERED.ids[row] for row in asked])
@@ -865,7 +873,7 @@ def binary(directory: Path, classes: Sequence[str] = BINARY) -> Campaign:
     return campaign
 
 
-def labels_of(campaign: Campaign) -> dict[int, str]:
+def labels_of(campaign: CampaignStore) -> dict[int, str]:
     latest = campaign.answers.latest()
     return {
         row: campaign.settings.classes[code]
@@ -970,22 +978,22 @@ def test_a_decomposed_class_is_the_class(tmp_path: Path) -> None:
     decomposed, composed = "cafe\u0301", "caf\u00e9"
     campaign = binary(tmp_path / "c", (decomposed, "tea"))
     assert campaign.settings.classes == (composed, "tea")
-    assert Campaign.open(campaign.directory).settings.classes == (composed, "tea")
+    assert CampaignStore.open(campaign.directory).settings.classes == (composed, "tea")
     toml = campaign.directory / "campaign.toml"
     toml.write_text(toml.read_text(encoding="utf-8").replace(composed, decomposed), encoding="utf-8")
-    assert Campaign.open(campaign.directory).settings.classes == (composed, "tea")
+    assert CampaignStore.open(campaign.directory).settings.classes == (composed, "tea")
     for at, spelling in enumerate((decomposed, composed)):
         (tmp_path / "x.csv").write_text(f"record_id,label\n{NUMBERED.ids[100 + at]},{spelling}\n", encoding="utf-8")
         assert read_answers(tmp_path / "x.csv", campaign, NUMBERED, "ann").new == 1
     with pytest.raises(SettingsError, match="more than once"):
-        Settings("p", (decomposed, composed), learner="logistic", strategy="margin", batch=4).check()
+        Settings("p", (decomposed, composed), estimator="logistic", strategy="margin", batch_size=4).check()
 
 
 # -- one line is one line --------------------------------------------------------------------------------------------
 
 
 def test_an_impossible_line_is_refused_and_the_others_are_taken(
-    campaign: Campaign, bring: Callable[..., files.ImportReport]
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport]
 ) -> None:
     lines = [
         '{"record_id": "r7", "label": "cat", "answered_at": "0001-01-01T00:00:00+14:00"}',
@@ -1028,10 +1036,10 @@ def test_a_refused_line_is_taken_when_its_record_is_there(tmp_path: Path) -> Non
 
 def test_records_appended_since_the_pool_was_opened_are_known(tmp_path: Path) -> None:
     X = np.zeros((4, 2), np.float32)
-    pool = build_pool(X[:2], tmp_path / "pool.zarr", ids=["a", "b"])
-    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=2)
-    campaign = Campaign.create(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=2)
-    append_pool(X[2:], tmp_path / "pool.zarr", ids=["c", "d"])
+    pool = Pool.build(X[:2], tmp_path / "pool.zarr", ids=["a", "b"])
+    chosen = Settings("pool.zarr", CLASSES, estimator="logistic", strategy="margin", batch_size=2)
+    campaign = CampaignStore.make(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=2)
+    Pool.open(tmp_path / "pool.zarr").append(X[2:], ids=["c", "d"])
     (tmp_path / "x.csv").write_text("record_id,label\nd,cat\nnowhere,dog\na,dog\n")
     report = read_answers(tmp_path / "x.csv", campaign, pool, "ann")
     assert (report.new, [each.record_id for each in report.rejected]) == (2, ["nowhere"])
@@ -1129,7 +1137,9 @@ def test_a_line_with_more_cells_than_the_header_is_refused_alone(bring: Callable
     assert [(line.place, line.record_id) for line in report.rejected] == [("line 2", "r1")]
 
 
-def test_keys_in_other_letters_are_the_columns(campaign: Campaign, bring: Callable[..., files.ImportReport]) -> None:
+def test_keys_in_other_letters_are_the_columns(
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport]
+) -> None:
     bring(
         '{"Record_ID": "r1", "LABEL": "cat", "Label": "dog"}\n{"record_id": "r7", "label": null, "Label": "dog"}',
         name="a.jsonl",
@@ -1152,7 +1162,7 @@ def test_keys_in_other_letters_are_the_columns(campaign: Campaign, bring: Callab
     ],
 )
 def test_a_file_of_another_kind_is_refused_by_what_it_is(
-    campaign: Campaign, bring: Callable[..., files.ImportReport], name: str, content: bytes, said: str
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport], name: str, content: bytes, said: str
 ) -> None:
     with pytest.raises(LabelError, match=said):
         bring(content, name=name)
@@ -1160,7 +1170,7 @@ def test_a_file_of_another_kind_is_refused_by_what_it_is(
 
 
 def test_an_annotation_whose_choice_has_another_name_is_said(
-    campaign: Campaign, bring: Callable[..., files.ImportReport]
+    campaign: CampaignStore, bring: Callable[..., files.ImportReport]
 ) -> None:
     flat = [{"record_id": "r1", "feeling": "cat", "annotation_id": 5, "annotator": 2.0}, {"record_id": "r7"}]
     report = bring(json.dumps(flat), name="a.json")
@@ -1171,7 +1181,7 @@ def test_an_annotation_whose_choice_has_another_name_is_said(
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names of files are texts there")
-def test_a_file_may_be_called_by_any_bytes(campaign: Campaign, tmp_path: Path) -> None:
+def test_a_file_may_be_called_by_any_bytes(campaign: CampaignStore, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"caf\xe9.csv")
     assert write_batch(campaign, POOL, 1, path) == 4
     path.write_text("record_id,label\nr1,cat\n")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from distributed import Client
 
-from dal import cli, explorer
+from dal import Campaign, cli, explorer
 from dal.campaign.view import View
 from dal.compute.local import local_cluster
 from dal.errors import CampaignMismatch, InputError, SettingsError
@@ -22,10 +22,10 @@ from dal.explorer.page import explorer_html
 from dal.explorer.play import held_out, play, read_test, table
 from dal.explorer.run import GRID, watched_by
 from dal.explorer.view import MOST_POINTS, view_of_run
-from dal.loop.api import Batch, create_campaign, next_batch
+from dal.loop.campaign import Batch
 from dal.map import map_of
-from dal.pool import Pool, build_pool
-from dal.replay import Comparison, Replay, TestSet, answer_batch, compare, compare_side_by_side, simulate, view_of
+from dal.pool import Pool
+from dal.replay import Comparison, Replay, TestSet, compare, compare_side_by_side, simulate, view_of
 
 
 def replay(strategy: str, seed: int, accuracy: tuple[float, ...], batches: list[list[int]] | None = None) -> Replay:
@@ -145,7 +145,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     y = rng.integers(0, 3, 1400)
     X = (2.5 * np.eye(3, 4)[y] + rng.standard_normal((1400, 4))).astype(np.float32)
     text = [BAD if row == 7 else f"mail {row} of kind {y[row]}" for row in range(1200)]
-    build_pool(X[:1200], path / "pool.zarr", display={"text": np.array(text)})
+    Pool.build(X[:1200], path / "pool.zarr", display={"text": np.array(text)})
     np.save(path / "y.npy", np.array(["ham", "spam", "other"])[y[:1200]])
     np.save(path / "codes.npy", y[:1200])
     np.savez(path / "test.npz", X=X[1200:], y=np.array(["ham", "spam", "other"])[y[1200:]])
@@ -191,10 +191,10 @@ def test_replays_side_by_side_on_a_cluster_are_those_of_one_process(folder: Path
     with np.load(folder / "test.npz") as stored:
         X = stored["X"]
     test = TestSet(X, np.zeros(len(X), np.int64))
-    settings = {"batch": 6, "rounds": 2, "watched": pool.read(3, 9)}
-    here = compare(pool, y, test, ("a", "b", "c"), ("margin", "random"), seeds=(4,), **settings)
+    settings = {"batch_size": 6, "rounds": 2, "watched": pool.read(3, 9)}
+    here = compare(pool, y, test, ("a", "b", "c"), ("margin", "random"), random_state=(4,), **settings)
     there = compare_side_by_side(
-        pool, y, test, ("a", "b", "c"), ("margin", "random"), client=cluster, seeds=(4,), **settings
+        pool, y, test, ("a", "b", "c"), ("margin", "random"), client=cluster, random_state=(4,), **settings
     )
     for one, other in zip(here.replays, there.replays, strict=True):
         assert (one.strategy, one.seed, one.labels, one.accuracy) == (
@@ -211,7 +211,7 @@ def test_replays_side_by_side_on_a_cluster_are_those_of_one_process(folder: Path
 def test_replays_outlive_the_workers_that_began_them(folder: Path) -> None:
     pool, y = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
     test = TestSet(pool.read(700, 900), y[700:900])
-    settings = {"seeds": (0, 1), "batch": 6, "rounds": 3}
+    settings = {"random_state": (0, 1), "batch_size": 6, "rounds": 3}
     here = compare(pool, y, test, ("a", "b", "c"), ("margin", "random"), **settings)
     with local_cluster(2) as own:
         victims = list(own.run(os.getpid).values())
@@ -235,7 +235,7 @@ def test_a_view_is_the_model_s_class_and_confidence(folder: Path) -> None:
     pool, y = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
     watched = pool.read(5, 25)
     played = simulate(
-        pool, y, TestSet(watched, y[5:25]), ("a", "b", "c"), strategy="margin", batch=30, rounds=2, watched=watched
+        pool, y, TestSet(watched, y[5:25]), ("a", "b", "c"), strategy="margin", batch_size=30, rounds=2, watched=watched
     )
     assert [view.shape for view in played.views] == [(20, 2), (20, 2)]
     assert float((played.views[1][:, 0] == y[5:25]).mean()) == played.accuracy[1]
@@ -247,7 +247,14 @@ def test_reserved_rows_are_never_asked_even_when_the_pool_ends(folder: Path) -> 
     pool, y = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
     reserved = np.arange(30, 1200)
     played = simulate(
-        pool, y, TestSet(pool.read(0, 9), y[:9]), ("a", "b", "c"), batch=20, rounds=4, explore=0.2, reserved=reserved
+        pool,
+        y,
+        TestSet(pool.read(0, 9), y[:9]),
+        ("a", "b", "c"),
+        batch_size=20,
+        rounds=4,
+        explore=0.2,
+        reserved=reserved,
     )
     assert played.labels == (20, 30)
     assert sorted(np.concatenate(played.batches).tolist()) == list(range(30))
@@ -255,7 +262,7 @@ def test_reserved_rows_are_never_asked_even_when_the_pool_ends(folder: Path) -> 
 
 def test_a_map_of_two_features_is_watched_on_a_grid(tmp_path: Path) -> None:
     X = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
-    pool = build_pool(X, tmp_path / "pool.zarr")
+    pool = Pool.build(X, tmp_path / "pool.zarr")
     made = map_of(pool, None, 0)
     grid = watched_by(pool, made)
     left, right, bottom, top = made.extent
@@ -268,7 +275,7 @@ def test_a_map_of_two_features_is_watched_on_a_grid(tmp_path: Path) -> None:
 def test_a_view_stays_small_and_draws_images_as_they_are(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (6000, 40, 60, 1)).astype(np.uint8)
     images[:, :, :40] = 0
-    pool = build_pool(images, tmp_path / "pool.zarr")
+    pool = Pool.build(images, tmp_path / "pool.zarr")
     batches = [np.arange(start, start + 2400) for start in (1000, 3500)]
     played = Replay("margin", 0, (2400, 4800), (0.5, 0.6), tuple(batches))
     view = view_of_run(
@@ -428,8 +435,8 @@ def test_records_of_unknown_class_are_neither_asked_nor_tested_on(folder: Path, 
         (["--strategies", "margin,martin"], "martin"),
         (["--strategies", ","], "at least one strategy"),
         (["--seeds", "0"], "`seeds` must be at least 1"),
-        (["--batch", "1000"], "at most 960"),
-        (["--learner", "magic"], "magic"),
+        (["--batch-size", "1000"], "at most 960"),
+        (["--estimator", "magic"], "magic"),
         (["--answers", "nowhere.npy"], "nowhere.npy cannot be read (No such file"),
         (["--test", "nowhere.npz"], "nowhere.npz cannot be read (No such file"),
     ],
@@ -454,15 +461,15 @@ def test_a_test_set_of_other_classes_or_widths_is_refused(folder: Path, tmp_path
 
 def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
     pool, y = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
-    campaign = create_campaign(
-        tmp_path / "c", pool, ["ham", "spam", "other"], batch=20, explore=0.5, stop=["max_labels=100"]
+    campaign = Campaign.create(
+        tmp_path / "c", pool, ["ham", "spam", "other"], batch_size=20, explore=0.5, stop=["max_labels=100"]
     )
     with pytest.raises(SettingsError, match="must have a batch"):
         explorer.view_of_campaign(campaign, None)
     for _ in range(2):
-        batch = next_batch(campaign)
-        answer_batch(campaign, batch.rows, batch.record_ids, y[batch.rows], annotator="ann")  # type: ignore[union-attr]
-    next_batch(campaign)
+        batch = campaign.next_batch()
+        campaign.label(batch, y[batch.rows], annotator="ann")  # type: ignore[union-attr]
+    campaign.next_batch()
     result = CliRunner().invoke(cli.main, ["report", str(tmp_path / "c"), "-o", str(tmp_path / "r.html")])
     assert result.exit_code == 0, result.output
     assert (tmp_path / "c" / "map.npz").exists()
@@ -483,8 +490,8 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
     assert view["needed"] is None
     campaign.rounds.close(campaign.rounds.get(3))
     assert "live: round 3 is closed, the next one not begun" in explorer.view_of_campaign(campaign, None)["lead"]
-    while isinstance(batch := next_batch(campaign), Batch):
-        answer_batch(campaign, batch.rows, batch.record_ids, y[batch.rows], annotator="ann")
+    while isinstance(batch := campaign.next_batch(), Batch):
+        campaign.label(batch, y[batch.rows], annotator="ann")
     ended = explorer.view_of_campaign(campaign, None)["lead"]
     assert ended.endswith("100 labelled of 120 asked · ended: 100 of 100 labels are known")
 
@@ -493,7 +500,16 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
 def test_compare_plays_and_goes_on(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "explorer.html"
     command = ["compare", str(folder / "pool.zarr"), "--answers", str(folder / "y.npy"), "--output", str(output)]
-    command += ["--strategies", "random,margin", "--batch", "8", "--rounds", "3", "--test", str(folder / "test.npz")]
+    command += [
+        "--strategies",
+        "random,margin",
+        "--batch-size",
+        "8",
+        "--rounds",
+        "3",
+        "--test",
+        str(folder / "test.npz"),
+    ]
     first = CliRunner().invoke(cli.main, [*command, "--seeds", "1"])
     assert first.exit_code == 0, first.output
     assert "Open" in first.output

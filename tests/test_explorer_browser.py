@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect
 from dal.explorer import Run, view_of_run, write_explorer
 from dal.explorer.run import watched_by
 from dal.map import map_of
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 from dal.replay import Replay, TestSet, compare
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -35,7 +35,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     X = rng.integers(0, 40, (900, 6, 6, 1)).astype(np.uint8)
     for code in range(3):
         X[y == code, 2 * code : 2 * code + 2] += 120
-    pool = build_pool(X, path / "pool.zarr")
+    pool = Pool.build(X, path / "pool.zarr")
     made = map_of(pool, None, 0)
     test = TestSet(pool.read(700, 900), y[700:])
     played = compare(
@@ -44,8 +44,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
         test,
         ("a", "b", "c"),
         ("random", "margin", "k_center"),
-        seeds=(0, 1),
-        batch=6,
+        random_state=(0, 1),
+        batch_size=6,
         rounds=ROUNDS,
         reserved=np.arange(700, 900),
         watched=watched_by(pool, made),
@@ -60,10 +60,17 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("texts")
     X = np.random.default_rng(0).normal(size=(300, 2)).astype(np.float32)
     y = (X[:, 0] > 0).astype(np.int64)
-    pool = build_pool(X, path / "pool.zarr", display={"text": np.array([f"{row} {BAD}" for row in range(300)])})
+    pool = Pool.build(X, path / "pool.zarr", display={"text": np.array([f"{row} {BAD}" for row in range(300)])})
     made = map_of(pool, None, 0)
     played = compare(
-        pool, y, TestSet(X, y), ("no", "yes"), ("random", "margin"), batch=4, rounds=3, watched=watched_by(pool, made)
+        pool,
+        y,
+        TestSet(X, y),
+        ("no", "yes"),
+        ("random", "margin"),
+        batch_size=4,
+        rounds=3,
+        watched=watched_by(pool, made),
     )
     run = Run(BAD, (BAD, "yes"), played.replays, np.arange(300), y, made, notes=(BAD,))
     return page_of(run, pool, path / "explorer.html")
@@ -208,8 +215,8 @@ def test_hostile_text_stays_text(page: Page, texts: Path) -> None:
 def test_long_texts_and_their_classes_can_be_read_in_the_list(browser: Browser, width: int, tmp_path: Path) -> None:
     X = np.random.default_rng(0).normal(size=(120, 3)).astype(np.float32)
     y = (X[:, 0] > 1).astype(np.int64)
-    pool = build_pool(X, tmp_path / "pool.zarr", display={"text": np.array(["winner " * 30] * 120)})
-    played = compare(pool, y, TestSet(X, y), ("ham", "spam"), ("random", "margin", "default"), batch=4, rounds=2)
+    pool = Pool.build(X, tmp_path / "pool.zarr", display={"text": np.array(["winner " * 30] * 120)})
+    played = compare(pool, y, TestSet(X, y), ("ham", "spam"), ("random", "margin", "default"), batch_size=4, rounds=2)
     run = Run("Mails", ("ham", "spam"), played.replays, np.arange(120), y, map_of(pool, None, 0))
     opened = browser.new_page(viewport={"width": width, "height": 800})
     opened.goto(page_of(run, pool, tmp_path / "texts.html").as_uri())

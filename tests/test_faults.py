@@ -20,20 +20,20 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import Connection
 
-from dal import web
+from dal import Campaign, web
 from dal._files import replacing
-from dal.campaign import Annotators, Answer, Campaign, Queue, Settings, answer_log, database
+from dal.campaign import Annotators, Answer, Queue, Settings, answer_log, database
 from dal.campaign.control import Control
 from dal.cli import main
 from dal.errors import CampaignError, CampaignLocked, SettingsError
 from dal.exchange import write_batch
-from dal.loop import api
-from dal.loop.api import Batch, create_campaign, next_batch, run_campaign
-from dal.pool import Pool, append_pool
-from dal.replay import answer_batch
+from dal.loop.campaign import Batch
+from dal.pool import Pool
 from tests import faults, pools
 
-CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
+CHOSEN = Settings(
+    "pool.zarr", ("cat", "dog", "owl"), estimator="logistic", strategy="margin", batch_size=4, random_state=11
+)
 CLASSES = ("red", "green", "blue")
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["dal.web"])
@@ -45,7 +45,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
 
 
 def created(directory: Path) -> Campaign:
-    return Campaign.create(directory, CHOSEN, pool_fingerprint="f00d", n_rows=1000)
+    return Campaign.make(directory, CHOSEN, pool_fingerprint="f00d", n_rows=1000)
 
 
 def says(row: int, label: int) -> Answer:
@@ -237,7 +237,7 @@ def test_a_full_disk_takes_no_reading_with_it_even_of_what_a_killed_process_left
 def test_a_full_disk_is_said_by_every_command_that_writes_and_halves_nothing(
     disk: Path, pool: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
-    campaign = create_campaign(disk / "c", pool[0], CLASSES, batch=10, seed=7)
+    campaign = Campaign.create(disk / "c", pool[0], CLASSES, batch_size=10, random_state=7)
     campaign.answers.add([says(1, 1), says(2, 0)], source="web")
     answers = tmp_path / "answers.csv"
     answers.write_text("record_id,label\n" + "".join(f"{row},red\n" for row in range(500, 600)))
@@ -316,6 +316,9 @@ class Ran:
     changes: int
 
 
+RUN = Campaign.run
+
+
 def run_to_a_batch(campaign: Campaign, *, on_batch: Callable[[Batch], None], **given: object) -> object:
     ended = threading.Event()
 
@@ -323,7 +326,7 @@ def run_to_a_batch(campaign: Campaign, *, on_batch: Callable[[Batch], None], **g
         on_batch(batch)
         ended.set()
 
-    return run_campaign(campaign, on_batch=opened, ended=ended, **given)  # type: ignore[arg-type]
+    return RUN(campaign, on_batch=opened, ended=ended, **given)  # type: ignore[arg-type]
 
 
 def run(
@@ -356,8 +359,7 @@ def run(
         changed(by_system=False)
 
     database.immediate = answer_log.immediate = deadly  # type: ignore[attr-defined]
-    assert api.run_campaign is run_campaign
-    api.run_campaign = run_to_a_batch  # type: ignore[assignment]
+    Campaign.run = run_to_a_batch  # type: ignore[method-assign]
     sys.addaudithook(audit)
     result = dal(*command)
     if not (result.exception is None or isinstance(result.exception, SystemExit)):
@@ -399,13 +401,13 @@ def stages(pool: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPathFacto
     place = tmp_path_factory.mktemp("stages")
     (place / "nothing").mkdir()
     for stage in ("made", "open", "answered"):
-        campaign = create_campaign(place / stage / "c", pool[0], CLASSES, batch=5, seed=7)
+        campaign = Campaign.create(place / stage / "c", pool[0], CLASSES, batch_size=5, random_state=7)
         if stage != "made":
-            batch = next_batch(campaign)
+            batch = campaign.next_batch()
             assert isinstance(batch, Batch)
             write_batch(campaign, pool[0], 1, place / stage / "c" / "batch-0001.csv")
         if stage == "answered":
-            answer_batch(campaign, batch.rows, batch.record_ids, pool[1][batch.rows], annotator="ann")
+            campaign.label(batch, pool[1][batch.rows], annotator="ann")
     for name, rows in (("gold", range(900, 910)), ("answers", range(10))):
         lines = "".join(f"{row},{CLASSES[pool[1][row]]}\n" for row in rows)
         (place / f"{name}.csv").write_text(f"record_id,label\n{lines}")
@@ -413,7 +415,10 @@ def stages(pool: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPathFacto
 
 
 COMMANDS = {
-    "init": ("nothing", ("init", "c", "POOL", "--classes", "red,green,blue", "--batch", "10", "--seed", "7")),
+    "init": (
+        "nothing",
+        ("init", "c", "POOL", "--classes", "red,green,blue", "--batch-size", "10", "--random-state", "7"),
+    ),
     "next": ("made", ("next", "c")),
     "run": ("answered", ("run", "c")),
     "next after answers": ("answered", ("next", "c")),
@@ -563,7 +568,7 @@ def test_a_server_that_is_told_to_end_ends_in_order(
 
 
 def carry_on(directory: Path, told: "multiprocessing.connection.Connection") -> None:
-    opened = run_campaign
+    opened = Campaign.run
 
     def telling(*given: object, on_batch: Callable[[Batch], None], **more: object) -> object:
         def tell(batch: Batch) -> None:
@@ -572,8 +577,7 @@ def carry_on(directory: Path, told: "multiprocessing.connection.Connection") -> 
 
         return opened(*given, on_batch=tell, **more)  # type: ignore[arg-type]
 
-    assert api.run_campaign is run_campaign
-    api.run_campaign = telling  # type: ignore[assignment]
+    Campaign.run = telling  # type: ignore[method-assign]
     told.send(dal("run", directory).exit_code)
 
 
@@ -592,12 +596,12 @@ def test_a_run_that_waits_sees_what_others_append_and_ends_when_it_is_told(
     try:
         first = here.recv()
         with pytest.raises(CampaignLocked, match=str(process.pid)):
-            next_batch(campaign)
+            campaign.next_batch()
         far = np.full((4, 4), 50, dtype=np.float32)
-        append_pool(far, tmp_path / "pool.zarr")
+        Pool.open(tmp_path / "pool.zarr").append(far)
         (tmp_path / "new.csv").write_text("record_id,label\n2001,green\n")
         assert "1 new" in dal("label", "import", tmp_path / "c", tmp_path / "new.csv", "--annotator", "ann").output
-        answer_batch(campaign, first.rows, first.record_ids, pool[1][first.rows], annotator="ann")
+        campaign.label(first, pool[1][first.rows], annotator="ann")
         assert here.recv().number == 2
         assert [each.n_rows for each in campaign.rounds.all()] == [2_000, 2_004]
         assert process.pid is not None
@@ -606,7 +610,7 @@ def test_a_run_that_waits_sees_what_others_append_and_ends_when_it_is_told(
     finally:
         process.kill()
         process.join()
-    assert next_batch(campaign).number == 2  # type: ignore[union-attr]
+    assert campaign.next_batch().number == 2  # type: ignore[union-attr]
 
 
 def test_a_campaign_that_is_moved_with_its_pool_finds_it_from_anywhere(
@@ -620,7 +624,7 @@ def test_a_campaign_that_is_moved_with_its_pool_finds_it_from_anywhere(
     shutil.copytree(tmp_path / "second", tmp_path / "third")
     for place, there in (("second", tmp_path), ("third", tmp_path / "third" / "c")):
         monkeypatch.chdir(there)
-        batch = next_batch(Campaign.open(tmp_path / place / "c"))
+        batch = Campaign.open(tmp_path / place / "c").next_batch()
         assert isinstance(batch, Batch)
         assert batch.number == 2
     assert Campaign.open(tmp_path / "second" / "c").rounds.batch(2) == Campaign.open(
@@ -674,7 +678,7 @@ def test_a_campaign_in_which_something_has_happened_is_not_made_again(tmp_path: 
     made = created(tmp_path / "c")
     assert created(tmp_path / "c").id == made.id
     with pytest.raises(CampaignError, match="holds a campaign already"):
-        Campaign.create(tmp_path / "c", CHOSEN, pool_fingerprint="beef", n_rows=1000)
+        Campaign.make(tmp_path / "c", CHOSEN, pool_fingerprint="beef", n_rows=1000)
     with pytest.raises(CampaignError, match="holds a campaign already"):
         Campaign.create(tmp_path / "c", dataclasses.replace(CHOSEN, seed=12), pool_fingerprint="f00d", n_rows=1000)
     Annotators(made).add("ann")

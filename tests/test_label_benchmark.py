@@ -20,8 +20,8 @@ from benchmarks.labels.picture import picture
 from benchmarks.labels.replay import Contender, replay, staged
 from benchmarks.labels.sets import SETS, Setup, Source, World
 from benchmarks.labels.statistics import area, labels_to_final, labels_to_reach, mean_interval, paired
-from dal.loop.api import create_campaign, next_batch
-from dal.replay import TestSet, answer_batch, simulate
+from dal import Campaign
+from dal.replay import TestSet, simulate
 from dal.selection.explore import uniform_rows
 from dal.selection.strategy import STRATEGIES, Strategy
 
@@ -109,10 +109,10 @@ def test_a_replay_asks_what_a_campaign_asks(world: World, name: str, explore: fl
             world.test,
             ("0", "1", "2"),
             strategy=name,
-            learner=SETUP.learner(5),
-            batch=12,
+            estimator=SETUP.learner(5),
+            batch_size=12,
             rounds=5,
-            seed=5,
+            random_state=5,
             explore=explore,
         )
     assert batches == [batch.tolist() for batch in real.batches[1:]]
@@ -124,15 +124,21 @@ def test_a_replay_with_labels_at_the_start_asks_what_a_campaign_asks(world: Worl
     batches: list[list[int]] = []
     with staged(world, SETUP, 3) as stage:
         replay(stage, SETUP, Contender(Strategy.named("default", 0.0)), lambda rows: batches.append(rows.tolist()))
-        campaign = create_campaign(
-            tmp_path / "campaign", stage.pool, ("0", "1", "2"), learner=SETUP.learner(3), batch=12, seed=3, explore=0
+        campaign = Campaign.create(
+            tmp_path / "campaign",
+            stage.pool,
+            ("0", "1", "2"),
+            estimator=SETUP.learner(3),
+            batch_size=12,
+            random_state=3,
+            explore=0,
         )
         rows = np.array(list(islice(uniform_rows(3000, np.empty(0, np.int64), 3, 0), 12)))
-        answer_batch(campaign, rows, stage.pool.record_ids(rows), world.y[rows])
+        campaign.label(stage.pool.record_ids(rows), world.y[rows])
         for batch in batches:
-            given = next_batch(campaign)
+            given = campaign.next_batch()
             assert given.rows.tolist() == batch
-            answer_batch(campaign, given.rows, given.record_ids, world.y[given.rows])
+            campaign.label(given, world.y[given.rows])
     assert len(batches) == 4
 
 

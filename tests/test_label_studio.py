@@ -20,7 +20,7 @@ import pytest
 from click.testing import CliRunner
 
 import dal
-from dal.campaign import Campaign
+from dal import Campaign
 from dal.cli import main
 from dal.errors import ServerError, SettingsError
 from dal.exchange import Server, pull_answers, push_batch
@@ -134,12 +134,12 @@ def campaign(tmp_path: Path) -> Campaign:
     truth = pictures[:, 0, 0, 0] // 86
     ids = [f"=pic/{row:03d}.png" for row in range(400)]
     display = {"title": [f"title of <{row}> & co" for row in range(400)], "label": [row / 2 for row in range(400)]}
-    pool = dal.build_pool(pictures, tmp_path / "pool.zarr", ids=ids, display=display)
-    made = dal.create_campaign(tmp_path / "campaign", pool, CLASSES, batch=12, seed=3)
-    first = dal.next_batch(made)
+    pool = dal.Pool.build(pictures, tmp_path / "pool.zarr", ids=ids, display=display)
+    made = dal.Campaign.create(tmp_path / "campaign", pool, CLASSES, batch_size=12, random_state=3)
+    first = made.next_batch()
     assert isinstance(first, dal.Batch)
-    dal.answer_batch(made, first.rows, first.record_ids, truth[first.rows])
-    assert isinstance(dal.next_batch(made), dal.Batch)
+    made.label(first, truth[first.rows])
+    assert isinstance(made.next_batch(), dal.Batch)
     return made
 
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from dal.campaign import Answer, Campaign, Settings
+from dal.campaign import Answer, CampaignStore, Settings
 from dal.exchange import labels, write_labels
 from dal.exchange.labels import COLUMNS
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 from tests.batches import batch_of
 
 CLASSES = ("cat", "dog", "owl")
@@ -26,10 +26,10 @@ NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     shown = {"text": [f"text {row}" for row in range(N)], "score": [row % 3 == 0 for row in range(N)]}
     ids = [f"id-{row:04d}" for row in range(N)]
-    return build_pool(np.zeros((N, 2), np.float32), tmp_path_factory.mktemp("p") / "pool.zarr", ids=ids, display=shown)
+    return Pool.build(np.zeros((N, 2), np.float32), tmp_path_factory.mktemp("p") / "pool.zarr", ids=ids, display=shown)
 
 
-def ask(campaign: Campaign, pool: Pool, rows: Sequence[int], strategy: str) -> str:
+def ask(campaign: CampaignStore, pool: Pool, rows: Sequence[int], strategy: str) -> str:
     frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": N, "k": len(rows), "explore": 0.5, "seed": 0}
     chosen = campaign.rounds.freeze(**frozen, strategy=strategy)
     model = campaign.rounds.save_model(chosen, f"model {chosen.number}".encode(), trained_on=0)
@@ -41,7 +41,7 @@ def ask(campaign: Campaign, pool: Pool, rows: Sequence[int], strategy: str) -> s
     return model
 
 
-def say(campaign: Campaign, annotator: str, **answers: int | None) -> None:
+def say(campaign: CampaignStore, annotator: str, **answers: int | None) -> None:
     given = [
         Answer(
             row := int(name[1:]), f"id-{row:04d}", annotator, "skipped" if code is None else "submitted", code,
@@ -57,12 +57,12 @@ def values(column: pd.Series) -> list[object]:
 
 
 @pytest.fixture
-def campaign(pool: Pool, tmp_path: Path) -> Campaign:
-    chosen = Settings(pool.path, CLASSES, learner="logistic", strategy="margin", batch=4)
-    return Campaign.create(tmp_path / "campaign", chosen, pool_fingerprint=pool.fingerprint, n_rows=N)
+def campaign(pool: Pool, tmp_path: Path) -> CampaignStore:
+    chosen = Settings(pool.path, CLASSES, estimator="logistic", strategy="margin", batch_size=4)
+    return CampaignStore.make(tmp_path / "campaign", chosen, pool_fingerprint=pool.fingerprint, n_rows=N)
 
 
-def test_every_label_says_where_it_comes_from(campaign: Campaign, pool: Pool, tmp_path: Path) -> None:
+def test_every_label_says_where_it_comes_from(campaign: CampaignStore, pool: Pool, tmp_path: Path) -> None:
     first = ask(campaign, pool, [250, 120], "margin")
     say(campaign, "ann", r250=0, r120=1)
     say(campaign, "bob", r250=0, r120=None)
@@ -111,7 +111,7 @@ def test_every_label_says_where_it_comes_from(campaign: Campaign, pool: Pool, tm
 
 
 def test_many_records_are_written_some_at_a_time(
-    campaign: Campaign, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    campaign: CampaignStore, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labels, "_AT_ONCE", 7)
     monkeypatch.setattr("dal.campaign.answer_log._READ_AT_ONCE", 5)
@@ -126,7 +126,9 @@ def test_many_records_are_written_some_at_a_time(
     assert frame["text"].tolist() == [f"text {row}" for row in sorted(rows.tolist())]
 
 
-def test_a_campaign_without_answers_gives_a_file_without_rows(campaign: Campaign, pool: Pool, tmp_path: Path) -> None:
+def test_a_campaign_without_answers_gives_a_file_without_rows(
+    campaign: CampaignStore, pool: Pool, tmp_path: Path
+) -> None:
     assert write_labels(campaign, pool, tmp_path / "x.parquet") == 0
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert len(frame) == 0

@@ -28,17 +28,20 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import Connection, event, select
 
-from dal.campaign import Annotators, Answer, AnswerFile, Campaign, Given, Queue, Settings, schema
+from dal import Campaign
+from dal.campaign import Annotators, Answer, AnswerFile, Given, Queue, Settings, schema
 from dal.campaign.control import Control
 from dal.campaign.database import Database
 from dal.campaign.leases import LEASE
 from dal.errors import CampaignLocked, InputError
-from dal.loop.api import Batch, create_campaign, next_batch
+from dal.loop.campaign import Batch
 from dal.pool import Pool
 from tests import databases, pools
 from tests.batches import batch_of
 
-CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
+CHOSEN = Settings(
+    "pool.zarr", ("cat", "dog", "owl"), estimator="logistic", strategy="margin", batch_size=4, random_state=11
+)
 PEOPLE = ("ann", "bob", "cat")
 ROWS = range(993, 1000)
 SKIPPED = None
@@ -288,7 +291,7 @@ def empty(backend: str, tmp_path: Path) -> Callable[[int], Campaign]:
 
 def made(place: Path, overlap: int) -> Campaign:
     chosen = replace(CHOSEN, overlap=overlap, database=databases.fresh())
-    return Campaign.create(place, chosen, pool_fingerprint="f00d", n_rows=1000)
+    return Campaign.make(place, chosen, pool_fingerprint="f00d", n_rows=1000)
 
 
 @databases.sqlite_only
@@ -415,18 +418,18 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
 
 def first_round(place: Path, pool: tuple[Pool, np.ndarray], store: str = "") -> Campaign:
     """Make a campaign whose first batch was answered by two people from the queue."""
-    campaign = create_campaign(
+    campaign = Campaign.create(
         place,
         pool[0],
         CLASSES,
-        batch=12,
-        seed=7,
+        batch_size=12,
+        random_state=7,
         overlap=2,
         vote="dawid_skene",
         database=databases.fresh(),
         store=store,
     )
-    next_batch(campaign)
+    campaign.next_batch()
     queue = Queue(campaign)
     for who in ("ann", "bob"):
         served = queue.lease(who, 12)
@@ -464,7 +467,7 @@ def killed_next_batch(directory: Path, fatal: int, when: str, environment: dict[
     # Whoever first used the server that forks has given it the environment of that moment: without this store, perhaps.
     os.environ.update(environment)
     with deadly_commits(fatal, when):
-        next_batch(Campaign.open(directory))
+        Campaign.open(directory).next_batch()
 
 
 @pytest.mark.slow
@@ -480,7 +483,7 @@ def test_a_coordinator_killed_at_every_commit_goes_on_with_the_same_batch(
     store = request.getfixturevalue("s3") if elsewhere else ""
     undisturbed = first_round(tmp_path / "undisturbed", pool)
     with deadly_commits(-1, "never") as commits:
-        expected = next_batch(undisturbed)
+        expected = undisturbed.next_batch()
     assert isinstance(expected, Batch)
     assert len(commits) == len(COMMITS), "a round has another commit: it belongs in COMMITS"
     for fatal, name in enumerate(COMMITS):
@@ -503,7 +506,7 @@ def test_a_coordinator_killed_at_every_commit_goes_on_with_the_same_batch(
             (outcome,) = Queue(campaign).answer("ann", [Given("again", first, "submitted", int(pool[1][first]))])
             assert outcome.result == "same"
             log = list(campaign.answers.log())
-            batch = next_batch(campaign)
+            batch = campaign.next_batch()
             assert isinstance(batch, Batch)
             assert (batch.number, batch.rows.tolist()) == (2, expected.rows.tolist())
             assert campaign.rounds.batch(2) == undisturbed.rounds.batch(2)
@@ -524,7 +527,7 @@ def test_of_two_coordinators_one_goes_on(backend: str, pool: tuple[Pool, np.ndar
 
     def coordinate() -> None:
         try:
-            results.append(next_batch(Campaign.open(campaign.directory)))
+            results.append(Campaign.open(campaign.directory).next_batch())
         except CampaignLocked as error:
             results.append(error)
 

@@ -9,7 +9,7 @@ from distributed import Client
 
 from dal.errors import SettingsError
 from dal.map import BINS, SAMPLE_POINTS, PoolMap, Projection, count_span, fit_projection, map_of
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 from dal.scan.plan import Interval
 
 
@@ -19,7 +19,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     X = (rng.standard_normal((50_000, 5)) * [9, 5, 1, 1, 1] + 2).astype(np.float32)
     X[40_000:40_007] = np.nan
     X[123, 2] = np.inf
-    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr")
+    return Pool.build(X, tmp_path_factory.mktemp("pool") / "pool.zarr")
 
 
 def slow_density(pool: Pool, made: PoolMap) -> tuple[np.ndarray, int]:
@@ -60,7 +60,7 @@ def test_the_axes_follow_the_variance_and_never_mirror(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     t, u = rng.standard_normal((2, 3000))
     X = np.stack([t, -t, t, u, u, rng.standard_normal(3000)], axis=1).astype(np.float32)
-    projection, (left, right, bottom, top) = fit_projection(build_pool(X, tmp_path / "pool.zarr"), seed=0)
+    projection, (left, right, bottom, top) = fit_projection(Pool.build(X, tmp_path / "pool.zarr"), seed=0)
     first, second = projection.components
     assert np.abs(first) == pytest.approx([3**-0.5] * 3 + [0] * 3, abs=0.05)
     assert np.abs(second) == pytest.approx([0] * 3 + [2**-0.5] * 2 + [0], abs=0.05)
@@ -72,27 +72,27 @@ def test_the_axes_follow_the_variance_and_never_mirror(tmp_path: Path) -> None:
 
 def test_two_features_are_their_own_map(tmp_path: Path) -> None:
     X = np.random.default_rng(0).uniform(3, 5, (500, 2)).astype(np.float32)
-    projection, extent = fit_projection(build_pool(X, tmp_path / "pool.zarr"), seed=0)
+    projection, extent = fit_projection(Pool.build(X, tmp_path / "pool.zarr"), seed=0)
     assert np.array_equal(projection.place(X), X)
     assert extent == pytest.approx((2.92, 5.08, 2.92, 5.08), abs=0.03)
 
 
 @pytest.mark.parametrize("X", [np.ones((300, 3)), np.arange(300.0)[:, None]], ids=["constant", "one feature"])
 def test_flat_pools_still_have_a_map(X: np.ndarray, tmp_path: Path) -> None:
-    made = map_of(build_pool(X.astype(np.float32), tmp_path / "pool.zarr"), None, seed=0)
+    made = map_of(Pool.build(X.astype(np.float32), tmp_path / "pool.zarr"), None, seed=0)
     assert made.density.sum() + made.outside == 300
     assert np.isfinite(made.extent).all()
 
 
 def test_a_pool_without_a_finite_record_is_refused(tmp_path: Path) -> None:
-    pool = build_pool(np.full((10, 3), np.nan, np.float32), tmp_path / "pool.zarr")
+    pool = Pool.build(np.full((10, 3), np.nan, np.float32), tmp_path / "pool.zarr")
     with pytest.raises(SettingsError, match="nothing to draw a map of"):
         map_of(pool, None, seed=0)
 
 
 def test_a_span_counts_by_hand(tmp_path: Path) -> None:
     X = np.array([[9, 9], [0.1, 0.1], [0.1, 0.9], [0.1, 0.9], [-1, 0], [1, 0.5]], dtype=np.float32)
-    pool = build_pool(X, tmp_path / "pool.zarr")
+    pool = Pool.build(X, tmp_path / "pool.zarr")
     plain = Projection(
         np.zeros(2, np.float32),
         np.ones(2, np.float32),

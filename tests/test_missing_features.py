@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from dal import Campaign
 from dal.campaign.view import status
 from dal.cli import main
 from dal.errors import LearnerError, SettingsError
 from dal.learners.learner import Learner
-from dal.loop.api import create_campaign, next_batch
 from dal.loop.savings import saved
 from dal.map import fit_projection
-from dal.pool import Pool, build_pool
-from dal.replay import TestSet, answer_batch, simulate, view_of
+from dal.pool import Pool
+from dal.replay import TestSet, simulate, view_of
 from dal.selection.candidates import usable
 from dal.selection.codebook import Codebook
 
@@ -34,11 +34,11 @@ def holed(n: int = 900, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def pool(tmp_path: Path) -> tuple[Pool, np.ndarray, np.ndarray]:
     X, codes = holed()
-    return build_pool(X, tmp_path / "pool.zarr"), X, codes
+    return Pool.build(X, tmp_path / "pool.zarr"), X, codes
 
 
 def label(campaign: object, rows: np.ndarray, codes: np.ndarray) -> None:
-    answer_batch(campaign, rows, [str(row) for row in rows], codes[rows])
+    campaign.label([str(row) for row in rows], codes[rows])
 
 
 @pytest.mark.parametrize("strategy", ["default", "margin", "random"])
@@ -49,13 +49,13 @@ def test_a_learner_that_takes_them_is_given_them_in_every_step(
     missing = np.isnan(X).any(axis=1)
     apart = usable(X, missing=True)
     np.savez(tmp_path / "apart.npz", X=X[apart], y=np.array(CLASSES)[codes[apart]])
-    how = {"strategy": strategy, "batch": 40, "explore": 0.25, "stop_set": 100, "holdout": tmp_path / "apart.npz"}
+    how = {"strategy": strategy, "batch_size": 40, "explore": 0.25, "stop_set": 100, "holdout": tmp_path / "apart.npz"}
     with pytest.raises(SettingsError, match="holdout"):
-        create_campaign(tmp_path / "c", opened, CLASSES, **how)
-    campaign = create_campaign(tmp_path / "c", opened, CLASSES, learner="hgb", **how)
+        Campaign.create(tmp_path / "c", opened, CLASSES, **how)
+    campaign = Campaign.create(tmp_path / "c", opened, CLASSES, estimator="hgb", **how)
     asked: list[int] = []
     for number in (1, 2, 3):
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         assert len(batch.rows) == 40
         assert missing[batch.rows].sum() > 4
         drawn = [each.row for each in campaign.rounds.batch(number) if each.explore]
@@ -80,9 +80,9 @@ def test_for_other_learners_people_are_told_what_was_left_out(
     opened, X, codes = pool
     missing = np.flatnonzero(np.isnan(X).any(axis=1))
     whole = np.flatnonzero(np.isfinite(X).all(axis=1))
-    campaign = create_campaign(tmp_path / "c", opened, CLASSES, batch=20, stop_set=0, explore=0.5)
+    campaign = Campaign.create(tmp_path / "c", opened, CLASSES, batch_size=20, stop_set=0, explore=0.5)
     label(campaign, np.r_[whole[:30], missing[:9], 7], codes)
-    batch = next_batch(campaign)
+    batch = campaign.next_batch()
     assert np.isfinite(X[batch.rows]).all()
     assert campaign.rounds.get(1).trained_on == 30
     told = status(campaign)
@@ -97,7 +97,7 @@ def test_labels_of_one_class_left_over_are_refused_in_words(
 ) -> None:
     opened, X, codes = pool
     missing = np.isnan(X).any(axis=1)
-    campaign = create_campaign(tmp_path / "c", opened, CLASSES, batch=20, stop_set=0)
+    campaign = Campaign.create(tmp_path / "c", opened, CLASSES, batch_size=20, stop_set=0)
     label(
         campaign,
         np.r_[
@@ -106,7 +106,7 @@ def test_labels_of_one_class_left_over_are_refused_in_words(
         codes,
     )
     with pytest.raises(LearnerError, match="10 of 14 are left out"):
-        next_batch(campaign)
+        campaign.next_batch()
     assert campaign.rounds.all() == []
 
 
@@ -114,7 +114,9 @@ def test_a_pool_in_which_every_record_lacks_something_is_labelled(tmp_path: Path
     X, codes = holed(400, share=1.0)
     test = TestSet(*(each[:100] for each in holed(400, share=0.0)))
     test.X[7] = 0
-    replay = simulate(build_pool(X, tmp_path / "p.zarr"), codes, test, CLASSES, learner="hgb", batch=30, rounds=3)
+    replay = simulate(
+        Pool.build(X, tmp_path / "p.zarr"), codes, test, CLASSES, estimator="hgb", batch_size=30, rounds=3
+    )
     assert replay.labels == (30, 60, 90)
     assert replay.accuracy[-1] > 0.9
     assert np.isfinite(replay.scores[-1]).all()
@@ -135,7 +137,7 @@ def test_missing_features_stand_at_their_mean() -> None:
 def test_the_map_places_them_at_their_mean(width: int, tmp_path: Path) -> None:
     X = holed()[0][:, :width] + np.float32(5)
     X[3] = np.nan
-    projection, extent = fit_projection(build_pool(X, tmp_path / "p.zarr"), seed=0)
+    projection, extent = fit_projection(Pool.build(X, tmp_path / "p.zarr"), seed=0)
     assert np.isfinite(extent).all()
     mean = np.nanmean(X[usable(X, missing=True)], axis=0)
     places = projection.place(X)

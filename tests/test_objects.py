@@ -12,15 +12,14 @@ import s3fs
 import zarr
 from sklearn.linear_model import LogisticRegression
 
-from dal.campaign import Campaign
+from dal import Campaign
 from dal.campaign.objects import Objects, objects_of
 from dal.compute.local import local_cluster
 from dal.errors import CampaignError, CampaignNotFound, SettingsError
 from dal.learners.models import Model
-from dal.loop.api import Batch, create_campaign, next_batch
+from dal.loop.campaign import Batch
 from dal.places import for_zarr
-from dal.pool import Pool, append_pool, build_pool
-from dal.replay import answer_batch
+from dal.pool import Pool
 from tests import databases, object_store
 
 MODEL = b"a model, or what is left of it"
@@ -108,13 +107,13 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
     rng = np.random.default_rng(3)
     codes = rng.integers(0, 3, 6_000)
     X = (2.0 * rng.standard_normal((3, 4))[codes] + rng.standard_normal((6_000, 4))).astype(np.float32)
-    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
+    return Pool.build(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
 
 
 @pytest.mark.parametrize("url", ["bucket/folder", "memory://folder", " s3://bucket", "nosuch://bucket/folder"])
 def test_what_is_no_store_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path, url: str) -> None:
     with pytest.raises(SettingsError, match=r"s3://bucket/folder was expected"):
-        create_campaign(tmp_path / "c", truth[0], CLASSES, store=url)
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, store=url)
     with pytest.raises(CampaignNotFound):
         Campaign.open(tmp_path / "c")
 
@@ -122,7 +121,7 @@ def test_what_is_no_store_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: P
 def test_a_store_whose_package_is_missing_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     fsspec.register_implementation("absent", "no_such_module.FileSystem", clobber=True)
     with pytest.raises(CampaignError, match=r"needs more packages.*pip install 'dal-learn\[remote\]'"):
-        create_campaign(tmp_path / "c", truth[0], CLASSES, store="absent://bucket/folder")
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, store="absent://bucket/folder")
 
 
 def nobody_there(patched: pytest.MonkeyPatch) -> str:
@@ -147,21 +146,21 @@ def test_a_store_that_cannot_be_written_is_refused_when_the_campaign_is_made(
 ) -> None:
     url = place(monkeypatch)
     with pytest.raises(CampaignError, match=f"{url}/.* cannot be written: .*{why}.*[Rr]un again"):
-        create_campaign(tmp_path / "c", truth[0], CLASSES, store=url)
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, store=url)
     with pytest.raises(CampaignNotFound):
         Campaign.open(tmp_path / "c")
     monkeypatch.undo()
-    assert create_campaign(tmp_path / "c", truth[0], CLASSES, store=f"{s3}/again").rounds.all() == []
+    assert Campaign.create(tmp_path / "c", truth[0], CLASSES, store=f"{s3}/again").rounds.all() == []
 
 
 def test_a_store_that_is_gone_is_refused_before_a_round_is_frozen(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, s3: str
 ) -> None:
     bucket = object_store.fresh_bucket()
-    campaign = create_campaign(tmp_path / "c", truth[0], CLASSES, batch=20, store=f"{bucket}/labels")
+    campaign = Campaign.create(tmp_path / "c", truth[0], CLASSES, batch_size=20, store=f"{bucket}/labels")
     s3fs.S3FileSystem().rm(bucket, recursive=True)
     with pytest.raises(CampaignError, match=f"{bucket}/labels/.* cannot be written"):
-        next_batch(campaign)
+        campaign.next_batch()
     assert campaign.rounds.all() == []
 
 
@@ -170,9 +169,9 @@ def test_a_store_that_is_gone_is_refused_before_a_round_is_frozen(
 
 def asked(campaign: Campaign, truth: tuple[Pool, np.ndarray], **options: object) -> list[int]:
     """Ask the next batch, and answer it."""
-    batch = next_batch(campaign, **options)
+    batch = campaign.next_batch(**options)
     assert isinstance(batch, Batch)
-    answer_batch(campaign, batch.rows, batch.record_ids, truth[1][batch.rows])
+    campaign.label(batch, truth[1][batch.rows])
     return batch.rows.tolist()
 
 
@@ -194,15 +193,15 @@ def test_a_coordinator_on_another_machine_goes_on(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, postgres: str, s3: str
 ) -> None:
     # 6,000 rows: 20 rows a candidate, and two cells of 16 candidates.
-    pool = build_pool(truth[0].read(0, 6_000), tmp_path / "pool.zarr")
-    made = {"batch": 20, "seed": 7, "learner": LogisticRegression(C=0.37, max_iter=500)}
-    alone = create_campaign(tmp_path / "alone", pool, CLASSES, **made)
-    shared = create_campaign(
+    pool = Pool.build(truth[0].read(0, 6_000), tmp_path / "pool.zarr")
+    made = {"batch_size": 20, "random_state": 7, "estimator": LogisticRegression(C=0.37, max_iter=500)}
+    alone = Campaign.create(tmp_path / "alone", pool, CLASSES, **made)
+    shared = Campaign.create(
         tmp_path / "here", pool, CLASSES, database=databases.fresh_schema(postgres), store=f"{s3}/moved/", **made
     )
     for _ in range(2):
         assert asked(shared, truth) == asked(alone, truth)
-    append_pool(truth[0].read(100, 200), pool.path)
+    Pool.open(pool.path).append(truth[0].read(100, 200))
     there = moved(shared, tmp_path / "there")
     # Neither a pool that grew nor another size of the batch gives it other cells than the first machine found.
     here, there, alone = (with_batch(each, 300) for each in (shared, there, alone))
@@ -222,8 +221,8 @@ def test_a_coordinator_on_another_machine_goes_on(
 @pytest.mark.slow
 def test_workers_write_cells_into_the_store(truth: tuple[Pool, np.ndarray], tmp_path: Path, s3: str) -> None:
     """The workers inherit where the store is, and reach no directory of the campaign."""
-    alone = create_campaign(tmp_path / "alone", truth[0], CLASSES, batch=20, seed=7)
-    shared = create_campaign(tmp_path / "shared", truth[0], CLASSES, batch=20, seed=7, store=f"{s3}/cells")
+    alone = Campaign.create(tmp_path / "alone", truth[0], CLASSES, batch_size=20, random_state=7)
+    shared = Campaign.create(tmp_path / "shared", truth[0], CLASSES, batch_size=20, random_state=7, store=f"{s3}/cells")
     with local_cluster(2) as client:
         for number in range(1, 4):
             assert asked(shared, truth, client=client) == asked(alone, truth)

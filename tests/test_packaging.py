@@ -188,7 +188,7 @@ def test_an_installed_copy_works(environment: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "X.npy", np.random.default_rng(0).normal(size=(300, 4)).astype(np.float32))
     run("dal", "pool", "build", "X.npy", "pool.zarr")
     assert "300" in run("dal", "pool", "info", "pool.zarr")
-    run("dal", "init", "campaign", "pool.zarr", "--classes", "ham,spam", "--batch", 10)
+    run("dal", "init", "campaign", "pool.zarr", "--classes", "ham,spam", "--batch-size", 10)
     serve = [environment / "bin" / "dal", "serve", "campaign", "--port", "0"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with subprocess.Popen(serve, cwd=tmp_path, env=kept, stdout=subprocess.PIPE, text=True) as server:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from dal.campaign import Account, Annotators, Answer, Campaign, Given, Queue, Settings
+from dal.campaign import Account, Annotators, Answer, CampaignStore, Given, Queue, Settings
 from dal.campaign.activity import Activity
 from dal.errors import InputError
 from dal.evidence.agreement import agreement
@@ -19,30 +19,30 @@ from tests.test_exchange import InMemory
 pytestmark = pytest.mark.usefixtures("backend")
 
 SPELLINGS = ["ZOË Ann", "zoe\u0308 ann", " Zoë  Ann\t", "\ufeffZoë\u00a0Ann", "Zoë\u200b Ann", "\uff3aoë Ann"]
-CHOSEN = Settings("pool.zarr", ("cat", "dog"), learner="logistic", strategy="margin", batch=4, overlap=2)
+CHOSEN = Settings("pool.zarr", ("cat", "dog"), estimator="logistic", strategy="margin", batch_size=4, overlap=2)
 POOL = InMemory([f"r{at}" for at in range(10)])
 
 
 @pytest.fixture
-def campaign(tmp_path: Path) -> Campaign:
+def campaign(tmp_path: Path) -> CampaignStore:
     chosen = replace(CHOSEN, database=databases.fresh())
-    made = Campaign.create(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=POOL.n_rows)
+    made = CampaignStore.make(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=POOL.n_rows)
     frozen = {"pool_fingerprint": "f", "n_rows": POOL.n_rows, "k": 4, "explore": 0.0, "seed": 0, "strategy": "margin"}
     made.rounds.open(made.rounds.freeze(**frozen), batch_of([101, 107], ["r1", "r7"]))
     return made
 
 
-def by_file(campaign: Campaign, tmp_path: Path, name: str) -> None:
+def by_file(campaign: CampaignStore, tmp_path: Path, name: str) -> None:
     (tmp_path / "x.csv").write_text(f"record_id,label,annotator\nr1,dog,{name}\n", encoding="utf-8")
     assert read_answers(tmp_path / "x.csv", campaign, POOL, "somebody else").changed == 1
 
 
-def by_default(campaign: Campaign, tmp_path: Path, name: str) -> None:
+def by_default(campaign: CampaignStore, tmp_path: Path, name: str) -> None:
     (tmp_path / "x.csv").write_text("record_id,label\nr1,dog\n")
     assert read_answers(tmp_path / "x.csv", campaign, POOL, name).changed == 1
 
 
-def by_page(campaign: Campaign, tmp_path: Path, name: str) -> None:
+def by_page(campaign: CampaignStore, tmp_path: Path, name: str) -> None:
     queue = Queue(campaign)
     assert [each.row for each in queue.lease(name, 5)] == [107]
     (outcome,) = queue.answer(name, [Given("event-1", 101, "submitted", 1)])
@@ -52,14 +52,14 @@ def by_page(campaign: Campaign, tmp_path: Path, name: str) -> None:
     assert [each.event_id for each in queue.history(name, 5)] == ["event-1"]
 
 
-def by_python(campaign: Campaign, tmp_path: Path, name: str) -> None:
+def by_python(campaign: CampaignStore, tmp_path: Path, name: str) -> None:
     assert campaign.answers.add([Answer(101, "r1", name, "submitted", 1)], source="x").changed == 1
 
 
 @pytest.mark.parametrize("way", [by_file, by_default, by_page, by_python])
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_one_person_cannot_fill_an_overlap_of_two(
-    campaign: Campaign, tmp_path: Path, way: Callable[[Campaign, Path, str], None], spelling: str
+    campaign: CampaignStore, tmp_path: Path, way: Callable[[CampaignStore, Path, str], None], spelling: str
 ) -> None:
     campaign.answers.add([Answer(101, "r1", "Zoë Ann", "submitted", 0)], source="before")
     way(campaign, tmp_path, spelling)
@@ -70,7 +70,9 @@ def test_one_person_cannot_fill_an_overlap_of_two(
     assert agreement(latest.rows, latest.annotators, latest.labels, seed=0).records == 0
 
 
-def test_the_first_spelling_is_shown_and_both_in_one_file_are_one_person(campaign: Campaign, tmp_path: Path) -> None:
+def test_the_first_spelling_is_shown_and_both_in_one_file_are_one_person(
+    campaign: CampaignStore, tmp_path: Path
+) -> None:
     lines = ["r1,dog,ZOË  ANN ", "r7,cat,zoë ann", "r1,cat,zoe\u0308 ann", "r7,cat,bob"]
     (tmp_path / "x.csv").write_text("\n".join(["record_id,label,annotator", *lines]), encoding="utf-8")
     report = read_answers(tmp_path / "x.csv", campaign, POOL, "x")
@@ -80,13 +82,15 @@ def test_the_first_spelling_is_shown_and_both_in_one_file_are_one_person(campaig
     assert list(zip(latest.rows.tolist(), latest.annotators, strict=True)) == [(107, "ZOË ANN"), (107, "bob")]
 
 
-def test_a_file_handed_in_again_under_another_spelling_is_the_same_import(campaign: Campaign, tmp_path: Path) -> None:
+def test_a_file_handed_in_again_under_another_spelling_is_the_same_import(
+    campaign: CampaignStore, tmp_path: Path
+) -> None:
     (tmp_path / "x.csv").write_text("record_id,label\nr1,dog\n")
     assert read_answers(tmp_path / "x.csv", campaign, POOL, "Ann").new == 1
     assert read_answers(tmp_path / "x.csv", campaign, POOL, " ANN ").seen
 
 
-def test_a_person_has_one_token(campaign: Campaign) -> None:
+def test_a_person_has_one_token(campaign: CampaignStore) -> None:
     people = Annotators(campaign)
     campaign.answers.add([Answer(101, "r1", "zoë ann", "submitted", 0)], source="before")
     token = people.add(" ZOË Ann\u200b")
@@ -99,7 +103,7 @@ def test_a_person_has_one_token(campaign: Campaign) -> None:
     assert people.verify(token) is None
 
 
-def test_two_spellings_of_an_older_campaign_become_one_person(campaign: Campaign, tmp_path: Path) -> None:
+def test_two_spellings_of_an_older_campaign_become_one_person(campaign: CampaignStore, tmp_path: Path) -> None:
     answers = [(101, "Ann"), (107, "bob"), (107, "ann")]
     campaign.answers.add([Answer(row, f"r{row - 100}", who, "submitted", 0) for row, who in answers], source="x")
     token = Annotators(campaign).add("bob")
@@ -116,7 +120,7 @@ def test_two_spellings_of_an_older_campaign_become_one_person(campaign: Campaign
             "UPDATE campaign SET schema_version = 3",
         ):
             connection.execute(text(statement))
-    opened = Campaign.open(campaign.directory)
+    opened = CampaignStore.open(campaign.directory)
     latest = opened.answers.latest()
     assert list(zip(latest.rows.tolist(), latest.annotators, strict=True)) == [
         (101, "Ann"),

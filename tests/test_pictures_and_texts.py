@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from dal.cli import main
 from dal.errors import PoolIncomplete, SourceError
-from dal.pool import Pool, append_pool, build_pool, pictures, tables, texts
+from dal.pool import Pool, pictures, tables, texts
 
 RNG = np.random.default_rng(0)
 
@@ -63,7 +63,7 @@ def folder(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
 def test_a_folder_becomes_a_pool_with_paths_for_ids(
     folder: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, small: None
 ) -> None:
-    pool = build_pool(folder[0], tmp_path / "pool.zarr")
+    pool = Pool.build(folder[0], tmp_path / "pool.zarr")
     names = sorted(folder[1])
     assert (pool.n_rows, pool.record_shape, pool.encoding) == (40, (5, 4, 3), "uint8")
     assert pool.record_ids(range(40)) == names
@@ -80,26 +80,26 @@ def test_an_interrupted_build_goes_on_and_another_folder_is_refused(
             raise Stopped
 
     with pytest.raises(Stopped):
-        build_pool(folder[0], tmp_path / "pool.zarr", progress=stop)
+        Pool.build(folder[0], tmp_path / "pool.zarr", progress=stop)
     with pytest.raises(PoolIncomplete):
         Pool.open(tmp_path / "pool.zarr")
     done: list[int] = []
-    pool = build_pool(folder[0], tmp_path / "pool.zarr", progress=lambda rows, _: done.append(rows))
+    pool = Pool.build(folder[0], tmp_path / "pool.zarr", progress=lambda rows, _: done.append(rows))
     assert done[0] > 15, "it went on"
     expected = np.stack([folder[1][name] for name in sorted(folder[1])]).reshape(40, -1)
     np.testing.assert_array_equal(pool.read(0, 40), expected)
     with pytest.raises(Stopped):
-        build_pool(folder[0], tmp_path / "other.zarr", progress=stop)
+        Pool.build(folder[0], tmp_path / "other.zarr", progress=stop)
     save(folder[0] / "cats" / "zz.png", noise(5, 4, 3))
     with pytest.raises(SourceError, match="another source"):
-        build_pool(folder[0], tmp_path / "other.zarr")
+        Pool.build(folder[0], tmp_path / "other.zarr")
 
 
 def test_pictures_of_several_sizes_are_resized_as_told(tmp_path: Path) -> None:
     wide, high = save(tmp_path / "in" / "a.png", noise(8, 20, 3)), save(tmp_path / "in" / "b.png", noise(30, 10, 3))
     with pytest.raises(SourceError, match=r"b\.png must be 8 x 20 .*a\.png, got 30 x 10.*--size"):
-        build_pool(tmp_path / "in", tmp_path / "pool.zarr")
-    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(6, 5), overwrite=True)
+        Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr", size=(6, 5), overwrite=True)
     assert pool.record_shape == (6, 5, 3)
     for row, path in enumerate((wide, high)):
         expected = np.asarray(Image.open(path).resize((5, 6), Image.Resampling.BILINEAR))
@@ -119,7 +119,7 @@ def test_kinds_of_pixels(mode: str, channels: int, tmp_path: Path) -> None:
     picture = colour.convert(mode)
     (tmp_path / "in").mkdir()
     picture.save(tmp_path / "in" / "a.tif")
-    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
     assert pool.record_shape == (5, 4, channels)
     expected = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
     np.testing.assert_array_equal(pool.read(0, 1), expected.reshape(1, -1))
@@ -129,11 +129,11 @@ def test_grey_among_colour_is_taken_and_colour_among_grey_refused(tmp_path: Path
     grey = noise(5, 4)
     save(tmp_path / "in" / "a.png", noise(5, 4, 3))
     save(tmp_path / "in" / "b.png", grey)
-    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
     np.testing.assert_array_equal(pool.read(1, 2), np.repeat(grey, 3).reshape(1, -1))
     save(tmp_path / "in" / "0.png", grey)
     with pytest.raises(SourceError, match=r"a\.png must be grey like 0\.png"):
-        build_pool(tmp_path / "in", tmp_path / "other.zarr")
+        Pool.build(tmp_path / "in", tmp_path / "other.zarr")
 
 
 def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
     save(tmp_path / "in" / "a.png", pixels, exif=exif)
-    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
     assert pool.record_shape == (4, 5, 3)
     np.testing.assert_array_equal(pool.read(0, 1), np.rot90(pixels, -1).reshape(1, -1))
 
@@ -157,20 +157,20 @@ def test_a_broken_picture_is_refused_by_its_name(broken: str, tmp_path: Path) ->
     else:
         path.write_text("hello" if broken == "text" else "")
     with pytest.raises(SourceError, match=r"b/bad\.png (cannot be read as a picture|must have 8 bits.*'I;16')"):
-        build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+        Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
 
 
 def test_options_that_are_not_for_pictures_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", noise(5, 4, 3))
     with pytest.raises(SourceError, match="`ids`, `features` and `display`"):
-        build_pool(tmp_path / "in", tmp_path / "pool.zarr", ids="path")
+        Pool.build(tmp_path / "in", tmp_path / "pool.zarr", ids="path")
     with pytest.raises(SourceError, match="`size` and `background`"):
-        build_pool(np.zeros((3, 2)), tmp_path / "pool.zarr", size=(2, 2))
+        Pool.build(np.zeros((3, 2)), tmp_path / "pool.zarr", size=(2, 2))
     with pytest.raises(SourceError, match=r"`size` must be"):
-        build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(0, 2))
+        Pool.build(tmp_path / "in", tmp_path / "pool.zarr", size=(0, 2))
     (tmp_path / "none").mkdir()
     with pytest.raises(SourceError, match="must hold pictures"):
-        build_pool(tmp_path / "none", tmp_path / "pool.zarr")
+        Pool.build(tmp_path / "none", tmp_path / "pool.zarr")
     assert not (tmp_path / "pool.zarr").exists()
 
 
@@ -183,7 +183,7 @@ def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytes
     for at in range(400):  # 4.9 MB
         (tmp_path / "in" / f"{at}.bmp").write_bytes(file.getvalue())
     tracemalloc.start()
-    build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.5e6
@@ -204,7 +204,7 @@ def test_transparent_pictures_are_drawn_on_white_or_a_background(
     transparent().save(tmp_path / "in" / "a.png")
     save(tmp_path / "in" / "b.png", np.full((4, 6, 3), 77, np.uint8))
     with caplog.at_level("WARNING"):
-        pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+        pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
     assert "1 of 2 pictures are transparent in places; drawn on #ffffff" in caplog.text
     pixels = pool.read(0, 2).reshape(2, 4, 6, 3)
     assert pixels[0, 0, 0].tolist() == [255, 255, 255]
@@ -219,12 +219,12 @@ def test_transparent_pictures_are_drawn_on_white_or_a_background(
     assert red.read(0, 1).reshape(4, 6, 3)[0, 0].tolist() == [255, 0, 0]
     (tmp_path / "more").mkdir()
     transparent().save(tmp_path / "more" / "c.png")
-    grown = append_pool(tmp_path / "more", tmp_path / "red.zarr")  # on the background of the pool
+    grown = Pool.open(tmp_path / "red.zarr").append(tmp_path / "more")  # on the background of the pool
     np.testing.assert_array_equal(grown.read(2, 3), red.read(0, 1))
     with pytest.raises(SourceError, match="`background` must be a colour"):
-        build_pool(tmp_path / "in", tmp_path / "x.zarr", background="paper")
+        Pool.build(tmp_path / "in", tmp_path / "x.zarr", background="paper")
     with pytest.raises(SourceError, match="`size` and `background`"):
-        build_pool(np.eye(2), tmp_path / "x.zarr", background="white")
+        Pool.build(np.eye(2), tmp_path / "x.zarr", background="white")
 
 
 @pytest.mark.parametrize("kind", ["LA", "P", "PA", "RGB with a colour", "L with a grey", "1", "palette with alphas"])
@@ -247,7 +247,7 @@ def test_every_kind_of_transparency_is_drawn_on_white(kind: str, tmp_path: Path)
             picture.convert("RGBA").save(path)
         else:
             picture.save(path, transparency=b"\x00\xff" if kind == "palette with alphas" else 0)
-    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
     pixels = pool.read(0, 1).reshape(4, 6, -1)
     assert (pixels[0] == 255).all()
     figure = 255 if kind == "1" else 90
@@ -264,10 +264,10 @@ def test_an_interrupted_build_goes_on_on_its_own_background(tmp_path: Path, smal
             raise Stopped
 
     with pytest.raises(Stopped):
-        build_pool(tmp_path / "in", tmp_path / "pool.zarr", progress=stop, background="#0000ff")
+        Pool.build(tmp_path / "in", tmp_path / "pool.zarr", progress=stop, background="#0000ff")
     with pytest.raises(SourceError, match="another source"):
-        build_pool(tmp_path / "in", tmp_path / "pool.zarr")
-    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr", background="blue")
+        Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr", background="blue")
     assert (pool.read(0, 30) == pool.read(0, 1)).all()
 
 
@@ -287,7 +287,7 @@ def test_pictures_by_other_endings_are_taken_and_what_is_left_out_is_counted_and
         (tmp_path / "in" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"x")
     with caplog.at_level("WARNING"):
-        pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+        pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
     assert pool.record_ids(range(5)) == ["a.jfif", "b.AVIF", "c.JPG", "d.jp2", "e.ppm"]
     np.testing.assert_array_equal(pool.read(4, 5), pixels.reshape(1, -1))
     for told in ("2 .heic (such as f.heic)", "1 .svg", "1 .pdf", "1 without ending (such as sub/README)"):
@@ -296,7 +296,7 @@ def test_pictures_by_other_endings_are_taken_and_what_is_left_out_is_counted_and
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "x.heic").write_bytes(b"x")
     with pytest.raises(SourceError, match=r"must hold pictures.*1 \.heic"):
-        build_pool(tmp_path / "none", tmp_path / "x.zarr")
+        Pool.build(tmp_path / "none", tmp_path / "x.zarr")
 
 
 def test_of_an_animation_the_first_picture_is_taken_and_that_is_said(
@@ -307,20 +307,20 @@ def test_of_an_animation_the_first_picture_is_taken_and_that_is_said(
     frames[0].save(tmp_path / "in" / "a.gif", save_all=True, append_images=frames[1:])
     frames[0].save(tmp_path / "in" / "b.tif", save_all=True, append_images=frames[1:])
     with caplog.at_level("WARNING"):
-        pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr")
+        pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
     assert (pool.read(0, 2) == 0).all()
     assert "2 of 2 pictures hold several pictures, of which the first is taken" in caplog.text
 
 
 def test_grey_pictures_appended_to_a_pool_in_colour_are_made_like_the_others(tmp_path: Path) -> None:
     save(tmp_path / "in" / "a.png", noise(8, 20, 3))
-    pool = build_pool(tmp_path / "in", tmp_path / "pool.zarr", size=(5, 4))
+    pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr", size=(5, 4))
     grey = noise(5, 4)
     save(tmp_path / "more" / "b.png", grey)
-    assert append_pool(tmp_path / "more", pool.path).record_shape == (5, 4, 3)
+    assert Pool.open(pool.path).append(tmp_path / "more").record_shape == (5, 4, 3)
     np.testing.assert_array_equal(Pool.open(pool.path).read(1, 2), np.repeat(grey, 3).reshape(1, -1))
     save(tmp_path / "wide" / "c.png", noise(9, 9, 3))
-    assert append_pool(tmp_path / "wide", pool.path).n_rows == 3  # of the size of the pool
+    assert Pool.open(pool.path).append(tmp_path / "wide").n_rows == 3  # of the size of the pool
 
 
 # -- texts -------------------------------------------------------------------------------------------------------------
@@ -348,15 +348,15 @@ def test_texts_become_features_and_stay_to_be_shown(ending: str, tmp_path: Path,
     fitted = make_pipeline(TfidfVectorizer(), TruncatedSVD(4, random_state=0)).fit(MANY)
     given = pipeline()
     how = {"ids": "key", "text": "subject", "display": ["sent"]}
-    pool = build_pool(source, tmp_path / "pool.zarr", vectoriser=given, **how)
+    pool = Pool.build(source, tmp_path / "pool.zarr", vectoriser=given, **how)
     assert not hasattr(given[0], "vocabulary_"), "what was passed in stays as it was"
     assert (pool.record_shape, pool.dtype, pool.fields) == ((4,), np.float32, ("subject", "sent"))
     np.testing.assert_allclose(pool.read(7, 150), fitted.transform(MANY)[7:], atol=1e-6)
     assert pool.record_ids([42, 7]) == ["042", "007"]
     assert pool.display([42, 7])["subject"] == [MANY[42], MANY[7]]
-    again = build_pool(source, tmp_path / "again.zarr", vectoriser=pipeline(), **how)
+    again = Pool.build(source, tmp_path / "again.zarr", vectoriser=pipeline(), **how)
     np.testing.assert_array_equal(again.read(0, 150), pool.read(0, 150))
-    kept = build_pool(source, tmp_path / "fitted.zarr", vectoriser=fitted, **how)
+    kept = Pool.build(source, tmp_path / "fitted.zarr", vectoriser=fitted, **how)
     np.testing.assert_allclose(kept.read(0, 150), fitted.transform(MANY), atol=1e-6)
 
 
@@ -375,7 +375,7 @@ def test_a_vectoriser_is_fitted_on_a_sample_of_the_whole_table(
     rows = [f"word{at} same" for at in range(150)]
     source = table(tmp_path / "x.csv", rows)
     for name in ("a", "b"):
-        build_pool(source, tmp_path / f"{name}.zarr", text="subject", vectoriser=Length())
+        Pool.build(source, tmp_path / f"{name}.zarr", text="subject", vectoriser=Length())
     assert seen[0] == seen[1]
     positions = [rows.index(text) for text in seen[0]]
     assert len(set(positions)) == 20
@@ -385,28 +385,28 @@ def test_a_vectoriser_is_fitted_on_a_sample_of_the_whole_table(
 
 def test_an_interrupted_build_of_texts_gives_the_same_pool(tmp_path: Path, small: None) -> None:
     source = table(tmp_path / "x.parquet")
-    whole = build_pool(source, tmp_path / "whole.zarr", text="subject", vectoriser=pipeline())
+    whole = Pool.build(source, tmp_path / "whole.zarr", text="subject", vectoriser=pipeline())
 
     def stop(done: int, _: int | None) -> None:
         if done >= 70:
             raise Stopped
 
     with pytest.raises(Stopped):
-        build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline(), progress=stop)
+        Pool.build(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline(), progress=stop)
     other = make_pipeline(TfidfVectorizer(), TruncatedSVD(4, n_iter=9))
     with pytest.raises(SourceError, match="another source"):
-        build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=other)
-    pool = build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline())
+        Pool.build(source, tmp_path / "pool.zarr", text="subject", vectoriser=other)
+    pool = Pool.build(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline())
     np.testing.assert_array_equal(pool.read(0, 150), whole.read(0, 150))
 
 
 def test_narrow_sparse_features_are_made_dense_and_wide_ones_refused(tmp_path: Path) -> None:
     source = table(tmp_path / "x.csv")
     hashing = HashingVectorizer(n_features=64)
-    pool = build_pool(source, tmp_path / "pool.zarr", text="subject", vectoriser=hashing)
+    pool = Pool.build(source, tmp_path / "pool.zarr", text="subject", vectoriser=hashing)
     np.testing.assert_allclose(pool.read(0, 150), hashing.transform(MANY).toarray(), atol=1e-6)
     with pytest.raises(SourceError, match="at most 16,384 columns, got 1,048,576"):
-        build_pool(source, tmp_path / "wide.zarr", text="subject", vectoriser=HashingVectorizer())
+        Pool.build(source, tmp_path / "wide.zarr", text="subject", vectoriser=HashingVectorizer())
 
 
 class Odd:
@@ -437,7 +437,7 @@ class Odd:
 def test_what_cannot_be_vectorised_is_said(how: dict[str, object], message: str, tmp_path: Path) -> None:
     source = table(tmp_path / "x.parquet")
     with pytest.raises(SourceError, match=message):
-        build_pool(source, tmp_path / "pool.zarr", **how)
+        Pool.build(source, tmp_path / "pool.zarr", **how)
     assert not (tmp_path / "pool.zarr").exists()
 
 

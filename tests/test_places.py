@@ -14,14 +14,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from dal._files import replacing
-from dal.campaign import Campaign
+from dal import Campaign
 from dal.campaign.objects import objects_of
 from dal.errors import InputError, PoolError, ScanError
 from dal.learners.learner import Learner
-from dal.loop.api import Batch, create_campaign, next_batch
+from dal.loop.campaign import Batch
 from dal.places import Nodes, NotOurs, Url, for_zarr, place_of
-from dal.pool import Pool, append_pool, build_pool
-from dal.replay import answer_batch
+from dal.pool import Pool
 from dal.scan import Cells, Journal, sample_codebook, scan, stored_cells
 from dal.selection.strategy import Strategy
 
@@ -138,9 +137,9 @@ def test_pools_under_any_name_leave_their_siblings_alone(name: str, as_text: boo
         before = contents(folder)
         place = str(path) if as_text else path
         ids = [f"r{row}" for row in range(300)]
-        build_pool(X[:100], place, ids=ids[:100], display={"n": ids[:100]})
-        build_pool(X[50:150], place, ids=ids[50:150], overwrite=True)
-        append_pool(X[150:300], place, ids=ids[150:])
+        Pool.build(X[:100], place, ids=ids[:100], display={"n": ids[:100]})
+        Pool.build(X[50:150], place, ids=ids[50:150], overwrite=True)
+        Pool.open(place).append(X[150:300], ids=ids[150:])
         opened = Pool.open(place)
         np.testing.assert_array_equal(opened.read(0, opened.n_rows), X[50:])
         assert opened.rows_of(["r299", "r50"]).tolist() == [249, 0]
@@ -160,7 +159,7 @@ def test_what_a_campaign_keeps_leaves_siblings_alone(outer: str, inner: str) -> 
         folder = Path(within)
         path = with_siblings(with_siblings(folder, outer), inner)
         before = contents(folder)
-        pool = build_pool(MANY, folder / "the pool.zarr")
+        pool = Pool.build(MANY, folder / "the pool.zarr")
         strategy = STRATEGY
         codebook = sample_codebook(pool, 2, 0)
         for objects in (objects_of(path, "", "0af3"), objects_of(path, path.as_uri(), "0af3")):
@@ -185,15 +184,15 @@ def test_what_a_campaign_keeps_leaves_siblings_alone(outer: str, inner: str) -> 
 def test_a_campaign_beside_the_users_files(name: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2, 4_000)
-    pool = build_pool((rng.standard_normal((4_000, 3)) + 2 * codes[:, None]).astype(np.float32), tmp_path / "pool.zarr")
+    pool = Pool.build((rng.standard_normal((4_000, 3)) + 2 * codes[:, None]).astype(np.float32), tmp_path / "pool.zarr")
     for sibling in ("thesis", "box", "a"):
         (tmp_path / sibling).mkdir()
         (tmp_path / sibling / "chapter.tex").write_text("two years of work")
-    campaign = create_campaign(tmp_path / name, pool, ["no", "yes"], batch=10, stop_set=0)
+    campaign = Campaign.create(tmp_path / name, pool, ["no", "yes"], batch_size=10, stop_set=0)
     for _ in range(2):
-        batch = next_batch(Campaign.open(tmp_path / name))
+        batch = Campaign.open(tmp_path / name).next_batch()
         assert isinstance(batch, Batch)
-        answer_batch(campaign, batch.rows, batch.record_ids, codes[batch.rows])
+        campaign.label(batch, codes[batch.rows])
     assert zarr.open_array(campaign.directory / "cells.zarr", mode="r").shape == (4_000,)
     for sibling in ("thesis", "box", "a"):
         assert (tmp_path / sibling / "chapter.tex").read_text() == "two years of work"
@@ -210,12 +209,12 @@ def test_pools_in_an_object_store_leave_their_siblings_alone(name: str, s3: str)
     for key in kept:
         store.pipe_file(key, b"mine")
     place = f"{s3}/{name}/"
-    build_pool(X[:100], place, ids=[str(row) for row in range(100)])
-    build_pool(X[100:250], place, ids=[str(row) for row in range(150)], overwrite=True)
-    append_pool(X[250:], place, ids=[str(row) for row in range(150, 200)])
+    Pool.build(X[:100], place, ids=[str(row) for row in range(100)])
+    Pool.build(X[100:250], place, ids=[str(row) for row in range(150)], overwrite=True)
+    Pool.open(place).append(X[250:], ids=[str(row) for row in range(150, 200)])
     np.testing.assert_array_equal(Pool.open(place).read(0, 200), X[100:])
     assert [store.cat_file(key) for key in kept] == [b"mine"] * len(kept)
-    pool = build_pool(MANY, "memory://places/many.zarr", overwrite=True)
+    pool = Pool.build(MANY, "memory://places/many.zarr", overwrite=True)
     codebook = sample_codebook(pool, 2, 0)
     for rows in (1_100, 1_200):
         cells = stored_cells(f"{place}cells.zarr", rows, codebook)
@@ -225,7 +224,7 @@ def test_pools_in_an_object_store_leave_their_siblings_alone(name: str, s3: str)
 
 
 def test_a_file_url_names_a_pool(tmp_path: Path) -> None:
-    built = build_pool(X, (tmp_path / "my #1 pool.zarr").as_uri())
+    built = Pool.build(X, (tmp_path / "my #1 pool.zarr").as_uri())
     assert built.place == tmp_path / "my #1 pool.zarr"
     assert [path.name for path in tmp_path.iterdir()] == ["my #1 pool.zarr"]
 
@@ -237,7 +236,7 @@ def test_a_file_url_names_a_pool(tmp_path: Path) -> None:
 def test_a_pool_that_holds_more_than_dal_wrote_keeps_it(what: str, tmp_path: Path) -> None:
     place = tmp_path / "pool.zarr"
     ids = [str(row) for row in range(100)]
-    build_pool(X[:100], place, ids=ids)
+    Pool.build(X[:100], place, ids=ids)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "zarr.json").write_bytes((place / "ids/zarr.json").read_bytes())
     (tmp_path / "elsewhere" / f"zarr.{'0' * 32}.partial").write_bytes(b"of another program at work")
@@ -255,11 +254,11 @@ def test_a_pool_that_holds_more_than_dal_wrote_keeps_it(what: str, tmp_path: Pat
     before = contents(tmp_path)
     if what in ("file", "link"):
         with pytest.raises(PoolError, match=r"notes\.txt|ids must not be a symbolic link"):
-            build_pool(X[100:], place, overwrite=True)
+            Pool.build(X[100:], place, overwrite=True)
         assert contents(tmp_path) == before
         return
-    np.testing.assert_array_equal(build_pool(X[100:], place, overwrite=True).read(0, 200), X[100:])
-    append_pool(X[:100], place)
+    np.testing.assert_array_equal(Pool.build(X[100:], place, overwrite=True).read(0, 200), X[100:])
+    Pool.open(place).append(X[:100])
     kept = [
         name for name in before if name.startswith(("pool.zarr/umap", "pool.zarr/ids_index_notes", "pool.zarr/READ"))
     ]
@@ -271,13 +270,13 @@ def test_the_folder_for_the_ids_is_refused_if_it_is_the_users(tmp_path: Path) ->
     beside = tmp_path / ".pool.zarr.ids"
     beside.mkdir()
     (beside / "bucket-000").write_bytes(b"left by a build that was killed")
-    build_pool(X, tmp_path / "pool.zarr", ids=[str(row) for row in range(300)])
+    Pool.build(X, tmp_path / "pool.zarr", ids=[str(row) for row in range(300)])
     assert not beside.exists()
     beside.mkdir()
     (beside / "bucket-000").write_bytes(b"mine")
     (beside / "mine").write_bytes(b"mine")
     with pytest.raises(PoolError, match=r"\.pool\.zarr\.ids"):
-        build_pool(X, tmp_path / "pool.zarr", ids=[str(row) for row in range(300)], overwrite=True)
+        Pool.build(X, tmp_path / "pool.zarr", ids=[str(row) for row in range(300)], overwrite=True)
     assert contents(beside) == {"bucket-000": b"mine", "mine": b"mine"}
 
 
@@ -288,7 +287,7 @@ def cells_of(pool: Pool, place: object) -> object:
 
 @pytest.mark.parametrize("what", ["array", "same shape", "group", "file", "folder", "link", "chunk"])
 def test_cells_take_the_place_of_nothing_else(what: str, tmp_path: Path) -> None:
-    pool = build_pool(MANY, tmp_path / "pool.zarr")
+    pool = Pool.build(MANY, tmp_path / "pool.zarr")
     place = tmp_path / "cells.zarr"
     match what:
         case "array":
@@ -316,7 +315,7 @@ def test_cells_take_the_place_of_nothing_else(what: str, tmp_path: Path) -> None
 
 
 def test_cells_whose_metadata_is_torn_are_put_aside(tmp_path: Path) -> None:
-    pool = build_pool(MANY, tmp_path / "pool.zarr")
+    pool = Pool.build(MANY, tmp_path / "pool.zarr")
     cells_of(pool, tmp_path / "cells.zarr")
     (tmp_path / "cells.zarr/zarr.json").write_bytes(b"")
     torn = contents(tmp_path / "cells.zarr")
@@ -326,7 +325,7 @@ def test_cells_whose_metadata_is_torn_are_put_aside(tmp_path: Path) -> None:
 
 
 def test_a_journal_deletes_its_own_passes_only(tmp_path: Path) -> None:
-    pool = build_pool(MANY, tmp_path / "pool.zarr")
+    pool = Pool.build(MANY, tmp_path / "pool.zarr")
     place = tmp_path / "results"
     (place / ("0" * 64)).mkdir(parents=True)
     (place / ("0" * 64) / "spans").write_bytes(b"of another pass")

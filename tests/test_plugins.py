@@ -15,8 +15,7 @@ import pytest
 from click.testing import CliRunner
 from distributed import Client
 
-from dal import plugins
-from dal.campaign import Campaign
+from dal import Campaign, plugins
 from dal.cli import main
 from dal.errors import ClusterError, LabelError, LearnerError, SettingsError
 from dal.evidence.stopping import MaxLabels, Verdict, parse, texts_of
@@ -24,7 +23,7 @@ from dal.exchange import read_answers, write_batch
 from dal.exchange.formats import Format, Line
 from dal.learners.learner import Learner
 from dal.learners.models import Model, score_block
-from dal.loop.api import Batch, create_campaign, next_batch
+from dal.loop.campaign import Batch
 from dal.plugins import Carried, Slot, Unnameable, find, lent, text_of
 from dal.pool import Pool
 from dal.replay import TestSet, compare
@@ -579,10 +578,10 @@ def test_installed_parts_are_used_by_name_on_the_command_line(tmp_path: Path) ->
     _, codes = three_classes(tmp_path / "pool.zarr")
     home, file = tmp_path / "campaign", tmp_path / "batch.tsv"
     stop, strategy = "quiet_rounds=2,change=0.5 and max_labels=1000", "score=doubt(power=0.5),selector=one_a_class"
-    given = ("--learner", "nearest", "--stop", stop, "--strategy", strategy)
+    given = ("--estimator", "nearest", "--stop", stop, "--strategy", strategy)
     command("init", home, tmp_path / "pool.zarr", "--classes", "a,b,c", *given)
     for _ in range(2):
-        next_batch(Campaign.open(home))  # dal next would start a cluster for it
+        Campaign.open(home).next_batch()  # dal next would start a cluster for it
         command("label", "export", home, file, "--format", "tabbed")
         rows = [line.split("\t")[0] for line in file.read_text().splitlines()]
         file.write_text("".join(f"{row}\t{'abc'[codes[int(row)]]}\tsubmitted\tann\n" for row in rows))
@@ -601,11 +600,11 @@ def test_objects_are_kept_by_their_names_and_found_again(tmp_path: Path) -> None
     import dal_example
 
     pool, _ = three_classes(tmp_path / "pool.zarr")
-    campaign = create_campaign(
+    campaign = Campaign.create(
         tmp_path / "campaign",
         pool,
         list("abc"),
-        learner=dal_example.nearest,
+        estimator=dal_example.nearest,
         stop=dal_example.QuietRounds(rounds=2),
         strategy=Strategy(dal_example.Doubt(power=2.0), dal_example.one_a_class, shortlist=4, explore=0.2),
     )
@@ -615,7 +614,7 @@ def test_objects_are_kept_by_their_names_and_found_again(tmp_path: Path) -> None
     strategy = Strategy.named(again.settings.strategy)
     assert strategy.scorer.part == dal_example.Doubt(power=2.0)
     assert strategy.chooser is dal_example.one_a_class
-    batch = next_batch(again)
+    batch = again.next_batch()
     assert isinstance(batch, Batch)
     file = tmp_path / "batch.tsv"
     write_batch(again, pool, batch.number, file, file_format=dal_example.Tabbed())
@@ -631,11 +630,11 @@ def test_a_campaign_whose_parts_are_gone_says_so(
     pool, _ = three_classes(tmp_path / "pool.zarr")
     with monkeypatch.context() as there:
         there.syspath_prepend(str(installed))
-        create_campaign(tmp_path / "campaign", pool, list("abc"), learner="nearest", stop="quiet_rounds")
+        Campaign.create(tmp_path / "campaign", pool, list("abc"), estimator="nearest", stop="quiet_rounds")
     sys.modules.pop("dal_example", None)
     importlib.invalidate_caches()
     with pytest.raises(SettingsError, match="'quiet_rounds'"):
-        next_batch(Campaign.open(tmp_path / "campaign"))
+        Campaign.open(tmp_path / "campaign").next_batch()
 
 
 def test_nothing_is_written_where_a_part_cannot_be_named(tmp_path: Path) -> None:
@@ -645,9 +644,9 @@ def test_nothing_is_written_where_a_part_cannot_be_named(tmp_path: Path) -> None
 
     pool, _ = three_classes(tmp_path / "pool.zarr")
     with pytest.raises(Unnameable, match="Local"):
-        create_campaign(tmp_path / "campaign", pool, list("abc"), stop=[Local()])
+        Campaign.create(tmp_path / "campaign", pool, list("abc"), stop=[Local()])
     with pytest.raises(Unnameable, match="lambda"):
-        create_campaign(tmp_path / "campaign", pool, list("abc"), strategy=Strategy(lambda p: p.max(axis=1), "top"))
+        Campaign.create(tmp_path / "campaign", pool, list("abc"), strategy=Strategy(lambda p: p.max(axis=1), "top"))
     assert not (tmp_path / "campaign").exists()
 
 
@@ -655,7 +654,7 @@ def test_a_lambda_is_replayed_as_a_function_of_a_module_is(tmp_path: Path) -> No
     pool, codes = three_classes(tmp_path / "pool.zarr")
     test = TestSet(pool.take(np.arange(1500, 2000)), codes[1500:])
     named, unnamed = Strategy(certain_of_nothing, "top"), Strategy(lambda p: certain_of_nothing(p), "top")
-    settings = {"batch": 20, "rounds": 3, "reserved": np.arange(1500, 2000)}
+    settings = {"batch_size": 20, "rounds": 3, "reserved": np.arange(1500, 2000)}
     found = compare(pool, codes, test, list("abc"), [named, unnamed, "random"], **settings)
     one, other, random = (found.of(each)[0] for each in found.strategies)
     assert [each.tolist() for each in one.batches] == [each.tolist() for each in other.batches]

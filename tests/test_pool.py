@@ -21,7 +21,7 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
-from dal.pool import Pool, _zarr, append_pool, build_pool, chunks
+from dal.pool import Pool, _zarr, chunks
 from dal.pool import build as building
 from dal.pool import ids as indexing
 from dal.pool import store as reading
@@ -57,7 +57,7 @@ def pool(tmp_path: Path, small: None) -> Pool:
         "size": np.arange(N) / 4,
         "new": np.arange(N) % 2 == 0,
     }
-    return build_pool(records(), tmp_path / "pool.zarr", ids=names(), display=display)
+    return Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display=display)
 
 
 def foreign(path: Path, values: np.ndarray, **layout: object) -> Path:
@@ -180,7 +180,7 @@ def test_float64_beyond_float32_is_infinite(tmp_path: Path) -> None:
 
 def test_images_are_flattened(tmp_path: Path, small: None) -> None:
     images = (records(31, (4, 3, 2)) * 50).clip(0, 255).astype(np.uint8)
-    pool = build_pool(images, tmp_path / "pool.zarr")
+    pool = Pool.build(images, tmp_path / "pool.zarr")
     assert (pool.record_shape, pool.n_features, pool.dtype) == ((4, 3, 2), 24, np.uint8)
     np.testing.assert_array_equal(pool.read(3, 30), images.reshape(31, 24)[3:30].astype(np.float32))
     np.testing.assert_array_equal(pool.take([30, 1]), images.reshape(31, 24)[[30, 1]].astype(np.float32))
@@ -221,7 +221,7 @@ def test_a_zarr_without_what_is_private_reads_and_builds_the_same(
         Pool.open(array)
     assert Pool.open(f"{pool.path}/features").holes() == (0, 15)
     np.testing.assert_array_equal(pool.take([3, 200, 3]), records()[[3, 200, 3]])
-    zeros = build_pool(np.zeros((N, D), np.float32), tmp_path / "zeros.zarr")
+    zeros = Pool.build(np.zeros((N, D), np.float32), tmp_path / "zeros.zarr")
     assert zeros.holes() == (0, 15)
     shutil.rmtree(Path(zeros.path) / "features" / "c" / "2")
     with pytest.raises(ChunkError, match=r"features.*c/2/0"):
@@ -275,7 +275,7 @@ def test_ids_whose_hashes_collide(distinct: int, tmp_path: Path, small: None, mo
     # far apart, so that the colliding ids are in several buckets, and runs of them go over several index chunks
     few = {indexing.HASH: lambda ids: full(ids) % np.uint64(distinct) * np.uint64(2**62) + np.uint64(5)}
     monkeypatch.setattr(indexing, "HASHES", few)
-    pool = build_pool(records(), tmp_path / "pool.zarr", ids=names())
+    pool = Pool.build(records(), tmp_path / "pool.zarr", ids=names())
     asked = [*names()[::-1], "unknown", names()[4]]
     assert pool.rows_of(asked).tolist() == [*range(N - 1, -1, -1), -1, 4]
 
@@ -337,7 +337,7 @@ def test_a_pool_of_before_is_looked_up_by_its_own_hash(pool: Pool, monkeypatch: 
     with pytest.raises(PoolError, match=r"pip install 'dal-learn\[pandas\]'"):
         old.rows_of([names()[3]])
     added = {name: [None, None] for name in pool.fields}
-    append_pool(records(2), pool.path, ids=["new", "newer"], display=added)
+    Pool.open(pool.path).append(records(2), ids=["new", "newer"], display=added)
     for grown in (old.refreshed(), Pool.open(pool.path)):
         assert grown.rows_of(["newer", names()[7]]).tolist() == [N + 1, 7]
 
@@ -352,14 +352,14 @@ class NoPandas(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, NoPandas())
 import numpy, pyarrow, pyarrow.parquet
-from dal.pool import append_pool, build_pool
-pool = build_pool("x.csv", "csv.zarr", ids="id", display=["when"])
+from dal.pool import Pool
+pool = Pool.build("x.csv", "csv.zarr", ids="id", display=["when"])
 assert pool.rows_of(["y", "z"]).tolist() == [1, -1]
 pyarrow.parquet.write_table(pyarrow.table({"a": [1.5, None], "t": pyarrow.array([1, 2], "duration[s]")}), "x.parquet")
-told = build_pool("x.parquet", "parquet.zarr", display=["t"]).display([0, 1])
+told = Pool.build("x.parquet", "parquet.zarr", display=["t"]).display([0, 1])
 assert told == {"t": ["0 days 00:00:01", "0 days 00:00:02"]}, told
-pool = build_pool(numpy.eye(3), "array.zarr", ids=["a", "b", "c"], display={"text": ["", None, "x"]})
-assert append_pool(numpy.ones((1, 3)), "array.zarr", ids=[7], display={"text": [""]}).rows_of(["7"]).tolist() == [3]
+pool = Pool.build(numpy.eye(3), "array.zarr", ids=["a", "b", "c"], display={"text": ["", None, "x"]})
+assert pool.append(numpy.ones((1, 3)), ids=[7], display={"text": [""]}).rows_of(["7"]).tolist() == [3]
 """
     subprocess.run([sys.executable, "-W", "error", "-c", script], cwd=tmp_path, check=True, timeout=100)
 
@@ -381,7 +381,7 @@ def test_the_index_is_sorted_and_whole(pool: Pool) -> None:
 
 
 def test_rows_are_ids_where_there_are_none(tmp_path: Path) -> None:
-    pool = build_pool(records(12), tmp_path / "pool.zarr")
+    pool = Pool.build(records(12), tmp_path / "pool.zarr")
     assert pool.record_ids([11, 0, 11]) == ["11", "0", "11"]
     asked = ["11", "0", "12", "007", "-1", "x", "\u0667", "²", "", "1" * 30, "1_0", " 1"]
     assert pool.rows_of(asked).tolist() == [11, 0, *[-1] * 10]
@@ -389,7 +389,7 @@ def test_rows_are_ids_where_there_are_none(tmp_path: Path) -> None:
 
 
 def test_integer_ids_become_text(tmp_path: Path) -> None:
-    pool = build_pool(records(3), tmp_path / "pool.zarr", ids=[30, np.int64(-4), 2**70])
+    pool = Pool.build(records(3), tmp_path / "pool.zarr", ids=[30, np.int64(-4), 2**70])
     assert pool.record_ids([0, 1, 2]) == ["30", "-4", str(2**70)]
     assert pool.rows_of(["-4"]).tolist() == [1]
 
@@ -463,7 +463,7 @@ def test_damage_is_named(
     if sharded:
         monkeypatch.setattr(building, "MAX_FILES", 2)
         monkeypatch.setattr(building, "SHARD_CHUNKS", 4)
-    pool = build_pool(records(), tmp_path / "pool.zarr")
+    pool = Pool.build(records(), tmp_path / "pool.zarr")
     number, rows = ("1", "rows 64 to 127") if sharded else ("3", "rows 48 to 63")
     damage(tmp_path / "pool.zarr/features/c" / number / "0")
     reader = pool.reader()
@@ -588,7 +588,7 @@ def test_records_that_equal_the_fill_value_are_not_missing(
     if sharded:
         monkeypatch.setattr(building, "MAX_FILES", 1)
     for dtype, value in (("uint8", 0), ("float32", np.nan)):
-        pool = build_pool(np.full((100, D), value, dtype), tmp_path / dtype)
+        pool = Pool.build(np.full((100, D), value, dtype), tmp_path / dtype)
         assert (pool.write_rows > pool.chunk_rows) == sharded
         np.testing.assert_array_equal(pool.read(3, 100), np.full((97, D), value, np.float32))
 
@@ -677,7 +677,7 @@ def test_a_group_of_others(tmp_path: Path) -> None:
 
 
 def test_a_zip_archive_is_read(tmp_path: Path, small: None) -> None:
-    built = build_pool(records(), tmp_path / "pool.zarr", ids=names())
+    built = Pool.build(records(), tmp_path / "pool.zarr", ids=names())
     shutil.make_archive(str(tmp_path / "root"), "zip", tmp_path / "pool.zarr")
     shutil.make_archive(str(tmp_path / "folder"), "zip", tmp_path, "pool.zarr")
     for place in (tmp_path / "root.zip", tmp_path / "folder.zip" / "pool.zarr"):
@@ -688,9 +688,9 @@ def test_a_zip_archive_is_read(tmp_path: Path, small: None) -> None:
         assert Pool.open(str(place / "features")).read(0, 2).tolist() == records()[:2].tolist()
         assert opened.refreshed() is opened
         with pytest.raises(PoolError, match="ZIP archive"):
-            append_pool(records(), place, ids=[f"new {name}" for name in names()])
+            Pool.open(place).append(records(), ids=[f"new {name}" for name in names()])
         with pytest.raises(PoolError):
-            build_pool(records(), place, overwrite=True)
+            Pool.build(records(), place, overwrite=True)
     with pytest.raises(PoolNotFound, match=r"open one of .*folder\.zip/pool\.zarr"):
         Pool.open(tmp_path / "folder.zip")
 
@@ -778,7 +778,7 @@ def test_pools_that_cannot_be_read(pool: Pool) -> None:
 
 
 def test_a_store_that_is_not_local(small: None) -> None:
-    pool = build_pool(records(), "memory://test-pool/pool.zarr", ids=names())
+    pool = Pool.build(records(), "memory://test-pool/pool.zarr", ids=names())
     np.testing.assert_array_equal(pool.read(3, 99), records()[3:99])
     assert pool.rows_of([names()[7]]).tolist() == [7]
     again = Pool.open("memory://test-pool/pool.zarr")

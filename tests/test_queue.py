@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from dal.campaign import Account, Annotators, Campaign, Given, Leased, Queue, Settings
+from dal.campaign import Account, Annotators, CampaignStore, Given, Leased, Queue, Settings
 from dal.campaign.activity import Activity
 from dal.campaign.schema import annotators as accounts
 from dal.errors import CampaignError, InputError, LabelError
@@ -21,7 +21,9 @@ from tests.batches import batch_of
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-CHOSEN = Settings("pool.zarr", ("cat", "dog", "owl"), learner="logistic", strategy="margin", batch=4, seed=11)
+CHOSEN = Settings(
+    "pool.zarr", ("cat", "dog", "owl"), estimator="logistic", strategy="margin", batch_size=4, random_state=11
+)
 ROWS = [907, 23, 511, 40, 300, 88]
 
 
@@ -40,14 +42,14 @@ class Clock:
 
 def made(
     directory: Path, *, overlap: int = 1, gold: float = 0.0, rows: Sequence[int] = ROWS, reserve: int = 0
-) -> Campaign:
+) -> CampaignStore:
     chosen = replace(CHOSEN, overlap=overlap, gold=gold, database=databases.fresh())
-    campaign = Campaign.create(directory, chosen, pool_fingerprint="f00d", n_rows=1000)
+    campaign = CampaignStore.make(directory, chosen, pool_fingerprint="f00d", n_rows=1000)
     opened(campaign, rows, reserve)
     return campaign
 
 
-def opened(campaign: Campaign, rows: Sequence[int], reserve: int = 0) -> None:
+def opened(campaign: CampaignStore, rows: Sequence[int], reserve: int = 0) -> None:
     current = campaign.rounds.freeze(
         pool_fingerprint="f00d", n_rows=1000, k=len(rows), explore=0.0, seed=11, strategy="margin"
     )
@@ -75,12 +77,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def campaign(tmp_path: Path) -> Campaign:
+def campaign(tmp_path: Path) -> CampaignStore:
     return made(tmp_path / "c")
 
 
 @pytest.fixture
-def queue(campaign: Campaign, clock: Clock) -> Queue:
+def queue(campaign: CampaignStore, clock: Clock) -> Queue:
     campaign.database.clock = clock
     return Queue(campaign)
 
@@ -136,7 +138,7 @@ def test_overlap_serves_a_record_to_so_many_people(tmp_path: Path) -> None:
     assert rows_of(queue.lease("cat", 9)) == [907]
 
 
-def test_a_lease_ends_and_a_late_answer_is_kept(queue: Queue, campaign: Campaign, clock: Clock) -> None:
+def test_a_lease_ends_and_a_late_answer_is_kept(queue: Queue, campaign: CampaignStore, clock: Clock) -> None:
     queue.lease("ann", 6)
     clock.move(minutes=9.9)
     assert queue.lease("bob", 6) == []
@@ -197,7 +199,7 @@ def test_a_small_correction_of_the_clock_ends_no_lease(queue: Queue, clock: Cloc
 
 
 def test_before_the_first_batch_there_is_nothing(tmp_path: Path) -> None:
-    campaign = Campaign.create(
+    campaign = CampaignStore.create(
         tmp_path / "c", replace(CHOSEN, database=databases.fresh()), pool_fingerprint="f00d", n_rows=1000
     )
     queue = Queue(campaign)
@@ -210,7 +212,7 @@ def test_before_the_first_batch_there_is_nothing(tmp_path: Path) -> None:
 # -- answers -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_answer_sent_again_is_told_from_a_changed_one(queue: Queue, campaign: Campaign) -> None:
+def test_an_answer_sent_again_is_told_from_a_changed_one(queue: Queue, campaign: CampaignStore) -> None:
     queue.lease("ann", 6)
     sent = says("e1", 23, 1)
     kinds = [
@@ -221,7 +223,7 @@ def test_an_answer_sent_again_is_told_from_a_changed_one(queue: Queue, campaign:
     assert campaign.answers.latest().labels.tolist() == [2], "an event that is sent again must not undo a newer one"
 
 
-def test_one_refused_answer_does_not_hold_up_the_others(queue: Queue, campaign: Campaign) -> None:
+def test_one_refused_answer_does_not_hold_up_the_others(queue: Queue, campaign: CampaignStore) -> None:
     queue.lease("ann", 6)
     queue.answer("ann", [says("mine", 907)])
     refused = {
@@ -242,7 +244,7 @@ def test_one_refused_answer_does_not_hold_up_the_others(queue: Queue, campaign: 
     assert campaign.answers.latest().rows.tolist() == [23, 907]
 
 
-def test_everything_about_an_answer_is_kept(queue: Queue, campaign: Campaign, clock: Clock) -> None:
+def test_everything_about_an_answer_is_kept(queue: Queue, campaign: CampaignStore, clock: Clock) -> None:
     queue.lease("ann", 6)
     began = datetime(2026, 1, 2, 3, 0, tzinfo=UTC)
     told = {"lead_time": 2.5, "shown_at": began, "answered_at": began + timedelta(seconds=3)}
@@ -256,7 +258,7 @@ def test_everything_about_an_answer_is_kept(queue: Queue, campaign: Campaign, cl
     assert (logged.suggestion_shown, logged.source, logged.late) == (True, "pages", False)
 
 
-def test_undo_gives_the_record_back(queue: Queue, campaign: Campaign) -> None:
+def test_undo_gives_the_record_back(queue: Queue, campaign: CampaignStore) -> None:
     queue.lease("ann", 2)
     queue.answer("ann", [says("e1", 23, 1), says("e2", 23, 2), says("e3", 40, 1)])
     assert queue.undo("ann", "e1", "u0").result == "refused", "another answer came since"
@@ -276,7 +278,7 @@ def test_undo_gives_the_record_back(queue: Queue, campaign: Campaign) -> None:
     assert campaign.rounds.excluded_rows().tolist() == sorted(ROWS)
 
 
-def test_a_file_may_bring_back_what_was_taken_back(queue: Queue, campaign: Campaign) -> None:
+def test_a_file_may_bring_back_what_was_taken_back(queue: Queue, campaign: CampaignStore) -> None:
     from dal.campaign import Answer, AnswerFile
 
     queue.lease("ann", 6)
@@ -291,7 +293,7 @@ def test_a_file_may_bring_back_what_was_taken_back(queue: Queue, campaign: Campa
     assert campaign.answers.latest().labels.tolist() == [1]
 
 
-def test_answers_to_a_closed_batch_are_late_and_count_in_the_next_round(queue: Queue, campaign: Campaign) -> None:
+def test_answers_to_a_closed_batch_are_late_and_count_in_the_next_round(queue: Queue, campaign: CampaignStore) -> None:
     queue.lease("ann", 2)
     queue.answer("ann", [says("e1", 23, 1)])
     campaign.rounds.close(campaign.rounds.get(1))
@@ -411,7 +413,7 @@ def test_gold_ends_with_the_batch(tmp_path: Path) -> None:
         ((7, "id7", 2), "had 1 before"),
     ],
 )
-def test_what_cannot_be_gold(campaign: Campaign, record: tuple[int, str, int], message: str) -> None:
+def test_what_cannot_be_gold(campaign: CampaignStore, record: tuple[int, str, int], message: str) -> None:
     campaign.answers.add_gold([(7, "id7", 1)])
     with pytest.raises(LabelError, match=message):
         campaign.answers.add_gold([(8, "id8", 0), record])
@@ -458,7 +460,7 @@ def test_progress_counts(tmp_path: Path) -> None:
 # -- many at once ------------------------------------------------------------------------------------------------------
 
 
-def test_answers_of_several_people_in_one_transaction_are_those_of_each(queue: Queue, campaign: Campaign) -> None:
+def test_answers_of_several_people_in_one_transaction_are_those_of_each(queue: Queue, campaign: CampaignStore) -> None:
     ann, bob = rows_of(queue.lease("ann", 2)), rows_of(queue.lease("bob", 2))
     together = [
         ("ann", [says("a0", ann[0]), says("a1", 999)]),
@@ -492,7 +494,7 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("wrong", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_an_impossible_answer_is_refused_and_those_of_the_same_commit_are_taken(
-    queue: Queue, campaign: Campaign, wrong: dict[str, Any]
+    queue: Queue, campaign: CampaignStore, wrong: dict[str, Any]
 ) -> None:
     impossible = says(**({"event": "bad", "row": 300} | wrong))
     together = [("ann", [says("a", 907), impossible]), ("bob", [says("b", 23, np.int64(2))])]
@@ -508,7 +510,7 @@ def test_many_people_at_once_answer_every_record_once(tmp_path: Path) -> None:
     served: list[int] = []
 
     def work(name: str) -> None:
-        queue = Queue(Campaign.open(campaign.directory))
+        queue = Queue(CampaignStore.open(campaign.directory))
         while mine := rows_of(queue.lease(name, 3)):
             served.extend(mine)
             outcomes = queue.answer(name, [says(f"{name}-{row}", row) for row in mine])
@@ -526,7 +528,7 @@ def test_many_people_at_once_answer_every_record_once(tmp_path: Path) -> None:
 # -- tokens ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_lets_in_until_it_is_revoked(campaign: Campaign) -> None:
+def test_a_token_lets_in_until_it_is_revoked(campaign: CampaignStore) -> None:
     people = Annotators(campaign)
     ann, boss = people.add("ann"), people.add("boss", "manager")
     assert len(ann) >= 43
@@ -556,7 +558,7 @@ def test_a_token_lets_in_until_it_is_revoked(campaign: Campaign) -> None:
     assert boss not in stored
 
 
-def test_people_need_names_and_roles(campaign: Campaign) -> None:
+def test_people_need_names_and_roles(campaign: CampaignStore) -> None:
     for name in (" ", "\ufeff", "x" * 201, "a\x00"):
         with pytest.raises(InputError, match="name of a person"):
             Annotators(campaign).add(name)

@@ -26,7 +26,7 @@ from sklearn.preprocessing import PowerTransformer, StandardScaler
 from dal.errors import ChunkError, ClusterError, LearnerError, SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 from dal.scan import Cells, Journal, Limits, Progress, Scan, hosts, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
@@ -63,7 +63,7 @@ def records() -> np.ndarray:
 def pools(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pool]:
     """The same records in four layouts: built by dal, chunks that fit no tile, shards, compressed."""
     folder = tmp_path_factory.mktemp("pools")
-    made = {"built": build_pool(records, folder / "built.zarr")}
+    made = {"built": Pool.build(records, folder / "built.zarr")}
     layouts = {
         "odd": {"chunks": (777, D)},
         "sharded": {"chunks": (512, D), "shards": (4096, D), "compressors": None},
@@ -339,7 +339,7 @@ def test_a_network_asks_no_record_with_a_value_that_is_not_finite(
     bad = rng.choice(3000, 90, replace=False)
     for value, rows in zip([np.nan, np.inf, -np.inf], np.split(bad, 3), strict=True):
         X[rows, rng.integers(0, 5, 30)] = value
-    found = scan(build_pool(X, tmp_path / "pool.zarr"), model, Strategy.named(name), 3000)
+    found = scan(Pool.build(X, tmp_path / "pool.zarr"), model, Strategy.named(name), 3000)
     assert found.summary.tally.invalid_rows.tolist() == sorted(bad.tolist())
     assert sorted(found.candidates.rows.tolist()) == np.setdiff1d(np.arange(3000), bad).tolist()
 
@@ -354,7 +354,7 @@ def test_records_with_missing_features_are_asked_where_the_learner_takes_them(
     holed = rng.choice(9000, 3000, replace=False)
     X[holed, rng.integers(0, D, 3000)] = np.nan
     X[16:64] = np.nan
-    one = build_pool(X, tmp_path / "one.zarr")
+    one = Pool.build(X, tmp_path / "one.zarr")
     array = zarr.create_array(tmp_path / "other.zarr", shape=X.shape, dtype="float32", chunks=(777, 5))
     array[:] = X
     other = Pool.open(tmp_path / "other.zarr")
@@ -380,11 +380,11 @@ def test_a_learner_is_given_no_record_that_the_pool_does_not_hold(tmp_path: Path
     )
     X[100] = np.nan
     X[300] = 0  # which the learner would refuse
-    pool = build_pool(X, tmp_path / "pool.zarr")
+    pool = Pool.build(X, tmp_path / "pool.zarr")
     with pytest.raises(LearnerError, match="Rows 0 to 699"):
         scan(pool, model, Strategy.named("margin"), 5)
     X[300] = 1
-    found = scan(build_pool(X, tmp_path / "other.zarr"), model, Strategy.named("margin"), 700)
+    found = scan(Pool.build(X, tmp_path / "other.zarr"), model, Strategy.named("margin"), 700)
     assert found.summary.tally.invalid_rows.tolist() == [100]
     assert len(found.candidates) == 699
 
@@ -556,13 +556,13 @@ def test_a_host_is_asked_once_until_something_is_in_the_way(
         return ask(client, function, addresses, **options)
 
     monkeypatch.setattr(hosts, "ask_workers", counted)
-    pool = build_pool(records, tmp_path / "pool.zarr")
+    pool = Pool.build(records, tmp_path / "pool.zarr")
     for _ in range(2):
         scan(pool, None, Strategy.named("random"), 5, client=cluster)
         assert len(asked) == 1
-    scan(build_pool(records, tmp_path / "other.zarr"), None, Strategy.named("random"), 5, client=cluster)
+    scan(Pool.build(records, tmp_path / "other.zarr"), None, Strategy.named("random"), 5, client=cluster)
     assert len(asked) == 2
-    away = build_pool(records, tmp_path / "away.zarr")
+    away = Pool.build(records, tmp_path / "away.zarr")
     (tmp_path / "away.zarr" / "features").rename(tmp_path / "features")
     for count in (3, 4):
         with pytest.raises(ClusterError, match="cannot read the pool"):
@@ -739,7 +739,7 @@ def test_a_killed_worker_costs_only_its_spans(
 
 
 def test_a_damaged_chunk_is_named_from_a_worker(records: np.ndarray, tmp_path: Path, cluster: Client) -> None:
-    pool = build_pool(records, tmp_path / "pool.zarr")
+    pool = Pool.build(records, tmp_path / "pool.zarr")
     chunk = next((tmp_path / "pool.zarr" / "features" / "c").rglob("0"))
     chunk = chunk if chunk.is_file() else next(path for path in chunk.rglob("*") if path.is_file())
     data = bytearray(chunk.read_bytes())
@@ -852,6 +852,6 @@ def test_records_so_far_away_that_the_learner_overflows_are_not_asked(tmp_path: 
     X = rng.standard_normal((800, 3)).astype(np.float32)
     model = Learner(GaussianNB(), CLASSES).fit(X[:100], np.arange(100) % 4)
     X[[17, 400]] = [[1e30, 0, 0], [-3.4e38, 3.4e38, 1]]
-    found = scan(build_pool(X, tmp_path / "pool.zarr"), model, Strategy.named("entropy"), 900)
+    found = scan(Pool.build(X, tmp_path / "pool.zarr"), model, Strategy.named("entropy"), 900)
     assert found.summary.tally.invalid_rows.tolist() == [17, 400]
     assert len(found.candidates) == 798

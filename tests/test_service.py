@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dal.campaign import Asked, Campaign, Given, Queue
+from dal import Campaign
+from dal.campaign import Asked, Given, Queue
 from dal.campaign.rounds import Rounds
 from dal.errors import CampaignLocked
 from dal.loop.actions import Close, Wait
-from dal.loop.api import Batch, Stopped, create_campaign, next_batch, run_campaign
+from dal.loop.campaign import Batch, Stopped
 from dal.loop.state import next_step
-from dal.pool import Pool, build_pool
-from dal.replay import answer_batch
+from dal.pool import Pool
 from dal.web.overview import pauses
 
 CLASSES = ("red", "green", "blue")
@@ -30,11 +30,11 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
     rng = np.random.default_rng(4)
     codes = rng.integers(0, 3, N)
     X = (1.2 * rng.standard_normal((3, D))[codes] + rng.standard_normal((N, D))).astype(np.float32)
-    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
+    return Pool.build(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
 
 
 def made(truth: tuple[Pool, np.ndarray], directory: Path, **options: object) -> Campaign:
-    return create_campaign(directory, truth[0], CLASSES, **{"batch": 10, "seed": 7, **options})
+    return Campaign.create(directory, truth[0], CLASSES, **{"batch_size": 10, "random_state": 7, **options})
 
 
 def says(queue: Queue, who: str, rows: list[int], codes: np.ndarray) -> list[str]:
@@ -44,7 +44,7 @@ def says(queue: Queue, who: str, rows: list[int], codes: np.ndarray) -> list[str
 
 def answered(campaign: Campaign, truth: tuple[Pool, np.ndarray], batch: Batch, count: int | None = None) -> None:
     rows = batch.rows[:count]
-    answer_batch(campaign, rows, batch.record_ids[:count], truth[1][rows])
+    campaign.label(batch.record_ids[:count], truth[1][rows])
 
 
 def test_what_is_left_and_the_reserve_are_served_while_the_next_batch_is_prepared(
@@ -52,7 +52,7 @@ def test_what_is_left_and_the_reserve_are_served_while_the_next_batch_is_prepare
 ) -> None:
     campaign = made(truth, tmp_path / "c", close_at=0.8, reserve=0.5)
     queue = Queue(campaign)
-    batch = next_batch(campaign)
+    batch = campaign.next_batch()
     assert len(batch.rows) == 10
     answered(campaign, truth, batch, 7)
     assert next_step(campaign) == Wait(3)
@@ -68,7 +68,7 @@ def test_what_is_left_and_the_reserve_are_served_while_the_next_batch_is_prepare
     assert says(queue, "bob", kept, truth[1]) == ["new"] * 4
     queue.release("bob", [served[6].row])
 
-    second = next_batch(campaign)
+    second = campaign.next_batch()
     assert second.number == 2
     assert campaign.rounds.get(2).trained_on == 12, "8 of the batch, what was left of it, and two of the reserve"
     assert not set(second.rows.tolist()) & {*batch.rows.tolist(), *kept, *held}
@@ -86,7 +86,7 @@ def test_a_reserve_changes_nothing_about_the_batch(
         campaign = made(truth, tmp_path / name, strategy=strategy, reserve=reserve, explore=0.2)
         given = []
         for _ in range(3):
-            batch = next_batch(campaign)
+            batch = campaign.next_batch()
             given.append(batch.rows.tolist())
             answered(campaign, truth, batch)
         return given
@@ -100,7 +100,7 @@ def test_what_people_look_at_is_theirs_and_the_rest_of_a_reserve_is_the_next_bat
     campaign = made(truth, tmp_path / "c", strategy="margin", reserve=10.0, explore=0.0)
     queue = Queue(campaign)
     for _ in range(8):  # until one model wants about what the last one wanted
-        answered(campaign, truth, next_batch(campaign))
+        answered(campaign, truth, campaign.next_batch())
     spare = {each.row for each in queue.lease("ann", 200)}
     queue.release("ann", sorted(spare))
     assert len(spare) == 100
@@ -115,7 +115,7 @@ def test_what_people_look_at_is_theirs_and_the_rest_of_a_reserve_is_the_next_bat
 
     with monkeypatch.context() as patch:
         patch.setattr(Rounds, "open", busy_team)
-        fresh = next_batch(campaign)
+        fresh = campaign.next_batch()
     assert served == []
     batch = set(fresh.rows.tolist())
     assert not batch & set(mine)
@@ -128,11 +128,11 @@ def test_the_last_batch_has_no_reserve_beyond_the_budget(truth: tuple[Pool, np.n
     queue = Queue(campaign)
     reserves = []
     for _ in range(3):
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         answered(campaign, truth, batch)
         reserves.append(queue.progress("ann").reserve)
     assert reserves == [10, 5, 0]
-    assert isinstance(next_batch(campaign), Stopped)
+    assert isinstance(campaign.next_batch(), Stopped)
 
 
 def test_a_budget_holds_whatever_people_have_in_hand_when_the_last_batch_is_chosen(
@@ -140,7 +140,7 @@ def test_a_budget_holds_whatever_people_have_in_hand_when_the_last_batch_is_chos
 ) -> None:
     campaign = made(truth, tmp_path / "c", reserve=1.0, stop=["max_labels=25"])
     queue = Queue(campaign)
-    answered(campaign, truth, next_batch(campaign))
+    answered(campaign, truth, campaign.next_batch())
     # 10 are known. Ann has three of the reserve in hand, and answers one of them while the next batch is prepared; bob
     # has taken two and gives one back.
     hers, his = queue.lease("ann", 3), queue.lease("bob", 2)
@@ -153,25 +153,25 @@ def test_a_budget_holds_whatever_people_have_in_hand_when_the_last_batch_is_chos
         assert says(queue, "ann", [hers[0].row], truth[1]) == ["new"]
 
     monkeypatch.setattr(Rounds, "save_scan", meanwhile)
-    second = next_batch(campaign)
+    second = campaign.next_batch()
     monkeypatch.undo()
     assert len(second.rows) == 10
     assert queue.progress("eve").reserve == 25 - 11 - 3 - 10, "11 are known, 3 in hand, and 10 asked"
     answered(campaign, truth, second)
-    third = next_batch(campaign)
+    third = campaign.next_batch()
     assert len(third.rows) == 25 - 21 - 3
     assert queue.progress("eve").reserve == 0
     answered(campaign, truth, third)
     assert says(queue, "ann", [each.row for each in hers[1:]], truth[1]) == ["new", "new"]
     assert says(queue, "bob", [his[0].row], truth[1]) == ["new"]
-    assert isinstance(next_batch(campaign), Stopped)
+    assert isinstance(campaign.next_batch(), Stopped)
     assert len(campaign.answers.labels().rows) == 25
 
 
 def test_the_time_of_each_step_is_kept(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = made(truth, tmp_path / "c")
     for _ in range(2):
-        answered(campaign, truth, next_batch(campaign))
+        answered(campaign, truth, campaign.next_batch())
     cold, learned = campaign.rounds.all()
     assert cold.fitted_at is None
     steps = [learned.frozen_at, learned.fitted_at, learned.scanned_at, learned.opened_at]
@@ -191,18 +191,16 @@ def test_waiting_ends_when_it_is_told_to_and_a_second_one_is_refused(
     ended, open_now = threading.Event(), threading.Event()
     results: list[object] = []
     runner = threading.Thread(
-        target=lambda: results.append(
-            run_campaign(campaign, ended=ended, patience=60, on_batch=lambda _: open_now.set())
-        )
+        target=lambda: results.append(campaign.run(ended=ended, patience=60, on_batch=lambda _: open_now.set()))
     )
     runner.start()
     assert open_now.wait(60)
     with pytest.raises(CampaignLocked):
-        run_campaign(Campaign.open(campaign.directory))
+        Campaign.open(campaign.directory).run()
     ended.set()
     runner.join(60)
     assert results == [None]
-    assert next_batch(campaign).fresh is False, "the batch is still open, and unchanged"
+    assert campaign.next_batch().fresh is False, "the batch is still open, and unchanged"
 
 
 class Person(threading.Thread):
@@ -226,14 +224,14 @@ class Person(threading.Thread):
 
 
 def test_a_team_works_through_a_campaign_that_runs_by_itself(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    campaign = made(truth, tmp_path / "c", batch=20, close_at=0.8, reserve=1.0, stop=["max_rounds=4"])
+    campaign = made(truth, tmp_path / "c", batch_size=20, close_at=0.8, reserve=1.0, stop=["max_rounds=4"])
     over = threading.Event()
     team = [Person(campaign, name, truth[1], over) for name in ("ann", "bob", "cat")]
     for person in team:
         person.start()
     opened: list[int] = []
     try:
-        stopped = run_campaign(campaign, on_batch=lambda batch: opened.append(batch.number), patience=0.02)
+        stopped = campaign.run(on_batch=lambda batch: opened.append(batch.number), patience=0.02)
     finally:
         over.set()
         for person in team:
@@ -253,7 +251,7 @@ def test_a_team_works_through_a_campaign_that_runs_by_itself(truth: tuple[Pool, 
 
 @pytest.mark.slow
 def test_dal_run_goes_on_from_batch_to_batch_until_it_stops(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    campaign = made(truth, tmp_path / "c", batch=15, stop=["max_rounds=2"])
+    campaign = made(truth, tmp_path / "c", batch_size=15, stop=["max_rounds=2"])
     running = subprocess.Popen(
         [sys.executable, "-m", "dal", "run", str(campaign.directory)], stdout=subprocess.PIPE, text=True
     )

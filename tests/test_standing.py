@@ -10,7 +10,8 @@ from bokeh.models import ColumnDataSource
 from sklearn.metrics import cohen_kappa_score
 from sqlalchemy import update
 
-from dal.campaign import Campaign, answer_log
+from dal import Campaign
+from dal.campaign import answer_log
 from dal.campaign.parts import learner_of
 from dal.campaign.schema import rounds
 from dal.campaign.view import View, status
@@ -20,12 +21,10 @@ from dal.evidence.votes import dawid_skene, majority
 from dal.explorer.report import view_of_campaign
 from dal.explorer.run import run_of_campaign
 from dal.learners.models import Model
-from dal.loop.api import create_campaign, next_batch
 from dal.loop.coordinator import Coordinator
 from dal.loop.savings import saved
 from dal.map import map_of
-from dal.pool import Pool, build_pool
-from dal.replay import answer_batch
+from dal.pool import Pool
 from dal.web.overview import Overviews
 from dal.web.records import Records
 from dal.web.state import Standings
@@ -40,14 +39,14 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
     codes = rng.integers(0, 3, N)
     X = (1.2 * rng.standard_normal((3, D))[codes] + rng.standard_normal((N, D))).astype(np.float32)
     X[:FIRST] = np.nan
-    return build_pool(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
+    return Pool.build(X, tmp_path_factory.mktemp("pool") / "pool.zarr"), codes
 
 
 def played(truth: tuple[Pool, np.ndarray], directory: Path, rounds: int, **options: object) -> Campaign:
-    campaign = create_campaign(directory, truth[0], CLASSES, **{"batch": 40, "seed": 7, **options})
+    campaign = Campaign.create(directory, truth[0], CLASSES, **{"batch_size": 40, "random_state": 7, **options})
     for _ in range(rounds):
-        batch = next_batch(campaign)
-        answer_batch(campaign, batch.rows, batch.record_ids, truth[1][batch.rows])
+        batch = campaign.next_batch()
+        campaign.label(batch, truth[1][batch.rows])
     return campaign
 
 
@@ -91,14 +90,14 @@ def test_every_reader_counts_labels_by_the_campaigns_vote(truth: tuple[Pool, np.
     """Ann is right, bob and cat guess: Dawid and Skene's model sides with her where a majority would not."""
     pool, codes = truth
     rng = np.random.default_rng(5)
-    campaign = create_campaign(
-        tmp_path / "c", pool, CLASSES, batch=80, seed=7, explore=0.5, overlap=3, vote="dawid_skene"
+    campaign = Campaign.create(
+        tmp_path / "c", pool, CLASSES, batch_size=80, random_state=7, explore=0.5, overlap=3, vote="dawid_skene"
     )
     for _ in range(2):
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         guessed = [np.where(rng.random(80) < 0.5, codes[batch.rows], rng.integers(0, 3, 80)) for _ in range(2)]
         for who, given in zip(("ann", "bob", "cat"), (codes[batch.rows], *guessed), strict=True):
-            answer_batch(campaign, batch.rows, batch.record_ids, given, annotator=who)
+            campaign.label(batch, given, annotator=who)
     answers = campaign.answers.latest()
     by_majority = majority(answers.rows, answers.labels, seed=7)[1]
     voted = dawid_skene(answers.rows, answers.annotators, answers.labels, n_classes=3, seed=7).labels
@@ -144,7 +143,7 @@ def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(
             toml.write_text(toml.read_text().replace("stop_set = 300", "stop_set = 0"))
             campaign = Campaign.open(campaign.directory)
             assert campaign.settings.stop_set == 0
-        return next_batch(campaign).rows.tolist()
+        return campaign.next_batch().rows.tolist()
 
     assert second_batch("a", edited=True) == second_batch("b", edited=False)
 
@@ -152,27 +151,27 @@ def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(
 def test_large_pools_hold_one_in_a_hundred_back_and_small_ones_none(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
-    from dal.loop.api import _stop_set_of
+    from dal.loop.campaign import _stop_set_of
 
     assert [_stop_set_of(n) for n in (3_000, 9_999, 10_000, 70_000, 10**9)] == [0, 0, 100, 700, 1000]
-    assert create_campaign(tmp_path / "c", truth[0], CLASSES).settings.stop_set == 0
+    assert Campaign.create(tmp_path / "c", truth[0], CLASSES).settings.stop_set == 0
     with pytest.raises(SettingsError, match="at most half of the pool's 3,000"):
-        create_campaign(tmp_path / "d", truth[0], CLASSES, stop_set=1501)
+        Campaign.create(tmp_path / "d", truth[0], CLASSES, stop_set=1501)
     assert not (tmp_path / "d").exists()
 
 
 def test_a_pool_is_exhausted_when_all_but_the_stop_set_was_asked(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
-    pool = build_pool(rng.standard_normal((100, 3)).astype(np.float32), tmp_path / "pool.zarr")
+    pool = Pool.build(rng.standard_normal((100, 3)).astype(np.float32), tmp_path / "pool.zarr")
     codes = np.arange(100) % 3
-    campaign = create_campaign(tmp_path / "c", pool, CLASSES, batch=30, stop_set=20, strategy="random")
+    campaign = Campaign.create(tmp_path / "c", pool, CLASSES, batch_size=30, stop_set=20, strategy="random")
     sizes = []
     for _ in range(3):
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         sizes.append(len(batch.rows))
-        answer_batch(campaign, batch.rows, batch.record_ids, codes[batch.rows])
+        campaign.label(batch, codes[batch.rows])
     assert sizes == [30, 30, 20]
-    stopped = next_batch(campaign)
+    stopped = campaign.next_batch()
     assert [each.criterion for each in stopped.verdicts] == ["pool_exhausted"]
     assert View(campaign).history()[-1].never_asked == 0
 
@@ -183,7 +182,7 @@ def test_a_holdout_is_what_accuracy_is_measured_on(truth: tuple[Pool, np.ndarray
     X = pool.take(apart)
     np.savez(tmp_path / "holdout.npz", X=X, y=np.array(CLASSES)[codes[apart]])
     campaign = played(truth, tmp_path / "c", 3, holdout=tmp_path / "holdout.npz")
-    next_batch(campaign)  # closes the third round
+    campaign.next_batch()  # closes the third round
     right = int(
         (
             Model.loads(campaign.rounds.load_model(campaign.rounds.get(3).model)).predict_proba(X).argmax(axis=1)
@@ -205,7 +204,7 @@ def test_a_holdout_of_numbers_names_classes_and_no_positions(
     np.savez(tmp_path / "holdout.npz", X=np.zeros((5, D)), y=numbers.astype(kind))
     for classes, codes in ((["1", "0"], [1, 0, 0, 1, 0]), (["0", "1"], [0, 1, 1, 0, 1])):
         place = tmp_path / "-".join(classes)
-        campaign = create_campaign(place, truth[0], classes, holdout=tmp_path / "holdout.npz")
+        campaign = Campaign.create(place, truth[0], classes, holdout=tmp_path / "holdout.npz")
         read = read_holdout(campaign.settings, D)
         assert read is not None
         assert read[1].tolist() == codes
@@ -231,9 +230,9 @@ def test_a_holdout_that_is_none_is_refused_before_anything_is_made(
 ) -> None:
     np.savez(tmp_path / "holdout.npz", **stored)
     with pytest.raises(SettingsError, match=said):
-        create_campaign(tmp_path / "c", truth[0], CLASSES, holdout=tmp_path / "holdout.npz")
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, holdout=tmp_path / "holdout.npz")
     with pytest.raises(SettingsError, match=r"none\.npz cannot be read"):
-        create_campaign(tmp_path / "c", truth[0], CLASSES, holdout=tmp_path / "none.npz")
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, holdout=tmp_path / "none.npz")
     assert not (tmp_path / "c").exists()
 
 
@@ -251,7 +250,7 @@ def test_class_shares_are_of_explore_answers_alone(truth: tuple[Pool, np.ndarray
 def test_labels_saved_are_told_when_the_explore_share_allows_it(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     few = played(truth, tmp_path / "few", 2)
     assert saved(few).text == "not enough evidence: 4 explore answers, 200 are needed"
-    many = played(truth, tmp_path / "many", 3, batch=160, explore=0.5)
+    many = played(truth, tmp_path / "many", 3, batch_size=160, explore=0.5)
     estimate = saved(many)
     assert estimate.n == 240
     # The halves are drawn by seed: told twice, it is the same.
@@ -262,8 +261,8 @@ def test_labels_saved_are_told_when_the_explore_share_allows_it(truth: tuple[Poo
 def test_the_criteria_tell_after_which_round_they_would_have_stopped(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
-    campaign = played(truth, tmp_path / "c", 6, stop_set=300, stop=["max_labels=100000"], batch=60)
-    next_batch(campaign)
+    campaign = played(truth, tmp_path / "c", 6, stop_set=300, stop=["max_labels=100000"], batch_size=60)
+    campaign.next_batch()
     now = status(campaign)
     history = View(campaign).history()
     assert len(history) == 6
@@ -287,7 +286,7 @@ def test_a_poll_computes_nothing_again_until_an_answer_comes(
     monkeypatch.setattr(answer_log, "agreement", lambda *given, **how: computed.append(1) or real(*given, **how))
     assert status(campaign).agreement.records == status(campaign).agreement.records == 0
     assert len(computed) == 1, "the bootstrap is kept with the answers that it is of"
-    answer_batch(campaign, [batch[0].row], [batch[0].record_id], [truth[1][batch[0].row]], annotator="bob")
+    campaign.label([batch[0].record_id], [truth[1][batch[0].row]], annotator="bob")
     assert status(campaign).agreement.records == status(campaign).agreement.records == 1
     assert len(computed) == 2
 
@@ -305,5 +304,5 @@ def test_measurements_of_a_newer_version_are_left_aside(truth: tuple[Pool, np.nd
 
 
 def test_the_learner_of_a_campaign_is_the_one_the_ruler_fits(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    campaign = played(truth, tmp_path / "c", 1, learner="forest")
+    campaign = played(truth, tmp_path / "c", 1, estimator="forest")
     assert type(learner_of(campaign).estimator).__name__ == "RandomForestClassifier"

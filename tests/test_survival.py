@@ -24,7 +24,7 @@ from dal.compute.local import local_cluster
 from dal.errors import ClusterError, LearnerError, SpanError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 from dal.scan import Journal, Limits, Progress, Scan, scan
 from dal.scan import cluster as engine
 from dal.selection.strategy import Strategy
@@ -324,7 +324,7 @@ def test_the_result_is_the_same_with_two_threads_a_worker_and_three_of_linear_al
 
 
 def test_a_pool_that_one_host_cannot_read_is_refused_before_work_starts(tmp_path: Path, cluster: Client) -> None:
-    pool = build_pool(np.eye(4), tmp_path / "pool.zarr")
+    pool = Pool.build(np.eye(4), tmp_path / "pool.zarr")
     (tmp_path / "pool.zarr").rename(tmp_path / "moved.zarr")
     with pytest.raises(ClusterError, match="cannot read the pool"):
         scan(pool, None, Strategy.named("random"), 2, client=cluster)

@@ -23,7 +23,7 @@ from scipy import sparse
 
 from dal.cli import main
 from dal.errors import DalError, PoolIncomplete, SourceError
-from dal.pool import Block, Pool, append_pool, build_pool, sources, tables
+from dal.pool import Block, Pool, sources, tables
 from dal.pool import build as building
 
 
@@ -78,11 +78,11 @@ def test_an_append_finds_columns_by_name_in_any_order(ending: str, tmp_path: Pat
         return path
 
     whole, path = frame(), tmp_path / "pool.zarr"
-    pool = build_pool(given("a", whole[:30]), path, ids="key", display=["note"])
+    pool = Pool.build(given("a", whole[:30]), path, ids="key", display=["note"])
     assert pool.feature_names == ("x", "y")
     assert "features x, y" in repr(pool)
     more = whole[30:][["note", "y", "key", "x"]].assign(extra=7.5, other="text")
-    grown = append_pool(given("b", more), path)
+    grown = Pool.open(path).append(given("b", more))
     np.testing.assert_array_equal(grown.read(0, 40), whole[["x", "y"]].to_numpy(np.float32))
     assert grown.record_ids([3, 33]) == ["003", "033"]
     assert grown.display([29, 31])["note"] == (["2", "1"] if ending == ".csv" else [2, 1])
@@ -95,12 +95,12 @@ def test_an_append_finds_columns_by_name_in_any_order(ending: str, tmp_path: Pat
         ({"text": "other", "vectoriser": object()}, "`text` must be"),
     ):
         with pytest.raises(SourceError, match=message):
-            append_pool(given("c", more.assign(key=more.key + "c")), path, **wrong)
+            Pool.open(path).append(given("c", more.assign(key=more.key + "c")), **wrong)
     with pytest.raises(SourceError, match=r"columns.*got \['y'\]"):
-        append_pool(given("d", more.drop(columns="y").assign(key=more.key + "d")), path)
+        Pool.open(path).append(given("d", more.drop(columns="y").assign(key=more.key + "d")))
     assert Pool.open(path).n_rows == 40
-    asked = append_pool(
-        given("e", more.assign(key=more.key + "e")), path, features=["y", "x"], ids="key", display=["note"]
+    asked = Pool.open(path).append(
+        given("e", more.assign(key=more.key + "e")), features=["y", "x"], ids="key", display=["note"]
     )
     np.testing.assert_array_equal(asked.read(40, 50), grown.read(30, 40))
 
@@ -124,22 +124,22 @@ def test_the_command_line_says_what_becomes_a_feature_and_appends_by_name(tmp_pa
 def test_without_names_columns_are_matched_by_order_and_that_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    build_pool(np.array([[1.0, 2]]), tmp_path / "array.zarr")
+    Pool.build(np.array([[1.0, 2]]), tmp_path / "array.zarr")
     source = parquet(tmp_path / "x.parquet", b=[3.0], a=[4.0])
     with caplog.at_level(logging.WARNING):
-        assert rows_of(append_pool(source, tmp_path / "array.zarr")) == [[1, 2], [3, 4]]
+        assert rows_of(Pool.open(tmp_path / "array.zarr").append(source)) == [[1, 2], [3, 4]]
     assert "b, a are matched by their order" in caplog.text
     caplog.clear()
-    build_pool(source, tmp_path / "named.zarr")
+    Pool.build(source, tmp_path / "named.zarr")
     with caplog.at_level(logging.WARNING):
-        assert rows_of(append_pool(np.array([[5.0, 6]]), tmp_path / "named.zarr")) == [[3, 4], [5, 6]]
+        assert rows_of(Pool.open(tmp_path / "named.zarr").append(np.array([[5.0, 6]]))) == [[3, 4], [5, 6]]
     assert "has the features b, a" in caplog.text
     with pytest.raises(SourceError, match=r"shape \(2,\)"):
-        append_pool(np.ones((1, 3)), tmp_path / "named.zarr")
+        Pool.open(tmp_path / "named.zarr").append(np.ones((1, 3)))
 
 
 def test_a_pool_of_an_older_dal_grows_by_order(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    build_pool(np.array([[1.0, 2]]), tmp_path / "old.zarr", display={"n": [7], "new": [True]})
+    Pool.build(np.array([[1.0, 2]]), tmp_path / "old.zarr", display={"n": [7], "new": [True]})
     group = zarr.open_group(tmp_path / "old.zarr")
     told = dict(group.attrs["dal"])  # type: ignore[arg-type]
     for name in ("kinds", "made_from"):
@@ -150,9 +150,9 @@ def test_a_pool_of_an_older_dal_grows_by_order(tmp_path: Path, caplog: pytest.Lo
     assert Pool.open(tmp_path / "old.zarr").display([0]) == {"n": [7], "new": [True]}
     source = parquet(tmp_path / "x.parquet", a=[3.0, 5], b=[4.0, 6], n=[8, None], new=[True, None])
     with pytest.raises(SourceError, match=r"'new'.*gaps"):
-        append_pool(source, tmp_path / "old.zarr")
+        Pool.open(tmp_path / "old.zarr").append(source)
     source = parquet(tmp_path / "y.parquet", a=[3.0, 5], b=[4.0, 6], n=[8, None], new=[True, False])
-    pool = append_pool(source, tmp_path / "old.zarr")
+    pool = Pool.open(tmp_path / "old.zarr").append(source)
     assert rows_of(pool) == [[1, 2], [3, 4], [5, 6]]
     assert pool.display([2, 1, 0]) == {"n": [None, 8, 7], "new": [False, True, True]}
 
@@ -184,15 +184,15 @@ def test_an_index_of_pandas_is_no_feature(tmp_path: Path) -> None:
             (pa.Table.from_pandas(named), ("record",)),
         ]
     ):
-        pool = build_pool(source, tmp_path / f"{number}.zarr")
+        pool = Pool.build(source, tmp_path / f"{number}.zarr")
         assert rows_of(pool) == expected
         assert pool.feature_names == ("x", "y")
         assert pool.left_out == left_out
     for number, source in enumerate([path.with_suffix(".pq"), named, dd.from_pandas(named, npartitions=2, sort=False)]):
-        pool = build_pool(source, tmp_path / f"named-{number}.zarr", ids="record")
+        pool = Pool.build(source, tmp_path / f"named-{number}.zarr", ids="record")
         assert pool.record_ids([0, 1, 2]) == ["70", "90", "80"]
         assert pool.feature_names == ("x", "y")
-    chosen = build_pool(path.with_suffix(".pq"), tmp_path / "chosen.zarr", features=["record", "x"])
+    chosen = Pool.build(path.with_suffix(".pq"), tmp_path / "chosen.zarr", features=["record", "x"])
     assert rows_of(chosen) == [[70, 1.5], [90, 2], [80, 3]]
 
 
@@ -205,27 +205,27 @@ def test_a_header_of_numbers_is_refused_with_both_readings(tmp_path: Path) -> No
     ):
         source = write(tmp_path / f"{number}.csv", text)
         with pytest.raises(SourceError, match=r"numbers.*header=False \(--no-header\).*header=True \(--header\)"):
-            build_pool(source, tmp_path / "pool.zarr")
+            Pool.build(source, tmp_path / "pool.zarr")
     source = tmp_path / "0.csv"
-    pool = build_pool(source, tmp_path / "no.zarr", header=False)
+    pool = Pool.build(source, tmp_path / "no.zarr", header=False)
     np.testing.assert_array_equal(pool.read(0, 2), np.array([[5.1, 3.5, 0], [4.9, 3.0, 1]], np.float32))
     assert pool.feature_names == ("f0", "f1", "f2")
-    assert rows_of(build_pool(source, tmp_path / "yes.zarr", header=True)) == [[np.float32(4.9), 3.0, 1]]
-    assert rows_of(build_pool(source, tmp_path / "named.zarr", features=["0", "3.5"])) == [[1, 3]]
+    assert rows_of(Pool.build(source, tmp_path / "yes.zarr", header=True)) == [[np.float32(4.9), 3.0, 1]]
+    assert rows_of(Pool.build(source, tmp_path / "named.zarr", features=["0", "3.5"])) == [[1, 3]]
     with pytest.raises(SourceError, match="numbers"):
-        append_pool(source, tmp_path / "no.zarr")
-    assert append_pool(source, tmp_path / "no.zarr", header=False).n_rows == 4
+        Pool.open(tmp_path / "no.zarr").append(source)
+    assert Pool.open(tmp_path / "no.zarr").append(source, header=False).n_rows == 4
     shown = CliRunner().invoke(main, ["pool", "build", str(source), str(tmp_path / "cli.zarr")])
     assert (shown.exit_code, "--no-header" in shown.output) == (1, True)
     shown = CliRunner().invoke(main, ["pool", "build", str(source), str(tmp_path / "cli.zarr"), "--no-header"])
     assert "2 records of 3 float32" in shown.output
-    assert build_pool(write(tmp_path / "y.csv", "y,2020_01\n1,2\n"), tmp_path / "y.zarr").feature_names == (
+    assert Pool.build(write(tmp_path / "y.csv", "y,2020_01\n1,2\n"), tmp_path / "y.zarr").feature_names == (
         "y",
         "2020_01",
     )
     for other in (np.eye(2), parquet(tmp_path / "x.parquet", x=[1.0])):
         with pytest.raises(SourceError, match="`header`"):
-            build_pool(other, tmp_path / "other.zarr", header=False)
+            Pool.build(other, tmp_path / "other.zarr", header=False)
 
 
 WRITTEN: dict[str, tuple[str, bytes]] = {
@@ -253,7 +253,7 @@ WRITTEN: dict[str, tuple[str, bytes]] = {
 def test_csv_files_as_other_programs_write_them(how: str, tmp_path: Path) -> None:
     name, content = WRITTEN[how]
     (tmp_path / name).write_bytes(content)
-    pool = build_pool(tmp_path / name, tmp_path / "pool.zarr", ids="key")
+    pool = Pool.build(tmp_path / name, tmp_path / "pool.zarr", ids="key")
     assert rows_of(pool) == [[1, 2], [3, 4.5]]
     assert pool.record_ids([0, 1]) == ["a", "é"]
     assert pool.feature_names == ("x", "y")
@@ -275,7 +275,7 @@ def test_csv_files_that_cannot_be_told_are_refused(how: str, tmp_path: Path) -> 
     content, message = REFUSED[how]
     (tmp_path / "x.csv").write_bytes(content)
     with pytest.raises(SourceError, match=message):
-        build_pool(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key" if b"key" in content[:20] else None)
+        Pool.build(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key" if b"key" in content[:20] else None)
 
 
 def test_bytes_that_are_no_utf8_behind_the_sample_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,17 +283,17 @@ def test_bytes_that_are_no_utf8_behind_the_sample_are_told(tmp_path: Path, monke
     monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 100)
     (tmp_path / "x.csv").write_bytes(b"key,x\n" + b"".join(b"k%d,1\n" % at for at in range(60)) + b"caf\xe9,2\n")
     with pytest.raises(SourceError, match=r"UTF-8.*iconv"):
-        build_pool(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key")
+        Pool.build(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key")
 
 
 def test_truth_values_in_csv_are_features(tmp_path: Path, small: None) -> None:
     lines = [("true", "True", "")] * 30 + [("false", "False", "TRUE"), ("0", "NA", "false"), ("1", "true", "0.5")]
     text = "a,b,c\n" + "".join(",".join(line) + "\n" for line in lines)
-    pool = build_pool(write(tmp_path / "x.csv", text), tmp_path / "pool.zarr")
+    pool = Pool.build(write(tmp_path / "x.csv", text), tmp_path / "pool.zarr")
     nan = np.nan
     np.testing.assert_array_equal(pool.read(29, 33), [[1, 1, nan], [0, 0, 1], [0, nan, 0], [1, 1, 0.5]])
     with pytest.raises(SourceError, match="maybe for 'a' in row 33"):
-        build_pool(write(tmp_path / "y.csv", f"{text}maybe,true,\n"), tmp_path / "other.zarr")
+        Pool.build(write(tmp_path / "y.csv", f"{text}maybe,true,\n"), tmp_path / "other.zarr")
 
 
 def test_booleans_in_a_plain_zarr_array(tmp_path: Path) -> None:
@@ -301,7 +301,7 @@ def test_booleans_in_a_plain_zarr_array(tmp_path: Path) -> None:
     for name, how in (("plain", {}), ("raw", {"compressors": None})):
         zarr.create_array(tmp_path / name, data=values, chunks=(2, 2), **how)  # type: ignore[arg-type]
         assert rows_of(Pool.open(tmp_path / name, missing_chunks="fill")) == [[1, 0], [0, 0], [1, 1]]
-    assert rows_of(build_pool(values, tmp_path / "pool.zarr")) == [[1, 0], [0, 0], [1, 1]]
+    assert rows_of(Pool.build(values, tmp_path / "pool.zarr")) == [[1, 0], [0, 0], [1, 1]]
 
 
 # ---- display fields with gaps
@@ -338,17 +338,20 @@ def test_integers_and_booleans_with_gaps_keep_their_type_whichever_block_has_the
         parts = [slice(*cut) for cut in cuts]
         source = [Block(np.arange(n)[p, None] * 1.0, None, {"n": whole[p], "b": truth[p]}) for p in parts]
         display = ()
-    pool = build_pool(source, tmp_path / "pool.zarr", display=display)
+    pool = Pool.build(source, tmp_path / "pool.zarr", display=display)
     assert pool.kinds == {"n": "integer", "b": "boolean"}
     assert pool.display(range(n)) == {"n": whole, "b": truth}
     assert [type(value) for value in pool.display([1])["n"]] == [int]
     more = pd.DataFrame({"b": [None, True], "n": [None, 5.0], "x": [1.0, 2.0]})  # a float, as pandas makes of a gap
-    grown = append_pool(more, tmp_path / "pool.zarr")
+    grown = Pool.open(tmp_path / "pool.zarr").append(more)
     assert grown.display([n, n + 1]) == {"n": [None, 5], "b": [None, True]}
     text = write(tmp_path / "more.csv", "b,n,x\nFALSE,9,1\n,,2\n")
-    assert append_pool(text, tmp_path / "pool.zarr").display([n + 2, n + 3]) == {"n": [9, None], "b": [False, None]}
+    assert Pool.open(tmp_path / "pool.zarr").append(text).display([n + 2, n + 3]) == {
+        "n": [9, None],
+        "b": [False, None],
+    }
     with pytest.raises(SourceError, match=r"'n' must hold integers.*0 \(5.5\)"):
-        append_pool(more.assign(n=5.5), tmp_path / "pool.zarr")
+        Pool.open(tmp_path / "pool.zarr").append(more.assign(n=5.5))
 
 
 def test_fields_of_any_kind_go_on_as_they_began(tmp_path: Path) -> None:
@@ -363,7 +366,7 @@ def test_fields_of_any_kind_go_on_as_they_began(tmp_path: Path) -> None:
             "period": pd.period_range("2020", periods=2, freq="Y"),
         }
     )
-    pool = build_pool(first, tmp_path / "pool.zarr", features=["x"], display=list(first.columns[1:]))
+    pool = Pool.build(first, tmp_path / "pool.zarr", features=["x"], display=list(first.columns[1:]))
     shown = pool.display([0, 1])
     assert shown["text"] == ["a", ""]
     assert shown["mixed"] == ["1", "one"]
@@ -373,11 +376,11 @@ def test_fields_of_any_kind_go_on_as_they_began(tmp_path: Path) -> None:
     assert shown["size"][0] == 0.5
     assert shown["period"] == ["2020", "2021"]
     second = first.assign(text=[5, 6], mixed=[2.5, None], kind="w", size=[3, 4])
-    assert append_pool(second, tmp_path / "pool.zarr").display([2, 3]) | {"day": 0, "period": 0} == {
+    assert Pool.open(tmp_path / "pool.zarr").append(second).display([2, 3]) | {"day": 0, "period": 0} == {
         "text": ["5", "6"], "mixed": ["2.5", ""], "day": 0, "kind": ["w", "w"], "size": [3.0, 4.0], "period": 0,
     }  # fmt: skip
     with pytest.raises(SourceError, match=r"'size' must hold numbers.*1 \('large'\)"):
-        append_pool(first.assign(size=["3", "large"]), tmp_path / "pool.zarr")
+        Pool.open(tmp_path / "pool.zarr").append(first.assign(size=["3", "large"]))
 
 
 # ---- Arrow's types
@@ -395,17 +398,17 @@ def test_extension_types_are_ids_and_features(tmp_path: Path) -> None:
         "flag": flags,
     }
     table = pa.table(columns)
-    pool = build_pool(table, tmp_path / "pool.zarr", ids="key", display=["word", "flag"])
+    pool = Pool.build(table, tmp_path / "pool.zarr", ids="key", display=["word", "flag"])
     np.testing.assert_array_equal(pool.read(0, 2), [[7, 1.5], [8, 1.5]])
     assert pool.record_ids([0, 1]) == list(map(str, keys))
     assert pool.display([0, 1]) == {"word": ["a", "b"], "flag": [True, None]}
     plain = table.drop(["run", "word"]).append_column("word", pa.array(["a", "b"]).dictionary_encode())
     pa.parquet.write_table(plain, tmp_path / "x.parquet")
-    stored = build_pool(tmp_path / "x.parquet", tmp_path / "stored.zarr", ids="key", display=["word", "flag"])
+    stored = Pool.build(tmp_path / "x.parquet", tmp_path / "stored.zarr", ids="key", display=["word", "flag"])
     assert stored.record_ids([0, 1]) == list(map(str, keys))
-    of_frame = build_pool(pd.DataFrame({"key": keys, "x": [1.0, 2]}), tmp_path / "frame.zarr", ids="key")
+    of_frame = Pool.build(pd.DataFrame({"key": keys, "x": [1.0, 2]}), tmp_path / "frame.zarr", ids="key")
     assert of_frame.record_ids([1]) == [str(keys[1])]
-    of_array = build_pool(np.eye(2), tmp_path / "array.zarr", ids=keys)
+    of_array = Pool.build(np.eye(2), tmp_path / "array.zarr", ids=keys)
     assert of_array.rows_of([str(keys[1])]).tolist() == [1]
 
 
@@ -424,30 +427,30 @@ def test_lists_of_every_type_are_embeddings_and_null_ones_are_nan(kind: str, tmp
     column = pa.array(values, LISTS[kind]())
     nan = np.nan
     expected = [[nan, nan] if each is None else [nan if v is None else v for v in each] for each in values]
-    pool = build_pool(pa.table({"emb": column}), tmp_path / "pool.zarr")
+    pool = Pool.build(pa.table({"emb": column}), tmp_path / "pool.zarr")
     np.testing.assert_array_equal(pool.read(0, len(values)), expected)
     assert (pool.feature_names, pool.record_shape) == (("emb",), (2,))
-    sliced = build_pool(pa.table({"emb": column.slice(2)}), tmp_path / "sliced.zarr")
+    sliced = Pool.build(pa.table({"emb": column.slice(2)}), tmp_path / "sliced.zarr")
     np.testing.assert_array_equal(sliced.read(0, len(values) - 2), expected[2:])
     if "view" not in kind:
         source = parquet(tmp_path / "x.parquet", row_group=3, emb=column)
-        stored = build_pool(source, tmp_path / "stored.zarr")
+        stored = Pool.build(source, tmp_path / "stored.zarr")
         np.testing.assert_array_equal(stored.read(0, len(values)), expected)
 
 
 def test_tensors_are_pictures_or_embeddings(tmp_path: Path) -> None:
     pixels = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
     tensors = pa.FixedShapeTensorArray.from_numpy_ndarray(pixels)
-    pool = build_pool(parquet(tmp_path / "x.parquet", picture=tensors), tmp_path / "pool.zarr")
+    pool = Pool.build(parquet(tmp_path / "x.parquet", picture=tensors), tmp_path / "pool.zarr")
     assert (pool.record_shape, pool.encoding) == ((2, 3, 3), "uint8")
     np.testing.assert_array_equal(pool.read(0, 2), pixels.reshape(2, -1))
     kind = pa.fixed_shape_tensor(pa.float32(), [2, 3], permutation=[1, 0])
     turned = pa.ExtensionArray.from_storage(kind, pa.array([[1, 2, 3, 4, 5, 6], None], pa.list_(pa.float32(), 6)))
-    flat = build_pool(pa.table({"t": turned}), tmp_path / "flat.zarr")
+    flat = Pool.build(pa.table({"t": turned}), tmp_path / "flat.zarr")
     np.testing.assert_array_equal(flat.read(0, 2), [turned[:1].to_numpy_ndarray().ravel(), [np.nan] * 6])
     missing = pa.ExtensionArray.from_storage(tensors.type, pa.array([None, [1] * 18], tensors.type.storage_type))
     with pytest.raises(SourceError, match=r"'picture'.*null in rows 0"):
-        build_pool(pa.table({"picture": missing}), tmp_path / "missing.zarr")
+        Pool.build(pa.table({"picture": missing}), tmp_path / "missing.zarr")
 
 
 # ---- ids
@@ -466,22 +469,22 @@ def test_ids_are_kept_as_they_are(tmp_path: Path) -> None:
             dd.from_pandas(pd.DataFrame({"key": kept, "x": x}), npartitions=3),
         ]
     ):
-        pool = build_pool(source, tmp_path / f"{number}.zarr", ids="key")
+        pool = Pool.build(source, tmp_path / f"{number}.zarr", ids="key")
         assert pool.record_ids(range(len(kept))) == kept
         assert pool.rows_of(kept).tolist() == list(range(len(kept)))
 
 
 def test_whole_floats_are_integers_as_ids_and_others_none(tmp_path: Path) -> None:
     whole = pd.DataFrame({"key": [192.0, 7.0, 2.0**40], "x": [1.0, 2, 3]})
-    pool = build_pool(whole, tmp_path / "pool.zarr", ids="key")
+    pool = Pool.build(whole, tmp_path / "pool.zarr", ids="key")
     assert pool.record_ids([0, 1, 2]) == ["192", "7", str(2**40)]
-    assert build_pool(np.eye(2), tmp_path / "array.zarr", ids=np.array([5.0, 6])).record_ids([0, 1]) == ["5", "6"]
+    assert Pool.build(np.eye(2), tmp_path / "array.zarr", ids=np.array([5.0, 6])).record_ids([0, 1]) == ["5", "6"]
     for strange in (np.nan, 1.5, np.inf, 1e300):
         with pytest.raises(SourceError, match=r"`ids`.*rows 1 \("):
-            build_pool(whole.assign(key=[1.0, strange, 2]), tmp_path / "other.zarr", ids="key")
+            Pool.build(whole.assign(key=[1.0, strange, 2]), tmp_path / "other.zarr", ids="key")
     for strange in (None, "", "a\0b", "\ud800", b"x", 1.5, True):
         with pytest.raises(SourceError, match=r"`ids`.*rows 1 "):
-            build_pool(np.eye(3), tmp_path / "other.zarr", ids=["a", strange, "b"])
+            Pool.build(np.eye(3), tmp_path / "other.zarr", ids=["a", strange, "b"])
     assert not (tmp_path / "other.zarr").exists()
 
 
@@ -495,17 +498,17 @@ def test_texts_with_gaps_become_features(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("dal.pool.texts.joblib.hash", lambda _: "a class of a test cannot be pickled")
             path = tmp_path / f"{number}.zarr"
-            pool = build_pool(source, path, ids="key", text="note", vectoriser=Length())
+            pool = Pool.build(source, path, ids="key", text="note", vectoriser=Length())
             assert rows_of(pool) == [[3], [0], [0]]
             assert pool.display([0, 1, 2]) == {"note": ["one", "", ""]}
             assert pool.feature_names == ("note",)
             other = data.assign(key=["d", "e", "f"], note="four")[["more", "note", "key"]]
-            grown = append_pool(other, path, vectoriser=Length(), text="note")
+            grown = Pool.open(path).append(other, vectoriser=Length(), text="note")
             assert rows_of(grown)[3:] == [[4]] * 3
             with pytest.raises(SourceError, match=r"`text` must be 'note'"):
-                append_pool(other.assign(body="x"), path, vectoriser=Length(), text="body")
+                Pool.open(path).append(other.assign(body="x"), vectoriser=Length(), text="body")
             with pytest.raises(SourceError, match="`text` and `vectoriser`"):
-                append_pool(other, path)
+                Pool.open(path).append(other)
 
 
 # ---- Dask
@@ -535,15 +538,15 @@ def test_arrays_of_dask_are_computed_some_chunks_at_a_time(tmp_path: Path, small
         most = max(most, sum(computed) // 2 - done)
         assert of == 30
 
-    pool = build_pool(array(), tmp_path / "pool.zarr", **how, progress=watch)
+    pool = Pool.build(array(), tmp_path / "pool.zarr", **how, progress=watch)
     assert most <= 20, "it is not computed whole before it is written"
     np.testing.assert_array_equal(pool.read(0, 30), rows)
     assert pool.record_ids(range(30)) == ids
     assert pool.display([29, 3]) == {"n": [29, 3], "m": [29, 3]}
-    unknown = build_pool(array(known=False), tmp_path / "unknown.zarr", ids=ids)
+    unknown = Pool.build(array(known=False), tmp_path / "unknown.zarr", ids=ids)
     np.testing.assert_array_equal(unknown.read(0, 30), rows)
     assert unknown.record_ids([29]) == ["k29"]
-    grown = append_pool(array(known=False), tmp_path / "unknown.zarr", ids=[f"more {at}" for at in range(30)])
+    grown = Pool.open(tmp_path / "unknown.zarr").append(array(known=False), ids=[f"more {at}" for at in range(30)])
     np.testing.assert_array_equal(grown.read(30, 60), rows)
     for wrong, message in (
         ({"ids": ids[:-1]}, "`ids` must have 30 values.*got 29"),
@@ -551,11 +554,11 @@ def test_arrays_of_dask_are_computed_some_chunks_at_a_time(tmp_path: Path, small
         ({"features": ["x"]}, "`features`"),
     ):
         with pytest.raises(SourceError, match=message):
-            build_pool(array(), tmp_path / "wrong.zarr", **wrong)
+            Pool.build(array(), tmp_path / "wrong.zarr", **wrong)
     with pytest.raises(SourceError, match=r"30 values.*got 31"):
-        build_pool(array(known=False), tmp_path / "wrong.zarr", ids=[*ids, "x"])
+        Pool.build(array(known=False), tmp_path / "wrong.zarr", ids=[*ids, "x"])
     with pytest.raises(SourceError, match=r"got \(5,\)"):
-        build_pool(da.ones(5), tmp_path / "one.zarr")
+        Pool.build(da.ones(5), tmp_path / "one.zarr")
 
 
 @pytest.mark.parametrize("make", ["array", "unknown", "frame"])
@@ -572,13 +575,13 @@ def test_an_interrupted_build_of_dask_goes_on(make: str, tmp_path: Path, small: 
             raise Stopped
 
     with pytest.raises(Stopped):
-        build_pool(source, tmp_path / "pool.zarr", progress=stop)
+        Pool.build(source, tmp_path / "pool.zarr", progress=stop)
     with pytest.raises(PoolIncomplete):
         Pool.open(tmp_path / "pool.zarr")
     with pytest.raises(SourceError, match="another source"):
-        build_pool(source + 1, tmp_path / "pool.zarr")
+        Pool.build(source + 1, tmp_path / "pool.zarr")
     done: list[int] = []
-    pool = build_pool(source, tmp_path / "pool.zarr", progress=lambda at, _: done.append(at))
+    pool = Pool.build(source, tmp_path / "pool.zarr", progress=lambda at, _: done.append(at))
     assert done[0] > 15, "it went on"
     np.testing.assert_array_equal(pool.read(0, 40), rows)
 
@@ -609,7 +612,7 @@ def test_frames_are_read_partition_by_partition(tmp_path: Path, small: None) -> 
         nonlocal most
         most = max(most, sum(seen) - done)
 
-    pool = build_pool(lazy[lazy.x != 0.25], tmp_path / "pool.zarr", ids="key", progress=watch)
+    pool = Pool.build(lazy[lazy.x != 0.25], tmp_path / "pool.zarr", ids="key", progress=watch)
     expected = data[data.x != 0.25]
     np.testing.assert_array_equal(pool.read(0, 49), expected[["x", "y", "note"]].to_numpy(np.float32))
     assert pool.record_ids(range(49)) == expected.key.tolist()
@@ -617,7 +620,7 @@ def test_frames_are_read_partition_by_partition(tmp_path: Path, small: None) -> 
     lists = pd.DataFrame({"emb": [np.arange(3.0) + row for row in range(9)], "note": [{"a": 1}] * 9})
     with dask.config.set({"dataframe.convert-string": False}):  # else Dask makes text of the lists
         lazy_lists = dd.from_delayed([dask.delayed(lists[:4]), dask.delayed(lists[4:])], meta=lists.iloc[:0])
-        embedded = build_pool(lazy_lists, tmp_path / "lists.zarr", features=["emb"])
+        embedded = Pool.build(lazy_lists, tmp_path / "lists.zarr", features=["emb"])
     np.testing.assert_array_equal(embedded.read(0, 9), np.stack(lists.emb.to_list()))
 
 
@@ -625,14 +628,14 @@ def test_frames_are_read_partition_by_partition(tmp_path: Path, small: None) -> 
 def test_columns_of_a_frame_need_not_be_called_by_text(kind: str, tmp_path: Path) -> None:
     data = pd.DataFrame(np.arange(8.0).reshape(4, 2))
     source = data if kind == "pandas" else dd.from_pandas(data, npartitions=2)
-    pool = build_pool(source, tmp_path / "pool.zarr")
+    pool = Pool.build(source, tmp_path / "pool.zarr")
     assert pool.feature_names == ("0", "1")
     assert rows_of(pool) == data.to_numpy().tolist()
-    chosen = build_pool(source, tmp_path / "chosen.zarr", features=[1])  # type: ignore[list-item]
+    chosen = Pool.build(source, tmp_path / "chosen.zarr", features=[1])  # type: ignore[list-item]
     assert rows_of(chosen) == data[[1]].to_numpy().tolist()
     data.columns = ["x", "x"]
     with pytest.raises(SourceError, match=r"unique.*\['x'\]"):
-        build_pool(data, tmp_path / "twice.zarr")
+        Pool.build(data, tmp_path / "twice.zarr")
 
 
 def test_an_interrupted_build_of_a_frame_goes_on_and_other_values_are_another_source(
@@ -645,11 +648,11 @@ def test_an_interrupted_build_of_a_frame_goes_on_and_other_values_are_another_so
             raise Stopped
 
     with pytest.raises(Stopped):
-        build_pool(data, tmp_path / "pool.zarr", ids="key", progress=stop)
+        Pool.build(data, tmp_path / "pool.zarr", ids="key", progress=stop)
     for other, columns in ((data.assign(x=0.0), None), (data, ["y", "x"])):
         with pytest.raises(SourceError, match="another source"):
-            build_pool(other, tmp_path / "pool.zarr", ids="key", features=columns)
-    pool = build_pool(data.copy(), tmp_path / "pool.zarr", ids="key")
+            Pool.build(other, tmp_path / "pool.zarr", ids="key", features=columns)
+    pool = Pool.build(data.copy(), tmp_path / "pool.zarr", ids="key")
     np.testing.assert_array_equal(pool.read(0, 50), data[["x", "y", "note"]].to_numpy(np.float32))
 
 
@@ -670,7 +673,7 @@ def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path, small: None) -> 
             (da.from_array(masked, chunks=(4, 3)), np.where(rows == 3, np.nan, rows)),
         ]
     ):
-        pool = build_pool(source, tmp_path / f"{number}.zarr")
+        pool = Pool.build(source, tmp_path / f"{number}.zarr")
         np.testing.assert_array_equal(pool.read(0, 20), expected)
 
     class DataArray:  # gives a stream of one row for each number, as that of xarray does
@@ -685,11 +688,11 @@ def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path, small: None) -> 
 
     for each in (DataArray, Dataset):
         each.__module__ = "xarray.core"
-    np.testing.assert_array_equal(build_pool(DataArray(), tmp_path / "xarray.zarr").read(0, 20), rows)
+    np.testing.assert_array_equal(Pool.build(DataArray(), tmp_path / "xarray.zarr").read(0, 20), rows)
     with pytest.raises(SourceError, match="got a Dataset"):
-        build_pool(Dataset(), tmp_path / "dataset.zarr")
+        Pool.build(Dataset(), tmp_path / "dataset.zarr")
     with pytest.raises(SourceError, match=r"20,000; .*TruncatedSVD"):
-        build_pool(sparse.csr_matrix((3, 20_000)), tmp_path / "wide.zarr")
+        Pool.build(sparse.csr_matrix((3, 20_000)), tmp_path / "wide.zarr")
 
 
 def test_streams_are_read_once(tmp_path: Path, small: None) -> None:
@@ -700,12 +703,12 @@ def test_streams_are_read_once(tmp_path: Path, small: None) -> None:
             return table.to_reader(max_chunksize=9).__arrow_c_stream__(requested_schema)
 
     for number, source in enumerate([table, table.to_reader(max_chunksize=4), Stream()]):
-        pool = build_pool(source, tmp_path / f"{number}.zarr", ids="key")
+        pool = Pool.build(source, tmp_path / f"{number}.zarr", ids="key")
         assert rows_of(pool) == [[float(at)] for at in range(30)]
         assert pool.record_ids([29]) == ["k29"]
     with pytest.raises(SourceError, match=r"int8.*stream"):
-        build_pool(table.to_reader(), tmp_path / "narrow.zarr", ids="key", dtype="int8")
-    assert build_pool(table, tmp_path / "narrow.zarr", ids="key", dtype="int8").encoding == "int8"
+        Pool.build(table.to_reader(), tmp_path / "narrow.zarr", ids="key", dtype="int8")
+    assert Pool.build(table, tmp_path / "narrow.zarr", ids="key", dtype="int8").encoding == "int8"
 
 
 def test_sources_of_other_kinds_are_named(tmp_path: Path) -> None:
@@ -723,13 +726,13 @@ def test_sources_of_other_kinds_are_named(tmp_path: Path) -> None:
         (pa.table({"x": pa.array([], pa.float64())}), "no rows"),
     ):
         with pytest.raises(SourceError, match=message):
-            build_pool(source, tmp_path / "pool.zarr")
+            Pool.build(source, tmp_path / "pool.zarr")
     for name in ("x.parq", "x.PQ", "x.Parquet"):
         source = parquet(tmp_path / name, x=[1.0, 2])
-        assert rows_of(build_pool(source, tmp_path / f"{name}.zarr")) == [[1], [2]]
+        assert rows_of(Pool.build(source, tmp_path / f"{name}.zarr")) == [[1], [2]]
     np.save(tmp_path / "x.npy", np.eye(2))
     (tmp_path / "x.npy").rename(tmp_path / "x.NPY")
-    assert rows_of(build_pool(tmp_path / "x.NPY", tmp_path / "npy.zarr")) == [[1, 0], [0, 1]]
+    assert rows_of(Pool.build(tmp_path / "x.NPY", tmp_path / "npy.zarr")) == [[1, 0], [0, 1]]
 
 
 # ---- what new users bring
@@ -743,7 +746,7 @@ def test_what_has_no_order_is_no_column(values: Any, tmp_path: Path) -> None:  #
         for source in (np.eye(2), da.from_array(np.eye(2), chunks=1)):
             if given:
                 with pytest.raises(SourceError, match="one value a record"):
-                    build_pool(source, tmp_path / "pool.zarr", **given)
+                    Pool.build(source, tmp_path / "pool.zarr", **given)
 
 
 @pytest.mark.parametrize(
@@ -765,28 +768,28 @@ def test_a_field_is_shown_alike_whatever_holds_it(values: Any, shown: list[objec
         whole.to_parquet(tmp_path / "a.parquet")
         sources += [tmp_path / "a.parquet", pa.Table.from_pandas(whole)]
     for at, source in enumerate(sources):
-        assert build_pool(source, tmp_path / f"{at}.zarr", display=["v"]).display([0, 1])["v"] == shown
+        assert Pool.build(source, tmp_path / f"{at}.zarr", display=["v"]).display([0, 1])["v"] == shown
     for at, each in enumerate((values, whole.v)):
-        assert build_pool(np.eye(2), tmp_path / f"array{at}.zarr", display={"v": each}).display([0, 1])["v"] == shown
+        assert Pool.build(np.eye(2), tmp_path / f"array{at}.zarr", display={"v": each}).display([0, 1])["v"] == shown
 
 
 def test_bytes_that_are_no_text_are_refused_by_field(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"'v'.*Unicode"):
-        build_pool(np.eye(2), tmp_path / "pool.zarr", display={"v": [b"a", b"\xff"]})
+        Pool.build(np.eye(2), tmp_path / "pool.zarr", display={"v": [b"a", b"\xff"]})
 
 
 def test_display_fields_have_any_name(tmp_path: Path) -> None:
     names = ["zarr.json", "km/h", "a\\b", "a", ".x", "__x", "x" * 300, "..", "~x", "c", "é", "e\u0301", "A", "a\nb"]
     path = tmp_path / "pool.zarr"
-    build_pool(np.eye(2), path, display={name: [f"{name}0", f"{name}1"] for name in names})
+    Pool.build(np.eye(2), path, display={name: [f"{name}0", f"{name}1"] for name in names})
     frame = pd.DataFrame([[1.0, 0.0, *(f"{name}2" for name in names)]], columns=["u", "v", *names])
-    pool = append_pool(frame, path, features=["u", "v"], display=names)
+    pool = Pool.open(path).append(frame, features=["u", "v"], display=names)
     assert pool.display([0, 2]) == {name: [f"{name}0", f"{name}2"] for name in names}
-    assert build_pool(np.eye(2), path, overwrite=True).fields == ()
+    assert Pool.build(np.eye(2), path, overwrite=True).fields == ()
     assert sorted(found.name for found in path.iterdir()) == ["features", "zarr.json"]
     for wrong in ("", "a\0b", "a\ud800", 5):
         with pytest.raises(SourceError, match="name of a display field"):
-            build_pool(np.eye(2), tmp_path / "other.zarr", display={wrong: [1, 2]})  # type: ignore[dict-item]
+            Pool.build(np.eye(2), tmp_path / "other.zarr", display={wrong: [1, 2]})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("column", ["note", "unused"])
@@ -796,50 +799,50 @@ def test_a_quote_that_is_never_closed_swallows_no_records(column: str, encoding:
     for at, end in enumerate(('2,"abc\n3,d\n', '2,"abc\n3,""\n', '2,"12"" wide\r\n3,d', '2,"\n3,d\n\n')):
         path = write(tmp_path / f"{at}.csv", f"x,{column}\n1,a\n{end}", encoding)
         with pytest.raises(SourceError, match=f"quote in the column '{column}'"):
-            build_pool(path, tmp_path / "pool.zarr", features=["x"], display=display)
+            Pool.build(path, tmp_path / "pool.zarr", features=["x"], display=display)
     for at, (end, last) in enumerate((('2,"a\nb"', "a\nb"), ('2,"a\n"\n\n', "a\n"), ('2,"a\n"""\r\n', 'a\n"'))):
         path = write(tmp_path / f"sound{at}.csv", f"x,{column}\n1,a\n{end}", encoding)
-        pool = build_pool(path, tmp_path / f"{at}.zarr", features=["x"], display=display)
+        pool = Pool.build(path, tmp_path / f"{at}.zarr", features=["x"], display=display)
         assert rows_of(pool) == [[1], [2]]
         assert not display or pool.display([1])["note"] == [last]
 
 
 def test_separators_that_an_ending_or_a_line_promises(tmp_path: Path) -> None:
-    assert build_pool(write(tmp_path / "a.tsv", "x,y\n1,2\n"), tmp_path / "1.zarr").feature_names == ("x", "y")
-    assert build_pool(write(tmp_path / "b.tsv", "x,1\ty\n1\t2\n"), tmp_path / "2.zarr").feature_names == ("x,1", "y")
+    assert Pool.build(write(tmp_path / "a.tsv", "x,y\n1,2\n"), tmp_path / "1.zarr").feature_names == ("x", "y")
+    assert Pool.build(write(tmp_path / "b.tsv", "x,1\ty\n1\t2\n"), tmp_path / "2.zarr").feature_names == ("x,1", "y")
     with pytest.raises(SourceError, match="'é'"):
-        build_pool(write(tmp_path / "c.csv", "sep=é\nxéy\n1é2\n"), tmp_path / "3.zarr")
+        Pool.build(write(tmp_path / "c.csv", "sep=é\nxéy\n1é2\n"), tmp_path / "3.zarr")
 
 
 def test_columns_of_frames_that_are_called_by_numbers_or_not_at_all(tmp_path: Path) -> None:
     numbered = pd.DataFrame({0: [5, 6], 1: [1.0, 2], 2: ["a", "b"]})
-    pool = build_pool(numbered, tmp_path / "1.zarr", ids=0, display=[2])  # type: ignore[arg-type, list-item]
+    pool = Pool.build(numbered, tmp_path / "1.zarr", ids=0, display=[2])  # type: ignore[arg-type, list-item]
     assert (pool.record_ids([0, 1]), pool.display([1]), rows_of(pool)) == (["5", "6"], {"2": ["b"]}, [[1], [2]])
     more = pd.DataFrame({2: ["c"], 1: [3.0], 0: [7]})
-    assert append_pool(more, tmp_path / "1.zarr", ids=0, display=[2]).record_ids([2]) == ["7"]  # type: ignore[arg-type, list-item]
+    assert Pool.open(tmp_path / "1.zarr").append(more, ids=0, display=[2]).record_ids([2]) == ["7"]  # type: ignore[arg-type, list-item]
     unnamed = pd.DataFrame(np.arange(6.0).reshape(2, 3), columns=[None, "", "x"])
-    assert build_pool(unnamed, tmp_path / "2.zarr").feature_names == ("x",)
+    assert Pool.build(unnamed, tmp_path / "2.zarr").feature_names == ("x",)
     unnamed[["", "x"]].to_parquet(tmp_path / "a.parquet")
-    assert build_pool(tmp_path / "a.parquet", tmp_path / "3.zarr").feature_names == ("x",)
+    assert Pool.build(tmp_path / "a.parquet", tmp_path / "3.zarr").feature_names == ("x",)
     with pytest.raises(SourceError, match="more than once"):
-        build_pool(numbered, tmp_path / "4.zarr", features=["1", "1"])
+        Pool.build(numbered, tmp_path / "4.zarr", features=["1", "1"])
 
 
 def test_sources_of_dask_that_are_no_frame_are_refused(tmp_path: Path) -> None:
     part = pd.DataFrame({"x": [1.0], "y": [2.0]})
     broken = dd.from_map(lambda at: part[["x", "y"][: 2 - at]], [0, 1], meta=part)
     with pytest.raises(SourceError, match=r"partitions.*\['y'\]"):
-        build_pool(broken, tmp_path / "pool.zarr")
+        Pool.build(broken, tmp_path / "pool.zarr")
     with pytest.raises(SourceError, match="got Delayed"):
-        build_pool(dd.from_pandas(part, npartitions=1).to_delayed()[0], tmp_path / "other.zarr")
+        Pool.build(dd.from_pandas(part, npartitions=1).to_delayed()[0], tmp_path / "other.zarr")
 
 
 def test_a_source_is_a_place_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "a%20#b.npy", np.eye(2))
     url = f"file://{tmp_path}/a%2520%23b.npy"
-    assert rows_of(build_pool(url, tmp_path / "pool.zarr")) == [[1, 0], [0, 1]]
+    assert rows_of(Pool.build(url, tmp_path / "pool.zarr")) == [[1, 0], [0, 1]]
     monkeypatch.chdir(tmp_path)
     for wrong in ("", "https://localhost/a.csv"):
         with pytest.raises(DalError):
-            build_pool(wrong, tmp_path / "other.zarr")
+            Pool.build(wrong, tmp_path / "other.zarr")
     assert not (tmp_path / "other.zarr").exists()

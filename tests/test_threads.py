@@ -18,13 +18,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from dal import Campaign
 from dal._threads import one_thread
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.loop.api import Batch, create_campaign, next_batch
+from dal.loop.campaign import Batch
 from dal.map import fit_projection
-from dal.pool import Pool, build_pool
-from dal.replay import answer_batch
+from dal.pool import Pool
 from dal.scan import sample_codebook, scan
 from dal.selection.batch import select
 from dal.selection.strategy import Strategy
@@ -135,7 +135,7 @@ def records() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pool(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    return build_pool(records, tmp_path_factory.mktemp("threads") / "pool.zarr")
+    return Pool.build(records, tmp_path_factory.mktemp("threads") / "pool.zarr")
 
 
 def of_model(model: Model, X: np.ndarray) -> list[Any]:
@@ -190,12 +190,19 @@ def test_any_number_of_threads_gives_the_same_bits(what: str, pool: Pool, record
 
 def kept_by(directory: Path, pool: Pool, truth: np.ndarray, records: np.ndarray) -> dict[str, Any]:
     """Play three rounds, and give everything that the campaign has computed and keeps."""
-    campaign = create_campaign(
-        directory, pool, CLASSES, batch=40, seed=7, learner="mlp", explore=0.2, holdout=directory.parent / "holdout.npz"
+    campaign = Campaign.create(
+        directory,
+        pool,
+        CLASSES,
+        batch_size=40,
+        random_state=7,
+        estimator="mlp",
+        explore=0.2,
+        holdout=directory.parent / "holdout.npz",
     )
     kept: dict[str, Any] = {}
     for number in (1, 2, 3):
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         assert isinstance(batch, Batch)
         for asked in campaign.rounds.batch(number):
             kept[f"{number}: {asked.record_id}"] = (asked.row, asked.score, asked.predicted, asked.confidence)
@@ -206,7 +213,7 @@ def kept_by(directory: Path, pool: Pool, truth: np.ndarray, records: np.ndarray)
         if current.model is not None:
             network = Model.loads(campaign.rounds.load_model(current.model)).estimator[-1]
             kept[f"{number}: model"] = [weights.tolist() for weights in network.coefs_]
-        answer_batch(campaign, batch.rows, batch.record_ids, truth[batch.rows])
+        campaign.label(batch, truth[batch.rows])
     return kept
 
 

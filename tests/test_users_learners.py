@@ -43,12 +43,11 @@ from sklearn.preprocessing import (
 )
 from sklearn.svm import SVC, LinearSVC
 
+from dal import Campaign
 from dal.errors import LabelError, LearnerError
 from dal.learners.learner import Learner
 from dal.learners.models import score_block
-from dal.loop.api import create_campaign, next_batch
-from dal.pool import build_pool
-from dal.replay import answer_batch
+from dal.pool import Pool
 from dal.selection.explore import uniform_rows
 
 CLASSES = ("ant", "bee", "cat")
@@ -293,15 +292,15 @@ def test_gradients_of_sparse_records_are_those_of_dense_ones(name: str) -> None:
 def test_what_a_campaign_accepts_it_asks_by(name: str, tmp_path: Path) -> None:
     kind, estimator = USERS[name]
     X, codes = drawn(kind)
-    pool = build_pool(X, tmp_path / "pool.zarr")
+    pool = Pool.build(X, tmp_path / "pool.zarr")
     how = {"learner": estimator, "batch": 9, "trusted": TRUSTED, "stop_set": 0}
-    campaign = create_campaign(
+    campaign = Campaign.create(
         tmp_path / "c", pool, CLASSES, strategy="bald" if "bagging" in name else "default", **how
     )
     for found in (np.where(codes == 1, 0, codes), codes):
-        batch = next_batch(campaign)
-        answer_batch(campaign, batch.rows, batch.record_ids, found[batch.rows])
-    assert len(next_batch(campaign).rows) == 9
+        batch = campaign.next_batch()
+        campaign.label(batch, found[batch.rows])
+    assert len(campaign.next_batch().rows) == 9
     assert campaign.rounds.get(3).trained_on == 18
 
 
@@ -309,11 +308,11 @@ def test_records_of_which_a_learner_says_nothing_are_not_drawn_and_stop_no_campa
     X, codes = drawn("numbers", 600)
     far = np.fromiter(islice(uniform_rows(600, np.arange(30), 0, 1), 20), np.int64)  # those that would be drawn first
     X[far] *= 1000
-    pool = build_pool(X, tmp_path / "pool.zarr")
+    pool = Pool.build(X, tmp_path / "pool.zarr")
     how = {"learner": OfNearOnes(), "batch": 10, "trusted": TRUSTED, "stop_set": 200, "explore": 0.1}
-    campaign = create_campaign(tmp_path / "c", pool, CLASSES, strategy="margin", **how)
-    answer_batch(campaign, range(30), [str(row) for row in range(30)], codes[:30])
-    batch = next_batch(campaign)
+    campaign = Campaign.create(tmp_path / "c", pool, CLASSES, strategy="margin", **how)
+    campaign.label([str(row) for row in range(30)], codes[:30])
+    batch = campaign.next_batch()
     assert sum(asked.explore for asked in campaign.rounds.batch(1)) == 1
     assert not np.isin(batch.rows, far).any()
     assert 0 <= campaign.rounds.get(1).notes["measured"]["uncertainty"] <= 1
@@ -334,7 +333,7 @@ def test_what_the_pool_cannot_be_scored_by_is_refused_at_once(
     if kind == "categories":  # more than a sample of labels will have shown
         X[:, 1] = np.arange(1000)
     with pytest.raises(LearnerError, match="records of the pool"):
-        create_campaign(tmp_path / "c", build_pool(X, tmp_path / "p.zarr"), CLASSES, learner=estimator)
+        Campaign.create(tmp_path / "c", Pool.build(X, tmp_path / "p.zarr"), CLASSES, estimator=estimator)
     assert not (tmp_path / "c").exists()
 
 

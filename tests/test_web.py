@@ -27,7 +27,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from starlette.websockets import WebSocketDisconnect
 
-from dal.campaign import Annotators, Campaign, Given, Queue
+from dal import Campaign
+from dal.campaign import Annotators, Given, Queue
 from dal.campaign.control import Control
 from dal.campaign.queue import Outcome
 from dal.campaign.view import View, status_of
@@ -35,10 +36,9 @@ from dal.cli import main
 from dal.errors import CampaignError, LabelError, SettingsError
 from dal.evidence.agreement import agreement
 from dal.figures import COLORS, color_of
-from dal.loop.api import Batch, Stopped, create_campaign, next_batch
+from dal.loop.campaign import Batch, Stopped
 from dal.map import map_of
-from dal.pool import Pool, build_pool
-from dal.replay import answer_batch
+from dal.pool import Pool
 from dal.web import Listening, Options, create_app
 from dal.web.doors import BODY_BYTES, CHART_POLICY, STRICT_POLICY, Rates
 from dal.web.overview import time_left
@@ -65,14 +65,16 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
         "known": np.arange(N) % 2 == 0,
     }
     where = tmp_path_factory.mktemp("web") / "pool.zarr"
-    return build_pool(X, where, ids=[f"mail {row}" for row in range(N)], display=shown), codes
+    return Pool.build(X, where, ids=[f"mail {row}" for row in range(N)], display=shown), codes
 
 
 @pytest.fixture(scope="module")
 def opened(truth: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A campaign whose first batch is open, to be copied."""
     directory = tmp_path_factory.mktemp("web") / "campaign"
-    next_batch(create_campaign(directory, truth[0], ["ham", "spam"], batch=BATCH, seed=5, stop=["max_labels=24"]))
+    Campaign.create(
+        directory, truth[0], ["ham", "spam"], batch_size=BATCH, random_state=5, stop=["max_labels=24"]
+    ).next_batch()
     return directory
 
 
@@ -220,8 +222,8 @@ def test_two_annotators_never_hold_the_same_record(campaign: Campaign) -> None:
 
 def test_suggestions_are_hidden_unless_wanted(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
     rows = np.array([each.row for each in campaign.rounds.batch(1)])
-    answer_batch(campaign, rows, [each.record_id for each in campaign.rounds.batch(1)], truth[1][rows])
-    next_batch(campaign)
+    campaign.label([each.record_id for each in campaign.rounds.batch(1)], truth[1][rows])
+    campaign.next_batch()
     assert all(each["suggestion"] is None for each in took(client(campaign)))
     wanted = took(client(campaign, show_suggestions=True))
     assert {each["row"]: each["suggestion"][0] for each in wanted} == {
@@ -231,7 +233,7 @@ def test_suggestions_are_hidden_unless_wanted(campaign: Campaign, truth: tuple[P
 
 def test_the_page_shows_classes_in_the_colors_of_the_figures(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     classes = [f"class {code}" for code in range(20)]
-    state = client(create_campaign(tmp_path / "c", truth[0], classes, batch=BATCH)).get("/api/state").json()
+    state = client(Campaign.create(tmp_path / "c", truth[0], classes, batch_size=BATCH)).get("/api/state").json()
     assert state["colors"] == [color_of(code) for code in range(20)]
     scripts = [path.read_text() for path in (Path(__file__).parents[1] / "dal/web/static").glob("*.js")]
     assert not any(color.lower() in script.lower() for color in COLORS for script in scripts)
@@ -264,7 +266,9 @@ def test_the_state_follows_the_campaign(
 ) -> None:
     monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 0.0)
     pool, codes = truth
-    campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], batch=BATCH, seed=5, stop=["max_labels=24"])
+    campaign = Campaign.create(
+        tmp_path / "c", pool, ["ham", "spam"], batch_size=BATCH, random_state=5, stop=["max_labels=24"]
+    )
     ann = client(campaign)
     seen = []
 
@@ -280,13 +284,13 @@ def test_the_state_follows_the_campaign(
     )
     note()
     campaign.rounds.withdraw(frozen)
-    next_batch(campaign)
+    campaign.next_batch()
     note()
     gave(ann, *(said(record["row"], int(codes[record["row"]])) for record in took(ann)))
     note()
-    next_batch(campaign)
+    campaign.next_batch()
     gave(ann, *(said(record["row"], int(codes[record["row"]])) for record in took(ann)))
-    assert isinstance(next_batch(campaign), Stopped)
+    assert isinstance(campaign.next_batch(), Stopped)
     assert note()["reasons"] == ["24 of 24 labels are known."]
     assert seen == [
         ("waiting", "none", 0, 0, 0),
@@ -320,12 +324,12 @@ def test_a_manager_pauses_closes_stops_and_goes_on(campaign: Campaign) -> None:
     assert (late["outcome"], late["late"]) == ("new", True)
     assert ann.post("/api/actions", json={"act": "close"}).status_code == 400
     assert tell("stop") == "stopped"
-    stopped = next_batch(campaign)
+    stopped = campaign.next_batch()
     assert isinstance(stopped, Stopped)
     assert stopped.verdicts[0].reason.startswith("ann stopped the campaign")
     assert tell("resume") == "between"
     assert [each.act for each in Control(campaign).history()] == ["pause", "resume", "close", "stop", "resume"]
-    assert not isinstance(next_batch(campaign), Stopped)
+    assert not isinstance(campaign.next_batch(), Stopped)
 
 
 def test_the_command_line_steers_too(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,17 +372,17 @@ def test_floats_keep_the_scale_of_0_to_1_and_are_stretched_beyond_it() -> None:
 def test_images_are_served_and_one_that_cannot_be_shown_says_so(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (60, 6, 5, 3)).astype(np.uint8)
-    pool = build_pool(pixels, tmp_path / "pool.zarr")
-    campaign = create_campaign(tmp_path / "c", pool, ["cat", "dog"], batch=4)
-    next_batch(campaign)
+    pool = Pool.build(pixels, tmp_path / "pool.zarr")
+    campaign = Campaign.create(tmp_path / "c", pool, ["cat", "dog"], batch_size=4)
+    campaign.next_batch()
     ann = client(campaign)
     for record in took(ann):
         answer = ann.get(f"/{record['image']}")
         assert answer.headers["content-type"] == "image/png"
         assert np.array_equal(read(answer.content), pixels[record["row"]])
-    records = Records(build_pool(rng.random((3, 4, 4, 2), np.float32), tmp_path / "odd.zarr"))
+    records = Records(Pool.build(rng.random((3, 4, 4, 2), np.float32), tmp_path / "odd.zarr"))
     assert records.contents([2])[0].error == "images must have 1, 3 or 4 channels, got 2."
-    nan = Records(build_pool(np.full((1, 2, 2, 1), np.nan, np.float32), tmp_path / "nan.zarr"))
+    nan = Records(Pool.build(np.full((1, 2, 2, 1), np.nan, np.float32), tmp_path / "nan.zarr"))
     with pytest.raises(Exception, match="NaN or infinity"):
         nan.image(0)
 
@@ -386,7 +390,7 @@ def test_images_are_served_and_one_that_cannot_be_shown_says_so(tmp_path: Path) 
 def test_a_record_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
     n = 40_000
     texts = [f"text {row}" for row in range(n)]
-    pool = build_pool(np.zeros((n, 1), np.float32), tmp_path / "pool.zarr", display={"text": texts})
+    pool = Pool.build(np.zeros((n, 1), np.float32), tmp_path / "pool.zarr", display={"text": texts})
     files = sorted(path for path in (tmp_path / "pool.zarr" / "fields" / "text").rglob("*") if path.is_file())
     chunks = [path for path in files if path.name != "zarr.json"]
     assert len(chunks) > 1
@@ -402,14 +406,14 @@ def test_a_record_that_cannot_be_read_spares_the_others(tmp_path: Path) -> None:
 
 
 def test_a_record_with_nothing_to_show_shows_its_features(tmp_path: Path) -> None:
-    pool = build_pool(np.arange(80, dtype=np.float32).reshape(2, 40), tmp_path / "pool.zarr")
+    pool = Pool.build(np.arange(80, dtype=np.float32).reshape(2, 40), tmp_path / "pool.zarr")
     content = Records(pool).contents([1])[0]
     assert [each.value for each in content.fields] == [float(40 + at) for at in range(32)]
 
 
 def test_a_long_text_is_cut_and_says_how_long_it_is(tmp_path: Path) -> None:
     text = "x" * (LONGEST_TEXT + 5)
-    pool = build_pool(np.zeros((1, 1), np.float32), tmp_path / "pool.zarr", display={"text": [text]})
+    pool = Pool.build(np.zeros((1, 1), np.float32), tmp_path / "pool.zarr", display={"text": [text]})
     value = Records(pool).contents([0])[0].fields[0].value
     assert isinstance(value, str)
     assert value == f"{text[:LONGEST_TEXT]} … ({LONGEST_TEXT + 5:,} characters in all)"
@@ -682,14 +686,14 @@ def test_the_overview_is_computed_once_for_all_who_ask_at_once(
 
 
 def test_the_stopping_figure_says_what_the_verdict_says(tmp_path: Path, truth: tuple[Pool, np.ndarray]) -> None:
-    campaign = create_campaign(tmp_path / "c", truth[0], ["ham", "spam"], batch=10, stop=["max_labels=20"])
+    campaign = Campaign.create(tmp_path / "c", truth[0], ["ham", "spam"], batch_size=10, stop=["max_labels=20"])
     for _ in range(2):
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         assert isinstance(batch, Batch)
-        answer_batch(campaign, batch.rows, batch.record_ids, truth[1][batch.rows])
+        campaign.label(batch, truth[1][batch.rows])
         # Of one round there is no time between two.
         assert ("pauses" in client(campaign).get("/api/campaign").json()["figures"]) == (batch.number > 1)
-    next_batch(campaign)
+    campaign.next_batch()
     ann = client(campaign)
     [verdict] = ann.get("/api/campaign").json()["verdicts"]
     assert (verdict["stop"], verdict["value"]) == (True, 20)
@@ -708,8 +712,8 @@ def test_every_figure_that_is_promised_is_drawn(
         batch = campaign.rounds.batch(campaign.rounds.all()[-1].number)
         rows = np.array([each.row for each in batch])
         for name in ("ann", "bob"):
-            answer_batch(campaign, rows, [each.record_id for each in batch], truth[1][rows], annotator=name)
-        next_batch(campaign)
+            campaign.label([each.record_id for each in batch], truth[1][rows], annotator=name)
+        campaign.next_batch()
     told = ann.get("/api/campaign").json()
     wanted = {"accuracy", "balance", "stopping", "people", "agreement", "pace", "pauses", "scores"}
     assert set(told["figures"]) == wanted
@@ -830,7 +834,7 @@ def test_the_wheel_holds_the_pages(tmp_path: Path) -> None:
 
 def test_without_accounts_one_is_called_as_the_campaign_spelt_one_first(campaign: Campaign) -> None:
     asked = campaign.rounds.batch(1)[0]
-    answer_batch(campaign, [asked.row], [asked.record_id], ["ham"], annotator="ANN")
+    campaign.label([asked.record_id], ["ham"], annotator="ANN")
     assert client(campaign).get("/api/state").json()["me"]["name"] == "ANN"
 
 
@@ -838,18 +842,17 @@ def test_without_accounts_one_is_called_as_the_campaign_spelt_one_first(campaign
     ("wrong", "said"),
     [
         ({"labels": ["ham"]}, "must be as many"),
-        ({"record_ids": ["r"]}, "must be as many"),
-        ({"rows": [[0, 1]]}, "must be as many"),
-        ({"rows": [0.5, 1.0]}, "whole numbers"),
-        ({"record_ids": [0, 1]}, "record_ids"),
+        ({"records": ["0"]}, "must be as many"),
+        ({"records": ["0", "frog"]}, "frog"),
+        ({"records": [0, 1]}, "records"),
         ({"annotator": None}, "annotator"),
         ({"labels": "ham"}, "labels"),
     ],
 )
 def test_answers_that_do_not_belong_together_are_refused(campaign: Campaign, wrong: dict[str, Any], said: str) -> None:
-    fit: dict[str, Any] = {"rows": [0, 1], "record_ids": ["0", "1"], "labels": ["ham", "spam"], "annotator": "ann"}
+    fit: dict[str, Any] = {"records": ["0", "1"], "labels": ["ham", "spam"], "annotator": "ann"}
     with pytest.raises(LabelError, match=said):
-        answer_batch(campaign, **fit | wrong)
+        campaign.label(**fit | wrong)
     assert len(campaign.answers.latest().rows) == 0
-    answer_batch(campaign, **fit)
+    campaign.label(**fit)
     assert campaign.answers.latest().labels.tolist() == [0, 1]

@@ -21,11 +21,11 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route
 from sklearn.datasets import load_digits
 
-from dal.campaign import Annotators, Campaign, Queue
+from dal import Campaign
+from dal.campaign import Annotators, Queue
 from dal.campaign.control import Control
-from dal.loop.api import Batch, create_campaign, next_batch
-from dal.pool import build_pool
-from dal.replay import answer_batch
+from dal.loop.campaign import Batch
+from dal.pool import Pool
 from tests import databases
 from tests.pages import Opened, all_sent, in_state, on_screen
 
@@ -47,12 +47,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, np.ndarray]:
     pixels = (X * 15.9).astype(np.uint8).reshape(-1, 8, 8, 1)
     path = tmp_path_factory.mktemp("digits") / "pool.zarr"
     texts = [EVIL if row % 2 else f"digit of person {row % 43}" for row in range(len(y))]
-    build_pool(pixels, path, ids=[f"digit-{row}" for row in range(len(y))], display={"note": texts})
+    Pool.build(pixels, path, ids=[f"digit-{row}" for row in range(len(y))], display={"note": texts})
     return str(path), y
 
 
 def made(digits: tuple[str, np.ndarray], directory: Path, **options: object) -> Campaign:
-    return create_campaign(directory, digits[0], list("0123456789"), **{"batch": 60, "seed": 3, **options})
+    return Campaign.create(directory, digits[0], list("0123456789"), **{"batch_size": 60, "random_state": 3, **options})
 
 
 class Served:
@@ -136,7 +136,7 @@ def test_forty_keys_while_the_machine_is_busy_are_forty_right_answers(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
     campaign = made(digits, tmp_path / "c")
-    next_batch(campaign)
+    campaign.next_batch()
     page = opened()
     page.goto(serve(campaign).url)
     in_state(page, "record")
@@ -157,7 +157,7 @@ def test_a_server_killed_in_mid_typing_loses_nothing(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
     campaign = made(digits, tmp_path / "c")
-    next_batch(campaign)
+    campaign.next_batch()
     server = serve(campaign)
     page = opened()
     page.goto(server.url)
@@ -196,7 +196,7 @@ def test_answers_given_while_the_database_is_away_arrive_once_and_pages_opened_m
 ) -> None:
     with databases.running() if kept_in == "server" else nullcontext("") as home:
         campaign = made(digits, tmp_path / "c", database=databases.fresh_schema(home) if home else "")
-        next_batch(campaign)
+        campaign.next_batch()
         link = f"enter#{Annotators(campaign).add('ann')}" if home else ""
         server = serve(campaign)
         page = opened()
@@ -234,8 +234,8 @@ def test_answers_given_while_the_database_is_away_arrive_once_and_pages_opened_m
 def test_a_logout_takes_records_back_and_asks_for_the_link(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=10)
-    next_batch(campaign)
+    campaign = made(digits, tmp_path / "c", batch_size=10)
+    campaign.next_batch()
     links = {name: Annotators(campaign).add(name, role) for name, role in (("ann", "annotator"), ("boss", "manager"))}
     server = serve(campaign)
     for name in links:
@@ -258,8 +258,8 @@ def test_a_logout_takes_records_back_and_asks_for_the_link(
 def test_an_image_that_the_server_could_not_give_in_time_comes_when_it_is_back(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=12)
-    next_batch(campaign)
+    campaign = made(digits, tmp_path / "c", batch_size=12)
+    campaign.next_batch()
     page = opened()
     gone: list[Route] = []
 
@@ -285,12 +285,12 @@ def test_an_image_that_the_server_could_not_give_in_time_comes_when_it_is_back(
 def test_a_batch_that_closes_early_is_not_said_to_be_answered_whole(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=10, close_at=0.9)
-    batch = next_batch(campaign)
+    campaign = made(digits, tmp_path / "c", batch_size=10, close_at=0.9)
+    batch = campaign.next_batch()
     assert isinstance(batch, Batch)
     [held] = Queue(campaign).lease("bob", 1)
     rest = batch.rows != held.row
-    answer_batch(campaign, batch.rows[rest], np.array(batch.record_ids)[rest].tolist(), digits[1][batch.rows[rest]])
+    campaign.label(np.array(batch.record_ids)[rest].tolist(), digits[1][batch.rows[rest]])
     campaign.rounds.close(campaign.rounds.get(1))
     page = opened()
     page.goto(serve(campaign).url)
@@ -344,8 +344,8 @@ def behind_a_proxy(port: int) -> Iterator[str]:
 def test_two_annotators_behind_a_proxy_never_get_the_same_record(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=24)
-    next_batch(campaign)
+    campaign = made(digits, tmp_path / "c", batch_size=24)
+    campaign.next_batch()
     tokens = {name: Annotators(campaign).add(name) for name in ("ann", "bob")}
     server = serve(campaign)
     stranger = opened()
@@ -385,14 +385,14 @@ def test_two_annotators_behind_a_proxy_never_get_the_same_record(
 def test_three_rounds_are_labelled_through_the_page(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "digits", batch=20, stop=["max_labels=60"])
+    campaign = made(digits, tmp_path / "digits", batch_size=20, stop=["max_labels=60"])
     server = serve(campaign)
     page = opened()
     page.goto(server.url)
     in_state(page, "waiting")
     shot(page, "waiting")
     for number in (1, 2, 3):
-        assert isinstance(next_batch(campaign), Batch)
+        assert isinstance(campaign.next_batch(), Batch)
         in_state(page, "record")
         assert page.locator("#round").inner_text() == f"round {number}"
         for _ in range(20):
@@ -401,7 +401,7 @@ def test_three_rounds_are_labelled_through_the_page(
             page.keyboard.press(str((int(digits[1][row]) + 1) % 10))
         in_state(page, "between")
         shot(page, "between")
-    next_batch(campaign)
+    campaign.next_batch()
     in_state(page, "stopped")
     assert "60 of 60 labels are known" in page.locator("#record").inner_text()
     shot(page, "stopped")
@@ -422,9 +422,9 @@ def test_three_rounds_are_labelled_through_the_page(
 def test_everything_is_done_by_keyboard_alone(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=12)
+    campaign = made(digits, tmp_path / "c", batch_size=12)
     (campaign.directory / "guidelines.md").write_text(f"Look twice. {EVIL}")
-    next_batch(campaign)
+    campaign.next_batch()
     page = opened()
     page.goto(serve(campaign).url)
     in_state(page, "record")
@@ -501,8 +501,8 @@ def test_everything_is_done_by_keyboard_alone(
 def test_a_manager_who_only_looks_holds_no_records(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=12)
-    next_batch(campaign)
+    campaign = made(digits, tmp_path / "c", batch_size=12)
+    campaign.next_batch()
     token = Annotators(campaign).add("boss", "manager")
     server = serve(campaign)
     page = opened()
@@ -527,8 +527,8 @@ def test_a_manager_who_only_looks_holds_no_records(
 def test_a_click_leaves_no_focus_that_space_would_press_again(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=12)
-    next_batch(campaign)
+    campaign = made(digits, tmp_path / "c", batch_size=12)
+    campaign.next_batch()
     page = opened()
     page.goto(serve(campaign).url)
     in_state(page, "record")
@@ -550,8 +550,8 @@ def refused(status: int, route: Route) -> None:
 def test_every_state_says_what_it_is(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=12)
-    next_batch(campaign)
+    campaign = made(digits, tmp_path / "c", batch_size=12)
+    campaign.next_batch()
     tokens = {name: Annotators(campaign).add(name) for name in ("ann", "bob")}
     server = serve(campaign)
     ann, bob = opened(intercepted=True), opened(intercepted=True)
@@ -618,7 +618,7 @@ def test_every_state_says_what_it_is(
     in_state(other, "training")
     assert "Round 2 is in preparation" in stage(other)
     shot(other, "training")
-    next_batch(campaign)
+    campaign.next_batch()
     in_state(other, "record")
 
     # An answer that the server does not accept brings its record back.
@@ -721,9 +721,9 @@ NAMED = """() => [...document.querySelectorAll("button, a, input")].filter((each
 def test_pages_can_be_read_in_any_light_and_on_any_screen(
     scheme: str, size: tuple[int, int], digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "digits", batch=20)
+    campaign = made(digits, tmp_path / "digits", batch_size=20)
     (campaign.directory / "guidelines.md").write_text("Look twice.")
-    next_batch(campaign)
+    campaign.next_batch()
     width, height = size
     url = serve(campaign).url
     page = opened(viewport={"width": width, "height": height}, color_scheme=scheme)
@@ -762,11 +762,11 @@ def test_bokeh_needs_what_the_chart_policy_allows_and_no_more(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
     # Of two rounds, with a learning curve, which has tools.
-    campaign = made(digits, tmp_path / "c", batch=20, explore=0.3)
+    campaign = made(digits, tmp_path / "c", batch_size=20, explore=0.3)
     for _ in range(3):
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         assert isinstance(batch, Batch)
-        answer_batch(campaign, batch.rows, batch.record_ids, digits[1][batch.rows])
+        campaign.label(batch, digits[1][batch.rows])
     url = serve(campaign).url
     noted = "addEventListener('securitypolicyviolation', (e) => (window.broken ??= []).push(e.effectiveDirective))"
 
@@ -796,11 +796,11 @@ def test_bokeh_needs_what_the_chart_policy_allows_and_no_more(
 def test_figures_that_are_drawn_again_leave_nothing_behind(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=20, explore=0.3)
+    campaign = made(digits, tmp_path / "c", batch_size=20, explore=0.3)
     for _ in range(3):
-        batch = next_batch(campaign)
+        batch = campaign.next_batch()
         assert isinstance(batch, Batch)
-        answer_batch(campaign, batch.rows, batch.record_ids, digits[1][batch.rows])
+        campaign.label(batch, digits[1][batch.rows])
     page = opened(color_scheme="light")
     page.goto(f"{serve(campaign).url}campaign")
     drawn = "() => [Bokeh.index.roots.length, Bokeh.documents.length, document.querySelectorAll('.bk-Figure').length]"
@@ -823,8 +823,8 @@ def test_figures_that_are_drawn_again_leave_nothing_behind(
 def test_a_manager_steers_on_the_campaign_page(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch=20)
-    next_batch(campaign)
+    campaign = made(digits, tmp_path / "c", batch_size=20)
+    campaign.next_batch()
     page = opened()
     page.goto(f"{serve(campaign).url}campaign")
     page.get_by_role("button", name="Stop the campaign").click()

@@ -26,10 +26,10 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import event
 
-from dal.campaign import Annotators, Answer, Campaign, database
+from dal import Campaign
+from dal.campaign import Annotators, Answer, database
 from dal.errors import SettingsError
-from dal.loop.api import create_campaign, next_batch
-from dal.pool import Pool, append_pool, build_pool
+from dal.pool import Pool
 from dal.web import Limits, Listening, Options, create_app, make_server
 from dal.web.overview import exported
 from tests import databases
@@ -44,15 +44,15 @@ SAME = {"sec-fetch-site": "same-origin"}
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     X = np.random.default_rng(3).normal(size=(N, 4)).astype(np.float32)
     text = [f"text {row}" for row in range(N)]
-    return build_pool(X, tmp_path_factory.mktemp("faults") / "pool.zarr", display={"text": text})
+    return Pool.build(X, tmp_path_factory.mktemp("faults") / "pool.zarr", display={"text": text})
 
 
 @pytest.fixture
 def campaign(pool: Pool, tmp_path: Path) -> Campaign:
-    made = create_campaign(
-        tmp_path / "secret-place", pool, ["ham", "spam"], batch=BATCH, seed=5, database=databases.fresh()
+    made = Campaign.create(
+        tmp_path / "secret-place", pool, ["ham", "spam"], batch_size=BATCH, random_state=5, database=databases.fresh()
     )
-    next_batch(made)
+    made.next_batch()
     return made
 
 
@@ -159,8 +159,10 @@ def test_while_the_database_fails_answers_are_to_be_sent_again_and_then_count_on
 def test_a_postgres_that_is_started_again_is_reached_again(pool: Pool, tmp_path: Path) -> None:
     with databases.running() as home:
         url = databases.fresh_schema(home)
-        campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], batch=BATCH, seed=5, database=url)
-        next_batch(campaign)
+        campaign = Campaign.create(
+            tmp_path / "c", pool, ["ham", "spam"], batch_size=BATCH, random_state=5, database=url
+        )
+        campaign.next_batch()
         ann = as_person(campaign, "ann")
         row = ann.post("/api/answers", json={"lease": 1}).json()["records"][0]["row"]
         answer = said(row)
@@ -475,18 +477,18 @@ def test_answers_of_another_campaign_or_person_do_not_land_here(campaign: Campai
 
 def test_appended_records_are_shown_and_another_pool_is_not(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    pool = build_pool(rng.random((40, 3)), tmp_path / "pool.zarr", display={"text": [f"old {at}" for at in range(40)]})
-    campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], batch=40, strategy="random", stop_set=0)
+    pool = Pool.build(rng.random((40, 3)), tmp_path / "pool.zarr", display={"text": [f"old {at}" for at in range(40)]})
+    campaign = Campaign.create(tmp_path / "c", pool, ["ham", "spam"], batch_size=40, strategy="random", stop_set=0)
     ann = client(campaign)
     np.save(tmp_path / "more.npy", rng.random((40, 3)))
-    append_pool(tmp_path / "more.npy", pool.path, display={"text": [f"new {at}" for at in range(40, 80)]})
-    next_batch(campaign)
+    Pool.open(pool.path).append(tmp_path / "more.npy", display={"text": [f"new {at}" for at in range(40, 80)]})
+    campaign.next_batch()
     records = ann.post("/api/answers", json={"lease": 20}).json()["records"]
     assert {each["fields"][0]["value"] for each in records} == {
         f"{'old' if each['row'] < 40 else 'new'} {each['row']}" for each in records
     }
     assert any(each["row"] >= 40 for each in records)
-    build_pool(rng.random((90, 3)), tmp_path / "pool.zarr", overwrite=True)
+    Pool.build(rng.random((90, 3)), tmp_path / "pool.zarr", overwrite=True)
     answer = ann.post("/api/answers", json={"lease": 40})
     assert answer.status_code == 503
     assert str(tmp_path) not in answer.text
@@ -494,9 +496,9 @@ def test_appended_records_are_shown_and_another_pool_is_not(tmp_path: Path) -> N
 
 def test_a_record_whose_chunk_is_restored_is_shown_again(tmp_path: Path) -> None:
     X = np.random.default_rng(0).random((40, 3))
-    pool = build_pool(X, tmp_path / "pool.zarr", display={"text": [f"text {at}" for at in range(40)]})
-    campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], batch=5, strategy="random")
-    next_batch(campaign)
+    pool = Pool.build(X, tmp_path / "pool.zarr", display={"text": [f"text {at}" for at in range(40)]})
+    campaign = Campaign.create(tmp_path / "c", pool, ["ham", "spam"], batch_size=5, strategy="random")
+    campaign.next_batch()
     ann = client(campaign)
     chunks = [path for path in (tmp_path / "pool.zarr" / "fields" / "text" / "c").rglob("*") if path.is_file()]
     kept = {path: path.read_bytes() for path in chunks}

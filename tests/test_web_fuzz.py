@@ -7,17 +7,17 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from dal.loop.api import create_campaign, next_batch
-from dal.pool import build_pool
+from dal import Campaign
+from dal.pool import Pool
 from dal.web import Options, create_app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_no_request_makes_it_fail(tmp_path: Path) -> None:
-    pool = build_pool(np.zeros((50, 4, 4, 1), np.uint8), tmp_path / "pool.zarr", display={"text": ["x"] * 50})
-    campaign = create_campaign(tmp_path / "campaign", pool, ["ham", "spam"], batch=20, strategy="random")
-    next_batch(campaign)
+    pool = Pool.build(np.zeros((50, 4, 4, 1), np.uint8), tmp_path / "pool.zarr", display={"text": ["x"] * 50})
+    campaign = Campaign.create(tmp_path / "campaign", pool, ["ham", "spam"], batch_size=20, strategy="random")
+    campaign.next_batch()
     schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(campaign, Options(user="ann")))
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) >= 14

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from dal.campaign import Annotators, Campaign
-from dal.loop.api import create_campaign, next_batch
-from dal.pool import build_pool
-from dal.replay import answer_batch
+from dal import Campaign
+from dal.campaign import Annotators
+from dal.pool import Pool
 from dal.web import Options, create_app
 from dal.web.guesses import Guesses
 from dal.web.records import Records
@@ -28,9 +27,16 @@ def campaign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     codes = rng.integers(0, 2, N)
     X = rng.normal(2.0 * codes[:, None], 1.0, (N, 4)).astype(np.float32)
     X[GOLD[3]] = np.nan  # is never asked, and may be gold
-    pool = build_pool(X, tmp_path / "pool.zarr", display={"text": [f"text {row}" for row in range(N)]})
-    made = create_campaign(
-        tmp_path / "c", pool, ["ham", "spam"], batch=BATCH, seed=5, overlap=request.param, gold=0.3, reserve=0.5
+    pool = Pool.build(X, tmp_path / "pool.zarr", display={"text": [f"text {row}" for row in range(N)]})
+    made = Campaign.create(
+        tmp_path / "c",
+        pool,
+        ["ham", "spam"],
+        batch_size=BATCH,
+        random_state=5,
+        overlap=request.param,
+        gold=0.3,
+        reserve=0.5,
     )
     made.answers.add_gold([(row, str(row), int(codes[row])) for row in GOLD])
     return made
@@ -88,7 +94,7 @@ def test_gold_looks_like_any_other_record(campaign: Campaign) -> None:
     people = [as_person(campaign, name) for name in ("ann", "bob")[: campaign.settings.overlap]]
     seen: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for number in (1, 2):
-        next_batch(campaign)
+        campaign.next_batch()
         for person in people:
             for _ in range(2 * BATCH):
                 # One at a time, which tells most.
@@ -122,7 +128,7 @@ def test_gold_cannot_be_found_by_asking_for_rows(campaign: Campaign) -> None:
         if not stage:
             [told] = ask(ann, "/api/answers", {"answers": [said]})["outcomes"]
             assert (told["outcome"], "never served" in told["reason"]) == ("refused", True)
-            next_batch(campaign)
+            campaign.next_batch()
             served = [each["row"] for each in ask(ann, "/api/answers", {"lease": 15})["records"]]
             assert any(row in GOLD for row in served)
 
@@ -131,17 +137,17 @@ def test_gold_with_missing_features_is_suggested_what_the_model_says_of_it(tmp_p
     codes = np.arange(N) % 2
     X = np.random.default_rng(0).normal(0.0, 0.1, (N, 2)).astype(np.float32)
     X[codes == 1] = np.nan  # to a forest, missing is the second class; zeros would be the first one
-    pool = build_pool(X, tmp_path / "pool.zarr")
-    campaign = create_campaign(tmp_path / "c", pool, ["ham", "spam"], learner="forest", stop_set=0)
-    answer_batch(campaign, range(100), [str(row) for row in range(100)], codes[:100])
-    known = Guesses(campaign, Records(pool))._predicted(next_batch(campaign).number, frozenset(GOLD))
+    pool = Pool.build(X, tmp_path / "pool.zarr")
+    campaign = Campaign.create(tmp_path / "c", pool, ["ham", "spam"], estimator="forest", stop_set=0)
+    campaign.label([str(row) for row in range(100)], codes[:100])
+    known = Guesses(campaign, Records(pool))._predicted(campaign.next_batch().number, frozenset(GOLD))
     assert {row: code for row, (code, _) in known.items()} == {row: codes[row] for row in GOLD}
 
 
 def test_gold_keeps_its_place_among_the_records_in_hand(campaign: Campaign) -> None:
     """Were the records in hand told in an order of their own when they are asked for again, gold alone would move."""
     ann = as_person(campaign, "ann")
-    next_batch(campaign)
+    campaign.next_batch()
     told: list[list[int]] = []
     for n in (4, 7, 9, 9):
         told.append([each["row"] for each in ask(ann, "/api/answers", {"lease": n})["records"]])

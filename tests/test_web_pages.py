@@ -7,10 +7,10 @@ from uuid import uuid4
 import numpy as np
 import pytest
 
-from dal.campaign import Annotators, Campaign
+from dal import Campaign
+from dal.campaign import Annotators
 from dal.campaign.control import Control
-from dal.loop.api import create_campaign, next_batch
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 from tests.pages import Opened, all_sent, in_state, on_screen
 from tests.servers import running
 
@@ -21,13 +21,15 @@ N, BATCH = 120, 40
 
 def texts(path: Path) -> Pool:
     X = np.random.default_rng(3).normal(size=(N, 4)).astype(np.float32)
-    return build_pool(X, path, display={"text": [f"text {row}" for row in range(N)]})
+    return Pool.build(X, path, display={"text": [f"text {row}" for row in range(N)]})
 
 
 @pytest.fixture
 def campaign(tmp_path: Path) -> Campaign:
-    made = create_campaign(tmp_path / "c", texts(tmp_path / "pool.zarr"), ["ham", "spam"], batch=BATCH, seed=5)
-    next_batch(made)
+    made = Campaign.create(
+        tmp_path / "c", texts(tmp_path / "pool.zarr"), ["ham", "spam"], batch_size=BATCH, random_state=5
+    )
+    made.next_batch()
     return made
 
 
@@ -40,9 +42,9 @@ def test_a_picture_is_that_of_the_campaign_that_is_served_now(tmp_path: Path, op
     """The same address, the same rows, another pool: a browser that keeps pictures must not show the old ones."""
     port, page = 0, opened()
     for side in (3, 5):
-        pool = build_pool(np.full((4, side, side, 1), 7, np.uint8), tmp_path / f"{side}.zarr")
-        campaign = create_campaign(tmp_path / f"c{side}", pool, ["ham", "spam"], batch=4, seed=5)
-        next_batch(campaign)
+        pool = Pool.build(np.full((4, side, side, 1), 7, np.uint8), tmp_path / f"{side}.zarr")
+        campaign = Campaign.create(tmp_path / f"c{side}", pool, ["ham", "spam"], batch_size=4, random_state=5)
+        campaign.next_batch()
         with running(campaign, port=port) as url:
             port = int(url.rstrip("/").rpartition(":")[2])
             page.goto(url)
@@ -166,7 +168,9 @@ def test_a_person_with_a_stroke_in_their_name_sends_nothing_of_another_ones(camp
 
 
 def test_the_campaign_page_steers_no_other_campaign(campaign: Campaign, tmp_path: Path, opened: Opened) -> None:
-    other = create_campaign(tmp_path / "d", texts(tmp_path / "other.zarr"), ["ham", "spam"], batch=BATCH, seed=5)
+    other = Campaign.create(
+        tmp_path / "d", texts(tmp_path / "other.zarr"), ["ham", "spam"], batch_size=BATCH, random_state=5
+    )
     page = opened(intercepted=True)
     with running(campaign) as url:
         page.goto(f"{url}campaign")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from benchmarks.labels.sets import Setup, World
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 from dal.scan import Cells, sample_codebook, scan
 from dal.selection.batch import choose
 from dal.selection.codebook import Codebook
@@ -118,7 +118,7 @@ def staged(world: World, setup: Setup, seed: int) -> Iterator[Stage]:
     """Set a pool up for replays."""
     with tempfile.TemporaryDirectory(prefix="dal-labels-") as name:
         directory = Path(name)
-        pool = build_pool(world.X, directory / "pool.zarr")
+        pool = Pool.build(world.X, directory / "pool.zarr")
         learner = Learner(setup.learner(seed), [str(code) for code in range(world.n_classes)])
         yield Stage(world, pool, learner, seed, directory)
 

@@ -17,10 +17,10 @@ from dal.campaign.schema import (
     Round,
 )
 from dal.campaign.settings import Settings
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 
 __all__ = [
-    "Campaign",
+    "CampaignStore",
     "Settings",
     "Round",
     "Asked",

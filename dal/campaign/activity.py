@@ -11,7 +11,7 @@ from sqlalchemy import Row, distinct, func, select
 from dal.campaign import answers as ledger
 from dal.campaign.leases import holds
 from dal.campaign.schema import answers, leases
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Activity:
     TIMED = 1000
     HASTY_SECONDS = 0.5
 
-    def __init__(self, campaign: Campaign) -> None:
+    def __init__(self, campaign: CampaignStore) -> None:
         self._database = campaign.database
 
     def active(self) -> int:

@@ -11,7 +11,7 @@ from sqlalchemy import Row, delete, insert, select, update
 
 from dal.campaign.people import enrolled, spelling
 from dal.campaign.schema import annotators, sessions
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 from dal.errors import InputError
 from dal.texts import name_flaw
 
@@ -40,7 +40,7 @@ class Account:
 class Annotators:
     """The people of a campaign who reach it over the network."""
 
-    def __init__(self, campaign: Campaign) -> None:
+    def __init__(self, campaign: CampaignStore) -> None:
         self._database = campaign.database
 
     def add(self, name: str, role: Role = "annotator", *, show: Callable[[str], None] = lambda _: None) -> str:

@@ -35,14 +35,14 @@ class Standing:
     def agreement(self) -> Agreement:
         """The agreement of the annotators; it takes a bootstrap."""
         given = self.answers
-        return agreement(given.rows, given.annotators, given.labels, seed=self.settings.seed)
+        return agreement(given.rows, given.annotators, given.labels, seed=self.settings.random_state)
 
     @cached_property
     def labels(self) -> Labels:
         """The label of each record by the campaign's vote."""
         given, chosen = self.answers, self.settings
         columns = given.rows, given.annotators, given.labels
-        return label(*columns, vote=chosen.vote, n_classes=len(chosen.classes), seed=chosen.seed)
+        return label(*columns, vote=chosen.vote, n_classes=len(chosen.classes), seed=chosen.random_state)
 
 
 class AnswerLog:

@@ -8,7 +8,7 @@ from sqlalchemy import func, insert, select
 
 from dal.campaign.rounds import close_open_round
 from dal.campaign.schema import actions
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 from dal.errors import InputError
 
 Act = Literal["pause", "resume", "close", "stop"]
@@ -38,7 +38,7 @@ class Control:
     paused one goes on computing; a stopped one begins no further round. ``resume`` ends both.
     """
 
-    def __init__(self, campaign: Campaign) -> None:
+    def __init__(self, campaign: CampaignStore) -> None:
         self._database = campaign.database
 
     def tell(self, act: Act, person: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dal.campaign.parts import pool_of
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 from dal.evidence.votes import dawid_skene, relabelling
 from dal.selection.strategy import Strategy
 
@@ -36,7 +36,7 @@ class Doubtful:
     answers: dict[str, str]
 
 
-def doubtful(campaign: Campaign, n: int) -> list[Doubtful]:
+def doubtful(campaign: CampaignStore, n: int) -> list[Doubtful]:
     """Propose labelled records for another answer, by how doubtful the label is times what the record was worth.
 
     The doubt is the entropy of the posterior that Dawid and Skene's model gives, whichever way the campaign votes.
@@ -44,7 +44,7 @@ def doubtful(campaign: Campaign, n: int) -> list[Doubtful]:
     settings = campaign.settings
     answers = campaign.answers.latest()
     columns = answers.rows, answers.annotators, answers.labels
-    found = dawid_skene(*columns, n_classes=len(settings.classes), seed=settings.seed).labels
+    found = dawid_skene(*columns, n_classes=len(settings.classes), seed=settings.random_state).labels
     assert found.proba is not None
     # Without a model, scores are drawn at random, and say nothing of what a record is worth.
     judged = [each for each in campaign.rounds.all() if each.model and Strategy.named(each.strategy).score != "random"]

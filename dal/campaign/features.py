@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal._files import Arrays, as_npz, read_npz, write_npz
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 from dal.campaign.view import View
 from dal.errors import CampaignError
 
@@ -70,7 +70,7 @@ class Features:
         return None if data is None else _loaded(data, _name(number))
 
 
-def features_of(campaign: Campaign, rows: Rows) -> Floats32:
+def features_of(campaign: CampaignStore, rows: Rows) -> Floats32:
     """Read features of rows, from the pool only where they were not kept when the record was asked."""
     return Features(View(campaign)).take(rows)
 

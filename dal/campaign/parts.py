@@ -4,7 +4,7 @@
 
 from typing import TYPE_CHECKING
 
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 from dal.errors import CampaignMismatch
 from dal.places import place_of
 
@@ -16,7 +16,7 @@ SAVED_LEARNER = "saved"
 """The learner's name in the settings where an estimator object was passed; it is saved with the campaign."""
 
 
-def pool_of(campaign: Campaign) -> "Pool":
+def pool_of(campaign: CampaignStore) -> "Pool":
     """Open the campaign's pool.
 
     Raises
@@ -33,7 +33,7 @@ def pool_of(campaign: Campaign) -> "Pool":
     return pool
 
 
-def other_pool(campaign: Campaign) -> CampaignMismatch:
+def other_pool(campaign: CampaignStore) -> CampaignMismatch:
     """Return the error that another pool lies where the campaign's pool was."""
     return CampaignMismatch(
         f"{campaign.directory} was made for another pool than the one that {campaign.settings.pool} holds now."
@@ -41,7 +41,7 @@ def other_pool(campaign: Campaign) -> CampaignMismatch:
     )
 
 
-def learner_of(campaign: Campaign) -> "Learner":
+def learner_of(campaign: CampaignStore) -> "Learner":
     """Return the learner that a campaign was made with.
 
     Raises
@@ -52,6 +52,8 @@ def learner_of(campaign: Campaign) -> "Learner":
     from dal.learners.learner import Learner
 
     settings = campaign.settings
-    if settings.learner != SAVED_LEARNER:
-        return Learner.named(settings.learner, settings.classes, random_state=settings.seed, trusted=settings.trusted)
+    if settings.estimator != SAVED_LEARNER:
+        return Learner.named(
+            settings.estimator, settings.classes, random_state=settings.random_state, trusted=settings.trusted
+        )
     return Learner.loads(campaign.load_learner(), settings.classes, trusted=settings.trusted)

@@ -25,7 +25,7 @@ from dal.campaign import answers as ledger
 from dal.campaign.leases import LEASE, holds
 from dal.campaign.people import enrolled, spelling
 from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 from dal.errors import LabelError
 from dal.selection.order import row_hash, uniform
 from dal.texts import brief, flaw, name_flaw
@@ -194,7 +194,7 @@ class Queue:
         Where answers say that they come from.
     """
 
-    def __init__(self, campaign: Campaign, *, source: str = "pages") -> None:
+    def __init__(self, campaign: CampaignStore, *, source: str = "pages") -> None:
         self._database = campaign.database
         self._settings = campaign.settings
         self._source = source
@@ -503,7 +503,7 @@ class Queue:
             yield connection, enrolled(connection, annotator), self._database.now(connection)
 
     def _seed(self, annotator: str) -> int:
-        return int.from_bytes(hashlib.sha256(annotator.encode()).digest()[:8]) ^ self._settings.seed
+        return int.from_bytes(hashlib.sha256(annotator.encode()).digest()[:8]) ^ self._settings.random_state
 
     def _ordered(self, annotator: str, rows: list[int], purpose: int) -> list[int]:
         """Sort rows into an order of the annotator's own."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
 
 from dal.campaign import answers as ledger
 from dal.campaign import schema
@@ -294,11 +294,18 @@ class Rounds:
 
         A skip counts as an answer here: a record that nobody can tell does not hold the round for ever.
         """
-        given = ledger.answers_given(asked.c.row)
-        query = select(func.count()).select_from(asked)
         with self._database.reading() as connection:
-            still = query.where(asked.c.round == number, ~asked.c.reserve, given < self._settings.overlap)
-            return connection.scalar(still) or 0
+            return connection.scalar(select(func.count()).select_from(asked).where(self._waits(number))) or 0
+
+    def waiting_rows(self, number: int) -> npt.NDArray[np.int64]:
+        """Read the rows that `pending` counts, ascending."""
+        with self._database.reading() as connection:
+            rows = connection.scalars(select(asked.c.row).where(self._waits(number))).all()
+        return np.sort(np.array(rows, dtype=np.int64))
+
+    def _waits(self, number: int) -> ColumnElement[bool]:
+        given = ledger.answers_given(asked.c.row)
+        return and_(asked.c.round == number, ~asked.c.reserve, given < self._settings.overlap)
 
     def begun(self, number: int) -> bool:
         """Return whether anybody has answered a record of a round's batch, or holds one now."""

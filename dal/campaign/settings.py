@@ -25,13 +25,13 @@ class Settings:
     classes : tuple of str
         The classes, at least two, in Unicode's composed form. Their order is the order of the label codes, so it is
         fixed for ever.
-    learner : str
+    estimator : str
         A preset's name or ``module:object``.
     strategy : str
         A strategy's name.
-    batch : int
+    batch_size : int
         Records asked in a round.
-    seed : int
+    random_state : int
         Decides every random choice of the campaign.
     stop : tuple of str
         Stopping criteria as text, such as ``"max_labels=5000"``; any of them ends the campaign.
@@ -63,17 +63,17 @@ class Settings:
 
     Examples
     --------
-    >>> chosen = Settings("pool.zarr", ("cat", "dog"), learner="logistic", strategy="margin", batch=20)
+    >>> chosen = Settings("pool.zarr", ("cat", "dog"), estimator="logistic", strategy="margin", batch_size=20)
     >>> Settings.from_toml(chosen.to_toml()) == chosen
     True
     """
 
     pool: str
     classes: tuple[str, ...]
-    learner: str
+    estimator: str
     strategy: str
-    batch: int
-    seed: int = 0
+    batch_size: int
+    random_state: int = 0
     stop: tuple[str, ...] = ()
     explore: float = 0.05
     trusted: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class Settings:
         SettingsError
             For a setting that is not valid; the error names it and its value.
         """
-        for name in ("learner", "strategy"):
+        for name in ("estimator", "strategy"):
             _check_text(name, getattr(self, name))
         _check_pool(self.pool)
         for name in ("classes", "stop", "trusted"):
@@ -112,8 +112,8 @@ class Settings:
                 raise SettingsError(f"classes: {name!r} {wrong}")
         if len(self.classes) < 2:
             raise SettingsError(f"classes must have at least two names, got {list(self.classes)}")
-        _check_integer("batch", self.batch, least=1)
-        _check_integer("seed", self.seed, least=0)
+        _check_integer("batch_size", self.batch_size, least=1)
+        _check_integer("random_state", self.random_state, least=0)
         _check_integer("overlap", self.overlap, least=1)
         if self.vote not in (votes := get_args(Vote)):
             raise SettingsError(f"vote must be {' or '.join(votes)}, got {self.vote!r}")
@@ -155,11 +155,16 @@ class Settings:
         return settings
 
 
+RENAMED = {"learner": "estimator", "batch": "batch_size", "seed": "random_state"}
+"""Names of settings in files of earlier versions, and their names now."""
+
+
 def _arguments(table: dict[str, Any]) -> dict[str, Any]:
+    table = {RENAMED.get(name, name) if RENAMED.get(name) not in table else name: table[name] for name in table}
     known = [field.name for field in fields(Settings)]
     if unknown := sorted(set(table) - set(known)):
         raise SettingsError(f"unknown settings {', '.join(unknown)}; there are {', '.join(known)}")
-    if missing := [name for name in ("pool", "classes", "learner", "strategy", "batch") if name not in table]:
+    if missing := [name for name in ("pool", "classes", "estimator", "strategy", "batch_size") if name not in table]:
         raise SettingsError(f"the settings lack {', '.join(missing)}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
 

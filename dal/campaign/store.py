@@ -17,11 +17,11 @@ from dal.campaign.settings import Settings
 from dal.errors import CampaignError, DalError, SettingsError
 
 
-class Campaign:
+class CampaignStore:
     """The durable state of one labelling effort.
 
     Every change of state is one transaction, so a process that is killed leaves the state before or after it.
-    Nothing is overwritten: answers, rounds and models stay. Made by `create` or `open`; safe to use from several
+    Nothing is overwritten: answers, rounds and models stay. Made by `make` or `open`; safe to use from several
     threads; holds no connection between calls, so there is nothing to close.
 
     Attributes
@@ -60,7 +60,7 @@ class Campaign:
     # -- making and opening ------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(
+    def make(
         cls,
         directory: str | Path,
         settings: Settings,

@@ -19,7 +19,7 @@ from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Control
 from dal.campaign.parts import other_pool, pool_of
 from dal.campaign.schema import Round, Step
-from dal.campaign.store import Campaign
+from dal.campaign.store import CampaignStore
 from dal.errors import PoolError, PoolNotFound
 from dal.evidence.agreement import Agreement
 from dal.evidence.ruler import Estimate, RoundRecord, accuracy, class_shares
@@ -76,7 +76,7 @@ class View:
         The campaign's own stopping criteria.
     """
 
-    def __init__(self, campaign: Campaign, *, reserved: npt.ArrayLike = ()) -> None:
+    def __init__(self, campaign: CampaignStore, *, reserved: npt.ArrayLike = ()) -> None:
         self.campaign = campaign
         self.reserved = np.unique(np.asarray(reserved, dtype=np.int64))
         self.criteria: tuple[Criterion, ...] = tuple(parse(text) for text in campaign.settings.stop)
@@ -197,7 +197,7 @@ class View:
     def stop_rows(self, count: int) -> Rows:
         """Return the rows of a stop set of this size, ascending; the same ones for the whole campaign."""
         # Of the pool as it was when the campaign began: rows that are appended change no choice.
-        draws = uniform_rows(self.campaign.n_rows, np.empty(0, np.int64), self.campaign.settings.seed, STOP_SET)
+        draws = uniform_rows(self.campaign.n_rows, np.empty(0, np.int64), self.campaign.settings.random_state, STOP_SET)
         return np.sort(np.fromiter(islice(draws, count), np.int64))
 
     @property
@@ -326,7 +326,7 @@ class Status:
     left_out: str
 
 
-def status(campaign: Campaign) -> Status:
+def status(campaign: CampaignStore) -> Status:
     """Read where a campaign stands. Changes nothing and takes no lock."""
     return status_of(View(campaign))
 
@@ -368,7 +368,7 @@ def left_out(fitted: Round) -> str:
     )
 
 
-def _gold_results(campaign: Campaign) -> dict[str, tuple[int, int]]:
+def _gold_results(campaign: CampaignStore) -> dict[str, tuple[int, int]]:
     known, answers = campaign.answers.gold(), campaign.answers.to_gold()
     results: dict[str, tuple[int, int]] = {}
     for row, annotator, code in zip(answers.rows.tolist(), answers.annotators, answers.labels.tolist(), strict=True):

@@ -23,14 +23,14 @@ _LISTED_PAIRS = 5
 @click.argument("pool_path", metavar="POOL")
 @class_options
 @click.option(
-    "--learner", default="logistic", show_default=True, help=f"{', '.join(PRESETS)}, or module:object of your own."
+    "--estimator", default="logistic", show_default=True, help=f"{', '.join(PRESETS)}, or module:object of your own."
 )
 @click.option("--strategy", default="default", show_default=True, help=f"One of {', '.join(STRATEGIES)}.")
-@click.option("--batch", default=100, show_default=True, help="Records asked in a round.")
-@click.option("--seed", default=0, show_default=True, help="Same seed, same batches.")
+@click.option("--batch-size", default=100, show_default=True, help="Records asked in a round.")
+@click.option("--random-state", default=0, show_default=True, help="Same seed, same batches.")
 @click.option("--stop", multiple=True, help="A stopping criterion, such as max_labels=5000; repeat it for several.")
 @click.option("--explore", default=0.05, show_default=True, help="Share drawn uniformly, to measure honestly.")
-@click.option("--trust", multiple=True, help="A type, by full name, that a saved learner may hold.")
+@click.option("--trusted", multiple=True, help="A type, by full name, that a saved learner may hold.")
 @click.option("--overlap", default=1, show_default=True, help="Annotators who are to answer each record.")
 @click.option("--gold", default=0.0, show_default=True, help="Share of served records whose label is known.")
 @click.option(
@@ -55,13 +55,13 @@ def init(
     classes: str | None,
     each_class: tuple[str, ...],
     classes_from: Path | None,
-    learner: str,
+    estimator: str,
     strategy: str,
-    batch: int,
-    seed: int,
+    batch_size: int,
+    random_state: int,
     stop: tuple[str, ...],
     explore: float,
-    trust: tuple[str, ...],
+    trusted: tuple[str, ...],
     overlap: int,
     gold: float,
     vote: Vote,
@@ -74,22 +74,22 @@ def init(
     missing_chunks: Missing,
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
-    from dal.loop.api import create_campaign
+    from dal.loop.campaign import Campaign
 
     named = classes_of(classes, each_class, classes_from)
     if not named:
         raise click.UsageError("The classes are missing: --classes ham,spam, --class for each, or --classes-from.")
-    campaign = create_campaign(
+    campaign = Campaign.create(
         directory,
         pool_path,
         named,
-        learner=learner,
+        estimator=estimator,
         strategy=strategy,
-        batch=batch,
-        seed=seed,
+        batch_size=batch_size,
+        random_state=random_state,
         stop=stop,
         explore=explore,
-        trusted=trust,
+        trusted=trusted,
         overlap=overlap,
         gold=gold,
         vote=vote,
@@ -109,11 +109,11 @@ def init(
 @click.argument("directory", type=click.Path(path_type=Path))
 def status_(directory: Path) -> None:
     """Show where the campaign in DIRECTORY stands."""
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.view import status
     from dal.loop.savings import saved
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     now = status(campaign)
     _describe_settings(campaign.settings)
     state = "no round yet" if not now.round else f"round {now.round} is {now.status}"
@@ -153,4 +153,5 @@ def _tell_verdicts(now: Status) -> None:
 
 
 def _describe_settings(settings: Settings) -> None:
-    say(f"pool {settings.pool}; learner {settings.learner}; strategy {settings.strategy}; seed {settings.seed}")
+    chosen = ("pool", "estimator", "strategy", "random_state")
+    say("; ".join(f"{name} {getattr(settings, name)}" for name in chosen))

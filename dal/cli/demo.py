@@ -10,10 +10,10 @@ from dal.cli.terminal import as_bytes, draw, say, shown
 @click.command()
 @click.option("--rows", default=500_000, show_default=True, type=click.IntRange(1000), help="Records of the pool.")
 @click.option("--rounds", default=12, show_default=True, type=click.IntRange(1), help="Batches to ask.")
-@click.option("--batch", default=20, show_default=True, type=click.IntRange(1), help="Records asked in a round.")
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Same seed, same batches.")
+@click.option("--batch-size", default=20, show_default=True, type=click.IntRange(1), help="Records asked in a round.")
+@click.option("--random-state", default=0, show_default=True, type=click.IntRange(0), help="Same seed, same batches.")
 @click.option("--directory", default="demo", show_default=True, type=click.Path(path_type=Path), help="For the files.")
-def demo(rows: int, rounds: int, batch: int, seed: int, directory: Path) -> None:
+def demo(rows: int, rounds: int, batch_size: int, random_state: int, directory: Path) -> None:
     """Play a whole campaign in about a minute: half a million handwritten digits, two strategies, one page."""
     from dal import demo as demonstration
     from dal.compute.local import local_cluster
@@ -21,16 +21,18 @@ def demo(rows: int, rounds: int, batch: int, seed: int, directory: Path) -> None
 
     directory.mkdir(parents=True, exist_ok=True)
     with shown("making digits") as show:
-        made = demonstration.build(directory, rows, seed, show)
+        made = demonstration.build(directory, rows, random_state, show)
     say(f"{made.pool.n_rows:,} records in {made.pool.path}, {as_bytes(made.pool.nbytes)}")
     with local_cluster() as client:
         say(f"{len(client.nthreads())} worker processes; dashboard: {client.dashboard_link}")
         with shown("map") as show:
-            pool_map = map_of(made.pool, None, seed, client=client, progress=lambda n, total: show(n, total, "rows"))
+            pool_map = map_of(
+                made.pool, None, random_state, client=client, progress=lambda n, total: show(n, total, "rows")
+            )
         with shown("rounds") as show:
-            comparison = demonstration.play(made, pool_map, client, rounds, batch, seed, show)
+            comparison = demonstration.play(made, pool_map, client, rounds, batch_size, random_state, show)
     draw(demonstration.table(comparison))
     page = directory / "report.html"
-    demonstration.write_report(page, made, pool_map, comparison, seed)
+    demonstration.write_report(page, made, pool_map, comparison, random_state)
     say(demonstration.verdict(comparison))
     say(f"The page that shows both strategies, round by round: {page}")

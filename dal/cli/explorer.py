@@ -29,9 +29,9 @@ SECONDS_OF_ROUND = 0.2
 @click.option("--strategies", default="random,margin,default", show_default=True, help=f"Of {', '.join(STRATEGIES)}.")
 @click.option("--seeds", default=5, show_default=True, help="Replays of each strategy.")
 @click.option("--test", type=click.Path(path_type=Path), help="An .npz file with X and y. Default: drawn from POOL.")
-@click.option("--batch", default=20, show_default=True, help="Records asked in a round.")
+@click.option("--batch-size", default=20, show_default=True, help="Records asked in a round.")
 @click.option("--rounds", default=12, show_default=True, help="Batches to ask.")
-@click.option("--learner", default="logistic", show_default=True, help="As in dal init.")
+@click.option("--estimator", default="logistic", show_default=True, help="As in dal init.")
 @workers_options
 @click.option("--output", default="explorer.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
 @missing_chunks_option
@@ -44,9 +44,9 @@ def compare_(
     strategies: str,
     seeds: int,
     test: Path | None,
-    batch: int,
+    batch_size: int,
     rounds: int,
-    learner: str,
+    estimator: str,
     scheduler: str | None,
     workers: int | None,
     output: Path,
@@ -67,7 +67,7 @@ def compare_(
     opened = Pool.open(pool_path, missing_chunks=missing_chunks)
     named = tuple(dict.fromkeys(split(strategies)))
     known = explorer.Known.read(answers, opened.n_rows, classes_of(classes, each_class, classes_from))
-    plan = explorer.Plan(opened, known, named, seeds, learner, batch, rounds, test)
+    plan = explorer.Plan(opened, known, named, seeds, estimator, batch_size, rounds, test)
     plan.check()
     _tell_known(known)
     folder = explorer.RunFolder(output.with_suffix(".run"), plan.settings())
@@ -116,20 +116,20 @@ def report(directory: Path, output: Path, scheduler: str | None) -> None:
     interval, stopping criteria, annotators. The file opens anywhere, and fetches nothing.
     """
     from dal import explorer
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.parts import pool_of
     from dal.errors import CampaignError
     from dal.map import MAP, map_of
 
     explorer.check_page(output)
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     opened = pool_of(campaign)
     with workers_chosen(scheduler, None if scheduler else 0) as chosen, shown("map") as show:
         try:
             pool_map = map_of(
                 opened,
                 campaign.directory / MAP,
-                campaign.settings.seed,
+                campaign.settings.random_state,
                 client=chosen.client,
                 progress=lambda done, total: show(done, total, "rows"),
             )

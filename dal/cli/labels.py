@@ -13,7 +13,7 @@ from dal.cli.options import system_user
 from dal.cli.terminal import say, shown
 
 if TYPE_CHECKING:
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.exchange import ImportReport
 
 _LISTED_LINES = 20
@@ -38,11 +38,11 @@ def label() -> None:
 @_format_option
 def import_(directory: Path, file: Path, annotator: str | None, take_conflicts: bool, file_format: str | None) -> None:
     """Import the answers in FILE: .csv, .jsonl or .parquet, or what a labelling tool exported."""
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.parts import pool_of
     from dal.exchange import read_answers
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     opened = pool_of(campaign)
     conflicts: Literal["take", "keep out"] = "take" if take_conflicts else "keep out"
     who = annotator or system_user()
@@ -92,11 +92,11 @@ def _tell_import(report: ImportReport) -> None:
 @click.option("--labels", is_flag=True, help="The labelled set instead: every label, and all that led to it.")
 def export(directory: Path, file: Path, number: int | None, file_format: str | None, labels: bool) -> None:
     """Write a batch with the answers known so far to FILE."""
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.parts import pool_of
     from dal.exchange import write_batch, write_labels
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     if labels:
         if number is not None:
             raise click.UsageError("--labels writes all rounds: leave out --round.")
@@ -107,7 +107,7 @@ def export(directory: Path, file: Path, number: int | None, file_format: str | N
     say(f"Wrote {lines:,} lines to {file}")
 
 
-def _round_of(campaign: Campaign, number: int | None) -> int:
+def _round_of(campaign: CampaignStore, number: int | None) -> int:
     rounds = [each.number for each in campaign.rounds.all()]
     if not rounds:
         raise click.ClickException(f"No batch was chosen yet: dal next {campaign.directory}")
@@ -135,11 +135,11 @@ def push(directory: Path, url: str, token: str, project: str | None, number: int
 
     The address and the token may stand in LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY.
     """
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.parts import pool_of
     from dal.exchange import Server, push_batch
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     server = Server(url, token)
     with shown("pushing") as show:
         pushed = push_batch(
@@ -162,17 +162,17 @@ def push(directory: Path, url: str, token: str, project: str | None, number: int
 @click.option("--take-conflicts", is_flag=True, help="Take answers that differ from what was answered elsewhere since.")
 def pull(directory: Path, url: str, token: str, project: str | None, take_conflicts: bool) -> None:
     """Import the answers given in a project of a Label Studio server; run it as often as you like."""
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.parts import pool_of
     from dal.exchange import Server, pull_answers
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     conflicts: Literal["take", "keep out"] = "take" if take_conflicts else "keep out"
     title = project or _project_title(campaign)
     _tell_import(pull_answers(campaign, pool_of(campaign), Server(url, token), title, conflicts=conflicts))
 
 
-def _project_title(campaign: Campaign) -> str:
+def _project_title(campaign: CampaignStore) -> str:
     """Name a project so that no two campaigns share it; Label Studio takes 50 characters."""
     return f"{campaign.directory.name[:40]} {campaign.id[:8]}"
 
@@ -186,11 +186,11 @@ def gold_(directory: Path, file: Path, file_format: str | None) -> None:
 
     They are never asked, nor learned from. How often one is served says the setting gold, a share.
     """
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.parts import pool_of
     from dal.exchange import read_gold
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     say(f"{read_gold(file, campaign, pool_of(campaign), file_format=file_format):,} gold records are new.")
     if not campaign.settings.gold:
         say(f"None is served yet: set gold, such as gold = 0.05, in {directory / 'campaign.toml'}")
@@ -203,10 +203,10 @@ def gold_(directory: Path, file: Path, file_format: str | None) -> None:
 )
 def relabel(directory: Path, n: int) -> None:
     """List the records for which another answer is worth most: doubtful ones that matter."""
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.doubts import doubtful
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     proposed = doubtful(campaign, n)
     if not proposed:
         say("No label is in doubt.")

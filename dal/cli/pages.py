@@ -38,10 +38,10 @@ def serve(
     It only serves: batches are prepared by dal next or dal run, in another process. Killed and started again, it loses
     nothing.
     """
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.web import Listening, Options, make_server
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     listening = Listening(host, port, tls_cert, tls_key, trust_proxy)
     with make_server(campaign, listening, Options(user or system_user(), show_suggestions)) as server:
         say(f"Labelling: {server.url}")
@@ -80,8 +80,8 @@ def stop(directory: Path) -> None:
 
 
 def _tell(directory: Path, act: Act, said: str) -> None:
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.control import Control
 
-    Control(Campaign.open(directory)).tell(act, system_user())
+    Control(CampaignStore.open(directory)).tell(act, system_user())
     say(said)

@@ -22,13 +22,13 @@ def add_annotator(directory: Path, name: str, manager: bool, url: str) -> None:
 
     From the first one on, nobody gets in without a link.
     """
-    from dal.campaign import Annotators, Campaign
+    from dal.campaign import Annotators, CampaignStore
 
     def show(token: str) -> None:
         say(f"The link of {name}, shown this once:")
         say(f"{url.rstrip('/')}/enter#{token}")
 
-    Annotators(Campaign.open(directory)).add(name, "manager" if manager else "annotator", show=show)
+    Annotators(CampaignStore.open(directory)).add(name, "manager" if manager else "annotator", show=show)
 
 
 @annotator.command("revoke")
@@ -36,9 +36,9 @@ def add_annotator(directory: Path, name: str, manager: bool, url: str) -> None:
 @click.argument("name")
 def revoke_annotator(directory: Path, name: str) -> None:
     """Make the token of NAME worthless; the answers stay."""
-    from dal.campaign import Annotators, Campaign
+    from dal.campaign import Annotators, CampaignStore
 
-    Annotators(Campaign.open(directory)).revoke(name)
+    Annotators(CampaignStore.open(directory)).revoke(name)
     say(f"The token of {name} is worth nothing any more.")
 
 
@@ -46,8 +46,8 @@ def revoke_annotator(directory: Path, name: str) -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 def list_annotators(directory: Path) -> None:
     """List everybody who has, or had, a token."""
-    from dal.campaign import Annotators, Campaign
+    from dal.campaign import Annotators, CampaignStore
 
-    for account in Annotators(Campaign.open(directory)).all():
+    for account in Annotators(CampaignStore.open(directory)).all():
         until = "" if account.revoked_at is None else f", revoked {account.revoked_at:%Y-%m-%d %H:%M} UTC"
         say(f"{account.name}: {account.role} since {account.created_at:%Y-%m-%d %H:%M} UTC{until}")

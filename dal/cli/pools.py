@@ -55,10 +55,10 @@ def build(
 
     Memory does not grow with the source. Interrupted and run again, it goes on.
     """
-    from dal.pool import build_pool
+    from dal.pool import Pool
 
     with shown("building") as show:
-        built = build_pool(
+        built = Pool.build(
             source,
             pool_path,
             ids=ids,
@@ -118,12 +118,11 @@ def append(
 
     Rows that are there stay where they are. Interrupted, it leaves POOL as it was: run it again.
     """
-    from dal.pool import append_pool
+    from dal.pool import Pool
 
     with shown("appending") as show:
-        longer = append_pool(
+        longer = Pool.open(pool_path).append(
             source,
-            pool_path,
             ids=ids,
             features=split(features) if features else None,
             display=split(display),

@@ -12,8 +12,9 @@ from dal.cli.options import workers_options
 from dal.cli.terminal import say, shown
 
 if TYPE_CHECKING:
-    from dal.campaign import Campaign
-    from dal.loop.api import Batch, Stopped
+    from dal.campaign import CampaignStore
+    from dal.loop.batch import Batch
+    from dal.loop.coordinator import Stopped
 
 
 @click.command("next")
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
 @click.option("--coverage", is_flag=True, help="Choose this batch by coverage of the pool, without the learner.")
 def next_(directory: Path, scheduler: str | None, workers: int | None, close: bool, coverage: bool) -> None:
     """Train, scan the pool, and write the next batch into DIRECTORY as a file to fill in."""
-    from dal.campaign import Campaign
     from dal.loop.actions import Stop, Wait
-    from dal.loop.api import Stopped, next_batch
+    from dal.loop.campaign import Campaign, Stopped
     from dal.loop.state import next_step
 
     campaign = Campaign.open(directory)
@@ -33,7 +33,7 @@ def next_(directory: Path, scheduler: str | None, workers: int | None, close: bo
     if (isinstance(step, Wait) and not close) or isinstance(step, Stop):
         scheduler, workers = None, 0  # nothing is scored
     with workers_chosen(scheduler, workers) as chosen, shown("scan") as show:
-        given = next_batch(campaign, client=chosen, progress=rows_shown(show), close=close, coverage=coverage)
+        given = campaign.next_batch(client=chosen, progress=rows_shown(show), close=close, coverage=coverage)
     if isinstance(given, Stopped):
         _tell_stopped(given)
         return
@@ -51,13 +51,11 @@ def run_(directory: Path, scheduler: str | None, workers: int | None) -> None:
     Answers come by imports or from the labelling page. With the settings close_at and reserve nobody waits for the next
     batch. Ctrl-C ends it; run again, it goes on.
     """
-    from dal.campaign import Campaign
-    from dal.loop.api import run_campaign
+    from dal.loop.campaign import Campaign
 
     campaign = Campaign.open(directory)
     with workers_chosen(scheduler, workers) as chosen, shown("scan") as show:
-        ended = run_campaign(
-            campaign,
+        ended = campaign.run(
             client=chosen,
             progress=rows_shown(show),
             on_batch=lambda batch: say(f"Round {batch.number} is open: {len(batch.rows):,} records to label"),
@@ -72,7 +70,7 @@ def _tell_stopped(stopped: Stopped) -> None:
         say(f"  {each.criterion}: {each.reason}")
 
 
-def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
+def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     from dal.campaign.parts import pool_of
     from dal.campaign.view import left_out
     from dal.exchange import write_batch
@@ -98,19 +96,19 @@ def _tell_batch(campaign: Campaign, directory: Path, batch: Batch) -> None:
 @workers_options
 def map_(directory: Path, scheduler: str | None, workers: int | None) -> None:
     """Draw the map of the pool that the campaign in DIRECTORY shows its batches on: one pass over the pool."""
-    from dal.campaign import Campaign
+    from dal.campaign import CampaignStore
     from dal.campaign.parts import pool_of
     from dal.map import MAP, map_of
     from dal.scan.plan import seconds_alone
 
-    campaign = Campaign.open(directory)
+    campaign = CampaignStore.open(directory)
     pool = pool_of(campaign)
     alone = seconds_alone(pool.n_rows, pool.n_features, 2, kind=None)
     with workers_chosen(scheduler, workers) as chosen, shown("map") as show:
         map_of(
             pool,
             campaign.directory / MAP,
-            campaign.settings.seed,
+            campaign.settings.random_state,
             client=chosen.client_for(pool.n_rows, alone),
             progress=lambda done, total: show(done, total, "rows"),
         )

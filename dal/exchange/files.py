@@ -20,7 +20,7 @@ import numpy.typing as npt
 from dal import plugins
 from dal._distribution import needs
 from dal._files import replacing
-from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, Campaign, Conflict, Imported
+from dal.campaign import RETRACTED, SKIPPED, Answer, AnswerFile, Answers, Asked, CampaignStore, Conflict, Imported
 from dal.campaign.answers import complaint
 from dal.choices import FORMATS
 from dal.classes import MISSING, UNLABELLED, Classes, listed
@@ -188,7 +188,7 @@ def _format_name(file_format: str | Format) -> str:
 
 
 def write_batch(
-    campaign: Campaign, pool: Records, number: int, path: str | Path, *, file_format: str | Format | None = None
+    campaign: CampaignStore, pool: Records, number: int, path: str | Path, *, file_format: str | Format | None = None
 ) -> int:
     """Write a round's batch as a file of answers, in the order of asking.
 
@@ -235,7 +235,7 @@ def write_batch(
     return lines
 
 
-def sheet_of(campaign: Campaign, pool: Records, number: int) -> Sheet:
+def sheet_of(campaign: CampaignStore, pool: Records, number: int) -> Sheet:
     """Return what a file holds of a batch besides its records."""
     return Sheet(
         batch=f"{campaign.id}-r{number:03d}",
@@ -307,7 +307,7 @@ def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str]:
             yield "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
 
 
-def _refuse_unread(campaign: Campaign, path: Path) -> None:
+def _refuse_unread(campaign: CampaignStore, path: Path) -> None:
     if path.exists() and not campaign.answers.file_known(digest_of(path)):
         raise CampaignError(
             f"{path} must not hold answers that were not imported, got changed or refused lines; import it first, or "
@@ -346,7 +346,7 @@ class _Digesting(io.RawIOBase):
 
 def read_answers(
     path: str | Path,
-    campaign: Campaign,
+    campaign: CampaignStore,
     pool: Records,
     annotator: str,
     *,
@@ -399,7 +399,9 @@ def read_answers(
     return reading.report(imported)
 
 
-def read_gold(path: str | Path, campaign: Campaign, pool: Records, *, file_format: str | Format | None = None) -> int:
+def read_gold(
+    path: str | Path, campaign: CampaignStore, pool: Records, *, file_format: str | Format | None = None
+) -> int:
     """Add the labelled lines of a file as gold records, all of them or none; lines without a label are skipped.
 
     Parameters

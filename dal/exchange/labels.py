@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from dal._files import replacing
-from dal.campaign import Asked, Campaign, Event, Round
+from dal.campaign import Asked, CampaignStore, Event, Round
 from dal.errors import LabelError
 from dal.exchange.files import Records
 from dal.exchange.formats import arrow_type, as_json, columns_for, csv_bytes, csv_cell
@@ -69,7 +69,7 @@ _SUFFIXES = {
 }
 
 
-def write_labels(campaign: Campaign, pool: Records, path: str | Path, *, file_format: str | None = None) -> int:
+def write_labels(campaign: CampaignStore, pool: Records, path: str | Path, *, file_format: str | None = None) -> int:
     """Write every answered record, with its label and its history, as Parquet, CSV or JSON lines.
 
     The columns are those of `docs/exchange.md`, then the pool's display fields. A Parquet file has the campaign's id

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
 
-from dal.campaign import AnswerFile, Campaign
+from dal.campaign import AnswerFile, CampaignStore
 from dal.errors import ServerError, SettingsError
 from dal.exchange.files import ImportReport, Reading, Records, is_picture, items, sheet_of
 from dal.exchange.formats import Sheet
@@ -190,7 +190,7 @@ class Pushed:
 
 
 def push_batch(
-    campaign: Campaign,
+    campaign: CampaignStore,
     pool: Records,
     number: int,
     server: Server,
@@ -332,7 +332,7 @@ def _import(server: Server, project: int, tasks: list[dict[str, object]]) -> Non
 
 
 def pull_answers(
-    campaign: Campaign,
+    campaign: CampaignStore,
     pool: Records,
     server: Server,
     project: str,

@@ -18,7 +18,7 @@ from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
 from dal.learners.learner import Learner
-from dal.loop.api import records_to_try
+from dal.loop.campaign import records_to_try
 from dal.map import PoolMap
 from dal.pool import Pool
 from dal.replay import Comparison, Replay, TestSet, compare, compare_side_by_side
@@ -216,8 +216,8 @@ class Plan:
     strategies : tuple of str
     seeds : int
         Number of seeds.
-    learner : str
-    batch, rounds : int
+    estimator : str
+    batch_size, rounds : int
     test : path or None
         The user's own test set.
     """
@@ -226,8 +226,8 @@ class Plan:
     known: Known
     strategies: tuple[str, ...]
     seeds: int
-    learner: str
-    batch: int
+    estimator: str
+    batch_size: int
     rounds: int
     test: Path | None
 
@@ -243,14 +243,16 @@ class Plan:
             raise SettingsError("`strategies` must name at least one strategy, such as random,margin,default, got none")
         for name in self.strategies:
             Strategy.named(name)
-        for name, value in (("seeds", self.seeds), ("batch", self.batch), ("rounds", self.rounds)):
+        for name, value in (("seeds", self.seeds), ("batch_size", self.batch_size), ("rounds", self.rounds)):
             if value < 1:
                 raise SettingsError(f"`{name}` must be at least 1, got {value}")
         room = self.pool.n_rows - len(self.known.unknown)
         room -= 0 if self.test else _test_size(self.pool, self.known)
-        if self.batch > room:
-            raise SettingsError(f"`batch` must be at most {room:,}, the records that can be asked, got {self.batch:,}")
-        learner, records = Learner.named(self.learner, self.known.classes), records_to_try(self.pool)
+        if self.batch_size > room:
+            raise SettingsError(
+                f"`batch_size` must be at most {room:,}, the records that can be asked, got {self.batch_size:,}"
+            )
+        learner, records = Learner.named(self.estimator, self.known.classes), records_to_try(self.pool)
         for score in {Strategy.named(name).scorer for name in self.strategies}:
             learner.check(self.pool.n_features, score, records=records)
         if self.test is not None:
@@ -259,7 +261,7 @@ class Plan:
     @property
     def takes_missing(self) -> bool:
         """Whether the learner takes records with missing features."""
-        return Learner.named(self.learner, self.known.classes).takes_missing(self.pool.n_features)
+        return Learner.named(self.estimator, self.known.classes).takes_missing(self.pool.n_features)
 
     def settings(self) -> dict[str, object]:
         """Return the settings that define the replays, for the run folder; strategies and seeds may be added later."""
@@ -270,8 +272,8 @@ class Plan:
             "records": self.pool.n_rows,
             "answers": answers,
             "test": test,
-            "learner": self.learner,
-            "batch": self.batch,
+            "learner": self.estimator,
+            "batch": self.batch_size,
             "rounds": self.rounds,
         }
 
@@ -304,7 +306,7 @@ def play(
     else:
         reserved, test = np.empty(0, np.int64), read_test(plan.test, known, pool.n_features, missing=plan.takes_missing)
         note = f"Accuracy is measured on {len(test.y):,} test records of your own."
-    notes = [f"Learner {plan.learner}, {plan.batch} records asked in a round, no explore share.", note]
+    notes = [f"Learner {plan.estimator}, {plan.batch_size} records asked in a round, no explore share.", note]
     if len(known.unknown):
         reserved = np.union1d(reserved, known.unknown)
         notes.append(f"The class of {len(known.unknown):,} records is not known: they are never asked.")
@@ -320,9 +322,9 @@ def play(
         if on_replay is not None:
             on_replay(replay)
     common: dict[str, Any] = {
-        "seeds": range(plan.seeds),
-        "learner": plan.learner,
-        "batch": plan.batch,
+        "random_state": range(plan.seeds),
+        "estimator": plan.estimator,
+        "batch_size": plan.batch_size,
         "rounds": plan.rounds,
         "reserved": reserved,
         "watched": watched_by(pool, pool_map),

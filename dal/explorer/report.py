@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dal.campaign import Campaign
+from dal.campaign import CampaignStore
 from dal.campaign.activity import Work
 from dal.campaign.parts import pool_of
 from dal.campaign.view import Status, View, status
@@ -16,7 +16,7 @@ FEWEST_FOR_SHARES = 30
 """Fewest explore answers for which shares of the pool are drawn: bars cannot show wider intervals."""
 
 
-def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, Any]:
+def view_of_campaign(campaign: CampaignStore, pool_map: PoolMap | None) -> dict[str, Any]:
     """Return the content of a campaign's report.
 
     Parameters
@@ -43,7 +43,7 @@ def view_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> dict[str, 
     }
 
 
-def _lead(campaign: Campaign, now: Status) -> str:
+def _lead(campaign: CampaignStore, now: Status) -> str:
     if now.status != "closed":
         state = f"live: round {now.round} is {now.status}, {now.pending:,} waiting"
     else:
@@ -54,7 +54,7 @@ def _lead(campaign: Campaign, now: Status) -> str:
     return f"{campaign.n_rows:,} records · {now.labels:,} labelled of {now.asked:,} asked · {state}"
 
 
-def _shares(campaign: Campaign) -> list[float] | None:
+def _shares(campaign: CampaignStore) -> list[float] | None:
     """Estimate the shares of the classes in the pool from the explore answers, whose records were drawn at random."""
     counts = View(campaign).explored()
     if sum(counts) < FEWEST_FOR_SHARES:
@@ -63,7 +63,7 @@ def _shares(campaign: Campaign) -> list[float] | None:
     return [share for share in shares if share is not None] or None
 
 
-def _tables(campaign: Campaign, now: Status) -> list[dict[str, Any]]:
+def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
     settings = campaign.settings
     tables = [
         {
@@ -86,11 +86,11 @@ def _tables(campaign: Campaign, now: Status) -> list[dict[str, Any]]:
             "header": ["setting", "value"],
             "rows": [
                 ["pool", settings.pool],
-                ["learner", settings.learner],
+                ["estimator", settings.estimator],
                 ["strategy", settings.strategy],
-                ["batch", f"{settings.batch:,}"],
+                ["batch_size", f"{settings.batch_size:,}"],
                 ["explore share", f"{settings.explore:.0%}"],
-                ["seed", str(settings.seed)],
+                ["random_state", str(settings.random_state)],
                 ["classes", ", ".join(settings.classes)],
                 ["began", campaign.created_at.isoformat(" ", "minutes")],
             ],
@@ -100,7 +100,7 @@ def _tables(campaign: Campaign, now: Status) -> list[dict[str, Any]]:
     return [table for table in tables if table["rows"]]
 
 
-def _rounds(campaign: Campaign) -> list[list[str]]:
+def _rounds(campaign: CampaignStore) -> list[list[str]]:
     ruled, sizes = {record.number: record for record in View(campaign).history()}, campaign.rounds.batch_sizes()
     rows = []
     for each in campaign.rounds.all():

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal._files import read_npz, replacing, write_npz
-from dal.campaign import Campaign
+from dal.campaign import CampaignStore
 from dal.campaign.parts import pool_of
 from dal.campaign.view import View
 from dal.errors import CampaignMismatch, SettingsError
@@ -257,7 +257,7 @@ def _read_replay(path: Path) -> Replay:
     )
 
 
-def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
+def run_of_campaign(campaign: CampaignStore, pool_map: PoolMap | None) -> Run:
     """Return a campaign, finished or running, as a run of one replay.
 
     Its accuracy is that of the explore answers of each single round, NaN in rounds without any. It is measured on the
@@ -282,7 +282,7 @@ def run_of_campaign(campaign: Campaign, pool_map: PoolMap | None) -> Run:
     known = campaign.answers.labels()
     ruled = {record.number: record for record in View(campaign).history()}
     watched = None if pool_map is None else watched_by(pool_of(campaign), pool_map)
-    played = Replay(settings.strategy, settings.seed, (), (), ())
+    played = Replay(settings.strategy, settings.random_state, (), (), ())
     views, intervals = [], []
     for each in rounds:
         asked = campaign.rounds.batch(each.number)

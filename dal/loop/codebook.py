@@ -3,7 +3,7 @@
 import logging
 
 from dal._files import as_npz, read_npz
-from dal.campaign import Campaign
+from dal.campaign import CampaignStore
 from dal.campaign.objects import digest_of
 from dal.errors import CampaignError
 from dal.pool import Pool
@@ -14,7 +14,7 @@ from dal.selection.strategy import Strategy
 _log = logging.getLogger(__name__)
 
 
-def codebook_of(campaign: Campaign, pool: Pool) -> tuple[Codebook, str]:
+def codebook_of(campaign: CampaignStore, pool: Pool) -> tuple[Codebook, str]:
     """Return the campaign's codebook and its file's digest: the newest scan's, or, before the first, a new one."""
     summaries = [each.summary or {} for each in campaign.rounds.all()]
     committed = next((summary["codebook"] for summary in reversed(summaries) if "codebook" in summary), None)
@@ -27,8 +27,8 @@ def codebook_of(campaign: Campaign, pool: Pool) -> tuple[Codebook, str]:
             return _loaded(data), committed
     # From the pool as it was when the campaign began: made again it is the same, whatever was appended since.
     settings = campaign.settings
-    cells = Strategy.named(settings.strategy, settings.explore).n_cells(settings.batch, campaign.n_rows)
-    codebook = sample_codebook(pool.head(campaign.n_rows), cells, settings.seed)
+    cells = Strategy.named(settings.strategy, settings.explore).n_cells(settings.batch_size, campaign.n_rows)
+    codebook = sample_codebook(pool.head(campaign.n_rows), cells, settings.random_state)
     data = as_npz(mean=codebook.mean, scale=codebook.scale, axes=codebook.axes, centers=codebook.centers)
     digest = digest_of(data)
     campaign.objects.write(_name(digest), data)

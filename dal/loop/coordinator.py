@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal._files import as_npz, read_npz
-from dal.campaign import Campaign, Round, Settings
+from dal.campaign import CampaignStore, Round, Settings
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
 from dal.campaign.view import View
@@ -68,7 +68,7 @@ class Coordinator:
 
     def __init__(
         self,
-        campaign: Campaign,
+        campaign: CampaignStore,
         workers: Workers | None = None,
         progress: Callable[[Progress], None] | None = None,
         *,
@@ -131,14 +131,14 @@ class Coordinator:
                 " dal next --coverage."
             )
         left = pool.n_rows - len(view.never_asked(settings.stop_set))
-        if left < settings.batch:
+        if left < settings.batch_size:
             _log.warning("Only %d records were never asked: the batch is that short.", left)
         self.campaign.rounds.freeze(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,
-            k=min(settings.batch, left, view.left(len(codes))),
+            k=min(settings.batch_size, left, view.left(len(codes))),
             explore=settings.explore,
-            seed=settings.seed,
+            seed=settings.random_state,
             strategy=strategy,
             stop_set=settings.stop_set,
         )

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from dal.campaign import Campaign
+from dal.campaign import CampaignStore
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
 from dal.campaign.view import View
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Rows = npt.NDArray[np.int64]
 
 
-def saved(campaign: Campaign) -> Estimate:
+def saved(campaign: CampaignStore) -> Estimate:
     """Estimate how many labels were saved against random sampling; see `dal.evidence.ruler.labels_saved`.
 
     Fits the learner some hundred times on explore answers, if there is evidence at all: seconds, and with a heavy
@@ -47,5 +47,5 @@ def saved(campaign: Campaign) -> Estimate:
 
     spent = len(view.labels().rows)
     return labels_saved(
-        fit_and_judge, len(rows), explore_counts(view.history()[-5:]), spent, seed=campaign.settings.seed
+        fit_and_judge, len(rows), explore_counts(view.history()[-5:]), spent, seed=campaign.settings.random_state
     )

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dal.campaign import Campaign
+from dal.campaign import CampaignStore
 from dal.campaign.view import View
 from dal.loop.actions import Action, State, next_action
 
@@ -10,7 +10,7 @@ COVERAGE = "coverage"
 """The strategy of a batch that is chosen without a model, as the first one is."""
 
 
-def next_step(campaign: Campaign) -> Action:
+def next_step(campaign: CampaignStore) -> Action:
     """Return the action `next_batch` would run next. Read-only; takes no lock."""
     return next_action(state_of(View(campaign)))
 

@@ -5,17 +5,15 @@ from typing import TYPE_CHECKING
 from dal._lazy import names_of
 
 if TYPE_CHECKING:
-    from dal.pool.build import append_pool, build_pool
     from dal.pool.sources import Block
     from dal.pool.store import Pool, Reader
 else:
     __getattr__ = names_of(
         __name__,
         {
-            "dal.pool.build": ("append_pool", "build_pool"),
             "dal.pool.sources": ("Block",),
             "dal.pool.store": ("Pool", "Reader"),
         },
     )
 
-__all__ = ["Pool", "Reader", "Block", "append_pool", "build_pool"]
+__all__ = ["Pool", "Reader", "Block"]

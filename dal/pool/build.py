@@ -55,95 +55,27 @@ _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def build_pool(
-    source: Any,  # noqa: ANN401 - see Parameters
-    path: str | Path | Url,
-    *,
-    ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
-    features: Sequence[str] | None = None,
-    display: Mapping[str, Values] | Sequence[str] = (),
-    text: str | None = None,
-    vectoriser: object = None,
-    header: bool | None = None,
-    size: tuple[int, int] | None = None,
-    background: str | None = None,
-    dtype: str | None = None,
-    overwrite: bool = False,
-    progress: Progress | None = None,
+@dataclass(frozen=True)
+class Options:
+    """Options for reading a source, as the user passed them."""
+
+    ids: Values | str | None
+    features: Sequence[str] | None
+    display: Mapping[str, Values] | Sequence[str]
+    text: str | None
+    vectoriser: object
+    header: bool | None
+    size: tuple[int, int] | None
+    background: str | None = None
+
+
+def build(
+    source: object, where: Place, how: Options, *, dtype: str | None, overwrite: bool, progress: Progress | None
 ) -> Pool:
-    """Build a pool in bounded memory; run again after an interruption, it resumes.
-
-    Features of all types are stored as float32: float64 is rounded, integers beyond 2**24 lose digits, null
-    becomes NaN. Arrays and blocks of uint8 stay uint8. NaN is allowed; scans count such records and never ask for them.
-    A narrower `dtype` makes the pool smaller and less exact; reads return float32 all the same.
-
-    Parameters
-    ----------
-    source : object
-        An array (N, d) or (N, h, w, c) of NumPy or Dask, or any object that can be sliced by rows; a DataFrame of
-        pandas, Dask or Polars, a table of pyarrow; the path of a ``.npy``, ``.parquet``, ``.pq``, ``.csv`` or ``.tsv``
-        file, or of a folder of pictures, whose record ids are the paths below it; or an iterable of `Block`, which
-        cannot be resumed. Dask collections are computed some chunks, or one partition, at a time.
-    path : str, Path or Url
-        Where to write the pool: a path, or the URL of a store.
-    ids : sequence of str or int, or str, optional
-        Record ids, text or integers: one a row for arrays, the name of a column, or of the index of a DataFrame, for
-        tables. Default: row numbers.
-    features : sequence of str, optional
-        For tables, the feature columns: numbers, or one column of lists of one length. Default: all columns other than
-        ids, display fields and index, and then every one of them must be numeric; `Pool.feature_names` lists them.
-    display : mapping of str to sequence, or sequence of str, optional
-        Fields to show to annotators: a dict of name to values for arrays, names of columns for tables. Fields of CSV
-        files keep their text. Integers and booleans may have gaps.
-    text, vectoriser : str and object, optional
-        For tables, a column of texts and the transformer that turns them into features: one of scikit-learn, dense or
-        with few columns, such as TF-IDF and a truncated SVD. An unfitted one is cloned and fitted on a sample of 50,000
-        texts, the same sample every time. Annotators see the text.
-    header : bool, optional
-        For CSV files, whether the first line names the columns; without names they are f0, f1, ... Default: it does,
-        and a file whose first line holds numbers is refused.
-    size : tuple of int, optional
-        For pictures, height and width in pixels to resize all to. Default: they must all have one size.
-    background : str, optional
-        For pictures, the colour behind transparent pixels, such as "black" or "#336699". Default: white.
-    dtype : str, optional
-        Stored type of the features, each rounded to float32 first. ``"float32"``; ``"float16"`` and ``"bfloat16"``,
-        rounded to nearest even, with values beyond their range infinite; ``"int8"``, 127 steps to each side of zero for
-        each feature; ``"uint8"``, for whole numbers from 0 to 255. int8 needs an extra pass over the source, so no
-        iterable of `Block`; int8 and uint8 refuse NaN. Default: float32, or uint8 for a source of uint8.
-    overwrite : bool, default=False
-        Replace the pool at `path`, finished or not. Anything other than a pool is never replaced.
-    progress : callable, optional
-        Called with the number of rows done and of all rows (None where that is not known beforehand).
-
-    Returns
-    -------
-    Pool
-        The finished pool, opened.
-
-    Raises
-    ------
-    SourceError
-        The source cannot be used. Faults of its schema are refused before anything is written; a bad row stops the
-        build and leaves a pool that is marked incomplete.
-    PoolError
-        Something else is at `path`, or the disk is full.
-
-    Examples
-    --------
-    >>> import numpy, tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> pool = build_pool(numpy.eye(3), f"{folder.name}/pool.zarr", ids=["a", "b", "c"])
-    >>> pool.take([2, 0]).tolist()
-    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
-    >>> pool.rows_of(["c", "unknown"]).tolist()
-    [2, -1]
-    >>> folder.cleanup()
-    """
-    opened = _source(source, _Options(ids, features, display, text, vectoriser, header, size, background))
+    """Build a pool at a place, see :meth:`dal.pool.store.Pool.build`."""
+    opened = _source(source, how)
     _refuse_dtype(dtype, opened)
     identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
-    where = place_of(path)
     with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
         group = _existing(where)
         if group is not None:
@@ -174,63 +106,11 @@ def build_pool(
         return Pool.open(where)
 
 
-def append_pool(
-    source: Any,  # noqa: ANN401 - see Parameters
-    path: str | Path | Url,
-    *,
-    ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
-    features: Sequence[str] | None = None,
-    display: Mapping[str, Values] | Sequence[str] = (),
-    text: str | None = None,
-    vectoriser: object = None,
-    header: bool | None = None,
-    size: tuple[int, int] | None = None,
-    progress: Progress | None = None,
-) -> Pool:
-    """Append records at the end of a pool; existing records keep their rows.
-
-    Pools that are open meanwhile go on showing the records of before. The new records become visible at once, when all
-    are written and their ids are indexed. An append that is interrupted, or refused in the middle, leaves the pool
-    unchanged, and starts over when run again.
-
-    Parameters
-    ----------
-    source, ids, features, display, header, size
-        As for `build_pool`, and alike: the same shape, ids if the pool has ids, the same display fields. The columns of
-        a table are found by the names in the pool, in any order, so they need not be named; other columns are left out.
-        For a pool built from an array, columns are matched by their order, with a warning.
-    path : str, Path or Url
-        A pool that dal built.
-    text, vectoriser : str and object, optional
-        As for `build_pool`; the vectoriser is the one that the pool was built with, fitted.
-    progress : callable, optional
-        Called with the number of rows appended and of all rows to append (None where that is not known beforehand).
-
-    Returns
-    -------
-    Pool
-        The longer pool.
-
-    Raises
-    ------
-    SourceError
-        The source cannot be used, or an id exists already.
-    PoolError
-        There is no pool that can be appended to, or another process is appending to it.
-
-    Examples
-    --------
-    >>> import numpy, tempfile
-    >>> folder = tempfile.TemporaryDirectory()
-    >>> before = build_pool(numpy.eye(2), f"{folder.name}/pool.zarr", ids=["a", "b"])
-    >>> after = append_pool(numpy.ones((1, 2)), f"{folder.name}/pool.zarr", ids=["c"])
-    >>> after.n_rows, before.n_rows, after.rows_of(["c"]).tolist()
-    (3, 2, [2])
-    >>> folder.cleanup()
-    """
-    where = place_of(path)
+def append(pool: Pool, source: object, how: Options, *, progress: Progress | None) -> Pool:
+    """Append records at the end of a pool, see :meth:`dal.pool.store.Pool.append`."""
+    where = pool.place
     with _disk_errors(where):
-        Pool.open(where)
+        pool.refreshed()
         if isinstance(where, Path) and not where.is_dir():
             raise PoolError(
                 f"a pool to append to must be a folder or a URL, got the ZIP archive {where}; unpack it first"
@@ -239,8 +119,7 @@ def append_pool(
     if not isinstance(group, zarr.Group):
         raise PoolError(f"a pool to append to must be one that dal built, got the plain Zarr array {where}")
     state = description(group)
-    given = _Options(ids, features, display, text, vectoriser, header, size, None)
-    opened = _source(source, _by_name(where, state, source, given), state)
+    opened = _source(source, _by_name(where, state, source, how), state)
     if isinstance(opened, Texts) and not opened.fitted:
         raise SourceError(
             "`vectoriser` must be the fitted one of the pool, got one that is not fitted; it would make other features"
@@ -305,21 +184,7 @@ def _locked_new(where: Place) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class _Options:
-    """Options for reading a source, as the user passed them."""
-
-    ids: Values | str | None
-    features: Sequence[str] | None
-    display: Mapping[str, Values] | Sequence[str]
-    text: str | None
-    vectoriser: object
-    header: bool | None
-    size: tuple[int, int] | None
-    background: str | None
-
-
-def _source(source: object, how: _Options, state: Mapping[str, Any] | None = None) -> Source:
+def _source(source: object, how: Options, state: Mapping[str, Any] | None = None) -> Source:
     """Open the source of a pool, and refuse options of another kind of source."""
     if isinstance(source, str | os.PathLike):
         source = place_of(source)
@@ -367,11 +232,11 @@ def _refuse_folder(path: Path) -> None:
     if tables:
         raise SourceError(
             f"`source` must be a folder of pictures, got {len(tables)} tables in {path}, such as {tables[0]}; pass one "
-            "table, or in Python a Dask frame: build_pool(dask.dataframe.read_parquet(folder), ...)"
+            "table, or in Python a Dask frame: Pool.build(dask.dataframe.read_parquet(folder), ...)"
         )
 
 
-def _by_name(where: Place, state: Mapping[str, Any], source: object, given: _Options) -> _Options:
+def _by_name(where: Place, state: Mapping[str, Any], source: object, given: Options) -> Options:
     """Return the options with the column names that the pool keeps; refuse others."""
     kept = state.get("made_from", {})
     if not is_table(source):

@@ -115,7 +115,7 @@ def array_of(where: Place, group: zarr.Group, name: str) -> "zarr.Array[Any]":
 class Pool:
     """The records of a pool, read in place. Small and picklable: it carries opened arrays, never data.
 
-    Returned by `Pool.open` and `dal.pool.build_pool`.
+    Returned by `Pool.build` and `Pool.open`.
 
     Attributes
     ----------
@@ -190,6 +190,99 @@ class Pool:
     def path(self) -> str:
         """Absolute path, or URL, as text that opens the pool again."""
         return str(self.place)
+
+    @classmethod
+    def build(
+        cls,
+        source: object,
+        path: str | Path | Url,
+        *,
+        ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
+        features: Sequence[str] | None = None,
+        display: Mapping[str, Any] | Sequence[str] = (),
+        text: str | None = None,
+        vectoriser: object = None,
+        header: bool | None = None,
+        size: tuple[int, int] | None = None,
+        background: str | None = None,
+        dtype: str | None = None,
+        overwrite: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> "Pool":
+        """Build a pool in bounded memory; run again after an interruption, it resumes.
+
+        Features of all types are stored as float32: float64 is rounded, integers beyond 2**24 lose digits, null becomes
+        NaN. Arrays and blocks of uint8 stay uint8. NaN is allowed; scans count such records and never ask for them. A
+        narrower `dtype` makes the pool smaller and less exact; reads return float32 all the same.
+
+        Parameters
+        ----------
+        source : object
+            An array (N, d) or (N, h, w, c) of NumPy or Dask, or any object that can be sliced by rows; a DataFrame of
+            pandas, Dask or Polars, a table of pyarrow; the path of a ``.npy``, ``.parquet``, ``.pq``, ``.csv`` or
+            ``.tsv`` file, or of a folder of pictures, whose record ids are the paths below it; or an iterable of
+            `Block`, which cannot be resumed. Dask collections are computed some chunks, or one partition, at a time.
+        path : str, Path or Url
+            Where to write the pool: a path, or the URL of a store.
+        ids : sequence of str or int, or str, optional
+            Record ids, text or integers: one a row for arrays, the name of a column, or of the index of a DataFrame,
+            for tables. Default: row numbers.
+        features : sequence of str, optional
+            For tables, the feature columns: numbers, or one column of lists of one length. Default: all columns other
+            than ids, display fields and index, and then every one of them must be numeric; `Pool.feature_names` lists
+            them.
+        display : mapping of str to sequence, or sequence of str, optional
+            Fields to show to annotators: a dict of name to values for arrays, names of columns for tables. Fields of
+            CSV files keep their text. Integers and booleans may have gaps.
+        text, vectoriser : str and object, optional
+            For tables, a column of texts and the transformer that turns them into features: one of scikit-learn, dense
+            or with few columns, such as TF-IDF and a truncated SVD. An unfitted one is cloned and fitted on a sample of
+            50,000 texts, the same sample every time. Annotators see the text.
+        header : bool, optional
+            For CSV files, whether the first line names the columns; without names they are f0, f1, ... Default: it
+            does, and a file whose first line holds numbers is refused.
+        size : tuple of int, optional
+            For pictures, height and width in pixels to resize all to. Default: they must all have one size.
+        background : str, optional
+            For pictures, the colour behind transparent pixels, such as "black" or "#336699". Default: white.
+        dtype : str, optional
+            Stored type of the features, each rounded to float32 first. ``"float32"``; ``"float16"`` and ``"bfloat16"``,
+            rounded to nearest even, with values beyond their range infinite; ``"int8"``, 127 steps to each side of zero
+            for each feature; ``"uint8"``, for whole numbers from 0 to 255. int8 needs an extra pass over the source, so
+            no iterable of `Block`; int8 and uint8 refuse NaN. Default: float32, or uint8 for a source of uint8.
+        overwrite : bool, default=False
+            Replace the pool at `path`, finished or not. Anything other than a pool is never replaced.
+        progress : callable, optional
+            Called with the number of rows done and of all rows (None where that is not known beforehand).
+
+        Returns
+        -------
+        Pool
+            The finished pool, opened.
+
+        Raises
+        ------
+        SourceError
+            The source cannot be used. Faults of its schema are refused before anything is written; a bad row stops the
+            build and leaves a pool that is marked incomplete.
+        PoolError
+            Something else is at `path`, or the disk is full.
+
+        Examples
+        --------
+        >>> import numpy, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> pool = Pool.build(numpy.eye(3), f"{folder.name}/pool.zarr", ids=["a", "b", "c"])
+        >>> pool.take([2, 0]).tolist()
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+        >>> pool.rows_of(["c", "unknown"]).tolist()
+        [2, -1]
+        >>> folder.cleanup()
+        """
+        from dal.pool.build import Options, build
+
+        how = Options(ids, features, display, text, vectoriser, header, size, background)
+        return build(source, place_of(path), how, dtype=dtype, overwrite=overwrite, progress=progress)
 
     @classmethod
     def open(cls, path: str | Path | Url, *, missing_chunks: Missing = "refuse") -> "Pool":
@@ -279,6 +372,63 @@ class Pool:
         if isinstance(now, zarr.Array):
             return self
         return Pool(self.place, _features_of(self.place, now), now, fill=self._fill)
+
+    def append(
+        self,
+        source: object,
+        *,
+        ids: Sequence[str | int] | npt.NDArray[Any] | str | None = None,
+        features: Sequence[str] | None = None,
+        display: Mapping[str, Any] | Sequence[str] = (),
+        text: str | None = None,
+        vectoriser: object = None,
+        header: bool | None = None,
+        size: tuple[int, int] | None = None,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> "Pool":
+        """Append records at the end of a pool; existing records keep their rows.
+
+        Pools that are open meanwhile go on showing the records of before. The new records become visible at once, when
+        all are written and their ids are indexed. An append that is interrupted, or refused in the middle, leaves the
+        pool unchanged, and starts over when run again.
+
+        Parameters
+        ----------
+        source, ids, features, display, header, size
+            As for `build`, and alike: the same shape, ids if the pool has ids, the same display fields. The columns of
+            a table are found by the names in the pool, in any order, so they need not be named; other columns are left
+            out. For a pool built from an array, columns are matched by their order, with a warning.
+        text, vectoriser : str and object, optional
+            As for `build`; the vectoriser is the one that the pool was built with, fitted.
+        progress : callable, optional
+            Called with the number of rows appended and of all rows to append (None where that is not known beforehand).
+
+        Returns
+        -------
+        Pool
+            The longer pool.
+
+        Raises
+        ------
+        SourceError
+            The source cannot be used, or an id exists already.
+        PoolError
+            There is no pool that can be appended to, or another process is appending to it.
+
+        Examples
+        --------
+        >>> import numpy, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> before = Pool.build(numpy.eye(2), f"{folder.name}/pool.zarr", ids=["a", "b"])
+        >>> after = before.append(numpy.ones((1, 2)), ids=["c"])
+        >>> after.n_rows, before.n_rows, after.rows_of(["c"]).tolist()
+        (3, 2, [2])
+        >>> folder.cleanup()
+        """
+        from dal.pool.build import Options, append
+
+        how = Options(ids, features, display, text, vectoriser, header, size)
+        return append(self, source, how, progress=progress)
 
     def holes(self) -> tuple[int, int]:
         """Return the number of chunks (shards, where there are any) that are not stored, and of all expected ones."""
@@ -649,6 +799,10 @@ def _opened(where: Place) -> "zarr.Array[Any] | zarr.Group":
         ) from error
     except (ValueError, KeyError, TypeError, BadZipFile) as error:
         raise PoolError(f"{where}: the metadata cannot be read: {error}") from error
+    except OSError as error:
+        raise PoolError(
+            f"{where}: {error.strerror or error} ({error.filename}); remedy that, and run the same again"
+        ) from error
 
 
 def _archive_of(where: Path) -> Path | None:

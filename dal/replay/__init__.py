@@ -7,14 +7,14 @@ from dal._lazy import names_of
 if TYPE_CHECKING:
     from dal.replay.comparing import compare, compare_side_by_side
     from dal.replay.curves import NO_CLASS, Comparison, Needed, Replay, saved_labels
-    from dal.replay.play import TestSet, answer_batch, simulate, view_of
+    from dal.replay.play import TestSet, simulate, view_of
 else:
     __getattr__ = names_of(
         __name__,
         {
             "dal.replay.comparing": ("compare", "compare_side_by_side"),
             "dal.replay.curves": ("NO_CLASS", "Comparison", "Needed", "Replay", "saved_labels"),
-            "dal.replay.play": ("TestSet", "answer_batch", "simulate", "view_of"),
+            "dal.replay.play": ("TestSet", "simulate", "view_of"),
         },
     )
 
@@ -24,7 +24,6 @@ __all__ = [
     "Needed",
     "Replay",
     "TestSet",
-    "answer_batch",
     "compare",
     "compare_side_by_side",
     "saved_labels",

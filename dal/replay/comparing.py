@@ -1,6 +1,6 @@
 """Several strategies on the same pool, paired by seed: one replay after another, or side by side on a cluster."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,9 +30,9 @@ def compare(
     classes: Sequence[str],
     strategies: Sequence[str | Strategy] = ("default", "random"),
     *,
-    seeds: Sequence[int] = (0,),
-    learner: str | BaseEstimator = "logistic",
-    batch: int = 50,
+    random_state: int | Iterable[int] = 0,
+    estimator: str | BaseEstimator = "logistic",
+    batch_size: int = 50,
     rounds: int = 10,
     reserved: npt.ArrayLike = (),
     watched: npt.NDArray[np.float32] | None = None,
@@ -45,12 +45,13 @@ def compare(
 
     Parameters
     ----------
-    pool, oracle, test, classes, learner, batch, rounds, reserved, watched, client, on_round
+    pool, oracle, test, classes, estimator, batch_size, rounds, reserved, watched, client, on_round
         As in :func:`simulate`.
     strategies : sequence of str or Strategy
         Objects need no name here: a score may be a lambda.
-    seeds : sequence of int, default=(0,)
-        One seed shows how a strategy works; to tell two apart takes ten or more.
+    random_state : int or iterable of int, default=0
+        Seeds, one replay of each strategy for each. One shows how a strategy works; to tell two apart takes ten or
+        more.
     known : sequence of Replay, default=()
         Replays that were played before, and are not played again.
     on_replay : callable, optional
@@ -60,7 +61,7 @@ def compare(
     -------
     Comparison
     """
-    named = _by_label(strategies)
+    named, seeds = _by_label(strategies), _seeds_of(random_state)
     played = {(replay.strategy, replay.seed): replay for replay in known}
     with workers_of(client) as workers:
         for seed in seeds:
@@ -73,10 +74,10 @@ def compare(
                     test,
                     classes,
                     strategy=strategy,
-                    learner=learner,
-                    batch=batch,
+                    estimator=estimator,
+                    batch_size=batch_size,
                     rounds=rounds,
-                    seed=seed,
+                    random_state=seed,
                     reserved=reserved,
                     watched=watched,
                     client=workers,
@@ -95,7 +96,7 @@ def compare_side_by_side(
     strategies: Sequence[str | Strategy],
     *,
     client: "Client | Cluster | str",
-    seeds: Sequence[int] = (0,),
+    random_state: int | Iterable[int] = 0,
     known: Sequence[Replay] = (),
     on_replay: Callable[[Replay], None] | None = None,
     **settings: Any,  # noqa: ANN401 - those of simulate
@@ -108,11 +109,11 @@ def compare_side_by_side(
     ----------
     pool : Pool
         Workers must be able to read it.
-    oracle, test, classes, strategies, seeds, known, on_replay
+    oracle, test, classes, strategies, random_state, known, on_replay
         As in :func:`compare`; a callable is sent to the workers.
     client : distributed.Client, Cluster or str
     **settings
-        ``learner``, ``batch``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
+        ``estimator``, ``batch_size``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
 
     Raises
     ------
@@ -122,7 +123,7 @@ def compare_side_by_side(
     """
     from dal.compute.work import each_on
 
-    named = _by_label(strategies)
+    named, seeds = _by_label(strategies), _seeds_of(random_state)
     played = {(replay.strategy, replay.seed): replay for replay in known}
     shared = {"strategies": named, "pool": pool, "oracle": oracle, "test": test, "classes": tuple(classes), **settings}
     wanted = [(label, seed) for seed in seeds for label in named if (label, seed) not in played]
@@ -148,7 +149,11 @@ def _by_label(strategies: Sequence[str | Strategy]) -> dict[str, str | Strategy]
     return named
 
 
+def _seeds_of(random_state: int | Iterable[int]) -> tuple[int, ...]:
+    return tuple(random_state) if isinstance(random_state, Iterable) else (random_state,)
+
+
 def _replayed(shared: dict[str, Any], which: tuple[str, int], beat: "Beat") -> Replay:
     label, seed = which
     settings = {name: value for name, value in shared.items() if name != "strategies"}
-    return simulate(**settings, strategy=shared["strategies"][label], seed=seed, on_round=lambda _: beat())
+    return simulate(**settings, strategy=shared["strategies"][label], random_state=seed, on_round=lambda _: beat())

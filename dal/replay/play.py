@@ -11,14 +11,13 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
-from dal.campaign import Answer, Campaign
 from dal.campaign.parts import learner_of
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.compute.workers import Workers, workers_of
-from dal.errors import LabelError, SettingsError
+from dal.errors import SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.loop.api import Batch, Stopped, create_campaign, next_batch
+from dal.loop.campaign import Batch, Campaign, Stopped
 from dal.plugins import Slot, Unnameable, lent, text_of
 from dal.pool import Pool
 from dal.replay.curves import NO_CLASS, Codes, Replay, Rows
@@ -26,7 +25,6 @@ from dal.scan import Progress
 from dal.scores import SLOT as SCORES
 from dal.selection.candidates import usable
 from dal.selection.strategy import SELECTORS, Strategy
-from dal.texts import brief
 
 if TYPE_CHECKING:
     from dal.compute.client import Connectable
@@ -93,10 +91,10 @@ def simulate(
     classes: Sequence[str],
     *,
     strategy: str | Strategy = "default",
-    learner: str | BaseEstimator = "logistic",
-    batch: int = 50,
+    estimator: str | BaseEstimator = "logistic",
+    batch_size: int = 50,
     rounds: int = 10,
-    seed: int = 0,
+    random_state: int = 0,
     explore: float = 0.0,
     reserved: npt.ArrayLike = (),
     watched: npt.NDArray[np.float32] | None = None,
@@ -119,8 +117,8 @@ def simulate(
         Records that are not in the pool, or are reserved.
     classes : sequence of str
         Numbers stand for themselves as text.
-    strategy, learner, batch, seed
-        As in :func:`dal.create_campaign`.
+    strategy, estimator, batch_size, random_state
+        As in :meth:`dal.Campaign.create`.
     rounds : int, default=10
         Batches to ask; fewer where the pool is exhausted.
     explore : float, default=0.0
@@ -150,37 +148,38 @@ def simulate(
         If the learner cannot be given the records of the test set.
     """
     if rounds < 1:
-        raise SettingsError(f"Expected at least 1 round, got {rounds}.")
+        raise SettingsError(f"`rounds` must be at least 1, got {rounds}")
     classes = names_of(classes)
     test = test.coded(classes)
     ask, unknown = _asking(oracle, pool, classes)
+    names = np.array(classes, dtype=object)
     reserved = np.union1d(np.asarray(reserved, np.int64), unknown)
-    test.check(Learner.of(learner, classes, random_state=seed), pool.n_features)
+    test.check(Learner.of(estimator, classes, random_state=random_state), pool.n_features)
     with ExitStack() as stack:
         workers = stack.enter_context(workers_of(client))
         place = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="dal-"))
         kept = stack.enter_context(_kept(strategy))
-        campaign = create_campaign(
+        campaign = Campaign.create(
             place,
             pool,
             classes,
-            learner=learner,
+            estimator=estimator,
             strategy=kept,
-            batch=batch,
-            seed=seed,
+            batch_size=batch_size,
+            random_state=random_state,
             explore=explore,
             stop_set=0,
         )
-        replay = Replay(label_of(strategy), seed, (), (), ())
+        replay = Replay(label_of(strategy), random_state, (), (), ())
         for _ in range(rounds):
             # Where every label is of one class, as in a pool of rare ones, people would ask for coverage. What asks no
             # learner goes on, as random sampling does: it is what the others are measured against.
             one_class = len(np.unique(campaign.answers.latest().labels)) == 1
             coverage = one_class and Strategy.named(campaign.settings.strategy).score != "random"
-            given = next_batch(campaign, client=workers, progress=progress, coverage=coverage, reserved=reserved)
+            given = campaign.next_batch(client=workers, progress=progress, coverage=coverage, reserved=reserved)
             if isinstance(given, Stopped):
                 break
-            _answer(campaign, given.rows, given.record_ids, ask(given.rows), "oracle")
+            campaign.label(given, names[ask(given.rows)])
             replay = _measured(replay, campaign, pool, test, given, watched)
             if on_round is not None:
                 on_round(replay)
@@ -202,56 +201,6 @@ def _kept(strategy: str | Strategy) -> Iterator[str | Strategy]:
             score, selector = named(strategy.score, SCORES), named(strategy.selector, SELECTORS)
             strategy = replace(strategy, score=score, selector=selector)
         yield strategy
-
-
-def answer_batch(
-    campaign: Campaign,
-    rows: npt.ArrayLike,
-    record_ids: Sequence[str],
-    labels: object,
-    annotator: str = "oracle",
-) -> None:
-    """Record the answers to records in a campaign.
-
-    Parameters
-    ----------
-    campaign : Campaign
-    rows : array of int64
-    record_ids : sequence of str
-    labels : array-like
-        Names of classes, or their codes where no class is called by a number. A record without one (None, NaN, an
-        empty text, masked) gets no answer.
-    annotator : str, default="oracle"
-        Who answers.
-
-    Raises
-    ------
-    LabelError
-        If a label names no class, or may be read in two ways, or rows, ids and labels do not belong together; no answer
-        was added then.
-    """
-    codes = codes_of(labels, campaign.settings.classes, what="labels", gaps=True, codes=True)
-    rows, record_ids = np.asarray(rows), list(record_ids)
-    if rows.shape != (len(codes),) or len(record_ids) != len(codes):
-        raise LabelError(
-            f"`rows`, `record_ids` and `labels` must be as many, got {rows.size:,}, {len(record_ids):,} and "
-            f"{len(codes):,}"
-        )
-    if rows.size and rows.dtype.kind not in "iu":
-        raise LabelError(f"`rows` must hold whole numbers, got {rows.dtype}")
-    for name, texts in (("record_ids", record_ids), ("annotator", [annotator])):
-        if wrong := [each for each in texts if not isinstance(each, str)]:
-            raise LabelError(f"`{name}` must be text, got {brief(wrong[0])}")
-    _answer(campaign, rows, record_ids, codes, annotator)
-
-
-def _answer(campaign: Campaign, rows: npt.ArrayLike, record_ids: Sequence[str], codes: Codes, annotator: str) -> None:
-    answers = [
-        Answer(row=row, record_id=record_id, annotator=annotator, status="submitted", label=code)
-        for row, record_id, code in zip(np.asarray(rows).tolist(), record_ids, codes.tolist(), strict=True)
-        if code != UNLABELLED
-    ]
-    campaign.answers.add(answers, source=annotator)
 
 
 def label_of(strategy: str | Strategy) -> str:

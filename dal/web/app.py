@@ -28,7 +28,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from starlette.staticfiles import StaticFiles
 
-from dal.campaign import Account, Annotators, Campaign, Given, Queue
+from dal.campaign import Account, Annotators, CampaignStore, Given, Queue
 from dal.campaign.annotators import LONGEST_SESSION
 from dal.campaign.control import Act, Control
 from dal.campaign.parts import pool_of
@@ -243,7 +243,7 @@ class Options:
     show_suggestions: bool = False
 
 
-def create_app(campaign: Campaign, options: Options, *, body_seconds: float = 20.0) -> FastAPI:
+def create_app(campaign: CampaignStore, options: Options, *, body_seconds: float = 20.0) -> FastAPI:
     """Create the application that serves a campaign's pages.
 
     Parameters
@@ -286,7 +286,7 @@ def create_app(campaign: Campaign, options: Options, *, body_seconds: float = 20
 class _Site:
     """The state that all requests share."""
 
-    def __init__(self, campaign: Campaign, options: Options) -> None:
+    def __init__(self, campaign: CampaignStore, options: Options) -> None:
         self.campaign = campaign
         self.options = options
         self.user = campaign.answers.spelling(options.user)

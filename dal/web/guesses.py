@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dal.campaign import Campaign, Leased
+from dal.campaign import CampaignStore, Leased
 from dal.errors import DalError
 from dal.learners.models import Model
 from dal.web.records import Records
@@ -26,7 +26,7 @@ class Guesses:
         The records of the pool.
     """
 
-    def __init__(self, campaign: Campaign, records: Records) -> None:
+    def __init__(self, campaign: CampaignStore, records: Records) -> None:
         self._campaign = campaign
         self._records = records
         self._working = threading.Lock()

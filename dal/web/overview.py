@@ -16,7 +16,7 @@ from bokeh.plotting import figure as Figure  # noqa: N812 - a method below has t
 from pydantic import BaseModel
 
 from dal import figures
-from dal.campaign import Campaign, Round
+from dal.campaign import CampaignStore, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Action, Control
 from dal.campaign.features import features_of
@@ -106,7 +106,7 @@ class Overviews:
         The pool's records, for the map.
     """
 
-    def __init__(self, campaign: Campaign, records: Records) -> None:
+    def __init__(self, campaign: CampaignStore, records: Records) -> None:
         self._campaign = campaign
         self._records = records
         self._view = View(campaign)
@@ -146,7 +146,7 @@ class Overviews:
             name=campaign.directory.name,
             pool=settings.pool,
             n_rows=past[-1].n_rows if past else campaign.n_rows,
-            learner=settings.learner,
+            learner=settings.estimator,
             strategy=settings.strategy,
             labels=known.labels,
             asked=known.asked,
@@ -382,7 +382,7 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def exported(campaign: Campaign, form: Literal["csv", "jsonl"]) -> Iterator[bytes]:
+def exported(campaign: CampaignStore, form: Literal["csv", "jsonl"]) -> Iterator[bytes]:
     """Yield every answer that counts now, a line each, as CSV or JSON lines; the first lines are read immediately.
 
     Later answers are not included. Nothing is open between two blocks, so that an interrupted download leaves nothing.

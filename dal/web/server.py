@@ -7,7 +7,7 @@ from typing import Self
 
 import uvicorn
 
-from dal.campaign import Annotators, Campaign
+from dal.campaign import Annotators, CampaignStore
 from dal.errors import SettingsError
 from dal.texts import name_flaw
 from dal.web.app import Options, create_app
@@ -39,7 +39,7 @@ class Listening:
     tls_key: Path | None = None
     trusted_proxy: str | None = None
 
-    def check(self, campaign: Campaign) -> None:
+    def check(self, campaign: CampaignStore) -> None:
         """Check that strangers cannot get in.
 
         Raises
@@ -104,7 +104,7 @@ class Server:
         self._server.should_exit = True
 
 
-def make_server(campaign: Campaign, listening: Listening, options: Options, limits: Limits = LIMITS) -> Server:
+def make_server(campaign: CampaignStore, listening: Listening, options: Options, limits: Limits = LIMITS) -> Server:
     """Check everything and make a server that listens.
 
     Parameters

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from dal.campaign import Campaign, Queue, Round
+from dal.campaign import CampaignStore, Queue, Round
 from dal.campaign.activity import Activity
 from dal.campaign.control import Control
 from dal.campaign.schema import Step
@@ -69,7 +69,7 @@ class Standings:
     campaign : Campaign
     """
 
-    def __init__(self, campaign: Campaign) -> None:
+    def __init__(self, campaign: CampaignStore) -> None:
         self._campaign = campaign
         self._control = Control(campaign)
         self._view = View(campaign)

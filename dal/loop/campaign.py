@@ -1,0 +1,443 @@
+"""The campaign as its users hold it: make one, take batch after batch, label, read where it stands."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+
+from dal.campaign import Answer, CampaignStore, Settings
+from dal.campaign.parts import SAVED_LEARNER, pool_of
+from dal.campaign.view import Status, status
+from dal.choices import Missing, Vote
+from dal.classes import UNLABELLED, codes_of, names_of
+from dal.compute.workers import Workers, workers_of
+from dal.errors import CampaignError, LabelError, SettingsError
+from dal.evidence.stopping import Criterion, parse, texts_of
+from dal.learners.learner import Learner
+from dal.learners.models import Model
+from dal.learners.presets import Preset
+from dal.loop.actions import Stop
+from dal.loop.batch import Batch
+from dal.loop.coordinator import Coordinator, Stopped, check_weights
+from dal.loop.measure import read_holdout
+from dal.loop.state import next_step
+from dal.pool import Pool
+from dal.scan import Progress
+from dal.scan.driver import sample_rows
+from dal.selection.candidates import usable
+from dal.selection.strategy import Strategy
+from dal.texts import brief
+
+if TYPE_CHECKING:
+    from dal.compute.client import Connectable
+
+__all__ = ["Batch", "Campaign", "Stopped", "records_to_try"]
+
+Rows = npt.NDArray[np.int64]
+TRIED_ROWS, TRIED_BYTES = 1280, 64 * 2**20
+
+
+class Campaign(CampaignStore):
+    """One labelling effort: a pool, its settings, and everything that was asked and answered.
+
+    Made by `create` or `open`. Every step is durable: a process that is killed leaves the state before or after it, and
+    the next one goes on from there. Safe to use from several threads; there is nothing to close.
+
+    Attributes
+    ----------
+    directory : Path
+    settings : Settings
+        As campaign.toml says now; a round keeps its own, frozen.
+    answers : AnswerLog
+        All answers, by annotator and time.
+    rounds : Rounds
+        All rounds, with their batches and models.
+
+    Examples
+    --------
+    >>> import numpy, tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> y = numpy.arange(400) % 2
+    >>> X = numpy.random.default_rng(0).normal(y[:, None], 1.0, (400, 2))
+    >>> pool = Pool.build(X, f"{folder.name}/pool.zarr")
+    >>> campaign = Campaign.create(
+    ...     f"{folder.name}/campaign", pool, ["ham", "spam"], batch_size=10, stop="max_labels=30"
+    ... )
+    >>> for batch in campaign.batches():
+    ...     campaign.label(batch, y[batch.rows])
+    >>> campaign.status().labels, campaign.model.classes_.tolist()
+    (30, ['ham', 'spam'])
+    >>> folder.cleanup()
+    """
+
+    @classmethod
+    def create(
+        cls,
+        directory: str | Path,
+        pool: Pool | str | Path,
+        classes: Sequence[str],
+        *,
+        estimator: str | BaseEstimator | Preset = "logistic",
+        strategy: str | Strategy = "default",
+        batch_size: int = 100,
+        random_state: int = 0,
+        stop: str | Criterion | Sequence[str | Criterion] = (),
+        explore: float | None = None,
+        trusted: Sequence[str] = (),
+        overlap: int = 1,
+        gold: float = 0.0,
+        vote: Vote = "majority",
+        database: str = "",
+        store: str = "",
+        close_at: float = 1.0,
+        reserve: float = 0.0,
+        stop_set: int | None = None,
+        holdout: str | Path | None = None,
+        missing_chunks: Missing | None = None,
+    ) -> Self:
+        """Make a campaign; everything that can be refused is refused now, before anything is written.
+
+        Parameters
+        ----------
+        directory : path
+            Empty, or not there yet.
+        pool : Pool or path
+        classes : sequence of str
+            At least two; numbers stand for themselves as text.
+        estimator : str, estimator or function, default="logistic"
+            ``logistic``, ``forest``, ``hgb``, ``mlp``, ``module:object``, an installed plug-in, a scikit-learn
+            classifier, or a :class:`dal.learners.presets.Preset`.
+        strategy : str or Strategy, default="default"
+            A name as :meth:`dal.Strategy.named` reads it, or an object; a score or selector of your own in it must be a
+            function or class of a module, because settings keep its name.
+        batch_size : int, default=100
+            Records asked in a round.
+        random_state : int, default=0
+            Same seed, same batches.
+        stop : str, Criterion, or sequence of these, default=()
+            Stopping criteria such as ``"max_labels=5000"`` or ``MaxLabels(5000)``; any of them ends the campaign.
+        explore : float, default=0.05, or as `strategy` has it
+            Share of what is asked that is drawn uniformly.
+        trusted : sequence of str, default=()
+            Types, by full name, that a saved learner may hold beyond scikit-learn's own.
+        overlap : int, default=1
+            Annotators who are to answer each record.
+        gold : float, default=0
+            Share of the records served to an annotator whose label is known (`campaign.answers.add_gold`).
+        vote : {"majority", "dawid_skene"}, default="majority"
+            How the answers of several annotators become one label. The second one weighs annotators by how they err,
+            and records by how sure their label is; it takes a learner that weights can be given to.
+        database : str, default=""
+            URL of a PostgreSQL database. Without one, the campaign is kept in an SQLite file in its directory.
+        store : str, default=""
+            URL of an object store for models and the files of rounds, such as ``s3://bucket/folder``: a coordinator on
+            another machine can then go on. Without one, they are kept in the directory.
+        close_at : float, default=1
+            Share of a batch whose answers are waited for; the others may come later, and count from the next round on.
+        reserve : float, default=0
+            Records chosen beyond the batch, as a share of it, to work on while the next batch is prepared.
+        stop_set : int, optional
+            Records that are held back from asking, so that criteria can compare successive models on them. By default
+            one in a hundred and at most 1,000, and none where that would be fewer than 100.
+        holdout : path, optional
+            An .npz file with ``X`` (n, d) and ``y`` (n,), the names of classes: labelled records outside of the pool.
+            Accuracy is then measured on them. Numbers are names, too, never positions.
+        missing_chunks : {"refuse", "fill"}, optional
+            What a chunk that is not stored means where the pool is a plain Zarr array: an error, or its fill value.
+            Every later step of the campaign goes by it. By default as the pool was opened, else an error.
+
+        Returns
+        -------
+        Campaign
+
+        Raises
+        ------
+        InputError
+            If any of these cannot be used.
+        CampaignError
+            If the directory holds something else.
+        """
+        if not isinstance(pool, Pool):
+            pool = Pool.open(pool, missing_chunks=missing_chunks or "refuse")
+        elif missing_chunks is not None:
+            pool = Pool.open(pool.place, missing_chunks=missing_chunks)
+        if explore is None:
+            explore = strategy.explore if isinstance(strategy, Strategy) else Strategy.explore
+        name = estimator if isinstance(estimator, str) else SAVED_LEARNER
+        settings = Settings(
+            pool=pool.path,
+            classes=names_of(classes),
+            estimator=name,
+            strategy=strategy.text if isinstance(strategy, Strategy) else strategy,
+            batch_size=batch_size,
+            random_state=random_state,
+            stop=texts_of(stop),
+            explore=explore,
+            trusted=tuple(trusted),
+            overlap=overlap,
+            gold=gold,
+            vote=vote,
+            database=database,
+            store=store,
+            close_at=close_at,
+            reserve=reserve,
+            stop_set=_stop_set_of(pool.n_rows) if stop_set is None else stop_set,
+            holdout="" if holdout is None else str(Path(holdout).absolute()),
+            missing_chunks=missing_chunks or pool.missing_chunks,
+        )
+        settings.check()
+        score = Strategy.named(settings.strategy, explore).scorer
+        for text in settings.stop:
+            parse(text)
+        if batch_size > pool.n_rows:
+            raise SettingsError(
+                f"`batch_size` must be at most {pool.n_rows:,}, the records of the pool, got {batch_size:,}"
+            )
+        if settings.stop_set > pool.n_rows // 2:
+            raise SettingsError(
+                f"`stop_set` must be at most half of the pool's {pool.n_rows:,} records, got {settings.stop_set:,}"
+            )
+        named = Learner.of(estimator, settings.classes, random_state=random_state, trusted=settings.trusted)
+        apart = read_holdout(settings, pool.n_features)
+        check_weights(named, settings)
+        named.check(pool.n_features, score, records=records_to_try(pool), weighted=settings.vote == "dawid_skene")
+        if apart is not None and not usable(apart[0], missing=named.takes_missing(pool.n_features)).all():
+            raise SettingsError(
+                "`holdout` must hold finite features, got NaN or infinite ones, which the learner cannot be tried on"
+            )
+        saved = named.dumps() if name == SAVED_LEARNER else None
+        return cls.make(directory, settings, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows, learner=saved)
+
+    def batches(
+        self, *, client: "Connectable | Workers" = None, progress: Callable[[Progress], None] | None = None
+    ) -> Iterator[Batch]:
+        """Give batch after batch to label, until a criterion ends the campaign or the pool is exhausted.
+
+        Each batch is given with the records that still wait for an answer, so nobody is asked twice: a batch that was
+        open before, as after a kill, comes first. Advance when the batch is labelled by :meth:`label`, on the pages, or
+        by an import. If some of it was answered, and the settings wait for the rest, the rest is given once more. If
+        nothing was, the iteration ends with an error, and the batch stays open. :attr:`stopped` says why the iteration
+        ended otherwise.
+
+        The iteration holds the campaign's lock and its workers until it ends or is dropped.
+
+        Parameters
+        ----------
+        client : Client, Cluster or str, optional
+            Where to scan: a client, which is never closed, a cluster, or the address of a scheduler; by default in this
+            process.
+        progress : callable, optional
+            Called with each scan's progress.
+
+        Yields
+        ------
+        Batch
+
+        Raises
+        ------
+        LabelError
+            If records of the batch wait for answers, and none came since it was given.
+        CampaignLocked
+            If another process is at work on this campaign.
+        """
+        with self.lock(), workers_of(client) as workers:
+            coordinator = Coordinator(self, workers, progress)
+            given: tuple[int, int] | None = None
+            while not isinstance(batch := coordinator.run(close=False), Stopped):
+                now = batch.number, self.answers.last_id()
+                if given == now:
+                    raise LabelError(
+                        f"`batch` {batch.number} must be labelled before the next one, got no answer since it was"
+                        f" given; label its {batch.pending:,} open records (None skips one), or close it by"
+                        " next_batch(close=True)"
+                    )
+                given = now
+                waiting = np.isin(batch.rows, self.rounds.waiting_rows(batch.number))
+                ids = [record_id for record_id, waits in zip(batch.record_ids, waiting, strict=True) if waits]
+                yield replace(batch, rows=batch.rows[waiting], record_ids=ids)
+
+    @property
+    def stopped(self) -> Stopped | None:
+        """The criteria that ended the campaign, each with its reason; None while there is something left to do."""
+        step = next_step(self)
+        return Stopped(step.verdicts) if isinstance(step, Stop) else None
+
+    def next_batch(
+        self,
+        *,
+        client: "Connectable | Workers" = None,
+        progress: Callable[[Progress], None] | None = None,
+        close: bool = False,
+        coverage: bool = False,
+        reserved: Rows | Sequence[int] = (),
+    ) -> Batch | Stopped:
+        """Do everything up to the next batch: close the round that is answered, train, scan, select, open.
+
+        Killed at any instant and called again, it goes on from the last durable step and gives the same batch. While a
+        batch is open it changes nothing.
+
+        Parameters
+        ----------
+        client : distributed.Client, Cluster or str, optional
+            Where to scan, see :func:`dal.compute.client.connect`; without one, in this process.
+        progress : callable, optional
+            Called with the scan's progress.
+        close : bool, default=False
+            Close an open batch with the answers it has, once there is one, or somebody holds a record of it. Records
+            that nobody answered are not asked again.
+        coverage : bool, default=False
+            Choose the new batch by coverage of the pool, as in a cold start, even though there are labels.
+        reserved : array of int64, default=()
+            Rows that are never asked, such as those of a test set. The campaign does not remember them: they are passed
+            with every call, the same ones.
+
+        Returns
+        -------
+        Batch or Stopped
+
+        Raises
+        ------
+        LearnerError
+            If the labels are all of one class.
+        CampaignLocked
+            If another process is at work on this campaign.
+        """
+        with self.lock(), workers_of(client) as workers:
+            coordinator = Coordinator(self, workers, progress, coverage=coverage, reserved=reserved)
+            return coordinator.run(close=close)
+
+    def run(
+        self,
+        *,
+        client: "Connectable | Workers" = None,
+        progress: Callable[[Progress], None] | None = None,
+        on_batch: Callable[[Batch], None] | None = None,
+        ended: Event | None = None,
+        patience: float = 1.0,
+    ) -> Stopped | None:
+        """Carry on round after round, as the answers come in, until a criterion ends the campaign.
+
+        People answer through the queue (`dal.campaign.Queue`), by imports, or both. A round is closed when the share
+        ``close_at`` of its batch is answered; while the next batch is prepared, the queue serves what is left of it,
+        and then its reserve.
+
+        Parameters
+        ----------
+        client : distributed.Client, Cluster or str, optional
+            Where to scan, see :func:`dal.compute.client.connect`; without one, in this process.
+        progress : callable, optional
+            Called with each scan's progress.
+        on_batch : callable, optional
+            Given each batch once it is open.
+        ended : threading.Event, optional
+            Set, it ends the waiting; the campaign goes on when it is run again.
+        patience : float, default=1
+            Seconds between two looks at the answers.
+
+        Returns
+        -------
+        Stopped or None
+            None where `ended` was set.
+
+        Raises
+        ------
+        CampaignLocked
+            If another process is at work on this campaign.
+        """
+        ended = ended or Event()
+        with self.lock(), workers_of(client) as workers:
+            coordinator = Coordinator(self, workers, progress)
+            while not ended.is_set():
+                given = coordinator.run(close=False)
+                if isinstance(given, Stopped):
+                    return given
+                if on_batch is not None:
+                    on_batch(given)
+                while coordinator.view.waiting() and not ended.wait(patience):
+                    pass
+        return None
+
+    def label(self, records: Batch | Sequence[str], labels: object, *, annotator: str = "oracle") -> None:
+        """Record one annotator's answers to some records, in one transaction.
+
+        Called again with the same labels it changes nothing; with others, the new ones count, and the old ones are
+        kept.
+
+        Parameters
+        ----------
+        records : Batch or sequence of str
+            A batch, or the ids of any records of the pool, asked or not.
+        labels : array-like
+            A class for each record, by name; also by code, in the order of ``settings.classes``, where no class has a
+            number as its name. A record without one (None, NaN, an empty text, masked) is skipped: it has no label, and
+            its batch does not wait for this annotator.
+        annotator : str, default="oracle"
+            Who answers.
+
+        Raises
+        ------
+        LabelError
+            If a label names no class or may be read in two ways, records and labels do not belong together, or the pool
+            has no such record; no answer was added then.
+        """
+        codes = codes_of(labels, self.settings.classes, what="labels", gaps=True, codes=True)
+        ids = (
+            records.record_ids
+            if isinstance(records, Batch)
+            else [records]
+            if isinstance(records, str)
+            else list(records)
+        )
+        if len(ids) != len(codes):
+            raise LabelError(f"`labels` must be as many as the {len(ids):,} records, got {len(codes):,}")
+        for name, texts in (("records", ids), ("annotator", [annotator])):
+            if wrong := [each for each in texts if not isinstance(each, str)]:
+                raise LabelError(f"`{name}` must be text, got {brief(wrong[0])}")
+        rows = records.rows if isinstance(records, Batch) else pool_of(self).rows_of(ids)
+        if (rows < 0).any():
+            unknown = ids[int(np.argmin(rows))]
+            raise LabelError(f"`records` must be ids of records of the pool, got {brief(unknown)}")
+        answers = [
+            Answer(row, record_id, annotator, "skipped", None)
+            if code == UNLABELLED
+            else Answer(row, record_id, annotator, "submitted", code)
+            for row, record_id, code in zip(rows.tolist(), ids, codes.tolist(), strict=True)
+        ]
+        self.answers.add(answers, source=annotator)
+
+    def status(self) -> Status:
+        """Read where the campaign stands: labels, accuracy, agreement, criteria. Changes nothing."""
+        return status(self)
+
+    @property
+    def model(self) -> Model:
+        """The newest model: it learned from the labels that were there when its round began.
+
+        Raises
+        ------
+        CampaignError
+            If there is none yet, because no batch but those of the cold start was chosen.
+        """
+        fitted = [each.model for each in self.rounds.all() if each.model is not None]
+        if not fitted:
+            raise CampaignError(
+                f"{self.directory} has no model yet: label its first batch, with two classes, and take the next one"
+            )
+        return Model.loads(self.rounds.load_model(fitted[-1]), self.settings.trusted)
+
+
+def records_to_try(pool: Pool) -> npt.NDArray[np.float32]:
+    """Draw the records that a learner is tried on, out of a few chunks, so that making a campaign stays cheap."""
+    size = min(TRIED_ROWS, max(8, TRIED_BYTES // (4 * pool.n_features)))
+    return pool.take(sample_rows(pool.n_rows, 0, size, blocks=8, block_rows=size // 8 + 1))
+
+
+def _stop_set_of(n_rows: int) -> int:
+    """Return the stop set's size where none was chosen: in a small pool each record is worth more as a label."""
+    size = min(n_rows // 100, 1000)
+    return size if size >= 100 else 0
