@@ -222,8 +222,8 @@ def test_a_model_killed_before_its_commit_is_on_disk_and_not_in_the_round(gravey
 def test_a_second_process_is_told_who_holds_the_lock_and_gets_it_when_that_is_killed(campaign: CampaignStore) -> None:
     hold = """if True:
         import sys
-        from dal.campaign import Campaign
-        with Campaign.open(sys.argv[1]).lock():
+        from dal.campaign import CampaignStore
+        with CampaignStore.open(sys.argv[1]).lock():
             print(flush=True)
             input()
     """
@@ -415,10 +415,10 @@ def test_the_toml_of_another_campaign_is_refused(campaign: CampaignStore, tmp_pa
     ("old", "new", "error", "message"),
     [
         ('["cat", "dog", "owl"]', '["dog", "cat", "owl"]', CampaignMismatch, "answers were given for"),
-        ("batch = 4", "batch = 0", SettingsError, "batch: an integer from 1"),
-        ("batch = 4", "batch = ", SettingsError, "no valid TOML"),
-        ("batch = 4", "bitch = 4", SettingsError, "unknown settings bitch; there are .*batch"),
-        ("batch = 4", "", SettingsError, "lack batch"),
+        ("batch_size = 4", "batch_size = 0", SettingsError, "batch_size: an integer from 1"),
+        ("batch_size = 4", "batch_size = ", SettingsError, "no valid TOML"),
+        ("batch_size = 4", "bitch = 4", SettingsError, "unknown settings bitch; there are .*batch_size"),
+        ("batch_size = 4", "", SettingsError, "lack batch_size"),
         ("[settings]", "[sittings]", SettingsError, "table \\[settings\\]"),
     ],
 )
@@ -898,7 +898,7 @@ def test_answers_are_read_into_arrays_and_not_into_objects(
 def test_latest_answers_give_labels_by_majority(campaign: CampaignStore) -> None:
     campaign.answers.add([says(9, 1), says(9, 1, "bob"), says(9, 2, "cat"), says(8, None)], source="web")
     latest = campaign.answers.latest()
-    rows, labels = majority(latest.rows, latest.labels, seed=campaign.settings.seed)
+    rows, labels = majority(latest.rows, latest.labels, seed=campaign.settings.random_state)
     assert (rows.tolist(), labels.tolist()) == ([9], [1])
 
 

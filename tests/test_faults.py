@@ -142,10 +142,10 @@ def test_a_copy_of_a_campaign_is_another_one(tmp_path: Path) -> None:
 def test_what_an_editor_makes_of_the_settings_is_read(edited: Callable[[str], bytes], tmp_path: Path) -> None:
     campaign = created(tmp_path / "c")
     path = campaign.directory / "campaign.toml"
-    path.write_bytes(edited(path.read_text().replace("batch = 4", "batch = 5")))
+    path.write_bytes(edited(path.read_text().replace("batch_size = 4", "batch_size = 5")))
     opened = Campaign.open(campaign.directory)
     assert opened.id == campaign.id
-    assert opened.settings.batch == 5
+    assert opened.settings.batch_size == 5
     assert opened.settings.classes == CHOSEN.classes
 
 
@@ -157,9 +157,9 @@ def test_what_an_editor_makes_of_the_settings_is_read(edited: Callable[[str], by
         (lambda text: text.replace("cat", "c\u00e4t").encode("latin-1"), "UTF-8"),
         (lambda text: text.replace("cat", "c\0t").encode(), "TOML"),
         (lambda text: text.replace('"margin"', "\u201cmargin\u201d").encode(), "\u201c \u201d"),
-        (lambda text: text.replace("batch = 4", "batch = ").encode(), r"at line \d"),
-        (lambda text: text.replace("batch = 4", "bach = 4").encode(), "bach"),
-        (lambda text: text.replace("batch = 4", "batch = 4\nbatch = 5").encode(), "TOML"),
+        (lambda text: text.replace("batch_size = 4", "batch_size = ").encode(), r"at line \d"),
+        (lambda text: text.replace("batch_size = 4", "bach = 4").encode(), "bach"),
+        (lambda text: text.replace("batch_size = 4", "batch_size = 4\nbatch_size = 5").encode(), "TOML"),
         (lambda _: b"", "campaign None"),
     ],
 )

@@ -185,7 +185,7 @@ def moved(campaign: Campaign, directory: Path) -> Campaign:
 def with_batch(campaign: Campaign, size: int) -> Campaign:
     """Edit campaign.toml, as people do between rounds."""
     toml = campaign.directory / "campaign.toml"
-    toml.write_text(toml.read_text().replace("batch = 20\n", f"batch = {size}\n"))
+    toml.write_text(toml.read_text().replace("batch_size = 20\n", f"batch_size = {size}\n"))
     return Campaign.open(campaign.directory)
 
 

@@ -97,20 +97,23 @@ def test_records_that_the_oracle_has_no_class_for_are_not_asked(
         simulate(pool, lambda rows: told[rows], test, CLASSES, batch_size=15, rounds=1)
 
 
-def test_the_labels_of_a_batch_are_names_or_codes_and_gaps_are_left_open(
+def test_the_labels_of_a_batch_are_names_or_codes_and_gaps_are_skipped(
     tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet]
 ) -> None:
     campaign = Campaign.create(tmp_path / "c", world[0], np.unique([0, 1, 2])[::-1], batch_size=6)
     assert campaign.settings.classes == ("2", "1", "0")
     batch = campaign.next_batch()
-    campaign.label(batch.record_ids, [0, 1, "2", 2.0, None, np.nan])
+    campaign.label(batch, [0, 1, "2", 2.0, None, np.nan])
     latest = campaign.answers.latest()
-    said = {row: campaign.settings.classes[code] for row, code in zip(latest.rows.tolist(), latest.labels, strict=True)}
-    assert said == dict(zip(batch.rows.tolist()[:4], ["0", "1", "2", "2"], strict=True))
-    assert campaign.rounds.pending(1) == 2
+    names = [*campaign.settings.classes, "skipped"]
+    said = {row: names[code] for row, code in zip(latest.rows.tolist(), latest.labels, strict=True)}
+    expected = dict(zip(batch.rows.tolist(), ["0", "1", "2", "2", "skipped", "skipped"], strict=True))
+    assert said == expected
+    assert campaign.rounds.pending(1) == 0
     with pytest.raises(LabelError, match="no class"):
         campaign.label(batch.record_ids[4:], ["1", "eggs"])
-    assert campaign.rounds.pending(1) == 2
+    latest = campaign.answers.latest()
+    assert {row: names[code] for row, code in zip(latest.rows.tolist(), latest.labels, strict=True)} == expected
 
 
 def test_a_rare_class_does_not_end_a_replay(tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet]) -> None:

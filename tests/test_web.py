@@ -842,15 +842,15 @@ def test_without_accounts_one_is_called_as_the_campaign_spelt_one_first(campaign
     ("wrong", "said"),
     [
         ({"labels": ["ham"]}, "must be as many"),
-        ({"records": ["0"]}, "must be as many"),
-        ({"records": ["0", "frog"]}, "frog"),
+        ({"records": ["mail 0"]}, "must be as many"),
+        ({"records": ["mail 0", "frog"]}, "frog"),
         ({"records": [0, 1]}, "records"),
         ({"annotator": None}, "annotator"),
         ({"labels": "ham"}, "labels"),
     ],
 )
 def test_answers_that_do_not_belong_together_are_refused(campaign: Campaign, wrong: dict[str, Any], said: str) -> None:
-    fit: dict[str, Any] = {"records": ["0", "1"], "labels": ["ham", "spam"], "annotator": "ann"}
+    fit: dict[str, Any] = {"records": ["mail 0", "mail 1"], "labels": ["ham", "spam"], "annotator": "ann"}
     with pytest.raises(LabelError, match=said):
         campaign.label(**fit | wrong)
     assert len(campaign.answers.latest().rows) == 0

@@ -196,7 +196,7 @@ class Campaign(CampaignStore):
             parse(text)
         if batch_size > pool.n_rows:
             raise SettingsError(
-                f"`batch_size` must be at most {pool.n_rows:,}, the records of the pool, got {batch_size:,}"
+                f"`batch_size` must be at most the pool's {pool.n_rows:,} records, got {batch_size:,}"
             )
         if settings.stop_set > pool.n_rows // 2:
             raise SettingsError(
@@ -386,13 +386,7 @@ class Campaign(CampaignStore):
             has no such record; no answer was added then.
         """
         codes = codes_of(labels, self.settings.classes, what="labels", gaps=True, codes=True)
-        ids = (
-            records.record_ids
-            if isinstance(records, Batch)
-            else [records]
-            if isinstance(records, str)
-            else list(records)
-        )
+        ids = records.record_ids if isinstance(records, Batch) else list(records)
         if len(ids) != len(codes):
             raise LabelError(f"`labels` must be as many as the {len(ids):,} records, got {len(codes):,}")
         for name, texts in (("records", ids), ("annotator", [annotator])):
