@@ -13,8 +13,8 @@ import zarr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dal._files import replacing
 from dal import Campaign
+from dal._files import replacing
 from dal.campaign.objects import objects_of
 from dal.errors import InputError, PoolError, ScanError
 from dal.learners.learner import Learner

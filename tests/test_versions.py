@@ -19,7 +19,7 @@ from dal.compute.ready import found_on, ready
 from dal.compute.versions import OF_SCHEDULER, SOURCE, differences, found
 from dal.compute.work import map_on
 from dal.errors import ClusterError
-from dal.pool import Pool, build_pool
+from dal.pool import Pool
 from dal.scan import hosts, scan
 from dal.selection.strategy import Strategy
 from tests.clusters import dask_scheduler, dask_worker
@@ -158,7 +158,7 @@ def only(strangers: tuple[str, dict[str, str]], name: str, monkeypatch: pytest.M
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Pool:
-    return build_pool(np.eye(8, dtype=np.float32), tmp_path / "pool.zarr")
+    return Pool.build(np.eye(8, dtype=np.float32), tmp_path / "pool.zarr")
 
 
 @pytest.mark.parametrize(

@@ -195,9 +195,7 @@ class Campaign(CampaignStore):
         for text in settings.stop:
             parse(text)
         if batch_size > pool.n_rows:
-            raise SettingsError(
-                f"`batch_size` must be at most the pool's {pool.n_rows:,} records, got {batch_size:,}"
-            )
+            raise SettingsError(f"`batch_size` must be at most the pool's {pool.n_rows:,} records, got {batch_size:,}")
         if settings.stop_set > pool.n_rows // 2:
             raise SettingsError(
                 f"`stop_set` must be at most half of the pool's {pool.n_rows:,} records, got {settings.stop_set:,}"
