@@ -18,7 +18,7 @@ ANSWER = Answer(3, "id3", "ann", "submitted", 1)
 
 
 def create(place: Path, database: str) -> CampaignStore:
-    return CampaignStore.create(place, replace(CHOSEN, database=database), pool_fingerprint="f00d", n_rows=100)
+    return CampaignStore.make(place, replace(CHOSEN, database=database), pool_fingerprint="f00d", n_rows=100)
 
 
 # -- a network file system ---------------------------------------------------------------------------------------------

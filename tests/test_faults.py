@@ -680,7 +680,9 @@ def test_a_campaign_in_which_something_has_happened_is_not_made_again(tmp_path: 
     with pytest.raises(CampaignError, match="holds a campaign already"):
         Campaign.make(tmp_path / "c", CHOSEN, pool_fingerprint="beef", n_rows=1000)
     with pytest.raises(CampaignError, match="holds a campaign already"):
-        Campaign.create(tmp_path / "c", dataclasses.replace(CHOSEN, seed=12), pool_fingerprint="f00d", n_rows=1000)
+        Campaign.make(
+            tmp_path / "c", dataclasses.replace(CHOSEN, random_state=12), pool_fingerprint="f00d", n_rows=1000
+        )
     Annotators(made).add("ann")
     with pytest.raises(CampaignError, match="holds a campaign already"):
         created(tmp_path / "c")

@@ -589,7 +589,7 @@ def test_installed_parts_are_used_by_name_on_the_command_line(tmp_path: Path) ->
     assert "imported before" in command("label", "import", home, file, "--format", "tabbed")
     said = command("status", home)
     assert "quiet_rounds" in said
-    assert "learner nearest" in said
+    assert "estimator nearest" in said
     assert "doubt(power=0.5)" in said
     asked = Campaign.open(home).rounds.batch(2)
     assert len({each.predicted for each in asked}) == 3

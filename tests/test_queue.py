@@ -199,7 +199,7 @@ def test_a_small_correction_of_the_clock_ends_no_lease(queue: Queue, clock: Cloc
 
 
 def test_before_the_first_batch_there_is_nothing(tmp_path: Path) -> None:
-    campaign = CampaignStore.create(
+    campaign = CampaignStore.make(
         tmp_path / "c", replace(CHOSEN, database=databases.fresh()), pool_fingerprint="f00d", n_rows=1000
     )
     queue = Queue(campaign)

@@ -214,7 +214,7 @@ class Campaign(CampaignStore):
     def batches(
         self, *, client: "Connectable | Workers" = None, progress: Callable[[Progress], None] | None = None
     ) -> Iterator[Batch]:
-        """Give batch after batch to label, until a criterion ends the campaign or the pool is exhausted.
+        """Yield batch after batch to label, until a criterion ends the campaign or the pool is exhausted.
 
         Each batch is given with the records that still wait for an answer, so nobody is asked twice: a batch that was
         open before, as after a kill, comes first. Advance when the batch is labelled by :meth:`label`, on the pages, or
