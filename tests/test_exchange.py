@@ -20,11 +20,11 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from dal.campaign import Answer, Campaign, Settings
+from dal.campaign import Answer, CampaignStore, Settings
 from dal.errors import CampaignError, LabelError, NotInstalled, PoolNotFound, SettingsError
 from dal.exchange import files, read_answers, read_gold, write_batch
 from dal.exchange.formats import CELL_CHARACTERS
-from dal.pool import Pool, append_pool, build_pool
+from dal.pool import Pool
 from dal.web import overview
 from tests.batches import batch_of
 
@@ -740,11 +740,11 @@ def test_what_a_labelling_tool_tells_of_an_answer_is_kept(campaign: CampaignStor
     assert (eve.annotator, eve.skip_reason, eve.lead_time, eve.suggestion_shown) == ("eve", "cannot tell", 4.0, None)
 
 
-def of_pictures(folder: Path, pixels: npt.NDArray[np.uint8]) -> tuple[Campaign, Pool]:
+def of_pictures(folder: Path, pixels: npt.NDArray[np.uint8]) -> tuple[CampaignStore, Pool]:
     """Open a round on three pictures that asks for two."""
-    pool = build_pool(pixels, folder / "pool.zarr", ids=["a", "b", "c"])
-    chosen = Settings("pool.zarr", CLASSES, learner="logistic", strategy="margin", batch=4)
-    campaign = Campaign.create(folder / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=3)
+    pool = Pool.build(pixels, folder / "pool.zarr", ids=["a", "b", "c"])
+    chosen = Settings("pool.zarr", CLASSES, estimator="logistic", strategy="margin", batch_size=4)
+    campaign = CampaignStore.make(folder / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=3)
     frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 3, "k": 2, "explore": 0.0, "seed": 0}
     campaign.rounds.open(campaign.rounds.freeze(**frozen, strategy="margin"), batch_of([2, 1], ["c", "b"]))
     return campaign, pool
