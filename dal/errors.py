@@ -18,6 +18,7 @@ The tree is grouped by what the reader of the message does about it::
     |   |-- DatabaseError            its database fails for the moment: mend it, then do the same again
     |   `-- CampaignMismatch         this is another campaign's directory, pool or version
     |-- ServerError                  look at the labelling tool's server, then run again
+    |-- StoreError                   look at the object store, or the credentials for it, then run again
     `-- ScanError                    run again: finished spans are kept
         |-- ClusterError             no scheduler, no workers, no progress
         `-- SpanError                one span fails every time; the message names it
@@ -98,6 +99,20 @@ class CampaignMismatch(CampaignError):
 
 class ServerError(DalError):
     """A labelling tool's server cannot be reached, or refuses."""
+
+
+class StoreError(DalError):
+    """An object store cannot be reached, or refuses; the message names store and object.
+
+    Attributes
+    ----------
+    transient : bool
+        Whether the same may succeed later.
+    """
+
+    def __init__(self, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class ScanError(DalError):

@@ -7,15 +7,17 @@ here alone, and its place is carried as a type. The text of a place, `str`, name
 import os
 import re
 import stat
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
 from dal.errors import InputError
+from dal.stores.settings import Address, is_object_store
+
+if TYPE_CHECKING:
+    from dal.stores.objects import Objects
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CHAINED = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)(?:://.*)?", re.DOTALL)
@@ -26,15 +28,17 @@ _WRITTEN_BY_ZARR = re.compile(
     re.DOTALL,  # display fields may have line ends in their names
 )
 
-_DELETIONS = 16
-"""Concurrent requests to an object store."""
-
 
 @dataclass(frozen=True)
 class Url:
-    """The URL of a store that fsspec opens, such as ``s3://bucket/folder``; made by `place_of`."""
+    """The URL of a store, such as ``s3://bucket/folder``; made by `place_of`."""
 
     text: str
+
+    @property
+    def is_object_store(self) -> bool:
+        """Whether `dal.stores` opens it; fsspec opens the others."""
+        return is_object_store(self.text)
 
     def __str__(self) -> str:
         return self.text
@@ -99,12 +103,22 @@ def place_of(path: "str | os.PathLike[str] | Url", beside: Path = Path()) -> Pla
         if not all(_is_link(part) for part in text.split("::")):
             raise InputError(f"`path` must have URLs of stores between the signs '::', got {text!r}")
         return Url(text)
-    return Url(text[: len(f"{scheme}://")] + text[len(f"{scheme}://") :].rstrip("/"))
+    url = Url(text[: len(f"{scheme}://")] + text[len(f"{scheme}://") :].rstrip("/"))
+    if url.is_object_store:
+        Address.of(url.text)  # refuses what no store could be
+    return url
 
 
-def for_zarr(place: Place) -> Path | str:
+def for_zarr(place: Place) -> Any:  # noqa: ANN401 - Zarr's own StoreLike
     """Return a place as Zarr's functions take it: they parse a text as a URL, and a path not at all."""
-    return place if isinstance(place, Path) else place.text
+    if isinstance(place, Path):
+        return place
+    if not place.is_object_store:
+        return place.text
+    from dal.stores.objects import Objects  # places on this machine do without
+    from dal.stores.zarr_store import ZarrObjects
+
+    return ZarrObjects(Objects(place.text))
 
 
 def _opened(url: Url) -> tuple[Any, str]:
@@ -151,6 +165,10 @@ def names_at(place: Place) -> list[str]:
     try:
         if isinstance(place, Path):
             return sorted(path.name for path in place.iterdir())
+        if place.is_object_store:
+            from dal.stores.objects import Objects, wait
+
+            return wait(Objects(place.text).names())
         store, root = _opened(place)
         store.invalidate_cache()
         return sorted({path.rstrip("/").rpartition("/")[2] for path in store.ls(root, detail=False)})
@@ -214,14 +232,23 @@ class Nodes:
             for path in self.folders:
                 _remove_empty(self.place / path)
         elif self.files:
-            store, root = _opened(self.place)
-            # Not `rm`: it takes characters such as * and [ in a path as a pattern, and deletes all matches.
             # The metadata carries dal's mark and goes last, so that an interrupted deletion can be repeated.
             marks = [path for path in self.files if path.endswith("zarr.json")]
-            with ThreadPoolExecutor(_DELETIONS) as threads:
-                for paths in (sorted({*self.files} - {*marks}), marks):
-                    deque(threads.map(store.rm_file, [f"{root}/{path}" for path in paths]), 0)
-            store.invalidate_cache()
+            for paths in (sorted({*self.files} - {*marks}), marks):
+                _delete(self.place, paths)
+
+
+def _delete(url: Url, paths: list[str]) -> None:
+    if url.is_object_store:
+        from dal.stores.objects import Objects, wait
+
+        wait(Objects(url.text).delete(paths))
+        return
+    # Not `rm`: it takes characters such as * and [ in a path as a pattern, and deletes all matches.
+    store, root = _opened(url)
+    for path in paths:
+        store.rm_file(f"{root}/{path}")
+    store.invalidate_cache()
 
 
 def _below(place: Place, name: str) -> Iterator[tuple[str, bool]]:
@@ -238,10 +265,21 @@ def _below(place: Place, name: str) -> Iterator[tuple[str, bool]]:
                 yield from _below(place, f"{name}/{entry.name}")
         yield name, stat.S_ISDIR(mode)
         return
+    if place.is_object_store:
+        from dal.stores.objects import Objects, wait
+
+        yield from ((path, False) for path in wait(_all_below(Objects(place.text), name)))
+        return
     store, root = _opened(place)
     store.invalidate_cache()
     for path in store.find(f"{root}/{name}"):
         yield path.removeprefix(f"{root}/"), False
+
+
+async def _all_below(objects: "Objects", name: str) -> list[str]:
+    """Return the object of this name, if there is one, and all below it."""
+    itself = [name] if await objects.size(name) is not None else []
+    return itself + [path async for path in objects.below(name)]
 
 
 def _remove_empty(folder: Path) -> None:

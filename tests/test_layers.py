@@ -15,6 +15,7 @@ PACKAGE = Path(dal.__file__).parent
 LEVELS = [
     {"errors", "_files", "_distribution", "_lazy", "_threads", "locks", "choices", "plugins"},
     {"scores", "selection", "evidence", "texts", "classes"},
+    {"stores"},
     {"places"},
     {"pool", "learners", "compute", "progress"},
     {"campaign"},

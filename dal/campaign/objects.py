@@ -7,7 +7,7 @@ from typing import Any
 
 from dal._distribution import install_line
 from dal._files import replacing
-from dal.errors import CampaignError, InputError, SettingsError
+from dal.errors import CampaignError, InputError, NotInstalled, SettingsError, StoreError
 from dal.places import Place, Url, place_of
 
 _REMEDY = (
@@ -105,16 +105,7 @@ class RemoteObjects(Objects):
         super().__init__(folder)
         self.place = str(url)
         self.cells = url / "cells.zarr"
-        import fsspec  # a local campaign does without
-
-        try:
-            self._store, self._prefix = fsspec.core.url_to_fs(url.text)
-        except ImportError as error:
-            raise CampaignError(f"{url}: this store needs more packages: {error}; {install_line('remote')}") from error
-        except ValueError as error:
-            raise SettingsError(
-                f"store: a URL such as s3://bucket/folder was expected, {url.text!r} came: {error}"
-            ) from error
+        self._far = _far_objects(url)
 
     def check(self) -> None:
         """Write an object and read it again; it stays, because the right to delete is not needed for anything else."""
@@ -145,21 +136,74 @@ class RemoteObjects(Objects):
 
     def _put(self, name: str, data: bytes) -> None:
         try:
-            self._store.pipe_file(f"{self._prefix}/{name}", data)
+            self._far.put(name, data)
         except Exception as error:  # each kind of store has errors of its own
             raise self._failed("written", name, error) from error
 
     def _get(self, name: str) -> bytes | None:
         try:
+            return self._far.get(name)
+        except Exception as error:
+            raise self._failed("read", name, error) from error
+
+    def _failed(self, act: str, name: str, error: Exception) -> CampaignError:
+        if isinstance(error, StoreError):
+            return CampaignError(f"{error}; nothing is half done")
+        return CampaignError(f"{self.place}/{name} cannot be {act}: {error}. {_REMEDY}")
+
+
+class _OfStore:
+    """Objects of a store that dal opens itself."""
+
+    def __init__(self, url: Url) -> None:
+        from dal.stores.objects import Objects  # a local campaign does without
+
+        self._objects = Objects(url.text)
+
+    def put(self, name: str, data: bytes) -> None:
+        from dal.stores.objects import wait
+
+        wait(self._objects.put(name, data))
+
+    def get(self, name: str) -> bytes | None:
+        from dal.stores.objects import wait
+
+        found = wait(self._objects.get(name))
+        return None if found is None else bytes(found)
+
+
+class _OfFsspec:
+    """Objects of any other store that fsspec knows."""
+
+    def __init__(self, url: Url) -> None:
+        import fsspec
+
+        self._store, self._prefix = fsspec.core.url_to_fs(url.text)
+
+    def put(self, name: str, data: bytes) -> None:
+        self._store.pipe_file(f"{self._prefix}/{name}", data)
+
+    def get(self, name: str) -> bytes | None:
+        try:
             data: bytes = self._store.cat_file(f"{self._prefix}/{name}")
         except FileNotFoundError:
             return None
-        except Exception as error:
-            raise self._failed("read", name, error) from error
         return data
 
-    def _failed(self, act: str, name: str, error: Exception) -> CampaignError:
-        return CampaignError(f"{self.place}/{name} cannot be {act}: {error}. {_REMEDY}")
+
+def _far_objects(url: Url) -> _OfStore | _OfFsspec:
+    try:
+        return _OfStore(url) if url.is_object_store else _OfFsspec(url)
+    except NotInstalled as error:
+        raise CampaignError(f"{url}: {error}") from error
+    except ImportError as error:
+        raise CampaignError(f"{url}: this store needs more packages: {error}; {install_line('remote')}") from error
+    except InputError:
+        raise
+    except ValueError as error:
+        raise SettingsError(
+            f"store: a URL such as s3://bucket/folder was expected, {url.text!r} came: {error}"
+        ) from error
 
 
 def objects_of(directory: Path, store: str, identity: str) -> Objects:

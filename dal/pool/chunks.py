@@ -1,15 +1,16 @@
 """Reading rows of Zarr arrays so that a missing or damaged chunk raises an error that names it.
 
 Zarr returns its fill value for a missing chunk, and an uncompressed chunk carries no checksum of its own. Every read of
-a pool goes through this module, by one of two ways. `ChunkFiles` opens the files of local arrays directly: several
-times faster than Zarr for uncompressed chunks, 1.7 and 1.3 times for Blosc and Zstandard. `read_rows` asks Zarr for
-everything else.
+a pool goes through this module, by one of three ways. `ChunkFiles` opens the files of local arrays directly: several
+times faster than Zarr for uncompressed chunks, 1.7 and 1.3 times for Blosc and Zstandard. `ChunkObjects` does the same
+for object stores, by one request a chunk. `read_rows` asks Zarr for everything else.
 """
 
+import asyncio
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Iterable, Iterator, Mapping
 from io import SEEK_END, BufferedReader
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,13 @@ import zarr
 from numcodecs import blosc
 from zarr.storage import LocalStore
 
-from dal.errors import ChunkError
+from dal.errors import ChunkError, StoreError
 from dal.pool._zarr import chunk_key, wait_for
+from dal.stores.objects import Objects
+from dal.stores.zarr_store import ZarrObjects
+
+Stored = memoryview | None
+"""Bytes of a chunk as they are stored; None where it is not."""
 
 # Read and checksum in pieces that stay in a core's L2 cache: 10.3 GB/s against 8.4 GB/s for whole 16 MiB chunks.
 PIECE_BYTES = 256 * 2**10
@@ -30,6 +36,10 @@ CHECKSUM_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
 _OVERHEAD_BYTES = 2**16
 """Allowance for data that does not compress: no codec adds more than this to twice the size of a chunk."""
+_TOGETHER_BYTES = 32 * 2**20
+_RUN_BYTES = _TOGETHER_BYTES + 2**16  # with their checksums
+_INDEXES = 256
+"""Of shards, kept by a reader; 256 B each for the shards that dal writes."""
 ABSENT = 2**64 - 1  # offset and length in a shard's index of a chunk that it does not hold
 REMEDY = "restore it from a copy, or build the pool again"
 
@@ -73,7 +83,7 @@ def read_rows(array: "zarr.Array[Any]", start: int, stop: int, *, fill: bool = F
     """
     try:
         block = np.asarray(array[start:stop])
-    except MemoryError:
+    except (MemoryError, StoreError):  # an object store that fails says nothing of the chunk
         raise
     except Exception as error:  # each codec and each store raises its own exceptions
         raise _damaged(array, start, stop, error) from error
@@ -184,6 +194,8 @@ def _damaged(array: "zarr.Array[Any]", start: int, stop: int, error: Exception) 
         asked = slice(max(rows.start, start), min(rows.stop, stop))
         try:
             array[(asked, *rest)]
+        except StoreError:
+            raise
         except Exception as cause:
             return ChunkError(f"{_named(array, key, rows)} cannot be read: {cause}; {REMEDY}")
     return ChunkError(
@@ -211,17 +223,85 @@ class _Damage(Exception):
     """A defect of a file; the message describes it."""
 
 
-class ChunkFiles:
+class _Chunks:
+    """Chunks that span whole records, uncompressed or compressed by Blosc or Zstandard: their keys and decoding."""
+
+    def __init__(self, array: "zarr.Array[Any]", codecs: list[str], *, fill: bool) -> None:
+        self._array = array
+        self._tail_bytes = CHECKSUM_BYTES if "crc32c" in codecs else 0
+        self._decompress = next((_DECOMPRESS[name] for name in codecs if name in _DECOMPRESS), None)
+        self._may_fill = fill
+        self._file_rows = (array.shards or array.chunks)[0]
+        self._per_file = self._file_rows // array.chunks[0]
+        self._index_bytes = 16 * self._per_file + CHECKSUM_BYTES
+
+    def _key(self, number: int) -> str:
+        """Return the key of a stored file (a shard, where there are shards) below the array."""
+        return chunk_key(self._array, [number, *[0] * (len(self._array.shape) - 1)])
+
+    def _cannot_be_read(self, number: int, error: Exception) -> ChunkError:
+        return ChunkError(f"{self._named(number)} cannot be read: {error}; {REMEDY}")
+
+    def _fill(self, number: int, target: npt.NDArray[np.uint8], *, whole: bool) -> None:
+        """Fill `target` with the fill value: the chunk is not stored, or the whole file of this number."""
+        if whole and not self._may_fill:
+            raise ChunkError(f"{self._named(number)} is missing; {REMEDY}")
+        target.view(self._array.dtype)[:] = self._array.fill_value
+
+    def _named(self, number: int) -> str:
+        rows = slice(number * self._file_rows, min((number + 1) * self._file_rows, self._array.shape[0]))
+        return _named(self._array, self._key(number), rows)
+
+    def _most_bytes(self, chunk_bytes: int) -> int:
+        """Return the most bytes that a stored chunk of this size may have."""
+        return 2 * chunk_bytes + _OVERHEAD_BYTES if self._decompress is not None else chunk_bytes + self._tail_bytes
+
+    def _located(self, stored: bytes, inner: int) -> tuple[int, int] | None:
+        """Return offset and length of a chunk by the index of its shard; None where the shard does not hold it."""
+        if len(stored) < self._index_bytes:
+            raise _Damage(f"it must have at least the {self._index_bytes} bytes of a shard's index, got {len(stored)}")
+        index = _without_checksum(stored, "the index of the shard")
+        offset, length = np.frombuffer(index, dtype="<u8", count=2, offset=16 * inner).tolist()
+        return None if offset == length == ABSENT else (int(offset), int(length))
+
+    def _decoded(self, file: "BufferedReader | _Stored", length: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
+        """Fill `target` from a file, whose rest is a chunk of `length` bytes; -1 where it ends with the file."""
+        if self._decompress is not None:
+            most = self._most_bytes(len(target))
+            stored = file.read(most + 1 if length < 0 else min(length, most + 1))
+            if len(stored) > most:
+                raise _Damage(
+                    f"its compressed chunk must have at most {most} bytes for {len(target)} bytes of data, got more"
+                )
+            self._decompress(_without_checksum(stored, "it") if self._tail_bytes else stored, target)
+        else:
+            yield from self._copied(file, target)
+            if length < 0 and file.read(1):
+                raise _Damage(f"it must have {len(target) + self._tail_bytes} bytes, got more")
+
+    def _copied(self, file: "BufferedReader | _Stored", target: npt.NDArray[np.uint8]) -> Iterator[int]:
+        readonly = target.view()
+        readonly.flags.writeable = False  # google_crc32c accepts only read-only buffers
+        crc = 0
+        for first in range(0, len(target), PIECE_BYTES):
+            piece = slice(first, min(first + PIECE_BYTES, len(target)))
+            got = file.readinto(target[piece].data)
+            if got != piece.stop - first:
+                raise _Damage(f"it must have {len(target)} bytes, got {first + got}")
+            if self._tail_bytes:
+                crc = google_crc32c.extend(crc, readonly[piece])
+            if piece.stop < len(target):
+                yield piece.stop
+        if self._tail_bytes and file.read(CHECKSUM_BYTES) != crc.to_bytes(CHECKSUM_BYTES, "little"):
+            raise _Damage("it does not match its checksum")
+
+
+class ChunkFiles(_Chunks):
     """The files of a local array whose chunks span whole records, uncompressed or compressed by Blosc or Zstandard."""
 
     def __init__(self, array: "zarr.Array[Any]", directory: Path, codecs: list[str], *, fill: bool) -> None:
-        self._array = array
+        super().__init__(array, codecs, fill=fill)
         self._directory = directory
-        self._tail_bytes = CHECKSUM_BYTES if "crc32c" in codecs else 0
-        self._decompress = next((_DECOMPRESS[name] for name in codecs if name in _DECOMPRESS), None)
-        self._fill = fill
-        self._file_rows = (array.shards or array.chunks)[0]
-        self._per_file = self._file_rows // array.chunks[0]
 
     @classmethod
     def of(cls, array: "zarr.Array[Any]", *, fill: bool) -> "ChunkFiles | None":
@@ -234,9 +314,8 @@ class ChunkFiles:
             Fill missing chunks with the array's fill value instead of raising an error.
         """
         store = array.store
-        codecs = _known_codecs(array)
-        whole_records = array.chunks[1:] == array.shape[1:] == (array.shards or array.chunks)[1:]
-        if not isinstance(store, LocalStore) or codecs is None or not whole_records:
+        codecs = _whole_records(array)
+        if not isinstance(store, LocalStore) or codecs is None:
             return None
         return cls(array, Path(store.root) / array.path, codecs, fill=fill)
 
@@ -261,65 +340,178 @@ class ChunkFiles:
             The file is missing, too short or too long, or a checksum is wrong.
         """
         number, inner = divmod(chunk, self._per_file)
-        key = chunk_key(self._array, [number, *[0] * (len(self._array.shape) - 1)])
-        rows = slice(number * self._file_rows, min((number + 1) * self._file_rows, self._array.shape[0]))
         try:
-            with (self._directory / key).open("rb") as file:
-                yield from self._pieces(file, inner, target)
-        except FileNotFoundError as error:
-            if not self._fill:
-                raise ChunkError(f"{_named(self._array, key, rows)} is missing; {REMEDY}") from error
-            target.view(self._array.dtype)[:] = self._array.fill_value
+            with (self._directory / self._key(number)).open("rb") as file:
+                yield from self._pieces(number, file, inner, target)
+        except FileNotFoundError:
+            self._fill(number, target, whole=True)
         except (_Damage, OSError) as error:
-            raise ChunkError(f"{_named(self._array, key, rows)} cannot be read: {error}; {REMEDY}") from error
+            raise self._cannot_be_read(number, error) from error
         yield len(target)
 
-    def _pieces(self, file: BufferedReader, inner: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
-        length = self._found(file, inner) if self._array.shards else -1
-        if length is None:
-            target.view(self._array.dtype)[:] = self._array.fill_value
-        elif self._decompress is not None:
-            most = 2 * len(target) + _OVERHEAD_BYTES
-            stored = file.read(most + 1 if length < 0 else min(length, most + 1))
-            if len(stored) > most:
-                raise _Damage(
-                    f"its compressed chunk must have at most {most} bytes for {len(target)} bytes of data, got more"
-                )
-            self._decompress(_without_checksum(stored, "it") if self._tail_bytes else stored, target)
-        else:
-            yield from self._copied(file, target)
-            if length < 0 and file.read(1):
-                raise _Damage(f"it must have {len(target) + self._tail_bytes} bytes, got more")
-
-    def _found(self, file: BufferedReader, inner: int) -> int | None:
-        """Seek to a chunk in a shard and return its length; None where the shard does not hold it."""
-        index_bytes = 16 * self._per_file + CHECKSUM_BYTES
+    def _pieces(self, number: int, file: BufferedReader, inner: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
+        if not self._array.shards:
+            yield from self._decoded(file, -1, target)
+            return
         end = file.seek(0, SEEK_END)
-        if end < index_bytes:
-            raise _Damage(f"it must have at least the {index_bytes} bytes of a shard's index, got {end}")
-        file.seek(end - index_bytes)
-        index = _without_checksum(file.read(index_bytes), "the index of the shard")
-        offset, length = np.frombuffer(index, dtype="<u8", count=2, offset=16 * inner).tolist()
-        if offset == length == ABSENT:
-            return None
-        file.seek(offset)
-        return int(length)
+        file.seek(max(end - self._index_bytes, 0))
+        found = self._located(file.read(self._index_bytes), inner)
+        if found is None:
+            self._fill(number, target, whole=False)
+        else:
+            file.seek(found[0])
+            yield from self._decoded(file, found[1], target)
 
-    def _copied(self, file: BufferedReader, target: npt.NDArray[np.uint8]) -> Iterator[int]:
-        readonly = target.view()
-        readonly.flags.writeable = False  # google_crc32c accepts only read-only buffers
-        crc = 0
-        for first in range(0, len(target), PIECE_BYTES):
-            piece = slice(first, min(first + PIECE_BYTES, len(target)))
-            got = file.readinto(target[piece].data)
-            if got != piece.stop - first:
-                raise _Damage(f"it must have {len(target)} bytes, got {first + got}")
-            if self._tail_bytes:
-                crc = google_crc32c.extend(crc, readonly[piece])
-            if piece.stop < len(target):
-                yield piece.stop
-        if self._tail_bytes and file.read(CHECKSUM_BYTES) != crc.to_bytes(CHECKSUM_BYTES, "little"):
-            raise _Damage("it does not match its checksum")
+
+class ChunkObjects(_Chunks):
+    """The objects of an array in an object store whose chunks `ChunkFiles` could read from files.
+
+    One request a chunk. Those of a shard that lie beside each other take one together, up to 32 MiB, and the index of
+    the shard is read once.
+    """
+
+    def __init__(self, array: "zarr.Array[Any]", objects: Objects, codecs: list[str], *, fill: bool) -> None:
+        super().__init__(array, codecs, fill=fill)
+        self._objects = objects
+        self._indexes: dict[int, asyncio.Task[bytes | None]] = {}
+
+    @classmethod
+    def of(cls, array: "zarr.Array[Any]", *, fill: bool) -> "ChunkObjects | None":
+        """Return the objects of `array`, or None where it must be read through Zarr."""
+        store, codecs = array.store, _whole_records(array)
+        if not isinstance(store, ZarrObjects) or codecs is None:
+            return None
+        return cls(array, store.objects, codecs, fill=fill)
+
+    @property
+    def chunks_together(self) -> int:
+        """The number of neighbours that are worth one request."""
+        if not self._array.shards:
+            return 1
+        return max(1, min(self._per_file, _TOGETHER_BYTES // self._chunk_bytes))
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return math.prod(self._array.chunks) * self._array.dtype.itemsize
+
+    async def fetched(self, chunks: Iterable[int]) -> "list[Stored]":
+        """Fetch the stored bytes of chunks; None for one that is not stored.
+
+        Raises
+        ------
+        StoreError
+            The store gives no answer, or refuses.
+        ChunkError
+            The index of a shard is damaged.
+        """
+        if not self._array.shards:
+            return list(await asyncio.gather(*map(self._whole, chunks)))
+        of_shard: dict[int, list[int]] = {}
+        for chunk in chunks:
+            of_shard.setdefault(chunk // self._per_file, []).append(chunk % self._per_file)
+        parts = await asyncio.gather(*(self._of_shard(number, inner) for number, inner in of_shard.items()))
+        return [stored for part in parts for stored in part]
+
+    async def _whole(self, chunk: int) -> "Stored":
+        found = await self._objects.get(self._name(chunk), most=self._most_bytes(self._chunk_bytes))
+        return None if found is None else memoryview(found)
+
+    async def _of_shard(self, number: int, inner: list[int]) -> "list[Stored]":
+        index = await self._index(number)
+        if index is None:
+            return [None] * len(inner)
+        try:
+            places = [self._located(index, each) for each in inner]
+        except _Damage as error:
+            raise self._cannot_be_read(number, error) from error
+        most = self._most_bytes(self._chunk_bytes) + 1
+        # A length beyond what a chunk can have is damage, which its decoding finds in the bytes up to there.
+        cut = [(position, at[0], at[0] + min(at[1], most)) for position, at in enumerate(places) if at is not None]
+        found: list[Stored] = [None] * len(inner)
+
+        async def fetch(run: list[tuple[int, int, int]]) -> None:
+            start, stop = run[0][1], run[-1][2]
+            data = await self._objects.get(self._name(number), start, stop) if stop > start else b""
+            stored = memoryview(b"" if data is None else data)
+            for position, first, last in run:
+                found[position] = stored[first - start : last - start]
+
+        await asyncio.gather(*map(fetch, _runs(cut)))
+        return found
+
+    async def _index(self, number: int) -> bytes | None:
+        if number not in self._indexes:
+            while len(self._indexes) >= _INDEXES:
+                del self._indexes[next(iter(self._indexes))]
+            asked = self._objects.get(self._name(number), -self._index_bytes)
+            self._indexes[number] = asyncio.ensure_future(_as_bytes(asked))
+        task = self._indexes[number]
+        try:
+            return await asyncio.shield(task)
+        except BaseException:
+            if self._indexes.get(number) is task:  # asked again, should it be wanted again
+                del self._indexes[number]
+            raise
+
+    def _name(self, number: int) -> str:
+        return f"{self._array.path}/{self._key(number)}".lstrip("/")
+
+    def reading(self, chunk: int, stored: "Stored", target: npt.NDArray[np.uint8]) -> Iterator[int]:
+        """Fill `target` with one chunk out of its stored bytes; see `ChunkFiles.reading`."""
+        number, sharded = chunk // self._per_file, bool(self._array.shards)
+        try:
+            if stored is None:
+                self._fill(number, target, whole=not sharded or self._is_missing(number))
+            else:
+                yield from self._decoded(_Stored(stored), len(stored) if sharded else -1, target)
+        except _Damage as error:
+            raise self._cannot_be_read(number, error) from error
+        yield len(target)
+
+    def _is_missing(self, number: int) -> bool:
+        task = self._indexes.get(number)
+        return task is not None and task.done() and task.result() is None
+
+
+def _runs(places: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+    """Group (position, start, stop) that lie beside each other, up to 32 MiB.
+
+    Examples
+    --------
+    >>> _runs([(0, 0, 10), (1, 10, 20), (2, 30, 40)])
+    [[(0, 0, 10), (1, 10, 20)], [(2, 30, 40)]]
+    """
+    runs: list[list[tuple[int, int, int]]] = []
+    for place in sorted(places, key=lambda place: place[1:]):
+        if runs and runs[-1][-1][2] == place[1] and place[2] - runs[-1][0][1] <= _RUN_BYTES:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return runs
+
+
+async def _as_bytes(asked: Awaitable[Any]) -> bytes | None:
+    found = await asked
+    return None if found is None else bytes(found)
+
+
+class _Stored:
+    """Stored bytes, read like a file."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self._at = 0
+
+    def read(self, size: int) -> bytes:
+        found = bytes(self._data[self._at : self._at + size])
+        self._at += len(found)
+        return found
+
+    def readinto(self, target: memoryview) -> int:
+        count = min(len(target), len(self._data) - self._at)
+        target[:count] = self._data[self._at : self._at + count]
+        self._at += count
+        return count
 
 
 def _without_checksum(stored: bytes, what: str) -> bytes:
@@ -355,6 +547,12 @@ def _from_zstd(data: bytes, target: npt.NDArray[np.uint8]) -> None:
 
 
 _DECOMPRESS = {"blosc": _from_blosc, "zstd": _from_zstd}
+
+
+def _whole_records(array: "zarr.Array[Any]") -> list[str] | None:
+    """Return the names of a chunk's codecs where chunks span whole records; None where Zarr must read them."""
+    whole = array.chunks[1:] == array.shape[1:] == (array.shards or array.chunks)[1:]
+    return _known_codecs(array) if whole else None
 
 
 def _known_codecs(array: "zarr.Array[Any]") -> list[str] | None:

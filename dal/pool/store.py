@@ -2,10 +2,12 @@
 
 import copy
 import hashlib
+import itertools
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -20,10 +22,12 @@ from dal.choices import ENCODINGS, Missing
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
 from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
-from dal.pool.chunks import ChunkFiles, grouped, missing_chunks, read_rows, take_rows
+from dal.pool.ahead import AHEAD_BYTES, ReadAhead
+from dal.pool.chunks import ChunkFiles, ChunkObjects, Stored, grouped, missing_chunks, read_rows, take_rows
 from dal.pool.encodings import Decode, decoder
 from dal.pool.packing import Packing
 from dal.pool.stored import KINDS, field_path, from_store
+from dal.stores.objects import begun
 
 # All attributes of dal are under one key of the group's.
 ATTRIBUTE = "dal"
@@ -315,7 +319,8 @@ class Pool:
         if isinstance(node, zarr.Group):
             return cls(where, _features_of(where, node), node, fill=False)
         _refuse_shape(where, node)
-        if missing_chunks == "refuse":
+        # A web server tells no names; there a missing chunk is refused when it is read.
+        if missing_chunks == "refuse" and not str(where).startswith("http"):
             _refuse_holes(where, node)
         return cls(where, node, None, fill=missing_chunks == "fill")
 
@@ -434,6 +439,23 @@ class Pool:
         """Return the number of chunks (shards, where there are any) that are not stored, and of all expected ones."""
         return missing_chunks(self._features)
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether the records come over a network, and are worth asking for ahead."""
+        return isinstance(self.place, Url) and self.place.is_object_store
+
+    @property
+    def ahead_bytes(self) -> int:
+        """The most memory that a reader takes for what it has asked for ahead of the rows it is at."""
+        # What is decoded is held until the next unit, and may be more than the budget where a lot is.
+        unit = self._unit_rows * self.n_features * self.dtype.itemsize
+        return max(AHEAD_BYTES, 2 * unit) + unit if self.is_remote else 0
+
+    @property
+    def _unit_rows(self) -> int:
+        chunk_bytes = self.chunk_rows * self.n_features * self.dtype.itemsize
+        return self.chunk_rows * min(max(1, -(-UNIT_BYTES // chunk_bytes)), UNIT_CHUNKS)
+
     def reader(self) -> "Reader":
         """Return a new reader; use one for each task or thread."""
         return Reader(self)
@@ -484,7 +506,9 @@ class Pool:
         wanted = self._checked(rows)
         records = np.empty((len(wanted), self.n_features), dtype=np.float32)
         reader = Reader(self, unit_rows=self.chunk_rows)
-        for chunk, positions in grouped(wanted // self.chunk_rows):
+        groups = list(grouped(wanted // self.chunk_rows))
+        reader.expect_units([chunk for chunk, _ in groups])
+        for chunk, positions in groups:
             records[positions] = reader.picked(chunk, wanted[positions] - chunk * self.chunk_rows)
         return records
 
@@ -622,12 +646,14 @@ class Reader:
     # Buffers live as long as the reader: under the memory settings of Dask's nanny a fresh 16 MiB array for each chunk
     # costs more (page faults) than reading the chunk.
 
-    def __init__(self, pool: Pool, unit_rows: int | None = None) -> None:
+    def __init__(self, pool: Pool, unit_rows: int | None = None, ahead: ReadAhead | None = None) -> None:
         record_bytes = pool.n_features * pool.dtype.itemsize
-        chunk_bytes = pool.chunk_rows * record_bytes
         self._pool = pool
-        self._unit_rows = unit_rows or pool.chunk_rows * min(max(1, -(-UNIT_BYTES // chunk_bytes)), UNIT_CHUNKS)
+        self._unit_rows = unit_rows or pool._unit_rows
         self._files = ChunkFiles.of(pool._features, fill=pool._fill)
+        self._objects = ChunkObjects.of(pool._features, fill=pool._fill)
+        self._ahead = ahead or self._read_ahead(self._unit_rows * record_bytes)
+        self._who: Hashable = None
         self._decode = pool._decoder()
         self._as_stored = pool.dtype == np.float32 and pool.packing is None
         self._bytes = np.empty(0, dtype=np.uint8)
@@ -636,6 +662,39 @@ class Reader:
         self._ready = self._stored = 0
         self._held: npt.NDArray[Any] = np.empty((0, pool.n_features), dtype=pool.dtype)
         self._tile = np.empty((0, pool.n_features), dtype=np.float32)
+
+    def _read_ahead(self, unit_bytes: int) -> ReadAhead | None:
+        if not self._pool.is_remote:
+            return None
+        together = max(1, (self._objects.chunks_together if self._objects else 1) // self._unit_chunks)
+        return ReadAhead(self._fetched, unit_bytes, together)
+
+    @property
+    def _unit_chunks(self) -> int:
+        return self._unit_rows // self._pool.chunk_rows
+
+    def expect(self, start: int, stop: int) -> None:
+        """Prepare to read records [start, stop) in order: where they come over a network, fetch ahead.
+
+        Parameters
+        ----------
+        start, stop : int
+            Rows.
+        """
+        if self._ahead is not None and start < stop:
+            self._who = (start, stop)
+            self._ahead.expect(self._who, range(start // self._unit_rows, -(-stop // self._unit_rows)))
+
+    def expect_units(self, numbers: Sequence[int]) -> None:
+        """Prepare to read these units in order."""
+        if self._ahead is not None:
+            self._who = tuple(numbers)
+            self._ahead.expect(self._who, numbers)
+
+    def forget(self, start: int, stop: int) -> None:
+        """Cancel what was prepared for the records [start, stop)."""
+        if self._ahead is not None:
+            self._ahead.forget((start, stop))
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Return records [start, stop); the array is read-only and valid until the next call.
@@ -703,8 +762,13 @@ class Reader:
 
     def read_into(self, start: int, target: npt.NDArray[np.float32]) -> None:
         """Fill `target` with the records from `start` on."""
-        self._fill(start, target)
-        self.finish()
+        stop = start + len(target)
+        self.expect(start, stop)
+        try:
+            self._fill(start, target)
+            self.finish()
+        finally:
+            self.forget(start, stop)
 
     def _room(self, rows: int) -> npt.NDArray[np.float32]:
         if len(self._tile) < rows:
@@ -759,22 +823,35 @@ class Reader:
         self._number = -1
         pool, start = self._pool, number * self._unit_rows
         stop = min(start + self._unit_rows, pool.n_rows)
-        if self._files is None:
+        if self._objects is not None and self._ahead is not None:
+            stored = self._ahead.take(self._who, number)
+            self._receive(start, stop, lambda chunks, size: self._rows_decoded(chunks, stored, size))
+        elif self._ahead is not None:
+            self._held = self._held[:0].copy()
+            self._held = self._ahead.take(self._who, number)
+            self._ready = self._stored = stop - start
+        elif self._files is None:
             self._held = self._held[:0].copy()  # freed first, so that the next unit can take its memory
             self._held = read_rows(pool._features, start, stop, fill=pool._fill).reshape(stop - start, -1)
             self._ready = self._stored = stop - start
         else:
-            chunks = range(start // pool.chunk_rows, -(-stop // pool.chunk_rows))
-            record_bytes = pool.n_features * pool.dtype.itemsize
-            if len(self._bytes) < len(chunks) * pool.chunk_rows * record_bytes:
-                self._bytes = np.empty(len(chunks) * pool.chunk_rows * record_bytes, dtype=np.uint8)
-            # The last chunk is stored at its full height: beyond the last row it is padding.
-            self._ready, self._stored = 0, len(chunks) * pool.chunk_rows
-            held = self._bytes[: self._stored * record_bytes].view(pool.dtype).reshape(-1, pool.n_features)
-            self._held = held[: stop - start]
-            self._arriving = self._rows_read(self._files, chunks, pool.chunk_rows * record_bytes)
+            files = self._files
+            self._receive(start, stop, lambda chunks, size: self._rows_read(files, chunks, size))
         self._held.flags.writeable = False
         self._number = number
+
+    def _receive(self, start: int, stop: int, arriving: Callable[[range, int], Iterator[int]]) -> None:
+        """Make the buffer ready for rows [start, stop), and begin to fill it."""
+        pool = self._pool
+        chunks = range(start // pool.chunk_rows, -(-stop // pool.chunk_rows))
+        record_bytes = pool.n_features * pool.dtype.itemsize
+        if len(self._bytes) < len(chunks) * pool.chunk_rows * record_bytes:
+            self._bytes = np.empty(len(chunks) * pool.chunk_rows * record_bytes, dtype=np.uint8)
+        # The last chunk is stored at its full height: beyond the last row it is padding.
+        self._ready, self._stored = 0, len(chunks) * pool.chunk_rows
+        held = self._bytes[: self._stored * record_bytes].view(pool.dtype).reshape(-1, pool.n_features)
+        self._held = held[: stop - start]
+        self._arriving = arriving(chunks, pool.chunk_rows * record_bytes)
 
     def _rows_read(self, files: ChunkFiles, chunks: range, chunk_bytes: int) -> Iterator[int]:
         """Fill the buffer with chunks, and yield the number of rows read so far."""
@@ -782,6 +859,36 @@ class Reader:
             before = position * chunk_bytes
             for count in files.reading(chunk, self._bytes[before : before + chunk_bytes]):
                 yield (before + count) * self._pool.chunk_rows // chunk_bytes
+
+    def _rows_decoded(self, chunks: range, stored: list[Stored], chunk_bytes: int) -> Iterator[int]:
+        """Fill the buffer with chunks that were fetched, and yield the number of rows so far."""
+        assert self._objects is not None  # they fetched them
+        for position, chunk in enumerate(chunks):
+            before = position * chunk_bytes
+            for count in self._objects.reading(chunk, stored[position], self._bytes[before : before + chunk_bytes]):
+                yield (before + count) * self._pool.chunk_rows // chunk_bytes
+
+    def _fetched(self, units: range) -> "Future[list[Any]]":
+        """Begin to fetch units: of each its chunks as they are stored, or, where only Zarr can read them, its rows."""
+        pool, step = self._pool, self._unit_chunks
+        n_chunks = -(-pool.n_rows // pool.chunk_rows)
+        if self._objects is None:
+            return _READERS.submit(lambda: [self._rows_of_unit(number) for number in units])
+        return begun(_of_units(self._objects, [range(n * step, min((n + 1) * step, n_chunks)) for n in units]))
+
+    def _rows_of_unit(self, number: int) -> npt.NDArray[Any]:
+        pool, start = self._pool, number * self._unit_rows
+        stop = min(start + self._unit_rows, pool.n_rows)
+        return read_rows(pool._features, start, stop, fill=pool._fill).reshape(stop - start, -1)
+
+
+_READERS = ThreadPoolExecutor(4, "dal-read")
+"""Threads in which Zarr reads ahead what dal cannot decode by itself."""
+
+
+async def _of_units(objects: ChunkObjects, units: list[range]) -> list[list[Stored]]:
+    found = iter(await objects.fetched(itertools.chain.from_iterable(units)))
+    return [list(itertools.islice(found, len(unit))) for unit in units]
 
 
 def _opened(where: Place) -> "zarr.Array[Any] | zarr.Group":

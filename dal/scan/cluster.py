@@ -15,7 +15,7 @@ from distributed import Client
 
 from dal.compute.waits import InFlight
 from dal.compute.work import held_by_workers
-from dal.errors import DalError, SpanError
+from dal.errors import DalError, SpanError, StoreError
 from dal.learners.models import Model
 from dal.pool import Pool
 from dal.scan import plan
@@ -249,8 +249,10 @@ class _Engine:
 
     def _failed(self, interval: Interval, error: BaseException) -> None:
         self.attempts[interval] += 1
-        # What dal itself refuses, a damaged chunk or a learner that returns NaN, will be refused again.
-        if self.attempts[interval] < self.state.limits.attempts and not isinstance(error, DalError):
+        # What dal itself refuses, a damaged chunk or a learner that returns NaN, will be refused again; a store that
+        # was out of reach may be back.
+        refused = isinstance(error, DalError) and not (isinstance(error, StoreError) and error.transient)
+        if self.attempts[interval] < self.state.limits.attempts and not refused:
             self.state.failed += 1
             self.feed.again(interval)
             return

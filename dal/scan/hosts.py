@@ -121,6 +121,7 @@ def predicted(run: Run) -> plan.WorkerBytes:
         slack=order.slack,
         candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
         model_bytes=len(run.model.dumps()) if run.model else 0,
+        ahead=run.pool.ahead_bytes,
         limits=run.limits,
     )
 

@@ -232,15 +232,20 @@ def score_span(
         The candidates hold every row of the span that is among the best of the pool.
     """
     started = time.perf_counter()
-    with one_thread:
-        span = _Span(pool, model, order, interval, excluded, thresholds, cells, reader or pool.reader())
-        for start in range(interval.start, interval.stop, order.tile):
-            stop = min(start + order.tile, interval.stop)
-            try:
-                span.score_tile(start, stop)
-            except LearnerError as error:
-                raise LearnerError(f"Rows {start:,} to {stop - 1:,} of {pool.path}: {error}") from error
-        return span.result(started)
+    reader = reader or pool.reader()
+    reader.expect(*interval)
+    try:
+        with one_thread:
+            span = _Span(pool, model, order, interval, excluded, thresholds, cells, reader)
+            for start in range(interval.start, interval.stop, order.tile):
+                stop = min(start + order.tile, interval.stop)
+                try:
+                    span.score_tile(start, stop)
+                except LearnerError as error:
+                    raise LearnerError(f"Rows {start:,} to {stop - 1:,} of {pool.path}: {error}") from error
+            return span.result(started)
+    finally:
+        reader.forget(*interval)
 
 
 class _Span:

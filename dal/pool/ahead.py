@@ -1,0 +1,128 @@
+"""Reading ahead of those who compute: the chunks of a pool on an object store, within a budget of bytes."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import Future
+from typing import Any
+
+AHEAD_BYTES = 128 * 2**20
+"""For each thread. At 100 ms a request this gives 1.3 GB/s, more than one thread scores with the lightest learner."""
+
+Fetched = list[Any]
+"""Of each unit of a lot: its chunks as they are stored, or its records."""
+
+
+class _Expected:
+    """The lots that one reader will want, in order: those that are asked for, and those that wait."""
+
+    def __init__(self, lots: Iterable[range]) -> None:
+        self.waiting = deque(lots)
+        self.begun: deque[tuple[range, Future[Fetched]]] = deque()
+        self.bytes = 0
+
+
+class ReadAhead:
+    """Fetches units that readers will want, while they compute; readers of several threads share it.
+
+    A unit is what a reader decodes at a time, a lot is what is fetched together: one unit, or neighbours in a shard.
+
+    Parameters
+    ----------
+    fetch : callable
+        Begins to fetch the units of a range, and returns the future of a list of them.
+    unit_bytes : int
+        Of a unit, decoded.
+    together : int
+        Units of a lot, at most.
+    budget : int
+        Bytes of units that are asked for and not yet decoded. A reader that has to wait asks for its next lot even
+        beyond it.
+    """
+
+    def __init__(
+        self, fetch: Callable[[range], "Future[Fetched]"], unit_bytes: int, together: int, budget: int = AHEAD_BYTES
+    ) -> None:
+        self._fetch = fetch
+        self._unit_bytes = unit_bytes
+        self._together = together
+        self._budget = budget
+        self._bytes = 0
+        self._expected: dict[Hashable, _Expected] = {}
+        self._lock = threading.Lock()
+
+    def expect(self, who: Hashable, units: Iterable[int]) -> None:
+        """Begin to fetch units in this order; a second call for the same reader does nothing."""
+        with self._lock:
+            if who not in self._expected:
+                self._expected[who] = _Expected(_lots(units, self._together))
+                self._top_up()
+
+    def forget(self, who: Hashable) -> None:
+        """Cancel what is no longer wanted."""
+        with self._lock:
+            expected = self._expected.pop(who, None)
+            if expected is not None:
+                for _, future in expected.begun:
+                    future.cancel()
+                self._bytes -= expected.bytes
+                self._top_up()
+
+    def take(self, who: Hashable, unit: int) -> Any:  # noqa: ANN401 - a unit
+        """Wait for a unit, and return it. Units before it in the order are cancelled."""
+        with self._lock:
+            lot, future = self._lot_of(who, unit)
+        return future.result()[unit - lot.start]
+
+    def _lot_of(self, who: Hashable, unit: int) -> "tuple[range, Future[Fetched]]":
+        expected = self._expected.get(who)
+        if expected is None or not any(unit in lot for lot in (*expected.waiting, *(lot for lot, _ in expected.begun))):
+            lot = range(unit, unit + 1)
+            return lot, self._fetch(lot)
+        while not (expected.begun and unit in expected.begun[0][0]):
+            if expected.begun:
+                self._free(expected)
+            else:
+                self._begin(expected)
+        self._top_up()
+        return expected.begun[0]
+
+    def _free(self, expected: _Expected) -> None:
+        lot, future = expected.begun.popleft()
+        future.cancel()
+        expected.bytes -= len(lot) * self._unit_bytes
+        self._bytes -= len(lot) * self._unit_bytes
+
+    def _begin(self, expected: _Expected) -> None:
+        lot = expected.waiting.popleft()
+        expected.begun.append((lot, self._fetch(lot)))
+        expected.bytes += len(lot) * self._unit_bytes
+        self._bytes += len(lot) * self._unit_bytes
+
+    def _top_up(self) -> None:
+        """Ask for more as far as the budget goes, for those first for whom least is on the way."""
+        while True:
+            wanting = [expected for expected in self._expected.values() if expected.waiting]
+            if not wanting:
+                return
+            least = min(wanting, key=lambda expected: expected.bytes)
+            if self._bytes + len(least.waiting[0]) * self._unit_bytes > self._budget:
+                return
+            self._begin(least)
+
+
+def _lots(units: Iterable[int], together: int) -> list[range]:
+    """Group neighbours of one shard, up to a number of them.
+
+    Examples
+    --------
+    >>> _lots([3, 4, 5, 6, 9], 2)
+    [range(3, 4), range(4, 6), range(6, 7), range(9, 10)]
+    """
+    lots: list[range] = []
+    for unit in units:
+        if lots and unit == lots[-1].stop and unit // together == lots[-1].start // together:
+            lots[-1] = range(lots[-1].start, unit + 1)
+        else:
+            lots.append(range(unit, unit + 1))
+    return lots

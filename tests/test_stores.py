@@ -1,0 +1,389 @@
+"""Object stores: what is fetched, how often it is tried, and what is said; nothing of a secret is kept."""
+
+import json
+import pickle
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec.config
+import numpy as np
+import pytest
+import zarr
+from distributed import Client
+from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
+
+from benchmarks.object_server import Server, running
+from dal.errors import ChunkError, InputError, PoolNotFound, SettingsError, StoreError
+from dal.learners.learner import Learner
+from dal.learners.models import Model
+from dal.places import for_zarr, names_at, place_of
+from dal.pool import Pool
+from dal.scan import scan
+from dal.selection.strategy import Strategy
+from dal.stores.objects import Objects, wait
+from dal.stores.settings import Address, client_of
+
+SECRET = "hunter2-hunter2-hunter2"
+ROWS, DIM = 3_000, 16
+X = np.random.default_rng(0).standard_normal((ROWS, DIM), dtype=np.float32)
+CODES = (X[:, 0] > 0).astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def _server() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture
+def server(_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A store in which nothing goes wrong yet; ``s3://`` URLs lead there."""
+    for name, value in {**_server.environment(), "AWS_SECRET_ACCESS_KEY": SECRET}.items():
+        monkeypatch.setenv(name, value)
+    _server.fail()
+    _server.reset()
+    return _server
+
+
+LAYOUTS: dict[str, dict[str, object]] = {
+    "chunks": {"compressors": [Crc32cCodec()]},
+    "plain": {"compressors": None},
+    "blosc": {"compressors": [BloscCodec(cname="lz4")]},
+    "shards": {"shards": (800, DIM), "compressors": [Crc32cCodec()]},
+    "gzip": {"compressors": [GzipCodec()]},
+    "columns": {"chunks": (100, 8), "compressors": None},
+}
+
+
+def written(url: str, layout: str, values: np.ndarray = X, **options: object) -> Pool:
+    """Write a plain array of 30 chunks to a store, and open it as a pool."""
+    how = {"shape": values.shape, "chunks": (100, DIM), "dtype": values.dtype, **LAYOUTS[layout], **options}
+    array = zarr.create_array(for_zarr(place_of(url)), overwrite=True, **how)
+    array[:] = values
+    return Pool.open(url)
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Learner.named("logistic", ["no", "yes"]).fit(X[:200], CODES[:200])
+
+
+MARGIN = Strategy.named("margin")
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pool_in_a_store_holds_the_same_records(server: Server, layout: str, model: Model) -> None:
+    pool = written(f"s3://bucket/{layout}", layout)
+    np.testing.assert_array_equal(pool.read(0, ROWS), X)
+    np.testing.assert_array_equal(pool.read(450, 1_250), X[450:1_250])
+    rows = np.random.default_rng(1).permutation(ROWS)[:200]
+    np.testing.assert_array_equal(pool.take(rows), X[rows])
+    found = scan(pool, model, MARGIN, 5)
+    scores = np.sort(1 - np.abs(np.diff(model.predict_proba(X)))[:, 0])[::-1]
+    np.testing.assert_allclose(np.sort(found.candidates.scores)[::-1], scores[: len(found.candidates)], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layout", "chunks", "most"),
+    [("chunks", 30, 30), ("plain", 30, 30), ("blosc", 30, 30), ("shards", 30, 4 + 4), ("gzip", 30, 30)],
+)
+def test_a_pass_asks_once_for_each_chunk(server: Server, layout: str, chunks: int, most: int, model: Model) -> None:
+    pool = written(f"s3://bucket/{layout}", layout)
+    server.reset()
+    scan(pool, model, Strategy.named("margin"), 5, with_features=False)
+    counts = server.counts()
+    assert 0 < counts["GET"] <= most <= chunks
+    assert counts["HEAD"] == counts["GET list"] == 0
+    server.reset()
+    pool.take(np.arange(0, ROWS, 100))
+    assert server.counts()["GET"] <= 30 + 4
+
+
+def test_chunks_are_asked_for_ahead(server: Server) -> None:
+    pool = written("s3://bucket/ahead", "plain", chunks=(100, DIM))
+    server.fail(latency=0.2)
+    server.reset()
+    reader = pool.reader()
+    reader.expect(0, ROWS)
+    reader.read(0, 100)
+    assert server.peak() >= 16
+
+
+def test_a_reader_keeps_within_its_budget(server: Server) -> None:
+    large = np.zeros((40, 2**20), dtype=np.float32)  # a chunk is 16 MiB
+    array = zarr.create_array(
+        for_zarr(place_of("s3://bucket/large")), shape=large.shape, chunks=(4, 2**20), dtype="f4", compressors=None
+    )
+    array.with_config({"write_empty_chunks": True})[:] = large
+    pool = Pool.open("s3://bucket/large")
+    server.reset()
+    server.fail(latency=0.1)
+    reader = pool.reader()
+    reader.expect(0, 40)
+    reader.read(0, 1)
+    assert 2 <= server.peak() <= pool.ahead_bytes // (16 * 2**20)
+    assert server.counts()["GET"] <= 9
+    np.testing.assert_array_equal(pool.read(36, 40), large[:4])
+
+
+def test_a_web_server_gives_pools_to_read(server: Server, model: Model) -> None:
+    Pool.build(X, "s3://bucket/web pool.zarr", ids=[f"r{row}" for row in range(ROWS)], display={"n": list(range(ROWS))})
+    url = f"{server.address}/bucket/web%20pool.zarr"
+    pool = Pool.open(url)
+    np.testing.assert_array_equal(pool.read(0, ROWS), X)
+    assert pool.record_ids([7, 2]) == ["r7", "r2"]
+    assert pool.rows_of(["r5", "none"]).tolist() == [5, -1]
+    assert pool.display([3]) == {"n": [3]}
+    assert len(scan(pool, model, MARGIN, 5).candidates) >= 5
+    plain = written("s3://bucket/web-plain", "plain")
+    np.testing.assert_array_equal(Pool.open(f"{server.address}/bucket/web-plain").read(0, ROWS), plain.read(0, ROWS))
+    with pytest.raises(StoreError, match="cannot be written"):
+        Pool.build(X, f"{server.address}/bucket/new.zarr")
+    with pytest.raises(PoolNotFound):
+        Pool.open(f"{server.address}/bucket/none.zarr")
+
+
+def test_what_is_missing_is_an_error_that_names_it(server: Server) -> None:
+    pool = Pool.build(X, "s3://bucket/holes.zarr")
+    [chunk] = [name for name in wait(_names(pool.path)) if name.startswith("features/c/")]
+    wait(Objects(pool.path).delete([chunk]))
+    with pytest.raises(ChunkError, match=rf"s3://bucket/holes\.zarr.*{chunk.removeprefix('features/')}.*missing"):
+        pool.read(0, 1)
+    with pytest.raises(PoolNotFound, match=r"s3://bucket/none\.zarr"):
+        Pool.open("s3://bucket/none.zarr")
+
+
+async def _names(url: str) -> list[str]:
+    return [name async for name in Objects(url).below("")]
+
+
+@pytest.mark.parametrize("layout", ["chunks", "plain", "blosc", "shards"])
+def test_an_object_of_another_length_is_a_damaged_chunk(server: Server, layout: str) -> None:
+    pool = written(f"s3://bucket/short-{layout}", layout)
+    server.fail(short=1, only="/c/")
+    with pytest.raises(ChunkError, match="cannot be read"):
+        pool.read(0, ROWS)
+
+
+# -- what is transient is tried again ----------------------------------------------------------------------------------
+
+FAULTS = [*({"refused": 1, "status": status} for status in (408, 429, 500, 502, 503, 504)), {"cut": 1}]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_what_is_transient_is_tried_again(server: Server, fault: dict[str, float]) -> None:
+    pool = written("s3://bucket/transient", "chunks")
+    server.fail(**fault, most=3)
+    np.testing.assert_array_equal(pool.read(0, ROWS), X)
+    server.fail(**fault, most=3, methods="PUT")
+    wait(Objects("s3://bucket").put("one", b"data"))
+    assert bytes(wait(Objects("s3://bucket").get("one")) or b"") == b"data"
+    assert server.counts()["refused"] + server.counts()["cut"] >= 3
+
+
+def test_a_server_that_says_nothing_is_asked_again(server: Server) -> None:
+    objects = Objects("s3://bucket", read_seconds=0.3)
+    wait(objects.put("quiet", b"data"))
+    server.fail(stalled=1, most=1)
+    assert bytes(wait(objects.get("quiet")) or b"") == b"data"
+    assert server.counts()["stalled"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "named", "transient"),
+    [
+        ({"refused": 1, "status": 403}, "AWS_ACCESS_KEY_ID", False),
+        ({"refused": 1, "status": 401}, "AWS_ACCESS_KEY_ID", False),
+        ({"refused": 1, "status": 400}, "region", False),
+        ({"refused": 1, "status": 503}, "503", True),
+        ({"cut": 1}, "run again", True),
+    ],
+    ids=str,
+)
+def test_what_lasts_is_an_error_in_words(
+    server: Server, fault: dict[str, float], named: str, transient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    pool = written("s3://bucket/lasting", "chunks")
+    server.fail(**fault, only="/c/")
+    with pytest.raises(StoreError, match=rf"s3://bucket/lasting/c/\d+/0 cannot be read: .*{named}") as raised:
+        pool.read(0, ROWS)
+    assert raised.value.transient is transient
+    assert SECRET not in str(raised.value)
+    assert "Debug" not in str(raised.value)
+    assert raised.value.__cause__ is None
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (str(again), again.transient) == (str(raised.value), transient)
+
+
+def test_a_store_that_is_down_is_an_error_in_words(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    for attempt in (lambda: Pool.open("s3://bucket/pool.zarr"), lambda: Pool.build(X, "s3://bucket/pool.zarr")):
+        with pytest.raises(StoreError, match=r"s3://bucket/pool\.zarr/\S* cannot be read: .*connect.*run again"):
+            attempt()
+
+
+@pytest.mark.parametrize("fault", [{"refused": 1, "status": 503}, {"cut": 1}], ids=str)
+def test_a_cluster_scores_a_span_again_when_the_store_is_back(
+    server: Server, fault: dict[str, float], model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    pool = written("s3://bucket/again", "chunks")
+    expected = scan(pool, model, MARGIN, 5).candidates
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        scan(pool, model, MARGIN, 5, client=client)
+        server.fail(**fault, only="/c/", most=2)
+        seen: list[int] = []
+        found = scan(pool, model, MARGIN, 5, client=client, progress=lambda state: seen.append(state.failed))
+        np.testing.assert_array_equal(found.candidates.rows, expected.rows)
+        assert seen[-1] > 0
+        server.fail(**fault, only="/c/")
+        with pytest.raises(StoreError, match="s3://bucket/again/c/"):
+            scan(pool, model, MARGIN, 5, client=client)
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_is_built_and_grown_under_faults(server: Server) -> None:
+    server.fail(refused=0.1, cut=0.0)
+    ids = [f"r{row}" for row in range(ROWS)]
+    pool = Pool.build(X[:2_000], "s3://bucket/built.zarr", ids=ids[:2_000]).append(X[2_000:], ids=ids[2_000:])
+    np.testing.assert_array_equal(pool.read(0, ROWS), X)
+    assert pool.rows_of(["r2999", "r0"]).tolist() == [2_999, 0]
+    assert server.counts()["refused"] > 0
+
+
+def test_large_objects_are_uploaded_in_parts(server: Server) -> None:
+    data = np.random.default_rng(0).integers(0, 256, 65 * 2**20, dtype=np.uint8)
+    server.fail(refused=1, status=503, methods="PUT", most=2)
+    wait(Objects("s3://bucket").put("large", data))
+    assert server.counts()["PUT"] == 5 + 2
+    found = wait(Objects("s3://bucket").get("large"))
+    assert found is not None
+    np.testing.assert_array_equal(np.frombuffer(found, dtype=np.uint8), data)
+
+
+def test_names_are_listed_by_pages_and_deleted_by_their_exact_names(server: Server) -> None:
+    objects = Objects("s3://bucket/many")
+    server.hold({f"/bucket/many/{name}/{number}": __file__ for name in ("a*", "ab") for number in range(1_200)})
+    assert len(wait(_names("s3://bucket/many"))) == 2_400
+    assert names_at(place_of("s3://bucket/many")) == ["a*", "ab"]
+    wait(objects.delete(["a*/0", "a*/gone"]))
+    left = wait(_names("s3://bucket/many"))
+    assert len(left) == 2_399
+    assert "a*/0" not in left
+    assert wait(objects.get("none")) is None
+
+
+# -- credentials and addresses -----------------------------------------------------------------------------------------
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, text: str = "s3://bucket/x") -> dict[str, object]:
+    """What the store of a URL is opened with."""
+    return dict(client_of(Address.of(text)).config)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A machine without any credentials."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr(fsspec.config, "conf", {})
+    return monkeypatch
+
+
+def test_credentials_of_fsspec_serve(server: Server, bare: pytest.MonkeyPatch) -> None:
+    inner = {"endpoint_url": server.address, "region_name": "eu-north-1"}
+    for given in ({"client_kwargs": inner}, {"endpoint_url": server.address, "use_ssl": False}):
+        bare.setattr(fsspec.config, "conf", {"s3": {"key": "a", "secret": SECRET, **given}})
+        wait(Objects("s3://bucket").put("fsspec", b"data"))
+    bare.setattr(fsspec.config, "conf", {"s3": {"anon": True, "endpoint_url": server.address}})
+    assert wait(Objects("s3://bucket").get("fsspec")) is not None
+
+
+def test_credentials_of_a_profile_serve(server: Server, bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_text(f"[mine]\naws_access_key_id = a\naws_secret_access_key = {SECRET}\n")
+    (tmp_path / "config").write_text(f"[profile mine]\nregion = eu-north-1\nendpoint_url = {server.address}\n")
+    bare.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    bare.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    bare.setenv("AWS_PROFILE", "mine")
+    wait(Objects("s3://bucket").put("profile", b"data"))
+    assert asked(bare)["region"] == "eu-north-1"
+    bare.setenv("AWS_PROFILE", "yours")
+    with pytest.raises(SettingsError, match="yours"):
+        Objects("s3://bucket")
+
+
+def test_options_that_are_not_known_are_named_and_their_values_not(bare: pytest.MonkeyPatch) -> None:
+    bare.setattr(fsspec.config, "conf", {"s3": {"key": "a", "strange_secret": SECRET}})
+    with pytest.raises(SettingsError, match="strange_secret") as raised:
+        Objects("s3://bucket")
+    assert SECRET not in str(raised.value)
+
+
+def test_missing_credentials_are_said(bare: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="AWS_PROFILE"):
+        Objects("s3://bucket")
+
+
+def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(ImportError, match=r"dal-learn\[remote\]"):
+        Objects("s3://another-bucket")
+
+
+def test_google_and_azure_are_opened_with_what_their_tools_take(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    key = tmp_path / "key.json"
+    user = {"type": "authorized_user", "client_id": "a", "client_secret": SECRET, "refresh_token": "b"}
+    key.write_text(json.dumps(user))
+    bare.setattr(fsspec.config, "conf", {"gcs": {"token": str(key), "project": "mine"}})
+    assert asked(bare, "gs://bucket/x")["application_credentials"] == str(key)
+    key.write_text("{}")
+    with pytest.raises(SettingsError, match="gs://another"):
+        Objects("gs://another/x")
+    bare.setattr(fsspec.config, "conf", {"gs": {"token": "anon"}})
+    assert asked(bare, "gcs://bucket/x")["skip_signature"] in (True, "true")
+    text = "DefaultEndpointsProtocol=https;AccountName=mine;AccountKey=c2VjcmV0;EndpointSuffix=core.windows.net"
+    bare.setenv("AZURE_STORAGE_CONNECTION_STRING", text)
+    assert asked(bare, "az://box/x")["account_name"] == "mine"
+    bare.delenv("AZURE_STORAGE_CONNECTION_STRING")
+    bare.setattr(fsspec.config, "conf", {"az": {"account_name": "other", "sas_token": "?sig=x"}})
+    assert asked(bare, "abfs://box/x")["account_name"] == "other"
+
+
+def test_google_is_read_by_its_emulator_s_address(server: Server, bare: pytest.MonkeyPatch) -> None:
+    server.hold({"/bucket/folder/name": __file__})
+    bare.setenv("STORAGE_EMULATOR_HOST", server.address)
+    assert bytes(wait(Objects("gs://bucket/folder").get("name")) or b"") == Path(__file__).read_bytes()
+    assert wait(_names("gs://bucket/folder")) == ["name"]
+
+
+@pytest.mark.parametrize(
+    "url", [f"s3://key:{SECRET}@bucket/pool", f"https://me:{SECRET}@example.org/pool", f"az://a:{SECRET}@b/c"]
+)
+def test_a_url_with_credentials_is_refused(url: str) -> None:
+    with pytest.raises(InputError, match="credentials") as raised:
+        place_of(url)
+    assert SECRET not in str(raised.value)
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///key", "https://example.org/a.zarr?token=x"])
+def test_a_url_that_no_store_could_have_is_refused(url: str) -> None:
+    with pytest.raises(InputError):
+        place_of(url)
+
+
+def test_no_secret_travels_with_a_pool(server: Server, bare: pytest.MonkeyPatch) -> None:
+    options = {"key": "a", "secret": SECRET, "endpoint_url": server.address}
+    bare.setattr(fsspec.config, "conf", {"s3": options})
+    pool = written("s3://bucket/travels", "plain")
+    assert SECRET.encode() not in pickle.dumps(pool)
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(pool)).read(0, 10), X[:10])
