@@ -11,6 +11,9 @@ BIN = $(VENV)/bin
 # Where uv is there, it installs several times as fast as pip. What pip would compile, Python compiles when it is first used.
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile)
+# That first use keeps what it compiled, also where the environment forbids it, as images of containers do: otherwise each
+# process compiles all of its imports, which takes six seconds of nine.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST = python -m pytest -n 2 --dist worksteal
 
 .PHONY: demo test test-matrix test-lowest bench docs clean environment environment-test environment-lowest

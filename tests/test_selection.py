@@ -5,7 +5,6 @@ from itertools import islice
 
 import numpy as np
 import pytest
-from apricot import FacilityLocationSelection
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import kmeans_plusplus
@@ -375,6 +374,8 @@ class TestFacilityLocation(WeighingContract):
 
     @pytest.mark.parametrize("seed", range(3))
     def test_unweighted_picks_and_gains_are_apricots(self, seed: int) -> None:
+        from apricot import FacilityLocationSelection  # compiles for seconds as it is imported
+
         points = np.random.default_rng(seed).random((500, 2)).astype(np.float32)
         squared = ((points[:, None].astype(np.float64) - points) ** 2).sum(axis=2)
         theirs = FacilityLocationSelection(60, metric="precomputed", optimizer="lazy", random_state=0)
