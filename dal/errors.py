@@ -20,7 +20,8 @@ The tree is grouped by what the reader of the message does about it::
     |-- ServerError                  look at the labelling tool's server, then run again
     |-- StoreError                   look at the object store, or the credentials for it, then run again
     `-- ScanError                    run again: finished spans are kept
-        |-- ClusterError             no scheduler, no workers, no progress
+        |-- ClusterError             what the cluster lacks, or cannot do: mend it
+        |   `-- ClusterLost          no scheduler, no workers, no progress: wait for them
         `-- SpanError                one span fails every time; the message names it
 
 A message says what was expected, what came, and what to do next.
@@ -120,7 +121,11 @@ class ScanError(DalError):
 
 
 class ClusterError(ScanError):
-    """The cluster cannot be reached, has no workers, or makes no progress."""
+    """The cluster cannot be used."""
+
+
+class ClusterLost(ClusterError):
+    """The cluster cannot be reached, has no workers, or makes no progress: later it may."""
 
 
 class SpanError(ScanError):

@@ -329,7 +329,7 @@ def test_odd_names_and_numbers_give_no_traceback(
 def test_an_unreachable_scheduler_is_refused_before_anything_changes(pool: Path, tmp_path: Path) -> None:
     ok("init", tmp_path / "c", pool, "--classes", "ham,spam")
     result = dal("next", tmp_path / "c", "--scheduler", "tcp://127.0.0.1:9")
-    assert result.exit_code == 1
+    assert result.exit_code == 75  # later it may be there: recipes try again
     assert "nobody answers at tcp://127.0.0.1:9" in result.output
     assert Campaign.open(tmp_path / "c").rounds.all() == []
 

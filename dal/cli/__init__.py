@@ -20,7 +20,7 @@ import click
 
 from dal._distribution import __version__
 from dal.cli.terminal import LogHandler, say
-from dal.errors import DalError
+from dal.errors import ClusterLost, DalError
 
 _COMMANDS = {
     "pool": "pools:pool",
@@ -64,7 +64,7 @@ class _Verbs(click.Group):
             with _terminable():
                 return super().invoke(ctx)
         except DalError as error:
-            raise click.ClickException(str(error)) from error
+            raise (_TryAgain if isinstance(error, ClusterLost) else click.ClickException)(str(error)) from error
         except OSError as error:
             from dal._files import DISK_ERRORS, reason_of
 
@@ -74,6 +74,12 @@ class _Verbs(click.Group):
         except KeyboardInterrupt as error:
             say("Interrupted. Nothing is lost: run the same command again, it goes on from here.")
             ctx.exit(143 if isinstance(error, _Terminated) else 130)
+
+
+class _TryAgain(click.ClickException):
+    """The cluster was lost, or is not there yet: the same command, run again, goes on."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class _Terminated(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dal.errors import ClusterError, SettingsError
+from dal.errors import ClusterError, ClusterLost, SettingsError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -69,7 +69,7 @@ def _usable(client: Client) -> Client:
     if client.asynchronous:
         raise SettingsError("expected a synchronous Client, got one made with asynchronous=True")
     if client.status != "running":
-        raise ClusterError(
+        raise ClusterLost(
             f"expected a connected Client, got {client!r}: connect it again, or pass its scheduler's address"
         )
     return client
@@ -85,7 +85,10 @@ def _opened(target: Cluster | str, timeout: float) -> Client:
         raise SettingsError(f"expected None, a Client, a Cluster or a scheduler's address, got {type(target).__name__}")
     elif target.asynchronous:
         raise SettingsError("expected a synchronous Cluster, got one made with asynchronous=True")
-    return Client(target, timeout=timeout, set_as_default=False)
+    try:
+        return Client(target, timeout=timeout, set_as_default=False)
+    except OSError as error:
+        raise ClusterLost(f"the scheduler of {target} has gone ({error}): bring it up and run again") from error
 
 
 def _knock(address: str, timeout: float) -> None:
@@ -115,6 +118,6 @@ def _knock(address: str, timeout: float) -> None:
                 f"expected a scheduler's address such as tcp://10.0.0.5:8786, or tls:// with distributed.comm.tls "
                 f"configured, got {address!r} ({error})"
             ) from error
-        raise ClusterError(
+        raise ClusterLost(
             f"nobody answers at {address} ({error}): start a scheduler there (cluster/README.md), or check the address"
         ) from error

@@ -81,10 +81,17 @@ def bring(client: Client, plugin: WorkerPlugin) -> None:
             return
 
 
-def take_back(client: Client, name: str) -> None:
-    """Take a plugin from every worker that has it."""
+def take_back(client: Client, name: str, seconds: float = 5.0) -> None:
+    """Take a plugin from every worker that has it.
+
+    A cluster behind a broken link does not answer, and Dask asks it for minutes: after some seconds it is left alone.
+    """
+
+    async def taken() -> None:
+        await client.unregister_worker_plugin(name)
+
     # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the work. A worker that
     # has joined or died at the wrong moment has no plugin of this name.
     with suppress(OSError, KeyError):
         if client.status == "running":
-            client.unregister_worker_plugin(name)
+            client.sync(taken, callback_timeout=seconds)

@@ -11,7 +11,7 @@ from distributed import Client
 from dal.compute import versions
 from dal.compute.versions import OF_SCHEDULER, Difference, Versions
 from dal.compute.waits import wait_for_worker
-from dal.errors import ClusterError
+from dal.errors import ClusterError, ClusterLost
 
 _log = logging.getLogger(__name__)
 
@@ -136,5 +136,5 @@ def found_on(
     try:
         answers: tuple[Versions | None, dict[str, Versions]] = client.sync(asked)
     except OSError as error:  # a TimeoutError as well
-        raise ClusterError(f"The scheduler of {client} does not answer ({error}): look at its log.") from error
+        raise ClusterLost(f"The scheduler of {client} does not answer ({error}): look at its log.") from error
     return answers

@@ -13,7 +13,7 @@ import dask.config
 from dask.utils import parse_timedelta
 from distributed import Client, Future, KilledWorker
 
-from dal.errors import ClusterError
+from dal.errors import ClusterError, ClusterLost
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -83,9 +83,9 @@ def wait_for_worker(client: Client) -> None:
             asking = client.submit(_nothing, pure=False)
             client.wait_for_workers(1, timeout=patience.no_workers)
     except TimeoutError as error:
-        raise ClusterError(_without_workers(patience)) from error
+        raise ClusterLost(_without_workers(patience)) from error
     except OSError as error:
-        raise ClusterError(f"The cluster is gone ({error}): bring it up and run again.") from error
+        raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
     finally:
         if asking is not None and client.status == "running":
             asking.release()
@@ -266,9 +266,9 @@ class InFlight(Generic[Item, Result]):
         """Count the threads of all workers now, at least one: a cluster that adapts may have no worker just now."""
         return max(1, sum(self.nthreads().values()))
 
-    def lost(self, what: str) -> ClusterError:
+    def lost(self, what: str) -> ClusterLost:
         """Return the error for a cluster that is lost."""
-        return ClusterError(f"The cluster {what}: {self._remedy}.")
+        return ClusterLost(f"The cluster {what}: {self._remedy}.")
 
 
 def value_of(outcome: Result | BaseException) -> Result:

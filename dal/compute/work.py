@@ -12,7 +12,7 @@ from dal._threads import one_thread
 from dal.compute.plugins import Brought, bring, brought, take_back
 from dal.compute.ready import ready
 from dal.compute.waits import InFlight, value_of
-from dal.errors import ClusterError, DalError
+from dal.errors import ClusterError, ClusterLost, DalError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -217,7 +217,7 @@ def _told_of_losses() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ClusterError(f"The cluster is gone ({error}): bring it up and run again.") from error
+        raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
     except (ImportError, AttributeError) as error:
         raise ClusterError(
             f"A worker cannot load what it is sent ({error}): install it there and run again."

@@ -10,7 +10,7 @@ from distributed import Client
 
 from dal.compute.ready import ready
 from dal.compute.work import ask_workers, workers_of
-from dal.errors import ClusterError
+from dal.errors import ClusterError, ClusterLost
 from dal.plugins import Carried
 from dal.pool import Pool
 from dal.scan import plan
@@ -75,7 +75,7 @@ def _ask_each_host(client: Client, pool: Pool, cells: Cells | None, seconds: flo
     probe = partial(examine, pool, cells)
     answers = ask_workers(client, probe, list(one_per_host.values()), seconds=seconds)
     if not answers:
-        raise ClusterError(f"No worker of {client} answered within {seconds:.0f} s: look at their logs, and run again.")
+        raise ClusterLost(f"No worker of {client} answered within {seconds:.0f} s: look at their logs, and run again.")
     for address, answer in answers.items():
         if isinstance(answer, BaseException):
             raise ClusterError(
