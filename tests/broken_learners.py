@@ -2,12 +2,15 @@
 
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from threadpoolctl import threadpool_info
 
 POISON = 1000.0
+SLOWING = "DAL_TEST_SLOWING"
+"""Environment variable: path of a file."""
 
 
 class Steady(ClassifierMixin, BaseEstimator):
@@ -33,6 +36,15 @@ class Steady(ClassifierMixin, BaseEstimator):
 
     def shaped(self, p: np.ndarray) -> np.ndarray:
         return p
+
+
+class Slowed(Steady):
+    """Takes its time while the file that the environment names is there: a test ends the slow part of a scan."""
+
+    def predict_proba(self, X: np.ndarray) -> np.ndarray:
+        if (file := os.environ.get(SLOWING)) is None or not Path(file).exists():
+            return Steady().predict_proba(X)
+        return super().predict_proba(X)
 
 
 class Raises(Steady):
@@ -65,5 +77,5 @@ class ReturnsTooManyColumns(Steady):
         return np.concatenate([p, p], axis=1)
 
 
-KINDS = (Steady, Raises, WantsOneThread, KillsItsWorker, ReturnsNaN, ReturnsTooManyColumns)
+KINDS = (Steady, Slowed, Raises, WantsOneThread, KillsItsWorker, ReturnsNaN, ReturnsTooManyColumns)
 NAMES = [f"tests.broken_learners.{kind.__name__}" for kind in KINDS]

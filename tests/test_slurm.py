@@ -1,0 +1,70 @@
+"""The recipe for SLURM, run as it is written, on a SLURM of this machine."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import slurm
+from tests.conftest import missing_service
+from tests.recipes import ROOT, block_with
+from tests.twins import Twins
+
+JOBS = 4
+"""A scheduler, two of workers, a coordinator."""
+
+
+@pytest.fixture
+def queue() -> Iterator[slurm.Slurm]:
+    if missing := slurm.missing():
+        missing_service(f"SLURM ({', '.join(missing)})")
+    if os.geteuid():
+        pytest.skip("this SLURM has to be started by root")
+    with slurm.running() as started:
+        yield started
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_walltimes_shorter_than_a_scan_change_no_batch(tmp_path: Path, queue: slurm.Slurm) -> None:
+    twins = Twins(tmp_path, tiles=64)
+    (tmp_path / "cluster").symlink_to(ROOT / "cluster")
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{queue.environment['PATH']}",
+        # dal need not be installed to be tested: its workers find it here.
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "WORKER_JOBS": "2",
+        "WORKER_CORES": "1",
+        # SLURM counts minutes, and looks at the clock twice in one: jobs are signalled after 25 to 55 s.
+        "SBATCH_TIMELIMIT": "1",
+        "SBATCH_SIGNAL": "B:USR1@5",
+    }
+    submitted = subprocess.run(
+        ["bash", "-euc", block_with("cluster/slurm", "sbatch")],
+        cwd=tmp_path,
+        env=os.environ | queue.environment | twins.environment | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert submitted.returncode == 0, submitted.stderr
+    try:
+        twins.wait_for(1, "open")
+        assert twins.answer(1) == twins.batches[0]
+        twins.wait_for(2, "fitted")
+        before = queue.restarts()
+        assert len(before) == JOBS
+        queue.wait(lambda: all(count > before[job] for job, count in queue.restarts().items()), seconds=120)
+        assert twins.campaign.rounds.last.status == "fitted"  # they were ended in the midst of the scan
+        twins.hurry()
+        for number in (2, 3):
+            twins.wait_for(number, "open")
+            assert twins.answer(number) == twins.batches[number - 1]
+        queue.wait_until_empty(seconds=60)
+    except BaseException:
+        for log in sorted(tmp_path.glob("dal-*.log")):
+            print(f"{log.name}:\n{log.read_text()}")  # shown by pytest with the failure
+        raise
+    assert "Stopped" in (tmp_path / "dal-coordinator.log").read_text()
