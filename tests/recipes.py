@@ -1,11 +1,13 @@
 """The recipes in cluster/: blocks of their READMEs, run as they are written."""
 
+import inspect
 import os
 import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,6 +38,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
+    """Wait for what other processes bring about."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {inspect.getsource(condition).strip()}"
+        time.sleep(0.1)  # polls what cannot tell us
 
 
 @contextmanager

@@ -57,6 +57,10 @@ BLOCKS_ELSEWHERE = {
     ("cluster/tls/README.md", "conf"): "tests/test_tls.py runs it",
     ("cluster/tls/README.md", "ini"): "tests/test_tls.py runs it",
     ("cluster/tls/README.md", "yaml"): "tests/test_tls.py runs it",
+    ("cluster/slurm/README.md", "bash"): "tests/test_slurm.py runs it",
+    ("cluster/slurm/README.md", "python"): "needs dask-jobqueue, on which nothing here depends",
+    ("cluster/ssh/README.md", "bash"): "tests/test_ssh.py runs them",
+    ("cluster/ssh/README.md", "python"): "needs asyncssh, on which nothing here depends",
     ("docs/labelling.md", "nginx"): "tests/test_web_faults.py runs it",
 }
 
