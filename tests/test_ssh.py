@@ -14,7 +14,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-import dal
 from dal.compute.client import connect
 from tests.conftest import missing_service
 from tests.recipes import ROOT, block_with, free_port, until
@@ -148,7 +147,7 @@ def wait_for_two(address: str) -> None:
 
 
 def asked(twins: Twins, number: int, address: str) -> list[int]:
-    dal.next_batch(twins.campaign, client=address)
+    twins.campaign.next_batch(client=address)
     return twins.answer(number)
 
 

@@ -35,17 +35,17 @@ class Twins:
         here, self.campaign = (self._made(name) for name in ("here", "campaign"))
         self.batches = []
         for number in range(1, ROUNDS + 1):
-            assert isinstance(dal.next_batch(here), dal.Batch)
+            assert isinstance(here.next_batch(), dal.Batch)
             self.batches.append(self._answered(here, number))
 
     def _made(self, name: str) -> dal.Campaign:
-        return dal.create_campaign(
+        return dal.Campaign.create(
             self.folder / name,
             self.folder / "pool.zarr",
             ["a", "b"],
-            batch=20,
-            seed=5,
-            learner=Slowed(2.0),
+            batch_size=20,
+            random_state=5,
+            estimator=Slowed(2.0),
             trusted=broken_learners.NAMES,
             stop=[f"max_rounds={ROUNDS}"],
         )
@@ -53,7 +53,7 @@ class Twins:
     def _answered(self, campaign: dal.Campaign, number: int) -> list[int]:
         asked = campaign.rounds.batch(number)
         rows = np.array([each.row for each in asked])
-        dal.answer_batch(campaign, rows, [each.record_id for each in asked], self.y[rows])
+        campaign.label([each.record_id for each in asked], self.y[rows])
         return [int(row) for row in rows]
 
     def hurry(self) -> None:
