@@ -22,7 +22,7 @@ LEVELS = [
     {"scan"},
     {"map"},
     {"figures"},
-    {"loop", "exchange"},
+    {"loop", "exchange", "doctor"},
     {"replay", "testing"},
     {"explorer"},
     {"demo", "web"},

@@ -39,6 +39,7 @@ _COMMANDS = {
     "compare": "explorer:compare_",
     "report": "explorer:report",
     "demo": "demo:demo",
+    "doctor": "doctor:doctor",
 }
 """Where each command is: a module of this package and a name in it."""
 

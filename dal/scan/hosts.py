@@ -107,22 +107,43 @@ def keeps_features(order: Order, pool: Pool, limits: Limits) -> bool:
 
 def predicted(run: Run) -> plan.WorkerBytes:
     """Predict the memory of a worker in this pass."""
-    order = replace(run.order, carry=keeps_features(run.order, run.pool, run.limits))
-    width = run.pool.n_features if order.carry else 0
+    model = run.model
+    n_classes, model_bytes = (len(model.classes), len(model.dumps())) if model else (0, 0)
+    return worker_bytes(run.pool, run.order, n_classes, model_bytes, run.limits)
+
+
+def worker_bytes(
+    pool: Pool, order: Order, n_classes: int, model_bytes: int, limits: Limits = plan.LIMITS
+) -> plan.WorkerBytes:
+    """Predict the memory of a worker in a pass.
+
+    Parameters
+    ----------
+    pool : Pool
+    order : Order
+        Its codebook is not looked at.
+    n_classes : int
+        Of the model; 0 without one.
+    model_bytes : int
+        Of its file.
+    limits : Limits
+    """
+    order = replace(order, carry=keeps_features(order, pool, limits))
+    width = pool.n_features if order.carry else 0
     return plan.worker_bytes(
-        tile=run.order.tile,
-        n_features=run.pool.n_features,
-        itemsize=run.pool.dtype.itemsize,
-        chunk_rows=run.pool.chunk_rows,
+        tile=order.tile,
+        n_features=pool.n_features,
+        itemsize=pool.dtype.itemsize,
+        chunk_rows=pool.chunk_rows,
         # A committee's sums stand beside the probabilities of the member at work.
-        n_classes=len(run.model.classes) * (2 if takes_committee(run.order.score) else 1) if run.model else 0,
-        n_cells=len(run.order.codebook.centers) if run.order.codebook else 0,
-        kept_bytes=plan.candidate_bytes(run.order.capacity, width),
+        n_classes=n_classes * (2 if takes_committee(order.score) else 1),
+        n_cells=order.capacity.cells,
+        kept_bytes=plan.candidate_bytes(order.capacity, width),
         slack=order.slack,
         candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
-        model_bytes=len(run.model.dumps()) if run.model else 0,
-        ahead=run.pool.ahead_bytes,
-        limits=run.limits,
+        model_bytes=model_bytes,
+        ahead=pool.ahead_bytes,
+        limits=limits,
     )
 
 

@@ -1,5 +1,7 @@
 """Examine a host: whether it can read the pool and use the cells, and by which linear algebra it computes."""
 
+import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,25 @@ def examine(pool: Pool, cells: Cells | None) -> Host:
         None if cells is None else _trouble(lambda: _reach(cells)),
         tuple(sorted({f"{lib['internal_api']} {lib.get('architecture', '')}".strip() for lib in info})),
     )
+
+
+_CHUNK_BYTES = 64 * 2**20
+"""At most read by `read_chunk`: a chunk of somebody else's array may have any size."""
+
+
+def read_chunk(pool: Pool) -> tuple[int, float]:
+    """Read any chunk of the pool; return its bytes, and the seconds that it took.
+
+    Each call takes another one, so that few find theirs in a cache that another host has filled.
+    """
+    record = pool.n_features * pool.dtype.itemsize
+    rows = max(1, min(pool.chunk_rows, _CHUNK_BYTES // record))
+    start = secrets.randbelow(pool.n_rows) // rows * rows
+    stop = min(start + rows, pool.n_rows)
+    pool.read(0, 1)  # connections are opened, and modules imported, by the first read
+    began = time.perf_counter()
+    pool.read(start, stop)
+    return (stop - start) * record, time.perf_counter() - began
 
 
 def score_trouble(score: Carried) -> str | None:
