@@ -17,7 +17,7 @@ LEVELS = [
     {"scores", "selection", "evidence", "texts", "classes"},
     {"stores"},
     {"places"},
-    {"pool", "learners", "compute", "progress"},
+    {"pool", "learners", "compute", "progress", "metrics"},
     {"campaign"},
     {"scan"},
     {"map"},

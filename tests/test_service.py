@@ -14,12 +14,12 @@ import pytest
 from dal import Campaign
 from dal.campaign import Asked, Given, Queue
 from dal.campaign.rounds import Rounds
+from dal.campaign.view import pauses
 from dal.errors import CampaignLocked
 from dal.loop.actions import Close, Wait
 from dal.loop.campaign import Batch, Stopped
 from dal.loop.state import next_step
 from dal.pool import Pool
-from dal.web.overview import pauses
 
 CLASSES = ("red", "green", "blue")
 N, D = 4_000, 5

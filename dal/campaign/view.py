@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -355,6 +355,43 @@ def status_of(view: View) -> Status:
         notes=notes,
         left_out=left_out(fits[-1]) if fits else "",
     )
+
+
+@dataclass(frozen=True)
+class Pause:
+    """The time between two batches by its use, in seconds.
+
+    Attributes
+    ----------
+    round : int
+        The round whose batch came after it.
+    idle : float
+        From the closing of the round before to the start of a computation.
+    train, score, select : float
+    """
+
+    round: int
+    idle: float
+    train: float
+    score: float
+    select: float
+
+
+def pauses(past: Sequence[Round]) -> list[Pause]:
+    """Split the time before each opened batch, except the first, into idleness, training, scoring and selecting."""
+    found = []
+    for before, each in pairwise(past):
+        if before.closed_at is None or each.opened_at is None:
+            continue
+        closed, frozen, opened = map(datetime.fromisoformat, (before.closed_at, each.frozen_at, each.opened_at))
+        # A cold start trains nothing; rounds of an older version do not tell when they were fitted and scanned.
+        fitted = datetime.fromisoformat(each.fitted_at) if each.fitted_at else frozen
+        scanned = datetime.fromisoformat(each.scanned_at) if each.scanned_at else fitted
+        parts = (frozen - closed, fitted - frozen, scanned - fitted, opened - scanned)
+        # A clock that was set back meanwhile makes no part negative.
+        idle, train, score, select = (max(0.0, part.total_seconds()) for part in parts)
+        found.append(Pause(each.number, idle=idle, train=train, score=score, select=select))
+    return found
 
 
 def left_out(fitted: Round) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from dal.campaign import CampaignStore
     from dal.loop.batch import Batch
     from dal.loop.coordinator import Stopped
+    from dal.scan import Progress
 
 
 @click.command("next")
@@ -45,7 +48,10 @@ def next_(directory: Path, scheduler: str | None, workers: int | None, close: bo
 @click.command("run")
 @click.argument("directory", type=click.Path(path_type=Path))
 @workers_options
-def run_(directory: Path, scheduler: str | None, workers: int | None) -> None:
+@click.option(
+    "--metrics", metavar="[HOST:]PORT", help="Serve numbers for Prometheus there; without HOST for this machine alone."
+)
+def run_(directory: Path, scheduler: str | None, workers: int | None, metrics: str | None) -> None:
     """Carry on round after round, as people answer, until a stopping criterion ends the campaign.
 
     Answers come by imports or from the labelling page. With the settings close_at and reserve nobody waits for the next
@@ -54,14 +60,43 @@ def run_(directory: Path, scheduler: str | None, workers: int | None) -> None:
     from dal.loop.campaign import Campaign
 
     campaign = Campaign.open(directory)
-    with workers_chosen(scheduler, workers) as chosen, shown("scan") as show:
+    latest: list[Progress] = []
+    with (
+        nullcontext() if metrics is None else _metrics(campaign, metrics, latest),
+        workers_chosen(scheduler, workers) as chosen,
+        shown("scan") as show,
+    ):
+        draw = rows_shown(show)
+
+        def progressed(progress: Progress) -> None:
+            latest[:] = [progress]
+            draw(progress)
+
         ended = campaign.run(
             client=chosen,
-            progress=rows_shown(show),
+            progress=progressed,
             on_batch=lambda batch: say(f"Round {batch.number} is open: {len(batch.rows):,} records to label"),
         )
     if ended is not None:
         _tell_stopped(ended)
+
+
+@contextmanager
+def _metrics(campaign: CampaignStore, address: str, latest: list[Progress]) -> Iterator[None]:
+    """Serve the numbers of a run at an address, with the latest progress of a scan."""
+    from dal.campaign.metrics import metrics_of
+    from dal.campaign.view import View
+    from dal.metrics import exposition, logged, serving
+    from dal.scan.run import progress_metrics
+
+    view = View(campaign)
+
+    def read() -> str:
+        return exposition([*metrics_of(view), *progress_metrics(*latest[:1]), counts.metric()])
+
+    with logged() as counts, serving(address, read) as url:
+        say(f"Metrics: {url}")
+        yield
 
 
 def _tell_stopped(stopped: Stopped) -> None:

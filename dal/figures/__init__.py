@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from dal._lazy import names_of
 
 if TYPE_CHECKING:
+    from dal.campaign.view import Pause
     from dal.figures.batch import BatchMap, Points, batch_map
     from dal.figures.campaign import (
         Annotator,
         Balance,
         Criterion,
-        Pause,
         agreement_matrix,
         annotators,
         class_balance,
@@ -33,12 +33,12 @@ else:
     __getattr__ = names_of(
         __name__,
         {
+            "dal.campaign.view": ("Pause",),
             "dal.figures.batch": ("BatchMap", "Points", "batch_map"),
             "dal.figures.campaign": (
                 "Annotator",
                 "Balance",
                 "Criterion",
-                "Pause",
                 "agreement_matrix",
                 "annotators",
                 "class_balance",

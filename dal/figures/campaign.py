@@ -9,6 +9,7 @@ from bokeh.models import ColumnDataSource, FactorRange, HoverTool, Label, Numera
 from bokeh.plotting import figure
 from bokeh.transform import dodge
 
+from dal.campaign.view import Pause
 from dal.evidence.stopping import Verdict
 from dal.figures.palette import ASKED, COLORS, color_of
 from dal.figures.style import plain_figure
@@ -77,26 +78,6 @@ class Annotator:
     answers: int
     skipped: int
     median_seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Pause:
-    """The time between two batches by its use, in seconds.
-
-    Attributes
-    ----------
-    round : int
-        The round whose batch came after it.
-    idle : float
-        From the closing of the round before to the start of a computation.
-    train, score, select : float
-    """
-
-    round: int
-    idle: float
-    train: float
-    score: float
-    select: float
 
 
 def class_balance(classes: Sequence[Balance]) -> figure:

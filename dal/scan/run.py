@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal.learners.models import Model
+from dal.metrics import Metric, gauge
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
@@ -62,6 +63,18 @@ class Progress:
         if self.failed:
             said += f", {self.failed:,} spans tried again"
         return said
+
+
+def progress_metrics(progress: Progress | None = None) -> list[Metric]:
+    """Return the newest progress of a scan in numbers to watch; zeros before the first."""
+    now = progress or Progress(0, 0, 0, 0, 0.0, None, 0)
+    return [
+        gauge("dal_scan_rows", "Rows of the pool, in the scan that runs or ran last.", now.rows_total),
+        gauge("dal_scan_rows_done", "Rows of it that are scored.", now.rows_done),
+        gauge("dal_scan_rows_per_second", "Pace of it so far.", now.rows_per_second),
+        gauge("dal_scan_bytes_read", "Bytes of features that it has read.", now.bytes_read),
+        gauge("dal_scan_spans_failed", "Spans of it that failed and were tried again.", now.failed),
+    ]
 
 
 @dataclass(frozen=True)

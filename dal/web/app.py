@@ -10,7 +10,7 @@ import logging
 import re
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -31,10 +31,13 @@ from starlette.staticfiles import StaticFiles
 from dal.campaign import Account, Annotators, CampaignStore, Given, Queue
 from dal.campaign.annotators import LONGEST_SESSION
 from dal.campaign.control import Act, Control
+from dal.campaign.metrics import metrics_of
 from dal.campaign.parts import pool_of
 from dal.campaign.queue import Outcome, OwnShare
+from dal.campaign.view import View
 from dal.errors import CampaignError, CampaignMismatch, ChunkError, DalError, DatabaseError, InputError
 from dal.figures import color_of
+from dal.metrics import CONTENT_TYPE, Metric, exposition
 from dal.web.doors import Doors, Rates, local_request
 from dal.web.guesses import Guesses
 from dal.web.overview import FigureName, Overview, Overviews, exported
@@ -278,7 +281,11 @@ def create_app(campaign: CampaignStore, options: Options, *, body_seconds: float
     _add_api(app, site)
     _add_pages(app)
     app.add_middleware(
-        Doors, chart_paths=("campaign", "explorer"), requests=Rates(*REQUESTS), body_seconds=body_seconds
+        Doors,
+        chart_paths=("campaign", "explorer"),
+        requests=Rates(*REQUESTS),
+        body_seconds=body_seconds,
+        answered=site.answered,
     )
     return app
 
@@ -299,6 +306,8 @@ class _Site:
         self.guesses = Guesses(campaign, self.records)
         self.guidelines = campaign.directory / GUIDELINES
         self.attempts = Rates(per_second=0.2, burst=20)
+        self.view = View(campaign)
+        self.answered = Counter({f"{kind}xx": 0 for kind in (2, 4, 5)})
         self._counted: dict[str, tuple[TeamGiven, OwnShare]] = {}
         self._asked: frozenset[int] = frozenset()
         self._served: set[tuple[str, int]] = set()
@@ -694,6 +703,14 @@ def _add_api(app: FastAPI, site: _Site) -> None:
         with site.turn():
             site.control.tell(given.act, me.name)
         return site.standings.now(fresh=True)
+
+    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def metrics(me: Manager) -> Response:  # noqa: ARG001
+        """Return the state of the campaign and of this server for Prometheus, which sends a manager's token."""
+        answered = Metric(
+            "dal_http_responses_total", "counter", "Responses by the kind of their status.", dict(site.answered), "kind"
+        )
+        return Response(exposition([*metrics_of(site.view), answered]), media_type=CONTENT_TYPE)
 
     @app.get("/export.{form}", response_class=Response, responses={200: {"content": {"text/csv": {}}}})
     def export(form: Literal["csv", "jsonl"], me: Manager) -> Response:  # noqa: ARG001

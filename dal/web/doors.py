@@ -7,7 +7,7 @@ send. The page at ``enter`` turns it into a cookie that no script can read and t
 import asyncio
 import ipaddress
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -192,6 +192,8 @@ class Doors:
         Limit for each address.
     body_seconds : float
         Time for a request's body to arrive.
+    answered : Counter of str
+        Counts the responses by the kind of their status, such as ``2xx``.
     """
 
     def __init__(
@@ -201,11 +203,13 @@ class Doors:
         chart_paths: Iterable[str],
         requests: Rates,
         body_seconds: float,
+        answered: Counter[str],
     ) -> None:
         self._app = app
         self._body_seconds = body_seconds
         self._charts = frozenset(chart_paths)
         self._requests = requests
+        self._answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or refuse it."""
@@ -228,6 +232,9 @@ class Doors:
         else:
             await refusal.response()(scope, receive, sending)
 
+    def _count(self, status: int) -> None:
+        self._answered[f"{status // 100}xx"] += 1
+
     def _refusal(self, scope: Scope) -> Refusal | None:
         client = scope.get("client")
         wait = self._requests.excess(client[0] if client else "")
@@ -248,6 +255,7 @@ class Doors:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
+                self._count(message["status"])
                 headers = MutableHeaders(scope=message)
                 for name, value in _ALWAYS.items():
                     headers[name] = value

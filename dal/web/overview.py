@@ -7,7 +7,6 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
-from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -20,7 +19,7 @@ from dal.campaign import CampaignStore, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Action, Control
 from dal.campaign.features import features_of
-from dal.campaign.view import Status, View, status_of
+from dal.campaign.view import Status, View, pauses, status_of
 from dal.errors import InputError
 from dal.evidence.agreement import Agreement
 from dal.evidence.stopping import Verdict
@@ -325,23 +324,6 @@ def paces(arrivals: list[datetime], start: datetime) -> tuple[list[float], list[
     edges = np.linspace(0, max(float(hours.max(initial=0.0)), 1 / 60), 61)
     counts, _ = np.histogram(hours, edges)
     return edges[1:].tolist(), (counts / np.diff(edges)).tolist()
-
-
-def pauses(past: list[Round]) -> list[figures.Pause]:
-    """Split the time before each opened batch, except the first, into idleness, training, scoring and selecting."""
-    told = []
-    for before, each in pairwise(past):
-        if before.closed_at is None or each.opened_at is None:
-            continue
-        closed, frozen, opened = map(datetime.fromisoformat, (before.closed_at, each.frozen_at, each.opened_at))
-        # A cold start trains nothing; rounds of an older version do not tell when they were fitted and scanned.
-        fitted = datetime.fromisoformat(each.fitted_at) if each.fitted_at else frozen
-        scanned = datetime.fromisoformat(each.scanned_at) if each.scanned_at else fitted
-        parts = (frozen - closed, fitted - frozen, scanned - fitted, opened - scanned)
-        # A clock that was set back meanwhile makes no part negative.
-        idle, train, score, select = (max(0.0, part.total_seconds()) for part in parts)
-        told.append(figures.Pause(each.number, idle=idle, train=train, score=score, select=select))
-    return told
 
 
 def _person(work: Work, agreed: Agreement) -> Person:
