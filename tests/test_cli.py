@@ -250,7 +250,7 @@ def test_chunks_of_zeros_that_are_not_stored_are_read_by_every_command(tmp_path:
     pool, campaign = tmp_path / "sparse.zarr", tmp_path / "c"
     np.save(tmp_path / "y.npy", codes)
     init = ("init", campaign, pool, "--classes", "a,b", "--batch-size", 10, "--stop-set", 0)
-    compare = ("compare", pool, "--answers", tmp_path / "y.npy", "--seeds", 1, "--strategies", "margin", "--rounds", 2)
+    compare = ("compare", pool, "--answers", tmp_path / "y.npy", "--seeds", 1, "--strategy", "margin", "--rounds", 2)
     fill = ("--missing-chunks", "fill")
     for refused in (dal("pool", "info", pool), dal(*init), dal(*compare, "--output", tmp_path / "e.html")):
         assert refused.exit_code == 1

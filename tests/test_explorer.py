@@ -185,6 +185,14 @@ def test_a_run_on_disk_is_the_run_that_was_played(folder: Path, tmp_path: Path) 
     assert [line[0] for line in table(run.comparison).rows] == ["random", "margin"]
 
 
+def test_a_replay_is_kept_whatever_its_strategy_is_called(tmp_path: Path) -> None:
+    kept = RunFolder(tmp_path / "a.run", {})
+    played = Replay("score=a:B(of='../x', c=1),shortlist=5", 3, (10,), (0.5,), (np.arange(10),))
+    kept.add(played)
+    assert [each.strategy for each in kept.replays()] == [played.strategy]
+    assert len(list((tmp_path / "a.run" / "replays").iterdir())) == 1
+
+
 @pytest.mark.slow
 def test_replays_side_by_side_on_a_cluster_are_those_of_one_process(folder: Path, cluster: Client) -> None:
     pool, y = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")
@@ -432,8 +440,8 @@ def test_records_of_unknown_class_are_neither_asked_nor_tested_on(folder: Path, 
     ("options", "said"),
     [
         (["--output", "page.pdf"], "must end in .html"),
-        (["--strategies", "margin,martin"], "martin"),
-        (["--strategies", ","], "at least one strategy"),
+        (["--strategy", "margin", "--strategy", "martin"], "martin"),
+        (["--strategy", ""], "strategy"),
         (["--seeds", "0"], "`seeds` must be at least 1"),
         (["--batch-size", "1000"], "at most 960"),
         (["--estimator", "magic"], "magic"),
@@ -501,8 +509,10 @@ def test_compare_plays_and_goes_on(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "explorer.html"
     command = ["compare", str(folder / "pool.zarr"), "--answers", str(folder / "y.npy"), "--output", str(output)]
     command += [
-        "--strategies",
-        "random,margin",
+        "--strategy",
+        "random",
+        "--strategy",
+        "score=margin,selector=power,beta=2",
         "--batch-size",
         "8",
         "--rounds",

@@ -1,6 +1,7 @@
 """The house: imports point down only, and the public names are pinned."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -164,6 +165,23 @@ def test_the_public_names_are_pinned() -> None:
         assert getattr(dal, name) is not None
     public = {name for name, value in vars(dal).items() if not name.startswith("_") and not inspect.ismodule(value)}
     assert public - {"TYPE_CHECKING", "names_of"} == set(dal.__all__) - set(modules())
+
+
+LAZY = sorted(path for path in PACKAGE.rglob("__init__.py") if "names_of(" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", LAZY, ids=lambda path: path.parent.name)
+def test_names_that_are_imported_when_asked_for_are_those_that_type_checkers_see(path: Path) -> None:
+    """A lazy name stands in three lists: the imports for type checkers, the mapping, and ``__all__``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    (both,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {node.module: {alias.name for alias in node.names} for node in both.body if isinstance(node, ast.ImportFrom)}
+    (mapping,) = (node for node in ast.walk(both) if isinstance(node, ast.Dict))
+    assert {home: set(names) for home, names in ast.literal_eval(mapping).items()} == seen
+    package = importlib.import_module(".".join(path.parent.relative_to(PACKAGE.parent).parts))
+    everything = set().union(*seen.values())
+    assert everything <= set(package.__all__)
+    assert all(hasattr(package, name) for name in package.__all__)
 
 
 def test_no_public_name_hides_a_module() -> None:

@@ -10,7 +10,7 @@ import click
 
 from dal.choices import STRATEGIES, Missing
 from dal.cli.cluster import workers_chosen
-from dal.cli.options import class_options, classes_of, missing_chunks_option, split, tls_options, workers_options
+from dal.cli.options import class_options, classes_of, missing_chunks_option, tls_options, workers_options
 from dal.cli.terminal import draw, say, shown
 
 if TYPE_CHECKING:
@@ -26,7 +26,14 @@ SECONDS_OF_ROUND = 0.2
 @click.argument("pool_path", metavar="POOL")
 @click.option("--answers", required=True, type=click.Path(path_type=Path), help="An .npy file: the class of each row.")
 @class_options
-@click.option("--strategies", default="random,margin,default", show_default=True, help=f"Of {', '.join(STRATEGIES)}.")
+@click.option(
+    "--strategy",
+    "strategies",
+    multiple=True,
+    default=("random", "margin", "default"),
+    show_default="random, margin and default",
+    help=f"As in dal init; repeat it for each. {', '.join(STRATEGIES)}, or one of your own.",
+)
 @click.option("--seeds", default=5, show_default=True, help="Replays of each strategy.")
 @click.option("--test", type=click.Path(path_type=Path), help="An .npz file with X and y. Default: drawn from POOL.")
 @click.option("--batch-size", default=20, show_default=True, help="Records asked in a round.")
@@ -41,7 +48,7 @@ def compare_(
     classes: str | None,
     each_class: tuple[str, ...],
     classes_from: Path | None,
-    strategies: str,
+    strategies: tuple[str, ...],
     seeds: int,
     test: Path | None,
     batch_size: int,
@@ -65,7 +72,7 @@ def compare_(
 
     explorer.check_page(output)
     opened = Pool.open(pool_path, missing_chunks=missing_chunks)
-    named = tuple(dict.fromkeys(split(strategies)))
+    named = tuple(dict.fromkeys(strategies))
     known = explorer.Known.read(answers, opened.n_rows, classes_of(classes, each_class, classes_from))
     plan = explorer.Plan(opened, known, named, seeds, estimator, batch_size, rounds, test)
     plan.check()

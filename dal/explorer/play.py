@@ -240,7 +240,7 @@ class Plan:
             A value cannot be used.
         """
         if not self.strategies:
-            raise SettingsError("`strategies` must name at least one strategy, such as random,margin,default, got none")
+            raise SettingsError("`strategies` must name at least one strategy, such as random or default, got none")
         for name in self.strategies:
             Strategy.named(name)
         for name, value in (("seeds", self.seeds), ("batch_size", self.batch_size), ("rounds", self.rounds)):

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
@@ -161,7 +162,7 @@ class RunFolder:
             "predicted": _joined(played.predicted, np.int64),
             "views": np.array(played.views, dtype=np.uint8),
         }
-        write_npz(self.path / "replays" / f"{played.strategy}-{played.seed}.npz", arrays, compressed=True)
+        write_npz(self.path / "replays" / _file_of(played.strategy, played.seed), arrays, compressed=True)
 
     def finish(self, run: Run) -> None:
         """Write the data that all replays share, and mark the run as finished."""
@@ -210,7 +211,7 @@ class RunFolder:
         return Run(
             title=there["title"],
             classes=tuple(there["classes"]),
-            replays=tuple(_read_replay(path / "replays" / f"{name}-{seed}.npz") for name, seed in there["replays"]),
+            replays=tuple(_read_replay(path / "replays" / _file_of(name, seed)) for name, seed in there["replays"]),
             rows=answers["rows"],
             codes=answers["codes"],
             pool_map=PoolMap.load(path / "map.npz"),
@@ -218,6 +219,11 @@ class RunFolder:
             notes=tuple(there["notes"]),
             measured=there["measured"],
         )
+
+
+def _file_of(strategy: str, seed: int) -> str:
+    # A parameter of a user's own part may hold anything, also a slash.
+    return f"{quote(strategy, safe=' =,:()')}-{seed}.npz"
 
 
 def _described(path: Path) -> dict[str, Any] | None:
