@@ -52,7 +52,8 @@ from dal.scan import Journal, cluster, plan
 from dal.scan.merge import Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
 from dal.scan.run import Run
-from dal.scan.worker.kernel import HISTOGRAM_BINS, Order, SpanResult, Tally, Task
+from dal.scan.worker.histogram import BINS, Histogram
+from dal.scan.worker.kernel import Order, SpanResult, Tally, Task
 from dal.scan.worker.spans import Job
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.order import row_hash
@@ -186,7 +187,7 @@ class Source:
         return Candidates(chosen, scores, cell, chosen % synthetic.CLASSES, nothing)
 
     def _tally(self, rows: int) -> Tally:
-        histogram = np.full(HISTOGRAM_BINS, rows // HISTOGRAM_BINS)
+        histogram = Histogram(np.full(BINS, rows // BINS))
         return Tally(rows, 0, synthetic.NO_ROWS, histogram, np.empty(0, dtype=np.int64), rows, 0, 0)
 
 

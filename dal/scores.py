@@ -121,8 +121,7 @@ class Score(Protocol):
     """A score of one's own: a function of class probabilities that returns how much each record is worth asking.
 
     The value of a record depends on nothing but the record and the model: records are scored in blocks of any size, by
-    any worker. It is finite, and higher is asked first. Values in [0, 1] are what histograms show, and selectors that
-    weigh take what is below 0 as 0.
+    any worker. It is finite, and higher is asked first. Selectors that weigh take what is below 0 as 0.
 
     An attribute `takes` says what the score is called with: ``"probabilities"`` (the default), an array (n, C);
     ``"committee"``, an iterable of such arrays, one a member; ``"records"``, the features (n, d) and the

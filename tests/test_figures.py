@@ -115,6 +115,7 @@ def test_the_score_histogram_is_logarithmic_and_keeps_empty_bins() -> None:
     assert drawn["height"] == pytest.approx([0.0, 1.0, 3.0])
     assert drawn["left"] == pytest.approx([0, 1 / 3, 2 / 3])
     figures.score_histogram([0, 0])
+    assert columns(figures.score_histogram([1, 2], (-4.0, 4.0)), Quad)["right"] == [0.0, 4.0]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -222,7 +222,7 @@ def summary_of(result: Scan) -> dict:
         "rows": tally.rows,
         "invalid": tally.invalid,
         "invalid_rows": tally.invalid_rows.tolist(),
-        "histogram": tally.histogram.tolist(),
+        "histogram": (tally.histogram.counts.tolist(), tally.histogram.edges),
         "predicted": tally.predicted.tolist(),
         "confidence": tally.confidence,
         "mass": tally.mass,
@@ -264,7 +264,7 @@ def test_every_layout_gives_what_a_full_sort_gives(
     invalid = BAD_ROWS[1:3] if learner in TAKE_MISSING else BAD_ROWS
     assert first.summary.tally.invalid_rows.tolist() == invalid
     assert first.summary.tally.rows == N
-    assert first.summary.tally.histogram.sum() == N - len(invalid)
+    assert first.summary.tally.histogram.counts.sum() == N - len(invalid)
     for name in ("odd", "sharded", "split"):
         other = run(pools[name], model, strategy, codebook)
         assert_same(other.candidates, expected)
@@ -634,7 +634,32 @@ def test_a_span_comes_back_from_the_journal_as_it_was(
         assert again.candidates is not None
         assert result.candidates is not None
         assert_same(again.candidates, result.candidates)
-        assert again.tally.histogram.tolist() == result.tally.histogram.tolist()
+        assert again.tally.histogram.counts.tolist() == result.tally.histogram.counts.tolist()
+        assert again.tally.histogram.edges == result.tally.histogram.edges
+
+
+def minus_confidence(probabilities: np.ndarray) -> np.ndarray:
+    """Score in another range than [0, 1], as a user's own may."""
+    return -10 * probabilities.max(axis=1)
+
+
+def test_scores_of_any_range_are_counted_alike_for_any_spans(pools: dict[str, Pool], models: dict[str, Model]) -> None:
+    strategy = Strategy(score=minus_confidence, selector="top")
+    codebook = sample_codebook(pools["built"], 0, 3)
+    found = [
+        run(pools["built"], models["logistic"], strategy, codebook, limits=limits)
+        for limits in (Limits(tile_rows=512, span_bytes=1), Limits(tile_rows=512))
+    ]
+    histogram = found[0].summary.tally.histogram
+    assert (histogram.edges, histogram.counts.tolist()) == (
+        found[1].summary.tally.histogram.edges,
+        found[1].summary.tally.histogram.counts.tolist(),
+    )
+    low, high = histogram.edges
+    assert -10 <= low < 0
+    assert histogram.counts.sum() == found[0].summary.tally.rows - found[0].summary.tally.invalid
+    assert (histogram.counts > 0).sum() > 10
+    assert f"scores {low:g} |" in repr(found[0])
 
 
 @pytest.mark.parametrize("damage", ["cut", "zeros behind", "bit"])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm, rankdata
 from sklearn.cluster import kmeans_plusplus
 from sklearn.datasets import load_digits
 
@@ -443,6 +444,30 @@ class TestMaxHerding(SelectorContract):
         sigma = 2 * median_to_nearest(c.embeddings)
         picks = slow_facility_location(c, np.ones(120), 20, labeled, sigma)
         assert self.choose(c, 20, labeled) == c.rows[picks].tolist()
+
+    def test_a_column_with_a_long_tail_is_compared_by_normal_scores(self) -> None:
+        c = made_candidates(200, seed=8)
+        points = c.embeddings.copy()
+        points[:, 0] = np.exp(2 * points[:, 0] / points[:, 0].std())
+        straight = points.copy()
+        straight[:, 0] = norm.ppf(rankdata(points[:, 0]) / 201) / np.sqrt(points.shape[1])
+        # A pick stands for ten of the candidates.
+        tenth = np.median([np.sort(np.linalg.norm(straight - each, axis=1))[10] for each in straight])
+        sigma = max(2 * median_to_nearest(straight), tenth)
+        picks = slow_facility_location(replace(c, embeddings=straight), np.ones(200), 20, straight[:6], sigma)
+        assert self.choose(replace(c, embeddings=points), 20, points[:6]) == c.rows[picks].tolist()
+
+    def test_a_class_in_the_tail_of_a_column_is_in_the_first_batch(self) -> None:
+        """Standardised, nine of ten records of such a pool lie in one spot, and all of a batch are chosen from it."""
+        rng = np.random.default_rng(0)
+        X = rng.standard_normal((2000, 4)).astype(np.float32)
+        X[:, 0] = np.exp(1.5 * X[:, 0])
+        rare = X[:, 0] > np.quantile(X[:, 0], 0.8)
+        embeddings = Codebook.fit(X, 0, 0).embed(X)
+        c = Candidates(np.arange(2000), np.zeros(2000), np.zeros(2000, np.int64), np.full(2000, -1), embeddings)
+        nothing = np.empty((0, 4), np.float32)
+        found = [rare[select(c, self.strategy, 20, nothing, seed, 1)].any() for seed in range(10)]
+        assert sum(found) == 10
 
 
 class TestPower(SelectorContract):

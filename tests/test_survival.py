@@ -71,7 +71,7 @@ def assert_same(a: Scan, b: Scan) -> None:
     assert a.candidates.rows.tolist() == b.candidates.rows.tolist()
     assert a.candidates.scores.tolist() == b.candidates.scores.tolist()
     assert a.summary.tally.rows == b.summary.tally.rows
-    assert a.summary.tally.histogram.tolist() == b.summary.tally.histogram.tolist()
+    assert a.summary.tally.histogram.counts.tolist() == b.summary.tally.histogram.counts.tolist()
 
 
 @contextmanager

@@ -394,24 +394,26 @@ def pauses(rounds: Sequence[Pause]) -> figure:
     return plot
 
 
-def score_histogram(counts: npt.NDArray[np.integer] | Sequence[int]) -> figure:
+def score_histogram(counts: npt.NDArray[np.integer] | Sequence[int], edges: tuple[float, float] = (0.0, 1.0)) -> figure:
     """Draw the number of records of the pool by score.
 
     Parameters
     ----------
     counts : array of int, shape (n_bins,)
-        Records in equal bins over [0, 1], such as ``Tally.histogram``.
+        Records in equal bins, such as the ``counts`` of ``Tally.histogram``.
+    edges : tuple of float, default=(0.0, 1.0)
+        Where the first bin begins, and where the last one ends.
 
     Returns
     -------
     bokeh.plotting.figure
     """
     numbers = np.asarray(counts, dtype=np.int64)
-    edges = np.linspace(0, 1, len(numbers) + 1)
+    places = np.linspace(*edges, len(numbers) + 1)
     # The height, not the axis, is logarithmic: a logarithmic axis has no place for an empty bin.
     columns: dict[str, Sequence[object]] = {
-        "left": edges[:-1].tolist(),
-        "right": edges[1:].tolist(),
+        "left": places[:-1].tolist(),
+        "right": places[1:].tolist(),
         "height": np.log10(1 + numbers).tolist(),
         "records": numbers.tolist(),
     }
@@ -419,7 +421,7 @@ def score_histogram(counts: npt.NDArray[np.integer] | Sequence[int]) -> figure:
         height=220,
         x_axis_label="score (higher = ask first)",
         y_axis_label="records, log scale",
-        x_range=Range1d(0, 1),
+        x_range=Range1d(*edges),
     )
     source = ColumnDataSource(data=columns)
     bars = plot.quad(
@@ -429,6 +431,6 @@ def score_histogram(counts: npt.NDArray[np.integer] | Sequence[int]) -> figure:
     plot.yaxis.ticker = list(range(top + 1))
     plot.yaxis.major_label_overrides = {power: f"{10**power:,}" if power else "0" for power in range(top + 1)}
     plot.y_range.start = 0
-    tooltips = [("scores", "@left{0.00} to @right{0.00}"), ("records", "@records{0,0}")]
+    tooltips = [("scores", "@left to @right"), ("records", "@records{0,0}")]
     plot.add_tools(HoverTool(tooltips=tooltips, renderers=[bars]))
     return plot

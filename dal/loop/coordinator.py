@@ -307,6 +307,7 @@ def _summary_as_json(summary: Summary) -> dict[str, object]:
     tally = {
         name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(summary.tally).items()
     }
+    tally |= {"histogram": summary.tally.histogram.counts.tolist(), "edges": list(summary.tally.histogram.edges)}
     confidence = summary.tally.mean_confidence
     rest = {name: value for name, value in vars(summary).items() if name != "tally"}
     return {**tally, **rest, "mean_confidence": None if np.isnan(confidence) else confidence}

@@ -14,6 +14,7 @@ import numpy as np
 
 from dal.errors import ScanError
 from dal.scan.plan import Interval
+from dal.scan.worker.histogram import Histogram
 from dal.scan.worker.kernel import SpanResult, Tally
 from dal.selection.candidates import Candidates
 
@@ -123,7 +124,11 @@ def _record(file: BinaryIO) -> bytes | None:
 def encode(result: SpanResult) -> bytes:
     """Write a span's result as bytes: a line of JSON, then its arrays."""
     tally = result.tally
-    arrays = {"invalid_rows": tally.invalid_rows, "histogram": tally.histogram, "predicted_classes": tally.predicted}
+    arrays = {
+        "invalid_rows": tally.invalid_rows,
+        "histogram": tally.histogram.counts,
+        "predicted_classes": tally.predicted,
+    }
     if result.candidates is not None:
         arrays |= candidate_arrays(result.candidates)
     told = {
@@ -134,6 +139,7 @@ def encode(result: SpanResult) -> bytes:
         "confidence": tally.confidence,
         "bytes_read": tally.bytes_read,
         "mass": tally.mass,
+        "bins": [tally.histogram.exponent, tally.histogram.first],
         "arrays": [(name, array.dtype.str, array.shape) for name, array in arrays.items()],
     }
     return b"".join([json.dumps(told).encode(), b"\n", *(np.ascontiguousarray(a).tobytes() for a in arrays.values())])
@@ -152,7 +158,7 @@ def decode(data: bytes) -> SpanResult:
         told["rows"],
         told["invalid"],
         arrays["invalid_rows"],
-        arrays["histogram"],
+        Histogram(arrays["histogram"], *told["bins"]),
         arrays["predicted_classes"],
         told["confidence"],
         told["bytes_read"],

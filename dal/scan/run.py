@@ -15,8 +15,9 @@ from dal.scan import plan
 from dal.scan.journal import Journal
 from dal.scan.merge import Best, no_thresholds
 from dal.scan.plan import LIMITS, Interval, Limits
+from dal.scan.worker.histogram import BINS
 from dal.scan.worker.kept import Kept
-from dal.scan.worker.kernel import HISTOGRAM_BINS, KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_span
+from dal.scan.worker.kernel import KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_span
 from dal.selection.candidates import Candidates, Capacity
 
 Floats32 = npt.NDArray[np.float32]
@@ -133,8 +134,10 @@ class Scan:
         if self.summary.skipped:
             rows = sum(stop - start for start, stop in self.summary.skipped)
             lines.append(f"{rows:,} rows were skipped, because their spans failed every time")
-        heights = self._heights()
-        lines.append(f"scores 0 |{''.join(' ▁▂▃▄▅▆▇█'[round(8 * height)] for height in heights)}| 1  (log scale)")
+        heights, (low, high) = self._heights(), tally.histogram.edges
+        lines.append(
+            f"scores {low:g} |{''.join(' ▁▂▃▄▅▆▇█'[round(8 * height)] for height in heights)}| {high:g}  (log scale)"
+        )
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -143,14 +146,15 @@ class Scan:
             f'<rect x="{5 * i}" y="{80 - 80 * height:.1f}" width="4" height="{80 * height:.1f}" fill="#0072B2"/>'
             for i, height in enumerate(self._heights())
         )
+        low, high = self.summary.tally.histogram.edges
         said = "<br>".join(line for line in repr(self).splitlines()[:-1])
         return (
-            f'<div>{said}<br><svg width="{5 * HISTOGRAM_BINS}" height="82" role="img" aria-label="histogram of scores">'
-            f"{bars}</svg><br><small>scores from 0 to 1, number of records on a log scale</small></div>"
+            f'<div>{said}<br><svg width="{5 * BINS}" height="82" role="img" aria-label="histogram of scores">'
+            f"{bars}</svg><br><small>scores from {low:g} to {high:g}, number of records on a log scale</small></div>"
         )
 
     def _heights(self) -> list[float]:
-        counts = np.log1p(self.summary.tally.histogram)
+        counts = np.log1p(self.summary.tally.histogram.counts)
         return [float(height) for height in counts / max(float(counts.max()), 1.0)]
 
 

@@ -23,7 +23,7 @@ _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
     "stratified": methods.stratified,
     "cluster_margin": methods.cluster_margin,
     "facility_location": facility_location,
-    "max_herding": facility_location,
+    "max_herding": methods.max_herding,
     "k_center": methods.k_center,
     "weighted_kmeans": methods.weighted_kmeans,
     "badge": methods.badge,

@@ -1,10 +1,18 @@
 """The selectors but facility location; those that look at all candidates at each step are for batches of thousands."""
 
+from dataclasses import replace
+
 import numpy as np
+from scipy.special import ndtri
 from sklearn.cluster import KMeans, kmeans_plusplus
 
+from dal.selection.facility_location import facility_location
 from dal.selection.order import rank_within, row_hash, uniform
 from dal.selection.problem import Floats32, Floats64, Positions, Problem, squared_distances, squared_to_nearest
+
+SQUASHED = 1 / 3
+"""A column is squashed where the middle half of its values is narrower than this, in parts of a normal column's."""
+_QUANTILE_SAMPLE = 2**14
 
 
 def top(problem: Problem, k: int) -> Positions:
@@ -37,6 +45,37 @@ def cluster_margin(problem: Problem, k: int) -> Positions:
     _, inverse, counts = np.unique(cells, return_inverse=True, return_counts=True)
     order = np.lexsort((cells, counts[inverse], rank_within(cells)))
     return shuffled[order[:k]]
+
+
+def max_herding(problem: Problem, k: int) -> Positions:
+    """Cover all candidates, each of the same weight (MaxHerding, Bae et al. 2024).
+
+    See :func:`dal.selection.facility_location.facility_location`. Where a column has a long tail, as amounts of money
+    have, it is compared by its normal scores: standardised, nearly all of its values lie in one spot, and all picks
+    among them. The bandwidth is then no less than the distance at which a pick covers its share of the candidates.
+    Records without such a column are compared as they are.
+    """
+    return facility_location(_unsquashed(problem, k), k)
+
+
+def _unsquashed(problem: Problem, k: int) -> Problem:
+    """Replace squashed columns by the normal scores of their values' ranks among the candidates."""
+    points = problem.embeddings
+    sample = points[np.argsort(row_hash(problem.rows, problem.seed, problem.round))[:_QUANTILE_SAMPLE]]
+    low, high = np.percentile(sample, [25, 75], axis=0)
+    # Half of a normal column lies within 1.349 deviations. Of a column with one value in most records, no half is wide.
+    middle = (high - low) / 1.349
+    squashed = np.flatnonzero((middle > 0) & (middle < SQUASHED * sample.std(axis=0, dtype=np.float64)))
+    if not len(squashed):
+        return problem
+    embeddings, labeled = points.copy(), problem.labeled.copy()
+    for column in squashed.tolist():
+        known = np.sort(sample[:, column])
+        for values in (embeddings, labeled):
+            below = [np.searchsorted(known, values[:, column], side) for side in ("left", "right")]
+            values[:, column] = ndtri((below[0] + below[1] + 1) / (2 * len(known) + 2)) / np.sqrt(points.shape[1])
+    straight = replace(problem, embeddings=embeddings, labeled=labeled)
+    return replace(straight, least_bandwidth=straight.crowding(len(straight.distinct) // k))
 
 
 def k_center(problem: Problem, k: int) -> Positions:

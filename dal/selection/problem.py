@@ -45,6 +45,8 @@ class Problem:
     seed, round : int
     mapper : callable
         ``map``, or one that shares the work out; gives the results in order.
+    least_bandwidth : float
+        The bandwidth is no less than this.
     """
 
     rows: Rows
@@ -57,6 +59,7 @@ class Problem:
     seed: int
     round: int
     mapper: Mapper = map
+    least_bandwidth: float = 0.0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,10 +82,10 @@ class Problem:
         a pick stands for ten candidates in the usual shortlist.
         """
         if self.adaptive and len(self.labeled) > 1:
-            width = max(self._median_to_nearest(self.labeled, np.arange(len(self.labeled))), self._crowding())
+            width = max(self._median_to_nearest(self.labeled, np.arange(len(self.labeled))), self.crowding(_CROWD))
         else:
             width = 2.0 * self._median_to_nearest(self.embeddings[self.distinct], self.rows[self.distinct])
-        return width if width > 0 else 1.0
+        return max(width, self.least_bandwidth) or 1.0
 
     def _median_to_nearest(self, points: Floats32, names: Rows) -> float:
         if len(points) < 2:
@@ -92,19 +95,19 @@ class Problem:
         np.fill_diagonal(squared, np.inf)
         return float(np.median(np.sqrt(squared.min(axis=1))))
 
-    def _crowding(self) -> float:
-        """Compute the median distance of a distinct candidate to its tenth neighbour; 0 where there are no ten."""
-        if len(self.distinct) <= _CROWD:
+    def crowding(self, neighbour: int) -> float:
+        """Compute the median distance of a distinct candidate to its n-th neighbour; 0 where there are no n."""
+        if len(self.distinct) <= neighbour:
             return 0.0
         points = self.embeddings[self.distinct]
         sample = points[np.argsort(row_hash(self.rows[self.distinct], self.seed, self.round))[:_CROWD_SAMPLE]]
         step = max(1, _CROWD_ENTRIES // len(points))
         # The record itself is the nearest of all, so the tenth neighbour has nine and itself before it.
-        tenth = [
-            np.partition(squared_distances(sample[start : start + step], points), _CROWD, axis=1)[:, _CROWD]
+        squared = [
+            np.partition(squared_distances(sample[start : start + step], points), neighbour, axis=1)[:, neighbour]
             for start in range(0, len(sample), step)
         ]
-        return float(np.median(np.sqrt(np.concatenate(tenth))))
+        return float(np.median(np.sqrt(np.concatenate(squared))))
 
     @property
     def duplicate_distance(self) -> float:

@@ -244,7 +244,7 @@ class Overviews:
         known = [summary for summary in summaries if summary is not None]
         if not known:
             raise InputError("no model has scored the pool yet")
-        return [figures.score_histogram(known[-1]["histogram"])]
+        return [figures.score_histogram(known[-1]["histogram"], known[-1].get("edges", (0.0, 1.0)))]
 
     def _map(self) -> list[Figure]:
         campaign = self._campaign

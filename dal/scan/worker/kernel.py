@@ -18,6 +18,7 @@ from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
 from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
 from dal.scan.plan import Interval
+from dal.scan.worker.histogram import Histogram
 from dal.scores import OF_ONE_MODEL, Scored, of_decisions
 from dal.selection.candidates import Candidates, Capacity, usable
 from dal.selection.codebook import Codebook
@@ -27,7 +28,6 @@ Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.int64]
 
-HISTOGRAM_BINS = 64
 LISTED_INVALID_ROWS = 1000
 NO_CELL = 2**16 - 1
 """What stands where no cell was stored."""
@@ -35,7 +35,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 7
+KERNEL_VERSION = 8
 """Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
@@ -128,8 +128,8 @@ class Tally:
         never asked.
     invalid_rows : ndarray of int64
         The first of them.
-    histogram : ndarray of shape (64,), int64
-        Scores of the valid rows in equal bins over [0, 1].
+    histogram : Histogram
+        Of the scores of the valid rows.
     predicted : ndarray of shape (n_classes,), int64
     confidence : int
         Sum of the confidences, in steps of 2^-20.
@@ -142,7 +142,7 @@ class Tally:
     rows: int
     invalid: int
     invalid_rows: Rows
-    histogram: npt.NDArray[np.int64]
+    histogram: Histogram
     predicted: npt.NDArray[np.int64]
     confidence: int
     bytes_read: int
@@ -151,8 +151,7 @@ class Tally:
     @classmethod
     def zero(cls, n_classes: int) -> "Tally":
         """Return the tally of nothing."""
-        histogram = np.zeros(HISTOGRAM_BINS, np.int64)
-        return cls(0, 0, np.empty(0, np.int64), histogram, np.zeros(n_classes, np.int64), 0, 0, 0)
+        return cls(0, 0, np.empty(0, np.int64), Histogram.zero(), np.zeros(n_classes, np.int64), 0, 0, 0)
 
     def __add__(self, other: "Tally") -> "Tally":
         invalid_rows = self.invalid_rows
@@ -336,16 +335,13 @@ class _Span:
         invalid = np.flatnonzero(~valid)
         if len(invalid):
             score, predicted, confidence = score[valid], predicted[valid], confidence[valid]
-        if not self.name:
-            score = np.clip(score, 0.0, 1.0)  # a score of a user's own may have another range
-        bins = np.minimum((score * HISTOGRAM_BINS).astype(np.uint8), HISTOGRAM_BINS - 1)
         # A hash predicts nothing; its -1 becomes bin 0, which is cut off.
         classes = np.bincount(predicted + 1, minlength=len(self.tally.predicted) + 1)[1:]
         return Tally(
             rows=count,
             invalid=len(invalid),
             invalid_rows=(start + invalid)[:LISTED_INVALID_ROWS],
-            histogram=np.bincount(bins, minlength=HISTOGRAM_BINS),
+            histogram=Histogram.of(score, unit=bool(self.name)),
             predicted=classes,
             confidence=int(np.sum(confidence, dtype=np.float64) * _CONFIDENCE_STEPS),
             bytes_read=count * self.pool.n_features * self.pool.dtype.itemsize,
