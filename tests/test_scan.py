@@ -655,7 +655,7 @@ def test_scores_of_any_range_are_counted_alike_for_any_spans(pools: dict[str, Po
         found[1].summary.tally.histogram.edges,
         found[1].summary.tally.histogram.counts.tolist(),
     )
-    low, high = histogram.edges
+    low, _ = histogram.edges
     assert -10 <= low < 0
     assert histogram.counts.sum() == found[0].summary.tally.rows - found[0].summary.tally.invalid
     assert (histogram.counts > 0).sum() > 10
