@@ -549,13 +549,14 @@ def test_a_host_is_asked_once_until_something_is_in_the_way(
     pools: dict[str, Pool], cluster: Client, tmp_path: Path, records: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    ask = hosts.ask_workers
+    ask = hosts.ask_hosts
 
-    def counted(client: Client, function: object, addresses: list[str], **options: float) -> object:
-        asked.extend(addresses)
-        return ask(client, function, addresses, **options)
+    def counted(client: Client, *given: object, **options: object) -> dict[str, object]:
+        answers = ask(client, *given, **options)
+        asked.extend(answers)
+        return answers
 
-    monkeypatch.setattr(hosts, "ask_workers", counted)
+    monkeypatch.setattr(hosts, "ask_hosts", counted)
     pool = Pool.build(records, tmp_path / "pool.zarr")
     for _ in range(2):
         scan(pool, None, Strategy.named("random"), 5, client=cluster)

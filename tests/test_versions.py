@@ -15,7 +15,7 @@ from distributed import Client
 
 from dal.compute import versions
 from dal.compute.client import connect
-from dal.compute.ready import found_on, ready
+from dal.compute.ready import found_on_scheduler, found_on_workers, ready
 from dal.compute.versions import OF_SCHEDULER, SOURCE, differences, found
 from dal.compute.work import map_on
 from dal.errors import ClusterError
@@ -194,8 +194,8 @@ def test_versions_that_may_change_a_bit_are_noted_once(
 def test_each_process_says_its_versions_itself(strangers: tuple[str, dict[str, str]]) -> None:
     address, workers = strangers
     with connect(address, timeout=60) as client:
-        scheduler, answers = found_on(client, [*workers.values()])
-        assert scheduler == found()
+        answers = found_on_workers(client, list(workers.values()))
+        assert found_on_scheduler(client) == found()
         assert set(answers) == set(workers.values())
         assert answers[workers["none"]]["dal"] is None
         assert answers[workers["none"]]["numpy"] == np.__version__

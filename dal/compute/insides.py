@@ -1,8 +1,14 @@
 """The only use of distributed's private API, with what happens where a version of it has changed."""
 
+import asyncio
 import logging
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any, TypeVar
 
-from distributed import utils
+from distributed import Client, Worker, utils
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -17,3 +23,16 @@ def keep_preload() -> None:
         utils._forkserver_preload_set = True
     else:
         _log.warning("this version of distributed chooses what its fork server imports: workers start more slowly")
+
+
+def executing(dask_worker: Worker) -> list[str]:
+    """Return the keys of the tasks that threads of a worker are at; run on it, as Dask's argument has the name."""
+    try:
+        return [str(task.key) for task in dask_worker.state.executing]
+    except AttributeError:
+        return []
+
+
+def begun(client: Client, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
+    """Begin work in the event loop of a client, and do not wait for it."""
+    return asyncio.run_coroutine_threadsafe(work, client.loop.asyncio_loop)  # type: ignore[union-attr]

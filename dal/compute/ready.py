@@ -1,70 +1,151 @@
-"""Make a cluster ready before anything is sent to it: it has a worker, and its versions are those of this process."""
+"""Make a cluster ready before anything is sent to it: workers of the versions of this process, with imports done."""
 
-import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 from distributed import Client
 
-from dal.compute import versions
+from dal.compute import preload, versions
+from dal.compute.asking import ask, ask_scheduler, workers_of
 from dal.compute.versions import OF_SCHEDULER, Difference, Versions
-from dal.compute.waits import wait_for_worker
+from dal.compute.waits import Patience
 from dal.errors import ClusterError, ClusterLost
 
 _log = logging.getLogger(__name__)
 
-_GROUPS = 32
-_ANSWER_SECONDS = 30.0
-"""An event loop that is blocked for longer than this, by an import for example, is asked again by the next call."""
+Say = Callable[[str], None]
+"""Called with the reason of a wait, about once a second while it lasts."""
+
+ANSWER_SECONDS = 60.0
+_SCHEDULER = "scheduler"
+_TICK_SECONDS = 0.5
 
 _COMPARED: "WeakKeyDictionary[Client, dict[str, tuple[str, ...]]]" = WeakKeyDictionary()
 """What was noted of each process that was compared, by address."""
+_IMPORTED: "WeakKeyDictionary[Client, set[str]]" = WeakKeyDictionary()
+"""Addresses of workers that have imported what a scan needs."""
 
 
-def ready(client: Client, seconds: float = _ANSWER_SECONDS) -> tuple[str, ...]:
-    """Wait for a worker, and refuse a cluster of versions that cannot work for this process.
+def ready(client: Client, seconds: float = ANSWER_SECONDS, say: Say = lambda _: None) -> tuple[str, ...]:
+    """Wait for a worker that can work for this process.
 
-    The versions are compared before anything else travels, by built-in types: the workers may have no `dal`. Each
-    process is asked once.
+    The versions are compared before anything else travels, by built-in types: the workers may have no `dal`. Then each
+    worker imports what a scan needs, in a thread. Each process is asked once.
+
+    Parameters
+    ----------
+    client
+    seconds
+        In which a worker must answer; imports may take longer.
+    say
+        Called with the reason of the wait.
 
     Returns
     -------
     tuple of str
-        Differences that may change last bits; they are logged as well.
+        Differences of versions that may change last bits; they are logged as well.
 
     Raises
     ------
     ClusterError
-        If no worker comes, or a version differs that decides; the message names what to install where.
+        If no worker comes or answers, a version differs that decides, or a worker cannot import what it needs. The
+        message names what to install where.
     """
-    wait_for_worker(client)
+    while True:
+        wait_for_worker(client, say)
+        notes = _compare(client, seconds)
+        if _import(client, seconds, say):
+            return notes
+
+
+def wait_for_worker(client: Client, say: Say = lambda _: None) -> None:
+    """Wait until a cluster has a worker, and ask for one where it has none.
+
+    A cluster that adapts to its load starts nothing for a client that only waits: a task has to wait with it.
+
+    Raises
+    ------
+    ClusterError
+        If none comes within a minute, or the cluster is gone.
+    """
+    patience = Patience.configured()
+    asking = None
+    began = time.monotonic()
+    try:
+        while not client.nthreads():
+            left = patience.no_workers + began - time.monotonic()
+            if left <= 0:
+                raise ClusterLost(_without_workers(patience))
+            asking = asking or client.submit(_nothing, pure=False)
+            say("waiting for a worker: the cluster has none")
+            with suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=min(left, _TICK_SECONDS))
+    except OSError as error:
+        raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
+    finally:
+        if asking is not None and client.status == "running":
+            asking.release()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _without_workers(patience: Patience) -> str:
+    return (
+        f"The cluster has had no worker for {patience.no_workers:.0f} s: start workers, and run again. Where a queue or"
+        " an autoscaler takes longer to start them, keep one, as with cluster.adapt(minimum=1), or set"
+        " dal.no-workers-timeout in Dask's configuration. Workers that end as they come say why in their logs."
+    )
+
+
+def _compare(client: Client, seconds: float) -> tuple[str, ...]:
     compared = _COMPARED.setdefault(client, {})
-    workers = {address: str(worker["host"]) for address, worker in _workers(client).items()}
-    unknown = [address for address in workers if address not in compared]
-    scheduler = "" if client.scheduler is None else str(client.scheduler.address)
-    if unknown or scheduler not in compared:
+    hosts = {address: worker.host for address, worker in workers_of(client).items()}
+    unknown = [address for address in hosts if address not in compared]
+    if unknown or _SCHEDULER not in compared:
         here = versions.found()
-        of_scheduler, of_workers = found_on(client, unknown, scheduler=scheduler not in compared, seconds=seconds)
+        refused = []
+        if _SCHEDULER not in compared:
+            found = versions.differences(here, found_on_scheduler(client, seconds), OF_SCHEDULER)
+            where = client.scheduler_info()["address"]
+            refused = [f"The scheduler at {where} has {e}: {e.remedy}" for e in found if e.refused]
+        of_workers = found_on_workers(client, unknown, seconds)
         unlike = {address: versions.differences(here, found) for address, found in of_workers.items()}
-        refused = _said({a: [each for each in found if each.refused] for a, found in unlike.items()}, workers)
-        if of_scheduler is not None:
-            found = versions.differences(here, of_scheduler, OF_SCHEDULER)
-            refused = [f"The scheduler at {scheduler} has {e}: {e.remedy}" for e in found if e.refused] + refused
-            compared[scheduler] = ()
+        refused += _said({address: [e for e in found if e.refused] for address, found in unlike.items()}, hosts)
         if refused:
-            compared.pop(scheduler, None)
             raise ClusterError(f"{'. '.join(refused)}.")
-        for note in _said(unlike, workers):
+        for note in _said(unlike, hosts):
             _log.warning("%s, or last bits of scores may depend on the worker that computes them.", note)
-        compared.update({address: tuple(_said({address: unlike[address]}, workers)) for address in unlike})
-    return tuple(dict.fromkeys(note for address in workers for note in compared.get(address, ())))
+        compared[_SCHEDULER] = ()
+        compared.update({each: tuple(_said({each: unlike[each]}, hosts)) for each in unlike})
+    return tuple(dict.fromkeys(note for address in hosts for note in compared.get(address, ())))
 
 
-def _workers(client: Client) -> dict[str, Any]:
-    found: dict[str, Any] = client.scheduler_info(n_workers=-1)["workers"]
-    return found
+def found_on_workers(client: Client, addresses: Sequence[str], seconds: float = ANSWER_SECONDS) -> dict[str, Versions]:
+    """Ask workers for their versions; those that do not answer in time have no entry.
+
+    Raises
+    ------
+    ClusterError
+        If the scheduler does not answer.
+    """
+    answers = ask(client, *versions.elsewhere("found"), workers=addresses, seconds=seconds)
+    return {address: answer for address, answer in answers.items() if isinstance(answer, dict)}
+
+
+def found_on_scheduler(client: Client, seconds: float = ANSWER_SECONDS) -> Versions:
+    """Ask the scheduler for its versions.
+
+    Raises
+    ------
+    ClusterError
+        If it does not answer in time.
+    """
+    return ask_scheduler(client, *versions.elsewhere("found"), seconds=seconds)
 
 
 def _said(unlike: dict[str, list[Difference]], hosts: dict[str, str]) -> list[str]:
@@ -88,53 +169,33 @@ def _few(hosts: Sequence[str], most: int = 5) -> str:
     return ", ".join(hosts[:most]) + (f" and {len(hosts) - most:,} other hosts" if len(hosts) > most else "")
 
 
-def found_on(
-    client: Client, addresses: Sequence[str], *, scheduler: bool = True, seconds: float = _ANSWER_SECONDS
-) -> tuple[Versions | None, dict[str, Versions]]:
-    """Ask the scheduler and workers for their versions.
-
-    They answer in their event loops, so threads that are busy do not matter.
-
-    Parameters
-    ----------
-    client
-    addresses
-        Of workers.
-    scheduler
-        Whether the scheduler is asked as well.
-    seconds
-        For all answers; a process that takes longer gives none.
-
-    Returns
-    -------
-    scheduler : mapping or None
-    workers : dict
-        By address.
-
-    Raises
-    ------
-    ClusterError
-        If the scheduler does not answer.
-    """
-    call = versions.elsewhere("found")
-
-    async def asked() -> tuple[Versions | None, dict[str, Versions]]:
-        # A call returns when the slowest of its workers has answered: one that hangs hides only those of its group.
-        groups = [list(addresses[start::_GROUPS]) for start in range(min(_GROUPS, len(addresses)))]
-        runs = [asyncio.ensure_future(client.run(*call, workers=group, on_error="ignore")) for group in groups]
-        of_scheduler = asyncio.ensure_future(client.run_on_scheduler(*call)) if scheduler else None
-        try:
-            if runs:
-                await asyncio.wait(runs, timeout=seconds)
-            answered = [run.result() for run in runs if run.done()]
-            found = {address: versions for answer in answered for address, versions in answer.items()}
-            return (await asyncio.wait_for(of_scheduler, seconds) if of_scheduler else None), found
-        finally:
-            for run in (*runs, *([of_scheduler] if of_scheduler else [])):
-                run.cancel()
-
-    try:
-        answers: tuple[Versions | None, dict[str, Versions]] = client.sync(asked)
-    except OSError as error:  # a TimeoutError as well
-        raise ClusterLost(f"The scheduler of {client} does not answer ({error}): look at its log.") from error
-    return answers
+def _import(client: Client, seconds: float, say: Say) -> bool:
+    """Let each worker import what a scan needs; return False where all workers left meanwhile."""
+    imported = _IMPORTED.setdefault(client, set())
+    stall = Patience.configured().stall
+    began = heard = time.monotonic()
+    while True:
+        workers = workers_of(client)
+        waited_for = [address for address in workers if address not in imported]
+        if not waited_for or not workers:
+            return bool(workers)
+        answers = ask(client, preload.imported, workers=waited_for, seconds=min(seconds, 5.0))
+        now = time.monotonic()
+        for address, answer in answers.items():
+            heard = now
+            if answer is True:
+                imported.add(address)
+            elif answer is not False:
+                raise ClusterError(
+                    f"The worker at {address} cannot run dal ({answer}): it needs the same dependencies of dal as this"
+                    " process."
+                )
+        at_it = [address for address in waited_for if address not in imported]
+        if not at_it or (now - began > seconds and len(at_it) < len(workers)):
+            return True  # those that hang, or take long, join when they are ready
+        if now - heard > seconds or now - began > stall:
+            raise ClusterLost(
+                f"No worker of {client} answered within {seconds:.0f} s: look at their logs, and run again."
+            )
+        say(f"waiting for {len(at_it):,} of {len(workers):,} workers: still importing")
+        time.sleep(_TICK_SECONDS)

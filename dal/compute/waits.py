@@ -13,6 +13,8 @@ import dask.config
 from dask.utils import parse_timedelta
 from distributed import Client, Future, KilledWorker
 
+from dal.compute import insides
+from dal.compute.asking import ask
 from dal.errors import ClusterError, ClusterLost
 
 Item = TypeVar("Item")
@@ -21,6 +23,8 @@ Fetched = TypeVar("Fetched")
 
 _TICK_SECONDS = 1.0
 """Between two looks at the cluster while nothing ends."""
+_LOOK_SECONDS = 5.0
+"""Between two looks at what the workers are doing."""
 _STALL_FACTOR = 20
 """A task may take this many times as long as the longest so far before it counts as stalled."""
 
@@ -66,43 +70,6 @@ def _seconds(name: str, default: float) -> float:
     return float(parse_timedelta(dask.config.get(f"dal.{name}", default)))
 
 
-def wait_for_worker(client: Client) -> None:
-    """Wait until a cluster has a worker, and ask for one where it has none.
-
-    A cluster that adapts to its load starts nothing for a client that only waits: a task has to wait with it.
-
-    Raises
-    ------
-    ClusterError
-        If none comes within a minute, or the cluster is gone.
-    """
-    patience = Patience.configured()
-    asking = None
-    try:
-        if not client.nthreads():
-            asking = client.submit(_nothing, pure=False)
-            client.wait_for_workers(1, timeout=patience.no_workers)
-    except TimeoutError as error:
-        raise ClusterLost(_without_workers(patience)) from error
-    except OSError as error:
-        raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
-    finally:
-        if asking is not None and client.status == "running":
-            asking.release()
-
-
-def _nothing() -> None:
-    pass
-
-
-def _without_workers(patience: Patience) -> str:
-    return (
-        f"The cluster has had no worker for {patience.no_workers:.0f} s: start workers, and run again. Where a queue or"
-        " an autoscaler takes longer to start them, keep one, as with cluster.adapt(minimum=1), or set"
-        " dal.no-workers-timeout in Dask's configuration."
-    )
-
-
 async def gathered(client: Client, futures: Sequence["Future[Result]"], patience: float = 4.0) -> list[Result]:
     """Fetch results; ask again for those that are slow, with twice the patience.
 
@@ -132,17 +99,25 @@ class InFlight(Generic[Item, Result]):
     client
     remedy
         What to do when the cluster is lost; the end of the error's message.
+    say
+        Called with the reason of a wait that lasts.
 
     Attributes
     ----------
     pending : dict of Future to Item
     """
 
-    def __init__(self, client: Client, remedy: str = "bring it up and run again") -> None:
+    def __init__(
+        self,
+        client: Client,
+        remedy: str = "bring it up and run again",
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.client = client
         self.patience = Patience.configured()
         self.pending: dict[Future[Result], Item] = {}
         self._remedy = remedy
+        self._say = say
         self._moved: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
 
     def __enter__(self) -> "InFlight[Item, Result]":
@@ -188,7 +163,7 @@ class InFlight(Generic[Item, Result]):
         return [(self.pending.pop(future), outcome) for future, outcome in zip(futures, outcomes, strict=True)]
 
     def _next_done(self, stall: float) -> "list[Future[Result]]":
-        waited_from = alive = time.monotonic()
+        waited_from = alive = looked = time.monotonic()
         while True:
             try:
                 moved = [self._moved.get(timeout=_TICK_SECONDS), *self._drained()]
@@ -197,6 +172,14 @@ class InFlight(Generic[Item, Result]):
                 alive = now if self.nthreads() else alive
                 if now - alive > self.patience.no_workers:
                     raise self.lost(f"has had no worker for {self.patience.no_workers:.0f} s") from None
+                if alive != now:
+                    self._say("waiting for a worker: the cluster has none")
+                elif now - looked > _LOOK_SECONDS or now - waited_from > stall:
+                    looked = now
+                    if self._waits_for_others():
+                        # Their tasks may take hours, and say nothing of the cluster's health.
+                        waited_from = now
+                        self._say("waiting for a thread: all are busy with other work")
                 if now - waited_from > stall:
                     raise self.lost(f"has made no progress for {now - waited_from:.0f} s") from None
             else:
@@ -204,6 +187,12 @@ class InFlight(Generic[Item, Result]):
                 if done:
                     return done
                 waited_from = time.monotonic()
+
+    def _waits_for_others(self) -> bool:
+        """Return whether threads are at tasks of others, and none is at one of these."""
+        answers = ask(self.client, insides.executing, workers=list(self.nthreads()), seconds=_LOOK_SECONDS)
+        keys = {key for answer in answers.values() if isinstance(answer, list) for key in answer}
+        return bool(keys) and not keys & {future.key for future in self.pending}
 
     def _drained(self) -> "list[Future[Result] | None]":
         drained = []

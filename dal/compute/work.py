@@ -1,12 +1,12 @@
 """Work shared out among the workers of a cluster."""
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from distributed import Client, get_worker, wait
+from distributed import Client, get_worker
 
 from dal._threads import one_thread
 from dal.compute.plugins import Brought, bring, brought, take_back
@@ -155,70 +155,9 @@ def _with_shared(token: str, function: Callable[[Any, Item, Beat], Result], item
     return function(brought(token), item, lambda: worker.log_event(token, None))
 
 
-class WorkerInfo(NamedTuple):
-    """A worker, as its cluster's scheduler knows it.
-
-    Attributes
-    ----------
-    host : str
-    threads : int
-    memory_limit : int
-        In bytes; 0 where there is none.
-    """
-
-    host: str
-    threads: int
-    memory_limit: int
-
-
-def workers_of(client: Client) -> dict[str, WorkerInfo]:
-    """Return the workers of a cluster by address."""
-    workers = client.scheduler_info(n_workers=-1)["workers"]
-    return {
-        address: WorkerInfo(str(worker["host"]), int(worker["nthreads"]), int(worker["memory_limit"] or 0))
-        for address, worker in workers.items()
-    }
-
-
-def ask_workers(
-    client: Client, function: Callable[[], Result], addresses: Sequence[str], *, seconds: float
-) -> Mapping[str, Result | BaseException]:
-    """Run a function on each of some workers; return the outcomes of those that answer in time.
-
-    A worker that was stopped, or died just now, gives none.
-
-    Parameters
-    ----------
-    client
-    function
-    addresses
-    seconds
-        How long to wait.
-    """
-    futures = {
-        address: client.submit(function, workers=[address], allow_other_workers=False, pure=False, priority=10)
-        for address in addresses
-    }
-    with suppress(TimeoutError), client.as_current():  # wait() knows no other way to be told the client
-        wait(list(futures.values()), timeout=seconds)
-    answers: dict[str, Result | BaseException] = {}
-    for address, future in futures.items():
-        if future.done():
-            try:
-                answers[address] = future.result(timeout=seconds)
-            except Exception as error:  # the function's own, for the caller to judge
-                answers[address] = error
-    client.cancel([future for future in futures.values() if not future.done()])
-    return answers
-
-
 @contextmanager
 def _told_of_losses() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
-    except (ImportError, AttributeError) as error:
-        raise ClusterError(
-            f"A worker cannot load what it is sent ({error}): install it there and run again."
-        ) from error

@@ -55,7 +55,7 @@ def scan_on_cluster(
     skip_failed: bool,
 ) -> Scan:
     """Score the pool on the workers of a cluster; see :func:`dal.scan.scan`."""
-    hosts = probed(client, pool, cells, limits.probe_seconds)
+    hosts = probed(client, pool, cells, limits.probe_seconds, partial(_say, pool, progress))
     prove_score(client, order.score, limits.probe_seconds)
     usable = cells if hosts.cells_usable else None
     run = Run(pool, model, order, excluded, usable, journal, progress, limits)
@@ -63,10 +63,16 @@ def scan_on_cluster(
     refuse_too_small(client, run)
     kept = replace(order, carry=keeps_features(order, pool, limits))
     job = Job(pool, packed(model, order.score), run.model_digest, kept, usable)
-    with _Cluster(client, job) as cluster:
+    with _Cluster(client, job, run.say) as cluster:
         paces, like = _PACES.setdefault(client, {}), (pool.path, model and model.kind, order.score, order.carry, usable)
         paces[like] = _Engine(run, cluster, skip_failed=skip_failed, pace=paces.get(like)).run()
         return run.result(cluster.features)
+
+
+def _say(pool: Pool, progress: Callable[[Progress], None] | None, waiting: str) -> None:
+    """Show why the pass has not begun yet."""
+    if progress is not None:
+        progress(Progress(0, pool.n_rows, 0, 0, 0.0, None, 0, waiting))
 
 
 _PACES: "WeakKeyDictionary[Client, dict[tuple[object, ...], float | None]]" = WeakKeyDictionary()
@@ -76,7 +82,7 @@ _PACES: "WeakKeyDictionary[Client, dict[tuple[object, ...], float | None]]" = We
 class _Cluster:
     """A client with a job on its workers."""
 
-    def __init__(self, client: Client, job: Job) -> None:
+    def __init__(self, client: Client, job: Job, say: Callable[[str], None] = lambda _: None) -> None:
         self.client = client
         self.job = job
         # Not the digest of the pass: a coordinator that was killed leaves its job on the workers, and the next one,
@@ -84,7 +90,7 @@ class _Cluster:
         self.name = f"dal-scan-{secrets.token_hex(8)}"
         self.task: Callable[[Task], Sent] = partial(score_task, self.name)
         self.keepers: dict[Interval, str] = {}
-        self._flight: InFlight[Task, Sent] = InFlight(client, _REMEDY)
+        self._flight: InFlight[Task, Sent] = InFlight(client, _REMEDY, say)
         self._open = ExitStack()
 
     def __enter__(self) -> "_Cluster":

@@ -1,15 +1,15 @@
 """Prove, before a pass starts, that the hosts can read the pool and have the memory for it."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from distributed import Client
 
+from dal.compute.asking import ask_hosts, workers_of
 from dal.compute.ready import ready
-from dal.compute.work import ask_workers, workers_of
 from dal.errors import ClusterError, ClusterLost
 from dal.plugins import Carried
 from dal.pool import Pool
@@ -34,10 +34,12 @@ _PROVEN: "WeakKeyDictionary[Client, dict[tuple[str, str, Cells | None], Host]]" 
 """Findings by address, pool and cells: the rounds of a campaign ask each worker once."""
 
 
-def probed(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> _Hosts:
+def probed(
+    client: Client, pool: Pool, cells: Cells | None, seconds: float, say: Callable[[str], None] = lambda _: None
+) -> _Hosts:
     """Prove on every host that the pool can be read; note where cells cannot be used and where hosts differ."""
-    compared = ready(client, seconds)
-    answers = _ask_each_host(client, pool, cells, seconds)
+    compared = ready(client, seconds, say)
+    answers = _ask_each_host(client, pool, cells, seconds, say)
     for address, host in answers.items():
         if host.pool_trouble is not None:
             raise ClusterError(
@@ -63,39 +65,60 @@ def probed(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> _
     return _Hosts(not troubled, (*compared, *notes))
 
 
-def _ask_each_host(client: Client, pool: Pool, cells: Cells | None, seconds: float) -> Mapping[str, Host]:
+def _ask_each_host(
+    client: Client, pool: Pool, cells: Cells | None, seconds: float, say: Callable[[str], None]
+) -> Mapping[str, Host]:
     workers = workers_of(client)
     proven = _PROVEN.setdefault(client, {})
     known = {address: proven[address, pool.path, cells] for address in workers if (address, pool.path, cells) in proven}
-    known_hosts = {workers[address].host for address in known}
-    one_per_host = {worker.host: address for address, worker in workers.items() if worker.host not in known_hosts}
-    if not one_per_host:
-        return known
-    # A worker that does not answer tells nothing about its host; the scan itself survives such deaths.
-    probe = partial(examine, pool, cells)
-    answers = ask_workers(client, probe, list(one_per_host.values()), seconds=seconds)
-    if not answers:
-        raise ClusterLost(f"No worker of {client} answered within {seconds:.0f} s: look at their logs, and run again.")
+    answers = asked(
+        client, examine, pool, cells, seconds=seconds, say=say, known=[workers[each].host for each in known]
+    )
     for address, answer in answers.items():
         if isinstance(answer, BaseException):
             raise ClusterError(
                 f"The worker at {address} cannot run dal ({type(answer).__name__}: {answer}): it needs the same"
                 " version of dal and its dependencies as this process."
             ) from answer
-    told = {address: answer for address, answer in answers.items() if isinstance(answer, Host)}
     # What was in the way may be mended before the next pass.
-    sound = {address: host for address, host in told.items() if host.pool_trouble is host.cells_trouble is None}
+    sound = {address: host for address, host in answers.items() if host.pool_trouble is host.cells_trouble is None}
     proven.update({(address, pool.path, cells): host for address, host in sound.items()})
-    return known | told
+    return known | answers
+
+
+def asked(
+    client: Client,
+    function: Callable[..., Any],
+    *arguments: object,
+    seconds: float,
+    say: Callable[[str], None] = lambda _: None,
+    known: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Ask a worker of each host; see :func:`dal.compute.asking.ask_hosts`.
+
+    A host of which no worker answers is left out: the scan itself survives such deaths.
+
+    Raises
+    ------
+    ClusterError
+        If none answers.
+    """
+    while True:
+        answers = ask_hosts(client, function, *arguments, seconds=seconds, known=known, say=say)
+        if answers or known:
+            return answers
+        if client.nthreads():
+            raise ClusterLost(
+                f"No worker of {client} answered within {seconds:.0f} s: look at their logs, and run again."
+            )
+        ready(client, seconds, say)  # all of them left meanwhile
 
 
 def prove_score(client: Client, score: str | Carried, seconds: float) -> None:
     """Refuse hosts that cannot import a score of a user's own, before the pass starts."""
     if isinstance(score, str):
         return
-    one_per_host = {worker.host: address for address, worker in workers_of(client).items()}
-    answers = ask_workers(client, partial(score_trouble, score), list(one_per_host.values()), seconds=seconds)
-    for address, trouble in answers.items():
+    for address, trouble in asked(client, score_trouble, score, seconds=seconds).items():
         if trouble is not None:
             raise ClusterError(f"The worker at {address} cannot use the strategy's score: {trouble}")
 

@@ -41,6 +41,8 @@ class Progress:
         The best score so far.
     failed : int
         Spans that failed and were tried again.
+    waiting : str
+        The reason why nothing goes on just now; empty where it does.
     """
 
     rows_done: int
@@ -50,6 +52,7 @@ class Progress:
     seconds: float
     best: float | None
     failed: int
+    waiting: str = ""
 
     @property
     def rows_per_second(self) -> float:
@@ -57,6 +60,8 @@ class Progress:
         return (self.rows_done - self.rows_resumed) / max(self.seconds, 1e-9)
 
     def __str__(self) -> str:
+        if self.waiting:
+            return self.waiting
         megabytes = self.bytes_read / 2**20 / max(self.seconds, 1e-9)
         said = f"{self.rows_per_second:,.0f} rows/s, {megabytes:,.1f} MiB/s"
         if self.best is not None:
@@ -237,11 +242,15 @@ class Run:
         if self.journal is not None:
             self.journal.add(result)
         self._merge(result)
+        self.say("")
+
+    def say(self, waiting: str) -> None:
+        """Show the progress, and the reason why nothing goes on."""
         if self.progress is not None:
             rows, resumed = self.tally.rows, self.resumed_tally.rows
             read = self.tally.bytes_read - self.resumed_tally.bytes_read
             seconds = time.perf_counter() - self.started
-            self.progress(Progress(rows, self.pool.n_rows, resumed, read, seconds, self.top, self.failed))
+            self.progress(Progress(rows, self.pool.n_rows, resumed, read, seconds, self.top, self.failed, waiting))
 
     def skip(self, interval: Interval, why: str) -> None:
         """Leave a span out for good, and say why."""

@@ -1,0 +1,215 @@
+"""Ask workers beside their tasks: in their event loops, so threads that are busy with other work do not matter."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from distributed import Client
+from distributed.comm.core import CommClosedError
+
+from dal.compute import insides
+from dal.errors import ClusterLost
+
+Result = TypeVar("Result")
+Answers = dict[str, Any]
+
+_GROUPS = 32
+"""Calls at a time. A call returns when the slowest of its workers has answered: one that hangs hides only its group."""
+_TICK_SECONDS = 0.5
+
+
+class WorkerInfo(NamedTuple):
+    """A worker, as its cluster's scheduler knows it.
+
+    Attributes
+    ----------
+    host : str
+    threads : int
+    memory_limit : int
+        In bytes; 0 where there is none.
+    """
+
+    host: str
+    threads: int
+    memory_limit: int
+
+
+def workers_of(client: Client) -> dict[str, WorkerInfo]:
+    """Return the workers of a cluster by address.
+
+    Raises
+    ------
+    ClusterLost
+        If the scheduler does not answer.
+    """
+    try:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+    except OSError as error:
+        raise _gone(error) from error
+    return {
+        address: WorkerInfo(str(worker["host"]), int(worker["nthreads"]), int(worker["memory_limit"] or 0))
+        for address, worker in workers.items()
+    }
+
+
+def ask(
+    client: Client, function: Callable[..., Any], *arguments: object, workers: Sequence[str], seconds: float
+) -> Answers:
+    """Call a function in the event loops of workers; return the answers that come in time, by address.
+
+    Parameters
+    ----------
+    client
+    function
+        It returns at once, or is a coroutine function.
+    arguments
+    workers
+        Addresses.
+    seconds
+        For all answers.
+
+    Returns
+    -------
+    dict
+        What each worker returned or raised. A worker that left, or hangs, has no entry.
+
+    Raises
+    ------
+    ClusterLost
+        If the scheduler does not answer.
+    """
+    begun = _begun(client, partial(client.run, function, *arguments), workers)
+    try:
+        wait(begun, timeout=seconds)
+        found = _answers([each for each in begun if each.done()])
+        return {address: answer for address, answer in found.items() if not _has_left(answer)}
+    finally:
+        for call in begun:
+            call.cancel()
+
+
+def ask_scheduler(client: Client, function: Callable[..., Result], *arguments: object, seconds: float) -> Result:
+    """Call a function in the event loop of the scheduler.
+
+    Raises
+    ------
+    ClusterLost
+        If it does not answer in time.
+    """
+
+    async def asked() -> Any:  # noqa: ANN401 - the function's own
+        return await asyncio.wait_for(client.run_on_scheduler(function, *arguments), seconds)
+
+    try:
+        answer: Result = client.sync(asked)
+    except OSError as error:  # a TimeoutError as well
+        raise _gone(error) from error
+    return answer
+
+
+def ask_hosts(
+    client: Client,
+    function: Callable[..., Any],
+    *arguments: object,
+    seconds: float,
+    again: float = 10.0,
+    known: Sequence[str] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> Answers:
+    """Call a function in a thread of one worker of each host, beside its tasks.
+
+    Another worker of the host is asked where the first one leaves, or has not answered for a while.
+
+    Parameters
+    ----------
+    client
+    function
+        Known to the workers by its module.
+    arguments
+    seconds
+        For all answers.
+    again
+        Seconds until another worker of a host is asked as well.
+    known
+        Hosts that need not be asked.
+    say
+        Called with the reason of the wait, now and then.
+
+    Returns
+    -------
+    dict
+        What a worker of each host returned or raised, by its address. A host of which no worker answers has no entry.
+
+    Raises
+    ------
+    ClusterLost
+        If the scheduler does not answer.
+    """
+    call = partial(client.run, _aside, function, *arguments)
+    answers: Answers = {}
+    done, hosts = set(known), dict[str, str]()
+    begun: list[Future[Answers]] = []
+    latest: dict[str, tuple[str, float]] = {}
+    until = time.monotonic() + seconds
+    try:
+        while True:
+            workers, now = workers_of(client), time.monotonic()
+            left = {worker.host for worker in workers.values()} - done
+            if not left or now > until:
+                return answers
+            for host, (address, asked_at) in list(latest.items()):
+                if address not in workers or now - asked_at > again:
+                    del latest[host]
+            for address, worker in workers.items():
+                if worker.host in left and worker.host not in latest and address not in hosts:
+                    latest[worker.host] = (address, now)
+            fresh = [address for address, asked_at in latest.values() if asked_at == now]
+            hosts.update({address: workers[address].host for address in fresh})
+            begun += _begun(client, call, fresh)
+            if not begun:
+                time.sleep(_TICK_SECONDS)  # until the scheduler knows that they left, or others come
+            ended, _ = wait(begun, timeout=_TICK_SECONDS, return_when=FIRST_COMPLETED)
+            begun = [each for each in begun if each not in ended]
+            for address, answer in _answers(ended).items():
+                if not _has_left(answer):
+                    answers[address] = answer
+                    done.add(hosts[address])
+                elif latest.get(hosts[address], ("", 0.0))[0] == address:
+                    del latest[hosts[address]]
+            say(f"waiting for an answer of {len(left):,} of {len(left | done):,} hosts")
+    finally:
+        for each in begun:
+            each.cancel()
+
+
+async def _aside(function: Callable[..., Result], *arguments: object) -> Result:
+    return await asyncio.to_thread(function, *arguments)
+
+
+def _begun(
+    client: Client, call: Callable[..., Coroutine[Any, Any, Answers]], addresses: Sequence[str]
+) -> list["Future[Answers]"]:
+    async def run(group: Sequence[str]) -> Answers:
+        return await call(workers=group, on_error="return")
+
+    groups = [list(addresses[start::_GROUPS]) for start in range(min(_GROUPS, len(addresses)))]
+    return [insides.begun(client, run(group)) for group in groups]
+
+
+def _answers(calls: Iterable["Future[Answers]"]) -> Answers:
+    try:
+        return {address: answer for call in calls for address, answer in call.result().items()}
+    except OSError as error:
+        raise _gone(error) from error
+
+
+def _has_left(answer: object) -> bool:
+    """Return whether the scheduler could not reach a worker; the function's own error is an answer."""
+    return isinstance(answer, CommClosedError | ConnectionError | TimeoutError) or type(answer) is OSError
+
+
+def _gone(error: OSError) -> ClusterLost:
+    return ClusterLost(f"The scheduler does not answer ({error}): bring the cluster up and run again.")

@@ -1,0 +1,146 @@
+"""How a cluster is begun with: workers that leave, are busy, still import, or cannot work, in real processes."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+from distributed import Client
+
+from dal.compute.asking import ask, ask_hosts, workers_of
+from dal.compute.client import connect
+from dal.compute.ready import ready
+from dal.compute.work import map_on
+from dal.errors import ClusterError
+from dal.pool import Pool
+from dal.scan import Limits, Progress, scan
+from dal.selection.strategy import Strategy
+from tests.clusters import dask_scheduler, dask_worker
+
+RANDOM = Strategy.named("random")
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Pool:
+    return Pool.build(np.random.default_rng(0).standard_normal((400, 3)).astype(np.float32), tmp_path / "pool.zarr")
+
+
+def rows(pool: Pool, client: Client | None, **options: object) -> list[int]:
+    return scan(pool, None, RANDOM, 20, client=client, **options).candidates.rows.tolist()
+
+
+def until_there(path: Path) -> str:
+    while not path.exists():
+        time.sleep(0.02)
+    return path.read_text()
+
+
+@pytest.fixture
+def two(mortal_cluster: Client) -> tuple[Client, dict[str, int]]:
+    """Two workers of one host that can work: the client, and the process of each by its address."""
+    ready(mortal_cluster)
+    pids = mortal_cluster.run(os.getpid)
+    return mortal_cluster, {address: pids[address] for address in workers_of(mortal_cluster)}
+
+
+def test_another_worker_is_asked_when_the_asked_one_leaves(two: tuple[Client, dict[str, int]]) -> None:
+    client, workers = two
+    [first, second] = workers
+    os.kill(workers[first], signal.SIGSTOP)  # it hangs, and is not gone
+    said: list[str] = []
+
+    def killed(waiting: str) -> None:
+        if not said:
+            os.kill(workers[first], signal.SIGKILL)  # one that is stopped, too
+        said.append(waiting)
+
+    assert ask_hosts(client, os.getpid, seconds=60.0, again=1000.0, say=killed) == {second: workers[second]}
+    assert "1 hosts" in said[0]
+
+
+def test_another_worker_is_asked_when_the_asked_one_hangs(pool: Pool, two: tuple[Client, dict[str, int]]) -> None:
+    client, workers = two
+    [first, second] = workers
+    os.kill(workers[first], signal.SIGSTOP)
+    assert ask_hosts(client, os.getpid, seconds=60.0, again=0.1) == {second: workers[second]}
+    assert ask_hosts(client, os.getpid, seconds=0.1, known=["127.0.0.1"]) == {}
+    assert ask(client, os.getpid, workers=[first], seconds=0.1) == {}
+    os.kill(workers[first], signal.SIGCONT)
+    assert ask_hosts(client, abs, -3, seconds=60.0).popitem()[1] == 3
+    assert rows(pool, client) == rows(pool, None)
+
+
+def test_threads_that_are_busy_with_other_work_are_waited_for_and_said(
+    tmp_path: Path, pool: Pool, cluster: Client
+) -> None:
+    go = tmp_path / "go"
+    said: list[str] = []
+
+    def wake(progress: Progress) -> None:
+        if "busy" in progress.waiting and not said:
+            said.append(progress.waiting)
+            go.write_text("done")
+
+    with connect(cluster.scheduler.address) as user, dask.config.set({"dal.stall-timeout": 1.0}):
+        theirs = [user.submit(until_there, go, pure=False) for _ in range(6)]
+        while sum(map(len, user.processing().values())) < 2:
+            time.sleep(0.02)  # polls the scheduler
+        assert rows(pool, cluster, progress=wake) == rows(pool, None)
+        assert "other work" in said[0]
+        assert user.gather(theirs) == ["done"] * 6
+
+
+SLOW_IMPORT = """
+import sys, time
+from pathlib import Path
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dal.scan.worker.spans":
+            while not Path({go!r}).exists():
+                time.sleep(0.02)
+            if Path({go!r}).read_text():
+                raise ModuleNotFoundError("No module named 'numcodecs'")
+sys.meta_path.insert(0, Slow())
+"""
+
+
+@pytest.mark.slow
+def test_workers_that_still_import_are_waited_for_and_those_that_cannot_are_refused(tmp_path: Path, pool: Pool) -> None:
+    go = tmp_path / "go"
+    go.write_text("broken")
+    said: list[str] = []
+
+    def wake(progress: Progress) -> None:
+        said.append(progress.waiting)
+        if "importing" in progress.waiting:
+            go.write_text("")
+
+    with (
+        dask_scheduler() as address,
+        dask_worker(address, preload=SLOW_IMPORT.format(go=str(go))),
+        connect(address, timeout=60) as client,
+    ):
+        for door in (lambda: rows(pool, client), lambda: list(map_on(client, abs, [-1]))):
+            with pytest.raises(ClusterError, match="numcodecs"):
+                door()
+        go.unlink()
+        # The event loop is free meanwhile, and the imports take longer than a worker may take to answer.
+        assert rows(pool, client, progress=wake, limits=Limits(probe_seconds=5.0)) == rows(pool, None)
+    assert any("importing" in waiting for waiting in said)
+    assert not said[-1]
+
+
+@pytest.mark.slow
+def test_a_worker_that_preloads_has_imported_before_it_takes_part() -> None:
+    with (
+        dask_scheduler(preload="dal.compute.preload") as address,
+        dask_worker(address, preload="dal.compute.preload"),
+        connect(address, timeout=60) as client,
+    ):
+        client.wait_for_workers(1, timeout=60)
+        [loaded] = client.run(eval, "sorted(__import__('sys').modules)").values()
+        assert "dal.scan.worker.spans" in loaded
+        assert "dal.scan.worker.spans" in client.run_on_scheduler(eval, "sorted(__import__('sys').modules)")
