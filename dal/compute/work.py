@@ -1,12 +1,12 @@
 """Work shared out among the workers of a cluster."""
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from distributed import Client, get_worker
+from distributed import Client, get_worker, wait
 
 from dal._threads import one_thread
 from dal.compute.plugins import Brought, bring, brought, take_back
@@ -153,6 +153,38 @@ def _itself(value: object) -> object:
 def _with_shared(token: str, function: Callable[[Any, Item, Beat], Result], item: Item) -> Result:
     worker = get_worker()
     return function(brought(token), item, lambda: worker.log_event(token, None))
+
+
+def ask_workers(
+    client: Client, function: Callable[[], Result], addresses: Sequence[str], *, seconds: float
+) -> Mapping[str, Result | BaseException]:
+    """Run a function in a thread of each of some workers; return the outcomes of those that answer in time.
+
+    A worker that was stopped, or died just now, gives none.
+
+    Parameters
+    ----------
+    client
+    function
+    addresses
+    seconds
+        How long to wait.
+    """
+    futures = {
+        address: client.submit(function, workers=[address], allow_other_workers=False, pure=False, priority=10)
+        for address in addresses
+    }
+    with suppress(TimeoutError), client.as_current():  # wait() knows no other way to be told the client
+        wait(list(futures.values()), timeout=seconds)
+    answers: dict[str, Result | BaseException] = {}
+    for address, future in futures.items():
+        if future.done():
+            try:
+                answers[address] = future.result(timeout=seconds)
+            except Exception as error:  # the function's own, for the caller to judge
+                answers[address] = error
+    client.cancel([future for future in futures.values() if not future.done()])
+    return answers
 
 
 @contextmanager

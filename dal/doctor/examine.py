@@ -22,7 +22,7 @@ from dal.campaign.parts import pool_of
 from dal.compute import versions
 from dal.compute.client import connect
 from dal.compute.local import SETTINGS
-from dal.compute.waits import wait_for_worker
+from dal.compute.ready import wait_for_worker
 from dal.compute.work import ask_workers
 from dal.doctor import process
 from dal.doctor.facts import Facts, Home, Machine, Process
