@@ -2,7 +2,7 @@
 
 import click
 
-from benchmarks import entrance, labels, memory, pages, peers, scale, scan, selection, suite, team, workers
+from benchmarks import entrance, labels, memory, pages, peers, remote, scale, scan, selection, suite, team, workers
 
 
 @click.group()
@@ -17,6 +17,7 @@ main.add_command(scale.command)
 main.add_command(labels.command)
 main.add_command(pages.command)
 main.add_command(peers.command)
+main.add_command(remote.command)
 main.add_command(selection.command)
 main.add_command(team.command)
 main.add_command(suite.command)

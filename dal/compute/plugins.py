@@ -51,6 +51,13 @@ class Brought(WorkerPlugin):
             if not holders:
                 _HELD.pop(self.name, None)
 
+    def transition(self, key: object, start: str, finish: str, **_: object) -> None:  # noqa: ARG002 - Dask's names
+        """Tell what was made, where it wants to know, of each task of this worker that changes its state."""
+        held = _HELD.get(self.name)
+        moved = getattr(held[0], "moved", None) if held is not None else None
+        if moved is not None:
+            moved(key, finish)
+
 
 _HELD: dict[str, tuple[object, set[object]]] = {}
 """What was made, by name, with the workers of this process that hold it."""

@@ -468,6 +468,30 @@ class ChunkObjects(_Chunks):
             raise self._cannot_be_read(number, error) from error
         yield len(target)
 
+    def pieces(self, stored: "list[Stored]") -> npt.NDArray[np.uint8] | None:
+        """Return the bytes of a single chunk in place, where they need no decoding; None where they do."""
+        [chunk, *more] = stored
+        if more or chunk is None or self._decompress is not None:
+            return None
+        if len(chunk) != self._chunk_bytes + self._tail_bytes:
+            return None
+        found = np.frombuffer(chunk, dtype=np.uint8, count=self._chunk_bytes)
+        return found if found.ctypes.data % max(self._array.dtype.itemsize, 16) == 0 else None
+
+    def checking(self, chunk: int, stored: "Stored") -> Iterator[int]:
+        """Compare a chunk in place with its checksum, piece by piece; yield the number of bytes so far."""
+        assert stored is not None  # `pieces`
+        crc = 0
+        for first in range(0, self._chunk_bytes, PIECE_BYTES):
+            last = min(first + PIECE_BYTES, self._chunk_bytes)
+            if self._tail_bytes:
+                crc = google_crc32c.extend(crc, stored[first:last])
+            if last < self._chunk_bytes:
+                yield last
+        if self._tail_bytes and bytes(stored[self._chunk_bytes :]) != crc.to_bytes(CHECKSUM_BYTES, "little"):
+            raise self._cannot_be_read(chunk // self._per_file, _Damage("it does not match its checksum"))
+        yield self._chunk_bytes
+
     def _is_missing(self, number: int) -> bool:
         task = self._indexes.get(number)
         return task is not None and task.done() and task.result() is None

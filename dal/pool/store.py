@@ -446,19 +446,40 @@ class Pool:
 
     @property
     def ahead_bytes(self) -> int:
-        """The most memory that a reader takes for what it has asked for ahead of the rows it is at."""
-        # What is decoded is held until the next unit, and may be more than the budget where a lot is.
-        unit = self._unit_rows * self.n_features * self.dtype.itemsize
-        return max(AHEAD_BYTES, 2 * unit) + unit if self.is_remote else 0
+        """Memory that a reader takes for what it fetches ahead, if it is allowed to; 0 where nothing is."""
+        return AHEAD_BYTES if self.is_remote else 0
 
     @property
     def _unit_rows(self) -> int:
         chunk_bytes = self.chunk_rows * self.n_features * self.dtype.itemsize
         return self.chunk_rows * min(max(1, -(-UNIT_BYTES // chunk_bytes)), UNIT_CHUNKS)
 
-    def reader(self) -> "Reader":
-        """Return a new reader; use one for each task or thread."""
-        return Reader(self)
+    def read_ahead(self, unit_rows: int | None = None, budget: int = AHEAD_BYTES) -> ReadAhead | None:
+        """Return what fetches records ahead, for readers of several threads; None where they come from this machine.
+
+        Parameters
+        ----------
+        unit_rows : int, optional
+            As for `Reader`.
+        budget : int, optional
+            Bytes that each reader may fetch ahead.
+        """
+        if not self.is_remote:
+            return None
+        rows = unit_rows or self._unit_rows
+        fetch = _Fetcher(self, rows)
+        together = max(1, (fetch.objects.chunks_together if fetch.objects else 1) * self.chunk_rows // rows)
+        return ReadAhead(fetch, rows, rows * self.n_features * self.dtype.itemsize, together, fetch.objects, budget)
+
+    def reader(self, ahead: ReadAhead | None = None) -> "Reader":
+        """Return a new reader; use one for each task or thread.
+
+        Parameters
+        ----------
+        ahead : ReadAhead, optional
+            Of this pool, where several readers share it.
+        """
+        return Reader(self, ahead=ahead)
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Return records [start, stop).
@@ -647,12 +668,13 @@ class Reader:
     # costs more (page faults) than reading the chunk.
 
     def __init__(self, pool: Pool, unit_rows: int | None = None, ahead: ReadAhead | None = None) -> None:
-        record_bytes = pool.n_features * pool.dtype.itemsize
         self._pool = pool
         self._unit_rows = unit_rows or pool._unit_rows
         self._files = ChunkFiles.of(pool._features, fill=pool._fill)
-        self._objects = ChunkObjects.of(pool._features, fill=pool._fill)
-        self._ahead = ahead or self._read_ahead(self._unit_rows * record_bytes)
+        self._ahead = ahead or pool.read_ahead(unit_rows)
+        self._objects = self._ahead.objects if self._ahead is not None else None
+        if self._ahead is not None:
+            self._ahead.join()
         self._who: Hashable = None
         self._decode = pool._decoder()
         self._as_stored = pool.dtype == np.float32 and pool.packing is None
@@ -663,16 +685,6 @@ class Reader:
         self._held: npt.NDArray[Any] = np.empty((0, pool.n_features), dtype=pool.dtype)
         self._tile = np.empty((0, pool.n_features), dtype=np.float32)
 
-    def _read_ahead(self, unit_bytes: int) -> ReadAhead | None:
-        if not self._pool.is_remote:
-            return None
-        together = max(1, (self._objects.chunks_together if self._objects else 1) // self._unit_chunks)
-        return ReadAhead(self._fetched, unit_bytes, together)
-
-    @property
-    def _unit_chunks(self) -> int:
-        return self._unit_rows // self._pool.chunk_rows
-
     def expect(self, start: int, stop: int) -> None:
         """Prepare to read records [start, stop) in order: where they come over a network, fetch ahead.
 
@@ -682,8 +694,7 @@ class Reader:
             Rows.
         """
         if self._ahead is not None and start < stop:
-            self._who = (start, stop)
-            self._ahead.expect(self._who, range(start // self._unit_rows, -(-stop // self._unit_rows)))
+            self._who = self._ahead.expect_rows(start, stop)
 
     def expect_units(self, numbers: Sequence[int]) -> None:
         """Prepare to read these units in order."""
@@ -825,7 +836,14 @@ class Reader:
         stop = min(start + self._unit_rows, pool.n_rows)
         if self._objects is not None and self._ahead is not None:
             stored = self._ahead.take(self._who, number)
-            self._receive(start, stop, lambda chunks, size: self._rows_decoded(chunks, stored, size))
+            chunk, pieces = start // pool.chunk_rows, self._objects.pieces(stored)
+            if pieces is not None:
+                self._held = pieces.view(pool.dtype).reshape(-1, pool.n_features)[: stop - start]
+                self._ready, self._stored = 0, pool.chunk_rows
+                checked, size = self._objects.checking(chunk, stored[0]), len(pieces)
+                self._arriving = (count * pool.chunk_rows // size for count in checked)
+            else:
+                self._receive(start, stop, lambda chunks, size: self._rows_decoded(chunks, stored, size))
         elif self._ahead is not None:
             self._held = self._held[:0].copy()
             self._held = self._ahead.take(self._who, number)
@@ -868,15 +886,24 @@ class Reader:
             for count in self._objects.reading(chunk, stored[position], self._bytes[before : before + chunk_bytes]):
                 yield (before + count) * self._pool.chunk_rows // chunk_bytes
 
-    def _fetched(self, units: range) -> "Future[list[Any]]":
-        """Begin to fetch units: of each its chunks as they are stored, or, where only Zarr can read them, its rows."""
-        pool, step = self._pool, self._unit_chunks
-        n_chunks = -(-pool.n_rows // pool.chunk_rows)
-        if self._objects is None:
-            return _READERS.submit(lambda: [self._rows_of_unit(number) for number in units])
-        return begun(_of_units(self._objects, [range(n * step, min((n + 1) * step, n_chunks)) for n in units]))
 
-    def _rows_of_unit(self, number: int) -> npt.NDArray[Any]:
+class _Fetcher:
+    """Fetches read units of a pool: of each its chunks as they are stored, or, where only Zarr can read them, rows."""
+
+    def __init__(self, pool: Pool, unit_rows: int) -> None:
+        self._pool = pool
+        self._unit_rows = unit_rows
+        self.objects = ChunkObjects.of(pool._features, fill=pool._fill)
+
+    def __call__(self, units: range) -> "Future[list[Any]]":
+        """Begin to fetch units."""
+        pool, step = self._pool, self._unit_rows // self._pool.chunk_rows
+        n_chunks = -(-pool.n_rows // pool.chunk_rows)
+        if self.objects is None:
+            return _READERS.submit(lambda: list(map(self._rows, units)))
+        return begun(_of_units(self.objects, [range(n * step, min((n + 1) * step, n_chunks)) for n in units]))
+
+    def _rows(self, number: int) -> npt.NDArray[Any]:
         pool, start = self._pool, number * self._unit_rows
         stop = min(start + self._unit_rows, pool.n_rows)
         return read_rows(pool._features, start, stop, fill=pool._fill).reshape(stop - start, -1)

@@ -1,5 +1,6 @@
 """Run a pass on a Dask cluster: score every span once, survive the loss of workers, time out every wait."""
 
+import itertools
 import secrets
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ from dal.scan.journal import Journal
 from dal.scan.plan import Interval, Limits
 from dal.scan.run import Progress, Run, Scan, with_the_rest
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task
-from dal.scan.worker.spans import Job, Loaded, Sent, kept_features, packed, score_task, taken_features
+from dal.scan.worker.spans import Job, Loaded, Sent, kept_features, key_of, packed, score_task, taken_features
 
 Floats32 = npt.NDArray[np.float32]
 
@@ -36,9 +37,6 @@ _TICK_SECONDS = 1.0
 
 
 _REMEDY = "finished spans are kept; bring it up and run again, the scan goes on from there"
-
-
-_TASK_NAME = "dal-score"
 
 
 def scan_on_cluster(
@@ -60,9 +58,9 @@ def scan_on_cluster(
     usable = cells if hosts.cells_usable else None
     run = Run(pool, model, order, excluded, usable, journal, progress, limits)
     run.notes += hosts.notes
-    refuse_too_small(client, run)
+    ahead = refuse_too_small(client, run)
     kept = replace(order, carry=keeps_features(order, pool, limits))
-    job = Job(pool, packed(model, order.score), run.model_digest, kept, usable)
+    job = Job(pool, packed(model, order.score), run.model_digest, kept, usable, ahead)
     with _Cluster(client, job, run.say) as cluster:
         paces, like = _PACES.setdefault(client, {}), (pool.path, model and model.kind, order.score, order.carry, usable)
         paces[like] = _Engine(run, cluster, skip_failed=skip_failed, pace=paces.get(like)).run()
@@ -88,13 +86,14 @@ class _Cluster:
         # Not the digest of the pass: a coordinator that was killed leaves its job on the workers, and the next one,
         # with a directory of its own perhaps, must not be served by that.
         self.name = f"dal-scan-{secrets.token_hex(8)}"
+        self._numbers = itertools.count()
         self.task: Callable[[Task], Sent] = partial(score_task, self.name)
         self.keepers: dict[Interval, str] = {}
         self._flight: InFlight[Task, Sent] = InFlight(client, _REMEDY, say)
         self._open = ExitStack()
 
     def __enter__(self) -> "_Cluster":
-        self._open.enter_context(held_by_workers(self.client, self.name, partial(Loaded, self.job)))
+        self._open.enter_context(held_by_workers(self.client, self.name, partial(Loaded, self.name, self.job)))
         self._open.enter_context(self._flight)
         return self
 
@@ -112,7 +111,8 @@ class _Cluster:
 
     def submit(self, tasks: Sequence[Task]) -> None:
         """Send tasks, together."""
-        self._flight.submit(self.task, tasks, key=_TASK_NAME)
+        keys = [key_of(self.name, next(self._numbers), task.interval) for task in tasks]
+        self._flight.submit(self.task, tasks, key=keys)
 
     def ended(self, longest_span: float) -> list[tuple[Task, SpanResult | BaseException]]:
         """Wait for spans to end; return the outcome of each."""
@@ -217,7 +217,8 @@ class _Engine:
         costs little. But no two spans may write into the same chunk of cells.
         """
         writes = self.state.cells is not None and self.state.cells.write
-        if self.rows_per_second is None or writes:
+        # Over a network a chunk that is read twice costs a request, and a slow network is no heavy learner.
+        if self.rows_per_second is None or writes or self.state.pool.is_remote:
             return self.state.unit
         heavy = self._shrinking(0) < self.state.unit
         return self.state.order.tile if heavy else self.state.unit

@@ -129,7 +129,7 @@ def keeps_features(order: Order, pool: Pool, limits: Limits) -> bool:
 
 
 def predicted(run: Run) -> plan.WorkerBytes:
-    """Predict the memory of a worker in this pass."""
+    """Predict the memory of a worker in this pass, without what it may fetch ahead."""
     model = run.model
     n_classes, model_bytes = (len(model.classes), len(model.dumps())) if model else (0, 0)
     return worker_bytes(run.pool, run.order, n_classes, model_bytes, run.limits)
@@ -138,7 +138,7 @@ def predicted(run: Run) -> plan.WorkerBytes:
 def worker_bytes(
     pool: Pool, order: Order, n_classes: int, model_bytes: int, limits: Limits = plan.LIMITS
 ) -> plan.WorkerBytes:
-    """Predict the memory of a worker in a pass.
+    """Predict the memory of a worker in a pass, without what it may fetch ahead.
 
     Parameters
     ----------
@@ -165,14 +165,19 @@ def worker_bytes(
         slack=order.slack,
         candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
         model_bytes=model_bytes,
-        ahead=pool.ahead_bytes,
         limits=limits,
     )
 
 
-def refuse_too_small(client: Client, run: Run) -> None:
-    """Refuse workers with less memory than the pass is predicted to take, before it starts."""
-    need = predicted(run)
+def refuse_too_small(client: Client, run: Run) -> int:
+    """Refuse workers with less memory than the pass is predicted to take, before it starts.
+
+    Returns
+    -------
+    int
+        Bytes that each thread may fetch ahead: as much as is of use, or as the smallest worker has left.
+    """
+    need, ahead = predicted(run), run.pool.ahead_bytes
     for address, (_, threads, limit) in workers_of(client).items():
         if limit and need.for_threads(threads) > limit:
             raise ClusterError(
@@ -180,3 +185,10 @@ def refuse_too_small(client: Client, run: Run) -> None:
                 f" {need.for_threads(threads) / 2**20:,.0f} MiB there ({need}). Start workers with more memory or fewer"
                 " threads, or ask for a smaller batch."
             )
+        if limit:
+            ahead = min(ahead, int(_COMFORTABLE * limit - need.for_threads(threads)) // threads)
+    return max(ahead, 0)
+
+
+_COMFORTABLE = 0.7
+"""Of a worker's memory; beyond it Dask begins to write data to the disk, then to pause the worker."""

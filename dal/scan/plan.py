@@ -313,7 +313,7 @@ class WorkerBytes(NamedTuple):
     holding : int
         The best rows of all spans scored so far, until the end of the pass.
     reading : int
-        The chunk held, what decoding it takes, and the chunks that are fetched ahead.
+        The chunk held, and what decoding it takes.
     scoring : int
         A few copies of a tile, and what its classes and cells take.
     keeping : int
@@ -347,7 +347,6 @@ def worker_bytes(
     slack: float,
     candidate: int,
     model_bytes: int,
-    ahead: int = 0,
     limits: Limits = LIMITS,
 ) -> WorkerBytes:
     """Predict the memory of a worker process; it does not depend on the rows of the pool.
@@ -365,7 +364,7 @@ def worker_bytes(
         base=350 * 2**20,
         model=4 * model_bytes,
         holding=3 * kept_bytes,
-        reading=3 * unit + ahead,
+        reading=3 * unit,
         scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64),
         keeping=2 * (int(slack * kept_bytes) + (1024 + tile) * candidate),
     )

@@ -308,7 +308,11 @@ class Run:
     def in_process(self) -> Scan:
         """Score what is left here, span after span: the specification of every other engine."""
         reader, kept = self.pool.reader(), Kept(self.order)
-        for span in plan.cut(self.left, self.span_rows(1, None), self.order.seed):
+        spans = plan.cut(self.left, self.span_rows(1, None), self.order.seed)
+        for span, after in zip(spans, [*spans[1:], None], strict=True):
+            reader.expect(*span)
+            if after is not None:
+                reader.expect(*after)
             task = self.task(span)
             result = score_span(
                 self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells, reader

@@ -1,6 +1,7 @@
 """Score spans in a worker process: the job of a pass, the model that travels with it, the tasks that are sent."""
 
 import pickle
+import re
 import threading
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
@@ -15,6 +16,7 @@ from dal.compute.plugins import brought
 from dal.learners.models import Model, needs_members
 from dal.plugins import Carried
 from dal.pool import Pool
+from dal.scan.plan import Interval
 from dal.scan.worker.kept import Kept
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task, score_span
 
@@ -22,15 +24,36 @@ Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 
+def key_of(name: str, number: int, interval: Interval) -> str:
+    """Return a key for a task of a pass, from which a worker sees the rows that it is going to read.
+
+    Examples
+    --------
+    >>> key_of("dal-scan-a1f0", 7, Interval(0, 64))
+    'dal-score-a1f0-7-0-64'
+    """
+    return f"dal-score-{name.rpartition('-')[2]}-{number}-{interval.start}-{interval.stop}"
+
+
+_KEY = re.compile(r"dal-score-(\w+)-\d+-(\d+)-(\d+)")
+
+
 @dataclass(frozen=True)
 class Job:
-    """The inputs of a pass; a plugin brings them once to every worker, and to those that join later."""
+    """The inputs of a pass; a plugin brings them once to every worker, and to those that join later.
+
+    Attributes
+    ----------
+    ahead : int
+        Bytes that each thread may fetch ahead.
+    """
 
     pool: Pool
     packed_model: tuple[bytes, ...]
     model_digest: str
     order: Order
     cells: Cells | None
+    ahead: int
 
     def model(self) -> Model | None:
         """Load the model, unless this process has just used it."""
@@ -71,10 +94,31 @@ _LAST_MODEL: dict[tuple[str, bool], Model] = {}
 class Loaded:
     """A job in a worker process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, name: str, job: Job) -> None:
+        self._name = name
         self.job = job
         self.kept = Kept(job.order)
+        self._ahead = job.pool.read_ahead(budget=job.ahead)
         self._of_thread = threading.local()
+
+    def moved(self, key: object, state: str) -> None:
+        """Begin to read for a task that waits for a thread, and stop where it is taken away.
+
+        Parameters
+        ----------
+        key : object
+            Of any task of this worker.
+        state : str
+            The task's new state.
+        """
+        found = _KEY.fullmatch(key) if self._ahead is not None and isinstance(key, str) else None
+        if found is None or self._ahead is None or not self._name.endswith(found[1]):
+            return
+        start, stop = int(found[2]), int(found[3])
+        if state == "ready":
+            self._ahead.expect_rows(start, stop)
+        elif state in ("released", "forgotten"):
+            self._ahead.forget((start, stop))
 
     def score(self, task: Task) -> SpanResult:
         """Score a span, or a tile that is sounded for its thresholds."""
@@ -87,7 +131,7 @@ class Loaded:
             # The span that this tile is part of will write the cells, perhaps at the same time.
             cells = None if cells is None or cells.write else cells
         # Taken away meanwhile: a span that fails leaves its reader in the middle of a chunk.
-        reader = self._of_thread.__dict__.pop("reader", None) or job.pool.reader()
+        reader = self._of_thread.__dict__.pop("reader", None) or job.pool.reader(self._ahead)
         found = score_span(job.pool, job.model(), order, task.interval, task.excluded, thresholds, cells, reader)
         self._of_thread.reader = reader
         return found if task.sounded is not None else self.kept.take_from(found)

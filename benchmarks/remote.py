@@ -1,0 +1,250 @@
+"""Pools in an object store: rows a second at several delays of a request, and under faults, against a plain loop.
+
+The store is a server on loopback (`benchmarks.object_server`) that holds the objects in memory and answers after a
+delay. All passes find the same records by the same function, ``score_span``, in one process of one thread:
+
+dal
+    ``dal.scan.scan``.
+loop
+    16 concurrent ranged GETs by obstore, in the order of the rows, compared with no checksum: what one writes.
+
+``dal_workers`` is ``dal.scan.scan`` on a local cluster of two workers. The processor is shared with the server, so a
+pass without delay shows what the machine can do, and the others are read as shares of it. Passes alternate, and the
+figures are medians; shares are medians of the shares of each turn.
+
+A pool of chunks of 16 MiB, one of the same chunks in shards, and one of chunks of 64 kB are read. Faults: a twentieth
+of all requests is refused by 503, and as many bodies are cut in their middle.
+"""
+
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+import numpy.typing as npt
+import obstore
+import zarr
+from obstore.store import S3Store
+from rich.console import Console
+from rich.table import Table
+from zarr.codecs import Crc32cCodec
+
+from benchmarks import machine, synthetic
+from benchmarks.object_server import Server, running
+from benchmarks.synthetic import NO_ROWS
+from dal.compute.local import local_cluster
+from dal.learners.models import Model
+from dal.pool import Pool
+from dal.scan import plan, scan
+from dal.scan.merge import no_thresholds
+from dal.scan.worker.kernel import Order, score_span
+from dal.selection.candidates import Capacity
+from dal.selection.strategy import Strategy
+
+GETS = 16
+CANDIDATES = 1_000
+DELAYS = (0.0, 0.02, 0.1, 0.2)
+CHUNKS = {"chunks": 16 * 2**20, "shards": 16 * 2**20, "small": 64 * 2**10}
+PER_SHARD = 8
+FAULTS = {"refused": 0.05, "cut": 0.05}
+FAULTY_DELAY = 0.02
+
+Floats32 = npt.NDArray[np.float32]
+
+
+class PlainReader:
+    """Reads a pool as a plain loop does: ranged GETs, sixteen at a time, in the order of the rows."""
+
+    def __init__(self, pool: Pool, chunk_bytes: int, sharded: bool) -> None:
+        self._store = S3Store("bucket", client_options={"allow_http": True})
+        self._prefix = pool.path.removeprefix("s3://bucket/")
+        self._rows, self._features = pool.chunk_rows, pool.n_features
+        self._bytes, self._sharded = chunk_bytes, sharded
+        self._threads = ThreadPoolExecutor(GETS)
+        chunks = iter(range(-(-pool.n_rows // pool.chunk_rows)))
+        self._waiting = (self._threads.submit(self._get, number) for number in chunks)
+        self._asked: deque[Future[Any]] = deque(itertools.islice(self._waiting, GETS))
+        self._held: Floats32 = np.empty((0, pool.n_features), dtype=np.float32)
+        self._start = 0
+
+    def _get(self, number: int) -> Any:  # noqa: ANN401
+        shard, inner = divmod(number, PER_SHARD) if self._sharded else (number, 0)
+        start = inner * (self._bytes + 4)
+        return obstore.get_range(self._store, f"{self._prefix}/c/{shard}/0", start=start, length=self._bytes)
+
+    def expect(self, start: int, stop: int) -> None: ...
+
+    def forget(self, start: int, stop: int) -> None:  # noqa: ARG002 - the end of the only span
+        self._threads.shutdown()
+
+    def finish(self) -> None: ...
+
+    def read(self, start: int, stop: int) -> Floats32:
+        parts: list[Floats32] = []
+        while start < stop:
+            if start >= self._start + len(self._held):
+                self._start += len(self._held)
+                data = self._asked.popleft().result()
+                self._asked.extend(itertools.islice(self._waiting, 1))
+                self._held = np.frombuffer(data, dtype=np.float32).reshape(-1, self._features)
+            part = self._held[start - self._start : stop - self._start]
+            parts.append(part)
+            start += len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def read_in_blocks(self, start: int, stop: int, height: int, visit: Callable[[int, Floats32], None]) -> Floats32:
+        records = self.read(start, stop)
+        for first in range(0, len(records), height):
+            visit(first, records[first : first + height])
+        return records
+
+
+class Passed(NamedTuple):
+    rows: npt.NDArray[np.int64]
+    seconds: float
+    requests: float
+    peak: int
+
+
+class Pass(NamedTuple):
+    name: str
+    run: Callable[[], npt.NDArray[np.int64]]
+
+
+def held(server: Server, source: Pool, layout: str, directory: Path) -> Pool:
+    """Write a pool as a plain array of this layout, and let the server hold its files."""
+    chunk_bytes = CHUNKS[layout]
+    height, width = chunk_bytes // (4 * source.n_features), source.n_features
+    n_rows = source.n_rows // (height * PER_SHARD) * height * PER_SHARD
+    if layout == "small":
+        n_rows = min(n_rows, 4096 * height)
+    path = directory / f"{layout}.zarr"
+    array = zarr.create_array(
+        path,
+        shape=(n_rows, width),
+        chunks=(height, width),
+        shards=(PER_SHARD * height, width) if layout == "shards" else None,
+        dtype="float32",
+        compressors=[Crc32cCodec()],
+    )
+    for start in range(0, n_rows, 2**17):
+        array[start : min(start + 2**17, n_rows)] = source.read(start, min(start + 2**17, n_rows))
+    files = {f"/bucket/{layout}.zarr/{file.relative_to(path)}": str(file) for file in path.rglob("*") if file.is_file()}
+    server.hold(files)
+    return Pool.open(f"s3://bucket/{layout}.zarr")
+
+
+def loop(pool: Pool, model: Model, layout: str) -> npt.NDArray[np.int64]:
+    capacity = Capacity(CANDIDATES, 0, 0)
+    tile = plan.tile_rows(pool.n_features, model.tile_rows)
+    order = Order("margin", capacity, tile, seed=0, round=0, codebook=None, carry=False)
+    reader: Any = PlainReader(pool, CHUNKS[layout], layout == "shards")
+    span = plan.Interval(0, pool.n_rows)
+    found = score_span(pool, model, order, span, NO_ROWS, no_thresholds(capacity), reader=reader).candidates
+    assert found is not None
+    return found.rows
+
+
+def measured(server: Server, run: Callable[[], npt.NDArray[np.int64]], chunks: int) -> Passed:
+    server.reset()
+    started = time.perf_counter()
+    rows = run()
+    seconds = time.perf_counter() - started
+    return Passed(np.sort(rows), seconds, server.counts()["GET"] / chunks, server.peak())
+
+
+def turns(
+    server: Server, pool: Pool, passes: list[Pass], repeats: int, conditions: dict[str, dict[str, float]]
+) -> Iterator[tuple[str, str, Passed]]:
+    """Run every pass under every condition, in turns; the first turn does not count."""
+    chunks = -(-pool.n_rows // pool.chunk_rows)
+    expected: npt.NDArray[np.int64] | None = None
+    for turn in range(repeats + 1):
+        for condition, faults in conditions.items():
+            if turn == 0 and condition != next(iter(conditions)):
+                continue
+            for each in passes:
+                server.fail(**faults)
+                found = measured(server, each.run, chunks)
+                expected = found.rows if expected is None else expected
+                np.testing.assert_array_equal(found.rows, expected)
+                if turn:
+                    yield each.name, condition, found
+    server.fail()
+
+
+@click.command(name="remote")
+@click.option("--rows", default=1_048_576, show_default=True, help="Records of the pools of chunks of 16 MiB.")
+@click.option("--dim", default=128, show_default=True, help="Features of a record.")
+@click.option("--repeats", default=3, show_default=True, help="Turns of all passes.")
+@click.option("--layout", "layouts", multiple=True, type=click.Choice(list(CHUNKS)), help="Default: all.")
+@click.option("--workers/--no-workers", default=True, help="Also on a local cluster of two workers.")
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file of the figures.")
+def command(rows: int, dim: int, repeats: int, layouts: tuple[str, ...], workers: bool, output: Path | None) -> None:
+    """Measure passes over pools in an object store, at several delays and under faults."""
+    strategy = Strategy.named("margin")
+    conditions: dict[str, dict[str, float]] = {f"{1000 * delay:.0f} ms": {"latency": delay} for delay in DELAYS}
+    conditions["faults"] = {"latency": FAULTY_DELAY, **FAULTS}
+    results: list[dict[str, object]] = []
+    with ExitStack() as open_:
+        directory = Path(open_.enter_context(tempfile.TemporaryDirectory()))
+        server = open_.enter_context(running())
+        open_.enter_context(machine.environment(dict(server.environment())))
+        source = synthetic.pool_of(directory, rows, dim)
+        model = synthetic.model_of(source, "logistic")
+        client = open_.enter_context(local_cluster(2)) if workers else None
+        for layout in layouts or tuple(CHUNKS):
+            pool = held(server, source, layout, directory)
+
+            def dal(pool: Pool = pool, client: Any = None) -> npt.NDArray[np.int64]:  # noqa: ANN401
+                return scan(pool, model, strategy, CANDIDATES, client=client).candidates.rows
+
+            passes = [Pass("dal", dal), Pass("loop", lambda pool=pool, layout=layout: loop(pool, model, layout))]
+            if client is not None:
+                passes.append(Pass("dal_workers", lambda dal=dal: dal(client=client)))
+            found: dict[tuple[str, str], list[Passed]] = {}
+            for name, condition, passed in turns(server, pool, passes, repeats, conditions):
+                found.setdefault((name, condition), []).append(passed)
+            results += rows_of(layout, pool, found)
+    show(results)
+    if output is not None:
+        output.write_text(json.dumps({"machine": machine.facts(), "results": results}, indent=1), encoding="utf-8")
+
+
+def rows_of(layout: str, pool: Pool, found: dict[tuple[str, str], list[Passed]]) -> list[dict[str, object]]:
+    told = []
+    for (name, condition), passed in found.items():
+        other = found["loop", condition]
+        calm = found[name, "20 ms" if condition == "faults" else "0 ms"]
+        told.append(
+            {
+                "layout": layout,
+                "condition": condition,
+                "name": name,
+                "rows_per_second": pool.n_rows / statistics.median(each.seconds for each in passed),
+                "of_loop": statistics.median(b.seconds / a.seconds for a, b in zip(passed, other, strict=True)),
+                "of_calm": statistics.median(b.seconds / a.seconds for a, b in zip(passed, calm, strict=True)),
+                "requests_per_chunk": statistics.median(each.requests for each in passed),
+                "peak": max(each.peak for each in passed),
+            }
+        )
+    return told
+
+
+def show(results: list[dict[str, object]]) -> None:
+    table = Table("layout", "condition", "pass", "rows/s", "/ loop", "/ calm", "requests a chunk", "at a time")
+    for each in results:
+        table.add_row(
+            str(each["layout"]), str(each["condition"]), str(each["name"]), f"{each['rows_per_second']:,.0f}",
+            f"{each['of_loop']:.2f}", f"{each['of_calm']:.2f}", f"{each['requests_per_chunk']:.2f}", str(each["peak"]),
+        )  # fmt: skip
+    Console(width=120).print(table)
