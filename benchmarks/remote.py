@@ -183,9 +183,9 @@ def turns(
 
 
 @click.command(name="remote")
-@click.option("--rows", default=1_048_576, show_default=True, help="Records of the pools of chunks of 16 MiB.")
+@click.option("--rows", default=4_194_304, show_default=True, help="Records of the pools of chunks of 16 MiB.")
 @click.option("--dim", default=128, show_default=True, help="Features of a record.")
-@click.option("--repeats", default=3, show_default=True, help="Turns of all passes.")
+@click.option("--repeats", default=2, show_default=True, help="Turns of all passes.")
 @click.option("--layout", "layouts", multiple=True, type=click.Choice(list(CHUNKS)), help="Default: all.")
 @click.option("--workers/--no-workers", default=True, help="Also on a local cluster of two workers.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file of the figures.")

@@ -80,6 +80,7 @@ class VirtualPool:
     chunk_rows: int = 32_768
     path: str = "virtual"
     fingerprint: str = "virtual"
+    is_remote: bool = False
 
     @property
     def dtype(self) -> np.dtype:

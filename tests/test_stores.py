@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from distributed import Client
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
 from benchmarks.object_server import Server, running
-from dal.errors import ChunkError, InputError, PoolNotFound, SettingsError, StoreError
+from dal.errors import ChunkError, InputError, PoolIncomplete, PoolNotFound, SettingsError, StoreError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.places import for_zarr, names_at, place_of
@@ -114,20 +116,18 @@ def test_chunks_are_asked_for_ahead(server: Server) -> None:
 
 
 def test_a_reader_keeps_within_its_budget(server: Server) -> None:
-    large = np.zeros((40, 2**20), dtype=np.float32)  # a chunk is 16 MiB
-    array = zarr.create_array(
-        for_zarr(place_of("s3://bucket/large")), shape=large.shape, chunks=(4, 2**20), dtype="f4", compressors=None
-    )
-    array.with_config({"write_empty_chunks": True})[:] = large
+    large = np.ones((20, 2**20), dtype=np.float32)  # a chunk is 16 MiB
+    place = place_of("s3://bucket/large")
+    zarr.create_array(for_zarr(place), shape=large.shape, chunks=(4, 2**20), dtype="f4", compressors=None)[:] = large
     pool = Pool.open("s3://bucket/large")
     server.reset()
     server.fail(latency=0.1)
-    reader = pool.reader()
-    reader.expect(0, 40)
+    reader = pool.reader(pool.read_ahead(budget=48 * 2**20))
+    reader.expect(0, 20)
     reader.read(0, 1)
-    assert 2 <= server.peak() <= pool.ahead_bytes // (16 * 2**20)
-    assert server.counts()["GET"] <= 9
-    np.testing.assert_array_equal(pool.read(36, 40), large[:4])
+    assert 2 <= server.peak() <= 3
+    assert server.counts()["GET"] <= 4
+    np.testing.assert_array_equal(reader.read(19, 20), large[:1])
 
 
 def test_a_web_server_gives_pools_to_read(server: Server, model: Model) -> None:
@@ -257,6 +257,51 @@ def test_a_pool_is_built_and_grown_under_faults(server: Server) -> None:
     np.testing.assert_array_equal(pool.read(0, ROWS), X)
     assert pool.rows_of(["r2999", "r0"]).tolist() == [2_999, 0]
     assert server.counts()["refused"] > 0
+
+
+BUILDER = """
+import sys, numpy as np
+from dal.pool import Pool
+Pool.build(np.load(sys.argv[1], mmap_mode="r"), sys.argv[2], ids=[f"r{row}" for row in range(int(sys.argv[3]))])
+"""
+
+
+@pytest.mark.parametrize("append", [False, True])
+def test_a_build_that_is_killed_goes_on(server: Server, tmp_path: Path, append: bool) -> None:
+    large = np.random.default_rng(2).standard_normal((9 * 2**12, 2**8), dtype=np.float32)  # three chunks
+    np.save(tmp_path / "X.npy", large)
+    place = f"s3://bucket/killed-{append}.zarr"
+    ids = [f"r{row}" for row in range(len(large))]
+    pool = Pool.build(large[:100] + 1, place, ids=[f"old{row}" for row in range(100)]) if append else None
+    code = BUILDER.replace("Pool.build(", "Pool.open(sys.argv[2]).append(").replace("sys.argv[2], ids", "ids")
+    server.fail(latency=0.2, only="")
+    server.reset()
+    command = [sys.executable, "-c", code if append else BUILDER, str(tmp_path / "X.npy"), place, str(len(large))]
+    with subprocess.Popen(command) as process:
+        while not server.counts()["PUT chunk"] and process.poll() is None:
+            time.sleep(0.05)
+        process.kill()
+    server.fail()
+    if pool is not None:
+        np.testing.assert_array_equal(Pool.open(place).read(0, 100), large[:100] + 1)
+        assert Pool.open(place).n_rows == 100
+        found = pool.append(large, ids=ids)
+    else:
+        with pytest.raises((PoolIncomplete, PoolNotFound)):
+            Pool.open(place)
+        found = Pool.build(np.load(tmp_path / "X.npy", mmap_mode="r"), place, ids=ids)
+    first = found.n_rows - len(large)
+    np.testing.assert_array_equal(found.read(first, found.n_rows), large)
+    assert found.rows_of([ids[0], ids[-1]]).tolist() == [first, found.n_rows - 1]
+
+
+def test_chunks_are_written_several_at_a_time(server: Server) -> None:
+    large = np.ones((6, 2**20, 4), dtype=np.float32).reshape(-1, 256)  # six chunks of 16 MiB
+    server.fail(latency=0.2)
+    server.reset()
+    Pool.build(large, "s3://bucket/several.zarr")
+    assert 3 <= server.peak() <= 9
+    assert server.counts()["PUT chunk"] == 6
 
 
 def test_large_objects_are_uploaded_in_parts(server: Server) -> None:

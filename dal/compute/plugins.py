@@ -52,7 +52,7 @@ class Brought(WorkerPlugin):
                 _HELD.pop(self.name, None)
 
     def transition(self, key: object, start: str, finish: str, **_: object) -> None:  # noqa: ARG002 - Dask's names
-        """Tell what was made, where it wants to know, of each task of this worker that changes its state."""
+        """Pass each change of a task of this worker on to the object made, where it has a method for that."""
         held = _HELD.get(self.name)
         moved = getattr(held[0], "moved", None) if held is not None else None
         if moved is not None:

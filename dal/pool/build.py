@@ -13,7 +13,10 @@ import os
 import re
 import secrets
 import tempfile
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,12 @@ SHARD_CHUNKS = 16
 # Ids and fields are looked up for single rows, and each costs the decoding of a chunk: keep these chunks small.
 FIELD_ROWS = 2**12
 INDEX_ROWS = 2**17
+
+_WRITERS = 8
+_WRITING_BYTES = 128 * 2**20
+"""Of units on their way to an object store at a time; a larger one goes alone."""
+_SAVE_SECONDS = 5.0
+"""Between two notes in an object store of the rows that are safe: a build that is killed does so much again."""
 
 _ARRAYS = ("features", "ids", "fields", "scale")
 _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
@@ -521,11 +530,54 @@ def _kind(dtype: np.dtype[Any]) -> str:
     return {"b": "boolean", "i": "integer", "f": "number"}.get(dtype.kind, "text")
 
 
+class _Writes:
+    """Writes of whole units: at once on this machine, several at a time to an object store.
+
+    Parameters
+    ----------
+    remote : bool
+    """
+
+    def __init__(self, *, remote: bool) -> None:
+        self._threads = ThreadPoolExecutor(_WRITERS, "dal-write") if remote else None
+        self._pending: deque[tuple[int, int, Future[None]]] = deque()
+
+    def write(self, array: "zarr.Array[Any]", start: int, values: npt.NDArray[Any]) -> None:
+        """Write rows from `start` on; the values must not change afterwards."""
+        if self._threads is None:
+            _store(array, start, values)
+            return
+        while self._pending and sum(size for _, size, _ in self._pending) + values.nbytes > _WRITING_BYTES:
+            self._pending.popleft()[2].result()
+        self._pending.append((start, values.nbytes, self._threads.submit(_store, array, start, values)))
+
+    @property
+    def keeps(self) -> bool:
+        """Whether values are still used when `write` has returned."""
+        return self._threads is not None
+
+    def safe(self, rows: int) -> int:
+        """Return how many of the first `rows` rows are written."""
+        while self._pending and self._pending[0][2].done():
+            self._pending.popleft()[2].result()
+        return min([rows, *(start for start, _, _ in self._pending)])
+
+    def wait(self) -> None:
+        """Wait for all, and raise the first error."""
+        while self._pending:
+            self._pending.popleft()[2].result()
+
+
+def _store(array: "zarr.Array[Any]", start: int, values: npt.NDArray[Any]) -> None:
+    array[start : start + len(values)] = values
+
+
 class _Column:
     """A writer that appends to an array in whole units until it is flushed."""
 
-    def __init__(self, array: "zarr.Array[Any]", rows: int = 0) -> None:
+    def __init__(self, array: "zarr.Array[Any]", writes: _Writes, rows: int = 0) -> None:
         self.array = array
+        self._writes = writes
         self.unit = int((array.shards or array.chunks)[0])
         self.rows = rows
         self._buffer: npt.NDArray[Any] = np.empty((self.unit, *array.shape[1:]), dtype=array.dtype)
@@ -547,7 +599,9 @@ class _Column:
         if self._held:
             if self.array.shape[0] < self.rows:  # the length of the source was not known
                 self.array.resize((self.rows, *self.array.shape[1:]))
-            self.array[self.rows - self._held : self.rows] = self._buffer[: self._held]
+            self._writes.write(self.array, self.rows - self._held, self._buffer[: self._held])
+            if self._writes.keeps:
+                self._buffer = np.empty_like(self._buffer)
             self._held = 0
 
 
@@ -559,6 +613,9 @@ class _Build:
         self._group = group
         self._state = description(group)
         self.rows: int = self._state["n_rows"]
+        self._remote = isinstance(where, Url) and where.is_object_store
+        self._writes = _Writes(remote=self._remote)
+        self._saved_at = time.monotonic()
 
     def write(self, blocks: Iterator[Block], progress: Progress | None) -> None:
         """Write all rows, and save the number of safe rows on the way."""
@@ -566,7 +623,10 @@ class _Build:
         step = max(int((array.shards or array.chunks)[0]) for array in map(self._array, self._names()))
         rows = self.rows
         for rows in self._write_blocks(blocks):
-            self._save(rows // step * step)
+            # In an object store each such note is a request that the build waits for.
+            if not self._remote or time.monotonic() - self._saved_at > _SAVE_SECONDS:
+                self._save(self._writes.safe(rows) // step * step)
+                self._saved_at = time.monotonic()
             if progress is not None:
                 progress(rows, self._state["source_rows"])
         self._refuse_shorter(rows)
@@ -607,6 +667,7 @@ class _Build:
             yield features.rows
         for column in columns:
             column.flush()
+        self._writes.wait()
 
     def write_index(self) -> None:
         """Write the sorted index of the ids, and refuse ids that repeat."""
@@ -618,7 +679,7 @@ class _Build:
         _own(self._where, [index]).delete()  # the rest of an interrupted build or append
         layout = _Layout.of(INDEX_ROWS, n_rows)
         hashes, rows = (
-            _Column(_create(self._group, f"{index}/{name}", np.dtype(kind), layout, n_rows))
+            _Column(_create(self._group, f"{index}/{name}", np.dtype(kind), layout, n_rows), self._writes)
             for name, kind in (("hash", np.uint64), ("row", np.int64))
         )
         fence = []
@@ -630,6 +691,7 @@ class _Build:
                 rows.append(entries["row"])
         hashes.flush()
         rows.flush()
+        self._writes.wait()
         whole = np.concatenate(fence)
         layout = _Layout.of(INDEX_ROWS, len(whole))
         _create(self._group, f"{index}/fence", np.dtype(np.uint64), layout, len(whole))[:] = whole
@@ -689,7 +751,7 @@ class _Build:
         return checked(itertools.chain([given], blocks), 0, encode, self.kinds)
 
     def _column(self, name: str) -> _Column:
-        return _Column(whole(self._array(name)), self.rows)
+        return _Column(whole(self._array(name)), self._writes, self.rows)
 
     def _save(self, rows: int, *, complete: bool = False) -> None:
         if rows > self.rows or complete:

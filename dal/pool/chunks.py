@@ -481,11 +481,11 @@ class ChunkObjects(_Chunks):
     def checking(self, chunk: int, stored: "Stored") -> Iterator[int]:
         """Compare a chunk in place with its checksum, piece by piece; yield the number of bytes so far."""
         assert stored is not None  # `pieces`
-        crc = 0
+        crc, data = 0, np.frombuffer(stored, dtype=np.uint8)  # google_crc32c takes no memoryview
         for first in range(0, self._chunk_bytes, PIECE_BYTES):
             last = min(first + PIECE_BYTES, self._chunk_bytes)
             if self._tail_bytes:
-                crc = google_crc32c.extend(crc, stored[first:last])
+                crc = google_crc32c.extend(crc, data[first:last])
             if last < self._chunk_bytes:
                 yield last
         if self._tail_bytes and bytes(stored[self._chunk_bytes :]) != crc.to_bytes(CHECKSUM_BYTES, "little"):

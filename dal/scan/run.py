@@ -309,10 +309,9 @@ class Run:
         """Score what is left here, span after span: the specification of every other engine."""
         reader, kept = self.pool.reader(), Kept(self.order)
         spans = plan.cut(self.left, self.span_rows(1, None), self.order.seed)
-        for span, after in zip(spans, [*spans[1:], None], strict=True):
-            reader.expect(*span)
-            if after is not None:
-                reader.expect(*after)
+        for number, span in enumerate(spans):
+            for expected in spans[number : number + 2]:
+                reader.expect(*expected)
             task = self.task(span)
             result = score_span(
                 self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells, reader

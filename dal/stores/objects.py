@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-REQUESTS = 256
+REQUESTS = 512
 """At a time, of a process."""
 _PART_BYTES = 16 * 2**20
 _WHOLE_BYTES = 64 * 2**20

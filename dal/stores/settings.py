@@ -196,7 +196,7 @@ def _client(
     retry: Any = {
         "max_retries": found.attempts - 1,
         "retry_timeout": timedelta(seconds=RETRY_SECONDS),
-        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5), "base": 2},
+        "backoff": {"init_backoff": timedelta(seconds=0.025), "max_backoff": timedelta(seconds=5), "base": 2},
     }
     how: Any = {"client_options": client, "retry_config": retry}
     config: Any = {"account_name": account, **found.config} if account else found.config

@@ -16,6 +16,7 @@ from dal.compute.plugins import brought
 from dal.learners.models import Model, needs_members
 from dal.plugins import Carried
 from dal.pool import Pool
+from dal.pool.ahead import AHEAD_BYTES
 from dal.scan.plan import Interval
 from dal.scan.worker.kept import Kept
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task, score_span
@@ -53,7 +54,7 @@ class Job:
     model_digest: str
     order: Order
     cells: Cells | None
-    ahead: int
+    ahead: int = AHEAD_BYTES
 
     def model(self) -> Model | None:
         """Load the model, unless this process has just used it."""
