@@ -25,8 +25,10 @@ demo: environment
 test: environment-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/$(PYTEST) $(if $(CI),,-m "not slow")
+	@echo "Types are checked beside the tests, which wait for much of their time."
+	@$(BIN)/mypy & types=$$!; \
+	$(BIN)/$(PYTEST) $(if $(CI),,-m "not slow"); tests=$$?; \
+	wait $$types && exit $$tests
 
 # Each Python with the newest versions of all dependencies, and the oldest Python with the lowest ones. Each has an
 # environment that is kept.
