@@ -1,7 +1,6 @@
 """The loop on real campaigns: the same batch whatever happens, and nobody asked twice."""
 
 import logging
-import multiprocessing
 import os
 import shutil
 import signal
@@ -37,6 +36,7 @@ from dal.scan import sample_codebook, scan
 from dal.selection.batch import choose
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.strategy import Strategy
+from tests.forked import Process
 
 CLASSES = ("red", "green", "blue")
 N, D = 6_000, 6
@@ -412,8 +412,6 @@ def killed_next_batch(directory: str, method: str, when: str) -> None:
 
 
 STEPS = ["freeze", "save_model", "save_scan", "open"]
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["dal"])
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -426,7 +424,7 @@ def test_killed_at_any_step_the_batch_is_the_same(
     shutil.copytree(tmp_path / "c", tmp_path / "undisturbed")
     expected = asked(Campaign.open(tmp_path / "undisturbed"))
 
-    process = CONTEXT.Process(target=killed_next_batch, args=(str(tmp_path / "c"), method, when))
+    process = Process(target=killed_next_batch, args=(str(tmp_path / "c"), method, when))
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
@@ -451,7 +449,7 @@ def test_answers_that_come_after_the_freeze_belong_to_the_next_round(
 ) -> None:
     campaign = made(truth, tmp_path / "c")
     answered(campaign, truth, asked(campaign))
-    process = CONTEXT.Process(target=killed_next_batch, args=(str(tmp_path / "c"), "freeze", "after"))
+    process = Process(target=killed_next_batch, args=(str(tmp_path / "c"), "freeze", "after"))
     process.start()
     process.join(60)
     rows = np.array([4000, 4001])

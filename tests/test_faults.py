@@ -2,7 +2,7 @@
 
 import dataclasses
 import errno
-import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
@@ -30,13 +30,12 @@ from dal.exchange import write_batch
 from dal.loop.campaign import Batch
 from dal.pool import Pool
 from tests import faults, pools
+from tests.forked import Process
 
 CHOSEN = Settings(
     "pool.zarr", ("cat", "dog", "owl"), estimator="logistic", strategy="margin", batch_size=4, random_state=11
 )
 CLASSES = ("red", "green", "blue")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["dal.web"])
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +70,8 @@ def hold(directory: Path, ready: "multiprocessing.connection.Connection") -> Non
 @contextmanager
 def holder(directory: Path) -> Iterator[tuple[str, int]]:
     """Try to hold a campaign's lock in another process; what it says, and its process id."""
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=hold, args=(directory, there))
+    here, there = multiprocessing.Pipe()
+    process = Process(target=hold, args=(directory, there))
     process.start()
     try:
         yield here.recv(), process.pid or 0
@@ -372,8 +371,8 @@ CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
 
 def ran(command: Sequence[object], directory: Path, fatal: int = -1, fault: str = "SIGKILL") -> Ran:
     """Run a command in another process."""
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=run, args=(tuple(map(str, command)), fatal, fault, directory, there))
+    here, there = multiprocessing.Pipe()
+    process = Process(target=run, args=(tuple(map(str, command)), fatal, fault, directory, there))
     process.start()
     there.close()
     try:
@@ -557,8 +556,8 @@ def test_a_server_that_is_told_to_end_ends_in_order(
     ending: signal.Signals, status: int, stages: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(stages / "open" / "c", tmp_path / "c")
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=served, args=(tmp_path / "c", ending, there))
+    here, there = multiprocessing.Pipe()
+    process = Process(target=served, args=(tmp_path / "c", ending, there))
     process.start()
     there.close()
     pages, code, output = here.recv()
@@ -589,8 +588,8 @@ def test_a_run_that_waits_sees_what_others_append_and_ends_when_it_is_told(
     toml = shutil.copytree(stages / "made" / "c", tmp_path / "c") / "campaign.toml"
     toml.write_text(toml.read_text().replace(pool[0].path, "../pool.zarr"))
     campaign = Campaign.open(tmp_path / "c")
-    here, there = CONTEXT.Pipe()
-    process = CONTEXT.Process(target=carry_on, args=(tmp_path / "c", there))
+    here, there = multiprocessing.Pipe()
+    process = Process(target=carry_on, args=(tmp_path / "c", there))
     process.start()
     there.close()
     try:

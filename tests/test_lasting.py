@@ -1,6 +1,5 @@
 """A campaign that lasts: random events against a plain model, coordinators killed at every commit, many at once."""
 
-import multiprocessing
 import os
 import shutil
 import signal
@@ -38,6 +37,7 @@ from dal.loop.campaign import Batch
 from dal.pool import Pool
 from tests import databases, pools
 from tests.batches import batch_of
+from tests.forked import Process
 
 CHOSEN = Settings(
     "pool.zarr", ("cat", "dog", "owl"), estimator="logistic", strategy="margin", batch_size=4, random_state=11
@@ -407,8 +407,6 @@ def test_a_campaign_that_was_stopped_is_closed_and_begins_no_round(backend: str,
 
 CLASSES = ("red", "green", "blue")
 COMMITS = ("close", "freeze", "model", "scan", "reserve", "batch")
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["dal"])
 
 
 @pytest.fixture(scope="module")
@@ -491,9 +489,7 @@ def test_a_coordinator_killed_at_every_commit_goes_on_with_the_same_batch(
             if elsewhere and name not in ("model", "scan", "batch"):
                 continue  # nothing lies in the store that a machine could miss
             campaign = first_round(tmp_path / f"{name}-{when}", pool, store)
-            process = CONTEXT.Process(
-                target=killed_next_batch, args=(campaign.directory, fatal, when, dict(os.environ))
-            )
+            process = Process(target=killed_next_batch, args=(campaign.directory, fatal, when, dict(os.environ)))
             process.start()
             process.join(60)
             assert process.exitcode == -signal.SIGKILL
@@ -576,7 +572,7 @@ def test_fifty_writers_at_once_lose_nothing_and_meet_nowhere(backend: str, tmp_p
     batch = list(range(100, 200))
     campaign.rounds.open(current, batch_of(batch))
     names = [f"annotator {number}" for number in range(50)]
-    offices = [CONTEXT.Process(target=work, args=(campaign.directory, names[at::5])) for at in range(5)]
+    offices = [Process(target=work, args=(campaign.directory, names[at::5])) for at in range(5)]
     for office in offices:
         office.start()
     for office in offices:
