@@ -1,10 +1,12 @@
 """Object stores: what is fetched, how often it is tried, and what is said; nothing of a secret is kept."""
 
 import json
+import logging
 import pickle
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,13 +14,16 @@ import fsspec.config
 import numpy as np
 import pytest
 import zarr
-from distributed import Client
+from distributed import Client, LocalCluster
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
+from benchmarks.machine import peak_bytes
 from benchmarks.object_server import Server, running
-from dal.errors import ChunkError, InputError, PoolIncomplete, PoolNotFound, SettingsError, StoreError
+from dal import Campaign
+from dal.errors import CampaignError, ChunkError, InputError, PoolIncomplete, PoolNotFound, SettingsError, StoreError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
+from dal.loop.campaign import Batch
 from dal.places import for_zarr, names_at, place_of
 from dal.pool import Pool
 from dal.scan import scan
@@ -432,3 +437,54 @@ def test_no_secret_travels_with_a_pool(server: Server, bare: pytest.MonkeyPatch)
     pool = written("s3://bucket/travels", "plain")
     assert SECRET.encode() not in pickle.dumps(pool)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(pool)).read(0, 10), X[:10])
+
+
+def test_no_secret_is_kept_by_a_campaign(
+    server: Server,
+    bare: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Two rounds over a cluster, a store that fails, and then every file, object, log and error is searched."""
+    inner = {"endpoint_url": server.address, "aws_session_token": f"{SECRET}-token"}
+    bare.setattr(fsspec.config, "conf", {"s3": {"key": "a", "secret": SECRET, "client_kwargs": inner}})
+    bare.setenv("AZURE_STORAGE_ACCOUNT_KEY", f"{SECRET}-azure")
+    caplog.set_level(logging.DEBUG)
+    pool = Pool.build(X, "s3://bucket/secret-pool.zarr", ids=[f"r{row}" for row in range(ROWS)])
+    how = {"batch_size": 20, "random_state": 1, "store": "s3://bucket/secret-store"}
+    campaign = Campaign.create(tmp_path / "campaign", pool, ("no", "yes"), **how)
+    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+        for _ in range(2):
+            batch = campaign.next_batch(client=client)
+            assert isinstance(batch, Batch)
+            campaign.label(batch, CODES[batch.rows])
+        logs = repr([client.get_scheduler_logs(), client.get_worker_logs(), client.get_events()])
+    bare.setenv("AWS_MAX_ATTEMPTS", "1")
+    server.fail(refused=1, status=403)
+    with pytest.raises(CampaignError, match="secret-store") as raised:
+        campaign.next_batch()
+    server.fail()
+    assert any("models/" in name for name in wait(_names(campaign.objects.place)))
+    stored = [bytes(wait(Objects("s3://bucket").get(name)) or b"") for name in wait(_names("s3://bucket"))]
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    said = [*capfd.readouterr(), caplog.text, logs, "".join(traceback.format_exception(raised.value))]
+    assert len(files) > 5
+    for text in (*stored, *files, *(text.encode() for text in said)):
+        assert SECRET.encode() not in text
+
+
+@pytest.mark.slow
+def test_a_worker_stays_within_the_memory_that_was_predicted(server: Server, tmp_path: Path) -> None:
+    """A pool of chunks of 16 MiB, on a worker whose memory leaves room for a part of what would be fetched ahead."""
+    server.fail(latency=0.02)
+    large = np.random.default_rng(3).standard_normal((2**19, 2**8), dtype=np.float32)  # 32 chunks
+    pool = Pool.build(large, "s3://bucket/memory.zarr")
+    model = Learner.named("logistic", ["no", "yes"]).fit(large[:500], (large[:500, 0] > 0).astype(np.int64))
+    limit = 1200 * 2**20
+    how = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": limit, "dashboard_address": None}
+    with LocalCluster(**how) as cluster, Client(cluster) as client:
+        before = client.submit(peak_bytes).result()
+        scan(pool, model, MARGIN, 100, client=client)
+        peak = client.submit(peak_bytes, pure=False).result()
+    assert before < peak < 0.7 * limit

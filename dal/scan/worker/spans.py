@@ -103,7 +103,7 @@ class Loaded:
         self._of_thread = threading.local()
 
     def moved(self, key: object, state: str) -> None:
-        """Begin to read for a task that waits for a thread, and stop where it is taken away.
+        """Fetch ahead for a task that waits for a thread, and cancel that where the task is taken away.
 
         Parameters
         ----------
