@@ -14,7 +14,6 @@ import fsspec.config
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 
 from benchmarks.machine import peak_bytes
@@ -30,6 +29,7 @@ from dal.scan import scan
 from dal.selection.strategy import Strategy
 from dal.stores.objects import Objects, wait
 from dal.stores.settings import Address, client_of
+from tests.clusters import own_cluster
 
 SECRET = "hunter2-hunter2-hunter2"
 ROWS, DIM = 3_000, 16
@@ -83,13 +83,16 @@ MARGIN = Strategy.named("margin")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_pool_in_a_store_holds_the_same_records(server: Server, layout: str, model: Model) -> None:
+def test_a_pool_in_a_store_holds_the_same_records(server: Server, layout: str, model: Model, tmp_path: Path) -> None:
     pool = written(f"s3://bucket/{layout}", layout)
     np.testing.assert_array_equal(pool.read(0, ROWS), X)
     np.testing.assert_array_equal(pool.read(450, 1_250), X[450:1_250])
     rows = np.random.default_rng(1).permutation(ROWS)[:200]
     np.testing.assert_array_equal(pool.take(rows), X[rows])
     found = scan(pool, model, MARGIN, 5)
+    here = scan(Pool.build(X, tmp_path / "pool.zarr"), model, MARGIN, 5)
+    np.testing.assert_array_equal(found.candidates.rows, here.candidates.rows)
+    np.testing.assert_array_equal(found.candidates.scores, here.candidates.scores)
     scores = np.sort(1 - np.abs(np.diff(model.predict_proba(X)))[:, 0])[::-1]
     np.testing.assert_allclose(np.sort(found.candidates.scores)[::-1], scores[: len(found.candidates)], atol=1e-6)
 
@@ -240,7 +243,7 @@ def test_a_cluster_scores_a_span_again_when_the_store_is_back(
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     pool = written("s3://bucket/again", "chunks")
     expected = scan(pool, model, MARGIN, 5).candidates
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with own_cluster(1, processes=False, protocol="tcp") as (_, client):
         scan(pool, model, MARGIN, 5, client=client)
         server.fail(**fault, only="/c/", most=2)
         seen: list[int] = []
@@ -271,6 +274,7 @@ Pool.build(np.load(sys.argv[1], mmap_mode="r"), sys.argv[2], ids=[f"r{row}" for 
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("append", [False, True])
 def test_a_build_that_is_killed_goes_on(server: Server, tmp_path: Path, append: bool) -> None:
     large = np.random.default_rng(2).standard_normal((9 * 2**12, 2**8), dtype=np.float32)  # three chunks
@@ -300,6 +304,7 @@ def test_a_build_that_is_killed_goes_on(server: Server, tmp_path: Path, append: 
     assert found.rows_of([ids[0], ids[-1]]).tolist() == [first, found.n_rows - 1]
 
 
+@pytest.mark.slow
 def test_chunks_are_written_several_at_a_time(server: Server) -> None:
     large = np.ones((6, 2**20, 4), dtype=np.float32).reshape(-1, 256)  # six chunks of 16 MiB
     server.fail(latency=0.2)
@@ -309,6 +314,7 @@ def test_chunks_are_written_several_at_a_time(server: Server) -> None:
     assert server.counts()["PUT chunk"] == 6
 
 
+@pytest.mark.slow
 def test_large_objects_are_uploaded_in_parts(server: Server) -> None:
     data = np.random.default_rng(0).integers(0, 256, 65 * 2**20, dtype=np.uint8)
     server.fail(refused=1, status=503, methods="PUT", most=2)
@@ -454,7 +460,7 @@ def test_no_secret_is_kept_by_a_campaign(
     pool = Pool.build(X, "s3://bucket/secret-pool.zarr", ids=[f"r{row}" for row in range(ROWS)])
     how = {"batch_size": 20, "random_state": 1, "store": "s3://bucket/secret-store"}
     campaign = Campaign.create(tmp_path / "campaign", pool, ("no", "yes"), **how)
-    with Client(processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None) as client:
+    with own_cluster(1, processes=False, protocol="tcp") as (_, client):
         for _ in range(2):
             batch = campaign.next_batch(client=client)
             assert isinstance(batch, Batch)
@@ -466,10 +472,11 @@ def test_no_secret_is_kept_by_a_campaign(
         campaign.next_batch()
     server.fail()
     assert any("models/" in name for name in wait(_names(campaign.objects.place)))
-    stored = [bytes(wait(Objects("s3://bucket").get(name)) or b"") for name in wait(_names("s3://bucket"))]
+    own = [name for name in wait(_names("s3://bucket")) if name.startswith("secret-")]
+    stored = [bytes(wait(Objects("s3://bucket").get(name)) or b"") for name in own]
     files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     said = [*capfd.readouterr(), caplog.text, logs, "".join(traceback.format_exception(raised.value))]
-    assert len(files) > 5
+    assert min(len(files), len(stored)) > 5
     for text in (*stored, *files, *(text.encode() for text in said)):
         assert SECRET.encode() not in text
 
@@ -482,8 +489,7 @@ def test_a_worker_stays_within_the_memory_that_was_predicted(server: Server, tmp
     pool = Pool.build(large, "s3://bucket/memory.zarr")
     model = Learner.named("logistic", ["no", "yes"]).fit(large[:500], (large[:500, 0] > 0).astype(np.int64))
     limit = 1200 * 2**20
-    how = {"n_workers": 1, "threads_per_worker": 1, "memory_limit": limit, "dashboard_address": None}
-    with LocalCluster(**how) as cluster, Client(cluster) as client:
+    with own_cluster(1, memory_limit=limit) as (_, client):
         before = client.submit(peak_bytes).result()
         scan(pool, model, MARGIN, 100, client=client)
         peak = client.submit(peak_bytes, pure=False).result()

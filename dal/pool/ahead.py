@@ -21,13 +21,15 @@ class _Expected:
     def __init__(self, lots: Iterable[range]) -> None:
         self.waiting = deque(lots)
         self.begun: deque[tuple[range, Future[Fetched]]] = deque()
+        self.running = False
         self.bytes = 0
 
 
 class ReadAhead:
     """Fetches units that readers will want, while they compute; readers of several threads share it.
 
-    A unit is what a reader decodes at a time, a lot is what is fetched together: one unit, or neighbours in a shard.
+    A unit is what a reader decodes at a time, a lot is what is fetched together: one unit, but the first two of a
+    shard, to make up for the request of its index.
 
     Parameters
     ----------
@@ -35,8 +37,8 @@ class ReadAhead:
         Begins to fetch the units of a range, and returns the future of a list of them.
     unit_rows, unit_bytes : int
         Of a unit, decoded.
-    together : int
-        Units of a lot, at most.
+    shard_units : int
+        Units of a shard; 0 without shards.
     objects : ChunkObjects or None
         Decodes the chunks of a unit; None where units are fetched as records.
 
@@ -50,7 +52,7 @@ class ReadAhead:
         fetch: Callable[[range], "Future[Fetched]"],
         unit_rows: int,
         unit_bytes: int,
-        together: int,
+        shard_units: int,
         objects: ChunkObjects | None,
         budget: int = AHEAD_BYTES,
     ) -> None:
@@ -59,7 +61,7 @@ class ReadAhead:
         self._fetch = fetch
         self._unit_rows = unit_rows
         self._unit_bytes = unit_bytes
-        self._together = together
+        self._shard_units = shard_units
         self._readers = 0
         self._bytes = 0
         self._expected: dict[Hashable, _Expected] = {}
@@ -79,7 +81,7 @@ class ReadAhead:
         """Begin to fetch units in this order; a second call for the same reader does nothing."""
         with self._lock:
             if who not in self._expected:
-                self._expected[who] = _Expected(_lots(units, self._together))
+                self._expected[who] = _Expected(_lots(units, self._shard_units))
                 self._top_up()
 
     def forget(self, who: Hashable) -> None:
@@ -103,6 +105,7 @@ class ReadAhead:
         if expected is None or not any(unit in lot for lot in (*expected.waiting, *(lot for lot, _ in expected.begun))):
             lot = range(unit, unit + 1)
             return lot, self._fetch(lot)
+        expected.running = True
         while not (expected.begun and unit in expected.begun[0][0]):
             if expected.begun:
                 self._free(expected)
@@ -124,29 +127,29 @@ class ReadAhead:
         self._bytes += len(lot) * self._unit_bytes
 
     def _top_up(self) -> None:
-        """Ask for more as far as the budget goes, for those first for whom least is on the way."""
+        """Ask for more as far as the budget goes: for the readers at work, then for what will be read next."""
         while True:
-            wanting = [expected for expected in self._expected.values() if expected.waiting]
+            wanting = [each for each in self._expected.values() if each.waiting and each.bytes < self._budget]
             if not wanting:
                 return
-            least = min(wanting, key=lambda expected: expected.bytes)
+            least = min(wanting, key=lambda each: each.bytes if each.running else self._budget)
             if self._bytes + len(least.waiting[0]) * self._unit_bytes > self._budget * max(1, self._readers):
                 return
             self._begin(least)
 
 
-def _lots(units: Iterable[int], together: int) -> list[range]:
-    """Group neighbours of one shard, up to a number of them.
+def _lots(units: Iterable[int], shard_units: int) -> list[range]:
+    """Return a lot for each unit, but one for the first two of a shard.
 
     Examples
     --------
-    >>> _lots([3, 4, 5, 6, 9], 2)
-    [range(3, 4), range(4, 6), range(6, 7), range(9, 10)]
+    >>> _lots([3, 4, 5, 6, 8], 4)
+    [range(3, 4), range(4, 6), range(6, 7), range(8, 9)]
     """
     lots: list[range] = []
     for unit in units:
-        if lots and unit == lots[-1].stop and unit // together == lots[-1].start // together:
-            lots[-1] = range(lots[-1].start, unit + 1)
+        if lots and shard_units > 1 and unit == lots[-1].stop and unit % shard_units == 1:
+            lots[-1] = range(unit - 1, unit + 1)
         else:
             lots.append(range(unit, unit + 1))
     return lots

@@ -36,8 +36,7 @@ CHECKSUM_BYTES = 4
 _BLOSC_HEADER_BYTES = 16
 _OVERHEAD_BYTES = 2**16
 """Allowance for data that does not compress: no codec adds more than this to twice the size of a chunk."""
-_TOGETHER_BYTES = 32 * 2**20
-_RUN_BYTES = _TOGETHER_BYTES + 2**16  # with their checksums
+_RUN_BYTES = 32 * 2**20 + 2**16  # two chunks of 16 MiB with their checksums
 _INDEXES = 256
 """Of shards, kept by a reader; 256 B each for the shards that dal writes."""
 ABSENT = 2**64 - 1  # offset and length in a shard's index of a chunk that it does not hold
@@ -366,8 +365,8 @@ class ChunkFiles(_Chunks):
 class ChunkObjects(_Chunks):
     """The objects of an array in an object store whose chunks `ChunkFiles` could read from files.
 
-    One request a chunk. Those of a shard that lie beside each other take one together, up to 32 MiB, and the index of
-    the shard is read once.
+    One request a chunk. Those of a shard that lie beside each other and are asked for together take one, up to 32 MiB,
+    and the index of the shard is read once.
     """
 
     def __init__(self, array: "zarr.Array[Any]", objects: Objects, codecs: list[str], *, fill: bool) -> None:
@@ -382,13 +381,6 @@ class ChunkObjects(_Chunks):
         if not isinstance(store, ZarrObjects) or codecs is None:
             return None
         return cls(array, store.objects, codecs, fill=fill)
-
-    @property
-    def chunks_together(self) -> int:
-        """The number of neighbours that are worth one request."""
-        if not self._array.shards:
-            return 1
-        return max(1, min(self._per_file, _TOGETHER_BYTES // self._chunk_bytes))
 
     @property
     def _chunk_bytes(self) -> int:

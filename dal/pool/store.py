@@ -468,8 +468,8 @@ class Pool:
             return None
         rows = unit_rows or self._unit_rows
         fetch = _Fetcher(self, rows)
-        together = max(1, (fetch.objects.chunks_together if fetch.objects else 1) * self.chunk_rows // rows)
-        return ReadAhead(fetch, rows, rows * self.n_features * self.dtype.itemsize, together, fetch.objects, budget)
+        shard_units = self.write_rows // rows if fetch.objects and self.write_rows > self.chunk_rows else 0
+        return ReadAhead(fetch, rows, rows * self.n_features * self.dtype.itemsize, shard_units, fetch.objects, budget)
 
     def reader(self, ahead: ReadAhead | None = None) -> "Reader":
         """Return a new reader; use one for each task or thread.
