@@ -77,10 +77,25 @@ class Slurm:
             command, env=os.environ | self.environment, capture_output=True, text=True, check=False
         ).stdout
 
-    def restarts(self) -> dict[str, int]:
-        """Give the restarts of each job that waits or runs."""
-        jobs = self.asked("scontrol", "--oneliner", "show", "jobs")
-        return {name: int(count) for name, count in re.findall(r"JobId=(\d+) .* Restarts=(\d+)", jobs)}
+    def jobs(self) -> dict[str, tuple[int, int]]:
+        """Give the restarts, and the minutes since the last, of each job that waits or runs."""
+        shown = self.asked("scontrol", "--oneliner", "show", "jobs")
+        jobs = {}
+        for line in shown.splitlines():
+            values = dict(re.findall(r"(\w+)=(\S*)", line))
+            array = "ArrayTaskId" in values  # its first task has the array's own number: a limit of it is one for all
+            name = f"{values['ArrayJobId']}_{values['ArrayTaskId']}" if array else values["JobId"]
+            jobs[name] = int(values["Restarts"]), int(values["RunTime"].split(":")[1])
+        return jobs
+
+    def end_soon(self) -> None:
+        """Bring the walltimes of all jobs so near that SLURM signals them, in half a minute: so often it looks."""
+        for job, (_, minutes) in self.jobs().items():
+            self.limit(job, minutes + 2)
+
+    def limit(self, job: str, minutes: int) -> None:
+        """Set the walltime of a job."""
+        self.asked("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
 
     def wait_until_empty(self, seconds: float) -> None:
         """Wait until no job is left."""
