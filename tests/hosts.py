@@ -62,6 +62,11 @@ class Host:
         """Let packets through again."""
         ip("-n", self._switch, "link", "set", self._port, "master", "bridge")
 
+    def narrow(self, rate: str) -> None:
+        """Limit what this host sends, where the kernel knows how."""
+        limit = ["tbf", "rate", rate, "burst", "32kb", "latency", "400ms"]
+        _run("tc", "-n", self.name, "qdisc", "add", "dev", "eth0", "root", *limit)
+
 
 @contextmanager
 def joined(count: int) -> Iterator[list[Host]]:
@@ -87,4 +92,8 @@ def ip(*words: str) -> None:
 
 
 def _ip(*words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["ip", *words], env=os.environ | {"PATH": PATH}, capture_output=True, text=True, check=False)
+    return _run("ip", *words)
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, env=os.environ | {"PATH": PATH}, capture_output=True, text=True, check=False)

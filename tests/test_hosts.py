@@ -115,7 +115,7 @@ def test_links_that_are_cut_and_mended_change_no_batch(tmp_path: Path, joined: l
         assert twins.answer(1) == twins.batches[0]
 
         with there.next("second.log") as command:
-            until(lambda: "rows/s" in there.read("second.log"))
+            until(lambda: "rows/s" in there.read("second.log"), seconds=120)
             worker.cut()
             # Shorter than it takes to count as broken: nothing is lost.
             there.scheduler.cut()
@@ -126,13 +126,14 @@ def test_links_that_are_cut_and_mended_change_no_batch(tmp_path: Path, joined: l
             there.coordinator.cut()
             assert command.wait(timeout=60) == 75
         assert "finished spans are kept" in there.read("second.log")
-        until(lambda: there.read("worker.log").count("Registered to") == 2)  # the unit has started it again
+        until(lambda: there.read("worker.log").count("Registered to") >= 2)  # the unit has started it again
         there.coordinator.mend()
         twins.hurry()
         there.carry_on("again.log")
         assert twins.answer(2) == twins.batches[1]
         assert twins.campaign.rounds.get(2).summary["spans_resumed"] > 0
 
+        there.coordinator.narrow("2mbit")
         slow = ("-m", "tests.slow_link", str(PORT), there.scheduler.address, str(PORT), "0.1")
         with (
             there.begun(there.coordinator, "link.log", *slow),
