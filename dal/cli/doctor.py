@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from dal.cli.options import tls_options
 from dal.cli.terminal import say
 
 _HOSTS = 3
@@ -15,6 +16,7 @@ _HOSTS = 3
 @click.argument("directory", required=False, metavar="[CAMPAIGN]", type=click.Path(path_type=Path))
 @click.option("--pool", metavar="POOL", help="A pool to look at, where there is no campaign yet.")
 @click.option("--scheduler", help="Address of a Dask scheduler, whose hosts are examined. Default: this machine alone.")
+@tls_options
 @click.pass_context
 def doctor(ctx: click.Context, directory: Path | None, pool: str | None, scheduler: str | None) -> None:
     """Name what must be changed before work starts; exit with status 1 if anything must.
