@@ -48,7 +48,7 @@ def cluster_margin(problem: Problem, k: int) -> Positions:
 
 
 def max_herding(problem: Problem, k: int) -> Positions:
-    """Cover all candidates, each of the same weight (MaxHerding, Bae et al. 2024).
+    """Choose the records that cover all candidates, each of the same weight (MaxHerding, Bae et al. 2024).
 
     See :func:`dal.selection.facility_location.facility_location`. Where a column has a long tail, as amounts of money
     have, it is compared by its normal scores: standardised, nearly all of its values lie in one spot, and all picks

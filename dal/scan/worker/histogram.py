@@ -79,7 +79,7 @@ class Histogram:
 
     @property
     def edges(self) -> tuple[float, float]:
-        """Where the first bin begins, and where the last one ends."""
+        """The ends of the range: the beginning of the first bin, and the end of the last one."""
         return float(np.ldexp(self.first, self.exponent)), float(np.ldexp(self.first + BINS, self.exponent))
 
 
