@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import machine
 from dal import Campaign
-from dal.campaign import Given, Queue
+from dal.campaign import Given, Labelling, Queue
 from dal.campaign.view import status
 from dal.compute.local import local_cluster
 from dal.pool import Pool
@@ -55,7 +55,7 @@ def command(people: int, rounds: int, batch: int, rows: int, think: float, path:
         X = rng.standard_normal((rows, 32), dtype=np.float32)
         X += rng.standard_normal((len(CLASSES), 32), dtype=np.float32)[codes]
         pool = Pool.build(X, directory / "pool.zarr")
-        for name, options in (("waiting", {}), ("no waiting", {"close_at": 0.8, "reserve": 1.0})):
+        for name, options in (("waiting", {}), ("no waiting", {"labelling": Labelling(close_at=0.8, reserve=1.0)})):
             campaign = Campaign.create(
                 directory / name, pool, CLASSES, batch_size=batch, stop=[f"max_rounds={rounds}"], **options
             )

@@ -11,7 +11,18 @@ from dal._distribution import __version__ as __version__
 from dal._lazy import names_of
 
 if TYPE_CHECKING:
-    from dal.campaign import Answer
+    from dal.campaign import Answer, Labelling, Measuring, Storage
+    from dal.evidence.stopping import (
+        ClassificationChange,
+        MaxHours,
+        MaxLabels,
+        MaxRounds,
+        OverallUncertainty,
+        Plateau,
+        PoolExhausted,
+        StabilizingPredictions,
+        TargetScore,
+    )
     from dal.learners.learner import Learner
     from dal.learners.models import Model
     from dal.loop.batch import Batch
@@ -27,7 +38,18 @@ else:
     __getattr__ = names_of(
         __name__,
         {
-            "dal.campaign": ("Answer",),
+            "dal.campaign": ("Answer", "Labelling", "Measuring", "Storage"),
+            "dal.evidence.stopping": (
+                "ClassificationChange",
+                "MaxHours",
+                "MaxLabels",
+                "MaxRounds",
+                "OverallUncertainty",
+                "Plateau",
+                "PoolExhausted",
+                "StabilizingPredictions",
+                "TargetScore",
+            ),
             "dal.learners.learner": ("Learner",),
             "dal.learners.models": ("Model",),
             "dal.loop.batch": ("Batch",),
@@ -49,9 +71,22 @@ __all__ = [
     "Model",
     # the loop
     "Campaign",
+    "Labelling",
+    "Storage",
+    "Measuring",
     "Answer",
     "Batch",
     "Stopped",
+    # when it ends
+    "MaxLabels",
+    "MaxRounds",
+    "MaxHours",
+    "TargetScore",
+    "Plateau",
+    "StabilizingPredictions",
+    "OverallUncertainty",
+    "ClassificationChange",
+    "PoolExhausted",
     # its parts
     "Strategy",
     "scan",

@@ -19,7 +19,7 @@ from click.testing import CliRunner, Result
 from distributed import Client
 
 from dal import Campaign
-from dal.campaign import Annotators, Answer
+from dal.campaign import Annotators, Answer, Measuring
 from dal.campaign.parts import pool_of
 from dal.cli import main
 from dal.pool import Pool
@@ -67,7 +67,7 @@ def test_people_are_let_in_and_out(pool: Path, tmp_path: Path) -> None:
     campaign = tmp_path / "campaign"
     ok("init", campaign, pool, "--classes", "ham,spam", "--overlap", 2, "--gold", 0.1)
     opened = Campaign.open(campaign)
-    assert (opened.settings.overlap, opened.settings.gold) == (2, 0.1)
+    assert (opened.settings.labelling.overlap, opened.settings.labelling.gold) == (2, 0.1)
     token = ok("annotator", "add", campaign, "ann").strip().partition("/enter#")[2]
     ok("annotator", "add", campaign, "boss", "--manager")
     assert Annotators(opened).verify(token).name == "ann"
@@ -278,9 +278,9 @@ def test_chunks_of_zeros_that_are_not_stored_are_read_by_every_command(tmp_path:
     kept.write_text(kept.read_text().replace('missing_chunks = "fill"', 'missing_chunks = "refuse"'))
     assert 'missing_chunks = "fill" in campaign.toml' in dal("report", campaign, "--output", tmp_path / "r.html").output
     kept.write_text(kept.read_text().replace('missing_chunks = "refuse"', 'missing_chunks = "zero"'))
-    assert "missing_chunks: refuse or fill was expected" in dal("status", campaign).output
+    assert "`missing_chunks` must be refuse or fill" in dal("status", campaign).output
     sparse = Pool.open(pool, missing_chunks="fill")
-    made = Campaign.create(tmp_path / "other", sparse, ["a", "b"], batch_size=10, stop_set=0)
+    made = Campaign.create(tmp_path / "other", sparse, ["a", "b"], batch_size=10, measuring=Measuring(stop_set=0))
     assert Campaign.open(made.directory).settings.missing_chunks == "fill"
     test = TestSet(X[:200], codes[:200])
     simulate(sparse, codes, test, ["a", "b"], strategy="margin", batch_size=10, rounds=2)

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVR
 
 from dal import Campaign
-from dal.campaign import Answer, Given, Queue
+from dal.campaign import Answer, Given, Labelling, Measuring, Queue
 from dal.campaign.doubts import doubtful
 from dal.campaign.parts import pool_of
 from dal.campaign.rounds import Rounds
@@ -275,7 +276,7 @@ def said(campaign: Campaign, batch: Batch, codes: np.ndarray, annotator: str) ->
 
 
 def test_annotators_who_err_are_weighed(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    campaign = made(truth, tmp_path / "c", overlap=3, vote="dawid_skene", gold=0.1)
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(overlap=3, vote="dawid_skene", gold=0.1))
     first = asked(campaign)
     codes = truth[1][first.rows]
     wrong = (codes + 1) % 3
@@ -325,7 +326,7 @@ def test_a_learner_that_takes_no_weights_cannot_have_a_weighing_vote(
     trusted = ["sklearn.metrics._dist_metrics.EuclideanDistance64", "sklearn.neighbors._kd_tree.KDTree"]
     options = {"estimator": KNeighborsClassifier(3), "trusted": trusted}
     with pytest.raises(LearnerError, match=r"sample_weight.*majority"):
-        made(truth, tmp_path / "c", vote="dawid_skene", **options)
+        made(truth, tmp_path / "c", labelling=Labelling(vote="dawid_skene"), **options)
     assert not (tmp_path / "c").exists()
     made(truth, tmp_path / "c", **options)
     toml = tmp_path / "c" / "campaign.toml"
@@ -349,16 +350,20 @@ def test_a_learner_that_takes_no_weights_cannot_have_a_weighing_vote(
         ({"estimator": SVR()}, LearnerError, "classifier"),
         ({"explore": 1.5}, SettingsError, "explore"),
         ({"estimator": "forest", "strategy": "expected_gradient_length"}, LearnerError, "linear softmax layer"),
-        ({"overlap": 0}, SettingsError, "overlap"),
-        ({"gold": 1.0}, SettingsError, "gold"),
-        ({"vote": "loudest"}, SettingsError, "majority or dawid_skene"),
+        ({"labelling": partial(Labelling, overlap=0)}, SettingsError, "overlap"),
+        ({"labelling": partial(Labelling, gold=1.0)}, SettingsError, "gold"),
+        ({"labelling": partial(Labelling, vote="loudest")}, SettingsError, "majority or dawid_skene"),
     ],
 )
 def test_bad_settings_leave_no_campaign(
     wrong: dict, error: type[Exception], says: str, truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
     with pytest.raises(error, match=says):
-        made(truth, tmp_path / "c", **wrong)
+        made(
+            truth,
+            tmp_path / "c",
+            **{name: each() if isinstance(each, partial) else each for name, each in wrong.items()},
+        )
     assert not (tmp_path / "c").exists()
 
 
@@ -586,7 +591,14 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
     pool = Pool.build(X, tmp_path / "pool.zarr")
     k, seed, stop_set, names = 40, 11, 120, ("no", "yes")
     campaign = Campaign.create(
-        tmp_path / "c", pool, names, strategy=strategy, batch_size=k, random_state=seed, explore=0.1, stop_set=stop_set
+        tmp_path / "c",
+        pool,
+        names,
+        strategy=strategy,
+        batch_size=k,
+        random_state=seed,
+        explore=0.1,
+        measuring=Measuring(stop_set=stop_set),
     )
     kept_apart = list(islice(uniform_rows(len(X), np.empty(0, np.int64), seed, STOP_SET), stop_set))
     asked = np.empty(0, np.int64)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dal import _files
-from dal.campaign import Answer, CampaignStore, Settings, directory
+from dal.campaign import Answer, CampaignStore, Settings, Storage, directory
 from dal.campaign.database import open_server
 from dal.errors import CampaignError, SettingsError
 from tests import databases
@@ -18,7 +18,9 @@ ANSWER = Answer(3, "id3", "ann", "submitted", 1)
 
 
 def create(place: Path, database: str) -> CampaignStore:
-    return CampaignStore.make(place, replace(CHOSEN, database=database), pool_fingerprint="f00d", n_rows=100)
+    return CampaignStore.make(
+        place, replace(CHOSEN, storage=Storage(database=database)), pool_fingerprint="f00d", n_rows=100
+    )
 
 
 # -- a network file system ---------------------------------------------------------------------------------------------

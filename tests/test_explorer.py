@@ -19,13 +19,14 @@ from dal.compute.local import local_cluster
 from dal.errors import CampaignMismatch, InputError, SettingsError
 from dal.explorer import Known, Plan, Run, RunFolder
 from dal.explorer.page import explorer_html
-from dal.explorer.play import held_out, play, read_test, table
+from dal.explorer.play import play, read_test, table
 from dal.explorer.run import GRID, watched_by
 from dal.explorer.view import MOST_POINTS, view_of_run
 from dal.loop.campaign import Batch
 from dal.map import map_of
 from dal.pool import Pool
 from dal.replay import Comparison, Replay, TestSet, compare, compare_side_by_side, simulate, view_of
+from dal.replay.held import held_out
 
 
 def replay(strategy: str, seed: int, accuracy: tuple[float, ...], batches: list[list[int]] | None = None) -> Replay:
@@ -168,7 +169,7 @@ def test_a_run_on_disk_is_the_run_that_was_played(folder: Path, tmp_path: Path) 
             for a, b in zip(getattr(one, name), getattr(other, name), strict=True):
                 assert np.array_equal(a, b, equal_nan=name == "scores")
     # The test records are never asked, and one more seed plays that seed alone.
-    reserved, test = held_out(pool, known)
+    reserved, test = held_out(pool, known.codes)
     assert len(reserved) == 240 == len(test.y)
     asked = np.concatenate([rows for each in run.replays for rows in each.batches])
     assert not np.isin(asked, reserved).any()
@@ -425,7 +426,7 @@ def test_records_of_unknown_class_are_neither_asked_nor_tested_on(folder: Path, 
     assert known.classes == ("0", "1", "2")
     plan = Plan(pool, known, ("random", "margin"), 1, "logistic", 10, 4, None)
     plan.check()
-    tested, test = held_out(pool, known)
+    tested, test = held_out(pool, known.codes)
     assert not np.isin(tested, known.unknown).any()
     assert test.y.tolist() == known.codes[tested].tolist()
     run = play(plan, RunFolder(tmp_path / "e.run", plan.settings()), map_of(pool, None, 0))

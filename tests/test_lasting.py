@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 from sqlalchemy import Connection, event, select
 
 from dal import Campaign
-from dal.campaign import Annotators, Answer, AnswerFile, Given, Queue, Settings, schema
+from dal.campaign import Annotators, Answer, AnswerFile, Given, Labelling, Queue, Settings, Storage, schema
 from dal.campaign.control import Control
 from dal.campaign.database import Database
 from dal.campaign.leases import LEASE
@@ -290,7 +290,7 @@ def empty(backend: str, tmp_path: Path) -> Callable[[int], Campaign]:
 
 
 def made(place: Path, overlap: int) -> Campaign:
-    chosen = replace(CHOSEN, overlap=overlap, database=databases.fresh())
+    chosen = replace(CHOSEN, labelling=Labelling(overlap=overlap), storage=Storage(database=databases.fresh()))
     return Campaign.make(place, chosen, pool_fingerprint="f00d", n_rows=1000)
 
 
@@ -422,10 +422,8 @@ def first_round(place: Path, pool: tuple[Pool, np.ndarray], store: str = "") -> 
         CLASSES,
         batch_size=12,
         random_state=7,
-        overlap=2,
-        vote="dawid_skene",
-        database=databases.fresh(),
-        store=store,
+        labelling=Labelling(overlap=2, vote="dawid_skene"),
+        storage=Storage(database=databases.fresh(), store=store),
     )
     campaign.next_batch()
     queue = Queue(campaign)

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from dal import Campaign
+from dal.campaign import Measuring
 from dal.campaign.view import status
 from dal.cli import main
 from dal.errors import LearnerError, SettingsError
@@ -49,7 +50,12 @@ def test_a_learner_that_takes_them_is_given_them_in_every_step(
     missing = np.isnan(X).any(axis=1)
     apart = usable(X, missing=True)
     np.savez(tmp_path / "apart.npz", X=X[apart], y=np.array(CLASSES)[codes[apart]])
-    how = {"strategy": strategy, "batch_size": 40, "explore": 0.25, "stop_set": 100, "holdout": tmp_path / "apart.npz"}
+    how = {
+        "strategy": strategy,
+        "batch_size": 40,
+        "explore": 0.25,
+        "measuring": Measuring(stop_set=100, holdout=tmp_path / "apart.npz"),
+    }
     with pytest.raises(SettingsError, match="holdout"):
         Campaign.create(tmp_path / "c", opened, CLASSES, **how)
     campaign = Campaign.create(tmp_path / "c", opened, CLASSES, estimator="hgb", **how)
@@ -80,7 +86,9 @@ def test_for_other_learners_people_are_told_what_was_left_out(
     opened, X, codes = pool
     missing = np.flatnonzero(np.isnan(X).any(axis=1))
     whole = np.flatnonzero(np.isfinite(X).all(axis=1))
-    campaign = Campaign.create(tmp_path / "c", opened, CLASSES, batch_size=20, stop_set=0, explore=0.5)
+    campaign = Campaign.create(
+        tmp_path / "c", opened, CLASSES, batch_size=20, measuring=Measuring(stop_set=0), explore=0.5
+    )
     label(campaign, np.r_[whole[:30], missing[:9], 7], codes)
     batch = campaign.next_batch()
     assert np.isfinite(X[batch.rows]).all()
@@ -97,7 +105,7 @@ def test_labels_of_one_class_left_over_are_refused_in_words(
 ) -> None:
     opened, X, codes = pool
     missing = np.isnan(X).any(axis=1)
-    campaign = Campaign.create(tmp_path / "c", opened, CLASSES, batch_size=20, stop_set=0)
+    campaign = Campaign.create(tmp_path / "c", opened, CLASSES, batch_size=20, measuring=Measuring(stop_set=0))
     label(
         campaign,
         np.r_[

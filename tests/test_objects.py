@@ -13,6 +13,7 @@ import zarr
 from sklearn.linear_model import LogisticRegression
 
 from dal import Campaign
+from dal.campaign import Storage
 from dal.campaign.objects import Objects, objects_of
 from dal.compute.local import local_cluster
 from dal.errors import CampaignError, CampaignNotFound, SettingsError
@@ -112,8 +113,8 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pool, np.ndarray]:
 
 @pytest.mark.parametrize("url", ["bucket/folder", "memory://folder", " s3://bucket", "nosuch://bucket/folder"])
 def test_what_is_no_store_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path, url: str) -> None:
-    with pytest.raises(SettingsError, match=r"s3://bucket/folder was expected"):
-        Campaign.create(tmp_path / "c", truth[0], CLASSES, store=url)
+    with pytest.raises(SettingsError, match=r"`store`.*s3://bucket/folder"):
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, storage=Storage(store=url))
     with pytest.raises(CampaignNotFound):
         Campaign.open(tmp_path / "c")
 
@@ -121,7 +122,7 @@ def test_what_is_no_store_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: P
 def test_a_store_whose_package_is_missing_is_refused(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     fsspec.register_implementation("absent", "no_such_module.FileSystem", clobber=True)
     with pytest.raises(CampaignError, match=r"needs more packages.*pip install 'dal-learn\[remote\]'"):
-        Campaign.create(tmp_path / "c", truth[0], CLASSES, store="absent://bucket/folder")
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, storage=Storage(store="absent://bucket/folder"))
 
 
 def nobody_there(patched: pytest.MonkeyPatch) -> str:
@@ -146,18 +147,20 @@ def test_a_store_that_cannot_be_written_is_refused_when_the_campaign_is_made(
 ) -> None:
     url = place(monkeypatch)
     with pytest.raises(CampaignError, match=f"{url}/.* cannot be written: .*{why}.*[Rr]un again"):
-        Campaign.create(tmp_path / "c", truth[0], CLASSES, store=url)
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, storage=Storage(store=url))
     with pytest.raises(CampaignNotFound):
         Campaign.open(tmp_path / "c")
     monkeypatch.undo()
-    assert Campaign.create(tmp_path / "c", truth[0], CLASSES, store=f"{s3}/again").rounds.all() == []
+    assert Campaign.create(tmp_path / "c", truth[0], CLASSES, storage=Storage(store=f"{s3}/again")).rounds.all() == []
 
 
 def test_a_store_that_is_gone_is_refused_before_a_round_is_frozen(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, s3: str
 ) -> None:
     bucket = object_store.fresh_bucket()
-    campaign = Campaign.create(tmp_path / "c", truth[0], CLASSES, batch_size=20, store=f"{bucket}/labels")
+    campaign = Campaign.create(
+        tmp_path / "c", truth[0], CLASSES, batch_size=20, storage=Storage(store=f"{bucket}/labels")
+    )
     s3fs.S3FileSystem().rm(bucket, recursive=True)
     with pytest.raises(CampaignError, match=f"{bucket}/labels/.* cannot be written"):
         campaign.next_batch()
@@ -197,7 +200,11 @@ def test_a_coordinator_on_another_machine_goes_on(
     made = {"batch_size": 20, "random_state": 7, "estimator": LogisticRegression(C=0.37, max_iter=500)}
     alone = Campaign.create(tmp_path / "alone", pool, CLASSES, **made)
     shared = Campaign.create(
-        tmp_path / "here", pool, CLASSES, database=databases.fresh_schema(postgres), store=f"{s3}/moved/", **made
+        tmp_path / "here",
+        pool,
+        CLASSES,
+        storage=Storage(database=databases.fresh_schema(postgres), store=f"{s3}/moved/"),
+        **made,
     )
     for _ in range(2):
         assert asked(shared, truth) == asked(alone, truth)
@@ -222,7 +229,9 @@ def test_a_coordinator_on_another_machine_goes_on(
 def test_workers_write_cells_into_the_store(truth: tuple[Pool, np.ndarray], tmp_path: Path, s3: str) -> None:
     """The workers inherit where the store is, and reach no directory of the campaign."""
     alone = Campaign.create(tmp_path / "alone", truth[0], CLASSES, batch_size=20, random_state=7)
-    shared = Campaign.create(tmp_path / "shared", truth[0], CLASSES, batch_size=20, random_state=7, store=f"{s3}/cells")
+    shared = Campaign.create(
+        tmp_path / "shared", truth[0], CLASSES, batch_size=20, random_state=7, storage=Storage(store=f"{s3}/cells")
+    )
     with local_cluster(2) as client:
         for number in range(1, 4):
             assert asked(shared, truth, client=client) == asked(alone, truth)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from dal.campaign import Account, Annotators, Answer, CampaignStore, Given, Queue, Settings
+from dal.campaign import Account, Annotators, Answer, CampaignStore, Given, Labelling, Queue, Settings, Storage
 from dal.campaign.activity import Activity
 from dal.errors import InputError
 from dal.evidence.agreement import agreement
@@ -19,13 +19,15 @@ from tests.test_exchange import InMemory
 pytestmark = pytest.mark.usefixtures("backend")
 
 SPELLINGS = ["ZOË Ann", "zoe\u0308 ann", " Zoë  Ann\t", "\ufeffZoë\u00a0Ann", "Zoë\u200b Ann", "\uff3aoë Ann"]
-CHOSEN = Settings("pool.zarr", ("cat", "dog"), estimator="logistic", strategy="margin", batch_size=4, overlap=2)
+CHOSEN = Settings(
+    "pool.zarr", ("cat", "dog"), estimator="logistic", strategy="margin", batch_size=4, labelling=Labelling(overlap=2)
+)
 POOL = InMemory([f"r{at}" for at in range(10)])
 
 
 @pytest.fixture
 def campaign(tmp_path: Path) -> CampaignStore:
-    chosen = replace(CHOSEN, database=databases.fresh())
+    chosen = replace(CHOSEN, storage=Storage(database=databases.fresh()))
     made = CampaignStore.make(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=POOL.n_rows)
     frozen = {"pool_fingerprint": "f", "n_rows": POOL.n_rows, "k": 4, "explore": 0.0, "seed": 0, "strategy": "margin"}
     made.rounds.open(made.rounds.freeze(**frozen), batch_of([101, 107], ["r1", "r7"]))

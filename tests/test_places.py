@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dal import Campaign
 from dal._files import replacing
+from dal.campaign import Measuring
 from dal.campaign.objects import objects_of
 from dal.errors import InputError, PoolError, ScanError
 from dal.learners.learner import Learner
@@ -188,7 +189,7 @@ def test_a_campaign_beside_the_users_files(name: str, tmp_path: Path) -> None:
     for sibling in ("thesis", "box", "a"):
         (tmp_path / sibling).mkdir()
         (tmp_path / sibling / "chapter.tex").write_text("two years of work")
-    campaign = Campaign.create(tmp_path / name, pool, ["no", "yes"], batch_size=10, stop_set=0)
+    campaign = Campaign.create(tmp_path / name, pool, ["no", "yes"], batch_size=10, measuring=Measuring(stop_set=0))
     for _ in range(2):
         batch = Campaign.open(tmp_path / name).next_batch()
         assert isinstance(batch, Batch)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from dal.campaign import Account, Annotators, CampaignStore, Given, Leased, Queue, Settings
+from dal.campaign import Account, Annotators, CampaignStore, Given, Labelling, Leased, Queue, Settings, Storage
 from dal.campaign.activity import Activity
 from dal.campaign.schema import annotators as accounts
 from dal.errors import CampaignError, InputError, LabelError
@@ -43,7 +43,9 @@ class Clock:
 def made(
     directory: Path, *, overlap: int = 1, gold: float = 0.0, rows: Sequence[int] = ROWS, reserve: int = 0
 ) -> CampaignStore:
-    chosen = replace(CHOSEN, overlap=overlap, gold=gold, database=databases.fresh())
+    chosen = replace(
+        CHOSEN, labelling=Labelling(overlap=overlap, gold=gold), storage=Storage(database=databases.fresh())
+    )
     campaign = CampaignStore.make(directory, chosen, pool_fingerprint="f00d", n_rows=1000)
     opened(campaign, rows, reserve)
     return campaign
@@ -200,7 +202,10 @@ def test_a_small_correction_of_the_clock_ends_no_lease(queue: Queue, clock: Cloc
 
 def test_before_the_first_batch_there_is_nothing(tmp_path: Path) -> None:
     campaign = CampaignStore.make(
-        tmp_path / "c", replace(CHOSEN, database=databases.fresh()), pool_fingerprint="f00d", n_rows=1000
+        tmp_path / "c",
+        replace(CHOSEN, storage=Storage(database=databases.fresh())),
+        pool_fingerprint="f00d",
+        n_rows=1000,
     )
     queue = Queue(campaign)
     assert queue.lease("ann", 5) == []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dal import Campaign
-from dal.campaign import Asked, Given, Queue
+from dal.campaign import Asked, Given, Labelling, Queue
 from dal.campaign.rounds import Rounds
 from dal.campaign.view import pauses
 from dal.errors import CampaignLocked
@@ -50,7 +50,7 @@ def answered(campaign: Campaign, truth: tuple[Pool, np.ndarray], batch: Batch, c
 def test_what_is_left_and_the_reserve_are_served_while_the_next_batch_is_prepared(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
-    campaign = made(truth, tmp_path / "c", close_at=0.8, reserve=0.5)
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(close_at=0.8, reserve=0.5))
     queue = Queue(campaign)
     batch = campaign.next_batch()
     assert len(batch.rows) == 10
@@ -83,7 +83,7 @@ def test_a_reserve_changes_nothing_about_the_batch(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, strategy: str
 ) -> None:
     def batches(name: str, reserve: float) -> list[list[int]]:
-        campaign = made(truth, tmp_path / name, strategy=strategy, reserve=reserve, explore=0.2)
+        campaign = made(truth, tmp_path / name, strategy=strategy, labelling=Labelling(reserve=reserve), explore=0.2)
         given = []
         for _ in range(3):
             batch = campaign.next_batch()
@@ -97,7 +97,7 @@ def test_a_reserve_changes_nothing_about_the_batch(
 def test_what_people_look_at_is_theirs_and_the_rest_of_a_reserve_is_the_next_batchs(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    campaign = made(truth, tmp_path / "c", strategy="margin", reserve=10.0, explore=0.0)
+    campaign = made(truth, tmp_path / "c", strategy="margin", labelling=Labelling(reserve=10.0), explore=0.0)
     queue = Queue(campaign)
     for _ in range(8):  # until one model wants about what the last one wanted
         answered(campaign, truth, campaign.next_batch())
@@ -124,7 +124,7 @@ def test_what_people_look_at_is_theirs_and_the_rest_of_a_reserve_is_the_next_bat
 
 
 def test_the_last_batch_has_no_reserve_beyond_the_budget(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    campaign = made(truth, tmp_path / "c", reserve=1.0, stop=["max_labels=25"])
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(reserve=1.0), stop=["max_labels=25"])
     queue = Queue(campaign)
     reserves = []
     for _ in range(3):
@@ -138,7 +138,7 @@ def test_the_last_batch_has_no_reserve_beyond_the_budget(truth: tuple[Pool, np.n
 def test_a_budget_holds_whatever_people_have_in_hand_when_the_last_batch_is_chosen(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    campaign = made(truth, tmp_path / "c", reserve=1.0, stop=["max_labels=25"])
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(reserve=1.0), stop=["max_labels=25"])
     queue = Queue(campaign)
     answered(campaign, truth, campaign.next_batch())
     # 10 are known. Ann has three of the reserve in hand, and answers one of them while the next batch is prepared; bob
@@ -224,7 +224,9 @@ class Person(threading.Thread):
 
 
 def test_a_team_works_through_a_campaign_that_runs_by_itself(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    campaign = made(truth, tmp_path / "c", batch_size=20, close_at=0.8, reserve=1.0, stop=["max_rounds=4"])
+    campaign = made(
+        truth, tmp_path / "c", batch_size=20, labelling=Labelling(close_at=0.8, reserve=1.0), stop=["max_rounds=4"]
+    )
     over = threading.Event()
     team = [Person(campaign, name, truth[1], over) for name in ("ann", "bob", "cat")]
     for person in team:

@@ -11,7 +11,7 @@ from sklearn.metrics import cohen_kappa_score
 from sqlalchemy import update
 
 from dal import Campaign
-from dal.campaign import answer_log
+from dal.campaign import Labelling, Measuring, answer_log
 from dal.campaign.parts import learner_of
 from dal.campaign.schema import rounds
 from dal.campaign.view import View, status
@@ -54,7 +54,7 @@ def test_the_stop_set_is_never_asked_and_models_are_compared_on_it(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
     pool, _ = truth
-    campaign = played(truth, tmp_path / "c", 5, stop_set=300)
+    campaign = played(truth, tmp_path / "c", 5, measuring=Measuring(stop_set=300))
     with np.load(campaign.directory / "stop-set.npz") as kept:
         held = kept["rows"]
         np.testing.assert_array_equal(kept["features"], pool.take(held))
@@ -91,7 +91,13 @@ def test_every_reader_counts_labels_by_the_campaigns_vote(truth: tuple[Pool, np.
     pool, codes = truth
     rng = np.random.default_rng(5)
     campaign = Campaign.create(
-        tmp_path / "c", pool, CLASSES, batch_size=80, random_state=7, explore=0.5, overlap=3, vote="dawid_skene"
+        tmp_path / "c",
+        pool,
+        CLASSES,
+        batch_size=80,
+        random_state=7,
+        explore=0.5,
+        labelling=Labelling(overlap=3, vote="dawid_skene"),
     )
     for _ in range(2):
         batch = campaign.next_batch()
@@ -135,14 +141,14 @@ def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
     def second_batch(name: str, edited: bool) -> list[int]:
-        campaign = played(truth, tmp_path / name, 1, stop_set=300)
+        campaign = played(truth, tmp_path / name, 1, measuring=Measuring(stop_set=300))
         campaign.rounds.close(campaign.rounds.get(1))
         Coordinator(campaign).freeze()
         if edited:
             toml = campaign.directory / "campaign.toml"
             toml.write_text(toml.read_text().replace("stop_set = 300", "stop_set = 0"))
             campaign = Campaign.open(campaign.directory)
-            assert campaign.settings.stop_set == 0
+            assert campaign.settings.measuring.stop_set == 0
         return campaign.next_batch().rows.tolist()
 
     assert second_batch("a", edited=True) == second_batch("b", edited=False)
@@ -154,9 +160,9 @@ def test_large_pools_hold_one_in_a_hundred_back_and_small_ones_none(
     from dal.loop.campaign import _stop_set_of
 
     assert [_stop_set_of(n) for n in (3_000, 9_999, 10_000, 70_000, 10**9)] == [0, 0, 100, 700, 1000]
-    assert Campaign.create(tmp_path / "c", truth[0], CLASSES).settings.stop_set == 0
+    assert Campaign.create(tmp_path / "c", truth[0], CLASSES).settings.measuring.stop_set == 0
     with pytest.raises(SettingsError, match="at most half of the pool's 3,000"):
-        Campaign.create(tmp_path / "d", truth[0], CLASSES, stop_set=1501)
+        Campaign.create(tmp_path / "d", truth[0], CLASSES, measuring=Measuring(stop_set=1501))
     assert not (tmp_path / "d").exists()
 
 
@@ -164,7 +170,9 @@ def test_a_pool_is_exhausted_when_all_but_the_stop_set_was_asked(tmp_path: Path)
     rng = np.random.default_rng(1)
     pool = Pool.build(rng.standard_normal((100, 3)).astype(np.float32), tmp_path / "pool.zarr")
     codes = np.arange(100) % 3
-    campaign = Campaign.create(tmp_path / "c", pool, CLASSES, batch_size=30, stop_set=20, strategy="random")
+    campaign = Campaign.create(
+        tmp_path / "c", pool, CLASSES, batch_size=30, measuring=Measuring(stop_set=20), strategy="random"
+    )
     sizes = []
     for _ in range(3):
         batch = campaign.next_batch()
@@ -181,7 +189,7 @@ def test_a_holdout_is_what_accuracy_is_measured_on(truth: tuple[Pool, np.ndarray
     apart = np.arange(N - 500, N)
     X = pool.take(apart)
     np.savez(tmp_path / "holdout.npz", X=X, y=np.array(CLASSES)[codes[apart]])
-    campaign = played(truth, tmp_path / "c", 3, holdout=tmp_path / "holdout.npz")
+    campaign = played(truth, tmp_path / "c", 3, measuring=Measuring(holdout=tmp_path / "holdout.npz"))
     campaign.next_batch()  # closes the third round
     right = int(
         (
@@ -204,7 +212,7 @@ def test_a_holdout_of_numbers_names_classes_and_no_positions(
     np.savez(tmp_path / "holdout.npz", X=np.zeros((5, D)), y=numbers.astype(kind))
     for classes, codes in ((["1", "0"], [1, 0, 0, 1, 0]), (["0", "1"], [0, 1, 1, 0, 1])):
         place = tmp_path / "-".join(classes)
-        campaign = Campaign.create(place, truth[0], classes, holdout=tmp_path / "holdout.npz")
+        campaign = Campaign.create(place, truth[0], classes, measuring=Measuring(holdout=tmp_path / "holdout.npz"))
         read = read_holdout(campaign.settings, D)
         assert read is not None
         assert read[1].tolist() == codes
@@ -230,9 +238,9 @@ def test_a_holdout_that_is_none_is_refused_before_anything_is_made(
 ) -> None:
     np.savez(tmp_path / "holdout.npz", **stored)
     with pytest.raises(SettingsError, match=said):
-        Campaign.create(tmp_path / "c", truth[0], CLASSES, holdout=tmp_path / "holdout.npz")
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, measuring=Measuring(holdout=tmp_path / "holdout.npz"))
     with pytest.raises(SettingsError, match=r"none\.npz cannot be read"):
-        Campaign.create(tmp_path / "c", truth[0], CLASSES, holdout=tmp_path / "none.npz")
+        Campaign.create(tmp_path / "c", truth[0], CLASSES, measuring=Measuring(holdout=tmp_path / "none.npz"))
     assert not (tmp_path / "c").exists()
 
 
@@ -261,7 +269,9 @@ def test_labels_saved_are_told_when_the_explore_share_allows_it(truth: tuple[Poo
 def test_the_criteria_tell_after_which_round_they_would_have_stopped(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:
-    campaign = played(truth, tmp_path / "c", 6, stop_set=300, stop=["max_labels=100000"], batch_size=60)
+    campaign = played(
+        truth, tmp_path / "c", 6, measuring=Measuring(stop_set=300), stop=["max_labels=100000"], batch_size=60
+    )
     campaign.next_batch()
     now = status(campaign)
     history = View(campaign).history()
@@ -279,7 +289,7 @@ def test_the_criteria_tell_after_which_round_they_would_have_stopped(
 def test_a_poll_computes_nothing_again_until_an_answer_comes(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    campaign = played(truth, tmp_path / "c", 1, overlap=2)
+    campaign = played(truth, tmp_path / "c", 1, labelling=Labelling(overlap=2))
     batch = campaign.rounds.batch(1)
     computed = []
     real = answer_log.agreement
@@ -292,7 +302,7 @@ def test_a_poll_computes_nothing_again_until_an_answer_comes(
 
 
 def test_measurements_of_a_newer_version_are_left_aside(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    campaign = played(truth, tmp_path / "c", 3, stop_set=100)
+    campaign = played(truth, tmp_path / "c", 3, measuring=Measuring(stop_set=100))
     before = View(campaign).history()
     with campaign.database.writing() as connection:
         for each in campaign.rounds.all():

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from dal import Campaign
 from dal._threads import one_thread
+from dal.campaign import Measuring
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.loop.campaign import Batch
@@ -198,7 +199,7 @@ def kept_by(directory: Path, pool: Pool, truth: np.ndarray, records: np.ndarray)
         random_state=7,
         estimator="mlp",
         explore=0.2,
-        holdout=directory.parent / "holdout.npz",
+        measuring=Measuring(holdout=directory.parent / "holdout.npz"),
     )
     kept: dict[str, Any] = {}
     for number in (1, 2, 3):

@@ -275,7 +275,7 @@ def test_a_campaign_in_an_encrypted_database(
         query = "SELECT ssl, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
         assert connection.execute(text(query)).one() == (True, "/CN=dal")
 
-    url, ours = campaign.settings.database, encrypted_postgres["CERTIFICATES"]
+    url, ours = campaign.settings.storage.database, encrypted_postgres["CERTIFICATES"]
     refused = {
         "no encryption": url.replace("verify-full", "disable"),
         "client certificate": re.sub("&sslcert=.*", f"&sslcert={tmp_path}/none", url),

@@ -44,6 +44,7 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, LinearSVC
 
 from dal import Campaign
+from dal.campaign import Measuring
 from dal.errors import LabelError, LearnerError
 from dal.learners.learner import Learner
 from dal.learners.models import score_block
@@ -293,7 +294,7 @@ def test_what_a_campaign_accepts_it_asks_by(name: str, tmp_path: Path) -> None:
     kind, estimator = USERS[name]
     X, codes = drawn(kind)
     pool = Pool.build(X, tmp_path / "pool.zarr")
-    how = {"estimator": estimator, "batch_size": 9, "trusted": TRUSTED, "stop_set": 0}
+    how = {"estimator": estimator, "batch_size": 9, "trusted": TRUSTED, "measuring": Measuring(stop_set=0)}
     campaign = Campaign.create(
         tmp_path / "c", pool, CLASSES, strategy="bald" if "bagging" in name else "default", **how
     )
@@ -309,7 +310,13 @@ def test_records_of_which_a_learner_says_nothing_are_not_drawn_and_stop_no_campa
     far = np.fromiter(islice(uniform_rows(600, np.arange(30), 0, 1), 20), np.int64)  # those that would be drawn first
     X[far] *= 1000
     pool = Pool.build(X, tmp_path / "pool.zarr")
-    how = {"estimator": OfNearOnes(), "batch_size": 10, "trusted": TRUSTED, "stop_set": 200, "explore": 0.1}
+    how = {
+        "estimator": OfNearOnes(),
+        "batch_size": 10,
+        "trusted": TRUSTED,
+        "explore": 0.1,
+        "measuring": Measuring(stop_set=200),
+    }
     campaign = Campaign.create(tmp_path / "c", pool, CLASSES, strategy="margin", **how)
     campaign.label([str(row) for row in range(30)], codes[:30])
     batch = campaign.next_batch()

@@ -22,7 +22,7 @@ from playwright.sync_api import Page, Route
 from sklearn.datasets import load_digits
 
 from dal import Campaign
-from dal.campaign import Annotators, Queue
+from dal.campaign import Annotators, Labelling, Queue, Storage
 from dal.campaign.control import Control
 from dal.loop.campaign import Batch
 from dal.pool import Pool
@@ -195,7 +195,7 @@ def test_answers_given_while_the_database_is_away_arrive_once_and_pages_opened_m
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened, kept_in: str
 ) -> None:
     with databases.running() if kept_in == "server" else nullcontext("") as home:
-        campaign = made(digits, tmp_path / "c", database=databases.fresh_schema(home) if home else "")
+        campaign = made(digits, tmp_path / "c", storage=Storage(database=databases.fresh_schema(home) if home else ""))
         campaign.next_batch()
         link = f"enter#{Annotators(campaign).add('ann')}" if home else ""
         server = serve(campaign)
@@ -285,7 +285,7 @@ def test_an_image_that_the_server_could_not_give_in_time_comes_when_it_is_back(
 def test_a_batch_that_closes_early_is_not_said_to_be_answered_whole(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:
-    campaign = made(digits, tmp_path / "c", batch_size=10, close_at=0.9)
+    campaign = made(digits, tmp_path / "c", batch_size=10, labelling=Labelling(close_at=0.9))
     batch = campaign.next_batch()
     assert isinstance(batch, Batch)
     [held] = Queue(campaign).lease("bob", 1)

@@ -27,7 +27,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 
 from dal import Campaign
-from dal.campaign import Annotators, Answer, database
+from dal.campaign import Annotators, Answer, Measuring, Storage, database
 from dal.errors import SettingsError
 from dal.pool import Pool
 from dal.web import Limits, Listening, Options, create_app, make_server
@@ -50,7 +50,12 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
 @pytest.fixture
 def campaign(pool: Pool, tmp_path: Path) -> Campaign:
     made = Campaign.create(
-        tmp_path / "secret-place", pool, ["ham", "spam"], batch_size=BATCH, random_state=5, database=databases.fresh()
+        tmp_path / "secret-place",
+        pool,
+        ["ham", "spam"],
+        batch_size=BATCH,
+        random_state=5,
+        storage=Storage(database=databases.fresh()),
     )
     made.next_batch()
     return made
@@ -160,7 +165,7 @@ def test_a_postgres_that_is_started_again_is_reached_again(pool: Pool, tmp_path:
     with databases.running() as home:
         url = databases.fresh_schema(home)
         campaign = Campaign.create(
-            tmp_path / "c", pool, ["ham", "spam"], batch_size=BATCH, random_state=5, database=url
+            tmp_path / "c", pool, ["ham", "spam"], batch_size=BATCH, random_state=5, storage=Storage(database=url)
         )
         campaign.next_batch()
         ann = as_person(campaign, "ann")
@@ -478,7 +483,9 @@ def test_answers_of_another_campaign_or_person_do_not_land_here(campaign: Campai
 def test_appended_records_are_shown_and_another_pool_is_not(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     pool = Pool.build(rng.random((40, 3)), tmp_path / "pool.zarr", display={"text": [f"old {at}" for at in range(40)]})
-    campaign = Campaign.create(tmp_path / "c", pool, ["ham", "spam"], batch_size=40, strategy="random", stop_set=0)
+    campaign = Campaign.create(
+        tmp_path / "c", pool, ["ham", "spam"], batch_size=40, strategy="random", measuring=Measuring(stop_set=0)
+    )
     ann = client(campaign)
     np.save(tmp_path / "more.npy", rng.random((40, 3)))
     Pool.open(pool.path).append(tmp_path / "more.npy", display={"text": [f"new {at}" for at in range(40, 80)]})

@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dal import Campaign
-from dal.campaign import Annotators
+from dal.campaign import Annotators, Labelling, Measuring
 from dal.pool import Pool
 from dal.web import Options, create_app
 from dal.web.guesses import Guesses
@@ -34,9 +34,7 @@ def campaign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         ["ham", "spam"],
         batch_size=BATCH,
         random_state=5,
-        overlap=request.param,
-        gold=0.3,
-        reserve=0.5,
+        labelling=Labelling(overlap=request.param, gold=0.3, reserve=0.5),
     )
     made.answers.add_gold([(row, str(row), int(codes[row])) for row in GOLD])
     return made
@@ -91,7 +89,7 @@ def answered_one(person: TestClient, record: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_gold_looks_like_any_other_record(campaign: Campaign) -> None:
-    people = [as_person(campaign, name) for name in ("ann", "bob")[: campaign.settings.overlap]]
+    people = [as_person(campaign, name) for name in ("ann", "bob")[: campaign.settings.labelling.overlap]]
     seen: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
     for number in (1, 2):
         campaign.next_batch()
@@ -138,7 +136,9 @@ def test_gold_with_missing_features_is_suggested_what_the_model_says_of_it(tmp_p
     X = np.random.default_rng(0).normal(0.0, 0.1, (N, 2)).astype(np.float32)
     X[codes == 1] = np.nan  # to a forest, missing is the second class; zeros would be the first one
     pool = Pool.build(X, tmp_path / "pool.zarr")
-    campaign = Campaign.create(tmp_path / "c", pool, ["ham", "spam"], estimator="forest", stop_set=0)
+    campaign = Campaign.create(
+        tmp_path / "c", pool, ["ham", "spam"], estimator="forest", measuring=Measuring(stop_set=0)
+    )
     campaign.label([str(row) for row in range(100)], codes[:100])
     known = Guesses(campaign, Records(pool))._predicted(campaign.next_batch().number, frozenset(GOLD))
     assert {row: code for row, (code, _) in known.items()} == {row: codes[row] for row in GOLD}

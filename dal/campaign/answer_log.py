@@ -42,7 +42,7 @@ class Standing:
         """The label of each record by the campaign's vote."""
         given, chosen = self.answers, self.settings
         columns = given.rows, given.annotators, given.labels
-        return label(*columns, vote=chosen.vote, n_classes=len(chosen.classes), seed=chosen.random_state)
+        return label(*columns, vote=chosen.labelling.vote, n_classes=len(chosen.classes), seed=chosen.random_state)
 
 
 class AnswerLog:

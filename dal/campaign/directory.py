@@ -15,7 +15,7 @@ from dal._files import is_part, reason_of, replacing, sync_directory
 from dal.campaign import migrations, schema
 from dal.campaign.database import Database, open_file, open_server
 from dal.campaign.objects import objects_of
-from dal.campaign.settings import Settings
+from dal.campaign.settings import Settings, tables_of
 from dal.errors import CampaignError, CampaignLocked, CampaignMismatch, CampaignNotFound, SettingsError
 from dal.locks import locked
 from dal.texts import composed
@@ -133,14 +133,14 @@ def _fill(directory: Path, settings: Settings, learner: bytes | None, made_for: 
     identity = secrets.token_hex(8)
     for folder in FOLDERS:
         (directory / folder).mkdir(exist_ok=True)
-    objects = objects_of(directory, settings.store, identity)
+    objects = objects_of(directory, settings.storage.store, identity)
     objects.check()
     if learner is not None:
         objects.write(LEARNER, learner)
     row = {"schema_version": schema.VERSION, "id": identity, "classes": json.dumps(settings.classes), **made_for}
     toml = _toml(identity, settings).encode()
-    if settings.database:
-        database = open_server(settings.database)
+    if settings.storage.database:
+        database = open_server(settings.storage.database)
         with database.writing() as connection:
             # Before campaign.toml is replaced: a second campaign must not take the first one's database.
             if _is_made(connection):
@@ -195,10 +195,9 @@ def _database_of(directory: Path) -> Database:
 def _url_in(toml: Path) -> str:
     """Find the URL of the database; other faults of the settings are reported when those are read."""
     try:
-        table = tomllib.loads(_text_of(toml)).get("settings")
+        url = tables_of(_text_of(toml))["storage"].get("database")
     except (CampaignError, ValueError):
         return ""
-    url = table.get("database") if isinstance(table, dict) else None
     return url if isinstance(url, str) else ""
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from dal._distribution import install_line
 from dal._files import replacing
@@ -220,26 +219,6 @@ def objects_of(directory: Path, store: str, identity: str) -> Objects:
         return Objects(directory)
     place = place_of(store) / identity
     return Objects(place) if isinstance(place, Path) else RemoteObjects(directory, place)
-
-
-def check_store(url: Any) -> None:  # noqa: ANN401 - of a file that people edit
-    """Refuse a setting that is no URL of a store that outlives its process.
-
-    Raises
-    ------
-    SettingsError
-    """
-    if url == "":
-        return
-    try:
-        lasts = not str(place_of(url)).startswith("memory:")
-    except InputError:
-        lasts = False
-    if not lasts or "://" not in url or "::" in url or url != url.strip():
-        raise SettingsError(
-            f"store: a URL such as s3://bucket/folder was expected, {url!r} came; without the setting, models are kept"
-            " in the campaign's directory"
-        )
 
 
 def _checked(where: str, data: bytes | None, digest: str) -> bytes:

@@ -294,7 +294,7 @@ class Queue:
             serving, annotator = _serving(connection), spelling(connection, annotator)
             slots = self._slots(annotator, self._database.now(connection), serving.number)
             batch, free = ~slots.c.reserve, self._is_free(slots)
-            overlap = self._settings.overlap
+            overlap = self._settings.labelling.overlap
             complete = slots.c.given >= overlap
             enough = case((complete, overlap), else_=slots.c.given)
             upto = ledger.last_id(connection)
@@ -364,7 +364,7 @@ class Queue:
         return (query if number is None else query.where(asked.c.round == number)).subquery()
 
     def _is_free(self, slots: Subquery) -> Any:  # noqa: ANN401 - an SQL expression
-        return and_(~slots.c.answered, slots.c.given + slots.c.others < self._settings.overlap)
+        return and_(~slots.c.answered, slots.c.given + slots.c.others < self._settings.labelling.overlap)
 
     def _servable(
         self, connection: Connection, annotator: str, serving: _Serving, now: datetime
@@ -398,7 +398,7 @@ class Queue:
     def _mixed(self, annotator: str, free: list[int], free_gold: list[int], served: int, n: int) -> list[int]:
         """Take the next `n` records, gold ones in between; none where there is no other record to hide them among."""
         places = np.arange(served, served + max(n, 0))
-        is_gold = uniform(places, self._seed(annotator), _GOLD_PLACES) < self._settings.gold
+        is_gold = uniform(places, self._seed(annotator), _GOLD_PLACES) < self._settings.labelling.gold
         records, known, chosen = iter(free), iter(free_gold), []
         left = len(free)
         for place in is_gold.tolist():

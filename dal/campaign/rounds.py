@@ -305,7 +305,7 @@ class Rounds:
 
     def _waits(self, number: int) -> ColumnElement[bool]:
         given = ledger.answers_given(asked.c.row)
-        return and_(asked.c.round == number, ~asked.c.reserve, given < self._settings.overlap)
+        return and_(asked.c.round == number, ~asked.c.reserve, given < self._settings.labelling.overlap)
 
     def begun(self, number: int) -> bool:
         """Return whether anybody has answered a record of a round's batch, or holds one now."""

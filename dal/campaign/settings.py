@@ -1,143 +1,299 @@
-"""The user's choices for a campaign, and the TOML file that keeps them."""
+"""The user's choices for a campaign: named, documented and checked in one place.
+
+Each setting is a field of a small frozen class, with its help, its default and its check. The arguments of
+`dal.Campaign.create`, the tables of ``campaign.toml`` and the options of ``dal init`` have their names. This module
+imports nothing heavy, because the command line makes its options from it.
+"""
 
 import json
+import os
+import textwrap
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Self, TypeVar, get_args
 
-from dal.campaign.objects import check_store
-from dal.choices import Vote
-from dal.classes import class_flaw
+from dal.choices import PRESETS, STRATEGIES, Missing, Vote
 from dal.errors import InputError, SettingsError
 from dal.places import place_of
 from dal.texts import composed, flaw
 
+Check = Callable[[str, object], None]
+"""Raises a SettingsError that names the setting, where the value cannot be used."""
 
+_Kind = TypeVar("_Kind", bound=type)
+
+
+def _setting(check: Check, summary: str, **how: Any) -> Any:  # noqa: ANN401 - as `dataclasses.field`
+    return field(metadata={"check": check, "help": summary}, **how)
+
+
+def documented(kind: _Kind) -> _Kind:
+    """Write the fields of a class of settings into its docstring, from their help."""
+    lines = ["Parameters", "----------"]
+    for each in fields(kind):
+        lines += [f"{each.name} : {_in_words(each)}", f"    {each.metadata['help']}"]
+    kind.__doc__ = f"{kind.__doc__}\n\n    " + "\n    ".join(lines) + "\n    "
+    return kind
+
+
+def _in_words(each: "Field[Any]") -> str:
+    kind: Any = each.type
+    if choices := choices_of(each):
+        name = "{" + ", ".join(f'"{choice}"' for choice in choices) + "}"
+    else:
+        name = {tuple[str, ...]: "tuple of str", int | None: "int or None"}.get(kind) or kind.__name__
+    plain = each.default is not MISSING and not isinstance(each.default, _Checked)
+    return f"{name}, default={each.default!r}" if plain else str(name)
+
+
+def choices_of(each: "Field[Any]") -> tuple[str, ...]:
+    """Return the values that a setting may have; none where they cannot be listed."""
+    return get_args(each.type) if each.type in (Vote, Missing) else ()
+
+
+# -- checks ------------------------------------------------------------------------------------------------------------
+
+
+def _must(holds: bool, name: str, expected: str, value: object) -> None:
+    if not holds:
+        raise SettingsError(f"`{name}` must be {expected}, got {value!r}")
+
+
+def _integer(least: int, *, optional: bool = False) -> Check:
+    def check(name: str, value: object) -> None:
+        whole = isinstance(value, int) and not isinstance(value, bool) and least <= value < 2**63
+        _must(whole or (optional and value is None), name, f"an integer of {least} or more", value)
+
+    return check
+
+
+def _number(holds: Callable[[float], bool], expected: str) -> Check:
+    def check(name: str, value: object) -> None:
+        number = isinstance(value, int | float) and not isinstance(value, bool) and holds(value)
+        _must(number, name, expected, value)
+
+    return check
+
+
+_share = _number(lambda value: 0 <= value < 1, "a share of 0 or more and less than 1")
+
+
+def _one_of(choices: tuple[str, ...]) -> Check:
+    return lambda name, value: _must(value in choices, name, " or ".join(choices), value)
+
+
+def _text(name: str, value: object) -> None:
+    clean = isinstance(value, str) and bool(value.strip()) and value == value.strip()
+    _must(clean, name, "text without surrounding blanks", value)
+    if wrong := flaw(str(value)):
+        raise SettingsError(f"`{name}` must be text that can be stored, got {value!r}, which {wrong}")
+
+
+def _text_or_none(name: str, value: object) -> None:
+    if value != "":
+        _text(name, value)
+
+
+def _texts(name: str, values: object) -> None:
+    if not isinstance(values, tuple):
+        raise SettingsError(f"`{name}` must be several texts, got {values!r}")
+    for value in values:
+        _text(name, value)
+    if repeated := sorted({value for value in values if values.count(value) > 1}):
+        raise SettingsError(f"`{name}` must be different, got {', '.join(repeated)} more than once")
+
+
+def _classes(name: str, values: object) -> None:
+    from dal.classes import class_flaw
+
+    _texts(name, values)
+    assert isinstance(values, tuple)
+    for value in values:
+        if wrong := class_flaw(value):
+            raise SettingsError(f"`{name}` must be names that a page can show, got {value!r}, which {wrong}")
+    _must(len(values) > 1, name, "at least two names", list(values))
+
+
+def _pool(name: str, value: object) -> None:
+    # A path may end in a blank, unlike the other texts.
+    _must(isinstance(value, str), name, "a path or a URL", value)
+    try:
+        place_of(str(value))
+        str(value).encode()
+    except (InputError, UnicodeEncodeError) as error:
+        raise SettingsError(f"`{name}` must be a path or a URL in UTF-8, got {value!r}: {error}") from error
+
+
+def _store(name: str, value: object) -> None:
+    if value == "":
+        return
+    try:
+        lasts = isinstance(value, str) and not str(place_of(value)).startswith("memory:")
+    except InputError:
+        lasts = False
+    text = str(value)
+    if not lasts or "://" not in text or "::" in text or text != text.strip():
+        raise SettingsError(
+            f"`{name}` must be a URL such as s3://bucket/folder, got {value!r}; leave it out to keep models in the"
+            " campaign's directory"
+        )
+
+
+def _path(name: str, value: object) -> None:
+    _must(isinstance(value, str), name, "the path of a file", value)
+
+
+# -- the settings ------------------------------------------------------------------------------------------------------
+
+
+class _Checked:
+    """Checks its fields as it is made."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):  # type: ignore[arg-type]  # a subclass is a dataclass
+            each.metadata["check"](each.name, getattr(self, each.name))
+
+
+@documented
 @dataclass(frozen=True)
-class Settings:
-    """The user's choices for a campaign.
+class Labelling(_Checked):
+    """The way from records to labels: who is asked, how often, and how answers become a label."""
 
-    Parameters
-    ----------
-    pool : str
-        Path or URL of the pool.
-    classes : tuple of str
-        The classes, at least two, in Unicode's composed form. Their order is the order of the label codes, so it is
-        fixed for ever.
-    estimator : str
-        A preset's name or ``module:object``.
-    strategy : str
-        A strategy's name.
-    batch_size : int
-        Records asked in a round.
-    random_state : int
-        Decides every random choice of the campaign.
-    stop : tuple of str
-        Stopping criteria as text, such as ``"max_labels=5000"``; any of them ends the campaign.
-    explore : float
-        Share of what is asked that is drawn uniformly, from 0 to 1.
-    trusted : tuple of str
-        Types that a saved model may hold beyond those that are known to be safe.
-    overlap : int
-        Annotators who are to answer each record.
-    gold : float
-        Share of what is served to an annotator that are gold records, from 0 to 1.
-    vote : {"majority", "dawid_skene"}
-        How the answers of several annotators become one label.
-    database : str
-        URL of a PostgreSQL database; empty for an SQLite file in the campaign's directory.
-    store : str
-        URL of an object store for models and the files of rounds, such as ``s3://bucket/folder``; empty for the
-        campaign's directory.
-    close_at : float
-        Share of a batch, above 0, whose answers are waited for before the next round begins.
-    reserve : float
-        Records chosen beyond the batch, as a share of it: people work on them while the next batch is prepared.
-    stop_set : int
-        Records held back from asking, on which successive models are compared.
-    holdout : str
-        Path of an .npz file with ``X`` and ``y``, labelled records outside of the pool; empty where there is none.
-    missing_chunks : {"refuse", "fill"}
-        What a chunk that is not stored means in a pool that is a plain Zarr array: an error, or the array's fill value.
+    overlap: int = _setting(_integer(1), "Annotators who are to answer each record.", default=1)
+    gold: float = _setting(_share, "Share of the served records whose label is known.", default=0.0)
+    vote: Vote = _setting(
+        _one_of(get_args(Vote)),
+        "How several answers become a label. dawid_skene weighs annotators by how they err, and records by how sure"
+        " their label is; the estimator must take weights.",
+        default="majority",
+    )
+    close_at: float = _setting(
+        _number(lambda share: 0 < share <= 1, "a share above 0 and at most 1"),
+        "Share of a batch whose answers are waited for. The others may come later, and count from the next round on.",
+        default=1.0,
+    )
+    reserve: float = _setting(
+        _number(lambda share: 0 <= share <= 10, "a multiple of the batch from 0 to 10"),
+        "Records beyond the batch, as a share of it, to work on while the next batch is prepared.",
+        default=0.0,
+    )
+
+
+@documented
+@dataclass(frozen=True)
+class Storage(_Checked):
+    """The places where a campaign keeps its state."""
+
+    database: str = _setting(
+        _text_or_none, "URL of a PostgreSQL database. By default a file in the campaign's directory.", default=""
+    )
+    store: str = _setting(
+        _store,
+        "URL of an object store for models and the files of rounds, such as s3://bucket/folder, so that a coordinator"
+        " on another machine can go on. By default the campaign's directory.",
+        default="",
+    )
+
+
+@documented
+@dataclass(frozen=True)
+class Measuring(_Checked):
+    """Records that are held apart, to measure on."""
+
+    stop_set: int | None = _setting(
+        _integer(0, optional=True),
+        "Records held back from asking, to compare models on. By default one in a hundred and at most 1,000; none where"
+        " that would be fewer than 100.",
+        default=None,
+    )
+    holdout: str = _setting(
+        _path,
+        "An .npz file of labelled records outside of the pool, X (n, d) and y (n,), the names of their classes."
+        " Accuracy is then measured on them.",
+        default="",
+    )
+
+    def __post_init__(self) -> None:
+        if isinstance(self.holdout, os.PathLike):
+            object.__setattr__(self, "holdout", os.fspath(self.holdout))
+        super().__post_init__()
+
+
+def _group(kind: type[_Checked]) -> Any:  # noqa: ANN401 - as `dataclasses.field`
+    def check(name: str, value: object) -> None:
+        _must(isinstance(value, kind), name, f"of the type {kind.__name__}", value)
+
+    return _setting(check, f"{(kind.__doc__ or '').partition('.')[0]}.", default=kind())
+
+
+@documented
+@dataclass(frozen=True)
+class Settings(_Checked):
+    """The user's choices for a campaign.
 
     Examples
     --------
-    >>> chosen = Settings("pool.zarr", ("cat", "dog"), estimator="logistic", strategy="margin", batch_size=20)
+    >>> chosen = Settings("pool.zarr", ("cat", "dog"), strategy="margin", labelling=Labelling(overlap=2))
     >>> Settings.from_toml(chosen.to_toml()) == chosen
     True
     """
 
-    pool: str
-    classes: tuple[str, ...]
-    estimator: str
-    strategy: str
-    batch_size: int
-    random_state: int = 0
-    stop: tuple[str, ...] = ()
-    explore: float = 0.05
-    trusted: tuple[str, ...] = ()
-    overlap: int = 1
-    gold: float = 0.0
-    vote: Vote = "majority"
-    database: str = ""
-    store: str = ""
-    close_at: float = 1.0
-    reserve: float = 0.0
-    stop_set: int = 0
-    holdout: str = ""
-    missing_chunks: Literal["refuse", "fill"] = "refuse"
+    pool: str = _setting(_pool, "Path or URL of the pool.")
+    classes: tuple[str, ...] = _setting(
+        _classes, "The classes, at least two. Their order is the order of the label codes, so it is fixed for ever."
+    )
+    estimator: str = _setting(
+        _text,
+        f"What learns: {', '.join(PRESETS)}, an installed plug-in, or module:object of your own.",
+        default="logistic",
+    )
+    strategy: str = _setting(
+        _text, f"Which records are asked: {', '.join(STRATEGIES)}, or one of your own.", default="default"
+    )
+    batch_size: int = _setting(_integer(1), "Records asked in a round.", default=100)
+    random_state: int = _setting(_integer(0), "Same number, same batches.", default=0)
+    stop: tuple[str, ...] = _setting(
+        _texts, "Stopping criteria, such as max_labels=5000; any of them ends the campaign.", default=()
+    )
+    explore: float = _setting(
+        _share, "Share of what is asked that is drawn uniformly, to measure honestly.", default=0.05
+    )
+    trusted: tuple[str, ...] = _setting(
+        _texts, "Types, by full name, that a saved model may hold beyond those known to be safe.", default=()
+    )
+    missing_chunks: Missing = _setting(
+        _one_of(get_args(Missing)),
+        "Of a plain Zarr array: whether a chunk that is not stored is an error, or means the fill value.",
+        default="refuse",
+    )
+    labelling: Labelling = _group(Labelling)
+    storage: Storage = _group(Storage)
+    measuring: Measuring = _group(Measuring)
 
     def __post_init__(self) -> None:
         # A class has one name, whichever keyboard or file system spelt its accents.
         if isinstance(self.classes, tuple):
             names = tuple(composed(name) if isinstance(name, str) else name for name in self.classes)
             object.__setattr__(self, "classes", names)
-
-    def check(self) -> None:
-        """Refuse settings that no campaign can have.
-
-        Raises
-        ------
-        SettingsError
-            For a setting that is not valid; the error names it and its value.
-        """
-        for name in ("estimator", "strategy"):
-            _check_text(name, getattr(self, name))
-        _check_pool(self.pool)
-        for name in ("classes", "stop", "trusted"):
-            _check_texts(name, getattr(self, name))
-        for name in self.classes:
-            if wrong := class_flaw(name):
-                raise SettingsError(f"classes: {name!r} {wrong}")
-        if len(self.classes) < 2:
-            raise SettingsError(f"classes must have at least two names, got {list(self.classes)}")
-        _check_integer("batch_size", self.batch_size, least=1)
-        _check_integer("random_state", self.random_state, least=0)
-        _check_integer("overlap", self.overlap, least=1)
-        if self.vote not in (votes := get_args(Vote)):
-            raise SettingsError(f"vote must be {' or '.join(votes)}, got {self.vote!r}")
-        if self.database != "":
-            _check_text("database", self.database)
-        check_store(self.store)
-        _check_number("explore", self.explore, _is_share, "a share of 0 or more and less than 1")
-        _check_number("gold", self.gold, _is_share, "a share of 0 or more and less than 1")
-        _check_integer("stop_set", self.stop_set, least=0)
-        _check_number("close_at", self.close_at, lambda share: 0 < share <= 1, "a share above 0 and at most 1")
-        _check_number("reserve", self.reserve, lambda share: 0 <= share <= 10, "a multiple of the batch from 0 to 10")
-        if not isinstance(self.holdout, str):
-            raise SettingsError(f"holdout must be the path of a file, got {self.holdout!r}")
-        if self.missing_chunks not in ("refuse", "fill"):
-            raise SettingsError(f"missing_chunks: refuse or fill was expected, {self.missing_chunks!r} came")
+        super().__post_init__()
 
     def to_toml(self) -> str:
-        """Return the settings as the TOML table ``[settings]``."""
-        lines = (f"{name} = {_toml(value)}" for name, value in asdict(self).items())
-        return "\n".join(["[settings]", *lines, ""])
+        """Return the settings as the tables of campaign.toml, each below its help."""
+        lines = ["[settings]"]
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, _Checked):
+                lines += ["", f"[{each.name}]"]
+                for part in fields(value):  # type: ignore[arg-type]  # a subclass is a dataclass
+                    lines += _lines(part, getattr(value, part.name))
+            else:
+                lines += _lines(each, value)
+        return "\n".join([*lines, ""])
 
     @classmethod
     def from_toml(cls, text: str) -> Self:
-        """Read the table ``[settings]``, and check it.
+        """Read the tables of campaign.toml.
 
         Raises
         ------
@@ -145,71 +301,74 @@ class Settings:
             If the text is no TOML, or a setting is missing, unknown or unusable.
         """
         try:
-            table = tomllib.loads(text).get("settings")
+            tables = tables_of(text)
         except tomllib.TOMLDecodeError as error:
             raise SettingsError(f"the settings are no valid TOML: {error}") from error
-        if not isinstance(table, dict):
-            raise SettingsError("a table [settings] was expected, there is none")
-        settings = cls(**_arguments(table))
-        settings.check()
-        return settings
+        own = tables["settings"]
+        if missing := [name for name in _WRITTEN if name not in own]:
+            raise SettingsError(f"the settings lack {', '.join(missing)}")
+        groups = {name: kind(**_arguments(tables[name])) for name, kind in GROUPS.items()}
+        return cls(**_arguments(own), **groups)
 
 
-RENAMED = {"learner": "estimator", "batch": "batch_size", "seed": "random_state"}
-"""Names of settings in files of earlier versions, and their names now."""
+GROUPS: dict[str, type[Any]] = {
+    each.name: type(each.default) for each in fields(Settings) if isinstance(each.default, _Checked)
+}
+"""The tables beside ``[settings]``, and their classes."""
+
+_WRITTEN = ("pool", "classes", "estimator", "strategy", "batch_size")
+"""Settings that a file must have: with other ones than it was made with, a campaign would silently go another way."""
+
+_RENAMED = {"learner": "estimator", "batch": "batch_size", "seed": "random_state"}
+"""Names in files of earlier versions, in which all settings were in one table, and their names now."""
+
+
+def tables_of(text: str) -> dict[str, dict[str, Any]]:
+    """Read the tables of settings in a TOML text, each with the names of now; values are not checked.
+
+    Raises
+    ------
+    SettingsError
+        If there is no table ``[settings]``, or a table or setting that is not known.
+    TOMLDecodeError
+    """
+    found = tomllib.loads(text)
+    if not isinstance(found.get("settings"), dict):
+        raise SettingsError("a table [settings] was expected, there is none")
+    kinds: dict[str, type[Any]] = {"settings": Settings, **GROUPS}
+    if unknown := sorted(name for name, table in found.items() if isinstance(table, dict) and name not in kinds):
+        raise SettingsError(f"unknown tables {', '.join(unknown)}; there are {', '.join(kinds)}")
+    tables: dict[str, dict[str, Any]] = {name: {} for name in kinds}
+    homes = {name: place for place, kind in kinds.items() for name in _names(kind)}
+    for place, kind in kinds.items():
+        given = found.get(place, {})
+        if not isinstance(given, dict):
+            raise SettingsError(f"`{place}` must be a table, got {given!r}")
+        for old, value in given.items():
+            name = str(_RENAMED.get(old, old))
+            home = homes.get(name, "")
+            if place not in ("settings", home) or not home:
+                raise SettingsError(f"unknown settings {old} in [{place}]; there are {', '.join(_names(kind))}")
+            if name in tables[home]:
+                raise SettingsError(f"`{name}` must be set once, got it twice")
+            tables[home][name] = value
+    return tables
+
+
+def _names(kind: type[Any]) -> list[str]:
+    return [each.name for each in fields(kind) if each.name not in GROUPS]
 
 
 def _arguments(table: dict[str, Any]) -> dict[str, Any]:
-    table = {RENAMED.get(name, name) if RENAMED.get(name) not in table else name: table[name] for name in table}
-    known = [field.name for field in fields(Settings)]
-    if unknown := sorted(set(table) - set(known)):
-        raise SettingsError(f"unknown settings {', '.join(unknown)}; there are {', '.join(known)}")
-    if missing := [name for name in ("pool", "classes", "estimator", "strategy", "batch_size") if name not in table]:
-        raise SettingsError(f"the settings lack {', '.join(missing)}")
     return {name: tuple(value) if isinstance(value, list) else value for name, value in table.items()}
 
 
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str) or not value.strip() or value != value.strip():
-        raise SettingsError(f"{name} must be text without surrounding blanks, got {value!r}")
-    if wrong := flaw(value):
-        raise SettingsError(f"{name}: {value!r} {wrong}")
-
-
-def _check_pool(pool: object) -> None:
-    # A path may end in a blank, unlike the other texts.
-    if not isinstance(pool, str):
-        raise SettingsError(f"pool must be a path or a URL, got {pool!r}")
-    try:
-        place_of(pool)
-        pool.encode()
-    except (InputError, UnicodeEncodeError) as error:
-        raise SettingsError(f"pool must be a path or a URL in UTF-8, got {pool!r}: {error}") from error
-
-
-def _check_texts(name: str, values: object) -> None:
-    if not isinstance(values, tuple):
-        raise SettingsError(f"{name} must be several texts, got {values!r}")
-    for value in values:
-        _check_text(name, value)
-    if repeated := sorted({value for value in values if values.count(value) > 1}):
-        raise SettingsError(f"{name}: {', '.join(repeated)} is there more than once")
-
-
-def _check_integer(name: str, value: object, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
-        raise SettingsError(f"{name}: an integer from {least} was expected, {value!r} came")
-
-
-def _check_number(name: str, value: object, holds: Callable[[float], bool], expected: str) -> None:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not holds(value):
-        raise SettingsError(f"{name} must be {expected}, got {value!r}")
-
-
-def _is_share(value: float) -> bool:
-    return 0 <= value < 1
-
-
-def _toml(value: object) -> str:
-    """Write a value as TOML, which for these types is JSON except for the character DEL."""
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _lines(each: "Field[Any]", value: object) -> list[str]:
+    """Return a setting as TOML, which for these types is JSON except for the character DEL."""
+    if value is None:
+        return []
+    written = json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return [
+        *textwrap.wrap(each.metadata["help"], 100, initial_indent="# ", subsequent_indent="# "),
+        f"{each.name} = {written}",
+    ]

@@ -53,7 +53,7 @@ class CampaignStore:
         self.n_rows: int = row.n_rows
         self.created_at = datetime.fromisoformat(row.created_at)
         self.database = database
-        self.objects = objects_of(directory, settings.store, self.id)
+        self.objects = objects_of(directory, settings.storage.store, self.id)
         self.answers = AnswerLog(settings, self.n_rows, database)
         self.rounds = Rounds(directory, settings, self.pool_fingerprint, database, self.objects, self.answers)
 
@@ -76,15 +76,12 @@ class CampaignStore:
 
         Raises
         ------
-        SettingsError
-            If the settings are no settings.
         CampaignError
             If the directory, or the database on a server, holds anything else, a campaign included, or cannot be
             written.
         CampaignLocked
             If another process is making a campaign there.
         """
-        settings.check()
         if n_rows < 1:
             raise SettingsError(f"`n_rows` must be at least 1, got {n_rows}; add records to the pool first")
         directory = Path(directory).absolute()

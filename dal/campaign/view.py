@@ -117,7 +117,7 @@ class View:
         rounds = self.campaign.rounds
         size = rounds.batch_size(current.number)
         # The rounding is of shares people write, such as 0.9 of 10, which in binary is a little more than 9.
-        needed = math.ceil(round(self.campaign.settings.close_at * size, 9))
+        needed = math.ceil(round(self.campaign.settings.labelling.close_at * size, 9))
         return rounds.pending(current.number), size - needed
 
     # -- labels ------------------------------------------------------------------------------------------------------

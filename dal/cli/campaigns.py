@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from dal.choices import PRESETS, STRATEGIES, Missing, Vote
-from dal.cli.options import class_options, classes_of, missing_chunks_option
+from dal.cli.options import class_options, classes_of, grouped, settings_options
 from dal.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -22,56 +21,14 @@ _LISTED_PAIRS = 5
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("pool_path", metavar="POOL")
 @class_options
-@click.option(
-    "--estimator", default="logistic", show_default=True, help=f"{', '.join(PRESETS)}, or module:object of your own."
-)
-@click.option("--strategy", default="default", show_default=True, help=f"One of {', '.join(STRATEGIES)}.")
-@click.option("--batch-size", default=100, show_default=True, help="Records asked in a round.")
-@click.option("--random-state", default=0, show_default=True, help="Same seed, same batches.")
-@click.option("--stop", multiple=True, help="A stopping criterion, such as max_labels=5000; repeat it for several.")
-@click.option("--explore", default=0.05, show_default=True, help="Share drawn uniformly, to measure honestly.")
-@click.option("--trusted", multiple=True, help="A type, by full name, that a saved learner may hold.")
-@click.option("--overlap", default=1, show_default=True, help="Annotators who are to answer each record.")
-@click.option("--gold", default=0.0, show_default=True, help="Share of served records whose label is known.")
-@click.option(
-    "--vote",
-    type=click.Choice(get_args(Vote)),
-    default="majority",
-    show_default=True,
-    help="How several answers become a label.",
-)
-@click.option("--database", default="", help="URL of a PostgreSQL database. Default: a file in DIRECTORY.")
-@click.option(
-    "--store", default="", help="URL of an object store for models, as s3://bucket/folder. Default: DIRECTORY."
-)
-@click.option("--close-at", default=1.0, show_default=True, help="Share of a batch whose answers are waited for.")
-@click.option("--reserve", default=0.0, show_default=True, help="Records beyond the batch, as a share, for the pause.")
-@click.option("--stop-set", type=int, help="Records held back to compare models on. Default: 1 %, 1,000 at most.")
-@click.option("--holdout", type=click.Path(exists=True, dir_okay=False), help="Labelled records apart, as .npz: X, y.")
-@missing_chunks_option
+@settings_options
 def init(
     directory: Path,
     pool_path: str,
     classes: str | None,
     each_class: tuple[str, ...],
     classes_from: Path | None,
-    estimator: str,
-    strategy: str,
-    batch_size: int,
-    random_state: int,
-    stop: tuple[str, ...],
-    explore: float,
-    trusted: tuple[str, ...],
-    overlap: int,
-    gold: float,
-    vote: Vote,
-    database: str,
-    store: str,
-    close_at: float,
-    reserve: float,
-    stop_set: int | None,
-    holdout: str | None,
-    missing_chunks: Missing,
+    **chosen: Any,  # noqa: ANN401 - by name, as the fields of the settings have them
 ) -> None:
     """Make a campaign in DIRECTORY that labels records of POOL."""
     from dal.loop.campaign import Campaign
@@ -79,28 +36,7 @@ def init(
     named = classes_of(classes, each_class, classes_from)
     if not named:
         raise click.UsageError("The classes are missing: --classes ham,spam, --class for each, or --classes-from.")
-    campaign = Campaign.create(
-        directory,
-        pool_path,
-        named,
-        estimator=estimator,
-        strategy=strategy,
-        batch_size=batch_size,
-        random_state=random_state,
-        stop=stop,
-        explore=explore,
-        trusted=trusted,
-        overlap=overlap,
-        gold=gold,
-        vote=vote,
-        database=database,
-        store=store,
-        close_at=close_at,
-        reserve=reserve,
-        stop_set=stop_set,
-        holdout=holdout,
-        missing_chunks=missing_chunks,
-    )
+    campaign = Campaign.create(directory, pool_path, named, **grouped(chosen))
     say(f"Made the campaign {campaign.directory}. The first batch: dal next {directory}")
     say(f"To label in a browser: dal serve {directory}, and beside it dal run {directory}")
 

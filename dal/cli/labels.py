@@ -192,7 +192,7 @@ def gold_(directory: Path, file: Path, file_format: str | None) -> None:
 
     campaign = CampaignStore.open(directory)
     say(f"{read_gold(file, campaign, pool_of(campaign), file_format=file_format):,} gold records are new.")
-    if not campaign.settings.gold:
+    if not campaign.settings.labelling.gold:
         say(f"None is served yet: set gold, such as gold = 0.05, in {directory / 'campaign.toml'}")
 
 

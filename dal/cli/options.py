@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import getpass
 from collections.abc import Callable
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import get_args
+from typing import Any, TypeVar
 
 import click
 
-from dal.choices import Missing
+from dal.campaign.settings import GROUPS, Settings, choices_of
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def workers_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -56,13 +59,43 @@ def tls_options(command: Callable[..., None]) -> Callable[..., None]:
     return encrypted
 
 
-missing_chunks_option = click.option(
-    "--missing-chunks",
-    type=click.Choice(get_args(Missing)),
-    default="refuse",
-    show_default=True,
-    help="Of a plain Zarr array: whether a chunk that is not stored is an error, or means the fill value.",
-)
+def option_of(kind: type[Any], name: str) -> Callable[[_Command], _Command]:
+    """Return the option of a setting, as its field has it: name, type, default, choices and help."""
+    [each] = [each for each in fields(kind) if each.name == name]
+    several, optional = each.type == tuple[str, ...], each.default in ("", (), None)
+    choices = choices_of(each)
+    given: Any = click.Choice(choices) if choices else None
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        name,
+        type=given or (str if several or each.type is str else int if each.type == int | None else each.type),
+        multiple=several,
+        default=each.default,
+        show_default=not optional,
+        help=each.metadata["help"] + (" Repeat it for several." if several else ""),
+    )
+
+
+def settings_options(command: _Command) -> _Command:
+    """Add the options of all settings but the pool and its classes, in the order of `campaign.toml`."""
+    kinds: list[type[Any]] = [Settings, *GROUPS.values()]
+    names = [(kind, each.name) for kind in kinds for each in fields(kind) if each.name not in _APART]
+    for kind, name in reversed(names):
+        command = option_of(kind, name)(command)
+    return command
+
+
+def grouped(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of :func:`settings_options` as arguments of `Campaign.create`."""
+    groups = {
+        place: kind(**{each.name: chosen.pop(each.name) for each in fields(kind)}) for place, kind in GROUPS.items()
+    }
+    return chosen | groups
+
+
+_APART = {"pool", "classes", *GROUPS}
+
+missing_chunks_option = option_of(Settings, "missing_chunks")
 
 
 def class_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -242,7 +242,7 @@ def sheet_of(campaign: CampaignStore, pool: Records, number: int) -> Sheet:
         round=number,
         classes=campaign.settings.classes,
         fields=pool.fields,
-        overlap=campaign.settings.overlap,
+        overlap=campaign.settings.labelling.overlap,
         kinds=pool.kinds,
     )
 

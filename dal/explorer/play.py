@@ -4,7 +4,6 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,8 @@ from dal.loop.campaign import records_to_try
 from dal.map import PoolMap
 from dal.pool import Pool
 from dal.replay import Comparison, Replay, TestSet, compare, compare_side_by_side
+from dal.replay.held import held_out, size_of_test
 from dal.selection.candidates import usable
-from dal.selection.explore import uniform_rows
 from dal.selection.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -31,12 +30,8 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.int64]
 
-MOST_TEST = 5000
-TEST_SHARE = 0.2
 WHOLE_POOL_BYTES = 256 * 2**20
 """Largest pool that one worker replays whole, beside other replays; larger ones are scanned by all workers."""
-_TEST_ROUND = 2**31
-"""Round of the hash that draws the test records; no campaign reaches it."""
 
 
 _MADE_OF_NOTHING = frozenset({"nan", "None", "<NA>", "NaT"})
@@ -177,34 +172,6 @@ def read_test(path: str | Path, known: Known, n_features: int, *, missing: bool 
     return TestSet(X, known.coded(y, path))
 
 
-def _test_size(pool: Pool, known: Known) -> int:
-    return min(MOST_TEST, int(TEST_SHARE * (pool.n_rows - len(known.unknown))))
-
-
-def held_out(pool: Pool, known: Known, *, missing: bool = False) -> tuple[Rows, TestSet]:
-    """Draw test records from the pool by hash: a fifth of it, at most 5,000, the same ones for any seed.
-
-    Returns
-    -------
-    rows : ndarray of int64
-        Ascending; they must never be asked.
-    test : TestSet
-        Those of them that the learner takes: with `missing`, records with NaN as well.
-    """
-    count = _test_size(pool, known)
-    drawn = uniform_rows(pool.n_rows, known.unknown, 0, _TEST_ROUND)
-    rows = np.sort(np.fromiter(islice(drawn, count), np.int64))
-    X = pool.take(rows)
-    valid = usable(X, missing=missing)
-    if not valid.any():
-        raise SettingsError(
-            f"the pool must have records to test on, got none usable among {count:,} drawn (too few, or NaN in each); "
-            "pass"
-            " your own test set"
-        )
-    return rows, TestSet(X[valid], known.codes[rows[valid]])
-
-
 @dataclass(frozen=True)
 class Plan:
     """The replays to compare, checked before any work starts.
@@ -247,7 +214,7 @@ class Plan:
             if value < 1:
                 raise SettingsError(f"`{name}` must be at least 1, got {value}")
         room = self.pool.n_rows - len(self.known.unknown)
-        room -= 0 if self.test else _test_size(self.pool, self.known)
+        room -= 0 if self.test else size_of_test(self.pool, self.known.codes)
         if self.batch_size > room:
             raise SettingsError(
                 f"`batch_size` must be at most {room:,}, the records that can be asked, got {self.batch_size:,}"
@@ -301,7 +268,7 @@ def play(
     """
     pool, known = plan.pool, plan.known
     if plan.test is None:
-        reserved, test = held_out(pool, known, missing=plan.takes_missing)
+        reserved, test = held_out(pool, known.codes, missing=plan.takes_missing)
         note = f"Accuracy is measured on {len(test.y):,} records that were drawn from the pool and are never asked."
     else:
         reserved, test = np.empty(0, np.int64), read_test(plan.test, known, pool.n_features, missing=plan.takes_missing)

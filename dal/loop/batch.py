@@ -223,7 +223,7 @@ def strategy_of(current: Round, model: Model | None) -> Strategy:
 
 def reserve_of(view: View, current: Round) -> int:
     """Return how many records to choose beyond the batch: none beyond the budget, in the last batch."""
-    wanted = math.ceil(view.campaign.settings.reserve * current.k)
+    wanted = math.ceil(view.campaign.settings.labelling.reserve * current.k)
     return max(0, min(wanted, view.left(current.labels) - current.k))
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
-from dal.campaign import Answer, CampaignStore, Settings
+from dal.campaign import Answer, CampaignStore, Labelling, Measuring, Settings, Storage
 from dal.campaign.parts import SAVED_LEARNER, pool_of
 from dal.campaign.view import Status, status
-from dal.choices import Missing, Vote
+from dal.choices import Missing
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.compute.workers import Workers, workers_of
 from dal.errors import CampaignError, LabelError, SettingsError
@@ -82,25 +82,19 @@ class Campaign(CampaignStore):
         pool: Pool | str | Path,
         classes: Sequence[str],
         *,
-        estimator: str | BaseEstimator | Preset = "logistic",
-        strategy: str | Strategy = "default",
-        batch_size: int = 100,
-        random_state: int = 0,
-        stop: str | Criterion | Sequence[str | Criterion] = (),
+        estimator: str | BaseEstimator | Preset = Settings.estimator,
+        strategy: str | Strategy = Settings.strategy,
+        batch_size: int = Settings.batch_size,
+        random_state: int = Settings.random_state,
+        stop: str | Criterion | Sequence[str | Criterion] = Settings.stop,
         explore: float | None = None,
-        trusted: Sequence[str] = (),
-        overlap: int = 1,
-        gold: float = 0.0,
-        vote: Vote = "majority",
-        database: str = "",
-        store: str = "",
-        close_at: float = 1.0,
-        reserve: float = 0.0,
-        stop_set: int | None = None,
-        holdout: str | Path | None = None,
+        trusted: Sequence[str] = Settings.trusted,
         missing_chunks: Missing | None = None,
+        labelling: Labelling = Settings.labelling,
+        storage: Storage = Settings.storage,
+        measuring: Measuring = Settings.measuring,
     ) -> Self:
-        """Make a campaign; everything that can be refused is refused now, before anything is written.
+        """Make a campaign; refuse everything that can be refused now, before anything is written.
 
         Parameters
         ----------
@@ -109,47 +103,18 @@ class Campaign(CampaignStore):
         pool : Pool or path
         classes : sequence of str
             At least two; numbers stand for themselves as text.
-        estimator : str, estimator or function, default="logistic"
-            ``logistic``, ``forest``, ``hgb``, ``mlp``, ``module:object``, an installed plug-in, a scikit-learn
-            classifier, or a :class:`dal.learners.presets.Preset`.
-        strategy : str or Strategy, default="default"
+        estimator : str, estimator or function
+            As in :class:`dal.campaign.Settings`; or a scikit-learn classifier, which is saved with the campaign, or a
+            :class:`dal.learners.presets.Preset`.
+        strategy : str or Strategy
             A name as :meth:`dal.Strategy.named` reads it, or an object; a score or selector of your own in it must be a
             function or class of a module, because settings keep its name.
-        batch_size : int, default=100
-            Records asked in a round.
-        random_state : int, default=0
-            Same seed, same batches.
-        stop : str, Criterion, or sequence of these, default=()
-            Stopping criteria such as ``"max_labels=5000"`` or ``MaxLabels(5000)``; any of them ends the campaign.
+        stop : str, Criterion, or sequence of these
+            Stopping criteria such as ``"max_labels=5000"`` or ``dal.MaxLabels(5000)``; any of them ends the campaign.
         explore : float, default=0.05, or as `strategy` has it
-            Share of what is asked that is drawn uniformly.
-        trusted : sequence of str, default=()
-            Types, by full name, that a saved learner may hold beyond scikit-learn's own.
-        overlap : int, default=1
-            Annotators who are to answer each record.
-        gold : float, default=0
-            Share of the records served to an annotator whose label is known (`campaign.answers.add_gold`).
-        vote : {"majority", "dawid_skene"}, default="majority"
-            How the answers of several annotators become one label. The second one weighs annotators by how they err,
-            and records by how sure their label is; it takes a learner that weights can be given to.
-        database : str, default=""
-            URL of a PostgreSQL database. Without one, the campaign is kept in an SQLite file in its directory.
-        store : str, default=""
-            URL of an object store for models and the files of rounds, such as ``s3://bucket/folder``: a coordinator on
-            another machine can then go on. Without one, they are kept in the directory.
-        close_at : float, default=1
-            Share of a batch whose answers are waited for; the others may come later, and count from the next round on.
-        reserve : float, default=0
-            Records chosen beyond the batch, as a share of it, to work on while the next batch is prepared.
-        stop_set : int, optional
-            Records that are held back from asking, so that criteria can compare successive models on them. By default
-            one in a hundred and at most 1,000, and none where that would be fewer than 100.
-        holdout : path, optional
-            An .npz file with ``X`` (n, d) and ``y`` (n,), the names of classes: labelled records outside of the pool.
-            Accuracy is then measured on them. Numbers are names, too, never positions.
-        missing_chunks : {"refuse", "fill"}, optional
-            What a chunk that is not stored means where the pool is a plain Zarr array: an error, or its fill value.
-            Every later step of the campaign goes by it. By default as the pool was opened, else an error.
+        missing_chunks : {"refuse", "fill"}, default as the pool was opened, else "refuse"
+        batch_size, random_state, trusted, labelling, storage, measuring
+            As in :class:`dal.campaign.Settings`.
 
         Returns
         -------
@@ -167,48 +132,42 @@ class Campaign(CampaignStore):
         elif missing_chunks is not None:
             pool = Pool.open(pool.place, missing_chunks=missing_chunks)
         if explore is None:
-            explore = strategy.explore if isinstance(strategy, Strategy) else Strategy.explore
-        name = estimator if isinstance(estimator, str) else SAVED_LEARNER
+            explore = strategy.explore if isinstance(strategy, Strategy) else Settings.explore
+        if measuring.stop_set is None:
+            measuring = replace(measuring, stop_set=_stop_set_of(pool.n_rows))
+        if measuring.holdout:
+            measuring = replace(measuring, holdout=str(Path(measuring.holdout).absolute()))
         settings = Settings(
             pool=pool.path,
             classes=names_of(classes),
-            estimator=name,
+            estimator=estimator if isinstance(estimator, str) else SAVED_LEARNER,
             strategy=strategy.text if isinstance(strategy, Strategy) else strategy,
             batch_size=batch_size,
             random_state=random_state,
             stop=texts_of(stop),
             explore=explore,
             trusted=tuple(trusted),
-            overlap=overlap,
-            gold=gold,
-            vote=vote,
-            database=database,
-            store=store,
-            close_at=close_at,
-            reserve=reserve,
-            stop_set=_stop_set_of(pool.n_rows) if stop_set is None else stop_set,
-            holdout="" if holdout is None else str(Path(holdout).absolute()),
             missing_chunks=missing_chunks or pool.missing_chunks,
+            labelling=labelling,
+            storage=storage,
+            measuring=measuring,
         )
-        settings.check()
         score = Strategy.named(settings.strategy, explore).scorer
         for text in settings.stop:
             parse(text)
+        held = measuring.stop_set or 0
         if batch_size > pool.n_rows:
             raise SettingsError(f"`batch_size` must be at most the pool's {pool.n_rows:,} records, got {batch_size:,}")
-        if settings.stop_set > pool.n_rows // 2:
-            raise SettingsError(
-                f"`stop_set` must be at most half of the pool's {pool.n_rows:,} records, got {settings.stop_set:,}"
-            )
+        if held > pool.n_rows // 2:
+            raise SettingsError(f"`stop_set` must be at most half of the pool's {pool.n_rows:,} records, got {held:,}")
         named = Learner.of(estimator, settings.classes, random_state=random_state, trusted=settings.trusted)
         apart = read_holdout(settings, pool.n_features)
         check_weights(named, settings)
-        named.check(pool.n_features, score, records=records_to_try(pool), weighted=settings.vote == "dawid_skene")
+        weighted = labelling.vote == "dawid_skene"
+        named.check(pool.n_features, score, records=records_to_try(pool), weighted=weighted)
         if apart is not None and not usable(apart[0], missing=named.takes_missing(pool.n_features)).all():
-            raise SettingsError(
-                "`holdout` must hold finite features, got NaN or infinite ones, which the learner cannot be tried on"
-            )
-        saved = named.dumps() if name == SAVED_LEARNER else None
+            raise SettingsError("`holdout` must hold features that the learner takes, got NaN or infinite ones")
+        saved = named.dumps() if settings.estimator == SAVED_LEARNER else None
         return cls.make(directory, settings, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows, learner=saved)
 
     def batches(

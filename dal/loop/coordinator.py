@@ -130,7 +130,8 @@ class Coordinator:
                 " (any record of the pool can be imported, asked or not), or choose another batch by coverage:"
                 " dal next --coverage."
             )
-        left = pool.n_rows - len(view.never_asked(settings.stop_set))
+        stop_set = settings.measuring.stop_set or 0
+        left = pool.n_rows - len(view.never_asked(stop_set))
         if left < settings.batch_size:
             _log.warning("Only %d records were never asked: the batch is that short.", left)
         self.campaign.rounds.freeze(
@@ -140,7 +141,7 @@ class Coordinator:
             explore=settings.explore,
             seed=settings.random_state,
             strategy=strategy,
-            stop_set=settings.stop_set,
+            stop_set=stop_set,
         )
 
     def _fit(self, current: Round) -> None:
@@ -292,7 +293,7 @@ class Coordinator:
 
 def check_weights(learner: Learner, settings: Settings) -> None:
     """Refuse a learner that takes no weights where the campaign's vote gives some."""
-    if settings.vote == "dawid_skene" and not learner.takes_weights:
+    if settings.labelling.vote == "dawid_skene" and not learner.takes_weights:
         raise LearnerError(
             "The vote dawid_skene weights records by how sure their label is, and this learner's fit takes no"
             " sample_weight. Choose another learner, or the vote majority."

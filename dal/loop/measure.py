@@ -53,10 +53,10 @@ def read_holdout(
     settings: Settings, n_features: int, beside: Path = Path()
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]] | None:
     """Read the labelled records that the user has set apart, with class codes; None where there are none."""
-    if not settings.holdout:
+    if not settings.measuring.holdout:
         return None
     try:
-        X, y = read_labelled(beside / settings.holdout, n_features)
+        X, y = read_labelled(beside / settings.measuring.holdout, n_features)
         return X, codes_of(y, settings.classes, what="y")
     except (LabelError, SettingsError) as error:
         raise SettingsError(f"The holdout: {error}.") from error

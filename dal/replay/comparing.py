@@ -1,17 +1,21 @@
 """Several strategies on the same pool, paired by seed: one replay after another, or side by side on a cluster."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
+from dal.classes import codes_of, distinct_names, names_of
 from dal.compute.client import connect
 from dal.compute.workers import Workers, workers_of
 from dal.errors import SettingsError
+from dal.learners.learner import Learner
 from dal.pool import Pool
-from dal.replay.curves import Comparison, Replay
+from dal.replay.curves import Comparison, Replay, Rows
+from dal.replay.held import held_out
 from dal.replay.play import Oracle, TestSet, label_of, simulate
 from dal.selection.strategy import Strategy
 
@@ -26,8 +30,8 @@ if TYPE_CHECKING:
 def compare(
     pool: Pool,
     oracle: Oracle | npt.ArrayLike,
-    test: TestSet,
-    classes: Sequence[str],
+    test: TestSet | None = None,
+    classes: Sequence[str] | None = None,
     strategies: Sequence[str | Strategy] = ("default", "random"),
     *,
     random_state: int | Iterable[int] = 0,
@@ -45,8 +49,13 @@ def compare(
 
     Parameters
     ----------
-    pool, oracle, test, classes, estimator, batch_size, rounds, reserved, watched, client, on_round
+    pool, oracle, estimator, batch_size, rounds, reserved, watched, client, on_round
         As in :func:`simulate`.
+    test : TestSet, optional
+        As in :func:`simulate`. By default a fifth of the pool's records, at most 5,000, drawn by hash; they are never
+        asked.
+    classes : sequence of str, optional
+        By default those that `oracle` names.
     strategies : sequence of str or Strategy
         Objects need no name here: a score may be a lambda.
     random_state : int or iterable of int, default=0
@@ -63,6 +72,10 @@ def compare(
     """
     named, seeds = _by_label(strategies), _seeds_of(random_state)
     played = {(replay.strategy, replay.seed): replay for replay in known}
+    classes = _classes_of(oracle) if classes is None else classes
+    if test is None:
+        drawn, test = _drawn(pool, oracle, classes, estimator)
+        reserved = np.union1d(np.asarray(reserved, np.int64), drawn)
     with workers_of(client) as workers:
         for seed in seeds:
             for label, strategy in named.items():
@@ -147,6 +160,24 @@ def _by_label(strategies: Sequence[str | Strategy]) -> dict[str, str | Strategy]
                 " a module."
             )
     return named
+
+
+def _classes_of(oracle: Oracle | npt.ArrayLike) -> tuple[str, ...]:
+    if callable(oracle):
+        raise SettingsError("`classes` must be named where `oracle` is a function, got None")
+    return distinct_names(oracle, what="oracle")[0]
+
+
+def _drawn(
+    pool: Pool, oracle: Oracle | npt.ArrayLike, classes: Sequence[str], estimator: str | BaseEstimator
+) -> tuple[Rows, TestSet]:
+    if callable(oracle):
+        raise SettingsError("`test` must be a TestSet where `oracle` is a function, got None")
+    names = names_of(classes)
+    codes = codes_of(oracle, names, what="oracle", gaps=True, codes=True)
+    missing = Learner.of(estimator, names).takes_missing(pool.n_features)
+    rows, test = held_out(pool, codes, missing=missing)
+    return rows, replace(test, y=np.array(names, dtype=object)[test.y])
 
 
 def _seeds_of(random_state: int | Iterable[int]) -> tuple[int, ...]:

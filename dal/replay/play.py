@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
 from dal.campaign.parts import learner_of
+from dal.campaign.settings import Measuring
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.compute.workers import Workers, workers_of
 from dal.errors import SettingsError
@@ -168,7 +169,7 @@ def simulate(
             batch_size=batch_size,
             random_state=random_state,
             explore=explore,
-            stop_set=0,
+            measuring=Measuring(stop_set=0),
         )
         replay = Replay(label_of(strategy), random_state, (), (), ())
         for _ in range(rounds):

@@ -77,7 +77,7 @@ class Standings:
         self._activity = Activity(campaign)
         self._computing = threading.Lock()
         self._known: tuple[Standing, Given] | None = None
-        self._overlap = campaign.settings.overlap
+        self._overlap = campaign.settings.labelling.overlap
         self._until = 0.0
         self._verdicts: tuple[tuple[int, int], list[str]] = ((-1, -1), [])
 
