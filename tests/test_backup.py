@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dal import Batch, Campaign
-from dal.campaign import Given, Queue
+from dal.campaign import Given, Queue, Storage
 from dal.pool import Pool
 from tests import databases, servers
 from tests.conftest import missing_service
@@ -99,7 +99,12 @@ def test_a_campaign_in_postgresql_with_a_store_is_restored(
     store = tmp_path / "campaigns"
     databases.run_sql(postgres, f"CREATE DATABASE {name}")
     lost = Campaign.create(
-        tmp_path / "campaign", pool, CLASSES, batch_size=BATCH, random_state=3, database=url, store=store.as_uri()
+        tmp_path / "campaign",
+        pool,
+        CLASSES,
+        batch_size=BATCH,
+        random_state=3,
+        storage=Storage(database=url, store=store.as_uri()),
     )
     label(lost, lost.next_batch(), codes)
     asked = lost.next_batch()

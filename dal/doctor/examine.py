@@ -141,7 +141,7 @@ def _of_campaign(directory: Path) -> _Found:
     if pool is not None:
         settings = campaign.settings
         strategy = Strategy.named(settings.strategy, settings.explore)
-        wanted = settings.batch_size + math.ceil(settings.reserve * settings.batch_size)
+        wanted = settings.batch_size + math.ceil(settings.labelling.reserve * settings.batch_size)
         need = predicted(pool, strategy, wanted, len(settings.classes), _last_model(campaign))
         if strategy.capacity(wanted, pool.n_rows).cells:
             objects = campaign.objects
@@ -150,7 +150,7 @@ def _of_campaign(directory: Path) -> _Found:
         troubles=troubles | _database(campaign),
         pool=campaign.settings.pool,
         store="" if objects is None else objects.place,
-        needed=0 if pool is None or campaign.settings.store or objects is None else 2 * pool.n_rows,
+        needed=0 if pool is None or campaign.settings.storage.store or objects is None else 2 * pool.n_rows,
         **_server(campaign),
     )
     return _Found(home, pool, need, objects)
