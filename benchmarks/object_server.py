@@ -99,6 +99,9 @@ class Store:
                 with open(file, "rb") as opened:  # noqa: PTH123
                     held = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if os.path.getsize(file) else b""  # noqa: PTH202
                 self.objects[name] = memoryview(held)
+        elif path == "/__drop__":
+            for name in [name for name in self.objects if name.startswith(json.loads(body))]:
+                del self.objects[name]
         return json.dumps({"counts": self.counts, "peak": self.peak, "log": self.log}).encode()
 
     def answered(self, method: str, path: str, query: dict[str, list[str]], headers: dict[str, str], body: bytes):  # noqa: ANN201
@@ -302,6 +305,10 @@ class Server:
     def hold(self, files: dict[str, str]) -> None:
         """Let it hold files of this machine, by path, such as ``/bucket/name``."""
         self._ask("/__copy__", files)
+
+    def drop(self, prefix: str) -> None:
+        """Forget the objects whose path begins so."""
+        self._ask("/__drop__", prefix)
 
     def reset(self) -> None:
         """Count from nothing again."""

@@ -12,7 +12,8 @@ loop
 pass without delay shows what the machine can do, and the others are read as shares of it. Passes alternate, and the
 figures are medians; shares are medians of the shares of each turn.
 
-A pool of chunks of 16 MiB, one of the same chunks in shards, and one of chunks of 64 kB are read. Faults: a twentieth
+A pool of chunks of 16 MiB, one of the same chunks in shards, and one of chunks of 64 kB are read. ``build`` writes a
+quarter of the records as a pool, against 16 concurrent PUTs of the bytes of its chunks. Faults: a twentieth
 of all requests is refused by 503, and as many bodies are cut in their middle.
 """
 
@@ -55,6 +56,7 @@ CANDIDATES = 1_000
 DELAYS = (0.0, 0.02, 0.1, 0.2)
 CHUNKS = {"chunks": 16 * 2**20, "shards": 16 * 2**20, "small": 64 * 2**10}
 PER_SHARD = 8
+BUILD = "build"
 FAULTS = {"refused": 0.05, "cut": 0.05}
 FAULTY_DELAY = 0.02
 
@@ -154,12 +156,33 @@ def loop(pool: Pool, model: Model, layout: str) -> npt.NDArray[np.int64]:
     return found.rows
 
 
+def build_passes(records: Floats32) -> list[Pass]:
+    """Return the two ways to write records into the store; what was written before is deleted first."""
+    url, height = "s3://bucket/built.zarr", CHUNKS["chunks"] // (4 * records.shape[1])
+    store = S3Store("bucket", client_options={"allow_http": True})
+
+    def dal() -> npt.NDArray[np.int64]:
+        return np.arange(Pool.build(records, url).n_rows)
+
+    def plain() -> npt.NDArray[np.int64]:
+        def put(start: int) -> None:
+            obstore.put(store, f"built.zarr/c/{start}", records[start : start + height].tobytes(), use_multipart=False)
+
+        with ThreadPoolExecutor(GETS) as threads:
+            deque(threads.map(put, range(0, len(records), height)), 0)
+        return np.arange(len(records))
+
+    return [Pass("dal", dal), Pass("loop", plain)]
+
+
 def measured(server: Server, run: Callable[[], npt.NDArray[np.int64]], chunks: int) -> Passed:
+    server.drop("/bucket/built.zarr")
     server.reset()
     started = time.perf_counter()
     rows = run()
     seconds = time.perf_counter() - started
-    return Passed(np.sort(rows), seconds, server.counts()["GET"] / chunks, server.peak())
+    counts = server.counts()
+    return Passed(np.sort(rows), seconds, (counts["GET"] + counts["PUT"]) / chunks, server.peak())
 
 
 def turns(
@@ -186,7 +209,7 @@ def turns(
 @click.option("--rows", default=4_194_304, show_default=True, help="Records of the pools of chunks of 16 MiB.")
 @click.option("--dim", default=128, show_default=True, help="Features of a record.")
 @click.option("--repeats", default=2, show_default=True, help="Turns of all passes.")
-@click.option("--layout", "layouts", multiple=True, type=click.Choice(list(CHUNKS)), help="Default: all.")
+@click.option("--layout", "layouts", multiple=True, type=click.Choice([*CHUNKS, BUILD]), help="Default: all.")
 @click.option("--workers/--no-workers", default=True, help="Also on a local cluster of two workers.")
 @click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="JSON file of the figures.")
 def command(rows: int, dim: int, repeats: int, layouts: tuple[str, ...], workers: bool, output: Path | None) -> None:
@@ -202,7 +225,12 @@ def command(rows: int, dim: int, repeats: int, layouts: tuple[str, ...], workers
         source = synthetic.pool_of(directory, rows, dim)
         model = synthetic.model_of(source, "logistic")
         client = open_.enter_context(local_cluster(2)) if workers else None
-        for layout in layouts or tuple(CHUNKS):
+        for layout in layouts or (*CHUNKS, BUILD):
+            if layout == BUILD:
+                few = source.head(source.n_rows // 4)
+                passes = build_passes(few.read(0, few.n_rows))
+                results += told(layout, few, turns(server, few, passes, repeats, conditions))
+                continue
             pool = held(server, source, layout, directory)
 
             def dal(pool: Pool = pool, client: Any = None) -> npt.NDArray[np.int64]:  # noqa: ANN401
@@ -211,33 +239,34 @@ def command(rows: int, dim: int, repeats: int, layouts: tuple[str, ...], workers
             passes = [Pass("dal", dal), Pass("loop", lambda pool=pool, layout=layout: loop(pool, model, layout))]
             if client is not None:
                 passes.append(Pass("dal_workers", lambda dal=dal: dal(client=client)))
-            found: dict[tuple[str, str], list[Passed]] = {}
-            for name, condition, passed in turns(server, pool, passes, repeats, conditions):
-                found.setdefault((name, condition), []).append(passed)
-            results += rows_of(layout, pool, found)
+            results += told(layout, pool, turns(server, pool, passes, repeats, conditions))
     show(results)
     if output is not None:
         output.write_text(json.dumps({"machine": machine.facts(), "results": results}, indent=1), encoding="utf-8")
 
 
-def rows_of(layout: str, pool: Pool, found: dict[tuple[str, str], list[Passed]]) -> list[dict[str, object]]:
-    told = []
-    for (name, condition), passed in found.items():
+def told(layout: str, pool: Pool, turned: Iterator[tuple[str, str, Passed]]) -> list[dict[str, object]]:
+    """Return a row of the table for each pass and condition."""
+    found: dict[tuple[str, str], list[Passed]] = {}
+    for name, condition, passed in turned:
+        found.setdefault((name, condition), []).append(passed)
+    rows: list[dict[str, object]] = []
+    for (name, condition), passes in found.items():
         other = found["loop", condition]
         calm = found[name, "20 ms" if condition == "faults" else "0 ms"]
-        told.append(
+        rows.append(
             {
                 "layout": layout,
                 "condition": condition,
                 "name": name,
-                "rows_per_second": pool.n_rows / statistics.median(each.seconds for each in passed),
-                "of_loop": statistics.median(b.seconds / a.seconds for a, b in zip(passed, other, strict=True)),
-                "of_calm": statistics.median(b.seconds / a.seconds for a, b in zip(passed, calm, strict=True)),
-                "requests_per_chunk": statistics.median(each.requests for each in passed),
-                "peak": max(each.peak for each in passed),
+                "rows_per_second": pool.n_rows / statistics.median(each.seconds for each in passes),
+                "of_loop": statistics.median(b.seconds / a.seconds for a, b in zip(passes, other, strict=True)),
+                "of_calm": statistics.median(b.seconds / a.seconds for a, b in zip(passes, calm, strict=True)),
+                "requests_per_chunk": statistics.median(each.requests for each in passes),
+                "peak": max(each.peak for each in passes),
             }
         )
-    return told
+    return rows
 
 
 def show(results: list[dict[str, object]]) -> None:

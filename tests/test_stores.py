@@ -193,6 +193,14 @@ def test_what_is_transient_is_tried_again(server: Server, fault: dict[str, float
     assert server.counts()["refused"] + server.counts()["cut"] >= 3
 
 
+def test_a_refusal_that_is_cut_is_asked_for_again(server: Server) -> None:
+    server.fail(cut=1, most=1)
+    assert wait(Objects("s3://bucket").get("none")) is None
+    server.fail(cut=1, most=1)
+    with pytest.raises(PoolNotFound):
+        Pool.open("s3://bucket/none.zarr")
+
+
 def test_a_server_that_says_nothing_is_asked_again(server: Server) -> None:
     objects = Objects("s3://bucket", read_seconds=0.3)
     wait(objects.put("quiet", b"data"))

@@ -7,9 +7,10 @@ as often as it was worth.
 
 import asyncio
 import os
+import random
 import re
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -121,12 +122,16 @@ class Objects:
         options: Any = {}
         if start is not None:
             options["range"] = {"suffix": -start} if start < 0 else {"offset": start} if stop is None else (start, stop)
-        try:
+
+        async def ask() -> "Bytes":
             async with _at_a_time():
                 answer = await obstore.get_async(self._client, self._key(name), options=options)
                 if most is not None and start is None and answer.meta["size"] > most:
                     return await obstore.get_range_async(self._client, self._key(name), start=0, end=most + 1)
                 return await answer.bytes_async()
+
+        try:
+            return await self._twice(ask)
         except FileNotFoundError:
             return None
         except Exception as error:
@@ -140,7 +145,7 @@ class Objects:
         import obstore
 
         try:
-            return int((await obstore.head_async(self._client, self._key(name)))["size"])
+            return int((await self._twice(lambda: obstore.head_async(self._client, self._key(name))))["size"])
         except FileNotFoundError:
             return None
         except Exception as error:
@@ -160,7 +165,8 @@ class Objects:
 
         self._refuse_writing(name)
         large = memoryview(data).nbytes > _WHOLE_BYTES
-        try:
+
+        async def send() -> None:
             async with _at_a_time():
                 await obstore.put_async(
                     self._client,
@@ -170,6 +176,9 @@ class Objects:
                     use_multipart=large,
                     chunk_size=_PART_BYTES,
                 )
+
+        try:
+            await self._twice(send)
         except Exception as error:
             if if_absent and type(error).__name__ == "AlreadyExistsError":
                 return
@@ -224,6 +233,17 @@ class Objects:
             raise self._failed("listed", folder, error) from None
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {""})
+
+    async def _twice(self, request: Callable[[], Awaitable[Result]]) -> Result:
+        """Try a request again that obstore did not try again although it may succeed: a refusal cut in its body."""
+        try:
+            return await request()
+        except Exception as error:
+            again = (self._client.retry_config or {}).get("max_retries", 0) > 0  # type: ignore[union-attr]
+            if not again or not _reason(error)[2] or re.search(r"after \d+ retries", str(error)):
+                raise
+        await asyncio.sleep(random.uniform(0.025, 0.1))
+        return await request()
 
     def _refuse_writing(self, name: str) -> None:
         if self.read_only:
