@@ -128,7 +128,7 @@ def held(server: Server, source: Pool, layout: str, directory: Path) -> Pool:
     height, width = chunk_bytes // (4 * source.n_features), source.n_features
     n_rows = source.n_rows // (height * PER_SHARD) * height * PER_SHARD
     if layout == "small":
-        n_rows = min(n_rows, 4096 * height)
+        n_rows = min(n_rows, 1024 * height)
     path = directory / f"{layout}.zarr"
     array = zarr.create_array(
         path,
