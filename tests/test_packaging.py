@@ -232,7 +232,8 @@ def run(*words):
 run("pool", "build", "mails.csv", "pool.zarr", "--ids", "id", "--features", "a,b,c", "--display", "subject")
 run("pool", "info", "pool.zarr")
 for learner in ("logistic", "forest"):
-    run("init", learner, "pool.zarr", "--classes", "ham,spam", "--batch", "20", "--learner", learner, "--seed", "3")
+    settings = ["--classes", "ham,spam", "--batch-size", "20", "--estimator", learner, "--random-state", "3"]
+    run("init", learner, "pool.zarr", *settings)
     for number in (1, 2, 3):
         run("next", learner, "--workers", "0")
         batch = Path(learner, f"batch-{number:04d}.csv")
