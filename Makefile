@@ -16,7 +16,7 @@ INSTALL = $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-matrix test-lowest bench docs clean environment environment-test environment-lowest
+.PHONY: demo test test-matrix test-lowest bench docs image clean environment environment-test environment-lowest
 
 demo: environment
 	$(BIN)/dal demo
@@ -50,6 +50,10 @@ bench: environment-test
 # The API reference, from the docstrings.
 docs: environment-test
 	$(BIN)/python -W error docs/api.py build/api
+
+# The image of cluster/containers, where no registry is reached: as root, with debootstrap and buildah, below build/image.
+image:
+	cluster/containers/build-without-registry
 
 # What a user installs, and what the tests need as well.
 environment: $(VENV)/installed

@@ -51,11 +51,11 @@ def running() -> Iterator[str]:
         shutil.rmtree(home)
 
 
-def start(home: str | Path, addresses: str = "") -> None:
-    """Start the server in a directory, without TCP unless it is given addresses."""
+def start(home: str | Path, addresses: str = "", within: Sequence[str] = ()) -> None:
+    """Start the server in a directory, without TCP unless it is given addresses, by a command that takes another."""
     # Safe from a kill, not from a power cut: what is not synced is what takes the time.
     settings = f"-c listen_addresses={addresses} -c unix_socket_directories={home} -c fsync=off -c max_connections=200"
-    control("pg_ctl", "-D", f"{home}/data", "-w", "-o", settings, "-l", f"{home}/log", "start")
+    control("pg_ctl", "-D", f"{home}/data", "-w", "-o", settings, "-l", f"{home}/log", "start", within=within)
 
 
 def stop(home: str | Path) -> None:
@@ -63,11 +63,11 @@ def stop(home: str | Path) -> None:
     control("pg_ctl", "-D", f"{home}/data", "-w", "-m", "immediate", "stop")
 
 
-def control(program: str, *arguments: object) -> None:
+def control(program: str, *arguments: object, within: Sequence[str] = ()) -> None:
     folder = programs()
     assert folder is not None
     as_owner: Sequence[str] = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    command = [*(as_owner if os.geteuid() == 0 else ()), str(folder / program), *map(str, arguments)]
+    command = [*within, *(as_owner if os.geteuid() == 0 else ()), str(folder / program), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd="/tmp")
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
 

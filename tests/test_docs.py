@@ -57,7 +57,7 @@ BLOCKS_ELSEWHERE = {
     ("cluster/tls/README.md", "conf"): "tests/test_tls.py runs it",
     ("cluster/tls/README.md", "ini"): "tests/test_tls.py runs it",
     ("cluster/tls/README.md", "yaml"): "tests/test_tls.py runs it",
-    ("cluster/containers/README.md", "bash"): "needs Docker; tests/test_containers.py reads compose.yaml",
+    ("cluster/containers/README.md", "bash"): "needs Docker; tests/test_containers.py runs all that does not",
     ("cluster/kubernetes/README.md", "bash"): "needs a cluster; tests/test_kubernetes.py runs all that does not",
     ("cluster/slurm/README.md", "bash"): "tests/test_slurm.py runs it",
     ("cluster/slurm/README.md", "python"): "needs dask-jobqueue, on which nothing here depends",
