@@ -189,9 +189,10 @@ def test_a_campaign_over_tls_asks_the_same_as_one_in_process(
     rng = np.random.default_rng(3)
     y = rng.integers(0, 2, 20_000)
     X = rng.normal(y[:, None], 1.0, (20_000, 4)).astype(np.float32)
-    pool = dal.build_pool(X, tmp_path / "pool.zarr")
+    pool = dal.Pool.build(X, tmp_path / "pool.zarr")
     here, there = (
-        dal.create_campaign(tmp_path / name, pool, ["a", "b"], batch=20, seed=5) for name in ("here", "there")
+        dal.Campaign.create(tmp_path / name, pool, ["a", "b"], batch_size=20, random_state=5)
+        for name in ("here", "there")
     )
     # The options, the environment, and Dask's own configuration, a round each.
     written = tmp_path / "dask.yaml"
@@ -207,12 +208,12 @@ def test_a_campaign_over_tls_asks_the_same_as_one_in_process(
     for number, (block, more) in enumerate(ways, start=1):
         done = run(block, named | more)
         assert done.returncode == 0, done.stderr
-        assert isinstance(dal.next_batch(here), dal.Batch)
+        assert isinstance(here.next_batch(), dal.Batch)
         asked, known = (campaign.rounds.batch(number) for campaign in (there, here))
         assert [each.row for each in asked] == [each.row for each in known]
         for campaign in (here, there):
             rows = np.array([each.row for each in asked])
-            dal.answer_batch(campaign, rows, [each.record_id for each in asked], y[rows])
+            campaign.label([each.record_id for each in asked], y[rows])
     refused = run(ways[0][0], named | {"CERTIFICATES": str(foreign)})
     assert refused.returncode == 1
     assert "certificate" in refused.stderr
@@ -265,12 +266,12 @@ def test_a_campaign_in_an_encrypted_database(
     encrypted_postgres: dict[str, str], foreign: Path, expired: Path, tmp_path: Path
 ) -> None:
     X = np.random.default_rng(3).normal(size=(500, 3)).astype(np.float32)
-    dal.build_pool(X, tmp_path / "pool.zarr")
+    dal.Pool.build(X, tmp_path / "pool.zarr")
     places = {"CAMPAIGN": str(tmp_path / "campaign"), "POOL": str(tmp_path / "pool.zarr")}
     done = run(block_with(RECIPE, "dal init"), encrypted_postgres | places)
     assert done.returncode == 0, done.stderr
     campaign = dal.Campaign.open(tmp_path / "campaign")
-    assert isinstance(dal.next_batch(campaign), dal.Batch)
+    assert isinstance(campaign.next_batch(), dal.Batch)
     with campaign.database.connected() as connection:
         query = "SELECT ssl, client_dn FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
         assert connection.execute(text(query)).one() == (True, "/CN=dal")
@@ -295,8 +296,8 @@ def test_a_campaign_in_an_encrypted_database(
 @pytest.mark.slow
 def test_the_pages_of_the_recipe(certificates: Path, foreign: Path, tmp_path: Path) -> None:
     X = np.random.default_rng(3).normal(size=(500, 3)).astype(np.float32)
-    pool = dal.build_pool(X, tmp_path / "pool.zarr")
-    campaign = dal.create_campaign(tmp_path / "campaign", pool, ["a", "b"], batch=20)
+    pool = dal.Pool.build(X, tmp_path / "pool.zarr")
+    campaign = dal.Campaign.create(tmp_path / "campaign", pool, ["a", "b"], batch_size=20)
     port = free_port()
     environment = {"CAMPAIGN": str(campaign.directory), "PAGES_PORT": str(port), "CERTIFICATES": str(certificates)}
     with running(block_with(RECIPE, "dal serve"), environment, tmp_path / "log"):
