@@ -19,6 +19,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
 from benchmarks.machine import peak_bytes
 from benchmarks.object_server import Server, running
 from dal import Campaign
+from dal.campaign import Storage
 from dal.errors import CampaignError, ChunkError, InputError, PoolIncomplete, PoolNotFound, SettingsError, StoreError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
@@ -466,8 +467,10 @@ def test_no_secret_is_kept_by_a_campaign(
     bare.setenv("AZURE_STORAGE_ACCOUNT_KEY", f"{SECRET}-azure")
     caplog.set_level(logging.DEBUG)
     pool = Pool.build(X, "s3://bucket/secret-pool.zarr", ids=[f"r{row}" for row in range(ROWS)])
-    how = {"batch_size": 20, "random_state": 1, "store": "s3://bucket/secret-store"}
-    campaign = Campaign.create(tmp_path / "campaign", pool, ("no", "yes"), **how)
+    storage = Storage(store="s3://bucket/secret-store")
+    campaign = Campaign.create(
+        tmp_path / "campaign", pool, ("no", "yes"), batch_size=20, random_state=1, storage=storage
+    )
     with own_cluster(1, processes=False, protocol="tcp") as (_, client):
         for _ in range(2):
             batch = campaign.next_batch(client=client)
