@@ -43,6 +43,7 @@ async def serve(port: int, host: str, target: int, seconds: float) -> None:
         await asyncio.gather(carry(reader, far_writer, seconds), carry(far_reader, writer, seconds))
 
     async with await asyncio.start_server(accept, "127.0.0.1", port) as server:
+        print("listens", flush=True)
         await server.serve_forever()
 
 
