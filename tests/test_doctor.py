@@ -16,9 +16,11 @@ import dal
 from dal.cli import main
 from dal.compute.local import SETTINGS
 from dal.doctor import process
+from dal.doctor.examine import examine
 from dal.doctor.facts import Facts, Home, Machine, Process
 from dal.doctor.findings import findings, together
 from dal.scan.plan import WorkerBytes
+from tests import databases
 
 MIB = 2**20
 NEED = WorkerBytes(base=350 * MIB, model=0, holding=0, reading=48 * MIB, scoring=0, keeping=2 * MIB)
@@ -335,6 +337,20 @@ def test_the_doctor_of_a_pool(campaign: str) -> None:
     assert [line for line in said["fault"] if "missing.zarr" in line]
     status, said = doctor(campaign, "--pool", "pool.zarr")
     assert status == 2
+
+
+def test_the_doctor_of_a_database_on_a_server_and_of_a_store(campaign: str, tmp_path: Path, backend: str) -> None:
+    made = dal.Campaign.create(
+        "other", "pool.zarr", ["ham", "spam"], database=databases.fresh(), store=(tmp_path / "far" / "store").as_uri()
+    )
+    facts = examine(made.directory)
+    assert facts.home.troubles == {}
+    assert facts.home.store == str(tmp_path / "far" / "store" / made.id)
+    assert bool(facts.home.database_host) == (backend == "postgresql")
+    assert facts.home.database_encrypted  # by a socket of this machine
+    assert abs(facts.home.database_clock_off) < 60
+    (tmp_path / "far").write_text("a file in its place")
+    assert set(examine(made.directory).home.troubles) == {"store"}
 
 
 def test_the_doctor_of_no_cluster(campaign: str) -> None:

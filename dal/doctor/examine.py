@@ -136,8 +136,9 @@ def _of_campaign(directory: Path) -> _Found:
         campaign.objects.check()
     except DalError as error:
         troubles["store"] = str(error)
-    if (trouble := process.write_trouble(str(directory))) is not None:
-        troubles["campaign's directory"] = trouble
+    for what, folder in (("campaign's directory", directory), ("store", campaign.objects.folder)):
+        if (trouble := process.write_trouble(str(_existing(folder)))) is not None and what not in troubles:
+            troubles[what] = trouble
     if pool is not None:
         settings = campaign.settings
         strategy = Strategy.named(settings.strategy, settings.explore)
@@ -154,6 +155,11 @@ def _of_campaign(directory: Path) -> _Found:
         **_server(campaign),
     )
     return _Found(home, pool, need, objects)
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there: the first round makes the others."""
+    return next(each for each in (folder, *folder.parents) if each.exists())
 
 
 def _last_model(campaign: CampaignStore) -> Model | None:
@@ -192,16 +198,25 @@ def _database(campaign: CampaignStore) -> dict[str, str]:
 
 
 def _server(campaign: CampaignStore) -> dict[str, Any]:
-    """Return what is known of a database on a server; nothing of a file."""
+    """Return what is known of a database on a server; nothing of a file, or of a server that does not answer."""
     database = campaign.database
-    host = database.engine.url.query.get("host", database.engine.url.host) if database.is_server else None
-    if not isinstance(host, str) or host.startswith("/"):
+    if not database.is_server:
         return {}
-    with database.reading() as connection:
-        asked = datetime.now(UTC)
-        off = (database.now(connection) - asked).total_seconds()
-        encrypted = connection.scalar(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
-    return {"database_host": host, "database_encrypted": bool(encrypted), "database_clock_off": off}
+    url = database.engine.url
+    host = url.query.get("host", url.host)
+    is_local = not isinstance(host, str) or host.startswith("/") or host == "localhost"
+    try:
+        with database.reading() as connection:
+            asked = datetime.now(UTC)
+            off = (database.now(connection) - asked).total_seconds()
+            encrypted = connection.scalar(text("SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"))
+    except DalError:  # a fault of its own, see `_database`
+        return {"database_host": str(host)}
+    return {
+        "database_host": str(host),
+        "database_encrypted": is_local or bool(encrypted),
+        "database_clock_off": off,
+    }
 
 
 # -- a cluster ---------------------------------------------------------------------------------------------------------
@@ -291,7 +306,7 @@ def _machines(
 ) -> list[Machine]:
     """Look at each machine by one worker on it: what takes a thread of the worker for a moment."""
     cells = None if home.objects is None else home.objects.cells
-    function, *arguments = _call("machine", str(cells.parent) if isinstance(cells, Path) else "")
+    function, *arguments = _call("machine", str(_existing(cells.parent)) if isinstance(cells, Path) else "")
     looked = ask_workers(client, partial(function, *arguments), list(chosen), seconds=seconds)
     here = versions.found()
     sound = [

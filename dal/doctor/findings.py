@@ -279,7 +279,7 @@ def _doors(facts: Facts) -> Iterator[Finding]:
     if not _loopback(host):
         public = _public(host)
         what = f"{facts.scheduler} is not encrypted: all who reach it can run code as its user"
-        change = "use TLS (cluster/README.md)" + (", or an address of a private network" if public else "")
+        change = "use TLS (cluster/tls/README.md)" + (", or an address of a private network" if public else "")
         yield Finding("fault" if public else "advice", facts.scheduler, what, change)
 
 
