@@ -127,7 +127,13 @@ def _interpolated(
 
 
 def play(
-    demonstration: Demonstration, pool_map: PoolMap, client: "Client", rounds: int, batch: int, seed: int, show: Show
+    demonstration: Demonstration,
+    pool_map: PoolMap,
+    client: "Client | None",
+    rounds: int,
+    batch: int,
+    seed: int,
+    show: Show,
 ) -> Comparison:
     """Run the default strategy and random sampling on the pool, against its known answers.
 
@@ -135,7 +141,8 @@ def play(
     ----------
     demonstration : Demonstration
     pool_map : PoolMap
-    client : distributed.Client
+    client : distributed.Client or None
+        None plays in this process.
     rounds, batch : int
         Number of rounds, and labels in each.
     seed : int

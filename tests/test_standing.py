@@ -2,16 +2,18 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from bokeh.models import ColumnDataSource
 from sklearn.metrics import cohen_kappa_score
-from sqlalchemy import update
+from sqlalchemy import event, update
+from sqlalchemy.pool import Pool as Connections
 
 from dal import Campaign
-from dal.campaign import Labelling, Measuring, answer_log
+from dal.campaign import Answer, CampaignStore, Labelling, Measuring, answer_log
 from dal.campaign.parts import learner_of
 from dal.campaign.schema import rounds
 from dal.campaign.view import View, status
@@ -299,6 +301,38 @@ def test_a_poll_computes_nothing_again_until_an_answer_comes(
     campaign.label([batch[0].record_id], [truth[1][batch[0].row]], annotator="bob")
     assert status(campaign).agreement.records == status(campaign).agreement.records == 1
     assert len(computed) == 2
+
+
+def test_a_status_is_read_over_a_few_connections_and_keeps_none(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    made = played(truth, tmp_path / "c", rounds=2)
+    opened, closed = [], []
+    listeners = [("connect", lambda *_: opened.append(1)), ("close", lambda *_: closed.append(1))]
+    for name, listener in listeners:
+        event.listen(Connections, name, listener)
+    try:
+        campaign = CampaignStore.open(made.directory)
+        assert len(opened) == 1
+        status(campaign)
+        assert len(opened) == 2, "one snapshot for all that is read"
+        saved(campaign)
+        assert len(opened) == 3
+        assert len(closed) == 3
+    finally:
+        for name, listener in listeners:
+            event.remove(Connections, name, listener)
+
+
+def test_a_snapshot_sees_one_moment_and_ends(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = played(truth, tmp_path / "c", rounds=1)
+    before = campaign.answers.last_id()
+    with campaign.database.snapshot():
+        assert campaign.answers.last_id() == before
+        answer = Answer(7, "7", "late", "submitted", 0)
+        with ThreadPoolExecutor(1) as other:
+            other.submit(campaign.answers.add, [answer], source="test").result()
+            assert other.submit(campaign.answers.last_id).result() == before + 1
+        assert campaign.answers.last_id() == before
+    assert campaign.answers.last_id() == before + 1
 
 
 def test_measurements_of_a_newer_version_are_left_aside(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -89,6 +90,7 @@ class Database:
         self.engine = engine
         self.place = place
         self.clock: Callable[[], datetime] | None = None
+        self._snapshot = threading.local()
 
     @contextmanager
     def connected(self) -> Iterator[Connection]:
@@ -98,13 +100,30 @@ class Database:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Yield a connection in a transaction that sees the database as it was when it began."""
+        """Yield a connection in a transaction that sees the database as it was when it began.
+
+        Inside a :meth:`snapshot` of this thread it is the snapshot's.
+        """
+        if (held := getattr(self._snapshot, "connection", None)) is not None:
+            yield held
+            return
         with self.connected() as connection:
             if self.is_server:
                 connection = connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
                 yield connection
                 _check_still(connection, self.place)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Read everything inside, in this thread, over one connection and as it was at one moment."""
+        with self.reading() as connection:
+            outer = getattr(self._snapshot, "connection", None)
+            self._snapshot.connection = connection
+            try:
+                yield
+            finally:
+                self._snapshot.connection = outer
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

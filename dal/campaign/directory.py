@@ -55,11 +55,11 @@ def open_directory(directory: Path) -> tuple[Settings, Row[Any], Database]:
     database = _database_of(directory)
     with database.reading() as connection:
         version = _version(connection, database.place)
-    if version < schema.VERSION:
+        row = connection.execute(select(schema.campaign)).one() if version == schema.VERSION else None
+    if row is None:
         with coordinator_lock(directory, database), database.writing() as connection:
             migrations.migrate(connection, _version(connection, database.place))
-    with database.reading() as connection:
-        row = connection.execute(select(schema.campaign)).one()
+            row = connection.execute(select(schema.campaign)).one()
     return _read_settings(directory / TOML, row), row, database
 
 

@@ -333,6 +333,11 @@ def status(campaign: CampaignStore) -> Status:
 
 def status_of(view: View) -> Status:
     """Read where a campaign stands, by a view that was used before and need not read all of it again."""
+    with view.campaign.database.snapshot():
+        return _status_of(view)
+
+
+def _status_of(view: View) -> Status:
     campaign = view.campaign
     position, codes, classes = view.position(), view.labels().codes, campaign.settings.classes
     fits = [each for each in campaign.rounds.all() if each.notes]

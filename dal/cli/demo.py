@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from dal.cli.cluster import workers_chosen
 from dal.cli.terminal import as_bytes, draw, say, shown
 
 
@@ -16,15 +17,17 @@ from dal.cli.terminal import as_bytes, draw, say, shown
 def demo(rows: int, rounds: int, batch_size: int, random_state: int, directory: Path) -> None:
     """Play a whole campaign in about a minute: half a million handwritten digits, two strategies, one page."""
     from dal import demo as demonstration
-    from dal.compute.local import local_cluster
     from dal.map import map_of
+    from dal.scan.plan import seconds_alone
 
     directory.mkdir(parents=True, exist_ok=True)
     with shown("making digits") as show:
         made = demonstration.build(directory, rows, random_state, show)
     say(f"{made.pool.n_rows:,} records in {made.pool.path}, {as_bytes(made.pool.nbytes)}")
-    with local_cluster() as client:
-        say(f"{len(client.nthreads())} worker processes; dashboard: {client.dashboard_link}")
+    scans = rounds * len(demonstration.STRATEGIES)
+    alone = scans * seconds_alone(rows, made.pool.n_features, len(demonstration.CLASSES), kind="LogisticRegression")
+    with workers_chosen(None, None) as chosen:
+        client = chosen.client_for(rows, alone)
         with shown("map") as show:
             pool_map = map_of(
                 made.pool, None, random_state, client=client, progress=lambda n, total: show(n, total, "rows")

@@ -26,7 +26,9 @@ def saved(campaign: CampaignStore) -> Estimate:
     learner minutes.
     """
     view = View(campaign)
-    rows, codes = view.explored_labels()
+    with campaign.database.snapshot():
+        rows, codes = view.explored_labels()
+        spent, counts = len(view.labels().rows), explore_counts(view.history()[-5:])
     learner: Learner | None = None
     X: npt.NDArray[np.float32] | None = None
     sound: npt.NDArray[np.bool_] | None = None
@@ -45,7 +47,4 @@ def saved(campaign: CampaignStore) -> Estimate:
             predicted[given] = model.predict_proba(X[judged[given]]).argmax(axis=1)
         return np.asarray(predicted == codes[judged])
 
-    spent = len(view.labels().rows)
-    return labels_saved(
-        fit_and_judge, len(rows), explore_counts(view.history()[-5:]), spent, seed=campaign.settings.random_state
-    )
+    return labels_saved(fit_and_judge, len(rows), counts, spent, seed=campaign.settings.random_state)
