@@ -204,7 +204,9 @@ def fit_projection(pool: Pool, seed: int) -> tuple[Projection, tuple[float, floa
     sample = pool.take(sample_rows(pool.n_rows, seed, size))
     sample = sample[usable(sample, missing=True) & np.isfinite(sample).any(axis=1)]
     if not len(sample):
-        raise SettingsError("Every sampled record has a NaN or infinite feature: there is nothing to draw a map of.")
+        raise SettingsError(
+            "`pool` must hold records without NaN and infinite features, got none; there is nothing to draw a map of."
+        )
     d, space = pool.n_features, Codebook.fit(sample, 0, seed)
     if d == 2:
         plain = np.zeros(2, np.float32), np.ones(2, np.float32), np.eye(2, dtype=np.float32)

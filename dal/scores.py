@@ -90,7 +90,7 @@ def _score(name: str, p: Floats, top: TopTwo) -> Floats:
         case "entropy":
             score = _entropy(p) / np.log(n_classes)
         case _:
-            raise SettingsError(f"The score {name!r} is not computed from the probabilities of one model.")
+            raise SettingsError(f"`name` must be a score of one model, got {name!r}.")
     return score
 
 
@@ -302,7 +302,7 @@ def of_decisions(name: str, decisions: Floats, n_classes: int) -> Scored:
     elif name == "entropy":
         score = (np.log(total) - np.einsum("cn,cn->n", odds, shifted) * confidence) / np.log(n_classes)
     else:
-        raise SettingsError(f"The score {name!r} is not computed from decision values.")
+        raise SettingsError(f"`name` must be a score of decision values, got {name!r}.")
     return Scored(score, position, confidence)
 
 
@@ -336,7 +336,7 @@ def of_committee(name: str, members: Iterable[Floats]) -> Scored:
     [0.0, 1.0]
     """
     if name not in OF_COMMITTEE:
-        raise SettingsError(f"The score {name!r} is not computed from a committee.")
+        raise SettingsError(f"`name` must be a score of a committee, got {name!r}.")
     sums: tuple[Floats, Floats] | None = None
     count = 0
     for member in members:

@@ -58,7 +58,7 @@ def test_a_record_does_not_depend_on_the_others() -> None:
 
 
 def test_refuses_what_does_not_match() -> None:
-    with pytest.raises(LabelError, match="one label a row"):
+    with pytest.raises(LabelError, match="`labels`"):
         majority([1, 2], [0], seed=0)
 
 

@@ -314,7 +314,7 @@ def test_odd_names_and_numbers_give_no_traceback(
     assert "[/red], [bold]" in ok("next", campaign, "--scheduler", cluster.scheduler.address)
     result = dal("label", "export", campaign, tmp_path / "x.csv", "--round", 9)
     assert result.exit_code == 1
-    assert "Expected a round from 1 to 1, got 9" in result.output
+    assert "`--round` must be from 1 to 1, got 9" in result.output
 
     def nameless() -> str:
         raise OSError("no such user")

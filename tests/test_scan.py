@@ -784,7 +784,7 @@ def test_a_model_of_another_width_is_refused_before_anything_is_read(pools: dict
 
 
 def test_a_score_that_needs_a_model_is_refused_without_one(pools: dict[str, Pool]) -> None:
-    with pytest.raises(SettingsError, match="needs a fitted model"):
+    with pytest.raises(SettingsError, match="`model`"):
         scan(pools["built"], None, Strategy.named("margin"), 5)
 
 

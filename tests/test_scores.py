@@ -189,9 +189,9 @@ def test_a_committee_takes_memory_of_one_member_whatever_its_size() -> None:
 def test_a_committee_of_nobody_and_scores_of_something_else_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one member"):
         scores.of_committee("bald", [])
-    with pytest.raises(SettingsError, match="'margin' is not computed from a committee"):
+    with pytest.raises(SettingsError, match="committee, got 'margin'"):
         scores.of_committee("margin", [np.full((1, 2), 0.5)])
-    with pytest.raises(SettingsError, match="'bald' is not computed from the probabilities of one model"):
+    with pytest.raises(SettingsError, match="one model, got 'bald'"):
         scores.of_probabilities("bald", np.full((1, 2), 0.5))
 
 

@@ -206,7 +206,7 @@ def test_advice_leaves_out_what_was_chosen() -> None:
     ],
 )
 def test_impossible_settings_are_refused(make: object) -> None:
-    with pytest.raises(SettingsError, match=r"expected .*, got"):
+    with pytest.raises(SettingsError, match=r"must have .*, got"):
         make()
 
 
@@ -237,16 +237,16 @@ def test_parse_reads_what_people_write(text: str, criterion: Criterion) -> None:
         ("max_label=5", "got 'max_label'"),
         ("", "got ''"),
         ("max_labels", "lacks its value"),
-        ("max_labels=", "a whole number was expected as n"),
+        ("max_labels=", "n must be a whole number"),
         ("max_labels=many", "'many' came"),
-        ("max_labels=5.5", "a whole number was expected as n"),
-        ("target_score=high", "a number was expected as score"),
+        ("max_labels=5.5", "n must be a whole number"),
+        ("target_score=high", "score must be a number"),
         ("target_score=0.9,round=3", "is no stopping criterion"),
         ("max_labels=5,n=6", "is no stopping criterion"),
         ("pool_exhausted=1", "is no stopping criterion"),
         ("target_score=95", "a score between 0 and 1"),
         ("max_labels=5 and ", "got ''"),
-        ("max_labels=5 or plateau", "a whole number was expected as n"),
+        ("max_labels=5 or plateau", "n must be a whole number"),
     ],
 )
 def test_parse_refuses_what_it_cannot_read(text: str, said: str) -> None:
@@ -280,13 +280,13 @@ def test_a_refusal_lists_every_criterion_with_its_defaults_and_what_it_does() ->
 @pytest.mark.parametrize(
     ("text", "wrong", "example"),
     [
-        ("plateau=3", "expected a gain of accuracy between -1 and 1", "plateau=0.002,rounds=3,answers=100"),
+        ("plateau=3", "`Plateau` must have a gain", "plateau=0.002,rounds=3,answers=100"),
         ("plateau=0.01,round=3", "it takes gain, rounds, answers, and not round", "plateau=0.002"),
-        ("target_score=95", "expected a score between 0 and 1", "target_score=0.95,rounds=3"),
+        ("target_score=95", "`TargetScore` must have a score", "target_score=0.95,rounds=3"),
         ("max_labels", "it lacks its value", "max_labels=5000"),
         ("max_labels=5,n=6", "n is there more than once", "max_labels=5000"),
         ("pool_exhausted=1", "it takes nothing, and not a value", "pool_exhausted"),
-        ("max_rounds=5 and plateau=rounds", "a number was expected as gain, 'rounds' came", "plateau=0.002"),
+        ("max_rounds=5 and plateau=rounds", "gain must be a number, got 'rounds'", "plateau=0.002"),
     ],
 )
 def test_a_refusal_quotes_what_was_written_and_shows_how_it_is(text: str, wrong: str, example: str) -> None:

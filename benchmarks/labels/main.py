@@ -257,7 +257,7 @@ def _listed(value: str | None, known: Iterable[str], default: Sequence[str]) -> 
     chosen = [each.strip() for each in value.split(";" if ";" in value else ",")] if value else list(default)
     unknown = sorted(set(chosen) - set(known))
     if unknown:
-        raise click.BadParameter(f"{', '.join(unknown)}: expected some of {', '.join(known)}")
+        raise click.BadParameter(f"{', '.join(unknown)}: must be of {', '.join(known)}")
     return chosen
 
 

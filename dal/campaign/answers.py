@@ -326,7 +326,7 @@ def complaint(answer: Answer, n_classes: int) -> str | None:
     if wrong := name_flaw(answer.annotator):
         return f"needs an annotator's name; this one {wrong}"
     if answer.status not in ("submitted", "skipped"):
-        return f"has the status {answer.status!r}; 'submitted' or 'skipped' was expected"
+        return f"has the status {answer.status!r}, and must have 'submitted' or 'skipped'"
     if (answer.label is None) != (answer.status == "skipped"):
         return f"has the label {answer.label!r}, and the status {answer.status!r}"
     code: object = answer.label
@@ -341,7 +341,7 @@ def complaint(answer: Answer, n_classes: int) -> str | None:
     if wrong := flaw(answer.record_id):
         return f"has a record id that {wrong}"
     if answer.lead_time is not None and as_seconds(answer.lead_time) is None:
-        return f"took {brief(answer.lead_time)} seconds; 0 or more were expected"
+        return f"took {brief(answer.lead_time)} seconds, and must have taken 0 or more"
     for name, moment in (("answered", answer.answered_at), ("shown", answer.shown_at)):
         if moment is not None and (wrong := time_flaw(moment)):
             return f"was {name} at {moment.isoformat()}, which {wrong}"

@@ -291,11 +291,11 @@ def checked_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise SettingsError("database: a URL such as postgresql://user@host/name was expected; this is none") from error
+        raise SettingsError("`database` must be a URL such as postgresql://user@host/name, got no URL") from error
     if parsed.drivername not in ("postgresql", "postgresql+psycopg"):
         raise SettingsError(
-            f"database: a URL such as postgresql://user@host/name was expected, one of {parsed.drivername} came; "
-            "without the setting, the campaign is kept in an SQLite file in its directory"
+            f"`database` must be a URL such as postgresql://user@host/name, got one of {parsed.drivername}; leave the "
+            "setting out to keep the campaign in an SQLite file in its directory"
         )
     return parsed.set(drivername="postgresql+psycopg")
 

@@ -115,9 +115,7 @@ def _refuse_foreign(directory: Path) -> None:
     filled = {name for name in names & set(FOLDERS) if any((directory / name).iterdir())}
     own |= set(filter(is_part, names))
     if foreign := sorted(names - own | filled):
-        raise CampaignError(
-            f"an empty directory was expected; {directory} holds {', '.join(foreign[:5])}. Choose another directory"
-        )
+        raise CampaignError(f"{directory} must be empty, got {', '.join(foreign[:5])} in it; choose another directory")
 
 
 def _made_on_server(directory: Path) -> bool:

@@ -200,9 +200,7 @@ def _far_objects(url: Url) -> _OfStore | _OfFsspec:
     except InputError:
         raise
     except ValueError as error:
-        raise SettingsError(
-            f"store: a URL such as s3://bucket/folder was expected, {url.text!r} came: {error}"
-        ) from error
+        raise SettingsError(f"`store` must be a URL such as s3://bucket/folder, got {url.text!r}: {error}") from error
 
 
 def objects_of(directory: Path, store: str, identity: str) -> Objects:

@@ -515,7 +515,7 @@ class Queue:
 
 
 _EVENT_ID_CHARACTERS = 200  # databases index it
-_NO_EVENT_ID = f"an event id of 1 to {_EVENT_ID_CHARACTERS} characters was expected"
+_NO_EVENT_ID = f"the event id must have 1 to {_EVENT_ID_CHARACTERS} characters"
 _TAKEN = "this event id belongs to something else"
 
 

@@ -112,7 +112,7 @@ def _round_of(campaign: CampaignStore, number: int | None) -> int:
     if not rounds:
         raise click.ClickException(f"No batch was chosen yet: dal next {campaign.directory}")
     if number is not None and number not in rounds:
-        raise click.ClickException(f"Expected a round from {rounds[0]} to {rounds[-1]}, got {number}.")
+        raise click.ClickException(f"`--round` must be from {rounds[0]} to {rounds[-1]}, got {number}.")
     return number or rounds[-1]
 
 

@@ -67,10 +67,10 @@ def connect(client: Connectable, *, workers: int | None = None, timeout: float =
 
 def _usable(client: Client) -> Client:
     if client.asynchronous:
-        raise SettingsError("expected a synchronous Client, got one made with asynchronous=True")
+        raise SettingsError("`client` must be a synchronous Client, got one made with asynchronous=True")
     if client.status != "running":
         raise ClusterLost(
-            f"expected a connected Client, got {client!r}: connect it again, or pass its scheduler's address"
+            f"`client` must be connected, got {client!r}; connect it again, or pass its scheduler's address"
         )
     return client
 
@@ -82,9 +82,9 @@ def _opened(target: Cluster | str, timeout: float) -> Client:
     if isinstance(target, str):
         _knock(target, timeout)
     elif not isinstance(target, Cluster):
-        raise SettingsError(f"expected None, a Client, a Cluster or a scheduler's address, got {type(target).__name__}")
+        raise SettingsError(f"`client` must be None, a Client, a Cluster or an address, got {type(target).__name__}")
     elif target.asynchronous:
-        raise SettingsError("expected a synchronous Cluster, got one made with asynchronous=True")
+        raise SettingsError("`client` must be a synchronous Cluster, got one made with asynchronous=True")
     try:
         return Client(target, timeout=timeout, set_as_default=False)
     except OSError as error:
@@ -115,8 +115,8 @@ def _knock(address: str, timeout: float) -> None:
             raise ClusterError(f"TLS keeps this process from {address}: {why}") from error
         if not isinstance(error, OSError):
             raise ClusterError(
-                f"expected a scheduler's address such as tcp://10.0.0.5:8786, or tls:// with distributed.comm.tls "
-                f"configured, got {address!r} ({error})"
+                f"`client` must be an address such as tcp://10.0.0.5:8786, or tls:// with distributed.comm.tls"
+                f" configured, got {address!r} ({error})"
             ) from error
         raise ClusterLost(
             f"nobody answers at {address} ({error}): start a scheduler there (cluster/README.md), or check the address"

@@ -86,7 +86,7 @@ def local_cluster(workers: int | None = None) -> Iterator[Client]:
     """
     count = dask.system.CPU_COUNT if workers is None else workers
     if count < 1:
-        raise SettingsError(f"expected at least one worker, got workers={workers}")
+        raise SettingsError(f"`workers` must be at least 1, got {workers}")
     # The settings hold for as long as the cluster does: some are read only when a worker has died.
     settings = _with_settings(dask.config.config)
     with (

@@ -100,7 +100,7 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     (0.596, 0.982)
     """
     if not 0 <= successes <= n:
-        raise InputError(f"expected 0 <= successes <= n, got {successes} of {n}")
+        raise InputError(f"`successes` must be from 0 to `n`, got {successes} of {n}")
     if n == 0:
         return 0.0, 1.0
     return _wilson(successes / n, n, confidence)
@@ -120,7 +120,7 @@ def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
 def critical_value(confidence: float) -> float:
     """Return the half-width, in standard deviations, of the two-sided normal interval of this confidence."""
     if not 0 < confidence < 1:
-        raise InputError(f"expected a confidence between 0 and 1, got {confidence}")
+        raise InputError(f"`confidence` must be between 0 and 1, got {confidence}")
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
@@ -143,7 +143,7 @@ def accuracy(history: Sequence[RoundRecord], rounds: int, confidence: float = 0.
     '0.900 (0.786 to 0.957, 95 %) on 50 explore answers of the last 2 rounds: the average of the models then in use'
     """
     if rounds < 1:
-        raise InputError(f"expected at least one round, got rounds={rounds}")
+        raise InputError(f"`rounds` must be at least 1, got {rounds}")
     if history and history[-1].holdout_asked:
         return holdout_accuracy(history[-1].holdout_correct, history[-1].holdout_asked, confidence)
     window = history[-rounds:]
@@ -331,9 +331,11 @@ def lure_weights(probabilities: npt.ArrayLike, n_pool: int) -> Floats:
     """
     q = np.asarray(probabilities, dtype=np.float64)
     if not ((q > 0) & (q <= 1)).all():
-        raise InputError("expected probabilities above 0 and at most 1: what was chosen for sure cannot be corrected")
+        raise InputError(
+            "`probabilities` must be above 0 and at most 1, got others; a record that is drawn for sure has 1"
+        )
     if len(q) > n_pool:
-        raise InputError(f"expected at most as many draws as records, got {len(q)} of {n_pool}")
+        raise InputError(f"`probabilities` must be of at most {n_pool} records, got {len(q)}")
     left = n_pool - np.arange(1, len(q) + 1)
     share = np.divide(n_pool - len(q), left, out=np.zeros(len(q)), where=left > 0)
     return 1.0 + share * (1.0 / ((left + 1) * q) - 1.0)
@@ -364,7 +366,9 @@ def lure(losses: npt.ArrayLike, probabilities: npt.ArrayLike, n_pool: int, confi
     """
     weights, loss = lure_weights(probabilities, n_pool), np.asarray(losses, dtype=np.float64)
     if loss.shape != weights.shape or not ((loss >= 0) & (loss <= 1)).all():
-        raise InputError(f"expected {len(weights)} losses between 0 and 1, one for each probability")
+        raise InputError(
+            f"`losses` must be {len(weights)} numbers between 0 and 1, one for each probability, got others"
+        )
     n = len(loss)
     effective = float(weights.sum() ** 2 / (weights**2).sum()) if n else 0.0
     if effective < FEWEST_EFFECTIVE:

@@ -482,8 +482,8 @@ def _build(kind: type[Criterion], pairs: list[tuple[str, str]], text: str) -> Cr
         try:
             values[key] = int(number) if types[key] is int else float(number)
         except ValueError:
-            expected = "a whole number" if types[key] is int else "a number"
-            raise _refused(text, kind, f"{expected} was expected as {key}, {number!r} came") from None
+            kind_of_number = "a whole number" if types[key] is int else "a number"
+            raise _refused(text, kind, f"{key} must be {kind_of_number}, got {number!r}") from None
     if any(default is MISSING and name not in values for name, default in defaults.items()):
         raise _refused(text, kind, "it lacks its value")
     try:
@@ -506,9 +506,9 @@ def _usage(kind: type[Criterion]) -> str:
     return f"  {_WRITTEN[kind]}: {meaning[:1].lower()}{meaning[1:]}"
 
 
-def _expect(holds: bool, criterion: object, expected: str) -> None:
+def _expect(holds: bool, criterion: object, needed: str) -> None:
     if not holds:
-        raise SettingsError(f"expected {expected}, got {criterion}")
+        raise SettingsError(f"`{type(criterion).__name__}` must have {needed}, got {criterion}")
 
 
 def _too_early(criterion: str, threshold: float, what: str) -> Verdict:

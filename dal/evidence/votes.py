@@ -113,7 +113,7 @@ def majority(rows: npt.ArrayLike, labels: npt.ArrayLike, *, seed: int) -> tuple[
     """
     rows, labels = np.asarray(rows, np.int64), np.asarray(labels, np.int64)
     if rows.ndim != 1 or rows.shape != labels.shape:
-        raise LabelError(f"one label a row was expected, {rows.shape} rows and {labels.shape} labels came")
+        raise LabelError(f"`labels` must be one a row, got {labels.shape} labels for {rows.shape} rows")
     rows, labels, votes = _votes(rows[labels >= 0], labels[labels >= 0])
     starts = _starts(rows)
     most = np.repeat(np.maximum.reduceat(votes, starts), _lengths(starts, rows.size)) if rows.size else votes
@@ -232,8 +232,7 @@ def opinions(
     row, code = np.asarray(rows, np.int64), np.asarray(labels, np.int64)
     if row.ndim != 1 or not row.shape == code.shape == (len(annotators),):
         raise LabelError(
-            f"a row, an annotator and a label each were expected, {row.shape} rows, {len(annotators)} annotators and "
-            f"{code.shape} labels came"
+            f"`rows`, `annotators` and `labels` must be as many, got {row.shape}, {len(annotators)} and {code.shape}"
         )
     opinion = code >= 0
     everybody = sorted(set(annotators))

@@ -56,7 +56,7 @@ def load(data: bytes, trusted: Sequence[str]) -> dict[str, Any]:
         found = skops.io.get_untrusted_types(data=data)
     except Exception as error:
         raise LearnerError(
-            f"expected a model saved by dal, got {len(data)} bytes that skops cannot read: {error}"
+            f"`data` must be a model saved by dal, got {len(data)} bytes that skops cannot read: {error}"
         ) from error
     own = [name for name in found if name in _TRUSTED or name.startswith(_TRUSTED_PARTS)]
     _check_foreign([name for name in found if name not in {*own, *trusted}])
@@ -65,9 +65,9 @@ def load(data: bytes, trusted: Sequence[str]) -> dict[str, Any]:
     except Exception as error:
         raise LearnerError(f"the saved model cannot be loaded: {error}") from error
     if not isinstance(content, dict):
-        raise LearnerError(f"expected a model saved by dal, got a saved {type(content).__name__}")
+        raise LearnerError(f"`data` must be a model saved by dal, got a saved {type(content).__name__}")
     if content.get("format") not in FORMATS:
-        raise LearnerError(f"expected a model of format {FORMAT}, got format {content.get('format')!r}")
+        raise LearnerError(f"`data` must be a model of format {FORMAT}, got format {content.get('format')!r}")
     return content
 
 

@@ -148,38 +148,42 @@ def _try_missing_on(learner: "Learner", X: npt.NDArray[np.float32], codes: npt.N
 def check_classes(classes: tuple[str, ...]) -> None:
     """Refuse fewer than two classes, and a name that repeats."""
     if len(classes) < 2 or len(set(classes)) < len(classes):
-        raise LabelError(f"expected at least two classes, no name twice, got {list(classes)}")
+        raise LabelError(f"`classes` must be at least two different names, got {list(classes)}")
 
 
 def check_kind(estimator: BaseEstimator) -> None:
     """Refuse anything but a classifier, and settings that leave it without probabilities."""
     if isinstance(estimator, type):
-        raise LearnerError(f"expected an estimator such as {estimator.__name__}(), got the class {estimator.__name__}")
+        raise LearnerError(
+            f"`estimator` must be an object such as {estimator.__name__}(), got the class {estimator.__name__}"
+        )
     if not hasattr(estimator, "fit"):
-        raise LearnerError(f"expected a scikit-learn classifier, got {type(estimator).__name__}, which has no fit")
+        raise LearnerError(
+            f"`estimator` must be a scikit-learn classifier, got {type(estimator).__name__}, which has no fit"
+        )
     if hasattr(estimator, "__sklearn_tags__") and is_regressor(estimator):
-        raise LearnerError(f"expected a classifier, got the regressor {kind_of(estimator)}")
+        raise LearnerError(f"`estimator` must be a classifier, got the regressor {kind_of(estimator)}")
     for name, value in parameters(estimator).items():
         if ends_in(name, "decision_function_shape") and value == "ovo":
-            raise LearnerError(f"expected one decision value a class: set {name}='ovr' instead of 'ovo'")
+            raise LearnerError(f"`{name}` must be 'ovr', for one decision value a class, got 'ovo'")
         if isinstance(estimator, VotingClassifier | Pipeline) and ends_in(name, "voting") and value == "hard":
-            raise LearnerError(f"votes alone are no probabilities to score by: set {name}='soft' instead of 'hard'")
+            raise LearnerError(f"`{name}` must be 'soft', for probabilities to score by, got 'hard'")
 
 
 def class_codes(labels: npt.ArrayLike, n_records: int, classes: tuple[str, ...]) -> npt.NDArray[np.int64]:
     """Return the labels of a fit as codes; refuse other values, and labels of a single class."""
     codes = np.asarray(labels)
     if codes.shape != (n_records,):
-        raise LearnerError(f"expected one label a record, got {codes.shape} labels for {n_records} records")
+        raise LearnerError(f"`labels` must be one a record, got {codes.shape} labels for {n_records} records")
     if n_records and (codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= len(classes)):
         raise LearnerError(
-            f"expected class codes from 0 to {len(classes) - 1}, got {codes.dtype} {np.unique(codes)[:10]}"
+            f"`labels` must be class codes from 0 to {len(classes) - 1}, got {codes.dtype} {np.unique(codes)[:10]}"
         )
     present = np.unique(codes)
     if len(present) < 2:
         names = ", ".join(classes[code] for code in present) or "none"
         raise LearnerError(
-            f"expected labels of at least two classes, got {n_records} of one ({names}): label more records, "
+            f"`labels` must be of at least two classes, got {n_records} of one ({names}); label more records, "
             "or import labels of another class"
         )
     return codes.astype(np.int64)
@@ -194,7 +198,7 @@ def check_probabilities(probabilities: Floats, kind: str) -> None:
     sums = probabilities.sum(axis=1)
     if low < 0 or np.abs(sums - 1).max() > 1e-3:
         raise LearnerError(
-            f"{kind}.predict_proba: expected probabilities, got values from {low:.3g} to {high:.3g} "
+            f"`{kind}.predict_proba` must give probabilities, got values from {low:.3g} to {high:.3g} "
             f"with row sums from {np.min(sums):.3g} to {np.max(sums):.3g}"
         )
 

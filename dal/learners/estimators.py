@@ -135,7 +135,7 @@ def columns_of(estimator: BaseEstimator, seen: npt.NDArray[np.int64]) -> tuple[i
         raise LearnerError(f"{kind_of(estimator)} is no classifier: it has no classes_ after its fit")
     if len(numbers) == 0 or not set(np.asarray(numbers).tolist()) <= set(range(len(seen))):
         raise LearnerError(
-            f"{kind_of(estimator)}.classes_: expected some of the codes it was fitted on, 0 to {len(seen) - 1}, got"
+            f"`{kind_of(estimator)}.classes_` must be some of the codes it was fitted on, 0 to {len(seen) - 1}, got"
             f" {numbers!r}"
         )
     return tuple(seen[np.asarray(numbers, dtype=np.int64)].tolist())

@@ -269,7 +269,7 @@ class Model:
             return rows_of(records)
         if not isinstance(last, MLPClassifier):
             raise LearnerError(
-                f"expected gradient lengths are those of a linear softmax layer, which {self.kind} has not: use"
+                f"`expected_gradient_length` must have a linear softmax output layer, got {self.kind}; use"
                 " LogisticRegression or MLPClassifier, or another score"
             )
         activate, records = ACTIVATIONS[last.activation], rows_of(records)
@@ -374,7 +374,7 @@ class Model:
 
     def _checked(self, values: npt.NDArray[Any], rows: int, columns: int, method: str) -> Floats:
         if values.shape != (rows, columns):
-            raise LearnerError(f"{self.kind}.{method}: expected shape {(rows, columns)}, got {values.shape}")
+            raise LearnerError(f"`{self.kind}.{method}` must give the shape {(rows, columns)}, got {values.shape}")
         return values
 
 

@@ -295,8 +295,8 @@ def check_weights(learner: Learner, settings: Settings) -> None:
     """Refuse a learner that takes no weights where the campaign's vote gives some."""
     if settings.labelling.vote == "dawid_skene" and not learner.takes_weights:
         raise LearnerError(
-            "The vote dawid_skene weights records by how sure their label is, and this learner's fit takes no"
-            " sample_weight. Choose another learner, or the vote majority."
+            "`estimator.fit` must take sample_weight for the vote dawid_skene, which weights records by how sure their"
+            " label is; choose another learner, or the vote majority."
         )
 
 

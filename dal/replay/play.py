@@ -215,7 +215,9 @@ def _asking(oracle: Oracle | npt.ArrayLike, pool: Pool, classes: Sequence[str]) 
         return lambda rows: codes_of(oracle(rows), classes, what="oracle(rows)", codes=True), np.empty(0, np.int64)
     codes = codes_of(oracle, classes, what="oracle", gaps=True, codes=True)
     if codes.shape != (pool.n_rows,):
-        raise SettingsError(f"Expected one class for each of the {pool.n_rows:,} rows, got shape {codes.shape}.")
+        raise SettingsError(
+            f"`oracle` must have one class for each of the {pool.n_rows:,} rows, got shape {codes.shape}."
+        )
     return lambda rows: codes[rows], np.flatnonzero(codes == UNLABELLED)
 
 

@@ -169,16 +169,21 @@ def _order(
     limits: Limits,
 ) -> Order:
     if k < 1:
-        raise SettingsError(f"Expected a batch of at least 1 record, got {k}.")
+        raise SettingsError(f"`k` must be at least 1, got {k}.")
     if model is None and strategy.score != "random":
-        raise SettingsError(f"The score {strategy.scorer!r} needs a fitted model; without one, use strategy.cold().")
+        raise SettingsError(
+            f"`model` must be fitted for the score {strategy.scorer!r}, got None; use strategy.cold() without a model."
+        )
     if model is not None and model.n_features != pool.n_features:
         raise SettingsError(
-            f"The model was fitted on {model.n_features} features, the pool {pool.path} has {pool.n_features}."
+            f"`model` must be fitted on the {pool.n_features} features of {pool.path}, got {model.n_features}."
         )
     capacity = strategy.capacity(k, pool.n_rows, len(codebook.centers) if codebook else None)
     if capacity.cells and codebook is None:
-        raise SettingsError("This strategy spreads over cells: pass codebook=sample_codebook(pool, n_cells, seed).")
+        raise SettingsError(
+            "`codebook` must be given, as this strategy spreads over cells, got None; pass"
+            " sample_codebook(pool, n_cells, seed)."
+        )
     tile = plan.tile_rows(pool.n_features, model.tile_rows if model else None, limits)
     carry = strategy.traits.features
     return Order(strategy.scorer, capacity, tile, seed, round, codebook if capacity.cells else None, carry)

@@ -88,7 +88,7 @@ class Journal:
             yield
         except OSError as error:
             raise ScanError(
-                f"{self.path} cannot be read or written: {error.strerror}. Free space, get access or mend the disk, and"
+                f"{self.path} cannot be read or written: {error.strerror}; free space, get access or mend the disk, and"
                 " run again: the spans that are written are not scored again."
             ) from error
 

@@ -56,7 +56,9 @@ class Codebook:
         """
         sample = sample[usable(sample, missing=True)]
         if not np.isfinite(sample).any():
-            raise SettingsError("Every sampled record has a NaN or infinite feature: there is nothing to compare.")
+            raise SettingsError(
+                "`sample` must hold a record without NaN and infinite features, got none; there is nothing to compare."
+            )
         mean, scale = _moments(sample)
         # A column that is constant but for rounding would be blown up to look like any other.
         scale[~(scale > 1e-6 * np.abs(mean))] = 1.0

@@ -169,11 +169,11 @@ class Strategy:
                 f"`strategy.score` must come from a model, because {self.selector} weighs records by it, got 'random'."
             )
         if self.shortlist < 1:
-            raise SettingsError(f"Expected a shortlist of at least 1 candidate a record, got {self.shortlist}.")
+            raise SettingsError(f"`strategy.shortlist` must be at least 1, got {self.shortlist}.")
         if not 0.0 <= self.explore < 1.0:
-            raise SettingsError(f"Expected an explore share of 0 or more and less than 1, got {self.explore}.")
+            raise SettingsError(f"`strategy.explore` must be at least 0 and less than 1, got {self.explore}.")
         if not 0.0 <= self.beta < np.inf:
-            raise SettingsError(f"Expected a finite beta of 0 or more, got {self.beta}.")
+            raise SettingsError(f"`strategy.beta` must be finite and at least 0, got {self.beta}.")
 
     @classmethod
     def named(cls, name: str, explore: float = 0.05) -> "Strategy":
