@@ -39,7 +39,7 @@ from dal.figures import COLORS, color_of
 from dal.loop.campaign import Batch, Stopped
 from dal.map import map_of
 from dal.pool import Pool
-from dal.web import Listening, Options, create_app
+from dal.web import Limits, Listening, Options, create_app
 from dal.web.doors import BODY_BYTES, CHART_POLICY, STRICT_POLICY, Rates
 from dal.web.overview import time_left
 from dal.web.records import LONGEST_TEXT, Records, as_png
@@ -84,14 +84,14 @@ def campaign(opened: Path, tmp_path: Path) -> Campaign:
     return Campaign.open(tmp_path / "mails")
 
 
-def client(campaign: Campaign, **options: object) -> TestClient:
-    app = create_app(campaign, Options(user="ann", **options))
+def client(campaign: Campaign, limits: Limits | None = None, **options: object) -> TestClient:
+    app = create_app(campaign, Options(user="ann", **options), limits or Limits())
     return TestClient(app, base_url="http://127.0.0.1:8000", headers=SAME)
 
 
-def as_person(campaign: Campaign, name: str, role: str = "annotator") -> TestClient:
+def as_person(campaign: Campaign, name: str, role: str = "annotator", limits: Limits | None = None) -> TestClient:
     token = Annotators(campaign).add(name, role)
-    person = client(campaign)
+    person = client(campaign, limits)
     assert person.post("/enter", json={"token": token}).status_code == 200
     return person
 
@@ -261,15 +261,12 @@ def test_an_earlier_record_can_be_seen_again_and_others_of_the_pool_cannot(campa
 # -- phases ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_state_follows_the_campaign(
-    truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 0.0)
+def test_the_state_follows_the_campaign(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     pool, codes = truth
     campaign = Campaign.create(
         tmp_path / "c", pool, ["ham", "spam"], batch_size=BATCH, random_state=5, stop=["max_labels=24"]
     )
-    ann = client(campaign)
+    ann = client(campaign, Limits(standing_seconds=0.0))
     seen = []
 
     def note() -> dict[str, Any]:
@@ -462,9 +459,8 @@ def test_a_link_becomes_a_strict_cookie(campaign: Campaign) -> None:
     assert program.get("/api/state", headers={"authorization": f"Bearer {token}"}).status_code == 200
 
 
-def test_a_token_that_is_wrong_or_revoked_lets_nobody_in(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dal.web.app._ACCOUNT_SECONDS", 0.0)
-    ann = as_person(campaign, "ann")
+def test_a_token_that_is_wrong_or_revoked_lets_nobody_in(campaign: Campaign) -> None:
+    ann = as_person(campaign, "ann", limits=Limits(account_seconds=0.0))
     assert ann.get("/api/state").status_code == 200
     assert client(campaign).post("/enter", json={"token": "guess"}).status_code == 401
     Annotators(campaign).revoke("ann")
@@ -603,9 +599,8 @@ def test_rates_are_limited(campaign: Campaign) -> None:
     assert set(answers[20:]) == {429}
 
 
-def test_a_flood_of_requests_is_told_to_wait(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dal.web.app.REQUESTS", (1.0, 20))
-    app = create_app(campaign, Options("ann"))
+def test_a_flood_of_requests_is_told_to_wait(campaign: Campaign) -> None:
+    app = create_app(campaign, Options("ann"), Limits(address_rate=1.0, address_burst=20))
     ann = TestClient(app, base_url="http://127.0.0.1:8000")
     codes = [ann.get("/static/dom.js").status_code for _ in range(24)]
     assert codes[:20] == [200] * 20
@@ -671,8 +666,7 @@ def test_the_overview_is_computed_once_for_all_who_ask_at_once(
         return status_of(of)
 
     monkeypatch.setattr("dal.web.overview.status_of", counted)
-    monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 60.0)
-    ann = client(campaign)
+    ann = client(campaign, Limits(standing_seconds=60.0))
     [record] = took(ann, 1)
     gave(ann, said(record["row"]))
     assert ann.post("/api/actions", json={"act": "pause"}).status_code == 200
@@ -703,11 +697,8 @@ def test_the_stopping_figure_says_what_the_verdict_says(tmp_path: Path, truth: t
     assert '"value", [10.0, 20.0]' in drawn or '"value", [10, 20]' in drawn
 
 
-def test_every_figure_that_is_promised_is_drawn(
-    campaign: Campaign, truth: tuple[Pool, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 0.0)
-    ann = client(campaign)
+def test_every_figure_that_is_promised_is_drawn(campaign: Campaign, truth: tuple[Pool, np.ndarray]) -> None:
+    ann = client(campaign, Limits(standing_seconds=0.0))
     for _ in range(2):
         batch = campaign.rounds.batch(campaign.rounds.all()[-1].number)
         rows = np.array([each.row for each in batch])

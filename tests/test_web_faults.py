@@ -445,9 +445,8 @@ def test_without_tokens_a_forwarded_request_is_not_a_local_one(campaign: Campaig
 
 
 def test_a_logout_ends_the_session_and_not_the_link(campaign: Campaign, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dal.web.app._ACCOUNT_SECONDS", 0.0)
     token = Annotators(campaign).add("ann")
-    app = create_app(campaign, Options("x"))
+    app = create_app(campaign, Options("x"), Limits(account_seconds=0.0))
     here, there = (TestClient(app, base_url="https://127.0.0.1:8000", headers=SAME) for _ in range(2))
     for browser in (here, there):
         assert browser.post("/enter", json={"token": token}).json()["session"]

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from dal import Campaign
 from dal.campaign import Annotators, Labelling, Measuring
 from dal.pool import Pool
-from dal.web import Options, create_app
+from dal.web import Limits, Options, create_app
 from dal.web.guesses import Guesses
 from dal.web.records import Records
 
@@ -21,8 +21,7 @@ GOLD = range(200, 230)
 
 
 @pytest.fixture(params=[1, 2], ids=["alone", "two"])
-def campaign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Campaign:
-    monkeypatch.setattr("dal.web.state._FRESH_SECONDS", 0.0)
+def campaign(request: pytest.FixtureRequest, tmp_path: Path) -> Campaign:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 2, N)
     X = rng.normal(2.0 * codes[:, None], 1.0, (N, 4)).astype(np.float32)
@@ -42,7 +41,7 @@ def campaign(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
 
 def as_person(campaign: Campaign, name: str) -> TestClient:
     token = Annotators(campaign).add(name)
-    app = create_app(campaign, Options(user="x", show_suggestions=True))
+    app = create_app(campaign, Options(user="x", show_suggestions=True), Limits(standing_seconds=0.0))
     person = TestClient(app, base_url="http://127.0.0.1:8000", headers={"sec-fetch-site": "same-origin"})
     assert person.post("/enter", json={"token": token}).status_code == 200
     return person

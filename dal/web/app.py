@@ -38,6 +38,7 @@ from dal.campaign.view import View
 from dal.errors import CampaignError, CampaignMismatch, ChunkError, DalError, DatabaseError, InputError
 from dal.figures import color_of
 from dal.metrics import CONTENT_TYPE, Metric, exposition
+from dal.web.connections import LIMITS, Limits
 from dal.web.doors import Doors, Rates, local_request
 from dal.web.guesses import Guesses
 from dal.web.overview import FigureName, Overview, Overviews, exported
@@ -49,15 +50,11 @@ STATIC = files("dal.web") / "static"
 GUIDELINES = "guidelines.md"
 """File in a campaign's directory with instructions for annotators; shown as plain text."""
 
-REQUESTS = (200.0, 1000)
-"""Requests a second from one address, and how many at once; a page makes two or three for each answer."""
-
 FOR = "dal-for"
 """Header in which a page names the campaign and the person that its answers belong to."""
 
 MOST_ROW = 2**53 - 1  # the largest integer that JavaScript keeps
 _GUIDELINES_BYTES = 200_000
-_ACCOUNT_SECONDS = 2.0
 _TURN_SECONDS = 10.0
 """Longest wait of a request for its turn to write; pages give up after 20 seconds."""
 
@@ -246,15 +243,14 @@ class Options:
     show_suggestions: bool = False
 
 
-def create_app(campaign: CampaignStore, options: Options, *, body_seconds: float = 20.0) -> FastAPI:
+def create_app(campaign: CampaignStore, options: Options, limits: Limits = LIMITS) -> FastAPI:
     """Create the application that serves a campaign's pages.
 
     Parameters
     ----------
     campaign : Campaign
     options : Options
-    body_seconds : float, default=20
-        Time for a request's body to arrive.
+    limits : Limits
 
     Returns
     -------
@@ -265,7 +261,7 @@ def create_app(campaign: CampaignStore, options: Options, *, body_seconds: float
     PoolError
         The campaign's pool cannot be opened.
     """
-    site = _Site(campaign, options)
+    site = _Site(campaign, options, limits)
     app = FastAPI(
         title="dal",
         summary="Labelling for a campaign of active learning",
@@ -283,8 +279,8 @@ def create_app(campaign: CampaignStore, options: Options, *, body_seconds: float
     app.add_middleware(
         Doors,
         chart_paths=("campaign", "explorer"),
-        requests=Rates(*REQUESTS),
-        body_seconds=body_seconds,
+        requests=Rates(limits.address_rate, limits.address_burst),
+        body_seconds=limits.body_seconds,
         answered=site.answered,
     )
     return app
@@ -293,13 +289,13 @@ def create_app(campaign: CampaignStore, options: Options, *, body_seconds: float
 class _Site:
     """The state that all requests share."""
 
-    def __init__(self, campaign: CampaignStore, options: Options) -> None:
+    def __init__(self, campaign: CampaignStore, options: Options, limits: Limits) -> None:
         self.campaign = campaign
         self.options = options
         self.user = campaign.answers.spelling(options.user)
         self.queue = Queue(campaign)
-        self.people = _People(Annotators(campaign))
-        self.standings = Standings(campaign)
+        self.people = _People(Annotators(campaign), limits.account_seconds)
+        self.standings = Standings(campaign, limits.standing_seconds)
         self.records = Records(pool_of(campaign))
         self.overviews = Overviews(campaign, self.records)
         self.control = Control(campaign)
@@ -471,7 +467,8 @@ class _People:
 
     KEPT = 1000
 
-    def __init__(self, annotators: Annotators) -> None:
+    def __init__(self, annotators: Annotators, seconds: float) -> None:
+        self._seconds = seconds
         self._annotators = annotators
         self._known: OrderedDict[str, tuple[float, Me | None]] = OrderedDict()
         self._needed = (0.0, True)
@@ -482,7 +479,7 @@ class _People:
         """Whether a token was ever made: from then on everybody needs one, even after the last is revoked."""
         with self._lock:
             if time.monotonic() >= self._needed[0]:
-                self._needed = (time.monotonic() + _ACCOUNT_SECONDS, bool(self._annotators.all()))
+                self._needed = (time.monotonic() + self._seconds, bool(self._annotators.all()))
             return self._needed[1]
 
     def find(self, token: str) -> Me | None:
@@ -511,7 +508,7 @@ class _People:
                 return me
         me = look_up()
         with self._lock:
-            self._known[secret] = (time.monotonic() + _ACCOUNT_SECONDS, me)
+            self._known[secret] = (time.monotonic() + self._seconds, me)
             while len(self._known) > self.KEPT:
                 self._known.popitem(last=False)
         return me

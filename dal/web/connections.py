@@ -48,6 +48,12 @@ class Limits:
         Time during which the client reads nothing of what is sent.
     head_bytes : int
         Largest head.
+    address_rate, address_burst : float, int
+        Requests a second from one address, and how many at once; a page makes two or three for each answer.
+    standing_seconds : float
+        Age up to which the state that all pages show alike is reused, for any number of pages.
+    account_seconds : float
+        Age up to which it is reused who a token belongs to; a revoked one works that much longer.
     """
 
     connections: int = 2000
@@ -57,6 +63,10 @@ class Limits:
     idle_seconds: float = 30.0
     stalled_seconds: float = 60.0
     head_bytes: int = 16 * 1024
+    address_rate: float = 200.0
+    address_burst: int = 1000
+    standing_seconds: float = 1.0
+    account_seconds: float = 2.0
 
     def fitting(self) -> "Limits":
         """Raise the process's limit of open files as far as allowed, and return limits that fit it."""
@@ -68,6 +78,9 @@ class Limits:
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         room = self.connections if soft == resource.RLIM_INFINITY else max(soft - _FILES_FOR_OTHERS, soft // 2)
         return Limits(**{**vars(self), "connections": min(self.connections, room)})
+
+
+LIMITS = Limits()
 
 
 class Connection(H11Protocol):

@@ -130,7 +130,7 @@ def make_server(campaign: CampaignStore, listening: Listening, options: Options,
         raise SettingsError(f"`user` must be the name of a person (--user), but this one {wrong}; choose another")
     limits = limits.fitting()
     config = uvicorn.Config(
-        create_app(campaign, options, body_seconds=limits.body_seconds),
+        create_app(campaign, options, limits),
         ssl_certfile=listening.tls_certificate,
         ssl_keyfile=listening.tls_key,
         # By default uvicorn trusts every proxy on this machine.

@@ -16,9 +16,6 @@ from dal.campaign.view import View
 
 Phase = Literal["waiting", "training", "open", "between", "paused", "stopped"]
 
-_FRESH_SECONDS = 1.0
-"""Age up to which the common state is reused, for any number of pages."""
-
 
 class Standing(BaseModel):
     """The part of a campaign's state that all pages show alike.
@@ -67,10 +64,13 @@ class Standings:
     Parameters
     ----------
     campaign : Campaign
+    seconds : float, default=1.0
+        Age up to which a standing is reused.
     """
 
-    def __init__(self, campaign: CampaignStore) -> None:
+    def __init__(self, campaign: CampaignStore, seconds: float = 1.0) -> None:
         self._campaign = campaign
+        self._seconds = seconds
         self._control = Control(campaign)
         self._view = View(campaign)
         self._queue = Queue(campaign)
@@ -90,7 +90,7 @@ class Standings:
         with self._computing:
             if fresh or self._known is None or time.monotonic() >= self._until:
                 self._known = self._computed()
-                self._until = time.monotonic() + _FRESH_SECONDS
+                self._until = time.monotonic() + self._seconds
             return self._known
 
     def _computed(self) -> tuple[Standing, Given]:
