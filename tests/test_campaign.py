@@ -879,18 +879,16 @@ def test_what_stood_at_an_answer_is_read_once_and_what_came_since_is_seen(
         campaign.answers.latest().labels[0] = 0
 
 
-def test_answers_are_read_into_arrays_and_not_into_objects(
-    campaign: CampaignStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_are_read_into_arrays_and_not_into_objects(campaign: CampaignStore) -> None:
     n = 20_000
-    monkeypatch.setattr(answers, "_READ_AT_ONCE", 1000)
     given = (says(row % 900, row % 3, f"annotator {row // 900}") for row in range(n))
     campaign.answers.add(given, source="web")
     campaign.rounds.all()  # what SQLAlchemy keeps
-    tracemalloc.start()
-    latest = campaign.answers.latest()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    with campaign.database.reading() as connection:
+        tracemalloc.start()
+        latest = answers.latest(connection, read_at_once=1000)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
     assert latest.rows.tolist() == sorted(row % 900 for row in range(n))
     # Three columns, twice while they are put together, and a reference to each name; a Python row takes 250 bytes more.
     assert peak < 80 * n + 1_000_000

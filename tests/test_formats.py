@@ -410,11 +410,10 @@ def test_a_task_that_no_program_reads_is_refused_alone(tmp_path: Path) -> None:
     assert last == Line(len(broken) + 1, "b")
 
 
-def test_tasks_longer_than_what_is_read_at_once_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dal.exchange.label_studio._BLOCK", 64)
+def test_tasks_longer_than_what_is_read_at_once_are_whole(tmp_path: Path) -> None:
     tasks = [{"data": {"record_id": f"r{at}", "text": '\\"[{,]}' * at * 7}} for at in range(40)]
     (tmp_path / "x.json").write_text(json.dumps(tasks, indent=1))
-    assert read(LabelStudio(), tmp_path / "x.json") == [Line(at + 1, f"r{at}") for at in range(40)]
+    assert read(LabelStudio(block_bytes=64), tmp_path / "x.json") == [Line(at + 1, f"r{at}") for at in range(40)]
 
 
 @pytest.mark.parametrize("chosen", ["cat", ["cat"], {"choices": ["cat"]}, {"choices": "cat"}], ids=repr)

@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from dal.campaign import Answer, CampaignStore, Settings
-from dal.exchange import labels, write_labels
+from dal.exchange import write_labels
 from dal.exchange.labels import COLUMNS
 from dal.pool import Pool
 from tests.batches import batch_of
@@ -110,16 +110,12 @@ def test_every_label_says_where_it_comes_from(campaign: CampaignStore, pool: Poo
     assert about == {"campaign": campaign.id, "classes": list(CLASSES), "last_answer": upto}
 
 
-def test_many_records_are_written_some_at_a_time(
-    campaign: CampaignStore, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(labels, "_AT_ONCE", 7)
-    monkeypatch.setattr("dal.campaign.answer_log._READ_AT_ONCE", 5)
+def test_many_records_are_written_some_at_a_time(campaign: CampaignStore, pool: Pool, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.permutation(np.arange(40, N))[:100]
     truth = {f"r{row}": int(code) for row, code in zip(rows, rng.integers(0, 3, 100), strict=True)}
     say(campaign, "ann", **truth)
-    assert write_labels(campaign, pool, tmp_path / "x.parquet") == 100
+    assert write_labels(campaign, pool, tmp_path / "x.parquet", at_once=7) == 100
     frame = pd.read_parquet(tmp_path / "x.parquet")
     assert frame["row"].tolist() == sorted(rows.tolist())
     assert frame["label"].tolist() == [CLASSES[truth[f"r{row}"]] for row in sorted(rows.tolist())]

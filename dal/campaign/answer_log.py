@@ -20,8 +20,9 @@ from dal.evidence.agreement import Agreement, agreement
 from dal.evidence.votes import Labels, label
 from dal.texts import folded
 
-_READ_AT_ONCE = 4096
 _ANY_ROW = 2**63 - 1
+READ_AT_ONCE = 4096
+"""Answers that are read in one transaction."""
 
 
 @dataclass
@@ -139,17 +140,19 @@ class AnswerLog:
                 return ledger.latest(connection, upto, asked_in)
             return self.standing_at(connection, upto).answers
 
-    def log(self, after: int = 0) -> Iterator[Event]:
+    def log(self, after: int = 0, *, read_at_once: int = READ_AT_ONCE) -> Iterator[Event]:
         """Read every answer that came after an id, in the order in which they came, taken back or not."""
         while True:
             with self._database.reading() as connection:
-                block = ledger.log(connection, after, _READ_AT_ONCE)
+                block = ledger.log(connection, after, read_at_once)
             if not block:
                 return
             yield from block
             after = block[-1].id
 
-    def by_record(self, upto: int) -> Iterator[tuple[list[Event], tuple[int, Asked] | None]]:
+    def by_record(
+        self, upto: int, *, read_at_once: int = READ_AT_ONCE
+    ) -> Iterator[tuple[list[Event], tuple[int, Asked] | None]]:
         """Read the answers up to an id record by record, in the order of rows; gold records are left out.
 
         Yields
@@ -162,7 +165,7 @@ class AnswerLog:
         with self._database.reading() as connection:
             answered = ledger.answered_rows(connection, upto)
         columns = [asked.c[field.name] for field in fields(Asked)]
-        for rows in np.array_split(answered, range(_READ_AT_ONCE, answered.size, _READ_AT_ONCE)):
+        for rows in np.array_split(answered, range(read_at_once, answered.size, read_at_once)):
             if not rows.size:
                 return
             first, last = int(rows[0]), int(rows[-1])

@@ -56,7 +56,6 @@ LISTED = 1000
 """Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
 
 _STAGED_AT_ONCE = 4096
-_READ_AT_ONCE = 16384
 _SUGGESTED = ("suggested", "suggested_score", "suggested_by")
 _TOLD = ("answered_at", "received_at", "shown_at", "lead_time", "skip_reason", "suggestion_shown")
 
@@ -150,7 +149,12 @@ def keep_out_conflicts(connection: Connection, file: AnswerFile) -> tuple[tuple[
 
 
 def latest(
-    connection: Connection, upto: int | None = None, asked_in: int | None = None, *, to_gold: bool = False
+    connection: Connection,
+    upto: int | None = None,
+    asked_in: int | None = None,
+    *,
+    to_gold: bool = False,
+    read_at_once: int = 16384,
 ) -> Answers:
     """Read the latest answer of each annotator to each record, of those up to an id and to one batch's records.
 
@@ -170,7 +174,7 @@ def latest(
         .join(ids, answers.c.id == ids.c.id)
         .where(answers.c.status != "retracted")
         .order_by(answers.c.row, answers.c.annotator)
-        .execution_options(yield_per=_READ_AT_ONCE)
+        .execution_options(yield_per=read_at_once)
     )
     # Each block becomes arrays, and each name is kept once: rows of Python objects take ten times the memory.
     blocks = [np.empty((3, 0), np.int64)]

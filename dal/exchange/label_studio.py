@@ -29,7 +29,6 @@ _OWN = (
     "id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "status",
 )  # fmt: skip
 _HOTKEYS = "1234567890"
-_BLOCK = 1 << 20
 _TOKENS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|["\[\]{},]', re.DOTALL)
 _DEPTHS = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
 
@@ -45,12 +44,16 @@ class LabelStudio:
         Names of the server's users. Others are called ``user 7``.
     batches : str, optional
         Prefix of the campaign's batches; tasks of other campaigns are rejected.
+    block_bytes : int, default=1 MiB
+        Bytes of a file that are read at a time.
     """
 
     pictures = True
 
-    def __init__(self, annotators: Mapping[int, str] | None = None, batches: str | None = None) -> None:
-        self._annotators, self._batches = annotators or {}, batches
+    def __init__(
+        self, annotators: Mapping[int, str] | None = None, batches: str | None = None, block_bytes: int = 1 << 20
+    ) -> None:
+        self._annotators, self._batches, self._block_bytes = annotators or {}, batches, block_bytes
         self._first, self._flat = array("q"), False
 
     def place(self, number: int) -> str:
@@ -67,7 +70,7 @@ class LabelStudio:
         """Yield the annotations; a task without any is one pending line."""
         number = 1
         self._first, self._flat = array("q"), False
-        for index, text in enumerate(_elements(path)):
+        for index, text in enumerate(_elements(path, self._block_bytes)):
             self._first.append(number)
             place = f"$[{index}]"
             try:
@@ -163,7 +166,7 @@ class LabelStudio:
         return count
 
 
-def _elements(path: Path) -> Iterator[bytes]:
+def _elements(path: Path, block_bytes: int) -> Iterator[bytes]:
     """Yield the elements of a JSON list one by one, unparsed: a project of pictures does not fit into memory.
 
     Unparsed, so that an element that is not JSON, or holds a number that no program reads, is rejected alone.
@@ -176,7 +179,7 @@ def _elements(path: Path) -> Iterator[bytes]:
     count = 0
     try:
         with path.open("rb") as file:
-            buffer = file.read(_BLOCK).removeprefix(codecs.BOM_UTF8).lstrip()
+            buffer = file.read(block_bytes).removeprefix(codecs.BOM_UTF8).lstrip()
             at, begin, depth = 1, 1, 1
             while True:
                 for token in _TOKENS.finditer(buffer, at):
@@ -195,7 +198,7 @@ def _elements(path: Path) -> Iterator[bytes]:
                                 f"{path} must end after its list of {count:,} tasks, got more; export it again"
                             )
                         return
-                more = file.read(max(_BLOCK, len(buffer) - begin))
+                more = file.read(max(block_bytes, len(buffer) - begin))
                 if not more:
                     raise LabelError(f"{path} is damaged after {count:,} tasks, in $[{count}]; export it again")
                 buffer, at, begin = buffer[begin:] + more, at - begin, 0

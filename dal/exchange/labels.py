@@ -12,12 +12,12 @@ import pyarrow.parquet
 
 from dal._files import replacing
 from dal.campaign import Asked, CampaignStore, Event, Round
+from dal.campaign.answer_log import READ_AT_ONCE
 from dal.errors import LabelError
 from dal.exchange.files import Records
 from dal.exchange.formats import arrow_type, as_json, columns_for, csv_bytes, csv_cell
 from dal.texts import guarded
 
-_AT_ONCE = 4096
 _TIME = pa.timestamp("us", tz="UTC")
 
 ANSWER = pa.struct(
@@ -69,7 +69,14 @@ _SUFFIXES = {
 }
 
 
-def write_labels(campaign: CampaignStore, pool: Records, path: str | Path, *, file_format: str | None = None) -> int:
+def write_labels(
+    campaign: CampaignStore,
+    pool: Records,
+    path: str | Path,
+    *,
+    file_format: str | None = None,
+    at_once: int = READ_AT_ONCE,
+) -> int:
     """Write every answered record, with its label and its history, as Parquet, CSV or JSON lines.
 
     The columns are those of `docs/exchange.md`, then the pool's display fields. A Parquet file has the campaign's id
@@ -84,6 +91,8 @@ def write_labels(campaign: CampaignStore, pool: Records, path: str | Path, *, fi
     path : str or Path
     file_format : str, optional
         One of `LABEL_FORMATS`. Default: by the suffix of `path`.
+    at_once : int, default=4096
+        Records that are in memory at a time.
 
     Returns
     -------
@@ -103,11 +112,11 @@ def write_labels(campaign: CampaignStore, pool: Records, path: str | Path, *, fi
     known = campaign.answers.labels(upto)
     labels = dict(zip(known.rows.tolist(), known.codes.tolist(), strict=True))
     rounds = {each.number: each for each in campaign.rounds.all()}
-    records = campaign.answers.by_record(upto)
+    records = campaign.answers.by_record(upto, read_at_once=at_once)
     about = {"dal": json.dumps({"campaign": campaign.id, "classes": campaign.settings.classes, "last_answer": upto})}
     with replacing(path) as file:
         first = True
-        while (block := list(islice(records, _AT_ONCE))) or first:
+        while (block := list(islice(records, at_once))) or first:
             batch = _batch(block, pool, campaign.settings.classes, labels, rounds)
             sink.write(file, batch.replace_schema_metadata(about))
             first = False
