@@ -779,7 +779,7 @@ def test_a_damaged_chunk_is_named_from_a_worker(records: np.ndarray, tmp_path: P
 
 def test_a_model_of_another_width_is_refused_before_anything_is_read(pools: dict[str, Pool]) -> None:
     model = Learner.named("logistic", CLASSES).fit(np.eye(5, dtype=np.float32), [0, 1, 0, 1, 2])
-    with pytest.raises(SettingsError, match=r"fitted on 5 features.*has 12"):
+    with pytest.raises(SettingsError, match=r"`model` must be fitted on the 12 features.*got 5"):
         scan(pools["built"], model, Strategy.named("margin"), 5)
 
 
