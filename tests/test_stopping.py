@@ -238,7 +238,7 @@ def test_parse_reads_what_people_write(text: str, criterion: Criterion) -> None:
         ("", "got ''"),
         ("max_labels", "lacks its value"),
         ("max_labels=", "n must be a whole number"),
-        ("max_labels=many", "'many' came"),
+        ("max_labels=many", "got 'many'"),
         ("max_labels=5.5", "n must be a whole number"),
         ("target_score=high", "score must be a number"),
         ("target_score=0.9,round=3", "is no stopping criterion"),
