@@ -269,7 +269,7 @@ class Model:
             return rows_of(records)
         if not isinstance(last, MLPClassifier):
             raise LearnerError(
-                f"`expected_gradient_length` must have a linear softmax output layer, got {self.kind}; use"
+                f"`expected_gradient_length` must have a linear softmax layer, got {self.kind}; use"
                 " LogisticRegression or MLPClassifier, or another score"
             )
         activate, records = ACTIVATIONS[last.activation], rows_of(records)
