@@ -2,7 +2,21 @@
 
 import click
 
-from benchmarks import entrance, labels, memory, pages, peers, remote, scale, scan, selection, suite, team, workers
+from benchmarks import (
+    elastic,
+    entrance,
+    labels,
+    memory,
+    pages,
+    peers,
+    remote,
+    scale,
+    scan,
+    selection,
+    suite,
+    team,
+    workers,
+)
 
 
 @click.group()
@@ -10,6 +24,7 @@ def main() -> None:
     """Measure dal on this machine, side by side with what one would use instead."""
 
 
+main.add_command(elastic.command)
 main.add_command(entrance.command)
 main.add_command(scan.command)
 main.add_command(memory.command)

@@ -67,6 +67,24 @@ class KillsItsWorker(Steady):
         os._exit(1)
 
 
+class Gated(Steady):
+    """Writes a line for each tile, and waits from the fifth on until a gate is open."""
+
+    FREE = 5
+
+    def __init__(self, log: str = "", gate: str = "") -> None:
+        super().__init__()
+        self.log, self.gate = log, gate
+
+    def shaped(self, p: np.ndarray) -> np.ndarray:
+        if self.log and len(p) == 64:  # a tile, and no check of the learner
+            with Path(self.log).open("a") as file:
+                file.write("span\n")
+            while Path(self.log).read_text().count("span") >= self.FREE and not Path(self.gate).exists():
+                time.sleep(0.01)
+        return p
+
+
 class ReturnsNaN(Steady):
     def shaped(self, p: np.ndarray) -> np.ndarray:
         return p * np.nan
@@ -77,5 +95,5 @@ class ReturnsTooManyColumns(Steady):
         return np.concatenate([p, p], axis=1)
 
 
-KINDS = (Steady, Slowed, Raises, WantsOneThread, KillsItsWorker, ReturnsNaN, ReturnsTooManyColumns)
+KINDS = (Steady, Slowed, Raises, WantsOneThread, KillsItsWorker, Gated, ReturnsNaN, ReturnsTooManyColumns)
 NAMES = [f"tests.broken_learners.{kind.__name__}" for kind in KINDS]

@@ -53,11 +53,12 @@ def dask_worker(
     address: str,
     *,
     threads: int = 1,
+    host: str = "127.0.0.1",
     name: str | None = None,
     **options: Any,  # noqa: ANN401 - those of _running
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker without a nanny in a process of its own."""
-    command = ["worker", address, "--nthreads", str(threads), "--host", "127.0.0.1", "--no-dashboard", "--no-nanny"]
+    command = ["worker", address, "--nthreads", str(threads), "--host", host, "--no-dashboard", "--no-nanny"]
     with _running([*command, *(["--name", name] if name else [])], **options) as process:
         yield process
 

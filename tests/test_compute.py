@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -22,7 +23,7 @@ from dal.compute.client import connect
 from dal.compute.local import _PRELOADED, SETTINGS, local_cluster
 from dal.compute.work import Beat, each_on, map_on
 from dal.compute.workers import OnDemand, workers_of
-from dal.errors import ClusterError, SettingsError
+from dal.errors import ClusterError, ClusterLost, SettingsError
 from dal.map import map_of
 from dal.pool import Pool
 from dal.scan import scan
@@ -170,6 +171,16 @@ def test_what_is_no_address_is_refused(address: str) -> None:
 
 def test_tls_without_certificates_is_refused() -> None:
     with pytest.raises(ClusterError, match="--tls-cert"), connect("tls://127.0.0.1:1", timeout=0.3):
+        pass
+
+
+def test_an_address_that_is_no_scheduler_is_refused(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ClusterLost, match=f"{address} .*port"), connect(address, timeout=0.3):
+            pass
+    worker = next(iter(client.nthreads()))
+    with pytest.raises(ClusterError, match=f"{worker}.*worker"), connect(worker):
         pass
 
 

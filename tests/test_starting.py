@@ -15,8 +15,9 @@ from dal.compute.client import connect
 from dal.compute.ready import ready
 from dal.compute.work import map_on
 from dal.errors import ClusterError
+from dal.learners.learner import Learner
 from dal.pool import Pool
-from dal.scan import Limits, Progress, scan
+from dal.scan import Limits, Progress, sample_codebook, scan, stored_cells
 from dal.selection.strategy import Strategy
 from tests.clusters import dask_scheduler, dask_worker
 
@@ -144,3 +145,43 @@ def test_a_worker_that_preloads_has_imported_before_it_takes_part() -> None:
         [loaded] = client.run(eval, "sorted(__import__('sys').modules)").values()
         assert "dal.scan.worker.spans" in loaded
         assert "dal.scan.worker.spans" in client.run_on_scheduler(eval, "sorted(__import__('sys').modules)")
+
+
+LACKS = """
+import sys
+def refuse(event, given):
+    if event == "open" and str(given[0]).startswith({pool!r}):
+        raise FileNotFoundError(2, "No such file or directory", given[0])
+    if event in ("open", "os.mkdir") and str(given[0]).startswith({cells!r}) and (
+        event == "os.mkdir" or set(str(given[1])) & set("wax+") or (isinstance(given[2], int) and given[2] & 3)
+    ):
+        raise PermissionError(13, "Permission denied", given[0])
+sys.addaudithook(refuse)
+"""
+
+
+@pytest.mark.slow
+def test_a_host_that_lacks_the_pool_is_named_and_one_that_cannot_write_is_noted(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).standard_normal((1_000, 3)).astype(np.float32)
+    pool, elsewhere = (Pool.build(X, tmp_path / f"{name}.zarr") for name in ("pool", "elsewhere"))
+    model = Learner.named("logistic", ["a", "b"]).fit(X[:60], np.arange(60) % 2)
+    codebook, spread = sample_codebook(pool, 4, seed=0), Strategy.named("default")
+    assert spread.capacity(4, pool.n_rows, 4).cells
+    lacks = LACKS.format(pool=str(tmp_path / "elsewhere.zarr"), cells=str(tmp_path / "cells.zarr"))
+    with (
+        dask_scheduler() as address,
+        dask_worker(address),
+        dask_worker(address, host="127.0.0.2", preload=lacks),
+        connect(address, timeout=60) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+        with pytest.raises(ClusterError, match=r"tcp://127\.0\.0\.2:.*elsewhere\.zarr"):
+            rows(elsewhere, client)
+        cells = stored_cells(tmp_path / "cells.zarr", pool.n_rows, codebook)
+        found = scan(pool, model, spread, 4, client=client, codebook=codebook, cells=cells)
+        [note] = found.summary.notes
+        assert "127.0.0.2" in note
+        assert "cells.zarr" in note
+        assert not found.summary.wrote_cells
+        alone = scan(pool, model, spread, 4, codebook=codebook)
+        assert found.candidates.rows.tolist() == alone.candidates.rows.tolist()

@@ -114,6 +114,31 @@ def test_workers_killed_again_and_again_cost_only_their_spans(pools: dict[str, P
             killer.join()
     assert killed
     assert_same(found, expected)
+    assert found.summary.rows_again <= 3 * TILE * len(killed)  # what it was at, and what it had not sent yet
+
+
+@pytest.mark.slow
+def test_a_cluster_that_goes_from_none_to_many_to_none_costs_little(pools: dict[str, Pool]) -> None:
+    shrunk: list[int] = []
+    said: list[str] = []
+    with own_cluster(0) as (cluster, client):
+
+        def resize(progress: Progress) -> None:
+            if "the cluster has none" in progress.waiting:
+                if cluster.scheduler_info["workers"]:
+                    return
+                said.append(progress.waiting)
+                cluster.scale(2)
+            elif len(shrunk) < 2 and progress.rows_done >= (0.3, 0.6)[len(shrunk)] * N:
+                shrunk.append(progress.rows_done)
+                cluster.scale(0)
+
+        cluster.scale(2)
+        found = run(pools["clean"], model(Steady(seconds=0.02)), client=client, progress=resize)
+    assert len(shrunk) == 2
+    assert said
+    assert_same(found, run(pools["clean"], model(Steady())))
+    assert found.summary.rows_again <= 2 * len(shrunk) * TILE  # a span a thread, each time
 
 
 @pytest.mark.slow

@@ -99,17 +99,24 @@ def _knock(address: str, timeout: float) -> None:
     """
     from distributed import Security
     from distributed.comm.core import connect as connect_comm
+    from distributed.core import send_recv
 
     from dal.compute.tls import refusal
 
-    async def shake_hands() -> None:
+    async def shake_hands() -> str:
         security = Security().get_connection_args("client")
         comm = await connect_comm(address, timeout=timeout, **security)
-        await comm.close()
+        try:
+            return str((await send_recv(comm, op="identity"))["type"])
+        finally:
+            comm.abort()
+
+    async def in_time() -> str:
+        return await asyncio.wait_for(shake_hands(), timeout + 1)  # another program may listen, and say nothing
 
     try:
         with ThreadPoolExecutor(max_workers=1) as thread:
-            thread.submit(asyncio.run, shake_hands()).result()
+            kind = thread.submit(asyncio.run, in_time()).result()
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         if why := refusal(address, timeout):
             raise ClusterError(f"TLS keeps this process from {address}: {why}") from error
@@ -118,6 +125,13 @@ def _knock(address: str, timeout: float) -> None:
                 f"`client` must be an address such as tcp://10.0.0.5:8786, or tls:// with distributed.comm.tls"
                 f" configured, got {address!r} ({error})"
             ) from error
+        if isinstance(error, TimeoutError):
+            raise ClusterLost(
+                f"a program listens at {address} and does not answer as a scheduler: check the port, or look at the"
+                " scheduler's log"
+            ) from error
         raise ClusterLost(
             f"nobody answers at {address} ({error}): start a scheduler there (cluster/README.md), or check the address"
         ) from error
+    if kind != "Scheduler":
+        raise ClusterError(f"expected the address of a scheduler, got {address!r}, of a {kind.lower()}")

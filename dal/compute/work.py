@@ -100,7 +100,11 @@ def each_on(
     token = secrets.token_hex(8)
     flight: InFlight[Item, Result] = InFlight(client)
     task = cast("Callable[[Item], Result]", partial(_with_shared, token, function))
-    with held_by_workers(client, token, partial(_itself, shared)), flight, _heard(flight, token):
+    with (
+        held_by_workers(client, token, partial(_itself, shared)),
+        flight,
+        heard(client, token, lambda _: flight.beat()),
+    ):
         flight.submit(task, list(items), retries=2)
         while flight.pending:
             for item, outcome in flight.ended():
@@ -108,16 +112,23 @@ def each_on(
 
 
 @contextmanager
-def _heard(flight: InFlight[Any, Any], topic: str) -> Iterator[None]:
-    """Count what workers log to a topic as signs of life."""
+def heard(client: Client, topic: str, call: Callable[[Any], object]) -> Iterator[None]:
+    """Call a function with each message that workers log to a topic, as a context.
+
+    Raises
+    ------
+    ClusterError
+        If the cluster cannot be reached.
+    """
     with _told_of_losses():
-        flight.client.subscribe_topic(topic, lambda _: flight.beat())
+        client.subscribe_topic(topic, lambda event: call(event[1]))
     try:
         yield
     finally:
-        with suppress(OSError):
-            if flight.client.status == "running":
-                flight.client.unsubscribe_topic(topic)
+        # A client has one listener a topic: of two contexts at a time the first one ends it for both.
+        with suppress(OSError, ValueError):
+            if client.status == "running":
+                client.unsubscribe_topic(topic)
 
 
 @contextmanager

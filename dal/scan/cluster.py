@@ -15,7 +15,7 @@ import numpy.typing as npt
 from distributed import Client
 
 from dal.compute.waits import InFlight
-from dal.compute.work import held_by_workers
+from dal.compute.work import heard, held_by_workers
 from dal.errors import DalError, SpanError, StoreError
 from dal.learners.models import Model
 from dal.pool import Pool
@@ -25,7 +25,17 @@ from dal.scan.journal import Journal
 from dal.scan.plan import Interval, Limits
 from dal.scan.run import Progress, Run, Scan, with_the_rest
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task
-from dal.scan.worker.spans import Job, Loaded, Sent, kept_features, key_of, packed, score_task, taken_features
+from dal.scan.worker.spans import (
+    BEGUN,
+    Job,
+    Loaded,
+    Sent,
+    kept_features,
+    key_of,
+    packed,
+    score_task,
+    taken_features,
+)
 
 Floats32 = npt.NDArray[np.float32]
 
@@ -64,6 +74,7 @@ def scan_on_cluster(
     with _Cluster(client, job, run.say) as cluster:
         paces, like = _PACES.setdefault(client, {}), (pool.path, model and model.kind, order.score, order.carry, usable)
         paces[like] = _Engine(run, cluster, skip_failed=skip_failed, pace=paces.get(like)).run()
+        run.rows_again = run.sounded_rows + cluster.rows_again
         return run.result(cluster.features)
 
 
@@ -89,16 +100,28 @@ class _Cluster:
         self._numbers = itertools.count()
         self.task: Callable[[Task], Sent] = partial(score_task, self.name)
         self.keepers: dict[Interval, str] = {}
+        self._begun: Counter[Interval] = Counter()
         self._flight: InFlight[Task, Sent] = InFlight(client, _REMEDY, say)
         self._open = ExitStack()
 
     def __enter__(self) -> "_Cluster":
         self._open.enter_context(held_by_workers(self.client, self.name, partial(Loaded, self.name, self.job)))
+        self._open.enter_context(heard(self.client, BEGUN, self._begin))
         self._open.enter_context(self._flight)
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._open.close()
+
+    def _begin(self, message: tuple[str, int, int]) -> None:
+        name, start, stop = message
+        if name == self.name:
+            self._begun[Interval(start, stop)] += 1
+
+    @property
+    def rows_again(self) -> int:
+        """The rows of spans that were begun more than once, as often as that was in vain."""
+        return sum((times - 1) * (stop - start) for (start, stop), times in self._begun.items())
 
     @property
     def pending(self) -> Collection[object]:

@@ -99,6 +99,9 @@ class Summary:
         Whether the cell of every row is now stored.
     bytes_up : int
         Of candidates that spans sent to this process.
+    rows_again : int
+        Rows that were scored more than once: in spans that were begun by a worker that then left, or that failed, and
+        for the sake of first thresholds.
     thread_seconds : float
         Of all threads that scored spans: rows by it is the pace of one.
     skipped : tuple of Interval
@@ -113,6 +116,7 @@ class Summary:
     spans_resumed: int
     wrote_cells: bool
     bytes_up: int
+    rows_again: int
     thread_seconds: float
     skipped: tuple[Interval, ...]
     notes: tuple[str, ...]
@@ -139,6 +143,8 @@ class Scan:
         if self.summary.skipped:
             rows = sum(stop - start for start, stop in self.summary.skipped)
             lines.append(f"{rows:,} rows were skipped, because their spans failed every time")
+        if again := self.summary.rows_again:
+            lines.append(f"{again:,} rows ({again / max(tally.rows, 1):.1%}) were scored more than once")
         heights, (low, high) = self._heights(), tally.histogram.edges
         lines.append(
             f"scores {low:g} |{''.join(' ▁▂▃▄▅▆▇█'[round(8 * height)] for height in heights)}| {high:g}  (log scale)"
@@ -188,7 +194,7 @@ class Run:
         self.started = time.perf_counter()
         self.best = Best(order.capacity, order.seed, order.round)
         self._sounded = Best(order.capacity, order.seed, order.round)
-        self._soundings = self._soundings_done = self.sounded_rows = 0
+        self._soundings = self._soundings_done = self.sounded_rows = self.rows_again = 0
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.spans = self.failed = self.bytes_up = 0
         self.thread_seconds = 0.0
@@ -340,6 +346,7 @@ class Run:
             self.resumed,
             wrote_cells and not self.skipped,
             self.bytes_up,
+            self.rows_again,
             self.thread_seconds,
             tuple(self.skipped),
             tuple(self.notes),

@@ -138,6 +138,10 @@ class Loaded:
         return found if task.sounded is not None else self.kept.take_from(found)
 
 
+BEGUN = "dal-begun"
+"""The topic to which workers log the pass and the rows of each span that they begin; schedulers keep topics."""
+
+
 class Sent(NamedTuple):
     """The result of a span and the address of its worker."""
 
@@ -151,7 +155,11 @@ def _loaded(name: str) -> Loaded:
 
 def score_task(name: str, task: Task) -> Sent:
     """Score a span of the pass of this name."""
-    return Sent(get_worker().address, _loaded(name).score(task))
+    worker = get_worker()
+    if task.sounded is None:
+        # A worker that dies says nothing of the work that is lost with it, so it says first that it begins.
+        worker.log_event(BEGUN, (name, *task.interval))
+    return Sent(worker.address, _loaded(name).score(task))
 
 
 def kept_features(name: str, rows: Rows) -> tuple[Rows, Floats32]:
