@@ -334,7 +334,7 @@ def tables_of(text: str) -> dict[str, dict[str, Any]]:
     """
     found = tomllib.loads(text)
     if not isinstance(found.get("settings"), dict):
-        raise SettingsError("`[settings]` must be a table, got none")
+        raise SettingsError("`campaign.toml` must have a table [settings], got none")
     kinds: dict[str, type[Any]] = {"settings": Settings, **GROUPS}
     if unknown := sorted(name for name, table in found.items() if isinstance(table, dict) and name not in kinds):
         raise SettingsError(f"unknown tables {', '.join(unknown)}; there are {', '.join(kinds)}")
