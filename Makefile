@@ -77,7 +77,7 @@ $(VENV)/lowest.txt: pyproject.toml tests/lowest.py | $(BIN)/python
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 with venv must be installed; found none. Name one: make PYTHON=..."; exit 1; }
 	@echo "Making an environment of $(PYTHON) in $(VENV), with $(if $(UV),uv,pip)."
-	@$(if $(UV),uv venv --quiet --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
+	@$(if $(UV),uv venv --quiet --seed --python $(PYTHON) $(VENV),$(PYTHON) -m venv $(VENV))
 
 clean:
 	rm -rf $(VENV) .venv-3.* .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis demo

@@ -194,7 +194,7 @@ def test_workers_belong_to_a_local_cluster_only(client: Client) -> None:
         with pytest.raises(SettingsError, match="workers=3 sizes a local cluster"), connect(target, workers=3):
             pass
     for start in (connect(None, workers=0), local_cluster(0), local_cluster(-1)):
-        with pytest.raises(SettingsError, match="at least one worker"), start:
+        with pytest.raises(SettingsError, match="`workers` must be at least 1"), start:
             pass
 
 
