@@ -340,9 +340,8 @@ def test_the_doctor_of_a_pool(campaign: str) -> None:
 
 
 def test_the_doctor_of_a_database_on_a_server_and_of_a_store(campaign: str, tmp_path: Path, backend: str) -> None:
-    made = dal.Campaign.create(
-        "other", "pool.zarr", ["ham", "spam"], database=databases.fresh(), store=(tmp_path / "far" / "store").as_uri()
-    )
+    storage = dal.Storage(database=databases.fresh(), store=(tmp_path / "far" / "store").as_uri())
+    made = dal.Campaign.create("other", "pool.zarr", ["ham", "spam"], storage=storage)
     facts = examine(made.directory)
     assert facts.home.troubles == {}
     assert facts.home.store == str(tmp_path / "far" / "store" / made.id)
