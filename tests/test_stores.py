@@ -49,6 +49,8 @@ def server(_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """A store in which nothing goes wrong yet; ``s3://`` URLs lead there."""
     for name, value in {**_server.environment(), "AWS_SECRET_ACCESS_KEY": SECRET}.items():
         monkeypatch.setenv(name, value)
+    # The other store of the session, whose variables last, sets it: nothing would be tried again.
+    monkeypatch.delenv("AWS_MAX_ATTEMPTS", raising=False)
     _server.fail()
     _server.reset()
     return _server

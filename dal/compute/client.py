@@ -134,4 +134,4 @@ def _knock(address: str, timeout: float) -> None:
             f"nobody answers at {address} ({error}): start a scheduler there (cluster/README.md), or check the address"
         ) from error
     if kind != "Scheduler":
-        raise ClusterError(f"expected the address of a scheduler, got {address!r}, of a {kind.lower()}")
+        raise ClusterError(f"`client` must be the address of a scheduler, got {address!r}, that of a {kind.lower()}")
