@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import zarr
@@ -280,7 +281,17 @@ def troubled(campaign: str) -> Iterator[str]:
         },
     }
     scheduler = {"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}}
-    with SpecCluster(scheduler=scheduler, workers=workers, silence_logs=logging.CRITICAL) as cluster:
+    # Dask's own defaults, which a local cluster of this process may have changed.
+    settings = {
+        "distributed.scheduler.allowed-failures": 3,
+        "distributed.scheduler.no-workers-timeout": None,
+        "distributed.comm.retry.count": 0,
+        "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": 65536,
+    }
+    with (
+        dask.config.set(settings),
+        SpecCluster(scheduler=scheduler, workers=workers, silence_logs=logging.CRITICAL) as cluster,
+    ):
         yield cluster.scheduler_address
 
 

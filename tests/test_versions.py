@@ -20,7 +20,7 @@ from dal.compute.versions import OF_SCHEDULER, SOURCE, differences, found
 from dal.compute.work import map_on
 from dal.errors import ClusterError
 from dal.pool import Pool
-from dal.scan import hosts, scan
+from dal.scan import Progress, hosts, scan
 from dal.selection.strategy import Strategy
 from tests.clusters import dask_scheduler, dask_worker
 
@@ -232,8 +232,8 @@ def test_a_worker_of_other_versions_that_joins_later_ends_and_says_why(tmp_path:
     log = tmp_path / "worker.log"
     joined = []
 
-    def another_joins(progress: object) -> None:
-        if not joined:
+    def another_joins(progress: Progress) -> None:
+        if not joined and not progress.waiting:
             with dask_worker(address, name="late", environment=environment, log=log) as process:
                 joined.append(process.wait(60))
 

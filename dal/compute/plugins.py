@@ -1,5 +1,6 @@
 """Things that every worker process of a cluster has, also those that join later."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -95,10 +96,10 @@ def take_back(client: Client, name: str, seconds: float = 5.0) -> None:
     """
 
     async def taken() -> None:
-        await client.unregister_worker_plugin(name)
+        await asyncio.wait_for(client.unregister_worker_plugin(name), seconds)
 
     # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the work. A worker that
     # has joined or died at the wrong moment has no plugin of this name.
     with suppress(OSError, KeyError):
         if client.status == "running":
-            client.sync(taken, callback_timeout=seconds)
+            client.sync(taken)

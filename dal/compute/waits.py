@@ -4,10 +4,10 @@ import asyncio
 import queue
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import dask.config
 from dask.utils import parse_timedelta
@@ -170,13 +170,9 @@ class InFlight(Generic[Item, Result]):
             try:
                 moved = [self._moved.get(timeout=_TICK_SECONDS), *self._drained()]
             except queue.Empty:
+                before, alive = alive, self._last_alive(alive)
                 now = time.monotonic()
-                alive = now if self.nthreads() else alive
-                if now - alive > self.patience.no_workers:
-                    raise self.lost(f"has had no worker for {self.patience.no_workers:.0f} s") from None
-                if alive != now:
-                    self._say("waiting for a worker: the cluster has none")
-                elif now - looked > _LOOK_SECONDS or now - waited_from > stall:
+                if alive > before and (now - looked > _LOOK_SECONDS or now - waited_from > stall):
                     looked = now
                     if self._waits_for_others():
                         # Their tasks may take hours, and say nothing of the cluster's health.
@@ -189,6 +185,22 @@ class InFlight(Generic[Item, Result]):
                 if done:
                     return done
                 waited_from = time.monotonic()
+
+    def _last_alive(self, before: float) -> float:
+        """Return the time at which the cluster had a worker: now, or the time before, and then say so.
+
+        Raises
+        ------
+        ClusterLost
+            If that is too long ago.
+        """
+        now = time.monotonic()
+        if self.nthreads():
+            return now
+        if now - before > self.patience.no_workers:
+            raise self.lost(f"has had no worker for {self.patience.no_workers:.0f} s")
+        self._say("waiting for a worker: the cluster has none")
+        return before
 
     def _waits_for_others(self) -> bool:
         """Return whether threads are at tasks of others, and none is at one of these."""
@@ -228,15 +240,19 @@ class InFlight(Generic[Item, Result]):
         ClusterError
             If they do not come in time.
         """
+        # The last worker may leave with results: they come once another one has done the work again.
+        asked = insides.begun(self.client, gathered(self.client, futures, self.patience.fetch))
+        began = alive = time.monotonic()
         try:
-            found = self.client.sync(
-                gathered, self.client, futures, self.patience.fetch, callback_timeout=self.patience.stall
-            )
-        except TimeoutError as error:
-            raise self.lost(f"has not sent its results for {self.patience.stall:.0f} s") from error
+            while not wait([asked], timeout=_TICK_SECONDS).done:
+                alive = self._last_alive(alive)
+                if time.monotonic() - began > self.patience.stall:
+                    raise self.lost(f"has not sent its results for {self.patience.stall:.0f} s")
+            return asked.result()
         except CancelledError as error:
             raise self.lost("has lost its scheduler") from error
-        return cast("list[Fetched]", found)
+        finally:
+            asked.cancel()
 
     def nthreads(self) -> dict[str, int]:
         """Return the threads of each worker, by address.
