@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import pickle
 import subprocess
 import sys
@@ -502,7 +503,8 @@ def test_a_worker_stays_within_the_memory_that_was_predicted(server: Server, tmp
     pool = Pool.build(large, "s3://bucket/memory.zarr")
     model = Learner.named("logistic", ["no", "yes"]).fit(large[:500], (large[:500, 0] > 0).astype(np.int64))
     limit = 1200 * 2**20
-    with own_cluster(1, memory_limit=limit) as (_, client):
+    # A fork server of this session has the environment of its start, in which s3:// may lead elsewhere.
+    with own_cluster(1, memory_limit=limit, env=dict(os.environ)) as (_, client):
         before = client.submit(peak_bytes).result()
         scan(pool, model, MARGIN, 100, client=client)
         peak = client.submit(peak_bytes, pure=False).result()
