@@ -840,8 +840,13 @@ def test_a_coordinator_killed_in_mid_scan_goes_on_from_its_journal(pools: dict[s
     assert_same(resumed.candidates, whole.candidates)
 
 
+KILLED: list[object] = []
+"""Kept: a process that is killed collects no garbage, which would clean up after all, in any thread."""
+
+
 def killed(cluster: object, *exception: object) -> None:
     """What a killed coordinator does to clean up."""
+    KILLED.append(cluster)
 
 
 def test_a_plugin_that_a_dead_coordinator_left_serves_nobody_else(
