@@ -21,6 +21,7 @@ from dal import Campaign
 from dal.compute import plugins
 from dal.compute.client import connect
 from dal.compute.local import _PRELOADED, SETTINGS, local_cluster
+from dal.compute.plugins import Brought, bring, take_back
 from dal.compute.work import Beat, each_on, map_on
 from dal.compute.workers import OnDemand, workers_of
 from dal.errors import ClusterError, ClusterLost, SettingsError
@@ -388,6 +389,25 @@ def test_what_is_shared_outlives_every_worker_that_had_it(tmp_path: Path) -> Non
         assert sorted(found) == list(range(6))
         assert set(found.values()) - first  # workers that came later have done some of it
         assert len(list(tmp_path.iterdir())) > 6  # what the dead were at was begun again
+
+
+def holds(name: str) -> bool:
+    return name in plugins._HELD
+
+
+def test_what_is_dropped_in_the_loop_of_its_client_is_taken_back_as_well(client: Client) -> None:
+    """As the garbage collector does it, which runs in any thread."""
+
+    async def drop() -> None:
+        take_back(client, "dropped")
+
+    bring(client, Brought("dropped", list))
+    assert set(client.run(holds, "dropped").values()) == {True}
+    client.sync(drop)
+    until = time.monotonic() + 60
+    while any(client.run(holds, "dropped").values()):
+        assert time.monotonic() < until
+        time.sleep(0.01)
 
 
 @pytest.mark.slow

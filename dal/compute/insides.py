@@ -33,6 +33,14 @@ def executing(dask_worker: Worker) -> list[str]:
         return []
 
 
+def in_loop(client: Client) -> bool:
+    """Return whether this thread is that of a client's event loop."""
+    try:
+        return asyncio.get_running_loop() is client.loop.asyncio_loop  # type: ignore[union-attr]
+    except RuntimeError:  # this thread has none
+        return False
+
+
 def begun(client: Client, work: Coroutine[Any, Any, Result]) -> "Future[Result]":
     """Begin work in the event loop of a client, and do not wait for it."""
     return asyncio.run_coroutine_threadsafe(work, client.loop.asyncio_loop)  # type: ignore[union-attr]

@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import Client, Worker, WorkerPlugin
 
-from dal.compute import versions
+from dal.compute import insides, versions
 
 _ATTEMPTS = 3
 
@@ -96,10 +96,14 @@ def take_back(client: Client, name: str, seconds: float = 5.0) -> None:
     """
 
     async def taken() -> None:
-        await asyncio.wait_for(client.unregister_worker_plugin(name), seconds)
+        # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the work. A worker
+        # that has joined or died at the wrong moment has no plugin of this name.
+        with suppress(OSError, KeyError):
+            await asyncio.wait_for(client.unregister_worker_plugin(name), seconds)
 
-    # A cluster that dies meanwhile needs no cleaning, and must not hide the error that ended the work. A worker that
-    # has joined or died at the wrong moment has no plugin of this name.
-    with suppress(OSError, KeyError):
-        if client.status == "running":
-            client.sync(taken)
+    if client.status == "running":
+        begun = insides.begun(client, taken())
+        # The garbage collector ends a context that was dropped, in any thread: that of the client's loop must go on.
+        if not insides.in_loop(client):
+            with suppress(TimeoutError):  # a loop that has ended meanwhile gives nothing
+                begun.result(seconds + 1)
