@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -183,6 +184,15 @@ def ask_hosts(
     finally:
         for each in begun:
             each.cancel()
+
+
+@contextmanager
+def told_of_losses() -> Iterator[None]:
+    """Say that the cluster is gone where a call of the client finds that, as a context."""
+    try:
+        yield
+    except OSError as error:
+        raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
 
 
 async def _aside(function: Callable[..., Result], *arguments: object) -> Result:

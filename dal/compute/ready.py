@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from distributed import Client
 
 from dal.compute import preload, versions
-from dal.compute.asking import ask, ask_scheduler, workers_of
+from dal.compute.asking import ask, ask_scheduler, told_of_losses, workers_of
 from dal.compute.versions import OF_SCHEDULER, Difference, Versions
 from dal.compute.waits import Patience
 from dal.errors import ClusterError, ClusterLost
@@ -75,16 +75,15 @@ def wait_for_worker(client: Client, say: Say = lambda _: None) -> None:
     asking = None
     began = time.monotonic()
     try:
-        while not client.nthreads():
-            left = patience.no_workers + began - time.monotonic()
-            if left <= 0:
-                raise ClusterLost(_without_workers(patience))
-            asking = asking or client.submit(_nothing, pure=False)
-            say("waiting for a worker: the cluster has none")
-            with suppress(TimeoutError):
-                client.wait_for_workers(1, timeout=min(left, _TICK_SECONDS))
-    except OSError as error:
-        raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
+        with told_of_losses():
+            while not client.nthreads():
+                left = patience.no_workers + began - time.monotonic()
+                if left <= 0:
+                    raise ClusterLost(_without_workers(patience))
+                asking = asking or client.submit(_nothing, pure=False)
+                say("waiting for a worker: the cluster has none")
+                with suppress(TimeoutError):
+                    client.wait_for_workers(1, timeout=min(left, _TICK_SECONDS))
     finally:
         if asking is not None and client.status == "running":
             asking.release()
@@ -126,7 +125,7 @@ def _compare(client: Client, seconds: float) -> tuple[str, ...]:
 
 
 def found_on_workers(client: Client, addresses: Sequence[str], seconds: float = ANSWER_SECONDS) -> dict[str, Versions]:
-    """Ask workers for their versions; those that do not answer in time have no entry.
+    """Ask workers for their versions. A worker that does not answer in time has no entry.
 
     Raises
     ------
@@ -192,7 +191,7 @@ def _import(client: Client, seconds: float, say: Say) -> bool:
                 )
         at_it = [address for address in waited_for if address not in imported]
         if not at_it or (now - began > seconds and len(at_it) < len(workers)):
-            return True  # those that hang, or take long, join when they are ready
+            return True  # a worker that hangs, or takes long, joins when it is ready
         if now - heard > seconds or now - began > stall:
             raise ClusterLost(
                 f"No worker of {client} answered within {seconds:.0f} s: look at their logs, and run again."

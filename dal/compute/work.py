@@ -9,10 +9,11 @@ from typing import Any, TypeVar, cast
 from distributed import Client, get_worker, wait
 
 from dal._threads import one_thread
+from dal.compute.asking import told_of_losses
 from dal.compute.plugins import Brought, bring, brought, take_back
 from dal.compute.ready import ready
 from dal.compute.waits import InFlight, value_of
-from dal.errors import ClusterError, ClusterLost, DalError
+from dal.errors import ClusterError, DalError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -120,7 +121,7 @@ def heard(client: Client, topic: str, call: Callable[[Any], object]) -> Iterator
     ClusterError
         If the cluster cannot be reached.
     """
-    with _told_of_losses():
+    with told_of_losses():
         client.subscribe_topic(topic, lambda event: call(event[1]))
     try:
         yield
@@ -141,7 +142,7 @@ def held_by_workers(client: Client, name: str, make: Callable[[], object]) -> It
         If the cluster cannot be reached, or a worker cannot load it.
     """
     try:
-        with _told_of_losses():
+        with told_of_losses():
             _bring(client, Brought(name, make))
         yield
     finally:
@@ -169,7 +170,7 @@ def _with_shared(token: str, function: Callable[[Any, Item, Beat], Result], item
 def ask_workers(
     client: Client, function: Callable[[], Result], addresses: Sequence[str], *, seconds: float
 ) -> Mapping[str, Result | BaseException]:
-    """Run a function in a thread of each of some workers; return the outcomes of those that answer in time.
+    """Run a function in a thread of each worker of a list, and return the outcomes that come in time.
 
     A worker that was stopped, or died just now, gives none.
 
@@ -196,11 +197,3 @@ def ask_workers(
                 answers[address] = error
     client.cancel([future for future in futures.values() if not future.done()])
     return answers
-
-
-@contextmanager
-def _told_of_losses() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
