@@ -19,7 +19,7 @@ from zarr.storage import ZipStore
 
 from dal._distribution import install_line
 from dal.choices import ENCODINGS, Missing
-from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
+from dal.errors import ChunkError, InputError, NotInstalled, PoolError, PoolIncomplete, PoolNotFound
 from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
 from dal.pool.ahead import AHEAD_BYTES, ReadAhead
@@ -927,6 +927,8 @@ def _opened(where: Place) -> "zarr.Array[Any] | zarr.Group":
         raise
     except FileNotFoundError as error:
         raise PoolNotFound(f"no pool at {where}; build one with `dal pool build`, or check the path") from error
+    except NotInstalled as error:  # it names the line to install
+        raise PoolError(f"{where}: {error}") from error
     except ImportError as error:
         raise PoolError(
             f"{where}: this kind of store needs more packages: {error}; {install_line('remote')}"
