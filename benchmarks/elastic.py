@@ -38,7 +38,7 @@ SPAN_SECONDS = 3.0
 
 
 class Paced(ClassifierMixin, BaseEstimator):
-    """Scores by the first feature, at so many rows a second."""
+    """Scores by the first feature, at a fixed number of rows a second."""
 
     def __init__(self, rate: float = 2_000.0) -> None:
         self.rate = rate

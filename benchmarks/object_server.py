@@ -298,7 +298,7 @@ class Server:
         return told
 
     def fail(self, **faults: float | str) -> None:
-        """Set delays and faults; those that are not named are none."""
+        """Set delays and faults. What is not named is zero."""
         none = {"latency": 0, "refused": 0, "cut": 0, "stalled": 0, "short": 0, "status": 503}
         self._ask("/__set__", {**none, "only": "", "methods": "", "most": -1, **faults})
 

@@ -15,6 +15,8 @@ from typing import Literal
 
 from dal.errors import DalError, SettingsError
 
+_log = logging.getLogger(__name__)
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PATIENCE = 5.0
 """Seconds in which a request must arrive: they are answered one after another."""
@@ -166,6 +168,3 @@ def serving(address: str, read: Callable[[], str]) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-_log = logging.getLogger(__name__)

@@ -111,7 +111,7 @@ def found() -> dict[str, str | None]:
 
 
 def differences(here: Versions, there: Versions, names: Iterable[str] = (*REFUSED, *WARNED)) -> list[Difference]:
-    """Return the versions that are not the same in two processes, those that are refused first.
+    """Return the versions that differ between two processes, refused ones first.
 
     Parameters
     ----------

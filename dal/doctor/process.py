@@ -1,4 +1,4 @@
-"""Tell what a process is and can reach, without dal.
+"""Collect facts of a process and of its machine, without dal.
 
 The text of this module is sent to schedulers and workers, and run there by `call`: a worker may lack dal, or have
 another version of it or of Python. So nothing of dal is imported here, others are imported in the functions, and

@@ -16,7 +16,7 @@ Fetched = list[Any]
 
 
 class _Expected:
-    """The lots that one reader will want, in order: those that are asked for, and those that wait."""
+    """The lots of one reader, in order: requested ones, and waiting ones."""
 
     def __init__(self, lots: Iterable[range]) -> None:
         self.waiting = deque(lots)

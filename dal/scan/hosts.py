@@ -23,6 +23,9 @@ from dal.selection.candidates import Capacity
 
 _log = logging.getLogger(__name__)
 
+_COMFORTABLE = 0.7
+"""Of a worker's memory; beyond it Dask begins to write data to the disk, then to pause the worker."""
+
 
 @dataclass(frozen=True)
 class _Hosts:
@@ -188,7 +191,3 @@ def refuse_too_small(client: Client, run: Run) -> int:
         if limit:
             ahead = min(ahead, int(_COMFORTABLE * limit - need.for_threads(threads)) // threads)
     return max(ahead, 0)
-
-
-_COMFORTABLE = 0.7
-"""Of a worker's memory; beyond it Dask begins to write data to the disk, then to pause the worker."""
