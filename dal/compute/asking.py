@@ -188,7 +188,7 @@ def ask_hosts(
 
 @contextmanager
 def told_of_losses() -> Iterator[None]:
-    """Say that the cluster is gone where a call of the client finds that, as a context."""
+    """Raise ``ClusterLost`` where a call of the client finds that the cluster is gone, as a context."""
     try:
         yield
     except OSError as error:
