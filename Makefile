@@ -16,7 +16,7 @@ INSTALL = $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST = python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test test-matrix test-lowest bench docs image clean environment environment-test environment-lowest
+.PHONY: demo test test-matrix test-lowest test-torch bench docs image clean environment environment-test environment-lowest environment-torch
 
 demo: environment
 	$(BIN)/dal demo
@@ -44,6 +44,10 @@ test-on-%:
 test-lowest: environment-lowest
 	.venv-lowest/bin/$(PYTEST) -m "not slow" $(TESTS)
 
+# What needs torch; everything else is tested without it.
+test-torch: environment-torch
+	.venv-torch/bin/$(PYTEST) -m torch $(TESTS)
+
 bench: environment-test
 	$(BIN)/python -m benchmarks suite
 
@@ -61,6 +65,10 @@ environment-test: $(VENV)/installed-test
 environment-lowest:
 	$(MAKE) PYTHON=$(call python-of,3.11) VENV=.venv-lowest CONSTRAINTS=.venv-lowest/lowest.txt environment-test
 
+# The newest version of which there is a build for processors alone, and the Python that it is for. Others bring gigabytes.
+environment-torch:
+	$(MAKE) PYTHON=$(call python-of,3.11) VENV=.venv-torch EXTRA=test-torch PINS=torch==2.13.0 environment-test
+
 $(VENV)/installed: pyproject.toml | $(BIN)/python
 	@echo "Installing dal and all it needs into $(VENV): less than a minute where downloads are near."
 	@$(INSTALL) --editable .
@@ -68,7 +76,7 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing dal and all that its tests need into $(VENV): some minutes."
-	@$(INSTALL) --editable ".[test]" $(addprefix --constraint ,$(CONSTRAINTS))
+	@$(INSTALL) --editable ".[$(or $(EXTRA),test)]" $(PINS) $(addprefix --constraint ,$(CONSTRAINTS))
 	@touch $@ $(VENV)/installed
 
 $(VENV)/lowest.txt: pyproject.toml tests/lowest.py | $(BIN)/python

@@ -9,7 +9,7 @@ from pathlib import Path
 _BOUNDED = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(\[[^]]*\])?>=(?P<lowest>[0-9.]+)$")
 
 
-def lowest(project: dict[str, object], without: tuple[str, ...] = ("test", "notebooks")) -> Iterator[str]:
+def lowest(project: dict[str, object], without: tuple[str, ...] = ("test", "test-torch", "notebooks")) -> Iterator[str]:
     """Give a constraint for each dependency of a user.
 
     Parameters
