@@ -3,6 +3,7 @@
 import click
 
 from benchmarks import (
+    clusters,
     elastic,
     entrance,
     labels,
@@ -24,6 +25,7 @@ def main() -> None:
     """Measure dal on this machine, side by side with what one would use instead."""
 
 
+main.add_command(clusters.command)
 main.add_command(elastic.command)
 main.add_command(entrance.command)
 main.add_command(scan.command)

@@ -40,9 +40,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def dask_scheduler(**options: Any) -> Iterator[str]:  # noqa: ANN401 - those of _running
+def dask_scheduler(port: int | None = None, **options: Any) -> Iterator[str]:  # noqa: ANN401 - those of _running
     """Run a scheduler in a process of its own; gives its address."""
-    port = free_port()
+    port = port or free_port()
     command = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
     with _running(command, **options):
         yield f"tcp://127.0.0.1:{port}"
@@ -55,11 +55,13 @@ def dask_worker(
     threads: int = 1,
     host: str = "127.0.0.1",
     name: str | None = None,
+    nanny: bool = False,
     **options: Any,  # noqa: ANN401 - those of _running
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker without a nanny in a process of its own."""
-    command = ["worker", address, "--nthreads", str(threads), "--host", host, "--no-dashboard", "--no-nanny"]
-    with _running([*command, *(["--name", name] if name else [])], **options) as process:
+    """Run a worker in a process of its own, or with a nanny in two."""
+    command = ["worker", address, "--nthreads", str(threads), "--host", host, "--no-dashboard"]
+    command += [*([] if nanny else ["--no-nanny"]), *(["--name", name] if name else [])]
+    with _running(command, **options) as process:
         yield process
 
 

@@ -429,6 +429,20 @@ def test_beats_keep_long_work_alive(client: Client, tmp_path: Path) -> None:
     assert item == 5
 
 
+def test_beats_of_several_calls_share_a_topic_and_reach_their_own(client: Client, tmp_path: Path) -> None:
+    def topics() -> set[str]:
+        return {topic for topic in client.get_events() if topic.startswith("dal")}
+
+    list(each_on(client, added, range(2), 100))
+    before = topics()
+    long = each_on(client, told_at, [5, 6], str(tmp_path))
+    with dask.config.set({"dal.stall-timeout": 1.2}):
+        next(long)
+        assert dict(each_on(client, added, range(3, 9), 100)) == {item: 100 + item for item in range(3, 9)}
+        assert [item for item, _ in long] in ([5], [6])  # its beats are still heard
+    assert before == topics() == {"dal-beat"} | (before - {"dal-beat"})
+
+
 def test_a_large_batch_is_the_same_for_any_number_of_workers(client: Client) -> None:
     rng = np.random.default_rng(0)
     n = 8_400  # five leaves

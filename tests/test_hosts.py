@@ -126,6 +126,7 @@ def test_links_that_are_cut_and_mended_change_no_batch(tmp_path: Path, joined: l
             there.coordinator.cut()
             assert command.wait(timeout=60) == 75
         assert "finished spans are kept" in there.read("second.log")
+        assert "Traceback" not in there.read("second.log")
         until(lambda: there.read("worker.log").count("Registered to") >= 2)  # the unit has started it again
         there.coordinator.mend()
         twins.hurry()

@@ -44,11 +44,13 @@ class Hosts:
     ----------
     port
         Of the scheduler.
+    ssh_port
     """
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path, port: int, ssh_port: int) -> None:
         self.folder = folder
         self.port = port
+        self.ssh_port = ssh_port
         self.address = f"tcp://{HOSTS[0]}:{port}"
         path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
         self.environment = os.environ | {
@@ -60,12 +62,12 @@ class Hosts:
         }
 
     @contextmanager
-    def begun(self, text: str, log: str) -> Iterator[psutil.Process]:
+    def begun(self, text: str, log: str, **environment: str) -> Iterator[psutil.Process]:
         """Run a block of the recipe, and leave it running; end its connections at the end."""
         with (self.folder / log).open("wb") as output:
             shell = subprocess.Popen(
                 ["bash", "-euc", f"{block_with(RECIPE, text)}\nwait"],
-                env=self.environment,
+                env=self.environment | environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -135,7 +137,7 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
             running.callback(server.wait)
             running.callback(server.terminate)
             until(lambda log=home / "sshd.log": "listening" in log.read_text())
-        yield Hosts(tmp_path, free_port())
+        yield Hosts(tmp_path, free_port(), port)
         for pid in tmp_path.glob("*/*.pid"):
             os.kill(int(pid.read_text()), signal.SIGTERM)
 
@@ -161,11 +163,11 @@ def test_a_campaign_by_ssh(hosts: Hosts, tmp_path: Path) -> None:
         assert asked(twins, 1, hosts.address) == twins.batches[0]
     until(hosts.is_free)  # all of it ends with its connections
     # A connection that is gone without a word leaves the scheduler behind.
-    with hosts.begun("ssh -tt", "before.log") as shell:
-        wait_for_two(hosts.address)
+    with hosts.begun("ssh -tt", "before.log", WORKER_HOSTS="") as shell:
+        until(lambda: not hosts.is_free())
         for each in shell.children():
             each.suspend()
-        with hosts.begun("ssh -tt", "again.log"):
+        with hosts.begun("ssh -tt", "again.log", WORKER_HOSTS=""):
             until(lambda: "Address already in use" in hosts.read("again.log"))
         assert not hosts.is_free()
         hosts.done("pkill")

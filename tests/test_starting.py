@@ -1,7 +1,10 @@
 """How a cluster is begun with: workers that leave, are busy, still import, or cannot work, in real processes."""
 
+import asyncio
+import logging
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -31,6 +34,10 @@ def pool(tmp_path: Path) -> Pool:
 
 def rows(pool: Pool, client: Client | None, **options: object) -> list[int]:
     return scan(pool, None, RANDOM, 20, client=client, **options).candidates.rows.tolist()
+
+
+def current_thread_name() -> str:
+    return threading.current_thread().name
 
 
 def until_there(path: Path) -> str:
@@ -89,6 +96,10 @@ def test_threads_that_are_busy_with_other_work_are_waited_for_and_said(
         theirs = [user.submit(until_there, go, pure=False) for _ in range(6)]
         while sum(map(len, user.processing().values())) < 2:
             time.sleep(0.02)  # polls the scheduler
+        # What is asked beside the tasks is answered meanwhile.
+        asked = ask(cluster, asyncio.to_thread, current_thread_name, workers=list(workers_of(cluster)), seconds=60.0)
+        assert asked.keys() == workers_of(cluster).keys()
+        assert not any("Dask-" in name or name == "MainThread" for name in asked.values())
         assert rows(pool, cluster, progress=wake) == rows(pool, None)
         assert "other work" in said[0]
         assert user.gather(theirs) == ["done"] * 6
@@ -116,12 +127,13 @@ def test_workers_that_still_import_are_waited_for_and_those_that_cannot_are_refu
 
     def wake(progress: Progress) -> None:
         said.append(progress.waiting)
-        if "importing" in progress.waiting:
+        if sum("importing" in waiting for waiting in said) == 8:
             go.write_text("")
 
+    log = tmp_path / "log"
     with (
         dask_scheduler() as address,
-        dask_worker(address, preload=SLOW_IMPORT.format(go=str(go))),
+        dask_worker(address, preload=SLOW_IMPORT.format(go=str(go)), log=log),
         connect(address, timeout=60) as client,
     ):
         for door in (lambda: rows(pool, client), lambda: list(map_on(client, abs, [-1]))):
@@ -129,9 +141,11 @@ def test_workers_that_still_import_are_waited_for_and_those_that_cannot_are_refu
                 door()
         go.unlink()
         # The event loop is free meanwhile, and the imports take longer than a worker may take to answer.
-        assert rows(pool, client, progress=wake, limits=Limits(probe_seconds=5.0)) == rows(pool, None)
-    assert any("importing" in waiting for waiting in said)
+        assert rows(pool, client, progress=wake, limits=Limits(probe_seconds=3.0)) == rows(pool, None)
     assert not said[-1]
+    assert (
+        3 <= log.read_text().count("'imported'") <= 8
+    )  # a worker logs each call, and none stands for each of the waits
 
 
 @pytest.mark.slow
@@ -185,3 +199,15 @@ def test_a_host_that_lacks_the_pool_is_named_and_one_that_cannot_write_is_noted(
         assert not found.summary.wrote_cells
         alone = scan(pool, model, spread, 4, codebook=codebook)
         assert found.candidates.rows.tolist() == alone.candidates.rows.tolist()
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    tracebacks: list[object] = []
+    monkeypatch.setattr(logging.Logger, "exception", lambda _, *given, **__: tracebacks.append(given))
+    with dask_scheduler() as address, connect(address, timeout=60) as client:
+        os.kill(client.run_on_scheduler(os.getpid), signal.SIGKILL)
+        while client.status == "running":
+            time.sleep(0.02)  # polls the client, which looks for the scheduler from now on
+        assert client.status == "connecting"
+    assert tracebacks == []

@@ -1,5 +1,6 @@
 """Versions are compared before anything else travels: real workers that have others are refused by name."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 from distributed import Client
 
 from dal.compute import versions
+from dal.compute.asking import ask
 from dal.compute.client import connect
 from dal.compute.ready import found_on_scheduler, found_on_workers, ready
 from dal.compute.versions import OF_SCHEDULER, SOURCE, differences, found
@@ -197,6 +199,9 @@ def test_each_process_says_its_versions_itself(strangers: tuple[str, dict[str, s
         answers = found_on_workers(client, list(workers.values()))
         assert found_on_scheduler(client) == found()
         assert set(answers) == set(workers.values())
+        # A thread as well needs no `dal` there.
+        call = versions.elsewhere("found")
+        assert ask(client, asyncio.to_thread, *call, workers=list(answers), seconds=60.0) == answers
         assert answers[workers["none"]]["dal"] is None
         assert answers[workers["none"]]["numpy"] == np.__version__
         assert len({answer[SOURCE] for answer in answers.values()}) == 3
@@ -227,14 +232,15 @@ def test_a_scheduler_of_other_versions_is_refused(tmp_path: Path, pool: Pool) ->
 
 
 @pytest.mark.slow
-def test_a_worker_of_other_versions_that_joins_later_ends_and_says_why(tmp_path: Path, pool: Pool) -> None:
+@pytest.mark.parametrize("nanny", [False, True])
+def test_a_worker_of_other_versions_that_joins_later_ends_and_says_why(tmp_path: Path, pool: Pool, nanny: bool) -> None:
     environment = fake_distribution(tmp_path, "scikit-learn", "1.8.77")
     log = tmp_path / "worker.log"
     joined = []
 
     def another_joins(progress: Progress) -> None:
         if not joined and not progress.waiting:
-            with dask_worker(address, name="late", environment=environment, log=log) as process:
+            with dask_worker(address, name="late", nanny=nanny, environment=environment, log=log) as process:
                 joined.append(process.wait(60))
 
     with dask_scheduler() as address, dask_worker(address), connect(address, timeout=60) as client:

@@ -65,7 +65,8 @@ def ask(
     ----------
     client
     function
-        It returns at once, or is a coroutine function.
+        It returns at once, or is a coroutine function. One that takes a while is called in a thread by
+        ``ask(client, asyncio.to_thread, function, ...)``, also on a worker without `dal`.
     arguments
     workers
         Addresses.
@@ -75,7 +76,25 @@ def ask(
     Returns
     -------
     dict
-        What each worker returned or raised. A worker that left, or hangs, has no entry.
+        What each worker returned or raised. A worker that left, or hangs, has no entry; one whose function raised an
+        error of connections has none either.
+
+    Raises
+    ------
+    ClusterLost
+        If the scheduler does not answer.
+    """
+    return {
+        address: answer
+        for answers in answers_of(client, function, *arguments, workers=workers, seconds=seconds)
+        for address, answer in answers.items()
+    }
+
+
+def answers_of(
+    client: Client, function: Callable[..., Any], *arguments: object, workers: Sequence[str], seconds: float
+) -> Iterator[Answers]:
+    """Return the answers that :func:`ask` returns as they come, about twice a second, with none where none has come.
 
     Raises
     ------
@@ -83,10 +102,12 @@ def ask(
         If the scheduler does not answer.
     """
     begun = _begun(client, partial(client.run, function, *arguments), workers)
+    until = time.monotonic() + seconds
     try:
-        wait(begun, timeout=seconds)
-        found = _answers([each for each in begun if each.done()])
-        return {address: answer for address, answer in found.items() if not _has_left(answer)}
+        while begun and (left := until - time.monotonic()) > 0:
+            ended, waiting = wait(begun, timeout=min(left, _TICK_SECONDS))
+            begun = list(waiting)
+            yield {address: answer for address, answer in _answers(ended).items() if not _has_left(answer)}
     finally:
         for call in begun:
             call.cancel()
@@ -149,7 +170,7 @@ def ask_hosts(
     ClusterLost
         If the scheduler does not answer.
     """
-    call = partial(client.run, _aside, function, *arguments)
+    call = partial(client.run, asyncio.to_thread, function, *arguments)
     answers: Answers = {}
     done, hosts = set(known), dict[str, str]()
     begun: list[Future[Answers]] = []
@@ -193,10 +214,6 @@ def told_of_losses() -> Iterator[None]:
         yield
     except OSError as error:
         raise ClusterLost(f"The cluster is gone ({error}): bring it up and run again.") from error
-
-
-async def _aside(function: Callable[..., Result], *arguments: object) -> Result:
-    return await asyncio.to_thread(function, *arguments)
 
 
 def _begun(

@@ -79,6 +79,8 @@ def _opened(target: Cluster | str, timeout: float) -> Client:
     from distributed import Client
     from distributed.deploy.cluster import Cluster
 
+    from dal.compute.insides import look_for_scheduler_quietly
+
     if isinstance(target, str):
         _knock(target, timeout)
     elif not isinstance(target, Cluster):
@@ -86,9 +88,11 @@ def _opened(target: Cluster | str, timeout: float) -> Client:
     elif target.asynchronous:
         raise SettingsError("`client` must be a synchronous Cluster, got one made with asynchronous=True")
     try:
-        return Client(target, timeout=timeout, set_as_default=False)
+        client = Client(target, timeout=timeout, set_as_default=False)
     except OSError as error:
         raise ClusterLost(f"the scheduler of {target} has gone ({error}): bring it up and run again") from error
+    look_for_scheduler_quietly(client)
+    return client
 
 
 def _knock(address: str, timeout: float) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, TypeVar
 
 from distributed import Client, Worker, utils
@@ -23,6 +24,19 @@ def keep_preload() -> None:
         utils._forkserver_preload_set = True
     else:
         _log.warning("this version of distributed chooses what its fork server imports: workers start more slowly")
+
+
+def look_for_scheduler_quietly(client: Client) -> None:
+    """Let a client be closed while it looks for the scheduler that it lost.
+
+    Dask logs how its search was cut off, with a traceback: it would stand before the error that says what to do.
+    Nothing else changes without this.
+    """
+    search = getattr(Client._reconnect, "__wrapped__", None)
+    if search is not None:
+        client.__dict__["_reconnect"] = partial(search, client)
+    else:
+        _log.warning("this version of distributed logs a traceback where a scheduler is lost: ignore it")
 
 
 def executing(dask_worker: Worker) -> list[str]:

@@ -4,8 +4,10 @@ Without it the first task, or the first thing that a worker is sent, imports it 
 answers nobody for seconds, on a busy machine for tens of seconds.
 """
 
+import asyncio
 import importlib
 import threading
+from concurrent.futures import Future
 
 MODULES = ("sklearn.linear_model", "dal.learners.models", "dal.scan.worker.spans")
 """What every scan needs, and nothing else."""
@@ -20,21 +22,28 @@ def dask_setup(_: object) -> None:
 class _Imports(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="dal-imports", daemon=True)
-        self.trouble = ""
+        self.trouble: Future[str] = Future()
 
     def run(self) -> None:
         try:
             dask_setup(None)
         except Exception as error:  # any error of any package: the person at the coordinator has to read it
-            self.trouble = f"{type(error).__name__}: {error}"
+            self.trouble.set_result(f"{type(error).__name__}: {error}")
+        else:
+            self.trouble.set_result("")
 
 
 _lock = threading.Lock()
 _imports: list[_Imports] = []
 
 
-def imported() -> bool | str:
-    """Begin the imports in a thread of their own; return whether they are done, or what went wrong.
+async def imported(seconds: float) -> bool | str:
+    """Begin the imports in a thread; return whether they are done in time, or their error.
+
+    Parameters
+    ----------
+    seconds : float
+        Time to wait for them.
 
     Returns
     -------
@@ -46,10 +55,11 @@ def imported() -> bool | str:
             _imports.append(_Imports())
             _imports[0].start()
         imports = _imports[0]
-        if imports.is_alive():
-            imports.join(0.05)  # where all is imported already, the first call says so
-        if imports.is_alive():
-            return False
-        if imports.trouble:
-            _imports.clear()
-        return imports.trouble or True
+    ended, _ = await asyncio.wait({asyncio.wrap_future(imports.trouble)}, timeout=seconds)
+    if not ended:
+        return False
+    trouble = imports.trouble.result()
+    with _lock:
+        if trouble and imports in _imports:
+            _imports.remove(imports)
+    return trouble or True

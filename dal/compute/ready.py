@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from distributed import Client
 
 from dal.compute import preload, versions
-from dal.compute.asking import ask, ask_scheduler, told_of_losses, workers_of
+from dal.compute.asking import answers_of, ask, ask_scheduler, told_of_losses, workers_of
 from dal.compute.versions import OF_SCHEDULER, Difference, Versions
 from dal.compute.waits import Patience
 from dal.errors import ClusterError, ClusterLost
@@ -22,6 +22,8 @@ Say = Callable[[str], None]
 ANSWER_SECONDS = 60.0
 _SCHEDULER = "scheduler"
 _TICK_SECONDS = 0.5
+_IMPORT_SECONDS = 10.0
+"""Of each call that waits for the imports of a worker."""
 
 _COMPARED: "WeakKeyDictionary[Client, dict[str, tuple[str, ...]]]" = WeakKeyDictionary()
 """What was noted of each process that was compared, by address."""
@@ -172,29 +174,33 @@ def _import(client: Client, seconds: float, say: Say) -> bool:
     """Let each worker import what a scan needs; return False where all workers left meanwhile."""
     imported = _IMPORTED.setdefault(client, set())
     stall = Patience.configured().stall
+    # A worker logs each call: one that is asked says only after a while that it is still at it.
+    patience = min(seconds / 2, _IMPORT_SECONDS)
     began = heard = time.monotonic()
     while True:
         workers = workers_of(client)
-        waited_for = [address for address in workers if address not in imported]
-        if not waited_for or not workers:
+        at_it = [address for address in workers if address not in imported]
+        if not at_it or not workers:
             return bool(workers)
-        answers = ask(client, preload.imported, workers=waited_for, seconds=min(seconds, 5.0))
+        for answers in answers_of(client, preload.imported, patience, workers=at_it, seconds=2 * patience):
+            for address, answer in answers.items():
+                heard = time.monotonic()
+                if answer is True:
+                    imported.add(address)
+                    at_it.remove(address)
+                elif answer is not False:
+                    raise ClusterError(
+                        f"The worker at {address} cannot run dal ({answer}): it needs the same dependencies of dal as"
+                        " this process."
+                    )
+            if not at_it:
+                break
+            say(f"waiting for {len(at_it):,} of {len(workers):,} workers: still importing")
         now = time.monotonic()
-        for address, answer in answers.items():
-            heard = now
-            if answer is True:
-                imported.add(address)
-            elif answer is not False:
-                raise ClusterError(
-                    f"The worker at {address} cannot run dal ({answer}): it needs the same dependencies of dal as this"
-                    " process."
-                )
-        at_it = [address for address in waited_for if address not in imported]
         if not at_it or (now - began > seconds and len(at_it) < len(workers)):
             return True  # a worker that hangs, or takes long, joins when it is ready
         if now - heard > seconds or now - began > stall:
             raise ClusterLost(
                 f"No worker of {client} answered within {seconds:.0f} s: look at their logs, and run again."
             )
-        say(f"waiting for {len(at_it):,} of {len(workers):,} workers: still importing")
-        time.sleep(_TICK_SECONDS)
+        time.sleep(_TICK_SECONDS)  # the scheduler may not know yet that a worker has left

@@ -226,7 +226,22 @@ def received(here: Versions, module: str, name: str) -> object:
     """
     refused = [each for each in differences(here, found()) if each.refused]
     if refused:
+        _leave_nannies()
         said = "; ".join(f"{each}: {each.remedy}" for each in refused)
         raise ImportError(f"This process cannot work for the coordinator: it has {said}.")
     kind = getattr(importlib.import_module(module), name)
     return kind.__new__(kind)
+
+
+def _leave_nannies() -> None:
+    """Let workers of this process that are just starting end without a word to their nannies.
+
+    A worker that fails to start tells its nanny, which answers nobody until its worker has started: both would stand
+    still, and the scheduler would send tasks to a worker that takes none. Left alone, the nanny hears of the end.
+    """
+    from distributed import Worker
+
+    for worker in list(Worker._instances):
+        starting = getattr(worker, "_startup_lock", None)
+        if starting is not None and starting.locked():
+            worker.nanny = None

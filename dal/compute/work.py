@@ -1,12 +1,14 @@
 """Work shared out among the workers of a cluster."""
 
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
-from distributed import Client, get_worker, wait
+from distributed import Client, get_worker
 
 from dal._threads import one_thread
 from dal.compute.asking import told_of_losses
@@ -22,6 +24,8 @@ Beat = Callable[[], None]
 
 _IN_FLIGHT = 4
 """Items a thread that are sent at a time."""
+_BEATS = "dal-beat"
+"""The topic to which workers log that an item has come further, by the token of its call."""
 
 
 def map_on(client: Client, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -104,7 +108,7 @@ def each_on(
     with (
         held_by_workers(client, token, partial(_itself, shared)),
         flight,
-        heard(client, token, lambda _: flight.beat()),
+        heard(client, _BEATS, lambda whose: flight.beat() if whose == token else None),
     ):
         flight.submit(task, list(items), retries=2)
         while flight.pending:
@@ -112,24 +116,42 @@ def each_on(
                 yield item, value_of(outcome)
 
 
+_LISTENERS: "WeakKeyDictionary[Client, dict[str, list[Callable[[Any], object]]]]" = WeakKeyDictionary()
+"""The functions that hear each topic: a client itself has one a topic, and forgets it for all."""
+_listening = threading.Lock()
+
+
 @contextmanager
 def heard(client: Client, topic: str, call: Callable[[Any], object]) -> Iterator[None]:
     """Call a function with each message that workers log to a topic, as a context.
+
+    Several contexts may hear one topic at a time. A scheduler keeps every topic that it was ever told of: a topic is a
+    kind of message, and a message says whose it is.
 
     Raises
     ------
     ClusterError
         If the cluster cannot be reached.
     """
-    with told_of_losses():
-        client.subscribe_topic(topic, lambda event: call(event[1]))
+    with _listening:
+        calls = _LISTENERS.setdefault(client, {}).setdefault(topic, [])
+        calls.append(call)
     try:
+        with _listening, told_of_losses():
+            if calls == [call]:
+                client.subscribe_topic(topic, partial(_spread, calls))
         yield
     finally:
-        # A client has one listener a topic: of two contexts at a time the first one ends it for both.
-        with suppress(OSError, ValueError):
-            if client.status == "running":
-                client.unsubscribe_topic(topic)
+        with _listening:
+            calls.remove(call)
+            if not calls and client.status == "running":
+                with suppress(OSError, ValueError):  # a cluster that dies meanwhile forgets it as well
+                    client.unsubscribe_topic(topic)
+
+
+def _spread(calls: list[Callable[[Any], object]], event: tuple[float, Any]) -> None:
+    for call in tuple(calls):
+        call(event[1])
 
 
 @contextmanager
@@ -164,36 +186,4 @@ def _itself(value: object) -> object:
 
 def _with_shared(token: str, function: Callable[[Any, Item, Beat], Result], item: Item) -> Result:
     worker = get_worker()
-    return function(brought(token), item, lambda: worker.log_event(token, None))
-
-
-def ask_workers(
-    client: Client, function: Callable[[], Result], addresses: Sequence[str], *, seconds: float
-) -> Mapping[str, Result | BaseException]:
-    """Run a function in a thread of each worker of a list, and return the outcomes that come in time.
-
-    A worker that was stopped, or died just now, gives none.
-
-    Parameters
-    ----------
-    client
-    function
-    addresses
-    seconds
-        How long to wait.
-    """
-    futures = {
-        address: client.submit(function, workers=[address], allow_other_workers=False, pure=False, priority=10)
-        for address in addresses
-    }
-    with suppress(TimeoutError), client.as_current():  # wait() knows no other way to be told the client
-        wait(list(futures.values()), timeout=seconds)
-    answers: dict[str, Result | BaseException] = {}
-    for address, future in futures.items():
-        if future.done():
-            try:
-                answers[address] = future.result(timeout=seconds)
-            except Exception as error:  # the function's own, for the caller to judge
-                answers[address] = error
-    client.cancel([future for future in futures.values() if not future.done()])
-    return answers
+    return function(brought(token), item, lambda: worker.log_event(_BEATS, token))

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,10 @@ from dal.campaign import CampaignStore
 from dal.campaign.objects import Objects
 from dal.campaign.parts import pool_of
 from dal.compute import versions
+from dal.compute.asking import ask
 from dal.compute.client import connect
 from dal.compute.local import SETTINGS
 from dal.compute.ready import wait_for_worker
-from dal.compute.work import ask_workers
 from dal.doctor import process
 from dal.doctor.facts import Facts, Home, Machine, Process
 from dal.doctor.findings import KEYS
@@ -34,7 +33,7 @@ from dal.pool import Pool
 from dal.scan.hosts import worker_bytes
 from dal.scan.plan import WorkerBytes, tile_rows
 from dal.scan.worker.kernel import Order
-from dal.scan.worker.probe import read_chunk
+from dal.scan.worker.probe import read_chunk, tried
 from dal.selection.strategy import Strategy
 
 HERE = "this machine"
@@ -304,10 +303,14 @@ def _machines(
     answers: Mapping[str, Sequence[Any]],
     seconds: float,
 ) -> list[Machine]:
-    """Look at each machine by one worker on it: what takes a thread of the worker for a moment."""
+    """Look at each machine by one worker on it, beside its tasks."""
+
+    def asked(addresses: Sequence[str], *call: Any) -> dict[str, Any]:  # noqa: ANN401 - a function and its arguments
+        silent = dict.fromkeys(addresses, TimeoutError(f"no answer within {seconds:.0f} s"))
+        return silent | ask(client, asyncio.to_thread, *call, workers=addresses, seconds=seconds)
+
     cells = None if home.objects is None else home.objects.cells
-    function, *arguments = _call("machine", str(_existing(cells.parent)) if isinstance(cells, Path) else "")
-    looked = ask_workers(client, partial(function, *arguments), list(chosen), seconds=seconds)
+    looked = asked(list(chosen), *_call("machine", str(_existing(cells.parent)) if isinstance(cells, Path) else ""))
     here = versions.found()
     sound = [
         address
@@ -317,16 +320,16 @@ def _machines(
     read: Mapping[str, Any] = {}
     written: Mapping[str, Any] = {}
     if home.objects is not None and isinstance(cells, Url):
-        written = ask_workers(client, home.objects.check, sound, seconds=seconds)
+        written = asked(sound, tried, home.objects.check)
     if home.pool is not None:
-        read = ask_workers(client, partial(read_chunk, home.pool), sound, seconds=seconds)
+        read = asked(sound, tried, read_chunk, home.pool)
     machines = []
     for address, each in chosen.items():
         told, _, _, (off, within) = answers[address]
         machine = Machine(
             each.host, told["memory"], told["cores"], clock_off=off, clock_within=within, free=told["free"]
         )
-        found: Any = looked.get(address, TimeoutError(f"no thread of a worker was free within {seconds:.0f} s"))
+        found = looked[address]
         if isinstance(found, BaseException):
             machines.append(replace(machine, unseen=f"{type(found).__name__}: {found}"))
             continue
@@ -336,10 +339,12 @@ def _machines(
     return machines
 
 
-def _with_chunk(machine: Machine, read: tuple[int, float] | BaseException | None) -> Machine:
+def _with_chunk(machine: Machine, read: tuple[int, float] | str | BaseException | None) -> Machine:
     match read:
         case None:
             return machine
+        case str():
+            return replace(machine, pool_trouble=read)
         case BaseException():
             return replace(machine, pool_trouble=f"{type(read).__name__}: {read}")
         case size, took:

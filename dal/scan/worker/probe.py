@@ -4,7 +4,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import zarr
 from threadpoolctl import threadpool_info
@@ -12,6 +12,8 @@ from threadpoolctl import threadpool_info
 from dal.plugins import Carried
 from dal.pool import Pool
 from dal.scan.worker.kernel import Cells
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,21 @@ def _reach(cells: Cells) -> "zarr.Array[Any]":
     return cells.array.update_attributes({}) if cells.write else cells.array
 
 
+def tried(function: Callable[..., Result], *arguments: object) -> "Result | str":
+    """Return the result of a function, or the text of its error: that of a store may look like one of the cluster."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # any error: the person at the coordinator has to read it
+        return _said(error)
+
+
 def _trouble(attempt: Callable[[], object]) -> str | None:
     try:
         attempt()
     except Exception as error:  # any error: the person at the coordinator has to read it
-        return f"{type(error).__name__}: {error}"
+        return _said(error)
     return None
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,110 @@
+"""Clusters of every kind, many times in a row: whether each run ends without an error, and with the right batches.
+
+A kind is a selection of tests. Those of `tests/` are part of the suite; the campaigns of `benchmarks/campaigns.py` take
+longer and use packages that the suite does without. A run that skips something is counted as not run.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree as ET
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import machine
+
+ROOT = Path(__file__).parents[1]
+LIMIT_SECONDS = 560
+
+KINDS: Mapping[str, list[str]] = {
+    "no worker at first": ["tests/test_adaptive.py", "benchmarks/campaigns.py::test_workers_come_when_they_are_needed"],
+    "several workers in a process": ["benchmarks/campaigns.py::test_workers_share_a_process"],
+    "processes and threads": ["benchmarks/campaigns.py::test_workers_have_processes_and_threads"],
+    "workers that die": ["tests/test_starting.py", "benchmarks/campaigns.py::test_workers_die_again_and_again"],
+    "busy": ["tests/test_together.py", "benchmarks/campaigns.py::test_others_use_the_cluster"],
+    "other versions": ["tests/test_versions.py"],
+    "a scheduler that dies": ["benchmarks/campaigns.py::test_the_scheduler_dies"],
+    "TLS": ["tests/test_tls.py"],
+    "SSH": ["tests/test_ssh.py", "benchmarks/campaigns.py::test_dask_starts_the_hosts"],
+    "several hosts": ["tests/test_hosts.py"],
+    "SLURM": ["tests/test_slurm.py", "benchmarks/campaigns.py::test_dask_submits_the_jobs"],
+    "object store": ["benchmarks/campaigns.py::test_a_store_fails_now_and_then"],
+}
+
+
+class Run(NamedTuple):
+    """One run of a kind."""
+
+    kind: str
+    number: int
+    outcome: str
+    """``clean``, ``failed``, or the reason why something of it was skipped."""
+    seconds: float
+
+
+def ran(kind: str, number: int, folder: Path) -> Run:
+    """Run a kind once, with its log in a folder."""
+    stem = folder / f"{kind.replace(' ', '-')}-{number}"
+    report, log = stem.with_suffix(".xml"), stem.with_suffix(".log")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *KINDS[kind]]
+    began = time.monotonic()
+    with log.open("wb") as output:
+        try:
+            status = subprocess.run(
+                command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT_SECONDS, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:
+            status = -1
+    seconds = time.monotonic() - began
+    if status:
+        return Run(kind, number, "failed", seconds)
+    skipped = [str(each.get("message")) for each in ET.parse(report).iter("skipped")]
+    return Run(kind, number, "; ".join(skipped) or "clean", seconds)
+
+
+def table(runs: Iterable[Run]) -> Table:
+    """Lay runs out for reading."""
+    drawn = Table("kind", "clean", "failed", "not run", "seconds, median", "longest", title="clusters, times in a row")
+    of_kind: dict[str, list[Run]] = {}
+    for each in runs:
+        of_kind.setdefault(each.kind, []).append(each)
+    for kind, found in of_kind.items():
+        counts = [sum(each.outcome == outcome for each in found) for outcome in ("clean", "failed")]
+        seconds = [each.seconds for each in found]
+        times = f"{statistics.median(seconds):.0f}", f"{max(seconds):.0f}"
+        drawn.add_row(kind, *map(str, counts), str(len(found) - sum(counts)), *times)
+    return drawn
+
+
+@click.command("clusters")
+@click.option("--repeats", type=click.IntRange(min=1), default=10, show_default=True, help="Runs of each kind.")
+@click.option(
+    "--kind", "kinds", type=click.Choice(list(KINDS)), multiple=True, help="Repeat for several; default: all."
+)
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("benchmarks/results/clusters"),
+    show_default=True,
+    help="A log of each run, and clusters.json, to which runs are added.",
+)
+def command(repeats: int, kinds: tuple[str, ...], results: Path) -> None:
+    """Campaigns on clusters of every kind, times in a row: each run must end without an error."""
+    results.mkdir(parents=True, exist_ok=True)
+    console, runs = Console(), list[Run]()
+    for kind in kinds or KINDS:
+        for number in range(1, repeats + 1):
+            runs.append(ran(kind, number, results.resolve()))
+            console.print(f"{kind}, {number} of {repeats}: {runs[-1].outcome}, {runs[-1].seconds:.0f} s")
+    told = {"machine": machine.facts(), "runs": [each._asdict() for each in runs]}
+    (results / "clusters.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    console.print(table(runs))
+    if any(each.outcome == "failed" for each in runs):
+        raise click.ClickException(f"a run failed: its log is in {results}")
