@@ -18,24 +18,40 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import machine
-
 ROOT = Path(__file__).parents[1]
 LIMIT_SECONDS = 560
 
+_STARTING = "tests/test_starting.py::test_"
+_CAMPAIGNS = "benchmarks/campaigns.py::test_"
 KINDS: Mapping[str, list[str]] = {
-    "no worker at first": ["tests/test_adaptive.py", "benchmarks/campaigns.py::test_workers_come_when_they_are_needed"],
-    "several workers in a process": ["benchmarks/campaigns.py::test_workers_share_a_process"],
-    "processes and threads": ["benchmarks/campaigns.py::test_workers_have_processes_and_threads"],
-    "workers that die": ["tests/test_starting.py", "benchmarks/campaigns.py::test_workers_die_again_and_again"],
-    "busy": ["tests/test_together.py", "benchmarks/campaigns.py::test_others_use_the_cluster"],
+    "no worker at first": ["tests/test_adaptive.py"],
+    "several workers in a process": [f"{_CAMPAIGNS}workers_share_a_process"],
+    "processes with threads": [f"{_CAMPAIGNS}workers_have_processes_and_threads"],
+    "workers that die": [
+        f"{_STARTING}another_worker_is_asked_when_the_asked_one_leaves",
+        f"{_STARTING}another_worker_is_asked_when_the_asked_one_hangs",
+        f"{_CAMPAIGNS}workers_die_again_and_again",
+    ],
+    "workers that import": [
+        f"{_STARTING}workers_that_still_import_are_waited_for_and_those_that_cannot_are_refused",
+        f"{_STARTING}a_worker_that_preloads_has_imported_before_it_takes_part",
+    ],
+    "busy": [
+        f"{_STARTING}threads_that_are_busy_with_other_work_are_waited_for_and_said",
+        "tests/test_together.py",
+        f"{_CAMPAIGNS}others_use_the_cluster",
+    ],
     "other versions": ["tests/test_versions.py"],
-    "a scheduler that dies": ["benchmarks/campaigns.py::test_the_scheduler_dies"],
+    "a scheduler that dies": [
+        f"{_STARTING}a_scheduler_that_is_lost_leaves_no_traceback",
+        f"{_CAMPAIGNS}the_scheduler_dies",
+    ],
     "TLS": ["tests/test_tls.py"],
-    "SSH": ["tests/test_ssh.py", "benchmarks/campaigns.py::test_dask_starts_the_hosts"],
+    "SSH": ["tests/test_ssh.py", f"{_CAMPAIGNS}dask_starts_the_hosts"],
     "several hosts": ["tests/test_hosts.py"],
-    "SLURM": ["tests/test_slurm.py", "benchmarks/campaigns.py::test_dask_submits_the_jobs"],
-    "object store": ["benchmarks/campaigns.py::test_a_store_fails_now_and_then"],
+    "SLURM": ["tests/test_slurm.py"],
+    "dask-jobqueue": [f"{_CAMPAIGNS}dask_submits_the_jobs"],
+    "object store": [f"{_CAMPAIGNS}a_store_fails_now_and_then"],
 }
 
 
@@ -43,15 +59,15 @@ class Run(NamedTuple):
     """One run of a kind."""
 
     kind: str
-    number: int
     outcome: str
     """``clean``, ``failed``, or the reason why something of it was skipped."""
     seconds: float
+    log: str
 
 
-def ran(kind: str, number: int, folder: Path) -> Run:
+def ran(kind: str, folder: Path) -> Run:
     """Run a kind once, with its log in a folder."""
-    stem = folder / f"{kind.replace(' ', '-')}-{number}"
+    stem = folder / f"{kind.replace(' ', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
     report, log = stem.with_suffix(".xml"), stem.with_suffix(".log")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *KINDS[kind]]
     began = time.monotonic()
@@ -64,9 +80,9 @@ def ran(kind: str, number: int, folder: Path) -> Run:
             status = -1
     seconds = time.monotonic() - began
     if status:
-        return Run(kind, number, "failed", seconds)
+        return Run(kind, "failed", seconds, log.name)
     skipped = [str(each.get("message")) for each in ET.parse(report).iter("skipped")]
-    return Run(kind, number, "; ".join(skipped) or "clean", seconds)
+    return Run(kind, "; ".join(skipped) or "clean", seconds, log.name)
 
 
 def table(runs: Iterable[Run]) -> Table:
@@ -93,18 +109,19 @@ def table(runs: Iterable[Run]) -> Table:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("benchmarks/results/clusters"),
     show_default=True,
-    help="A log of each run, and clusters.json, to which runs are added.",
+    help="A log of each run, and runs.jsonl. Runs are added to those that are there, and shown with them.",
 )
 def command(repeats: int, kinds: tuple[str, ...], results: Path) -> None:
     """Campaigns on clusters of every kind, times in a row: each run must end without an error."""
     results.mkdir(parents=True, exist_ok=True)
-    console, runs = Console(), list[Run]()
+    console, kept = Console(), results / "runs.jsonl"
     for kind in kinds or KINDS:
         for number in range(1, repeats + 1):
-            runs.append(ran(kind, number, results.resolve()))
-            console.print(f"{kind}, {number} of {repeats}: {runs[-1].outcome}, {runs[-1].seconds:.0f} s")
-    told = {"machine": machine.facts(), "runs": [each._asdict() for each in runs]}
-    (results / "clusters.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+            run = ran(kind, results.resolve())
+            console.print(f"{kind}, {number} of {repeats}: {run.outcome}, {run.seconds:.0f} s, {run.log}")
+            with kept.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(run._asdict()) + "\n")
+    runs = [Run(**json.loads(line)) for line in kept.read_text(encoding="utf-8").splitlines()]
     console.print(table(runs))
     if any(each.outcome == "failed" for each in runs):
         raise click.ClickException(f"a run failed: its log is in {results}")
