@@ -27,7 +27,7 @@ from dal.compute.client import connect
 from dal.compute.local import local_cluster
 from tests import slurm
 from tests.clusters import dask_scheduler, dask_worker, own_cluster
-from tests.recipes import ROOT, free_port, until
+from tests.recipes import ROOT, free_port
 from tests.test_ssh import Hosts, hosts
 from tests.twins import ROUNDS, Twins
 
@@ -148,7 +148,7 @@ def test_the_scheduler_dies(twins: Twins, tmp_path: Path) -> None:
             with dask_scheduler(port=port), dask_worker(address), dask_worker(address), next_batch("lost.log") as lost:
                 with connect(address, timeout=60) as client:
                     scheduler = client.run_on_scheduler(os.getpid)
-                until(lambda: "rows/s" in (tmp_path / "lost.log").read_text(), seconds=120)
+                twins.wait_for_span()
                 os.kill(scheduler, signal.SIGKILL)
                 assert lost.wait(timeout=90) == 75
             said = (tmp_path / "lost.log").read_text()

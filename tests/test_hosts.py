@@ -115,7 +115,7 @@ def test_links_that_are_cut_and_mended_change_no_batch(tmp_path: Path, joined: l
         assert twins.answer(1) == twins.batches[0]
 
         with there.next("second.log") as command:
-            until(lambda: "rows/s" in there.read("second.log"), seconds=120)
+            twins.wait_for_span()
             worker.cut()
             # Shorter than it takes to count as broken: nothing is lost.
             there.scheduler.cut()

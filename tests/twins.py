@@ -64,6 +64,11 @@ class Twins:
         """Answer a batch of the campaign; give its rows."""
         return self._answered(self.campaign, number)
 
+    def wait_for_span(self) -> None:
+        """Wait until the journal of the campaign has a span, written by another process."""
+        while not any(path.stat().st_size for path in self.folder.glob("campaign/journal/*/spans")):
+            time.sleep(0.1)  # polls another process's files; the test's own limit ends it
+
     def wait_for(self, number: int, status: str) -> None:
         """Wait until a round of the campaign has come so far, in another process."""
         while (last := self.campaign.rounds.last) is None or (last.number, last.status) != (number, status):
