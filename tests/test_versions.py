@@ -1,6 +1,7 @@
 """Versions are compared before anything else travels: real workers that have others are refused by name."""
 
 import asyncio
+import importlib
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from distributed import Client
 from dal.compute import versions
 from dal.compute.asking import ask
 from dal.compute.client import connect
+from dal.compute.plugins import Brought, bring
 from dal.compute.ready import found_on_scheduler, found_on_workers, ready
 from dal.compute.versions import OF_SCHEDULER, SOURCE, differences, found
 from dal.compute.work import map_on
@@ -250,3 +252,22 @@ def test_a_worker_of_other_versions_that_joins_later_ends_and_says_why(tmp_path:
     assert joined
     assert joined[0] != -signal.SIGTERM
     assert "scikit-learn 1.8.77" in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_worker_that_joins_later_and_lacks_a_module_ends_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "only_here.py").write_text("def made():\n    return 3\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    log = tmp_path / "worker.log"
+    with dask_scheduler() as address, connect(address, timeout=60) as client:
+        bring(client, Brought("of-users", importlib.import_module("only_here").made))
+        with dask_worker(address, nanny=True, log=log) as process:
+            assert process.wait(60) == 1
+        assert not client.nthreads()
+        with dask_worker(address, nanny=True, environment={"PYTHONPATH": f"{tmp_path}{os.pathsep}{PACKAGE.parent}"}):
+            client.wait_for_workers(1, timeout=60)
+            [nanny] = client.run(lambda dask_worker: dask_worker.nanny).values()
+            assert nanny.startswith("tcp://127.0.0.1")
+    assert "No module named 'only_here'" in log.read_text()

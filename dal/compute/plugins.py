@@ -39,6 +39,7 @@ class Brought(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Make it, unless another worker of this process has."""
+        versions.loaded(self)
         with _holding:
             if self.name not in _HELD:
                 _HELD[self.name] = (self.make(), set())

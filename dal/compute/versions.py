@@ -49,6 +49,7 @@ OF_SCHEDULER = ("python", "dal", SOURCE, "dask", "distributed")
 _MODULES = {"scikit-learn": "sklearn"}
 _DISTRIBUTION = "dal-learn"
 _KEPT = "_dal_source"
+_NANNIES = "_dal_nannies"
 
 Versions = Mapping[str, "str | None"]
 """The versions of one process by name; None where a package is not installed."""
@@ -219,29 +220,39 @@ def elsewhere(name: str, *given: object) -> tuple[Callable[..., Any], str, dict[
 def received(here: Versions, module: str, name: str) -> object:
     """Return an empty instance of a class, in a process that can work for one of other versions.
 
+    A worker that fails to start tells its nanny, which answers nobody until its worker has started: both would stand
+    still, and the scheduler would send tasks to a worker that takes none. So workers of this process that are just
+    starting forget their nannies, which hear of the end nevertheless, until :func:`loaded` gives them back.
+
     Raises
     ------
     ImportError
         If a version differs that decides.
     """
+    nannies = _forgotten_nannies()
     refused = [each for each in differences(here, found()) if each.refused]
     if refused:
-        _leave_nannies()
         said = "; ".join(f"{each}: {each.remedy}" for each in refused)
         raise ImportError(f"This process cannot work for the coordinator: it has {said}.")
     kind = getattr(importlib.import_module(module), name)
-    return kind.__new__(kind)
+    instance = kind.__new__(kind)
+    setattr(instance, _NANNIES, nannies)
+    return instance
 
 
-def _leave_nannies() -> None:
-    """Let workers of this process that are just starting end without a word to their nannies.
+def loaded(instance: object) -> None:
+    """Return their nannies to workers that are starting: an instance is there with all that came with it."""
+    for worker, nanny in instance.__dict__.pop(_NANNIES, ()):
+        worker.nanny = nanny
 
-    A worker that fails to start tells its nanny, which answers nobody until its worker has started: both would stand
-    still, and the scheduler would send tasks to a worker that takes none. Left alone, the nanny hears of the end.
-    """
+
+def _forgotten_nannies() -> list[tuple[Any, Any]]:
     from distributed import Worker
 
+    forgotten = []
     for worker in list(Worker._instances):
         starting = getattr(worker, "_startup_lock", None)
-        if starting is not None and starting.locked():
+        if worker.nanny and starting is not None and starting.locked():
+            forgotten.append((worker, worker.nanny))
             worker.nanny = None
+    return forgotten

@@ -125,7 +125,7 @@ _listening = threading.Lock()
 def heard(client: Client, topic: str, call: Callable[[Any], object]) -> Iterator[None]:
     """Call a function with each message that workers log to a topic, as a context.
 
-    Several contexts may hear one topic at a time. A scheduler keeps every topic that it was ever told of: a topic is a
+    Several contexts may hear one topic at a time. A scheduler keeps every topic that it has seen: a topic is a
     kind of message, and a message says whose it is.
 
     Raises
