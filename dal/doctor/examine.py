@@ -185,7 +185,7 @@ def predicted(pool: Pool, strategy: Strategy, k: int, n_classes: int, model: Mod
     capacity = strategy.capacity(k, pool.n_rows)
     tile = tile_rows(pool.n_features, model.tile_rows if model else None)
     order = Order(strategy.scorer, capacity, tile, 0, 0, None, carry=True)
-    return worker_bytes(pool, order, n_classes, len(model.dumps()) if model else 0)
+    return worker_bytes(pool, order, n_classes, model)
 
 
 def _database(campaign: CampaignStore) -> dict[str, str]:

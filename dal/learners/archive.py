@@ -10,6 +10,7 @@ from dal.errors import LearnerError
 # Parts of scikit-learn's own estimators that skops does not list as safe by itself. None runs code when it is loaded.
 _TRUSTED = (
     "collections.OrderedDict",
+    "dal.learners.deep.TorchClassifier",  # the network's class or function is looked at by itself
     "functools.partial",  # what it calls is looked at by itself
     "numpy.dtype",
     "scipy.interpolate._bsplines.BSpline",

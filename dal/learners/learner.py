@@ -18,12 +18,14 @@ from dal.errors import LearnerError
 from dal.learners import checks
 from dal.learners.archive import FORMAT, archived, load
 from dal.learners.checks import class_codes
+from dal.learners.deep import TorchClassifier, adapted
 from dal.learners.estimators import (
     cloned,
     columns_of,
     for_classes,
     is_committee,
     kind_of,
+    last_step,
     parameters,
     plain_scikit_learn,
     single_threaded,
@@ -51,7 +53,8 @@ class Learner:
     ----------
     estimator
         Any classifier or pipeline with `predict_proba` or `decision_function`; only clones of it are fitted. Of a
-        dask-ml ``ParallelPostFit`` or ``Incremental``, the estimator inside is taken.
+        dask-ml ``ParallelPostFit`` or ``Incremental``, the estimator inside is taken. A class of `torch` networks
+        becomes a :class:`dal.learners.deep.TorchClassifier`.
     classes
         Names of all classes of the campaign; their positions are the class codes.
     trusted
@@ -59,7 +62,7 @@ class Learner:
     """
 
     def __init__(self, estimator: BaseEstimator, classes: Sequence[str], *, trusted: Sequence[str] = ()) -> None:
-        self.estimator = unwrapped(estimator)
+        self.estimator = adapted(unwrapped(estimator))
         self.classes = tuple(classes)
         self.trusted = tuple(trusted)
 
@@ -106,7 +109,7 @@ class Learner:
             return cls.named(learner, classes, random_state=random_state, trusted=trusted)
         if inspect.isfunction(learner):
             learner = made(learner, "fit", learner.__qualname__, random_state)
-        return cls(learner, classes, trusted=trusted)
+        return cls(adapted(learner, random_state), classes, trusted=trusted)
 
     def dumps(self) -> bytes:
         """Save the estimator, not fitted, as a skops archive.
@@ -180,6 +183,12 @@ class Learner:
             estimator = estimator.steps[-1][1]
         return bool(has_fit_parameter(estimator, "sample_weight"))
 
+    @property
+    def starts_warm(self) -> bool:
+        """Whether a fit starts from the model of the round before."""
+        last = last_step(self.estimator)
+        return isinstance(last, TorchClassifier) and last.warm_start
+
     def fit(
         self,
         X: npt.ArrayLike,
@@ -187,6 +196,7 @@ class Learner:
         sample_weight: npt.ArrayLike | None = None,
         *,
         committee: bool = False,
+        parent: "Model | None" = None,
     ) -> "Model":
         """Fit a clone of the estimator on one thread.
 
@@ -204,13 +214,15 @@ class Learner:
         committee
             Whether the model must have a committee. If the estimator is none by itself, ten clones are fitted as well,
             each on a bootstrap of every class's records.
+        parent
+            Model of the round before, from which a network with `warm_start` starts.
 
         Raises
         ------
         LearnerError
             If fewer than two classes are among the labels, or the estimator refuses the data, or cannot be saved.
         """
-        model = self.try_fit(X, labels, sample_weight, committee=committee)
+        model = self.try_fit(X, labels, sample_weight, committee=committee, parent=parent)
         model = replace(model, takes_missing=self.takes_missing(model.n_features))
         return Model.loads(model.dumps(), trusted=self.trusted)
 
@@ -235,17 +247,24 @@ class Learner:
         sample_weight: npt.ArrayLike | None = None,
         *,
         committee: bool = False,
+        parent: "Model | None" = None,
     ) -> "Model":
         """Fit as `fit` does, without saving and loading: for a model that is used once and thrown away.
 
         Its predictions may differ in their last bits from those of a model that was saved.
         """
-        model = self._fit_once(X, labels, sample_weight)
+        model = self._fit_once(X, labels, sample_weight, parent)
         if committee and not is_committee(model.estimator):
             model = replace(model, bootstraps=self.bootstraps(X, labels, sample_weight))
         return model
 
-    def _fit_once(self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> "Model":
+    def _fit_once(
+        self,
+        X: npt.ArrayLike,
+        labels: npt.ArrayLike,
+        sample_weight: npt.ArrayLike | None = None,
+        parent: "Model | None" = None,
+    ) -> "Model":
         records = np.ascontiguousarray(X, dtype=np.float32)
         codes = class_codes(labels, len(records), self.classes)
         # A feature that no labelled record has yet is no reason to refuse a fit, as some estimators do.
@@ -254,6 +273,8 @@ class Learner:
         # Some estimators want the classes of a fit to be 0 to k-1, and a fit may not have seen all of the campaign's.
         seen, encoded = np.unique(codes, return_inverse=True)
         estimator = for_classes(single_threaded(cloned(self.estimator)), seen, self.classes)
+        if parent is not None and self.starts_warm:
+            last_step(estimator).start_from(last_step(parent.estimator))
         weights = {} if sample_weight is None else {weight_name(estimator): np.asarray(sample_weight)}
         with warnings.catch_warnings(record=True) as caught, one_thread, plain_scikit_learn():
             warnings.simplefilter("always")

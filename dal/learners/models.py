@@ -141,6 +141,11 @@ class Model:
         """Rows at once that suit the estimator; None if it does not matter."""
         return _TILE_ROWS.get(self.kind)
 
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that scoring takes beside the records and the model, where the estimator knows it; else 0."""
+        return int(getattr(last_step(self.estimator), "scratch_bytes", 0))
+
     @cached_property
     def network(self) -> Network | None:
         """The decision values of a logistic regression or a network as matrix products; None of any other estimator."""

@@ -86,7 +86,8 @@ def import_estimator(name: str, what: str = "learner", random_state: int = 0) ->
     ----------
     name : str
         ``module:object``, or of a learner the name of an entry point in the group ``dal.learners``. A class or a
-        factory is called without arguments, a function that has the parameter `random_state` with that.
+        factory is called without arguments, a function that has the parameter `random_state` with that. A class of
+        `torch` networks becomes a :class:`dal.learners.deep.TorchClassifier`.
     what : {"learner", "encoder", ...}
         What is wanted, for error messages: a ``learner`` must have `fit`, everything else `transform`.
     random_state : int, default=0
@@ -100,6 +101,10 @@ def import_estimator(name: str, what: str = "learner", random_state: int = 0) ->
     slot = plugins.Slot(what, "dal.learners" if is_learner else None, tuple(PRESETS) * is_learner, LearnerError)
     found = plugins.find(name, slot)
     wanted = "fit" if is_learner else "transform"
+    if is_learner:
+        from dal.learners.deep import adapted  # brings scikit-learn, which the names of the presets do without
+
+        found = adapted(found, random_state)
     if not isinstance(found, type) and hasattr(found, wanted):
         return found
     return made(found, wanted, name, random_state)

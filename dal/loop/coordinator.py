@@ -163,6 +163,7 @@ class Coordinator:
                 codes[sound],
                 None if weights is None else weights[sound],
                 committee=Strategy.named(current.strategy).committee,
+                parent=self._loaded(current.parent_model) if learner.starts_warm else None,
             )
             if not np.isfinite(model.predict_proba(X[valid][:1000])).all(axis=1).any():
                 raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
@@ -255,9 +256,12 @@ class Coordinator:
         return current
 
     def _model(self, current: Round) -> Model | None:
-        if current.model is None:
+        return self._loaded(current.model)
+
+    def _loaded(self, digest: str | None) -> Model | None:
+        if digest is None:
             return None
-        return Model.loads(self.campaign.rounds.load_model(current.model), self.campaign.settings.trusted)
+        return Model.loads(self.campaign.rounds.load_model(digest), self.campaign.settings.trusted)
 
     def _takes_missing(self, model: Model | None) -> bool:
         """Return whether a round asks records with missing features; a model knows it as of when it was fitted."""

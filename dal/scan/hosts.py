@@ -11,6 +11,7 @@ from distributed import Client
 from dal.compute.asking import ask_hosts, workers_of
 from dal.compute.ready import ready
 from dal.errors import ClusterError, ClusterLost
+from dal.learners.models import Model
 from dal.plugins import Carried
 from dal.pool import Pool
 from dal.scan import plan
@@ -133,13 +134,12 @@ def keeps_features(order: Order, pool: Pool, limits: Limits) -> bool:
 
 def predicted(run: Run) -> plan.WorkerBytes:
     """Predict the memory of a worker in this pass, without what it may fetch ahead."""
-    model = run.model
-    n_classes, model_bytes = (len(model.classes), len(model.dumps())) if model else (0, 0)
-    return worker_bytes(run.pool, run.order, n_classes, model_bytes, run.limits)
+    n_classes = len(run.model.classes) if run.model else 0
+    return worker_bytes(run.pool, run.order, n_classes, run.model, run.limits)
 
 
 def worker_bytes(
-    pool: Pool, order: Order, n_classes: int, model_bytes: int, limits: Limits = plan.LIMITS
+    pool: Pool, order: Order, n_classes: int, model: Model | None, limits: Limits = plan.LIMITS
 ) -> plan.WorkerBytes:
     """Predict the memory of a worker in a pass, without what it may fetch ahead.
 
@@ -150,8 +150,7 @@ def worker_bytes(
         Its codebook is not looked at.
     n_classes : int
         Of the model; 0 without one.
-    model_bytes : int
-        Of its file.
+    model : Model or None
     limits : Limits
     """
     order = replace(order, carry=keeps_features(order, pool, limits))
@@ -167,7 +166,8 @@ def worker_bytes(
         kept_bytes=plan.candidate_bytes(order.capacity, width),
         slack=order.slack,
         candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
-        model_bytes=model_bytes,
+        model_bytes=len(model.dumps()) if model else 0,
+        scratch_bytes=model.scratch_bytes if model else 0,
         limits=limits,
     )
 

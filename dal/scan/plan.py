@@ -347,9 +347,13 @@ def worker_bytes(
     slack: float,
     candidate: int,
     model_bytes: int,
+    scratch_bytes: int = 0,
     limits: Limits = LIMITS,
 ) -> WorkerBytes:
     """Predict the memory of a worker process; it does not depend on the rows of the pool.
+
+    `model_bytes` are those of the model's file. `scratch_bytes` are those that a prediction takes beside its records,
+    where the learner knows them, as a network does.
 
     Examples
     --------
@@ -365,7 +369,7 @@ def worker_bytes(
         model=4 * model_bytes,
         holding=3 * kept_bytes,
         reading=3 * unit,
-        scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64),
+        scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64) + scratch_bytes,
         keeping=2 * (int(slack * kept_bytes) + (1024 + tile) * candidate),
     )
 

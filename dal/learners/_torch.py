@@ -1,0 +1,431 @@
+"""torch beyond its public face to dal, in one place: networks are made, trained, saved and asked here.
+
+Only `dal.learners.deep` imports this module, and only when a network is needed.
+"""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch.nn import functional
+
+from dal._threads import one_thread
+from dal.errors import LearnerError
+
+if TYPE_CHECKING:
+    from dal.learners.deep import TorchClassifier
+
+Floats32 = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int64]
+
+_DROPOUTS = (torch.nn.Dropout, torch.nn.Dropout1d, torch.nn.Dropout2d, torch.nn.Dropout3d)
+_FITTING = threading.RLock()
+"""torch draws from one generator for the process: two fits at once would share its numbers."""
+_MASKS = threading.local()
+"""The number of the masks of dropout that a thread asks for; none outside a committee."""
+
+
+class Trained(NamedTuple):
+    """A network after training.
+
+    Attributes
+    ----------
+    weights : bytes
+        As safetensors.
+    record_bytes : int
+        Memory that the prediction of a record takes, at most.
+    dropouts : int
+        Layers of dropout.
+    """
+
+    weights: bytes
+    record_bytes: int
+    dropouts: int
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device of a name; refuse one that this machine does not have."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type != "cpu":
+            torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise LearnerError(f"`device` must be one that this machine has, got {name!r}: {reason}") from error
+    return device
+
+
+def trained(
+    settings: "TorchClassifier",
+    X: npt.NDArray[Any],
+    codes: Codes,
+    weights: npt.NDArray[np.float64],
+    seed: int,
+    start: bytes | None,
+) -> Trained:
+    """Train a network from a seed, or from the weights of another one.
+
+    Parameters
+    ----------
+    settings : TorchClassifier
+    X : ndarray of shape (n, d)
+    codes : ndarray of shape (n,)
+        Classes, from 0.
+    weights : ndarray of shape (n,)
+        Of the records.
+    seed : int
+    start : bytes, optional
+        Weights to start from, as safetensors; layers of another shape start from the seed.
+    """
+    device, n_classes = device_of(settings.device), int(codes.max()) + 1
+    with _FITTING, _seeded(int(seed), device), _threads(settings.threads):
+        network = made(settings, n_classes).to(device)
+        record_bytes = _tried(network, settings, X[:2], n_classes, device)
+        if start is not None:
+            _start_from(network, start)
+        _train(network, settings, X, codes, weights, np.random.default_rng(seed), device)
+        dropouts = sum(isinstance(layer, _DROPOUTS) for layer in network.modules())
+        return Trained(_saved(network), record_bytes, dropouts)
+
+
+def made(settings: "TorchClassifier", n_classes: int) -> Any:  # noqa: ANN401 - a module of torch
+    """Return a network that is not trained."""
+    name = getattr(settings.module, "__qualname__", repr(settings.module))
+    try:
+        network = settings.module(n_classes=n_classes, **(settings.module_args or {}))
+    except Exception as error:  # anybody's code, with anybody's exceptions
+        raise LearnerError(f"`{name}` must make a network when it is called with n_classes, got {error!r}") from error
+    if not isinstance(network, torch.nn.Module):
+        raise LearnerError(f"`{name}` must make a torch.nn.Module, got {type(network).__name__}")
+    return network.float()
+
+
+class Live:
+    """A trained network in this process."""
+
+    def __init__(self, settings: "TorchClassifier", weights: bytes, n_classes: int) -> None:
+        self._settings, self._n_classes = settings, n_classes
+        self._device = device_of(settings.device)
+        self._at_once = settings.predicted_at_once
+        with _FITTING, _seeded(0, self._device):
+            network = made(settings, n_classes)
+            if any(isinstance(each, torch.nn.parameter.UninitializedParameter) for each in network.parameters()):
+                with torch.no_grad():
+                    network.eval()(_tensor(np.zeros((2, settings.n_features_in_), np.float32), settings, "cpu"))
+        _load(network, weights)
+        self._network = network.to(self._device).eval()
+        _watch_dropouts(self._network, settings.random_state)
+
+    def probabilities(self, X: npt.NDArray[Any], masks: int | None = None) -> Floats32:
+        """Return the probabilities (n, k), without gradients.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, d)
+        masks : int, optional
+            Number of a set of masks of dropout.
+        """
+        found = np.empty((len(X), self._n_classes), np.float32)
+        _MASKS.number = masks
+        try:
+            with one_thread:  # again, because torch may have been imported within a context of it
+                start = 0
+                while start < len(X):
+                    stop = min(start + self._at_once, len(X))
+                    part = self._forward(X[start:stop])
+                    if part is not None:
+                        found[start:stop] = part
+                        start = stop
+        finally:
+            _MASKS.number = None
+        return found
+
+    def _forward(self, X: npt.NDArray[Any]) -> Floats32 | None:
+        """Return the probabilities of a batch; None, with a smaller batch from now on, where memory does not do."""
+        settings = self._settings
+        try:
+            with torch.inference_mode(), _autocast(settings, self._device):
+                outputs = self._network(_tensor(X, settings, self._device))
+                _check_outputs(outputs, len(X), self._n_classes)
+                part: Floats32 = functional.softmax(outputs.float(), dim=1).cpu().numpy()
+                return part
+        except torch.OutOfMemoryError as error:
+            if len(X) == 1:
+                raise LearnerError(f"`device` {self._device} must have memory for one record, got {error}") from error
+            self._at_once = max(1, min(self._at_once, len(X)) // 2)
+        _emptied(self._device)
+        warnings.warn(
+            f"{self._device} has no memory to predict {len(X)} records at once: {self._at_once} from now on",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
+
+
+# -- inside ----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw from a seed, and leave the process's generator as it was."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Train on this number of threads of the processor; callers hold it at one, see `dal._threads`."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _autocast(settings: "TorchClassifier", device: torch.device) -> Any:  # noqa: ANN401 - torch has no types here
+    return torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16")
+
+
+def _emptied(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _tensor(X: npt.NDArray[Any], settings: "TorchClassifier", device: torch.device | str) -> Any:  # noqa: ANN401
+    """Return records as the network takes them; bytes travel to a GPU as bytes."""
+    # Read-only arrays, as those of a pool, give a warning.
+    records = torch.from_numpy(X if X.flags.writeable else X.copy()).to(device).to(torch.float32)
+    axis = -1
+    if settings.shape is not None:
+        records = records.reshape(len(records), *settings.shape)
+        if len(settings.shape) == 3:
+            records, axis = records.permute(0, 3, 1, 2), 1
+    if settings.mean != 0:
+        records = records - _along(settings.mean, axis, records)
+    if settings.std != 1:
+        records = records / _along(settings.std, axis, records)
+    return records.contiguous()
+
+
+def _along(value: Any, axis: int, records: Any) -> Any:  # noqa: ANN401
+    """Return one number, or one for each entry of an axis, in a shape that fits the records."""
+    of_axis = torch.as_tensor(value, dtype=torch.float32, device=records.device)
+    return of_axis if of_axis.ndim == 0 else of_axis.reshape([-1, *[1] * (records.ndim - 1 - axis % records.ndim)])
+
+
+def _check_outputs(outputs: Any, n: int, n_classes: int) -> None:  # noqa: ANN401 - anybody's network
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != (n, n_classes):
+        got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+        raise LearnerError(f"`module` must return the shape {(n, n_classes)}, one number a class, got {got}")
+
+
+def _tried(
+    network: Any,  # noqa: ANN401
+    settings: "TorchClassifier",
+    X: npt.NDArray[Any],
+    n_classes: int,
+    device: torch.device,
+) -> int:
+    """Predict some records, and return the memory that one takes at most.
+
+    Without gradients a layer's input and output are there at once, with a copy of either that some products make.
+    """
+    most = 0
+
+    def weigh(_: Any, given: Any, returned: Any) -> None:  # noqa: ANN401
+        nonlocal most
+        tensors = [each for each in (*given, returned) if isinstance(each, torch.Tensor)]
+        most = max(most, sum(each.element_size() * each.numel() for each in tensors))
+
+    hooks = [layer.register_forward_hook(weigh) for layer in network.modules() if not any(layer.children())]
+    network.eval()
+    try:
+        records = _tensor(X, settings, device)
+        # Not in inference mode: layers may make their weights here.
+        with torch.no_grad(), _autocast(settings, device):
+            outputs = network(records)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    _check_outputs(outputs, len(X), n_classes)
+    return 3 * max(most, records.element_size() * records.numel()) // len(X)
+
+
+def _train(
+    network: Any,  # noqa: ANN401
+    settings: "TorchClassifier",
+    X: npt.NDArray[Any],
+    codes: Codes,
+    weights: npt.NDArray[np.float64],
+    rng: np.random.Generator,
+    device: torch.device,
+) -> None:
+    optimizer = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    held = _held_out(codes, settings.validation_fraction, rng) if settings.early_stopping else np.empty(0, np.int64)
+    learned = np.setdiff1d(np.arange(len(X)), held)
+    best, kept, since = np.inf, None, 0
+    at_once = settings.batch_size
+    for epoch in range(settings.max_epochs):
+        network.train()
+        # Of almost one size: a batch of one record is too few for layers that normalise over a batch.
+        for part in np.array_split(rng.permutation(learned), -(-len(learned) // settings.batch_size)):
+            optimizer.zero_grad(set_to_none=True)
+            loss, at_once = _backward(network, settings, X, codes, weights, part, device, at_once)
+            if not np.isfinite(loss):
+                raise LearnerError(
+                    f"`module` must give a finite loss, got {loss} in epoch {epoch + 1}; lower learning_rate, or scale"
+                    " the features by mean and std"
+                )
+            optimizer.step()
+        if len(held):
+            network.eval()
+            now = _loss(network, settings, X, codes, weights, held, device, at_once)
+            since += 1
+            if now < best:
+                best, kept, since = now, {name: each.clone() for name, each in network.state_dict().items()}, 0
+            if since == settings.patience:
+                break
+    if kept is not None:
+        network.load_state_dict(kept)
+    network.eval()
+
+
+def _held_out(codes: Codes, share: float, rng: np.random.Generator) -> Codes:
+    """Return positions of the records that are held out: a share of each class, but never all of it."""
+    parts = []
+    for code in np.unique(codes):
+        own = rng.permutation(np.flatnonzero(codes == code))
+        parts.append(own[: min(len(own) - 1, round(share * len(own)))])
+    return np.sort(np.concatenate(parts))
+
+
+def _losses(network: Any, settings: "TorchClassifier", X: Any, codes: Any, weights: Any, device: torch.device) -> Any:  # noqa: ANN401
+    """Return the sum of the weighted losses of some records."""
+    with _autocast(settings, device):
+        outputs = network(_tensor(X, settings, device)).float()
+    of_records = functional.cross_entropy(outputs, torch.as_tensor(codes, device=device), reduction="none")
+    return (of_records * torch.as_tensor(weights, dtype=torch.float32, device=device)).sum()
+
+
+def _backward(
+    network: Any,  # noqa: ANN401
+    settings: "TorchClassifier",
+    X: npt.NDArray[Any],
+    codes: Codes,
+    weights: npt.NDArray[np.float64],
+    part: Codes,
+    device: torch.device,
+    at_once: int,
+) -> tuple[float, int]:
+    """Add up the gradients of a step; return the loss and the records that memory has room for at once.
+
+    Where it has no room for all, they are taken in turns. The step is the same, but for layers that normalise over a
+    batch.
+    """
+    while True:
+        try:
+            loss = 0.0
+            for positions in np.array_split(part, -(-len(part) // at_once)):
+                losses = _losses(network, settings, X[positions], codes[positions], weights[positions], device)
+                share = losses / float(weights[part].sum())
+                share.backward()
+                loss += float(share.detach())
+            return loss, at_once
+        except torch.OutOfMemoryError as error:
+            if at_once == 1:
+                raise LearnerError(f"`device` {device} must have memory for one record, got {error}") from error
+            before, at_once = min(at_once, len(part)), max(1, min(at_once, len(part)) // 2)
+        network.zero_grad(set_to_none=True)
+        _emptied(device)
+        warnings.warn(
+            f"{device} has no memory to train on {before} records at once: {at_once} in turns from now on",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def _loss(
+    network: Any,  # noqa: ANN401
+    settings: "TorchClassifier",
+    X: npt.NDArray[Any],
+    codes: Codes,
+    weights: npt.NDArray[np.float64],
+    held: Codes,
+    device: torch.device,
+    at_once: int,
+) -> float:
+    """Return the mean loss of the records that are held out."""
+    total = 0.0
+    with torch.inference_mode():
+        for part in np.array_split(held, -(-len(held) // at_once)):
+            total += float(_losses(network, settings, X[part], codes[part], weights[part], device))
+    return total / float(weights[held].sum())
+
+
+def _saved(network: Any) -> bytes:  # noqa: ANN401
+    # A tensor that two layers share is saved twice, and given to both again.
+    tensors = {name: each.detach().cpu().contiguous().clone() for name, each in network.state_dict().items()}
+    return bytes(save(tensors))
+
+
+def _weights(data: bytes) -> dict[str, Any]:
+    try:
+        return dict(load(data))
+    except SafetensorError as error:
+        raise LearnerError(f"the weights must be safetensors, got {len(data)} bytes: {error}") from error
+
+
+def _load(network: Any, data: bytes) -> None:  # noqa: ANN401
+    try:
+        network.load_state_dict(_weights(data))
+    except RuntimeError as error:
+        raise LearnerError(
+            f"the weights must be those of {type(network).__name__}, which has changed since they were saved: {error}"
+        ) from error
+
+
+def _start_from(network: Any, data: bytes) -> None:  # noqa: ANN401
+    own, saved = network.state_dict(), _weights(data)
+    network.load_state_dict(
+        {name: saved[name] if name in saved and saved[name].shape == each.shape else each for name, each in own.items()}
+    )
+
+
+def _watch_dropouts(network: Any, seed: int) -> None:  # noqa: ANN401
+    """Let layers of dropout apply the masks that a thread asks for: the same for every record."""
+    layers = [layer for layer in network.modules() if isinstance(layer, _DROPOUTS)]
+    for number, layer in enumerate(layers):
+        layer.register_forward_hook(_masking(number, seed))
+
+
+def _masking(layer_number: int, seed: int) -> Callable[[Any, Any, Any], Any]:
+    kept: dict[tuple[int, tuple[int, ...]], Any] = {}
+
+    def mask(layer: Any, _: Any, output: Any) -> Any:  # noqa: ANN401
+        asked = getattr(_MASKS, "number", None)
+        if asked is None:
+            return None
+        # Of Dropout1d to 3d, a whole channel is dropped.
+        shape = output.shape[1:] if type(layer) is torch.nn.Dropout else (output.shape[1], *[1] * (output.ndim - 2))
+        if (asked, tuple(shape)) not in kept:
+            rng = np.random.default_rng([seed, layer_number, asked])
+            drawn = (rng.random(tuple(shape)) >= layer.p) / max(1 - layer.p, 1e-9)
+            kept[asked, tuple(shape)] = torch.as_tensor(drawn, dtype=torch.float32, device=output.device)
+        return output * kept[asked, tuple(shape)].to(output.dtype)
+
+    return mask

@@ -1,0 +1,275 @@
+"""Networks of torch as scikit-learn classifiers: trained by the coordinator, saved as safetensors, used by workers.
+
+Importing this module does not import torch. Making a network does.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.metaestimators import available_if
+
+from dal._distribution import needs
+from dal.errors import LearnerError
+
+if TYPE_CHECKING:
+    from dal.learners._torch import Live
+
+Floats = npt.NDArray[np.floating[Any]]
+
+PRECISIONS = ("float32", "bfloat16")
+_LOADING = threading.Lock()
+
+
+def _has_committee(estimator: "TorchClassifier") -> bool:
+    return estimator.members > 1 or getattr(estimator, "dropouts_", 0) > 0
+
+
+class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A network as a classifier: any class or function that makes a `torch.nn.Module`.
+
+    It is trained by AdamW on the cross-entropy of its outputs. Training and prediction use one thread on a processor,
+    so the same seed gives the same weights there; with `threads`, the same seed and number of threads do. On a GPU the
+    weights of two fits may differ in their last bits.
+
+    Parameters
+    ----------
+    module : callable
+        A class or function of a module that other processes can import, without a lambda. It is called with
+        `n_classes`, the number of classes in the labels of a fit, and with `module_args`. The network returns one
+        number a class for each record, before a softmax.
+    module_args : mapping, optional
+        Further arguments of `module`.
+    shape : sequence of int, optional
+        Shape of a record; by default records are flat. Records of shape (h, w, c), as pools hold images, are given to
+        the network as (c, h, w).
+    mean, std : float or sequence of float
+        Subtracted from the features, and divided by: one for all, or one a channel or feature. A `std` of 255 brings
+        images of bytes to the range from 0 to 1.
+    device : str, default="auto"
+        Of torch, such as ``cuda``; ``auto`` is the first GPU where there is one, and the processor elsewhere.
+    precision : {"float32", "bfloat16"}
+        Of the products; weights are kept in float32.
+    batch_size : int, default=64
+        Records of a training step.
+    predict_batch_size : int, optional
+        Records that are predicted at once; by default as many as take some megabytes, the same everywhere.
+    max_epochs : int, default=40
+        Passes over the labels.
+    learning_rate, weight_decay : float
+        Of AdamW.
+    early_stopping : bool, default=False
+        Whether a share of the labels is held out, and training ends when their loss has not fallen for `patience`
+        epochs. The weights of the lowest loss are kept.
+    validation_fraction : float, default=0.1
+        The share of each class that is held out.
+    patience : int, default=5
+    class_weight : mapping or "balanced", optional
+        As in scikit-learn; keys are names of the campaign's classes.
+    warm_start : bool, default=False
+        Whether a round's fit starts from the weights of the round before. Layers of another shape, such as the last one
+        after a new class, start from scratch.
+    members : int, default=1
+        Networks of an ensemble, each from a seed derived from `random_state`; their mean is predicted.
+    passes : int, default=10
+        Members of the committee of a single network that has layers of dropout: each is one set of masks, the same for
+        all records.
+    threads : int, default=1
+        Of the processor, for training.
+    random_state : int, default=0
+
+    Attributes
+    ----------
+    weights_ : tuple of bytes
+        Of each member, as safetensors.
+    classes_ : ndarray
+    n_features_in_ : int
+    record_bytes_ : int
+        Memory that the prediction of a record takes, at most.
+    dropouts_ : int
+        Layers of dropout.
+
+    Examples
+    --------
+    In a module ``nets``, for ``--estimator nets:learner --trust nets.SmallNet``::
+
+        class SmallNet(torch.nn.Module):
+            def __init__(self, n_classes): ...
+
+
+        def learner(random_state):
+            return TorchClassifier(SmallNet, shape=(28, 28, 1), std=255, random_state=random_state)
+    """
+
+    def __init__(
+        self,
+        module: Callable[..., Any],
+        *,
+        module_args: Mapping[str, Any] | None = None,
+        shape: Sequence[int] | None = None,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        device: str = "auto",
+        precision: str = "float32",
+        batch_size: int = 64,
+        predict_batch_size: int | None = None,
+        max_epochs: int = 40,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 1e-2,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        patience: int = 5,
+        class_weight: Mapping[Any, float] | str | None = None,
+        warm_start: bool = False,
+        members: int = 1,
+        passes: int = 10,
+        threads: int = 1,
+        random_state: int = 0,
+    ) -> None:
+        self.module = module
+        self.module_args = module_args
+        self.shape = shape
+        self.mean = mean
+        self.std = std
+        self.device = device
+        self.precision = precision
+        self.batch_size = batch_size
+        self.predict_batch_size = predict_batch_size
+        self.max_epochs = max_epochs
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.class_weight = class_weight
+        self.warm_start = warm_start
+        self.members = members
+        self.passes = passes
+        self.threads = threads
+        self.random_state = random_state
+
+    def fit(self, X: npt.NDArray[Any], y: npt.ArrayLike, sample_weight: npt.ArrayLike | None = None) -> Self:
+        """Train on records (n, d), features or bytes, and their classes (n,).
+
+        With `warm_start`, a network that is fitted is trained further.
+        """
+        with needs("torch", f"the learner {type(self).__name__}"):
+            from dal.learners import _torch
+
+        self._check()
+        X = np.asarray(X)
+        if self.shape is not None and X.shape[1:] != (np.prod(self.shape),):
+            raise LearnerError(
+                f"`shape` must be that of the pool's records, of {np.prod(X.shape[1:])} features, got {self.shape}"
+            )
+        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        weights = np.ones(len(codes)) if sample_weight is None else np.asarray(sample_weight, np.float64)
+        weights = weights * self._weights_of_classes(codes)[codes]
+        starts = getattr(self, "weights_", ()) if self.warm_start else ()
+        self.n_features_in_ = X.shape[1]
+        trained = [
+            _torch.trained(self, X, codes, weights, seed, starts[member] if member < len(starts) else None)
+            for member, seed in enumerate(np.random.SeedSequence(self.random_state).generate_state(self.members))
+        ]
+        self.weights_ = tuple(each.weights for each in trained)
+        self.record_bytes_, self.dropouts_ = trained[0].record_bytes, trained[0].dropouts
+        self.__dict__.pop("_live", None)
+        return self
+
+    def start_from(self, fitted: BaseEstimator) -> Self:
+        """Let the next fit start from the weights of another estimator, where it has some."""
+        self.weights_ = getattr(fitted, "weights_", ())
+        return self
+
+    def predict_proba(self, X: npt.NDArray[Any]) -> Floats:
+        """Return the probabilities (n, k), the mean over the members of an ensemble."""
+        parts = [live.probabilities(X) for live in self._networks]
+        return parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
+
+    def predict(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the most probable class of each record."""
+        predicted: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return predicted
+
+    @available_if(_has_committee)
+    def committee_proba(self, X: npt.NDArray[Any]) -> Iterator[Floats]:
+        """Yield the probabilities of each member of an ensemble, or under each set of dropout masks."""
+        if len(self.weights_) > 1:
+            yield from (live.probabilities(X) for live in self._networks)
+        else:
+            (live,) = self._networks
+            yield from (live.probabilities(X, masks=number) for number in range(self.passes))
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that a prediction takes beside the weights, at most."""
+        return self.record_bytes_ * self.predicted_at_once
+
+    @property
+    def predicted_at_once(self) -> int:
+        """Records that are predicted at once."""
+        if self.predict_batch_size is not None:
+            return self.predict_batch_size
+        # From a constant: the last bits of a product depend on its height, on machines of every size.
+        return int(1 << max(3, min(10, (_AT_ONCE_BYTES // self.record_bytes_).bit_length() - 1)))
+
+    @property
+    def _networks(self) -> "list[Live]":
+        """The networks, made once a process."""
+        with _LOADING:
+            if "_live" not in self.__dict__:
+                with needs("torch", f"the learner {type(self).__name__}"):
+                    from dal.learners import _torch
+                self._live = [_torch.Live(self, each, len(self.classes_)) for each in self.weights_]
+            return self._live
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_live"}
+
+    def _weights_of_classes(self, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+        if self.class_weight is None:
+            return np.ones(len(self.classes_))
+        if isinstance(self.class_weight, Mapping):
+            return np.array([float(self.class_weight.get(each, 1.0)) for each in self.classes_.tolist()])
+        counts = np.bincount(codes)
+        return len(codes) / (len(counts) * counts)
+
+    def _check(self) -> None:
+        if (
+            isinstance(self.module, str)
+            or not callable(self.module)
+            or hasattr(self.module, "state_dict")
+            and not (isinstance(self.module, type))
+        ):
+            raise LearnerError(
+                f"`module` must be a class or function that makes a network, got {type(self.module).__name__};"
+                " give the class, and its arguments as module_args"
+            )
+        if self.precision not in PRECISIONS:
+            raise LearnerError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        if isinstance(self.class_weight, str) and self.class_weight != "balanced":
+            raise LearnerError(f"`class_weight` must be a mapping or 'balanced', got {self.class_weight!r}")
+        for name in ("batch_size", "predict_batch_size", "max_epochs", "patience", "members", "passes", "threads"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) and value >= 1) and (name != "predict_batch_size" or value is not None):
+                raise LearnerError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+        if not 0 < self.validation_fraction < 1:
+            raise LearnerError(f"`validation_fraction` must be between 0 and 1, got {self.validation_fraction!r}")
+
+
+_AT_ONCE_BYTES = 32 * 2**20
+
+
+def adapted(estimator: Any, random_state: int = 0) -> Any:  # noqa: ANN401 - anybody's object
+    """Return a class of networks as a learner; return everything else as it is."""
+    return TorchClassifier(estimator, random_state=random_state) if is_network_class(estimator) else estimator
+
+
+def is_network_class(found: object) -> bool:
+    """Return whether an object is a class of torch networks, without importing torch."""
+    return isinstance(found, type) and any(
+        kind.__module__ == "torch.nn.modules.module" and kind.__name__ == "Module" for kind in found.__mro__
+    )
