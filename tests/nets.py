@@ -4,6 +4,7 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -98,7 +99,7 @@ class Full(Dense):
 class Mortal(Images):
     """Kill the process once, in the middle of a fit or of a prediction: the file that NETS_KILL names says where."""
 
-    passes: Counter[str] = Counter()
+    passes: ClassVar[Counter[str]] = Counter()
 
     def forward(self, X: torch.Tensor) -> torch.Tensor:
         file = Path(os.environ.get("NETS_KILL", os.devnull))

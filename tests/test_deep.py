@@ -2,6 +2,8 @@
 
 import os
 import pickle
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,9 +13,11 @@ from pathlib import Path
 import cloudpickle
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from distributed import Client
 
 import dal
+from dal.cli import main
 from dal.errors import ClusterError, LearnerError
 from dal.learners.deep import TorchClassifier, is_network_class
 from dal.learners.learner import Learner
@@ -294,7 +298,6 @@ def test_a_model_file_holds_safetensors_and_no_pickle() -> None:
 
     from safetensors.torch import load
 
-    X, _ = clouds()
     model = fitted(dense())
     assert {name: tuple(each.shape) for name, each in load(model.estimator.weights_[0]).items()} == {
         "layers.0.weight": (16, 4),
@@ -539,6 +542,7 @@ def campaign_of(pool: dal.Pool, directory: Path, estimator: str, **options: obje
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_campaign_of_ten_rounds_that_is_killed_in_a_fit_and_in_a_scan_asks_the_same_records(
     album: tuple[dal.Pool, np.ndarray], tmp_path: Path
 ) -> None:
@@ -554,7 +558,7 @@ def test_a_campaign_of_ten_rounds_that_is_killed_in_a_fit_and_in_a_scan_asks_the
     command = [sys.executable, "-c", script, str(tmp_path / "campaign"), str(tmp_path / "codes.npy")]
     file = tmp_path / "kill"
     rounds = []
-    for place in ("fit 60", "predict 60"):
+    for place in ("fit 60", "predict 30"):
         file.write_text(place)
         died = subprocess.run(command, env=os.environ | {"NETS_KILL": str(file)}, timeout=300, check=False)
         assert died.returncode == -signal.SIGKILL
@@ -568,3 +572,24 @@ def test_a_campaign_of_ten_rounds_that_is_killed_in_a_fit_and_in_a_scan_asks_the
     status = campaign.status()
     assert status.labels == 120
     assert (campaign.model.predict(pool.read(0, 900)) == np.array(CLASSES)[codes[:900]]).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "networks.md").read_text()
+    (module,) = re.findall(r"^```python\n# nets\.py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    commands = [line for line in page.splitlines() if line.startswith("dal ")]
+    assert [line.split()[1] for line in commands] == ["init", "next"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("nets.py").write_text(module)
+    images = np.random.default_rng(0).integers(0, 256, (1_200, 28, 28, 1), dtype=np.uint8)
+    pool = dal.Pool.build(images, "pool.zarr")
+    for line in commands:
+        result = CliRunner().invoke(main, shlex.split(line)[1:], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+    campaign = dal.Campaign.open("campaign")
+    batch = next(campaign.batches())
+    campaign.label(batch, np.array(["shirt", "shoe", "bag"])[batch.rows % 3])
+    assert len(set(next(campaign.batches()).rows) - set(batch.rows)) == 500
+    assert campaign.model.predict_proba(pool.read(0, 5)).shape == (5, 3)

@@ -64,6 +64,7 @@ BLOCKS_ELSEWHERE = {
     ("cluster/ssh/README.md", "bash"): "tests/test_ssh.py runs them",
     ("cluster/ssh/README.md", "python"): "needs asyncssh, on which nothing here depends",
     ("docs/labelling.md", "nginx"): "tests/test_web_faults.py runs it",
+    ("docs/networks.md", "bash"): "needs torch; tests/test_deep.py runs them",
     ("docs/operations.md", "shell"): "tests/test_backup.py runs them",
     ("docs/operations.md", "yaml"): "tests/test_metrics.py reads them",
 }

@@ -86,7 +86,7 @@ def trained(
     start : bytes, optional
         Weights to start from, as safetensors; layers of another shape start from the seed.
     """
-    device, n_classes = device_of(settings.device), int(codes.max()) + 1
+    device, n_classes = device_of(settings.device), len(settings.classes_)
     with _FITTING, _seeded(int(seed), device), _threads(settings.threads):
         network = made(settings, n_classes).to(device)
         record_bytes = _tried(network, settings, X[:2], n_classes, device)
@@ -263,7 +263,7 @@ def _tried(
         for hook in hooks:
             hook.remove()
     _check_outputs(outputs, len(X), n_classes)
-    return 3 * max(most, records.element_size() * records.numel()) // len(X)
+    return int(3 * max(most, records.element_size() * records.numel()) // len(X))
 
 
 def _train(

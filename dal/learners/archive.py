@@ -83,5 +83,5 @@ def _check_foreign(names: Sequence[str]) -> None:
         raise LearnerError(
             f"the model holds types that are not trusted: {', '.join(names)}. "
             f"If you trust their code, name them: trusted={list(names)!r}"
-            f" ({' '.join(f'--trust {name}' for name in names)})"
+            f" ({' '.join(f'--trusted {name}' for name in names)})"
         )

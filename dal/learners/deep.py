@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating[Any]]
 
 PRECISIONS = ("float32", "bfloat16")
+_AT_ONCE_BYTES = 32 * 2**20
 _LOADING = threading.Lock()
 
 
@@ -94,7 +95,7 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     Examples
     --------
-    In a module ``nets``, for ``--estimator nets:learner --trust nets.SmallNet``::
+    In a module ``nets``, for ``--estimator nets:learner --trusted nets.SmallNet``::
 
         class SmallNet(torch.nn.Module):
             def __init__(self, n_classes): ...
@@ -194,7 +195,7 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         predicted: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return predicted
 
-    @available_if(_has_committee)
+    @available_if(_has_committee)  # type: ignore[untyped-decorator]
     def committee_proba(self, X: npt.NDArray[Any]) -> Iterator[Floats]:
         """Yield the probabilities of each member of an ensemble, or under each set of dropout masks."""
         if len(self.weights_) > 1:
@@ -238,12 +239,8 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         return len(codes) / (len(counts) * counts)
 
     def _check(self) -> None:
-        if (
-            isinstance(self.module, str)
-            or not callable(self.module)
-            or hasattr(self.module, "state_dict")
-            and not (isinstance(self.module, type))
-        ):
+        is_network = hasattr(self.module, "state_dict") and not isinstance(self.module, type)
+        if is_network or not callable(self.module):
             raise LearnerError(
                 f"`module` must be a class or function that makes a network, got {type(self.module).__name__};"
                 " give the class, and its arguments as module_args"
@@ -252,15 +249,13 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             raise LearnerError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         if isinstance(self.class_weight, str) and self.class_weight != "balanced":
             raise LearnerError(f"`class_weight` must be a mapping or 'balanced', got {self.class_weight!r}")
-        for name in ("batch_size", "predict_batch_size", "max_epochs", "patience", "members", "passes", "threads"):
+        at_least_one = ("batch_size", "max_epochs", "patience", "members", "passes", "threads")
+        for name in at_least_one if self.predict_batch_size is None else (*at_least_one, "predict_batch_size"):
             value = getattr(self, name)
-            if not (isinstance(value, int) and value >= 1) and (name != "predict_batch_size" or value is not None):
+            if not (isinstance(value, int) and value >= 1):
                 raise LearnerError(f"`{name}` must be a whole number of at least 1, got {value!r}")
         if not 0 < self.validation_fraction < 1:
             raise LearnerError(f"`validation_fraction` must be between 0 and 1, got {self.validation_fraction!r}")
-
-
-_AT_ONCE_BYTES = 32 * 2**20
 
 
 def adapted(estimator: Any, random_state: int = 0) -> Any:  # noqa: ANN401 - anybody's object
