@@ -19,7 +19,7 @@ from distributed import Client
 import dal
 from dal.cli import main
 from dal.errors import ClusterError, LearnerError
-from dal.learners.deep import TorchClassifier, is_network_class
+from dal.learners.deep import SkorchClassifier, TorchClassifier, is_network_class
 from dal.learners.learner import Learner
 from dal.learners.models import Model, score_block
 from dal.scan.driver import scan
@@ -29,7 +29,9 @@ from tests.clusters import own_cluster
 torch = pytest.importorskip("torch", reason="make test-torch runs it")
 pytestmark = pytest.mark.torch
 
-from tests import nets  # noqa: E402 - it needs torch
+import skorch  # noqa: E402
+
+from tests import nets  # noqa: E402
 
 TRUSTED = ("tests.nets.Dense", "tests.nets.Lazy", "tests.nets.Images", "tests.nets.Cramped", "tests.nets.Undefined")
 CLASSES = ("ant", "bee", "cow", "dog")
@@ -450,6 +452,78 @@ def test_steps_in_turns_are_the_steps_of_whole_batches() -> None:
     np.testing.assert_allclose(turns.predict_proba(X), whole.predict_proba(X), rtol=1e-3, atol=1e-4)
 
 
+# -- skorch ------------------------------------------------------------------------------------------------------------
+
+
+def net_of_skorch(**settings: object) -> "skorch.NeuralNetClassifier":
+    given = {
+        "module__n_classes": 4, "criterion": torch.nn.CrossEntropyLoss, "optimizer": torch.optim.AdamW, "lr": 0.01,
+        "max_epochs": 15, "batch_size": 16, "train_split": None,
+    }  # fmt: skip
+    return skorch.NeuralNetClassifier(nets.Dense, **(given | settings))
+
+
+class Subclassed(skorch.NeuralNetClassifier):
+    pass
+
+
+@pytest.mark.parametrize("kind", [skorch.NeuralNetClassifier, Subclassed])
+def test_a_skorch_classifier_is_a_learner(kind: type) -> None:
+    X, codes = clouds()
+    net = net_of_skorch()
+    net = kind(**{name: value for name, value in net.get_params(deep=False).items() if name[0] != "_"})
+    trusted = (*TRUSTED, f"{__name__}.Subclassed")
+    model = Learner(net, CLASSES, trusted=trusted).fit(X, np.array([0, 3, 2])[codes])
+    assert isinstance(model.estimator, SkorchClassifier)
+    assert type(model.estimator.net) is kind
+    found = model.predict_proba(X)
+    assert (found[:, 1] == 0).all(), "the class without a label"
+    whole = plain(model, X, nets.Dense(4))[:, :3]
+    np.testing.assert_allclose(found[:, [0, 2, 3]], (whole / whole.sum(axis=1, keepdims=True)), atol=1e-5)
+    assert (model.predict(X) == np.array(["ant", "dog", "cow"])[codes]).mean() > 0.95
+    again = pickle.loads(cloudpickle.dumps(model.for_score("margin")))
+    np.testing.assert_array_equal(again.predict_proba(X), found)
+    same = Learner(net, CLASSES, trusted=trusted).fit(X, np.array([0, 3, 2])[codes])
+    assert same.estimator.weights_ == model.estimator.weights_
+    assert not hasattr(net, "module_"), "only a clone is fitted"
+
+
+def test_a_skorch_classifier_passes_the_check_with_callbacks_and_a_split() -> None:
+    from skorch.callbacks import EarlyStopping
+    from skorch.dataset import ValidSplit
+
+    X, _ = clouds()
+    net = net_of_skorch(train_split=ValidSplit(0.2, stratified=True), callbacks=[("stop", EarlyStopping(patience=2))])
+    learner = Learner(net, CLASSES, trusted=TRUSTED)
+    learner.check(4, "bald", records=X)
+    again = Learner.loads(learner.dumps(), CLASSES, trusted=TRUSTED)
+    assert again.estimator.net.callbacks[0][1].patience == 2
+    assert again.estimator.net.train_split.cv == 0.2
+    with pytest.raises(LearnerError, match=r"nets\.Dense"):
+        Learner.loads(learner.dumps(), CLASSES)
+
+
+def test_a_skorch_classifier_gets_pictures_and_has_a_committee_of_masks() -> None:
+    X, codes = squares()
+    net = skorch.NeuralNetClassifier(
+        nets.Images, module__n_classes=3, criterion=torch.nn.CrossEntropyLoss, optimizer=torch.optim.AdamW, lr=0.01,
+        max_epochs=12, train_split=None,
+    )  # fmt: skip
+    estimator = SkorchClassifier(net, shape=(8, 8, 1), std=255, passes=3)
+    model = Learner(estimator, CLASSES[:3], trusted=TRUSTED).fit(X, codes)
+    assert (model.predict_proba(X).argmax(axis=1) == codes).mean() > 0.9
+    members = list(model.committee(X.astype(np.float32)))
+    assert len(members) == 3
+    assert not np.allclose(members[0], members[1], atol=1e-3)
+    assert model.tile_rows == 128
+    assert model.scratch_bytes >= 128 * 8 * 64 * 4
+
+
+def test_a_skorch_net_too_narrow_for_the_classes_is_refused() -> None:
+    with pytest.raises(LearnerError, match="SkorchClassifier could not be fitted"):
+        Learner(net_of_skorch(module__n_classes=2), CLASSES, trusted=TRUSTED).check(4, records=clouds()[0])
+
+
 # -- warm start --------------------------------------------------------------------------------------------------------
 
 
@@ -577,12 +651,14 @@ def test_a_campaign_of_ten_rounds_that_is_killed_in_a_fit_and_in_a_scan_asks_the
 @pytest.mark.slow
 def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (Path(__file__).parents[1] / "docs" / "networks.md").read_text()
-    (module,) = re.findall(r"^```python\n# nets\.py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    modules = dict(re.findall(r"^```python\n# (\w+)\.py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
+    assert list(modules) == ["nets", "of_skorch"]
     commands = [line for line in page.splitlines() if line.startswith("dal ")]
     assert [line.split()[1] for line in commands] == ["init", "next"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    Path("nets.py").write_text(module)
+    for name, text in modules.items():
+        Path(f"{name}.py").write_text(text)
     images = np.random.default_rng(0).integers(0, 256, (1_200, 28, 28, 1), dtype=np.uint8)
     pool = dal.Pool.build(images, "pool.zarr")
     for line in commands:
@@ -593,3 +669,4 @@ def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     campaign.label(batch, np.array(["shirt", "shoe", "bag"])[batch.rows % 3])
     assert len(set(next(campaign.batches()).rows) - set(batch.rows)) == 500
     assert campaign.model.predict_proba(pool.read(0, 5)).shape == (5, 3)
+    Learner.named("of_skorch:learner", CLASSES[:3], trusted=["nets.SmallNet"]).check(784, records=pool.read(0, 60))

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from sklearn.base import clone
 from torch.nn import functional
 
 from dal._threads import one_thread
 from dal.errors import LearnerError
 
 if TYPE_CHECKING:
-    from dal.learners.deep import TorchClassifier
+    from dal.learners.deep import SkorchClassifier, TorchClassifier
 
 Floats32 = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
@@ -93,8 +94,7 @@ def trained(
         if start is not None:
             _start_from(network, start)
         _train(network, settings, X, codes, weights, np.random.default_rng(seed), device)
-        dropouts = sum(isinstance(layer, _DROPOUTS) for layer in network.modules())
-        return Trained(_saved(network), record_bytes, dropouts)
+        return Trained(_saved(network), record_bytes, _count_dropouts(network))
 
 
 def made(settings: "TorchClassifier", n_classes: int) -> Any:  # noqa: ANN401 - a module of torch
@@ -134,19 +134,14 @@ class Live:
         masks : int, optional
             Number of a set of masks of dropout.
         """
-        found = np.empty((len(X), self._n_classes), np.float32)
-        _MASKS.number = masks
-        try:
-            with one_thread:  # again, because torch may have been imported within a context of it
-                start = 0
-                while start < len(X):
-                    stop = min(start + self._at_once, len(X))
-                    part = self._forward(X[start:stop])
-                    if part is not None:
-                        found[start:stop] = part
-                        start = stop
-        finally:
-            _MASKS.number = None
+        found, start = np.empty((len(X), self._n_classes), np.float32), 0
+        with _asking(masks):
+            while start < len(X):
+                stop = min(start + self._at_once, len(X))
+                part = self._forward(X[start:stop])
+                if part is not None:
+                    found[start:stop] = part
+                    start = stop
         return found
 
     def _forward(self, X: npt.NDArray[Any]) -> Floats32 | None:
@@ -171,6 +166,39 @@ class Live:
         return None
 
 
+def trained_by_skorch(settings: "SkorchClassifier", X: npt.NDArray[Any], codes: Codes) -> Trained:
+    """Let skorch train a clone of a net; as `trained`."""
+    net = clone(settings.net).set_params(verbose=0)
+    with _FITTING, _seeded(settings.random_state, device_of(net.device)):
+        records = _tensor(X, settings, "cpu")
+        net.fit(records.numpy(), codes)
+        weights, network = _saved(net.module_), net.module_.eval()
+        _, record_bytes = _weighed(network, records[:2].to(net.device))
+    return Trained(weights, record_bytes, _count_dropouts(network))
+
+
+class LiveSkorch:
+    """A net that skorch has trained, in this process."""
+
+    def __init__(self, settings: "SkorchClassifier", weights: bytes, n_classes: int) -> None:
+        self._settings, self._n_classes = settings, n_classes
+        self._net = clone(settings.net).set_params(verbose=0, callbacks=None)
+        device_of(self._net.device)
+        with _FITTING, _seeded(0, torch.device("cpu")):
+            self._net.initialize()
+        _load(self._net.module_, weights)
+        _watch_dropouts(self._net.module_, settings.random_state)
+
+    def probabilities(self, X: npt.NDArray[Any], masks: int | None = None) -> Floats32:
+        """Return the probabilities (n, k); as of `Live`."""
+        with _asking(masks):
+            found = np.asarray(self._net.predict_proba(_tensor(X, self._settings, "cpu").numpy()))
+        if found.ndim != 2 or found.shape[1] < self._n_classes:
+            raise LearnerError(f"`net` must return the shape {(len(X), self._n_classes)}, got {found.shape}")
+        found = found[:, : self._n_classes].astype(np.float32)
+        return found / found.sum(axis=1, keepdims=True) if found.size else found
+
+
 # -- inside ----------------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +209,17 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _asking(masks: int | None) -> Iterator[None]:
+    """Apply a set of masks of dropout, and use one thread of the processor."""
+    _MASKS.number = masks
+    try:
+        with one_thread:  # again, because torch may have been imported within a context of it
+            yield
+    finally:
+        _MASKS.number = None
 
 
 @contextmanager
@@ -206,7 +245,7 @@ def _emptied(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _tensor(X: npt.NDArray[Any], settings: "TorchClassifier", device: torch.device | str) -> Any:  # noqa: ANN401
+def _tensor(X: npt.NDArray[Any], settings: "TorchClassifier | SkorchClassifier", device: torch.device | str) -> Any:  # noqa: ANN401
     """Return records as the network takes them; bytes travel to a GPU as bytes."""
     # Read-only arrays, as those of a pool, give a warning.
     records = torch.from_numpy(X if X.flags.writeable else X.copy()).to(device).to(torch.float32)
@@ -241,11 +280,19 @@ def _tried(
     n_classes: int,
     device: torch.device,
 ) -> int:
-    """Predict some records, and return the memory that one takes at most.
+    """Predict some records, and return the memory that one takes at most."""
+    with _autocast(settings, device):
+        outputs, record_bytes = _weighed(network.eval(), _tensor(X, settings, device))
+    _check_outputs(outputs, len(X), n_classes)
+    return record_bytes
+
+
+def _weighed(network: Any, records: Any) -> tuple[Any, int]:  # noqa: ANN401
+    """Return the outputs of some records, and the memory that one takes at most.
 
     Without gradients a layer's input and output are there at once, with a copy of either that some products make.
     """
-    most = 0
+    most = records.element_size() * records.numel()
 
     def weigh(_: Any, given: Any, returned: Any) -> None:  # noqa: ANN401
         nonlocal most
@@ -253,17 +300,17 @@ def _tried(
         most = max(most, sum(each.element_size() * each.numel() for each in tensors))
 
     hooks = [layer.register_forward_hook(weigh) for layer in network.modules() if not any(layer.children())]
-    network.eval()
     try:
-        records = _tensor(X, settings, device)
-        # Not in inference mode: layers may make their weights here.
-        with torch.no_grad(), _autocast(settings, device):
+        with torch.no_grad():  # not in inference mode: layers may make their weights here
             outputs = network(records)
     finally:
         for hook in hooks:
             hook.remove()
-    _check_outputs(outputs, len(X), n_classes)
-    return int(3 * max(most, records.element_size() * records.numel()) // len(X))
+    return outputs, int(3 * most // len(records))
+
+
+def _count_dropouts(network: Any) -> int:  # noqa: ANN401
+    return sum(isinstance(layer, _DROPOUTS) for layer in network.modules())
 
 
 def _train(

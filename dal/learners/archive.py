@@ -9,12 +9,16 @@ from dal.errors import LearnerError
 
 # Parts of scikit-learn's own estimators that skops does not list as safe by itself. None runs code when it is loaded.
 _TRUSTED = (
+    "builtins.print",  # where callbacks of skorch report
     "collections.OrderedDict",
+    "dal.learners.deep.SkorchClassifier",  # all that describes its net is looked at by itself
     "dal.learners.deep.TorchClassifier",  # the network's class or function is looked at by itself
     "functools.partial",  # what it calls is looked at by itself
     "numpy.dtype",
     "scipy.interpolate._bsplines.BSpline",
     "scipy.interpolate._bsplines._BSpline",
+    "skorch.callbacks.training.EarlyStopping",
+    "skorch.dataset.ValidSplit",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.metrics._scorer._PassthroughScorer",
     "sklearn.model_selection._split.StratifiedKFold",
@@ -33,6 +37,8 @@ _TRUSTED_PARTS = (
     "sklearn.metrics._dist_metrics.",
     "sklearn.neighbors.",
     "sklearn.neural_network.",
+    "torch.nn.modules.loss.",
+    "torch.optim.",
 )
 
 

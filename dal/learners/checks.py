@@ -11,7 +11,7 @@ from sklearn.ensemble import VotingClassifier
 from sklearn.pipeline import Pipeline
 
 from dal.errors import LabelError, LearnerError
-from dal.learners.deep import TorchClassifier
+from dal.learners.deep import OnTorch
 from dal.learners.estimators import ends_in, is_committee, kind_of, parameters
 from dal.learners.models import Model, score_block
 from dal.learners.network import Floats
@@ -106,7 +106,7 @@ def _check_on(
 
 def takes_missing(learner: "Learner", n_features: int) -> bool:
     """Return whether a learner takes missing features, as `Learner.takes_missing` documents it."""
-    if isinstance(learner.estimator, TorchClassifier):  # a network has no way around a gap
+    if isinstance(learner.estimator, OnTorch):  # a network has no way around a gap
         return False
     try:
         key = joblib.hash((learner.estimator, n_features))

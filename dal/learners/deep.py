@@ -5,7 +5,7 @@ Importing this module does not import torch. Making a network does.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +16,75 @@ from dal._distribution import needs
 from dal.errors import LearnerError
 
 if TYPE_CHECKING:
-    from dal.learners._torch import Live
+    from dal.learners._torch import Live, LiveSkorch
 
 Floats = npt.NDArray[np.floating[Any]]
+
+Made = TypeVar("Made")
 
 PRECISIONS = ("float32", "bfloat16")
 _AT_ONCE_BYTES = 32 * 2**20
 _LOADING = threading.Lock()
+_SKORCH = "skorch.classifier"
 
 
-def _has_committee(estimator: "TorchClassifier") -> bool:
-    return estimator.members > 1 or getattr(estimator, "dropouts_", 0) > 0
+class OnTorch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+    """A learner that predicts with networks of torch; see `TorchClassifier` for the attributes that all have."""
+
+    members: int
+    weights_: tuple[bytes, ...]
+    record_bytes_: int
+    dropouts_: int
+    classes_: npt.NDArray[Any]
+
+    @property
+    def predicted_at_once(self) -> int:
+        """Records that are predicted at once."""
+        raise NotImplementedError
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Memory that a prediction takes beside the weights, at most."""
+        return self.record_bytes_ * self.predicted_at_once
+
+    def predict_proba(self, X: npt.NDArray[Any]) -> Floats:
+        """Return the probabilities (n, k)."""
+        raise NotImplementedError
+
+    def predict(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the most probable class of each record."""
+        predicted: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        return predicted
+
+    def _check_width(self, X: npt.NDArray[Any], shape: Sequence[int] | None) -> None:
+        if shape is not None and X.shape[1:] != (np.prod(shape),):
+            raise LearnerError(
+                f"`shape` must be that of the pool's records, of {np.prod(X.shape[1:])} features, got {shape}"
+            )
+
+    def _once(self, make: "Callable[[Any], Made]") -> "Made":
+        """Return the networks of this process; make them, by a function of the module on torch, if there are none."""
+        with _LOADING:
+            if "_live" not in self.__dict__:
+                self._live = make(_torch_module(self))
+            live: Made = self._live
+            return live
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_live"}
 
 
-class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+def _torch_module(learner: object) -> Any:  # noqa: ANN401 - a module
+    with needs("torch", f"the learner {type(learner).__name__}"):
+        from dal.learners import _torch
+    return _torch
+
+
+def _has_committee(estimator: OnTorch) -> bool:
+    return getattr(estimator, "members", 1) > 1 or getattr(estimator, "dropouts_", 0) > 0
+
+
+class TorchClassifier(OnTorch):
     """A network as a classifier: any class or function that makes a `torch.nn.Module`.
 
     It is trained by AdamW on the cross-entropy of its outputs. Training and prediction use one thread on a processor,
@@ -157,22 +212,17 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
         With `warm_start`, a network that is fitted is trained further.
         """
-        with needs("torch", f"the learner {type(self).__name__}"):
-            from dal.learners import _torch
-
+        torch = _torch_module(self)
         self._check()
         X = np.asarray(X)
-        if self.shape is not None and X.shape[1:] != (np.prod(self.shape),):
-            raise LearnerError(
-                f"`shape` must be that of the pool's records, of {np.prod(X.shape[1:])} features, got {self.shape}"
-            )
+        self._check_width(X, self.shape)
         self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
         weights = np.ones(len(codes)) if sample_weight is None else np.asarray(sample_weight, np.float64)
         weights = weights * self._weights_of_classes(codes)[codes]
         starts = getattr(self, "weights_", ()) if self.warm_start else ()
         self.n_features_in_ = X.shape[1]
         trained = [
-            _torch.trained(self, X, codes, weights, seed, starts[member] if member < len(starts) else None)
+            torch.trained(self, X, codes, weights, seed, starts[member] if member < len(starts) else None)
             for member, seed in enumerate(np.random.SeedSequence(self.random_state).generate_state(self.members))
         ]
         self.weights_ = tuple(each.weights for each in trained)
@@ -190,11 +240,6 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         parts = [live.probabilities(X) for live in self._networks]
         return parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
 
-    def predict(self, X: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the most probable class of each record."""
-        predicted: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
-        return predicted
-
     @available_if(_has_committee)  # type: ignore[untyped-decorator]
     def committee_proba(self, X: npt.NDArray[Any]) -> Iterator[Floats]:
         """Yield the probabilities of each member of an ensemble, or under each set of dropout masks."""
@@ -203,11 +248,6 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
         else:
             (live,) = self._networks
             yield from (live.probabilities(X, masks=number) for number in range(self.passes))
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Memory that a prediction takes beside the weights, at most."""
-        return self.record_bytes_ * self.predicted_at_once
 
     @property
     def predicted_at_once(self) -> int:
@@ -219,16 +259,7 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
 
     @property
     def _networks(self) -> "list[Live]":
-        """The networks, made once a process."""
-        with _LOADING:
-            if "_live" not in self.__dict__:
-                with needs("torch", f"the learner {type(self).__name__}"):
-                    from dal.learners import _torch
-                self._live = [_torch.Live(self, each, len(self.classes_)) for each in self.weights_]
-            return self._live
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_live"}
+        return self._once(lambda torch: [torch.Live(self, each, len(self.classes_)) for each in self.weights_])
 
     def _weights_of_classes(self, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         if self.class_weight is None:
@@ -258,9 +289,95 @@ class TorchClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # 
             raise LearnerError(f"`validation_fraction` must be between 0 and 1, got {self.validation_fraction!r}")
 
 
+class SkorchClassifier(OnTorch):
+    """A skorch classifier as a learner: skorch trains it, and its weights are saved as safetensors.
+
+    Its outputs beyond the classes of a fit are left out, so its module may have one for each class of the campaign.
+
+    Parameters
+    ----------
+    net : skorch.NeuralNetClassifier
+        Only clones of it are fitted.
+    shape, mean, std, passes, random_state
+        As of `TorchClassifier`.
+    """
+
+    def __init__(
+        self,
+        net: Any,  # noqa: ANN401 - skorch has no types
+        *,
+        shape: Sequence[int] | None = None,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        passes: int = 10,
+        random_state: int = 0,
+    ) -> None:
+        self.net = net
+        self.shape = shape
+        self.mean = mean
+        self.std = std
+        self.passes = passes
+        self.random_state = random_state
+
+    def fit(self, X: npt.NDArray[Any], y: npt.ArrayLike) -> Self:
+        """Train a clone of the net on records (n, d), features or bytes, and their classes (n,)."""
+        torch = _torch_module(self)
+        X = np.asarray(X)
+        self._check_width(X, self.shape)
+        self.classes_, codes = np.unique(np.asarray(y), return_inverse=True)
+        self.n_features_in_ = X.shape[1]
+        self.__dict__.pop("_live", None)
+        trained = torch.trained_by_skorch(self, X, codes.astype(np.int64))
+        self.weights_, self.record_bytes_, self.dropouts_ = (trained.weights,), trained.record_bytes, trained.dropouts
+        return self
+
+    def predict_proba(self, X: npt.NDArray[Any]) -> Floats:
+        """Return the probabilities (n, k), as skorch computes them from the outputs."""
+        return self._network.probabilities(X)
+
+    @available_if(_has_committee)  # type: ignore[untyped-decorator]
+    def committee_proba(self, X: npt.NDArray[Any]) -> Iterator[Floats]:
+        """Yield the probabilities under each set of dropout masks."""
+        network = self._network
+        yield from (network.probabilities(X, masks=number) for number in range(self.passes))
+
+    @property
+    def predicted_at_once(self) -> int:
+        """Records that are predicted at once."""
+        given = self.net.get_params(deep=False)
+        return max(1, int(given.get("iterator_valid__batch_size", given["batch_size"])))
+
+    @property
+    def _network(self) -> "LiveSkorch":
+        found: LiveSkorch = self._once(lambda torch: torch.LiveSkorch(self, *self.weights_, len(self.classes_)))
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A net saves itself by pickle. Its parameters describe it as well, and their types are looked at one by one.
+        kind, given = type(self.net), self.net.get_params(deep=False)
+        usual = kind(self.net.module).get_params(deep=False)
+        own = {
+            name: value
+            for name, value in given.items()
+            if name == "module" or (not name.startswith("_") and (name not in usual or value is not usual[name]))
+        }
+        plain = kind.__module__ == _SKORCH and kind.__name__ == "NeuralNetClassifier"
+        return super().__getstate__() | {"net": {"kind": None if plain else kind, "parameters": own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        with needs("torch", f"the learner {type(self).__name__}"):
+            from skorch import NeuralNetClassifier
+        net = state["net"]
+        self.__dict__.update(state | {"net": (net["kind"] or NeuralNetClassifier)(**net["parameters"])})
+
+
 def adapted(estimator: Any, random_state: int = 0) -> Any:  # noqa: ANN401 - anybody's object
-    """Return a class of networks as a learner; return everything else as it is."""
-    return TorchClassifier(estimator, random_state=random_state) if is_network_class(estimator) else estimator
+    """Return a class of networks or a skorch classifier as a learner; return everything else as it is."""
+    if is_network_class(estimator):
+        return TorchClassifier(estimator, random_state=random_state)
+    if any(kind.__module__ == _SKORCH and kind.__name__ == "NeuralNetClassifier" for kind in type(estimator).__mro__):
+        return SkorchClassifier(estimator, random_state=random_state)
+    return estimator
 
 
 def is_network_class(found: object) -> bool:

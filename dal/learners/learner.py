@@ -54,7 +54,8 @@ class Learner:
     estimator
         Any classifier or pipeline with `predict_proba` or `decision_function`; only clones of it are fitted. Of a
         dask-ml ``ParallelPostFit`` or ``Incremental``, the estimator inside is taken. A class of `torch` networks
-        becomes a :class:`dal.learners.deep.TorchClassifier`.
+        becomes a :class:`dal.learners.deep.TorchClassifier`, a skorch classifier a
+        :class:`dal.learners.deep.SkorchClassifier`.
     classes
         Names of all classes of the campaign; their positions are the class codes.
     trusted

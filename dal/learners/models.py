@@ -17,7 +17,7 @@ from sklearn.neural_network import MLPClassifier
 from dal._threads import one_thread
 from dal.errors import LearnerError
 from dal.learners.archive import FORMAT, archived, load
-from dal.learners.deep import TorchClassifier
+from dal.learners.deep import OnTorch
 from dal.learners.estimators import (
     ENSEMBLES,
     FROM_ARRAYS,
@@ -142,13 +142,13 @@ class Model:
         """Rows at once that suit the estimator; None if it does not matter."""
         last = last_step(self.estimator)
         # A tile that a pool does not fill is padded, and a network is slow: its own batch is enough.
-        return last.predicted_at_once if isinstance(last, TorchClassifier) else _TILE_ROWS.get(self.kind)
+        return last.predicted_at_once if isinstance(last, OnTorch) else _TILE_ROWS.get(self.kind)
 
     @property
     def scratch_bytes(self) -> int:
         """Memory that scoring takes beside the records and the model, where the estimator knows it; else 0."""
         last = last_step(self.estimator)
-        return last.scratch_bytes if isinstance(last, TorchClassifier) else 0
+        return last.scratch_bytes if isinstance(last, OnTorch) else 0
 
     @cached_property
     def network(self) -> Network | None:
