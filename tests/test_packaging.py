@@ -71,7 +71,7 @@ def closure(needs: list[str]) -> set[str]:
 
 
 PLAIN = closure(PROJECT["dependencies"])
-OF_EXTRAS = ("web", "figures", "pool/pictures.py")
+OF_EXTRAS = ("web", "figures", "pool/pictures.py", "learners/_torch.py")
 """Parts of dal that import packages of an extra; their importers name it where one is missing."""
 
 
