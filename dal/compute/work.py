@@ -118,7 +118,7 @@ def each_on(
 
 _LISTENERS: "WeakKeyDictionary[Client, dict[str, list[Callable[[Any], object]]]]" = WeakKeyDictionary()
 """The functions that hear each topic: a client itself has one a topic, and forgets it for all."""
-_listening = threading.Lock()
+_listening = threading.RLock()  # the garbage collector ends a context that was dropped, in any thread
 
 
 @contextmanager
