@@ -18,13 +18,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import dask
 import pytest
 from distributed import Client
 
 import dal
 from benchmarks import object_server
 from dal.compute.client import connect
-from dal.compute.local import local_cluster
+from dal.compute.local import SETTINGS, local_cluster
 from tests import slurm
 from tests.clusters import dask_scheduler, dask_worker, own_cluster
 from tests.recipes import ROOT, free_port
@@ -89,9 +90,11 @@ def test_workers_share_a_process(twins: Twins) -> None:
 
 def test_workers_have_processes_and_threads(twins: Twins) -> None:
     with (
+        # Dask's own give up on a worker that is down for 15 s.
+        dask.config.set(SETTINGS),
         own_cluster(2, threads=2) as (_, client),
         connect(client.scheduler.address) as other,
-        again_and_again(partial(kill_one, other), 6.0),
+        again_and_again(partial(kill_one, other), 8.0),
     ):
         play(twins, client)
 
