@@ -12,13 +12,15 @@ loop
 pass without delay shows what the machine can do, and the others are read as shares of it. Passes alternate, and the
 figures are medians; shares are medians of the shares of each turn.
 
-A pool of chunks of 16 MiB, one of the same chunks in shards, and one of chunks of 64 kB are read. ``build`` writes a
-quarter of the records as a pool, against 16 concurrent PUTs of the bytes of its chunks. Faults: a twentieth
-of all requests is refused by 503, and as many bodies are cut in their middle.
+A pool of chunks of 16 MiB, one of the same chunks in shards, and one of chunks of 64 kB are read. Each repeats its
+first quarter, so that a pass is long beside the one delay with which it begins, and the records fit into memory.
+``build`` writes a sixteenth of the records as a pool, against 16 concurrent PUTs of the bytes of its chunks. Faults: a
+twentieth of all requests is refused by 503, and as many bodies are cut in their middle.
 """
 
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -35,6 +37,7 @@ import numpy.typing as npt
 import obstore
 import zarr
 from obstore.store import S3Store
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from zarr.codecs import Crc32cCodec
@@ -56,6 +59,8 @@ CANDIDATES = 1_000
 DELAYS = (0.0, 0.02, 0.1, 0.2)
 CHUNKS = {"chunks": 16 * 2**20, "shards": 16 * 2**20, "small": 64 * 2**10}
 PER_SHARD = 8
+SMALL_CHUNKS = 1024
+REPEATED = 4
 BUILD = "build"
 FAULTS = {"refused": 0.05, "cut": 0.05}
 FAULTY_DELAY = 0.02
@@ -123,12 +128,12 @@ class Pass(NamedTuple):
 
 
 def held(server: Server, source: Pool, layout: str, directory: Path) -> Pool:
-    """Write a pool as a plain array of this layout, and let the server hold its files."""
+    """Write records as a plain array of this layout, and let the server hold its files, each under several names."""
     chunk_bytes = CHUNKS[layout]
     height, width = chunk_bytes // (4 * source.n_features), source.n_features
     n_rows = source.n_rows // (height * PER_SHARD) * height * PER_SHARD
     if layout == "small":
-        n_rows = min(n_rows, 1024 * height)
+        n_rows = min(n_rows, SMALL_CHUNKS * height)
     path = directory / f"{layout}.zarr"
     array = zarr.create_array(
         path,
@@ -140,7 +145,12 @@ def held(server: Server, source: Pool, layout: str, directory: Path) -> Pool:
     )
     for start in range(0, n_rows, 2**17):
         array[start : min(start + 2**17, n_rows)] = source.read(start, min(start + 2**17, n_rows))
-    files = {f"/bucket/{layout}.zarr/{file.relative_to(path)}": str(file) for file in path.rglob("*") if file.is_file()}
+    stored = list((path / "c").glob("*/0"))
+    array.resize((REPEATED * n_rows, width))
+    files = {f"/bucket/{layout}.zarr/zarr.json": str(path / "zarr.json")}
+    for repeat, file in itertools.product(range(REPEATED), stored):
+        number = int(file.parent.name) + repeat * len(stored)
+        files[f"/bucket/{layout}.zarr/c/{number}/0"] = str(file)
     server.hold(files)
     return Pool.open(f"s3://bucket/{layout}.zarr")
 
@@ -206,7 +216,7 @@ def turns(
 
 
 @click.command(name="remote")
-@click.option("--rows", default=4_194_304, show_default=True, help="Records of the pools of chunks of 16 MiB.")
+@click.option("--rows", default=16_777_216, show_default=True, help="Records of the pools of chunks of 16 MiB.")
 @click.option("--dim", default=128, show_default=True, help="Features of a record.")
 @click.option("--repeats", default=2, show_default=True, help="Turns of all passes.")
 @click.option("--layout", "layouts", multiple=True, type=click.Choice([*CHUNKS, BUILD]), help="Default: all.")
@@ -222,7 +232,7 @@ def command(rows: int, dim: int, repeats: int, layouts: tuple[str, ...], workers
         directory = Path(open_.enter_context(tempfile.TemporaryDirectory()))
         server = open_.enter_context(running())
         open_.enter_context(machine.environment(dict(server.environment())))
-        source = synthetic.pool_of(directory, rows, dim)
+        source = synthetic.pool_of(directory, rows // REPEATED, dim)
         model = synthetic.model_of(source, "logistic")
         client = open_.enter_context(local_cluster(2)) if workers else None
         for layout in layouts or (*CHUNKS, BUILD):
@@ -240,9 +250,11 @@ def command(rows: int, dim: int, repeats: int, layouts: tuple[str, ...], workers
             if client is not None:
                 passes.append(Pass("dal_workers", lambda dal=dal: dal(client=client)))
             results += told(layout, pool, turns(server, pool, passes, repeats, conditions))
+    facts = machine.facts() | {"load": os.getloadavg()}
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
     show(results)
     if output is not None:
-        output.write_text(json.dumps({"machine": machine.facts(), "results": results}, indent=1), encoding="utf-8")
+        output.write_text(json.dumps({"machine": facts, "results": results}, indent=1), encoding="utf-8")
 
 
 def told(layout: str, pool: Pool, turned: Iterator[tuple[str, str, Passed]]) -> list[dict[str, object]]:
@@ -270,7 +282,9 @@ def told(layout: str, pool: Pool, turned: Iterator[tuple[str, str, Passed]]) -> 
 
 
 def show(results: list[dict[str, object]]) -> None:
-    table = Table("layout", "condition", "pass", "rows/s", "/ loop", "/ calm", "requests a chunk", "at a time")
+    table = Table(box=box.MARKDOWN)
+    for heading in ("layout", "condition", "pass", "rows/s", "/ loop", "/ calm", "requests a chunk", "at a time"):
+        table.add_column(heading)
     for each in results:
         table.add_row(
             str(each["layout"]), str(each["condition"]), str(each["name"]), f"{each['rows_per_second']:,.0f}",

@@ -1,6 +1,7 @@
 """Reading ahead of those who compute: the chunks of a pool on an object store, within a budget of bytes."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from concurrent.futures import Future
@@ -10,6 +11,9 @@ from dal.pool.chunks import ChunkObjects
 
 AHEAD_BYTES = 384 * 2**20
 """For each thread. At 200 ms a request this gives 1.3 GB/s, as much as the lightest learner takes in."""
+PACE_BYTES = 2**30 + 2**29
+"""A second and thread, as much as the lightest learner takes in: requests follow each other no faster. Begun together,
+they would share the line and arrive together, so that the reader waits for all of them before it has the first."""
 
 Fetched = list[Any]
 """Of each unit of a lot: its chunks as they are stored, or its records."""
@@ -34,7 +38,7 @@ class ReadAhead:
     Parameters
     ----------
     fetch : callable
-        Begins to fetch the units of a range, and returns the future of a list of them.
+        Begins to fetch the units of a range in so many seconds, and returns the future of a list of them.
     unit_rows, unit_bytes : int
         Of a unit, decoded.
     shard_units : int
@@ -49,7 +53,7 @@ class ReadAhead:
 
     def __init__(
         self,
-        fetch: Callable[[range], "Future[Fetched]"],
+        fetch: Callable[[range, float], "Future[Fetched]"],
         unit_rows: int,
         unit_bytes: int,
         shard_units: int,
@@ -64,6 +68,7 @@ class ReadAhead:
         self._shard_units = shard_units
         self._readers = 0
         self._bytes = 0
+        self._next_at = 0.0
         self._expected: dict[Hashable, _Expected] = {}
         self._lock = threading.Lock()
 
@@ -104,13 +109,15 @@ class ReadAhead:
         expected = self._expected.get(who)
         if expected is None or not any(unit in lot for lot in (*expected.waiting, *(lot for lot, _ in expected.begun))):
             lot = range(unit, unit + 1)
-            return lot, self._fetch(lot)
+            return lot, self._fetch(lot, 0.0)
         expected.running = True
-        while not (expected.begun and unit in expected.begun[0][0]):
-            if expected.begun:
-                self._free(expected)
-            else:
+        while expected.begun and unit not in expected.begun[0][0]:
+            self._free(expected)
+        while not expected.begun:
+            if unit in expected.waiting[0]:
                 self._begin(expected)
+            else:
+                expected.waiting.popleft()
         self._top_up()
         return expected.begun[0]
 
@@ -121,10 +128,13 @@ class ReadAhead:
         self._bytes -= len(lot) * self._unit_bytes
 
     def _begin(self, expected: _Expected) -> None:
-        lot = expected.waiting.popleft()
-        expected.begun.append((lot, self._fetch(lot)))
-        expected.bytes += len(lot) * self._unit_bytes
-        self._bytes += len(lot) * self._unit_bytes
+        lot, now = expected.waiting.popleft(), time.monotonic()
+        size = len(lot) * self._unit_bytes
+        at = max(now, self._next_at)
+        self._next_at = at + size / (PACE_BYTES * max(1, self._readers))
+        expected.begun.append((lot, self._fetch(lot, at - now)))
+        expected.bytes += size
+        self._bytes += size
 
     def _top_up(self) -> None:
         """Ask for more as far as the budget goes: for the readers at work, then for what will be read next."""

@@ -1,5 +1,6 @@
 """Opening a pool and reading it: records by row, record ids, display fields."""
 
+import asyncio
 import copy
 import hashlib
 import itertools
@@ -895,13 +896,14 @@ class _Fetcher:
         self._unit_rows = unit_rows
         self.objects = ChunkObjects.of(pool._features, fill=pool._fill)
 
-    def __call__(self, units: range) -> "Future[list[Any]]":
-        """Begin to fetch units."""
+    def __call__(self, units: range, seconds: float) -> "Future[list[Any]]":
+        """Begin to fetch units in so many seconds."""
         pool, step = self._pool, self._unit_rows // self._pool.chunk_rows
         n_chunks = -(-pool.n_rows // pool.chunk_rows)
         if self.objects is None:
             return _READERS.submit(lambda: list(map(self._rows, units)))
-        return begun(_of_units(self.objects, [range(n * step, min((n + 1) * step, n_chunks)) for n in units]))
+        chunks = [range(n * step, min((n + 1) * step, n_chunks)) for n in units]
+        return begun(_of_units(self.objects, chunks, seconds))
 
     def _rows(self, number: int) -> npt.NDArray[Any]:
         pool, start = self._pool, number * self._unit_rows
@@ -913,7 +915,9 @@ _READERS = ThreadPoolExecutor(4, "dal-read")
 """Threads in which Zarr reads ahead what dal cannot decode by itself."""
 
 
-async def _of_units(objects: ChunkObjects, units: list[range]) -> list[list[Stored]]:
+async def _of_units(objects: ChunkObjects, units: list[range], seconds: float) -> list[list[Stored]]:
+    if seconds > 0:
+        await asyncio.sleep(seconds)
     found = iter(await objects.fetched(itertools.chain.from_iterable(units)))
     return [list(itertools.islice(found, len(unit))) for unit in units]
 
