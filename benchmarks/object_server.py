@@ -82,6 +82,7 @@ class Store:
     def __init__(self) -> None:
         self.objects: dict[str, bytes | memoryview] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
+        self.tags: dict[str, int] = {}
         self.counts: Counter[str] = Counter()
         self.now = self.peak = 0
         self.log: list[str] = []
@@ -114,22 +115,26 @@ class Store:
                 return 404, {}, b"<Error><Code>NoSuchKey</Code><Message>The key does not exist</Message></Error>"
             ranged = re.fullmatch(r"bytes=(\d*)-(\d*)", headers.get("range", ""))
             if ranged is None:
-                return 200, {"Accept-Ranges": "bytes"}, memoryview(found)
+                return 200, {"Accept-Ranges": "bytes", "ETag": self.tag(path)}, memoryview(found)
             size = len(found)
             first, last = ranged[1], ranged[2]
             start = int(first) if first else max(size - int(last), 0)
             stop = min(int(last) + 1, size) if first and last else size
             if start >= size:
                 return 416, {}, b""
-            return 206, {"Content-Range": f"bytes {start}-{stop - 1}/{size}"}, memoryview(found)[start:stop]
+            told = {"Content-Range": f"bytes {start}-{stop - 1}/{size}", "ETag": self.tag(path)}
+            return 206, told, memoryview(found)[start:stop]
         if method == "PUT" and "partNumber" in query:
             self.parts[query["uploadId"][0]][int(query["partNumber"][0])] = body
             return 200, {}, b""
         if method == "PUT":
             if headers.get("if-none-match") == "*" and path in self.objects:
                 return 412, {}, b"<Error><Code>PreconditionFailed</Code></Error>"
+            if headers.get("if-match", self.tag(path)) != self.tag(path):
+                return 412, {}, b"<Error><Code>PreconditionFailed</Code></Error>"
             self.objects[path] = body
-            return 200, {}, b""
+            self.tags[path] = self.tags.get(path, 0) + 1
+            return 200, {"ETag": self.tag(path)}, b""
         if method == "POST" and "uploads" in query:
             number = f"upload-{len(self.parts)}"
             self.parts[number] = {}
@@ -152,6 +157,10 @@ class Store:
             self.objects.pop(path, None)
             return 204, {}, b""
         return 501, {}, b""
+
+    def tag(self, path: str) -> str:
+        """Return the tag of what lies at a path; it changes with each PUT."""
+        return f'"{self.tags.get(path, 0)}"' if path in self.objects else ""
 
     def listed(self, bucket: str, query: dict[str, list[str]]) -> bytes:
         prefix, delimiter = query.get("prefix", [""])[0], query.get("delimiter", [""])[0]

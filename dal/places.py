@@ -4,6 +4,7 @@ Some libraries read a text as a URL and others as a path: Zarr takes ``thesis#2`
 here alone, and its place is carried as a type. The text of a place, `str`, names the same place again.
 """
 
+import asyncio
 import os
 import re
 import stat
@@ -212,8 +213,8 @@ class Nodes:
         """
         files: list[str] = []
         folders: list[str] = []
-        for name in names:
-            for path, is_folder in _below(place, name):
+        for below in _each_below(place, list(names)):
+            for path, is_folder in below:
                 if is_folder:
                     folders.append(path)
                 elif _WRITTEN_BY_ZARR.fullmatch(path):
@@ -251,6 +252,20 @@ def _delete(url: Url, paths: list[str]) -> None:
     store.invalidate_cache()
 
 
+def _each_below(place: Place, names: list[str]) -> Iterable[Iterable[tuple[str, bool]]]:
+    """Return what `_below` yields for each name; an object store is asked for all of them at once."""
+    if isinstance(place, Path) or not place.is_object_store:
+        return (_below(place, name) for name in names)
+    from dal.stores.objects import Objects, wait
+
+    objects = Objects(place.text)
+
+    async def ask() -> list[list[str]]:
+        return await asyncio.gather(*(_all_below(objects, name) for name in names))
+
+    return [[(path, False) for path in paths] for paths in wait(ask())]
+
+
 def _below(place: Place, name: str) -> Iterator[tuple[str, bool]]:
     """Yield the paths of a node's files and folders, deepest first, and whether each is a folder."""
     if isinstance(place, Path):
@@ -265,11 +280,6 @@ def _below(place: Place, name: str) -> Iterator[tuple[str, bool]]:
                 yield from _below(place, f"{name}/{entry.name}")
         yield name, stat.S_ISDIR(mode)
         return
-    if place.is_object_store:
-        from dal.stores.objects import Objects, wait
-
-        yield from ((path, False) for path in wait(_all_below(Objects(place.text), name)))
-        return
     store, root = _opened(place)
     store.invalidate_cache()
     for path in store.find(f"{root}/{name}"):
@@ -278,8 +288,12 @@ def _below(place: Place, name: str) -> Iterator[tuple[str, bool]]:
 
 async def _all_below(objects: "Objects", name: str) -> list[str]:
     """Return the object of this name, if there is one, and all below it."""
-    itself = [name] if await objects.size(name) is not None else []
-    return itself + [path async for path in objects.below(name)]
+
+    async def below() -> list[str]:
+        return [path async for path in objects.below(name)]
+
+    size, paths = await asyncio.gather(objects.size(name), below())
+    return paths if size is None else [name, *paths]
 
 
 def _remove_empty(folder: Path) -> None:

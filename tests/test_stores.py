@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from dal.learners.models import Model
 from dal.loop.campaign import Batch
 from dal.places import for_zarr, names_at, place_of
 from dal.pool import Pool
+from dal.pool.store import ATTRIBUTE, description
 from dal.scan import scan
 from dal.selection.strategy import Strategy
 from dal.stores.objects import Objects, wait
@@ -314,6 +316,38 @@ def test_a_build_that_is_killed_goes_on(server: Server, tmp_path: Path, append: 
     first = found.n_rows - len(large)
     np.testing.assert_array_equal(found.read(first, found.n_rows), large)
     assert found.rows_of([ids[0], ids[-1]]).tolist() == [first, found.n_rows - 1]
+
+
+def test_a_build_that_is_killed_while_its_index_is_written_goes_on(server: Server) -> None:
+    ids, where = [f"r{row}" for row in range(ROWS)], "s3://bucket/index.zarr"
+    Pool.build(X, where, ids=ids)
+    group = zarr.open_group(for_zarr(place_of(where)), mode="r+")
+    group.attrs[ATTRIBUTE] = {**description(group), "complete": False}
+    with pytest.raises(PoolIncomplete):
+        Pool.open(where)
+    pool = Pool.build(X, where, ids=ids)
+    assert pool.rows_of(["r2999", "r0"]).tolist() == [2_999, 0]
+    np.testing.assert_array_equal(pool.read(0, ROWS), X)
+
+
+def test_metadata_are_asked_for_and_written_once(server: Server) -> None:
+    ids, where = [f"r{row}" for row in range(ROWS)], "s3://bucket/once.zarr"
+    server.reset()
+    Pool.build(X, where, ids=ids, display={"n": list(range(ROWS))})
+    asked = Counter(line for line in server.log() if line.endswith("zarr.json"))
+    root = f"{where.removeprefix('s3:/')}/zarr.json"
+    # The root's: before the lock, with it, and as the finished pool is opened; a parent's, by two children at a time.
+    assert asked.pop(f"GET {root}") == 3
+    assert asked.pop(f"PUT {root}") == 3
+    assert asked.pop(f"GET {root.replace('zarr.json', 'features/zarr.json')}") == 2
+    assert max(asked.values()) <= 3
+    assert {line: times for line, times in asked.items() if times > 1 and line.startswith("GET")} == {}
+    server.reset()
+    pool = Pool.open(where)
+    assert sum(server.counts()[method] for method in ("GET", "HEAD")) == 2
+    server.reset()
+    assert pool.refreshed() is pool
+    assert sum(server.counts()[method] for method in ("GET", "HEAD")) == 1
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,8 @@ from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, 
 from dal.pool.stored import field_path, stored_type
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
+from dal.stores.lease import Held, Lease
+from dal.stores.zarr_store import ZarrObjects
 
 CHUNK_BYTES = 16 * 2**20
 MAX_FILES = 4096
@@ -60,6 +62,9 @@ _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
 """Names of files that Zarr writes before it renames them."""
 
 Progress = Callable[[int, int | None], None]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 _log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -86,10 +91,11 @@ def build(
     _refuse_dtype(dtype, opened)
     identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
     with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
-        group = _existing(where)
+        store = _remembering(where, held)
+        group = _existing(where, store)
         if group is not None:
-            held.enter_context(_locked(where, tidy=True))
-            group = _existing(where)  # again, because the holder of the lock may have changed it meanwhile
+            held.enter_context(_locked(where, store, tidy=True))
+            group = _existing(where, store)  # again, because the holder of the lock may have changed it meanwhile
         build = _resumed(where, group, identity, overwrite=overwrite)
         start = build.rows if build else 0
         scale = None
@@ -101,9 +107,9 @@ def build(
             encoding = dtype or head[0].features.dtype.name
             with _creation_errors(where):
                 if group is None:
-                    held.enter_context(_locked_new(where))
+                    held.enter_context(_locked_new(where, store, *_nodes(head[0].fields, ids=head[0].ids is not None)))
                 build = _create_build(
-                    where, group, head[0], n_rows, opened, encoding=encoding, identity=identity, scale=scale
+                    where, store, group, head[0], n_rows, opened, encoding=encoding, identity=identity, scale=scale
                 )
             blocks = itertools.chain(head, blocks)
         with build.full_disk_errors():
@@ -112,19 +118,19 @@ def build(
             if isinstance(where, Path):  # before the pool is marked complete, so that a killed build can be run again
                 _note(where).unlink(missing_ok=True)
             build.complete()
-        return Pool.open(where)
+    return Pool.open(where)
 
 
 def append(pool: Pool, source: object, how: Options, *, progress: Progress | None) -> Pool:
     """Append records at the end of a pool, see :meth:`dal.pool.store.Pool.append`."""
     where = pool.place
-    with _disk_errors(where):
+    with _disk_errors(where), contextlib.ExitStack() as held:
         pool.refreshed()
         if isinstance(where, Path) and not where.is_dir():
             raise PoolError(
                 f"a pool to append to must be a folder or a URL, got the ZIP archive {where}; unpack it first"
             )
-        group = zarr.open(for_zarr(where), mode="r+")
+        group = zarr.open(_remembering(where, held), mode="r+")
     if not isinstance(group, zarr.Group):
         raise PoolError(f"a pool to append to must be one that dal built, got the plain Zarr array {where}")
     state = description(group)
@@ -134,14 +140,48 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
             "`vectoriser` must be the fitted one of the pool, got one that is not fitted; it would make other features"
         )
     _warn_of_order(where, state.get("made_from", {}), opened)
-    with _disk_errors(where), storing_all_chunks(), _locked(where):
+    with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
+        store = _remembering(where, held)
+        held.enter_context(_locked(where, store, *_nodes(state["fields"], ids=state["has_ids"])))
         _remove_partial(where)
-        build = _Build(where, zarr.open_group(for_zarr(where), mode="r+"))
+        build = _Build(where, zarr.open_group(store, mode="r+"))
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
         blocks = build.checked(opened.blocks(0), encode)
         with build.full_disk_errors():
             build.append(blocks, progress, opened.n_rows)
-        return Pool.open(where)
+    return Pool.open(where)
+
+
+def _remembering(where: Place, held: contextlib.ExitStack) -> Any:  # noqa: ANN401 - as `for_zarr`
+    """Return a place as Zarr takes it; of an object store, the metadata are asked for once while `held` is open."""
+    store = for_zarr(where)
+    if isinstance(store, ZarrObjects):
+        held.enter_context(store.remembering(""))
+    return store
+
+
+def _nodes(fields: Iterable[str], *, ids: bool) -> list[str]:
+    """Return the arrays of a pool and their groups, whose metadata are asked for together."""
+    paths = [field_path(name) for name in fields]
+    return [
+        *("features", "scale"),
+        *(["ids", *_index_nodes(INDEX)] if ids else []),
+        *(["fields", *paths] if paths else []),
+    ]
+
+
+def _index_nodes(index: str) -> list[str]:
+    return [index, *(f"{index}/{name}" for name in ("hash", "row", "fence"))]
+
+
+def _delete(store: Any, own: Nodes, *nodes: str) -> None:  # noqa: ANN401 - as `for_zarr`
+    """Delete files, and look again at the metadata of the nodes that were among them."""
+    if not isinstance(store, ZarrObjects):
+        own.delete()
+    elif own.files:
+        store.refuse_writing()
+        own.delete()
+        store.remember(*nodes)
 
 
 def _note(where: Path) -> Path:
@@ -149,16 +189,32 @@ def _note(where: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(where: Place, *, tidy: bool = False) -> Iterator[None]:
-    """Lock a local pool against a second writer; the system frees the lock when the process ends, however it ends.
+def _locked(where: Place, store: Any, *nodes: str, tidy: bool = False) -> Iterator[None]:  # noqa: ANN401 - as `for_zarr`
+    """Lock a pool against a second writer.
+
+    The system frees the lock of a local pool when the process ends, however it ends. In an object store the lock is a
+    lease, see :mod:`dal.stores.lease`. Other stores have none.
 
     Parameters
     ----------
     where : Path or Url
-        The pool; its folder exists.
+        The pool; a local folder exists.
+    store : object
+        The place as Zarr takes it.
+    nodes : str
+        Groups and arrays whose metadata are needed next.
     tidy : bool, default=False
         Whether to delete the note beside it, which names the process that holds it, if the writing fails.
     """
+    if isinstance(store, ZarrObjects):
+        try:
+            lease = Lease(store.objects)
+        except Held as error:
+            raise PoolError(f"{error} is writing to {where}; wait for it to end") from None
+        with contextlib.closing(lease), store.writing_if(lease.check):
+            store.remember("", *nodes)  # again, because the holder before may have changed them
+            yield
+        return
     if isinstance(where, Url):
         yield
         return
@@ -181,12 +237,12 @@ def _locked(where: Place, *, tidy: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _locked_new(where: Place) -> Iterator[None]:
+def _locked_new(where: Place, store: Any, *nodes: str) -> Iterator[None]:  # noqa: ANN401 - as `for_zarr`
     """Make the folder of a new pool and lock it; refuse one in which another process has begun a pool meanwhile."""
     if isinstance(where, Path):
         where.mkdir(parents=True, exist_ok=True)
-    with _locked(where, tidy=True):
-        if _existing(where) is not None:
+    with _locked(where, store, *nodes, tidy=True):
+        if _existing(where, store) is not None:
             raise PoolError(
                 f"{where} must be free, got a pool begun by another process; choose another path, or run again"
             )
@@ -323,10 +379,10 @@ def _scale(source: Source) -> Floats32:
     return scale_of(block.features for block in checked(source.blocks(0), 0, encoder("float32")))
 
 
-def _existing(where: Place) -> zarr.Group | None:
+def _existing(where: Place, store: Any) -> zarr.Group | None:  # noqa: ANN401 - as `for_zarr`
     """Return the pool at `where`, finished or not; None where there is nothing."""
     try:
-        group = zarr.open_group(for_zarr(where), mode="r")  # in mode r+ Zarr would create a missing folder
+        group = zarr.open_group(store, mode="r")  # in mode r+ Zarr would create a missing folder
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(where, Path) and isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
             raise
@@ -340,7 +396,7 @@ def _existing(where: Place) -> zarr.Group | None:
         raise PoolError(
             f"{where} must be a pool, got a Zarr group that is not a pool; it is left alone, choose another path"
         )
-    return zarr.open_group(for_zarr(where), mode="r+")
+    return zarr.open_group(store, mode="r+")
 
 
 def _is_begun(folder: Path) -> bool:
@@ -444,6 +500,7 @@ def _feature_rows(record_bytes: int) -> int:
 
 def _create_build(
     where: Place,
+    store: Any,  # noqa: ANN401 - as `for_zarr`
     group: zarr.Group | None,
     first: Block,
     n_rows: int | None,
@@ -469,23 +526,25 @@ def _create_build(
     }
     if group is None:
         _remove_partial(where)
-        group = zarr.create_group(for_zarr(where), attributes={ATTRIBUTE: state})
+        group = zarr.create_group(store, attributes={ATTRIBUTE: state})
     else:  # marked incomplete first: if the removal is interrupted, the rest is still known as a pool to start over
         _remove_partial(where)
         own = _own(where, [*_ARRAYS, *_indexes(where)])
         group.attrs[ATTRIBUTE] = state
-        own.delete()
+        _delete(store, own, *_nodes(first.fields, ids=first.ids is not None))
     if scale is not None:
         _create(group, "scale", scale.dtype, _Layout.of(FIELD_ROWS, len(scale)), len(scale))[:] = scale
     record_shape = first.features.shape[1:]
     height = _feature_rows(first.features[:1].nbytes)
-    _create(group, "features", first.features.dtype, _Layout.of(height, n_rows), n_rows, record_shape)
+    wanted = [_Wanted("features", first.features.dtype, _Layout.of(height, n_rows), n_rows, record_shape)]
+    rows = _Layout.of(FIELD_ROWS, n_rows)
     if first.ids is not None:
-        _create(group, "ids", np.dtype(object), _Layout.of(FIELD_ROWS, n_rows), n_rows)
+        wanted.append(_Wanted("ids", np.dtype(object), rows, n_rows))
     for name, values in first.fields.items():
         kind = kind_of(values)
         assert kind is not None  # `checked` casts every field to a kind
-        _create(group, field_path(name), stored_type(kind), _Layout.of(FIELD_ROWS, n_rows), n_rows)
+        wanted.append(_Wanted(field_path(name), stored_type(kind), rows, n_rows))
+    _each(where, lambda each: _create(group, *each), wanted)
     return _Build(where, group)
 
 
@@ -500,6 +559,24 @@ def _own(where: Place, names: Iterable[str]) -> Nodes:
         return Nodes.found(where, names)
     except NotOurs as error:
         raise PoolError(f"{error}; nothing was deleted") from error
+
+
+class _Wanted(NamedTuple):
+    """An array that is to be created; see `_create`."""
+
+    name: str
+    dtype: np.dtype[Any]
+    layout: "_Layout"
+    n_rows: int | None
+    record_shape: tuple[int, ...] = ()
+
+
+def _each(place: object, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """Call a function for each item: one after another on this machine, together where each waits for a network."""
+    if not isinstance(place, Url):
+        return [function(each) for each in items]
+    with ThreadPoolExecutor(_WRITERS, "dal-each") as threads:
+        return list(threads.map(function, items))
 
 
 def _create(
@@ -630,19 +707,21 @@ class _Build:
             if progress is not None:
                 progress(rows, self._state["source_rows"])
         self._refuse_shorter(rows)
-        self._save(rows)
+        if self._state["has_ids"]:  # else `complete` follows at once
+            self._save(rows)
+        self.rows = rows
 
     def append(self, blocks: Iterator[Block], progress: Progress | None, n_new: int | None) -> None:
         """Write rows after the existing ones; they become visible once all are written and their ids are indexed."""
-        for array in map(self._array, self._names()):
-            if array.shape[0] > self.rows:  # rows of an interrupted append
-                array.resize((self.rows, *array.shape[1:]))
+        # Longer ones hold rows of an interrupted append.
+        self._resize(self.rows + (n_new or 0) if self._remote else self.rows)
         before = rows = self.rows
         for rows in self._write_blocks(blocks):
             if progress is not None:
                 progress(rows - before, n_new)
         if rows == before:  # the name of the index in use holds the number of rows
             raise SourceError("`source` must have at least one row to append, got no rows")
+        self._resize(rows)
         index = f"{INDEX}_{rows}"
         self._write_index(index, rows)
         old = self._state.get("index", INDEX)
@@ -650,14 +729,24 @@ class _Build:
         self._group.attrs[ATTRIBUTE] = self._state
         self.rows = rows
         # Pools that are open use the previous index: it stays, older ones go.
-        _own(self._where, set(_indexes(self._where)) - {index, old}).delete()
+        _delete(self._group.store, _own(self._where, set(_indexes(self._where)) - {index, old}))
+
+    def _resize(self, rows: int) -> None:
+        """Cut longer arrays to this length; in an object store make shorter ones longer, all in one delay."""
+
+        def resize(name: str) -> None:
+            array = self._array(name)
+            if array.shape[0] > rows or (self._remote and array.shape[0] < rows):
+                array.resize((rows, *array.shape[1:]))
+
+        _each(self._where, resize, self._names())
 
     def _write_blocks(self, blocks: Iterator[Block]) -> Iterator[int]:
         """Write blocks, and yield the number of rows after each."""
-        features = self._column("features")
-        ids = self._column("ids") if self._state["has_ids"] else None
-        fields = {name: self._column(field_path(name)) for name in self._state["fields"]}
-        columns = [features, *([ids] if ids else []), *fields.values()]
+        columns = _each(self._where, self._column, self._names())
+        by_name = dict(zip(self._names(), columns, strict=True))
+        features, ids = by_name["features"], by_name.get("ids")
+        fields = {name: by_name[field_path(name)] for name in self._state["fields"]}
         for block in blocks:
             features.append(block.features)
             if ids is not None and block.ids is not None:
@@ -676,12 +765,17 @@ class _Build:
     def _write_index(self, index: str, n_rows: int) -> None:
         if not self._state["has_ids"]:
             return
-        _own(self._where, [index]).delete()  # the rest of an interrupted build or append
+        # The rest of an interrupted build or append.
+        _delete(self._group.store, _own(self._where, [index]), *_index_nodes(index))
         layout = _Layout.of(INDEX_ROWS, n_rows)
-        hashes, rows = (
-            _Column(_create(self._group, f"{index}/{name}", np.dtype(kind), layout, n_rows), self._writes)
-            for name, kind in (("hash", np.uint64), ("row", np.int64))
-        )
+        n_fence = -(-n_rows // layout.chunk_rows)
+        wanted = [
+            _Wanted(f"{index}/hash", np.dtype(np.uint64), layout, n_rows),
+            _Wanted(f"{index}/row", np.dtype(np.int64), layout, n_rows),
+            _Wanted(f"{index}/fence", np.dtype(np.uint64), _Layout.of(INDEX_ROWS, n_fence), n_fence),
+        ]
+        arrays = _each(self._where, lambda each: _create(self._group, *each), wanted)
+        hashes, rows = (_Column(array, self._writes) for array in arrays[:2])
         fence = []
         with self._spill() as folder:
             for entries in sorted_entries(self._array("ids"), folder):
@@ -691,10 +785,8 @@ class _Build:
                 rows.append(entries["row"])
         hashes.flush()
         rows.flush()
+        self._writes.write(arrays[2], 0, np.concatenate(fence))
         self._writes.wait()
-        whole = np.concatenate(fence)
-        layout = _Layout.of(INDEX_ROWS, len(whole))
-        _create(self._group, f"{index}/fence", np.dtype(np.uint64), layout, len(whole))[:] = whole
         # Known with the index itself, in the one write of the attributes that follows.
         self._state |= {"version": VERSION, "id_hash": HASH}
 

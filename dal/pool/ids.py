@@ -24,6 +24,8 @@ ENTRY = np.dtype([("hash", "<u8"), ("row", "<i8")])
 # Entries sorted in memory at a time (16 bytes each), and files open at a time.
 BUCKET_ENTRIES = 2**20
 MAX_BUCKETS = 256
+_READ_ROWS = 2**16
+"""At a time, out of several chunks: Zarr asks an object store for these together."""
 NAMED = 5
 COMPARED = 10_000
 
@@ -200,7 +202,8 @@ def is_bucket(path: Path) -> bool:
 def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:
     """Write the entry of every row to the bucket that the top bits of its hash select."""
     bits = len(paths).bit_length() - 1
-    height = (ids.shards or ids.chunks)[0]
+    unit = (ids.shards or ids.chunks)[0]
+    height = max(1, _READ_ROWS // unit) * unit
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
         for start in range(0, ids.shape[0], height):

@@ -1,6 +1,7 @@
 """Opening a pool and reading it: records by row, record ids, display fields."""
 
 import asyncio
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -29,6 +30,7 @@ from dal.pool.encodings import Decode, decoder
 from dal.pool.packing import Packing
 from dal.pool.stored import KINDS, field_path, from_store
 from dal.stores.objects import begun
+from dal.stores.zarr_store import ZarrObjects
 
 # All attributes of dal are under one key of the group's.
 ATTRIBUTE = "dal"
@@ -316,9 +318,10 @@ class Pool:
             `path` cannot be read as a pool.
         """
         where = place_of(path)
-        node = _opened(where)
-        if isinstance(node, zarr.Group):
-            return cls(where, _features_of(where, node), node, fill=False)
+        with contextlib.ExitStack() as held:
+            node = _opened(where, held, "", "features")
+            if isinstance(node, zarr.Group):
+                return cls(where, _features_of(where, node), node, fill=False)
         _refuse_shape(where, node)
         # A web server tells no names; there a missing chunk is refused when it is read.
         if missing_chunks == "refuse" and not str(where).startswith("http"):
@@ -361,7 +364,8 @@ class Pool:
         PoolError
             Another pool lies there now: its rows are other records.
         """
-        now = _opened(self.place)
+        with contextlib.ExitStack() as held:
+            now = _opened(self.place, held, "")
         if isinstance(now, zarr.Group):
             described = description(now)
             if described == self._described and self._group is not None and self.n_rows == described["n_rows"]:
@@ -897,7 +901,7 @@ class _Fetcher:
         self.objects = ChunkObjects.of(pool._features, fill=pool._fill)
 
     def __call__(self, units: range, seconds: float) -> "Future[list[Any]]":
-        """Begin to fetch units in so many seconds."""
+        """Begin to fetch units after some seconds."""
         pool, step = self._pool, self._unit_rows // self._pool.chunk_rows
         n_chunks = -(-pool.n_rows // pool.chunk_rows)
         if self.objects is None:
@@ -922,11 +926,15 @@ async def _of_units(objects: ChunkObjects, units: list[range], seconds: float) -
     return [list(itertools.islice(found, len(unit))) for unit in units]
 
 
-def _opened(where: Place) -> "zarr.Array[Any] | zarr.Group":
+def _opened(where: Place, held: contextlib.ExitStack, *nodes: str) -> "zarr.Array[Any] | zarr.Group":
+    """Open what lies at a place; while `held` is open, an object store is asked once for the metadata of `nodes`."""
     try:
         if isinstance(where, Path) and (archive := _archive_of(where)) is not None:
             return _opened_within(archive, "/".join(where.relative_to(archive).parts))
-        return zarr.open(for_zarr(where), mode="r")
+        store = for_zarr(where)
+        if isinstance(store, ZarrObjects):
+            held.enter_context(store.remembering(*nodes))
+        return zarr.open(store, mode="r")
     except PoolError:
         raise
     except FileNotFoundError as error:

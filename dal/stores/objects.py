@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
+Version = dict[str, str | None]
+"""The state of an object, by its tag or number, as the stores give them."""
+
 REQUESTS = 512
 """At a time, of a process."""
 _PART_BYTES = 16 * 2**20
@@ -67,6 +70,10 @@ def wait(requests: Coroutine[Any, Any, Result]) -> Result:
 
 
 # -- objects -----------------------------------------------------------------------------------------------------------
+
+
+class Unconditional(Exception):
+    """The store cannot write on a condition."""
 
 
 class Objects:
@@ -184,6 +191,56 @@ class Objects:
                 return
             raise self._failed("written", name, error) from None
 
+    async def versioned(self, name: str) -> "tuple[bytes, Version] | None":
+        """Return an object with its version; None where there is no such object."""
+        import obstore
+
+        async def ask() -> tuple[bytes, Version]:
+            answer = await obstore.get_async(self._client, self._key(name))
+            return bytes(await answer.bytes_async()), _version(answer.meta)
+
+        try:
+            return await self._twice(ask)
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self._failed("read", name, error) from None
+
+    async def put_if(self, name: str, data: bytes, version: "Version | None") -> "Version | None":
+        """Write a small object if it has this version, or if there is none; return the new version, None if not so.
+
+        Where the answer to a write that succeeded is lost, the write is tried again, and finds its own object.
+
+        Parameters
+        ----------
+        name : str
+        data : bytes
+        version : Version or None
+            None writes an object that is not there yet.
+
+        Raises
+        ------
+        Unconditional
+            The store knows no such writes.
+        """
+        import obstore
+
+        self._refuse_writing(name)
+        mode: Any = "create" if version is None else {key: each for key, each in version.items() if each is not None}
+
+        async def send() -> Any:  # noqa: ANN401 - obstore's own type
+            return await obstore.put_async(self._client, self._key(name), data, mode=mode, use_multipart=False)
+
+        try:
+            return _version(await self._twice(send))
+        except Exception as error:
+            kinds = ("AlreadyExistsError", "PreconditionError", "NotFoundError")
+            if type(error).__name__ in kinds or isinstance(error, FileNotFoundError):
+                return None
+            if type(error).__name__ in ("NotImplementedError", "NotSupportedError") or "status code: 501" in str(error):
+                raise Unconditional(self.text) from None
+            raise self._failed("written", name, error) from None
+
     async def delete(self, names: Iterable[str]) -> None:
         """Delete objects by their exact names, several at a time; those that are gone are no error."""
         import obstore
@@ -295,6 +352,10 @@ def _reason(error: Exception) -> tuple[str, str, bool]:
     if status is not None and status[1][0] == "4" and status[1] not in ("408", "429"):
         return text, "check address, region and credentials, then run again", False
     return text, _LATER, True
+
+
+def _version(told: Any) -> "Version":  # noqa: ANN401 - of obstore's own types
+    return {"e_tag": told.get("e_tag"), "version": told.get("version")}
 
 
 def _without_secrets(text: str) -> str:

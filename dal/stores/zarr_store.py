@@ -1,12 +1,25 @@
 """The view that Zarr takes of the objects below a URL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
-from dal.stores.objects import Objects
+from dal.stores.objects import Objects, wait
+
+_NODE = "zarr.json"
+_NODES_OF_OLD = (".zarray", ".zgroup", ".zattrs", ".zmetadata")
+
+
+class _Shared:
+    """The state that a store shares with its views for reading."""
+
+    def __init__(self) -> None:
+        self.metadata: dict[str, bytes | None] | None = None
+        self.may_write: Callable[[], None] = lambda: None
 
 
 class ZarrObjects(Store):
@@ -22,13 +35,80 @@ class ZarrObjects(Store):
     supports_deletes = True
     supports_listing = True
 
-    def __init__(self, objects: Objects, *, read_only: bool = False) -> None:
+    def __init__(self, objects: Objects, *, read_only: bool = False, shared: _Shared | None = None) -> None:
         super().__init__(read_only=read_only)
         self.objects = objects
+        self._shared = shared or _Shared()
 
     def with_read_only(self, read_only: bool = False) -> "ZarrObjects":
         """Return this store for reading, or for writing as well."""
-        return ZarrObjects(self.objects, read_only=read_only)
+        return ZarrObjects(self.objects, read_only=read_only, shared=self._shared)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (partial(ZarrObjects, read_only=self.read_only), (self.objects,))
+
+    @contextmanager
+    def remembering(self, *nodes: str) -> Iterator[None]:
+        """Ask for the metadata of each node once in the context, and write it only where it changes.
+
+        Zarr asks for the same small files again and again, one after another, and each is a delay of the network. For
+        a context in which nobody else writes them, or in which one moment is wanted.
+
+        Parameters
+        ----------
+        nodes : str
+            Paths of groups and arrays that are asked for at once, at the beginning.
+        """
+        self._shared.metadata = {}
+        try:
+            self.remember(*nodes)
+            yield
+        finally:
+            self._shared.metadata = None
+
+    def remember(self, *nodes: str) -> None:
+        """Ask for the metadata of these nodes together; again, where it is known."""
+        names = [f"{node}/{_NODE}".lstrip("/") for node in nodes]
+
+        async def ask() -> None:
+            # A store may refuse to say of an object that is not there; where one is needed, it is asked again.
+            found = await asyncio.gather(*map(self.objects.get, names), return_exceptions=True)
+            for name, each in zip(names, found, strict=True):
+                if not isinstance(each, BaseException):
+                    self._note(name, each)
+
+        wait(ask())
+
+    @contextmanager
+    def writing_if(self, may_write: Callable[[], None]) -> Iterator[None]:
+        """Call this before each write and deletion in the context; it raises an error where no more may be written."""
+        before, self._shared.may_write = self._shared.may_write, may_write
+        try:
+            yield
+        finally:
+            self._shared.may_write = before
+
+    def refuse_writing(self) -> None:
+        """Raise an error where this process may not write."""
+        self._check_writable()
+        self._shared.may_write()
+
+    def _known(self, key: str) -> "tuple[bytes | None] | None":
+        """Return the metadata under a key, in a tuple, where it is known."""
+        held = self._shared.metadata
+        if held is None:
+            return None
+        if key in held:
+            return (held[key],)
+        folder, slash, name = key.rpartition("/")
+        if name in _NODES_OF_OLD and held.get(f"{folder}{slash}{_NODE}") is not None:
+            return (None,)  # no node is of two formats
+        return None
+
+    def _note(self, key: str, data: Any) -> None:  # noqa: ANN401 - a buffer, or None
+        held = self._shared.metadata
+        if held is not None and key.rpartition("/")[2] in (_NODE, *_NODES_OF_OLD):
+            held[key] = None if data is None else bytes(data)
 
     def __eq__(self, other: object) -> bool:
         same = isinstance(other, ZarrObjects) and other.objects.text == self.objects.text
@@ -45,7 +125,12 @@ class ZarrObjects(Store):
     async def get(self, key: str, prototype: Any, byte_range: ByteRequest | None = None) -> Any:  # noqa: ANN401
         """Return an object, or bytes of it, in one request; None where there is no such object."""
         start, stop = _bounds(byte_range)
+        known = self._known(key) if byte_range is None else None
+        if known is not None:
+            return None if known[0] is None else prototype.buffer.from_bytes(known[0])
         found = await self.objects.get(key, start, stop)
+        if byte_range is None:
+            self._note(key, found)
         return None if found is None else prototype.buffer.from_bytes(found)
 
     async def get_partial_values(
@@ -58,22 +143,33 @@ class ZarrObjects(Store):
 
     async def exists(self, key: str) -> bool:
         """Check whether there is such an object."""
-        return await self.objects.size(key) is not None
+        known = self._known(key)
+        return known[0] is not None if known is not None else await self.objects.size(key) is not None
 
     async def set(self, key: str, value: Any) -> None:  # noqa: ANN401
         """Write an object."""
-        self._check_writable()
-        await self.objects.put(key, value.as_numpy_array())
+        self.refuse_writing()
+        data = value.as_numpy_array()
+        if (known := self._known(key)) is not None and known[0] == bytes(data):
+            return
+        await self.objects.put(key, data)
+        self._note(key, data)
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:  # noqa: ANN401
         """Write an object unless it is there."""
-        self._check_writable()
-        await self.objects.put(key, value.as_numpy_array(), if_absent=True)
+        self.refuse_writing()
+        data, known = value.as_numpy_array(), self._known(key)
+        if known is None:
+            await self.objects.put(key, data, if_absent=True)
+        elif known[0] is None:
+            await self.objects.put(key, data, if_absent=True)
+            self._note(key, data)
 
     async def delete(self, key: str) -> None:
         """Delete an object."""
-        self._check_writable()
+        self.refuse_writing()
         await self.objects.delete([key])
+        self._note(key, None)
 
     async def list(self) -> AsyncIterator[str]:
         """Yield all names."""
