@@ -8,6 +8,7 @@ from typing import Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
+from dal.errors import StoreError
 from dal.stores.objects import Objects, wait
 
 _NODE = "zarr.json"
@@ -71,11 +72,13 @@ class ZarrObjects(Store):
         names = [f"{node}/{_NODE}".lstrip("/") for node in nodes]
 
         async def ask() -> None:
-            # A store may refuse to say of an object that is not there; where one is needed, it is asked again.
             found = await asyncio.gather(*map(self.objects.get, names), return_exceptions=True)
             for name, each in zip(names, found, strict=True):
                 if not isinstance(each, BaseException):
                     self._note(name, each)
+                # A store may refuse to say of an object that is not there; where it is needed, it is asked again.
+                elif not isinstance(each, StoreError) or each.transient:
+                    raise each
 
         wait(ask())
 
