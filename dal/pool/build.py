@@ -189,7 +189,7 @@ def _note(where: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(where: Place, store: Any, *nodes: str, tidy: bool = False) -> Iterator[None]:  # noqa: ANN401 - as `for_zarr`
+def _locked(where: Place, store: Any = None, *nodes: str, tidy: bool = False) -> Iterator[None]:  # noqa: ANN401 - as `for_zarr`
     """Lock a pool against a second writer.
 
     The system frees the lock of a local pool when the process ends, however it ends. In an object store the lock is a
@@ -199,7 +199,7 @@ def _locked(where: Place, store: Any, *nodes: str, tidy: bool = False) -> Iterat
     ----------
     where : Path or Url
         The pool; a local folder exists.
-    store : object
+    store : object, optional
         The place as Zarr takes it.
     nodes : str
         Groups and arrays whose metadata are needed next.
