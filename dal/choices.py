@@ -24,5 +24,5 @@ STRATEGIES = (
 )
 """Strategies by name, see :meth:`dal.selection.strategy.Strategy.named`."""
 
-PRESETS = ("logistic", "forest", "hgb", "mlp")
+PRESETS = ("logistic", "head", "forest", "hgb", "mlp")
 """Learners by name, see :meth:`dal.learners.learner.Learner.named`."""

@@ -147,7 +147,7 @@ def test_every_learner_passes_its_check_and_is_left_unfitted(kind: object) -> No
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("kind", ["logistic", "forest", "hgb", "mlp"])
+@pytest.mark.parametrize("kind", ["logistic", "head", "forest", "hgb", "mlp"])
 def test_presets_give_the_same_model_for_the_same_random_state(kind: str) -> None:
     X, codes = records()
     first, again = (Learner.named(kind, CLASSES, random_state=5).fit(X, codes).predict_proba(X) for _ in range(2))
@@ -203,6 +203,26 @@ def test_logistic_regression_stays_in_float32_and_shows_its_coefficients(n_class
     assert model.predict_proba(X).dtype == np.float32
 
 
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_records_of_any_length_are_divided_by_it_within_the_product(n_classes: int) -> None:
+    X, codes = records(n_classes=n_classes)
+    X = X * np.float32(10) ** np.arange(len(X), dtype=np.float32)[:, None].clip(0, 6) - 1
+    X[3], X[4] = 0, np.nan
+    sound = np.arange(len(X)) != 4
+    model = Learner.named("head", CLASSES[:n_classes]).fit(X[sound], codes[sound])
+    assert model.network is not None
+    assert model.network.steps is None
+    with np.errstate(invalid="ignore"):
+        values = model.network.decisions(X).T
+    expected = model.decision_function(X[sound])
+    np.testing.assert_allclose(values[sound], expected, rtol=1e-5, atol=1e-5)
+    assert np.isnan(values[4]).all()
+    lengths = np.sqrt((X[sound].astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    last = model.estimator[-1]
+    by_hand = X[sound] / np.where(lengths > 0, lengths, 1) @ last.coef_.T.astype(np.float64) + last.intercept_
+    np.testing.assert_allclose(values[sound], by_hand, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "estimator",
     [GaussianNB(), LinearSVC(), make_pipeline(StandardScaler(), make_pipeline(LogisticRegression()))],
@@ -213,7 +233,7 @@ def test_only_a_plain_last_step_is_a_network(estimator: BaseEstimator) -> None:
 
 
 @pytest.mark.exact
-@pytest.mark.parametrize("kind", ["logistic", "forest", "hgb", "mlp"])
+@pytest.mark.parametrize("kind", ["logistic", "head", "forest", "hgb", "mlp"])
 def test_a_model_that_has_scored_can_be_pickled(kind: str) -> None:
     X, codes = records()
     model = Learner.named(kind, CLASSES).fit(X, codes)

@@ -85,6 +85,7 @@ def models(records: np.ndarray) -> dict[str, Model]:
         "forest": "forest",
         "svc": "sklearn.svm:LinearSVC",
         "mlp": "mlp",
+        "head": "head",
         "plain": "sklearn.linear_model:LogisticRegression",
         "hgb": "hgb",
     }
@@ -236,6 +237,7 @@ CASES = [
     ("plain", Strategy(score="ratio")),
     ("forest", Strategy(score="margin")),
     ("mlp", Strategy()),
+    ("head", Strategy()),
     ("svc", Strategy.named("least_confident")),
     ("logistic", Strategy.named("power")),
     ("plain", Strategy.named("badge")),

@@ -74,7 +74,7 @@ class Learner:
         Parameters
         ----------
         name
-            ``logistic``, ``forest``, ``hgb``, ``mlp``, the name of an entry point in the group ``dal.learners``, or
+            ``logistic``, ``head``, ``forest``, ``hgb``, ``mlp``, the name of an entry point in the group ``dal.learners``, or
             ``module:object``, where the object is an estimator, or a class or function that returns one when it is
             called without arguments, or with `random_state`.
         classes, trusted

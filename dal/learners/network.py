@@ -12,7 +12,7 @@ from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import Normalizer, StandardScaler
 
 from dal._threads import one_thread
 from dal.learners.estimators import last_step, rows_of, steps_before, transformed
@@ -54,6 +54,8 @@ class Network:
         Name of the activation after each hidden layer.
     steps
         Transformations before the products; None if there are none.
+    normalized
+        Whether records are divided by their lengths before the products.
     block_bytes
         Of a block of records that stays in the core's cache while it is multiplied.
     """
@@ -63,6 +65,7 @@ class Network:
     hidden: tuple[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]], ...]
     activation: str
     steps: Pipeline | None
+    normalized: bool = False
     block_bytes: int = 256 * 2**10
 
     @property
@@ -98,6 +101,8 @@ class Network:
             values[:] = (block @ self.coef.T).T
         else:
             np.matmul(self.coef, block.T, out=values)
+        if self.normalized:
+            values /= _lengths(block)
         values += self.intercept[:, None]
         if finite is not None:
             values[:, ~finite] = np.nan
@@ -123,7 +128,21 @@ def network_of(estimator: BaseEstimator) -> Network | None:
     if steps is not None and (folded := _folded(steps, *layers[0])) is not None:
         layers[0], steps = folded, None
     *hidden, (weights, intercept) = layers
-    return Network(np.asfortranarray(weights.T), intercept, tuple(hidden), activation, steps)
+    normalized = not hidden and steps is not None and len(steps) == 1 and _divides_by_length(steps[0])
+    if normalized:
+        steps = None
+    return Network(np.asfortranarray(weights.T), intercept, tuple(hidden), activation, steps, normalized)
+
+
+def _divides_by_length(step: BaseEstimator) -> bool:
+    return type(step) is Normalizer and step.norm == "l2"
+
+
+def _lengths(block: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Return the length of each record, and 1 of one that has none, as scikit-learn does."""
+    lengths: npt.NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", block, block))
+    lengths[lengths == 0] = 1
+    return lengths
 
 
 def _folded(

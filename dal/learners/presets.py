@@ -19,6 +19,15 @@ def _logistic(random_state: int) -> "BaseEstimator":
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=random_state))
 
 
+def _head(random_state: int) -> "BaseEstimator":
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import Normalizer
+
+    # Of embeddings the direction counts. Their products with a few labels' weights are small, so the penalty must be.
+    return make_pipeline(Normalizer(), LogisticRegression(C=100, max_iter=1000, random_state=random_state))
+
+
 def _forest(random_state: int) -> "BaseEstimator":
     from sklearn.ensemble import RandomForestClassifier
 
@@ -72,6 +81,7 @@ class Preset(Protocol):
 
 PRESETS: Mapping[str, Preset] = {
     "logistic": _logistic,
+    "head": _head,
     "forest": _forest,
     "hgb": _hgb,
     "mlp": _mlp,
