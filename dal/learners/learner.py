@@ -74,9 +74,9 @@ class Learner:
         Parameters
         ----------
         name
-            ``logistic``, ``head``, ``forest``, ``hgb``, ``mlp``, the name of an entry point in the group ``dal.learners``, or
-            ``module:object``, where the object is an estimator, or a class or function that returns one when it is
-            called without arguments, or with `random_state`.
+            ``logistic``, ``head``, ``forest``, ``hgb``, ``mlp``, the name of an entry point in the group
+            ``dal.learners``, or ``module:object``, where the object is an estimator, or a class or function that
+            returns one when it is called without arguments, or with `random_state`.
         classes, trusted
             As for `Learner`.
         random_state
