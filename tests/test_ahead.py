@@ -3,6 +3,7 @@
 import time
 from concurrent.futures import Future
 from typing import Any
+from unittest import mock
 
 from dal.pool.ahead import FIRST_BYTES, PACE_BYTES, ReadAhead
 
@@ -85,3 +86,20 @@ def test_what_a_reader_waits_for_is_asked_at_once_and_nothing_before_it() -> Non
     assert line.seconds[4] == 0
     assert all(line.futures[unit].cancelled() for unit in range(4))
     assert line.asked[5:] == [51, 52, 53]
+
+
+def test_the_indexes_of_the_next_shards_are_asked_for_first() -> None:
+    line, prepared = Line(), mock.Mock()
+    ahead = ReadAhead(line, 1, UNIT_BYTES, 2, prepared, FIRST_BYTES)
+    ahead.join()
+    ahead.expect("reader", range(100))
+    asked = [call.args[0] for call in prepared.prepare.call_args_list]
+    assert asked[:4] == [0, 1, 2, 3]
+    for future in line.futures.values():
+        if not future.done():
+            future.set_result([None, None])
+    ahead.take("reader", 0)
+    ahead.take("reader", 2)
+    asked = [call.args[0] for call in prepared.prepare.call_args_list]
+    assert asked == sorted(set(asked))
+    assert line.asked[-1] // 2 < asked[-1] < 12

@@ -1,5 +1,6 @@
 """Reading ahead of those who compute: the chunks of a pool on an object store, within a budget of bytes."""
 
+import itertools
 import threading
 import time
 from collections import deque
@@ -18,6 +19,9 @@ PACE_BYTES = 3 * 2**30
 """A second and thread: requests follow each other no faster. Begun together, they would share the line and arrive
 together, so that the reader waits for all of them before it has the first, and then the line waits for the reader."""
 
+SHARDS_AHEAD = 4
+"""Whose indexes are asked for before their chunks: else each shard would begin with two delays, one after the other."""
+
 Fetched = list[Any]
 """Of each unit of a lot: its chunks as they are stored, or its records."""
 
@@ -28,6 +32,7 @@ class _Expected:
     def __init__(self, lots: Iterable[range]) -> None:
         self.waiting = deque(lots)
         self.begun: deque[tuple[range, Future[Fetched]]] = deque()
+        self.prepared: set[int] = set()
         self.running = False
         self.bytes = 0
 
@@ -91,6 +96,7 @@ class ReadAhead:
         with self._lock:
             if who not in self._expected:
                 self._expected[who] = _Expected(_lots(units, self._shard_units))
+                self._prepare(self._expected[who])
                 self._top_up()
 
     def forget(self, who: Hashable) -> None:
@@ -141,6 +147,17 @@ class ReadAhead:
         expected.begun.append((lot, self._fetch(lot, at - now)))
         expected.bytes += size
         self._bytes += size
+        self._prepare(expected)
+
+    def _prepare(self, expected: _Expected) -> None:
+        """Ask for the indexes of the shards that come next."""
+        if not self._shard_units or self.objects is None:
+            return
+        for lot in itertools.islice(expected.waiting, SHARDS_AHEAD * self._shard_units):
+            shard = lot.start // self._shard_units
+            if shard not in expected.prepared:
+                expected.prepared.add(shard)
+                self.objects.prepare(shard)
 
     def _top_up(self) -> None:
         """Ask for more as far as the budget goes: for the readers at work, then for what will be read next."""

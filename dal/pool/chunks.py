@@ -24,7 +24,7 @@ from zarr.storage import LocalStore
 
 from dal.errors import ChunkError, StoreError
 from dal.pool._zarr import chunk_key, wait_for
-from dal.stores.objects import Objects
+from dal.stores.objects import Objects, begun
 from dal.stores.zarr_store import ZarrObjects
 
 Stored = memoryview | None
@@ -403,6 +403,10 @@ class ChunkObjects(_Chunks):
             of_shard.setdefault(chunk // self._per_file, []).append(chunk % self._per_file)
         parts = await asyncio.gather(*(self._of_shard(number, inner) for number, inner in of_shard.items()))
         return [stored for part in parts for stored in part]
+
+    def prepare(self, shard: int) -> None:
+        """Begin to fetch the index of a shard, which `fetched` would ask for first."""
+        begun(self._index(shard))
 
     async def _whole(self, chunk: int) -> "Stored":
         found = await self._objects.get(self._name(chunk), most=self._most_bytes(self._chunk_bytes))
