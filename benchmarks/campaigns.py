@@ -28,7 +28,7 @@ from dal.compute.client import connect
 from dal.compute.local import SETTINGS, local_cluster
 from tests import slurm
 from tests.clusters import dask_scheduler, dask_worker, own_cluster
-from tests.recipes import ROOT, free_port
+from tests.recipes import ROOT, flat, free_port
 from tests.test_ssh import Hosts, hosts
 from tests.twins import ROUNDS, Twins
 
@@ -91,7 +91,7 @@ def test_workers_share_a_process(twins: Twins) -> None:
 def test_workers_have_processes_and_threads(twins: Twins) -> None:
     with (
         # Dask's own give up on a worker that is down for 15 s.
-        dask.config.set(SETTINGS),
+        dask.config.set(flat(SETTINGS)),
         own_cluster(2, threads=2) as (_, client),
         connect(client.scheduler.address) as other,
         again_and_again(partial(kill_one, other), 8.0),
