@@ -146,22 +146,26 @@ def test_the_scheduler_dies(twins: Twins, tmp_path: Path) -> None:
             command = [sys.executable, "-m", "dal", "next", str(twins.campaign.directory), "--scheduler", address]
             return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
 
+    @contextmanager
+    def cluster() -> Iterator[int]:
+        """Run a cluster on the same port; gives the scheduler's process."""
+        with dask_scheduler(port=port), dask_worker(address), dask_worker(address):
+            with connect(address, timeout=60) as client:
+                client.wait_for_workers(2, timeout=60)
+                scheduler = client.run_on_scheduler(os.getpid)
+            yield scheduler
+
     for number in range(1, ROUNDS + 1):
         if number > 1:  # the first scan is over too soon
-            with dask_scheduler(port=port), dask_worker(address), dask_worker(address), next_batch("lost.log") as lost:
-                with connect(address, timeout=60) as client:
-                    scheduler = client.run_on_scheduler(os.getpid)
+            with cluster() as scheduler, next_batch("lost.log") as lost:
                 twins.wait_for_span()
                 os.kill(scheduler, signal.SIGKILL)
                 assert lost.wait(timeout=90) == 75
             said = (tmp_path / "lost.log").read_text()
             assert "run again" in said
             assert "Traceback" not in said
-        with dask_scheduler(port=port), dask_worker(address), dask_worker(address):
-            with connect(address, timeout=60) as client:
-                client.wait_for_workers(2, timeout=60)
-            with next_batch("again.log") as again:
-                assert again.wait(timeout=120) == 0, (tmp_path / "again.log").read_text()
+        with cluster(), next_batch("again.log") as again:
+            assert again.wait(timeout=120) == 0, (tmp_path / "again.log").read_text()
         assert twins.answer(number) == twins.batches[number - 1]
 
 
