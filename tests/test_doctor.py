@@ -4,6 +4,7 @@ import ast
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import dask
@@ -18,7 +19,7 @@ from dal.cli import main
 from dal.compute.local import SETTINGS
 from dal.doctor import process
 from dal.doctor.examine import examine
-from dal.doctor.facts import Facts, Home, Machine, Process
+from dal.doctor.facts import Certificate, Facts, Home, Machine, Process
 from dal.doctor.findings import findings, together
 from dal.scan.plan import WorkerBytes
 from tests import databases
@@ -108,6 +109,12 @@ def by(address: str) -> Callable[[Facts], Facts]:
     return lambda facts: replace(facts, scheduler=address)
 
 
+def certified(days: float) -> Callable[[Facts], Facts]:
+    """Add a certificate that expires in some days."""
+    shown = Certificate("10.0.0.2", "a worker's certificate", datetime(2027, 1, 31, tzinfo=UTC), days * 86_400)
+    return lambda facts: replace(facts, certificates=(shown,))
+
+
 def alone(environment: dict[str, str], memory: int) -> Callable[[Facts], Facts]:
     return lambda facts: replace(
         facts,
@@ -166,6 +173,8 @@ def alone(environment: dict[str, str], memory: int) -> Callable[[Facts], Facts]:
         (worker(listening=(("::", 4001),)), "advice", "10.0.0.2", ":: port 4001"),
         (by("tcp://10.0.0.1:8786"), "advice", "tcp://10.0.0.1:8786", "not encrypted"),
         (by("tcp://8.8.8.8:8786"), "fault", "tcp://8.8.8.8:8786", "not encrypted"),
+        (certified(29), "advice", "10.0.0.2", "expires on 2027-01-31"),
+        (certified(-0.1), "fault", "10.0.0.2", "expired on 2027-01-31"),
         (machine(kernels=("openblas SkylakeX",)), "advice", "10.0.0.2", "SkylakeX"),
         (machine(clock_off=-40.0), "advice", "10.0.0.2", "40 s behind"),
         (machine(clock_off=3600.0), "fault", "10.0.0.2", "3,600 s ahead of"),
@@ -202,6 +211,7 @@ def test_each_seeded_fault_is_named_alone(
         machine(clock_off=30.0, clock_within=29.0),
         leader(listening=(("0.0.0.0", 8786), ("127.0.0.1", 8787))),
         by("tcp://127.0.0.1:8786"),
+        certified(31),
         home(filesystem="nfs4", database_host="db"),
     ],
 )

@@ -21,29 +21,17 @@ from distributed import Security
 from sqlalchemy import text
 
 import dal
+from benchmarks import object_server
 from dal.campaign.database import open_server
 from dal.cli import main
 from dal.compute.client import connect
 from dal.compute.tls import certificates as certificates_of_options
+from dal.compute.tls import own_files
 from dal.errors import ClusterError, DatabaseError
 from tests import databases
+from tests.certificates import RECIPE, last_day, made, signed
 from tests.conftest import missing_service
 from tests.recipes import ROOT, block_with, flat, free_port, running
-
-RECIPE = "cluster/tls"
-
-
-def made(folder: Path, **environment: str) -> Path:
-    """Make an authority and its certificates as the README does."""
-    if shutil.which("openssl") is None:
-        missing_service("openssl")
-    subprocess.run(
-        ["bash", "-euc", block_with(RECIPE, "openssl req")],
-        env=os.environ | {"CERTIFICATES": str(folder)} | environment,
-        check=True,
-        capture_output=True,
-    )
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +48,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def expired(tmp_path_factory: pytest.TempPathFactory, certificates: Path) -> Path:
     """Certificates of the same authority that expired yesterday."""
-    folder = tmp_path_factory.mktemp("expired")
-    for name in ("ca.pem", "ca-key.pem"):
-        shutil.copy(certificates / name, folder)
-    # all but the line that makes the authority
-    block = block_with(RECIPE, "openssl req").replace("openssl req -x509", ": openssl req -x509")
-    subprocess.run(
-        ["bash", "-euc", block],
-        env=os.environ | {"CERTIFICATES": str(folder), "DAYS": "-1"},
-        check=True,
-        capture_output=True,
-    )
-    return folder
+    return signed(tmp_path_factory.mktemp("expired"), certificates, -1)
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +196,81 @@ def test_a_campaign_over_tls_asks_the_same_as_one_in_process(
     assert "certificate" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert len(there.rounds.all()) == len(ways)
+
+
+def test_the_last_day_of_a_certificate_is_read(certificates: Path, tmp_path: Path) -> None:
+    days = {days: signed(tmp_path / str(days), certificates, days) for days in (-1, 40, 20_000)}  # until after 2050
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_text("".join((days[each] / "dal.pem").read_text() for each in (-1, 20_000, 40)))
+    for folder in days.values():
+        with dask.config.set(configured(folder)):
+            found = {path: f"{expires:%Y-%m-%d}" for path, expires in own_files().items()}
+        assert found == {str(path): last_day(path) for path in (folder / "ca.pem", folder / "dal.pem")}
+    with dask.config.set(
+        {"distributed.comm.tls.ca-file": str(bundle), "distributed.comm.tls.client.cert": str(bundle)}
+    ):
+        assert f"{own_files()[str(bundle)]:%Y-%m-%d}" == last_day(days[-1] / "dal.pem")
+    with dask.config.set({"distributed.comm.tls.ca-file": str(bundle), "distributed.comm.tls.client.cert": __file__}):
+        assert {f"{expires:%Y-%m-%d}" for expires in own_files().values()} == {last_day(days[20_000] / "dal.pem")}
+
+
+@pytest.mark.slow
+def test_the_doctor_of_a_cluster_with_certificates_and_of_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = made(tmp_path / "ours", authority_days=25)
+    leading, near, far = (signed(tmp_path / str(days), ours, days) for days in (5, 9, 13))
+    ports = {"SCHEDULER_PORT": str(free_port()), "DASHBOARD_PORT": str(free_port()), "WORKERS": "1"}
+    ports["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(object_server.running())
+        for name, value in server.environment().items():
+            monkeypatch.setenv(name, value)
+        rng = np.random.default_rng(0)
+        pool = dal.Pool.build(rng.standard_normal((60_000, 6)).astype(np.float32), "s3://bucket/pool.zarr")
+        storage = dal.Storage(store="s3://bucket/store")
+        campaign = dal.Campaign.create(tmp_path / "campaign", pool, ["a", "b"], batch_size=20, storage=storage)
+        for name, folder, host, more in (
+            ("scheduler", leading, "", {}),
+            ("worker", near, "127.0.0.2", {}),
+            ("worker", far, "127.0.0.3", {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}"}),
+        ):
+            places = ports | {"CERTIFICATES": str(folder), "WORKER_HOST": host} | more
+            stack.enter_context(running(block_with(RECIPE, f"dask {name}"), places, tmp_path / f"{name}-{host}.log"))
+        with dask.config.set(configured(ours)), connect(address(ports), timeout=30) as client:
+            client.wait_for_workers(2, timeout=60)
+
+        def doctor() -> list[str]:
+            files = {"--tls-ca-file": "ca.pem", "--tls-cert": "dal.pem", "--tls-key": "dal-key.pem"}
+            options = [word for option, name in files.items() for word in (option, str(far / name))]
+            words = ["doctor", str(campaign.directory), "--scheduler", address(ports), *options]
+            done = CliRunner().invoke(main, words, catch_exceptions=False)
+            assert done.exit_code == 1
+            return done.output.splitlines()
+
+        said = doctor()
+        for severity, host, named in (
+            ("advice", "127.0.0.1", f"the scheduler's certificate expires on {last_day(leading / 'scheduler.pem')}"),
+            ("advice", "127.0.0.2", f"a worker's certificate expires on {last_day(near / 'worker.pem')}"),
+            ("advice", "127.0.0.3", f"a worker's certificate expires on {last_day(far / 'worker.pem')}"),
+            ("advice", "this machine", f"{far / 'dal.pem'} expires on {last_day(far / 'dal.pem')}"),
+            ("advice", "this machine", f"{far / 'ca.pem'} expires on {last_day(ours / 'ca.pem')}"),
+            ("fault", "127.0.0.3", "cannot read the pool s3://bucket/pool.zarr"),
+            ("advice", "127.0.0.3", "cannot write to s3://bucket/store"),
+            ("fact", "127.0.0.2", "reads a chunk"),
+            ("fact", "this machine", "reads a chunk"),
+        ):
+            assert [line for line in said if line.startswith(f"{severity:<7} {host}") and named in line], (named, said)
+        assert not [line for line in said if "not encrypted" in line or ("127.0.0.2" in line and "store" in line)]
+        assert len([line for line in said if line.startswith("fault")]) == 1, said
+
+        server.fail(refused=1.0, status=403, methods="PUT")
+        said = doctor()
+        for severity, host, named in (
+            ("fault", "this machine", "the store cannot be used"),
+            ("advice", "127.0.0.2", "cannot write to s3://bucket/store"),
+        ):
+            assert [line for line in said if line.startswith(f"{severity:<7} {host}") and named in line], (named, said)
 
 
 @pytest.mark.parametrize("scheduler", [[], ["--scheduler", "tcp://127.0.0.1:1"]])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 from dal.errors import SettingsError
@@ -120,3 +122,89 @@ def _heard(host: str, port: int, context: ssl.SSLContext, timeout: float, *, lis
     except OSError as error:
         return error
     return None
+
+
+# -- their last day ----------------------------------------------------------------------------------------------------
+
+
+def presented(address: str, timeout: float) -> datetime | None:
+    """Return the time at which the certificate expires that a server of Dask shows; None where it shows none.
+
+    A process reads its certificate when it starts: a file that was replaced since says nothing of it.
+
+    Parameters
+    ----------
+    address : str
+        Of a scheduler or a worker.
+    timeout : float
+    """
+    from distributed import Security
+    from distributed.comm.addressing import parse_address, parse_host_port
+
+    try:
+        scheme, place = parse_address(address)
+        context = Security().get_connection_args("client")["ssl_context"]
+        if scheme != "tls" or context is None:
+            return None
+        host, port = parse_host_port(place)
+        context.verify_mode = ssl.CERT_NONE  # also of one that has expired
+        with (
+            socket.create_connection((host, port), timeout=timeout) as plain,
+            context.wrap_socket(plain, server_hostname=host) as encrypted,
+        ):
+            shown = encrypted.getpeercert(binary_form=True)
+    except (OSError, ValueError):  # of the connection or a file, of the address
+        return None
+    return None if shown is None else _expiry(shown)
+
+
+def own_files() -> dict[str, datetime]:
+    """Return the time at which each file of certificates of Dask's configuration expires, for a client, by its path.
+
+    A file of several holds a certificate and its signers, or authorities of which one follows another: the first
+    certificate counts, or the authority that lasts longest. A file that cannot be read has no entry.
+    """
+    from distributed import Security
+
+    files = Security().get_tls_config_for_role("client")
+    found = {}
+    for name, chosen in (("ca_file", max), ("cert", lambda expiries: expiries[0])):
+        try:
+            text = Path(files[name] or "").read_text(encoding="ascii", errors="replace")
+            found[str(files[name])] = chosen([_expiry(ssl.PEM_cert_to_DER_cert(each)) for each in _PEM.findall(text)])
+        except (OSError, ValueError, IndexError):
+            continue
+    return found
+
+
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.*?-----END CERTIFICATE-----", re.DOTALL)
+
+
+def _expiry(certificate: bytes) -> datetime:
+    """Read the end of a certificate's validity (RFC 5280, 4.1), which `ssl` tells only of certificates it has verified.
+
+    Parameters
+    ----------
+    certificate : bytes
+        DER.
+    """
+    _, whole = next(_elements(memoryview(certificate)))
+    _, signed = next(_elements(whole))
+    # The version, which has this tag, may be left out; then come serial number, algorithm, issuer and validity.
+    fields = [value for tag, value in _elements(signed) if tag != 0xA0]
+    _, (tag, end) = _elements(fields[3])
+    time = bytes(end).decode("ascii")
+    if tag == 0x17:  # of two digits for the year
+        time = f"{'20' if time < '50' else '19'}{time}"
+    return datetime.strptime(time, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+
+
+def _elements(der: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Return the tag and the value of each element of a sequence."""
+    while der:
+        tag, length, start = der[0], der[1], 2
+        if length & 0x80:
+            start += length & 0x7F
+            length = int.from_bytes(der[2:start], "big")
+        yield tag, der[start : start + length]
+        der = der[start + length :]

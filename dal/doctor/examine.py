@@ -5,6 +5,7 @@ import inspect
 import math
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -23,8 +24,9 @@ from dal.compute.asking import ask
 from dal.compute.client import connect
 from dal.compute.local import SETTINGS
 from dal.compute.ready import wait_for_worker
+from dal.compute.tls import own_files, presented
 from dal.doctor import process
-from dal.doctor.facts import Facts, Home, Machine, Process
+from dal.doctor.facts import Certificate, Facts, Home, Machine, Process
 from dal.doctor.findings import KEYS
 from dal.errors import ClusterError, DalError
 from dal.learners.models import Model
@@ -37,6 +39,8 @@ from dal.scan.worker.probe import read_chunk, tried
 from dal.selection.strategy import Strategy
 
 HERE = "this machine"
+_HANDSHAKES, _HANDSHAKE_SECONDS = 32, 5.0
+"""TLS connections at a time, and how long one may take: a firewall may keep this machine from workers."""
 
 _VARIABLES = list(SETTINGS["distributed"]["nanny"]["pre-spawn-environ"])  # type: ignore[index]
 _STRIDE = 0x9E3779B1
@@ -65,13 +69,19 @@ def examine(
     here = Facts((_this_process(),), (_this_machine(home),), home.facts, home.need, scheduler or "")
     if scheduler is None:
         return here
+    here = replace(here, certificates=tuple(_certificates(scheduler)))
     try:
         with connect(scheduler) as client:
             assert client is not None
             processes, machines = _of_cluster(client, home, seconds)
     except (ClusterError, OSError) as error:
         return replace(here, no_cluster=str(error))
-    return replace(here, processes=(*here.processes, *processes), machines=(*here.machines, *machines))
+    return replace(
+        here,
+        processes=(*here.processes, *processes),
+        machines=(*here.machines, *machines),
+        certificates=(*here.certificates, *_of_workers(processes)),
+    )
 
 
 # -- here --------------------------------------------------------------------------------------------------------------
@@ -294,6 +304,29 @@ def _with_answers(known: Process, answers: Sequence[Any]) -> Process:
     return replace(
         known, environment=told["environment"], settings=told["settings"], listening=listening, versions=found
     )
+
+
+def _of_workers(processes: Sequence[Process]) -> list[Certificate]:
+    """Look at the certificate of one worker of each host, where this process reaches it."""
+    asked = {each.host: each for each in processes if each.role == "worker"}
+    with ThreadPoolExecutor(max_workers=_HANDSHAKES) as threads:
+        shown = threads.map(lambda worker: presented(worker.address, _HANDSHAKE_SECONDS), asked.values())
+        return [
+            _certificate(host, "a worker's certificate", end) for host, end in zip(asked, shown, strict=True) if end
+        ]
+
+
+def _certificates(scheduler: str) -> list[Certificate]:
+    """Look at the files of this process and at the certificate that the scheduler shows; without TLS there are none."""
+    if not scheduler.startswith("tls://"):
+        return []
+    found = [_certificate(HERE, path, expires) for path, expires in own_files().items()]
+    shown = presented(scheduler, _HANDSHAKE_SECONDS)
+    return found if shown is None else [*found, _certificate(_host(scheduler), "the scheduler's certificate", shown)]
+
+
+def _certificate(host: str, name: str, expires: datetime) -> Certificate:
+    return Certificate(host, name, expires, (expires - datetime.now(UTC)).total_seconds())
 
 
 def _machines(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 from dal.compute.versions import Versions
@@ -96,6 +97,26 @@ class Machine:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """A certificate by which processes know each other.
+
+    Attributes
+    ----------
+    host : str
+    name : str
+        Its file, or the process that shows it.
+    expires : datetime
+    seconds_left : float
+        By the clock of this machine; less than zero where it has expired.
+    """
+
+    host: str
+    name: str
+    expires: datetime
+    seconds_left: float
+
+
+@dataclass(frozen=True)
 class Home:
     """The campaign and its pool, as this process sees them.
 
@@ -148,6 +169,8 @@ class Facts:
         Its address; empty without a cluster.
     no_cluster : str
         Why the scheduler cannot be used.
+    certificates : tuple of Certificate
+        Those of this process first.
     """
 
     processes: tuple[Process, ...]
@@ -156,6 +179,7 @@ class Facts:
     need: WorkerBytes | None = None
     scheduler: str = ""
     no_cluster: str = ""
+    certificates: tuple[Certificate, ...] = ()
 
     @property
     def workers(self) -> list[Process]:

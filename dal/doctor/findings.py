@@ -19,6 +19,8 @@ _PAUSE = 0.8
 """Share of its memory at which a worker of Dask takes no more tasks, where its settings do not say."""
 _CLOCK_ADVICE, _CLOCK_FAULT = 2.0, 300.0
 """Seconds: logs no longer fit together; an object store refuses requests that are signed a quarter of an hour off."""
+_SOON = 30 * 86_400.0
+"""Seconds: a certificate that expires within them should be made again now."""
 _ROOM = 2**30
 """Bytes that a disk should have left beyond what is needed."""
 _SLOW = 5
@@ -65,6 +67,7 @@ def findings(facts: Facts, wanted: Mapping[str, Any]) -> list[Finding]:
         _environment(facts, wanted),
         _settings(facts, wanted),
         _doors(facts),
+        _certificates(facts),
         _kernels(facts),
         _clocks(facts),
         _reach(facts),
@@ -281,6 +284,17 @@ def _doors(facts: Facts) -> Iterator[Finding]:
         what = f"{facts.scheduler} is not encrypted: all who reach it can run code as its user"
         change = "use TLS (cluster/tls/README.md)" + (", or an address of a private network" if public else "")
         yield Finding("fault" if public else "advice", facts.scheduler, what, change)
+
+
+def _certificates(facts: Facts) -> Iterator[Finding]:
+    for each in facts.certificates:
+        change = "sign it again, replace the file, and restart the processes that use it (cluster/tls/README.md)"
+        day = f"{each.expires:%Y-%m-%d}"
+        if each.seconds_left <= 0:
+            yield Finding("fault", each.host, f"{each.name} expired on {day}", change)
+        elif each.seconds_left < _SOON:
+            what = f"{each.name} expires on {day}: nobody gets a new connection from then on"
+            yield Finding("advice", each.host, what, change)
 
 
 def _open(process: Process, port: int) -> str:
