@@ -1,6 +1,7 @@
 """Learners that misbehave on a record whose first feature is above 100; workers import them by name."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -85,6 +86,30 @@ class Gated(Steady):
         return p
 
 
+class Halts(Steady):
+    """Writes a line for each tile, and at the poisoned record, once, its process id; there it waits for its end."""
+
+    def __init__(self, log: str = "") -> None:
+        super().__init__()
+        self.log = log
+
+    def poisoned(self) -> None:
+        log = Path(self.log)
+        if "halted" not in log.read_text():
+            _append(log, f"halted {os.getpid()}")
+            threading.Event().wait()
+
+    def shaped(self, p: np.ndarray) -> np.ndarray:
+        if self.log:
+            _append(Path(self.log), f"scored {len(p)}")
+        return p
+
+
+def _append(log: Path, line: str) -> None:
+    with log.open("a") as file:
+        file.write(f"{line}\n")
+
+
 class ReturnsNaN(Steady):
     def shaped(self, p: np.ndarray) -> np.ndarray:
         return p * np.nan
@@ -95,5 +120,5 @@ class ReturnsTooManyColumns(Steady):
         return np.concatenate([p, p], axis=1)
 
 
-KINDS = (Steady, Slowed, Raises, WantsOneThread, KillsItsWorker, Gated, ReturnsNaN, ReturnsTooManyColumns)
+KINDS = (Steady, Slowed, Raises, WantsOneThread, KillsItsWorker, Gated, Halts, ReturnsNaN, ReturnsTooManyColumns)
 NAMES = [f"tests.broken_learners.{kind.__name__}" for kind in KINDS]

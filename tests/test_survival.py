@@ -28,9 +28,11 @@ from dal.pool import Pool
 from dal.scan import Journal, Limits, Progress, Scan, scan
 from dal.scan import cluster as engine
 from dal.scan.plan import in_flight
+from dal.scan.worker.spans import BEGUN
 from dal.selection.strategy import Strategy
 from tests import broken_learners
 from tests.broken_learners import (
+    Halts,
     KillsItsWorker,
     Raises,
     ReturnsNaN,
@@ -39,6 +41,7 @@ from tests.broken_learners import (
     WantsOneThread,
 )
 from tests.clusters import own_cluster
+from tests.recipes import until
 
 N, TILE = 40_000, 1024
 POISONED_ROW = 23_456
@@ -116,6 +119,35 @@ def test_workers_killed_again_and_again_cost_only_their_spans(pools: dict[str, P
     assert killed
     assert_same(found, expected)
     assert found.summary.rows_again <= 3 * TILE * len(killed)  # what it was at, and what it had not sent yet
+
+
+@pytest.mark.slow
+def test_the_rows_of_the_span_that_a_worker_died_at_are_counted(pools: dict[str, Pool], tmp_path: Path) -> None:
+    log, done = tmp_path / "log", [0]
+    log.touch()
+
+    def lines(word: str) -> list[str]:
+        return [line for line in log.read_text().splitlines() if line.startswith(word)]
+
+    def told(progress: Progress) -> None:
+        done[0] = progress.rows_done
+
+    with local_cluster(1) as client:
+
+        def kill() -> None:
+            until(lambda: lines("halted"))
+            # Every span before has been fetched, and the scheduler knows that this one was begun.
+            until(lambda: -(-done[0] // TILE) == len(lines(f"scored {TILE}")))
+            until(lambda: len(client.get_events(BEGUN)) == 1 + len(lines(f"scored {TILE}")))
+            os.kill(int(lines("halted")[0].split()[1]), signal.SIGKILL)
+
+        killer = threading.Thread(target=kill)
+        killer.start()
+        found = run(pools["poisoned"], model(Halts(str(log))), client=client, progress=told)
+        killer.join()
+    assert len(lines("halted")) == 1
+    assert found.summary.rows_again == TILE
+    assert_same(found, run(pools["poisoned"], model(Halts(str(log)))))
 
 
 @pytest.mark.slow
