@@ -183,6 +183,13 @@ def test_an_object_of_another_length_is_a_damaged_chunk(server: Server, layout: 
         pool.read(0, ROWS)
 
 
+def test_an_empty_object_is_a_damaged_chunk(server: Server) -> None:
+    pool = written("s3://bucket/empty", "chunks")
+    wait(Objects(pool.path).put("c/0/0", b""))
+    with pytest.raises(ChunkError, match="c/0/0"):
+        pool.read(0, 1)
+
+
 # -- what is transient is tried again ----------------------------------------------------------------------------------
 
 FAULTS = [*({"refused": 1, "status": status} for status in (408, 429, 500, 502, 503, 504)), {"cut": 1}]
