@@ -48,6 +48,11 @@ def test_the_image_has_no_rights_and_no_secrets(image: Image, tmp_path: Path) ->
     assert not (image.root / "etc" / "pip.conf").exists()
     assert not list(image.root.glob("run/secrets/*"))
     assert not (image.root / "source").exists()
+    # a read-only root keeps no bytecode: without it each process compiles all of its imports
+    packages = "opt/dal/lib/python3.*/site-packages"
+    for module in ("dal/cli", "distributed/worker", "sklearn/base"):
+        folder, name = module.split("/")
+        assert list(image.root.glob(f"{packages}/{folder}/**/__pycache__/{name}*.pyc")), module
 
 
 @pytest.mark.slow
@@ -57,6 +62,47 @@ def test_the_demonstration_runs_in_the_image(image: Image, tmp_path: Path) -> No
         done = host.run([*shlex.split(block), "--rounds", "2"])
     assert done.returncode == 0, done.stdout + done.stderr
     assert "<html" in (tmp_path / "campaign" / "demo" / "report.html").read_text()
+
+
+SAID = {
+    "unshare": "unshare: unshare failed: Operation not permitted",
+    "buildah": "error during unshare(CLONE_NEWUSER): operation not permitted",
+    "debootstrap": "E: Cannot install into target '/x' mounted with noexec or nodev",
+}
+
+
+@pytest.mark.parametrize("program", SAID)
+def test_a_machine_that_forbids_the_build_is_no_failure(program: str, tmp_path: Path) -> None:
+    done = built_with({program: f"echo {shlex.quote(SAID[program])} >&2; exit 1"}, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "store" / "forbidden").read_text() == f"{SAID[program]}\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "does", "said"),
+    [
+        ("debootstrap", "echo 'E: Failed getting release file' >&2; exit 1", "release file"),
+        ("buildah", "echo 'no space left on device' >&2; exit 125", "no space"),
+        ("buildah", "sleep 60", "time is over"),
+    ],
+)
+def test_another_failure_of_the_build_is_one(program: str, does: str, said: str, tmp_path: Path) -> None:
+    done = built_with({program: does}, tmp_path)
+    assert done.returncode != 0
+    assert said in done.stderr
+    assert not (tmp_path / "store" / "forbidden").exists()
+
+
+def built_with(programs: dict[str, str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Build the image as CI does, with other programs in the place of the real ones, which do nothing."""
+    seconds = "1" if any("sleep" in does for does in programs.values()) else "100"
+    (folder / "bin").mkdir()
+    for name, does in ({"unshare": 'shift; exec "$@"', "buildah": "echo x", "debootstrap": ""} | programs).items():
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
+        (folder / "bin" / name).chmod(0o755)
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "STORE": str(folder / "store"), "SECONDS_AT_MOST": seconds}
+    return subprocess.run([ROOT / ".ci" / "image"], env=environment, capture_output=True, text=True, timeout=60)
 
 
 # -- the file for Docker Compose ---------------------------------------------------------------------------------------
