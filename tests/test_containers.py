@@ -97,7 +97,8 @@ def built_with(programs: dict[str, str], folder: Path) -> subprocess.CompletedPr
     """Build the image as CI does, with other programs in the place of the real ones, which do nothing."""
     seconds = "1" if any("sleep" in does for does in programs.values()) else "100"
     (folder / "bin").mkdir()
-    for name, does in ({"unshare": 'shift; exec "$@"', "buildah": "echo x", "debootstrap": ""} | programs).items():
+    others = {"unshare": 'shift; exec "$@"', "buildah": f"echo {shlex.quote(str(folder / 'root'))}", "debootstrap": ""}
+    for name, does in (others | programs).items():
         (folder / "bin" / name).write_text(f"#!/bin/sh\n{does}\n")
         (folder / "bin" / name).chmod(0o755)
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"

@@ -3,12 +3,14 @@
 No cluster runs here: the schemas are those of Kubernetes and of Dask's operator.
 """
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -16,12 +18,14 @@ from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
+import psutil
 import pytest
 import yaml
 from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 import dal
+from tests import containers
 from tests.conftest import missing_service
 from tests.deployment import HELM, TOOLS
 from tests.recipes import ROOT, block_with
@@ -168,15 +172,19 @@ def test_every_value_has_its_place() -> None:
         "image": "registry.example.org/dal:1.2.3",
         "imagePullSecrets": ["pull"],
         "credentials": ["of-store", "of-database"],
+        "tlsSecret": "of-tls",
         "worker": {"maximum": 7, "memory": "613Mi", "cpu": "2"},
         "scheduler": {"memory": "5Gi", "cpu": "3"},
         "campaign": {"memory": "9Gi", "cpu": "4", "storage": "33Gi", "storageClass": "fast"},
+        "trustProxy": "10.9.0.0/16",
         "operatorNamespace": "operators",
     }
     text = rendered_with(values)
     assert [problems(each) for each in objects(text) if problems(each)] == []
     words = json.dumps(objects(text))
-    named = "registry.example.org/dal:1.2.3 pull of-store of-database 613Mi 5Gi 9Gi 33Gi fast operators"
+    named = (
+        "registry.example.org/dal:1.2.3 pull of-store of-database of-tls 613Mi 5Gi 9Gi 33Gi fast 10.9.0.0/16 operators"
+    )
     for value in named.split():
         assert f'"{value}"' in words
     assert '"maximum": 7' in words
@@ -195,6 +203,9 @@ TYPOS = [
     ("cluster.yaml", "terminationGracePeriodSeconds: 30", "terminationGracePeriodSeconds: 30s"),
     ("cluster.yaml", "containerPort: 8788", "containerPort: http"),
     ("_helpers.tpl", "secretRef:", "secretref:"),
+    ("_helpers.tpl", "secretName:", "secretname:"),
+    ("_helpers.tpl", "readOnly: true", "readonly: true"),
+    ("_helpers.tpl", '  value: "true"', "  value: true"),
     ("_helpers.tpl", "readOnlyRootFilesystem: true", "readOnlyRootFileSystem: true"),
     ("_helpers.tpl", "  requests:", "  request:"),
     ("campaign.yaml", "volumeClaimTemplates:", "volumeClaimTemplate:"),
@@ -215,13 +226,20 @@ def test_typos_are_caught(tmp_path: Path) -> None:
         text = template.read_text()
         assert right in text
         template.write_text(text.replace(right, wrong))
-        jobs.append((chart, {}))
+        jobs.append((chart, {"tlsSecret": "dal-tls"}))
     caught = [error or [each for found in objects(text) for each in problems(found)] for text, error in helm(*jobs)]
     assert [typo for typo, found in zip(TYPOS, caught, strict=True) if not found] == []
 
 
 def test_values_are_checked() -> None:
-    wrong = [{"worker": {"memry": "1Gi"}}, {"worker": {"memory": "1 GB"}}, {"image": "dal:latest"}, {"wrker": {}}]
+    wrong = [
+        {"worker": {"memry": "1Gi"}},
+        {"worker": {"memory": "1 GB"}},
+        {"worker": {"memory": "0Mi"}},  # of a prediction that failed
+        {"image": "dal:latest"},
+        {"tlsSecret": True},
+        {"wrker": {}},
+    ]
     for values, (_, error) in zip(wrong, helm(*((FOLDER / "chart", each) for each in wrong)), strict=True):
         assert error is not None, values
         assert "schema" in error
@@ -285,6 +303,93 @@ def test_every_pod_is_without_rights(rendered: str) -> None:
             ports = {each["name"] for each in container.get("ports", [])}
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 assert container.get(probe, {}).get("httpGet", {}).get("port") in {None, *ports}
+
+
+# -- TLS ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encrypted(tools: None) -> list[Object]:
+    return objects(rendered_with({"tlsSecret": "dal-tls"}))
+
+
+def test_only_the_parts_of_the_cluster_hold_its_certificate(encrypted: list[Object]) -> None:
+    assert [problems(each) for each in encrypted if problems(each)] == []
+    assert "tcp://" not in json.dumps(encrypted)
+    holders = set()
+    for _, pod in pods(encrypted):
+        (volume,) = (each for each in pod["volumes"] if each["name"] == "certificates")
+        assert volume["secret"] == {"secretName": "dal-tls", "defaultMode": 0o440}
+        for container in pod["containers"]:
+            mounts = {each["name"]: each for each in container["volumeMounts"]}
+            if "certificates" in mounts:
+                assert mounts["certificates"] == {
+                    "name": "certificates",
+                    "mountPath": "/certificates",
+                    "readOnly": True,
+                }
+                holders.add(container["name"])
+    assert holders == {"scheduler", "worker", "coordinator"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_commands_of_the_chart_speak_tls(encrypted: list[Object], tmp_path: Path) -> None:
+    containers.needed("unshare", "nsenter", "setpriv", "ip")
+    image = containers.built()
+    volumes = {f"/{name}": tmp_path / name for name in ("campaign", "certificates", "data")}
+    found = {each["name"]: each for _, pod in pods(encrypted) for each in pod["containers"]}
+    with contextlib.ExitStack() as stack:
+        host = stack.enter_context(containers.machine(image, tmp_path, ["dal-scheduler"], volumes))
+        secret_of_the_recipe(volumes["/certificates"], tmp_path / "authority")
+        rng = np.random.default_rng(3)
+        dal.Pool.build(rng.normal(size=(2000, 4)).astype(np.float32), volumes["/data"] / "pool.zarr")
+
+        def start(name: str) -> psutil.Process:
+            # as the operator does
+            words = [word.replace("$(DASK_WORKER_NAME)", "dal-default-worker-1") for word in found[name]["args"]]
+            return stack.enter_context(host.running(words, variables(found[name]), tmp_path / name))
+
+        for name in ("scheduler", "worker"):
+            process = start(name)
+            while host.run(image.health, {"DAL_HEALTH": f"http://127.0.0.1:{probe(found[name])}"}).returncode:
+                assert process.is_running(), (tmp_path / name).read_text()
+        made = host.run(["dal", "init", "/campaign", "/data/pool.zarr", "--classes", "ham,spam"])
+        assert made.returncode == 0, made.stderr
+        plain = host.run(["dal", "next", "/campaign", "--scheduler", "tcp://dal-scheduler:8786"])
+        assert plain.returncode != 0
+        assert "speaks TLS" in plain.stderr
+        coordinator = start("coordinator")
+        while "Round 1 is open" not in (tmp_path / "coordinator").read_text():
+            assert coordinator.is_running(), (tmp_path / "coordinator").read_text()
+            time.sleep(0.1)  # polls what cannot tell us
+    assert "Traceback" not in (tmp_path / "coordinator").read_text()
+
+
+def secret_of_the_recipe(folder: Path, authority: Path) -> None:
+    """Make the entries of the README's secret, with the certificates of cluster/tls."""
+    if shutil.which("openssl") is None:
+        missing_service("openssl")
+    environment = os.environ | {"CERTIFICATES": str(authority)}
+    block = block_with("cluster/tls", "openssl req")
+    subprocess.run(["bash", "-euc", block], env=environment, check=True, capture_output=True)
+    entries = re.findall(r"--from-file=(\S+)=certificates/(\S+)", block_with("cluster/kubernetes", "dal-tls"))
+    assert {entry for entry, _ in entries} == {"tls.crt", "tls.key", "ca.crt"}
+    for entry, file in entries:
+        shutil.copy(authority / file, folder / entry)
+        (folder / entry).chmod(0o440)
+        os.chown(folder / entry, 0, folder.stat().st_gid)
+
+
+def variables(container: Object) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container["env"]}
+
+
+def probe(container: Object) -> str:
+    """Return the port and the path at which the kubelet asks whether a container is well."""
+    asked = container["livenessProbe"]["httpGet"]
+    (port,) = (each["containerPort"] for each in container["ports"] if each["name"] == asked["port"])
+    return f"{port}{asked['path']}"
 
 
 @pytest.mark.slow

@@ -53,3 +53,37 @@ resources:
   limits:
     memory: {{ .memory | quote }}
 {{- end }}
+
+{{- define "dal.scheduler" -}}
+{{ ternary "tls" "tcp" (not (empty .Values.tlsSecret)) }}://{{ .Release.Name }}-scheduler:8786
+{{- end }}
+
+{{/* Dask's settings for one role: scheduler, worker or client. */}}
+{{- define "dal.tls.env" -}}
+- name: DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION
+  value: "true"
+- name: DASK_DISTRIBUTED__COMM__TLS__CA_FILE
+  value: /certificates/ca.crt
+- name: DASK_DISTRIBUTED__COMM__TLS__{{ . }}__CERT
+  value: /certificates/tls.crt
+- name: DASK_DISTRIBUTED__COMM__TLS__{{ . }}__KEY
+  value: /certificates/tls.key
+{{- end }}
+
+{{- define "dal.tls.mount" -}}
+{{- if .Values.tlsSecret -}}
+- name: certificates
+  mountPath: /certificates
+  readOnly: true
+{{- end }}
+{{- end }}
+
+{{/* Readable by the group of the pod, fsGroup, and by nobody else. */}}
+{{- define "dal.tls.volume" -}}
+{{- with .Values.tlsSecret -}}
+- name: certificates
+  secret:
+    secretName: {{ . }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
