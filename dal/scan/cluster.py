@@ -12,6 +12,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
+from dask.base import annotate
+from dask.delayed import delayed
 from distributed import Client
 
 from dal.compute.waits import InFlight
@@ -160,25 +162,26 @@ class _Cluster:
         if not self.job.order.carry:
             return self._take(rows)
         present = self._flight.nthreads()
-        asked = [
-            # Another worker, if this one has just died, keeps none of them, which is an answer as well.
-            self.client.submit(kept_features, self.name, own, workers=[worker], allow_other_workers=True, pure=False)
-            for worker, own in self._by_keeper(rows)
-            if worker in present
-        ]
+        ask, tasks = delayed(kept_features, pure=False), []
+        for worker, own in self._by_keeper(rows):
+            if worker in present:
+                # Another worker, if this one has just died, keeps none of them, which is an answer as well.
+                with annotate(workers=[worker], allow_other_workers=True):
+                    tasks.append(ask(self.name, own))
+        # Together: a message for each of a thousand workers would cost client and scheduler seconds.
+        asked = self.client.compute(tasks, optimize_graph=False) if tasks else []
         return with_the_rest(rows, self._flight.fetch(asked), self._take)
 
     def _by_keeper(self, rows: Rows) -> list[tuple[str, Rows]]:
         spans = sorted(self.keepers.items())
-        workers = sorted(set(self.keepers.values()))
         if not spans:
             return []
+        workers, numbers = np.unique([worker for _, worker in spans], return_inverse=True)
         starts, stops = np.array([interval for interval, _ in spans], dtype=np.int64).T
-        numbers = np.array([workers.index(worker) for _, worker in spans])
         position = np.searchsorted(starts, rows, side="right") - 1
         inside = (position >= 0) & (rows < stops[position])
         of_worker = numbers[position[inside]]
-        return [(workers[number], rows[inside][of_worker == number]) for number in np.unique(of_worker)]
+        return [(str(workers[number]), rows[inside][of_worker == number]) for number in np.unique(of_worker)]
 
     def _take(self, rows: Rows) -> Floats32:
         """Read rows on the workers, each chunk once."""
