@@ -4,6 +4,7 @@ import click
 
 from benchmarks import (
     clusters,
+    deep,
     elastic,
     entrance,
     labels,
@@ -26,6 +27,7 @@ def main() -> None:
 
 
 main.add_command(clusters.command)
+main.add_command(deep.command)
 main.add_command(elastic.command)
 main.add_command(entrance.command)
 main.add_command(scan.command)

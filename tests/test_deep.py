@@ -1,5 +1,6 @@
 """Networks as learners: TorchClassifier against plain torch, and what it must refuse."""
 
+import json
 import os
 import pickle
 import re
@@ -515,7 +516,7 @@ def test_a_skorch_classifier_gets_pictures_and_has_a_committee_of_masks() -> Non
     members = list(model.committee(X.astype(np.float32)))
     assert len(members) == 3
     assert not np.allclose(members[0], members[1], atol=1e-3)
-    assert model.tile_rows == 128
+    assert (model.estimator.predicted_at_once, model.tile_rows) == (128, 1024)
     assert model.scratch_bytes >= 128 * 8 * 64 * 4
 
 
@@ -670,3 +671,12 @@ def test_the_blocks_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(set(next(campaign.batches()).rows) - set(batch.rows)) == 500
     assert campaign.model.predict_proba(pool.read(0, 5)).shape == (5, 3)
     Learner.named("of_skorch:learner", CLASSES[:3], trusted=["nets.SmallNet"]).check(784, records=pool.read(0, 60))
+
+
+@pytest.mark.slow
+def test_a_scan_finds_what_a_plain_loop_finds_and_memory_stays_flat_over_rounds() -> None:
+    command = [sys.executable, "-m", "benchmarks", "deep", "--rows", "4096", "--repeats", "1", "--rounds", "25"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=110)
+    told = json.loads(ran.stdout)
+    assert told["same_candidates"] > 0.98, "ties by the last bits may change places"
+    assert told["growth"] < 1.05

@@ -109,7 +109,7 @@ class TorchClassifier(OnTorch):
         Of torch, such as ``cuda``; ``auto`` is the first GPU where there is one, and the processor elsewhere.
     precision : {"float32", "bfloat16"}
         Of the products; weights are kept in float32.
-    batch_size : int, default=64
+    batch_size : int, default=32
         Records of a training step.
     predict_batch_size : int, optional
         Records that are predicted at once; by default as many as take some megabytes, the same everywhere.
@@ -170,7 +170,7 @@ class TorchClassifier(OnTorch):
         std: float | Sequence[float] = 1.0,
         device: str = "auto",
         precision: str = "float32",
-        batch_size: int = 64,
+        batch_size: int = 32,
         predict_batch_size: int | None = None,
         max_epochs: int = 40,
         learning_rate: float = 1e-3,

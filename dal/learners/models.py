@@ -50,6 +50,8 @@ _TILE_ROWS = {
     "ExtraTreesClassifier": 8192,
 }
 
+_NETWORK_TILE_ROWS = 1024
+
 
 @one_thread
 def score_block(name: str | Carried, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
@@ -141,8 +143,10 @@ class Model:
     def tile_rows(self) -> int | None:
         """Rows at once that suit the estimator; None if it does not matter."""
         last = last_step(self.estimator)
-        # A tile that a pool does not fill is padded, and a network is slow: its own batch is enough.
-        return last.predicted_at_once if isinstance(last, OnTorch) else _TILE_ROWS.get(self.kind)
+        if isinstance(last, OnTorch):
+            # Several batches, because a tile has its own cost. Few, because a pool's last tile is padded.
+            return max(last.predicted_at_once, _NETWORK_TILE_ROWS)
+        return _TILE_ROWS.get(self.kind)
 
     @property
     def scratch_bytes(self) -> int:
