@@ -7,10 +7,12 @@ import signal
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 from distributed import Client
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.linear_model import LogisticRegression
@@ -23,6 +25,7 @@ from dal.campaign.doubts import doubtful
 from dal.campaign.parts import pool_of
 from dal.campaign.rounds import Rounds
 from dal.campaign.view import STOP_SET, status
+from dal.cli import main
 from dal.errors import CampaignError, CampaignMismatch, LabelError, LearnerError, PoolNotFound, SettingsError
 from dal.evidence.votes import dawid_skene
 from dal.learners.learner import Learner
@@ -236,16 +239,54 @@ def test_volunteered_records_are_learned_from_and_not_asked(truth: tuple[Pool, n
     assert campaign.rounds.get(1).trained_on == 400
 
 
-def test_labels_of_one_class_need_coverage(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
-    campaign = made(truth, tmp_path / "c")
-    first = asked(campaign)
-    campaign.label(first, np.zeros(30, int))
-    with pytest.raises(LearnerError, match="All 30 labels are 'red'"):
-        campaign.next_batch()
-    assert [each.status for each in campaign.rounds.all()] == ["closed"]
-    second = asked(campaign, coverage=True)
-    assert second.number == 2
-    assert campaign.rounds.get(2).model is None
+def rows_by(door: str, campaign: Campaign, cluster: Client) -> list[int]:
+    """Take the next batch by one of the doors there are; give its rows."""
+    match door:
+        case "next_batch":
+            asked(campaign)
+        case "cluster":
+            asked(campaign, client=cluster)
+        case "batches":
+            next(iter(campaign.batches()))
+        case "run":
+            ended = Event()
+            campaign.run(on_batch=lambda _: ended.set(), ended=ended)
+        case "dal next":
+            done = CliRunner().invoke(main, ["next", str(campaign.directory), "--workers", "0"])
+            assert done.exit_code == 0, done.output
+        case "after a kill":
+            Coordinator(campaign).freeze()
+            # A label of another class that comes now is the next round's.
+            campaign.label(["record 3"], ["green"])
+            asked(campaign)
+    return [each.row for each in campaign.rounds.batch(2)]
+
+
+@pytest.mark.parametrize("strategy", ["default", "margin", "bald"])
+def test_labels_of_one_class_are_followed_by_a_batch_that_covers_the_pool(
+    strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches = {}
+    for door in ("--coverage", "next_batch", "cluster", "batches", "run", "dal next", "after a kill"):
+        campaign = made(truth, tmp_path / door, strategy=strategy, batch_size=30)
+        assert status(campaign).one_class == ""
+        campaign.label(asked(campaign), np.zeros(30, int))
+        assert "'red'" in status(campaign).one_class
+        caplog.clear()
+        batches[door] = (
+            asked(campaign, coverage=True).rows.tolist() if door == "--coverage" else rows_by(door, campaign, cluster)
+        )
+        assert campaign.rounds.get(2).model is None
+        assert ("All 30 labels are 'red'" in caplog.text) == (door != "--coverage")
+        # The pages serve it as every batch.
+        assert [each.row for each in Queue(campaign).lease("ann", 3)] == batches[door][:3]
+    for door, rows in batches.items():
+        assert rows == batches["--coverage"], door
+    # The first record of another class ends it.
+    campaign.label(campaign.next_batch(), [*["red"] * 29, "blue"])
+    assert status(campaign).one_class == ""
+    asked(campaign)
+    assert campaign.rounds.get(3).trained_on == 60
 
 
 def test_skipped_records_close_the_round_and_are_no_class(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
@@ -581,9 +622,18 @@ def test_files_that_a_power_cut_tore_are_made_again(truth: tuple[Pool, np.ndarra
 # -- by hand ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin", "power", "cluster_margin", "coverage", "badge"])
-def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: str, tmp_path: Path) -> None:
-    """With all that a campaign adds: the explore share, the stop set, a stratified shortlist, a cold start."""
+@pytest.mark.parametrize(
+    ("strategy", "rare"),
+    [
+        *((each, False) for each in ("default", "margin", "power", "cluster_margin", "coverage", "badge")),
+        *((each, True) for each in ("default", "margin", "random")),
+    ],
+)
+def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: str, rare: bool, tmp_path: Path) -> None:
+    """With all that a campaign adds: the explore share, the stop set, a stratified shortlist, a cold start.
+
+    A rare class is found by the third batch: the second one is chosen by coverage, but at random where all are.
+    """
     rng = np.random.default_rng(3)
     X = rng.standard_normal((12_000, 5)).astype(np.float32)
     X[50] = np.nan
@@ -607,8 +657,11 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
     for number in (1, 2, 3):
         wanted = Strategy.named(strategy)
         model = None
-        if number > 1 and strategy != "coverage":
-            known = np.sort(asked)
+        known = np.sort(asked)
+        if rare and number == 2:
+            assert set(codes[known]) == {0}
+            wanted = Strategy.named("random" if strategy == "random" else "coverage")
+        elif number > 1 and strategy not in ("coverage", "random"):
             model = Learner.named("logistic", names, random_state=seed).fit(pool.take(known), codes[known])
         else:
             wanted = wanted.cold()
@@ -632,6 +685,8 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
         batch = campaign.next_batch()
         assert isinstance(batch, Batch)
         assert batch.rows.tolist() == interleaved(rows.tolist(), drawn)
+        if rare and number == 1:
+            codes[batch.rows] = 0
         campaign.label(batch, codes[batch.rows])
         asked = np.append(asked, batch.rows)
     assert explored == 12

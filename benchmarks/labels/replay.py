@@ -189,7 +189,7 @@ class _Campaign:
     def _prepared(self, excluded: Rows) -> tuple[Strategy, Model | None]:
         model = self.stage.fit(excluded, committee=self.strategy.committee) if len(excluded) else None
         if model is None and len(excluded) and self.strategy.score != "random":
-            # All labels are of one class: as in dal.simulate, people would ask for coverage.
+            # All labels are of one class: a campaign goes on by coverage then.
             return Strategy.named("coverage", self.strategy.explore).cold(), None
         return self.strategy if model is not None else self.strategy.cold(), model
 

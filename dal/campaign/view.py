@@ -26,6 +26,7 @@ from dal.evidence.ruler import Estimate, RoundRecord, accuracy, class_shares
 from dal.evidence.stopping import Criterion, Verdict, advice, as_they_ended, first_stop, label_budget, parse
 from dal.evidence.votes import Labels
 from dal.selection.explore import uniform_rows
+from dal.selection.strategy import Strategy
 
 if TYPE_CHECKING:
     from dal.pool import Pool
@@ -306,6 +307,8 @@ class Status:
         Warnings of the learner's last fit.
     left_out : str
         How many labels that fit could not use, in words; empty where it used all.
+    one_class : str
+        Why batches are chosen by coverage though there are labels, in words; empty where they are not.
     """
 
     round: int
@@ -324,6 +327,7 @@ class Status:
     shares: dict[str, Estimate]
     notes: tuple[str, ...]
     left_out: str
+    one_class: str
 
 
 def status(campaign: CampaignStore) -> Status:
@@ -359,6 +363,7 @@ def _status_of(view: View) -> Status:
         shares=dict(zip(classes, view.shares(), strict=True)),
         notes=notes,
         left_out=left_out(fits[-1]) if fits else "",
+        one_class=one_class(view),
     )
 
 
@@ -407,6 +412,22 @@ def left_out(fitted: Round) -> str:
     return (
         f"round {fitted.number} was trained on {fitted.trained_on:,} labels; {count:,} were left out, because features"
         " of their records are missing or infinite"
+    )
+
+
+def one_class(view: View) -> str:
+    """Return, in words, that all labels are of one class, so that batches are chosen by coverage of the pool.
+
+    A first batch often holds one class where the others are rare, and no learner can be fitted on it. Empty where the
+    labels are of several classes, where there are none yet, and where the strategy asks no learner, such as ``random``.
+    """
+    settings, codes = view.campaign.settings, view.labels().codes
+    if len(np.unique(codes)) != 1 or Strategy.named(settings.strategy).score == "random":
+        return ""
+    only = settings.classes[int(codes[0])]
+    return (
+        f"All {len(codes):,} labels are {only!r}, and a learner needs two classes: batches are chosen by coverage of"
+        " the pool until a record of another class is labelled, asked or imported"
     )
 
 

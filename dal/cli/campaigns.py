@@ -75,6 +75,8 @@ def status_(directory: Path) -> None:
     _tell_verdicts(now)
     if now.left_out:
         say(now.left_out)
+    if now.one_class:
+        say(now.one_class)
     for note in now.notes:
         say(f"the learner warned: {note}")
 

@@ -236,7 +236,8 @@ class Campaign(CampaignStore):
         """Do everything up to the next batch: close the round that is answered, train, scan, select, open.
 
         Killed at any instant and called again, it goes on from the last durable step and gives the same batch. While a
-        batch is open it changes nothing.
+        batch is open it changes nothing. While all labels are of one class, batches are chosen by coverage of the pool,
+        and a warning is logged.
 
         Parameters
         ----------
@@ -260,7 +261,7 @@ class Campaign(CampaignStore):
         Raises
         ------
         LearnerError
-            If the labels are all of one class.
+            If the learner refuses the labels, such as for too few of a class; the round is withdrawn then.
         CampaignLocked
             If another process is at work on this campaign.
         """

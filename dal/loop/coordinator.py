@@ -18,7 +18,7 @@ from dal._files import as_npz, read_npz
 from dal.campaign import CampaignStore, Round, Settings
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
-from dal.campaign.view import View
+from dal.campaign.view import View, one_class
 from dal.compute.workers import Workers
 from dal.errors import LearnerError
 from dal.evidence.stopping import Verdict
@@ -122,14 +122,9 @@ class Coordinator:
         # Refused now: people may edit campaign.toml, and what a round has frozen stays.
         Strategy.named(strategy, settings.explore)
         check_weights(learner_of(self.campaign), settings)
-        codes = view.labels().codes
-        if len(codes) and len(np.unique(codes)) < 2 and Strategy.named(strategy).score != "random":
-            only = settings.classes[int(codes[0])]
-            raise LearnerError(
-                f"All {len(codes):,} labels are {only!r}; a learner needs two classes. Label a record of another class"
-                " (any record of the pool can be imported, asked or not), or choose another batch by coverage:"
-                " dal next --coverage."
-            )
+        if not self.coverage and (told := one_class(view)):
+            _log.warning("%s.", told)
+            strategy = COVERAGE
         stop_set = settings.measuring.stop_set or 0
         left = pool.n_rows - len(view.never_asked(stop_set))
         if left < settings.batch_size:
@@ -137,7 +132,7 @@ class Coordinator:
         self.campaign.rounds.freeze(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,
-            k=min(settings.batch_size, left, view.left(len(codes))),
+            k=min(settings.batch_size, left, view.left(len(view.labels().codes))),
             explore=settings.explore,
             seed=settings.random_state,
             strategy=strategy,

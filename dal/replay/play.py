@@ -173,11 +173,7 @@ def simulate(
         )
         replay = Replay(label_of(strategy), random_state, (), (), ())
         for _ in range(rounds):
-            # Where every label is of one class, as in a pool of rare ones, people would ask for coverage. What asks no
-            # learner goes on, as random sampling does: it is what the others are measured against.
-            one_class = len(np.unique(campaign.answers.latest().labels)) == 1
-            coverage = one_class and Strategy.named(campaign.settings.strategy).score != "random"
-            given = campaign.next_batch(client=workers, progress=progress, coverage=coverage, reserved=reserved)
+            given = campaign.next_batch(client=workers, progress=progress, reserved=reserved)
             if isinstance(given, Stopped):
                 break
             campaign.label(given, names[ask(given.rows)])

@@ -159,7 +159,7 @@ class Overviews:
             left_high=high,
             warnings=[
                 *known.notes,
-                *([known.left_out] if known.left_out else []),
+                *(each for each in (known.left_out, known.one_class) if each),
                 *_warnings(known.per_class, known.people, past),
             ],
             actions=self._control.history()[-20:][::-1],
