@@ -283,7 +283,7 @@ def started(job: Job, count: int) -> Iterator[tuple[Client, dict[str, Contender]
         }
         wanted = Strategy(shortlist=SHORTLIST).n_cells(job.candidates // SHORTLIST, job.n_rows)
         if wanted:
-            codebook = sample_codebook(job.pool(), wanted, seed=0)
+            codebook = sample_codebook(job.pool(), wanted, random_state=0)
             contenders["dal_first"] = lambda: dal_cells_pass(job, client, codebook, write=True)
             contenders["dal_cells"] = lambda: dal_cells_pass(job, client, codebook, write=False)
         yield client, contenders

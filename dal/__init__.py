@@ -2,101 +2,56 @@
 
 The records lie in a chunked Zarr array; Dask workers score them in place, only the best candidates travel, a
 coordinator chooses a diverse batch, people label it, the learner is trained again, until more labels no longer pay.
+
+These names are what a campaign needs. The parts it is made of have their own packages: :mod:`dal.evidence.stopping` has
+the stopping criteria, :mod:`dal.scan` the pass over a pool, :mod:`dal.selection` the choice of a batch,
+:mod:`dal.learners` the learners and models, :mod:`dal.replay` the results of comparisons.
 """
 
 from typing import TYPE_CHECKING
 
-from dal import scan
 from dal._distribution import __version__ as __version__
 from dal._lazy import names_of
 
 if TYPE_CHECKING:
-    from dal.campaign import Answer, Labelling, Measuring, Storage
-    from dal.evidence.stopping import (
-        ClassificationChange,
-        MaxHours,
-        MaxLabels,
-        MaxRounds,
-        OverallUncertainty,
-        Plateau,
-        PoolExhausted,
-        StabilizingPredictions,
-        TargetScore,
-    )
-    from dal.learners.learner import Learner
-    from dal.learners.models import Model
+    from dal.campaign import Labelling, Measuring, Storage
+    from dal.evidence.stopping import MaxLabels
     from dal.loop.batch import Batch
     from dal.loop.campaign import Campaign
     from dal.loop.coordinator import Stopped
     from dal.pool import Pool
-    from dal.replay import Comparison, Replay, TestSet, compare, simulate
-    from dal.scan import Scan
-    from dal.selection.batch import choose
-    from dal.selection.candidates import Candidates
+    from dal.replay import TestSet, compare, simulate
     from dal.selection.strategy import Strategy
 else:
     __getattr__ = names_of(
         __name__,
         {
-            "dal.campaign": ("Answer", "Labelling", "Measuring", "Storage"),
-            "dal.evidence.stopping": (
-                "ClassificationChange",
-                "MaxHours",
-                "MaxLabels",
-                "MaxRounds",
-                "OverallUncertainty",
-                "Plateau",
-                "PoolExhausted",
-                "StabilizingPredictions",
-                "TargetScore",
-            ),
-            "dal.learners.learner": ("Learner",),
-            "dal.learners.models": ("Model",),
+            "dal.campaign": ("Labelling", "Measuring", "Storage"),
+            "dal.evidence.stopping": ("MaxLabels",),
             "dal.loop.batch": ("Batch",),
             "dal.loop.campaign": ("Campaign",),
             "dal.loop.coordinator": ("Stopped",),
             "dal.pool": ("Pool",),
-            "dal.replay": ("Comparison", "Replay", "TestSet", "compare", "simulate"),
-            "dal.scan": ("Scan",),
-            "dal.selection.batch": ("choose",),
-            "dal.selection.candidates": ("Candidates",),
+            "dal.replay": ("TestSet", "compare", "simulate"),
             "dal.selection.strategy": ("Strategy",),
         },
     )
 
 __all__ = [
-    # the pool and the learner
+    # the pool
     "Pool",
-    "Learner",
-    "Model",
     # the loop
     "Campaign",
+    "Batch",
+    "Stopped",
+    # its settings
+    "Strategy",
+    "MaxLabels",
     "Labelling",
     "Storage",
     "Measuring",
-    "Answer",
-    "Batch",
-    "Stopped",
-    # when it ends
-    "MaxLabels",
-    "MaxRounds",
-    "MaxHours",
-    "TargetScore",
-    "Plateau",
-    "StabilizingPredictions",
-    "OverallUncertainty",
-    "ClassificationChange",
-    "PoolExhausted",
-    # its parts
-    "Strategy",
-    "scan",
-    "Scan",
-    "Candidates",
-    "choose",
-    # the loop with a known oracle
-    "TestSet",
-    "Replay",
-    "Comparison",
-    "simulate",
+    # the loop with known answers
     "compare",
+    "simulate",
+    "TestSet",
 ]

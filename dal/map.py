@@ -144,7 +144,7 @@ class PoolMap:
 def map_of(
     pool: Pool,
     path: Path | None,
-    seed: int,
+    random_state: int,
     *,
     client: "Connectable" = None,
     progress: Callable[[int, int], None] | None = None,
@@ -159,7 +159,7 @@ def map_of(
     pool : Pool
     path : Path or None
         Where the map is kept, such as ``campaign.directory / "map.npz"``; None keeps it nowhere.
-    seed : int
+    random_state : int
     client : distributed.Client, Cluster or str, optional
         Where to count, see :func:`dal.compute.client.connect`; without one, in this process.
     progress : callable, optional
@@ -175,8 +175,8 @@ def map_of(
     if kept is not None and kept.fingerprint == pool.fingerprint:
         projection, extent = kept.projection, kept.extent
     else:
-        projection, extent = fit_projection(pool, seed)
-    made = count_density(pool, projection, extent, seed, client=client, progress=progress)
+        projection, extent = fit_projection(pool, random_state)
+    made = count_density(pool, projection, extent, random_state, client=client, progress=progress)
     if path is not None:
         made.save(path)
     return made

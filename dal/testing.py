@@ -182,7 +182,7 @@ class SelectorContract:
             codebook=Codebook.fit(candidates.embeddings, 4, seed=0),
             asked=candidates.embeddings[::3],
             excluded=asked,
-            seed=5,
+            random_state=5,
             round=2,
         )
         assert not np.isin(rows, asked).any()

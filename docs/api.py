@@ -15,10 +15,12 @@ MODULES = [
     "dal.map",
     "dal.places",
     "dal.pool",
+    "dal.replay",
+    "dal.scan",
     "dal.scores",
     "dal.selection",
 ]
-"""The rooms of the library; ``dal`` brings ``dal.scan``.
+"""The rooms of the library.
 
 The command line and the pages have their help and their guides.
 """

@@ -239,8 +239,8 @@ def test_volunteered_records_are_learned_from_and_not_asked(truth: tuple[Pool, n
     assert campaign.rounds.get(1).trained_on == 400
 
 
-def rows_by(door: str, campaign: Campaign, cluster: Client) -> list[int]:
-    """Take the next batch by one of the doors there are; give its rows."""
+def taken_by(door: str, campaign: Campaign, cluster: Client) -> str:
+    """Take the second batch by one of the doors there are; give what a command printed."""
     match door:
         case "next_batch":
             asked(campaign)
@@ -254,15 +254,19 @@ def rows_by(door: str, campaign: Campaign, cluster: Client) -> list[int]:
         case "dal next":
             done = CliRunner().invoke(main, ["next", str(campaign.directory), "--workers", "0"])
             assert done.exit_code == 0, done.output
+            return " ".join(done.output.split())
         case "after a kill":
+            campaign.rounds.close(campaign.rounds.get(1))
             Coordinator(campaign).freeze()
             # A label of another class that comes now is the next round's.
             campaign.label(["record 3"], ["green"])
             asked(campaign)
-    return [each.row for each in campaign.rounds.batch(2)]
+        case "--coverage":
+            asked(campaign, coverage=True)
+    return ""
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin", "bald"])
+@pytest.mark.parametrize("strategy", ["default", "margin"])
 def test_labels_of_one_class_are_followed_by_a_batch_that_covers_the_pool(
     strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -273,13 +277,12 @@ def test_labels_of_one_class_are_followed_by_a_batch_that_covers_the_pool(
         campaign.label(asked(campaign), np.zeros(30, int))
         assert "'red'" in status(campaign).one_class
         caplog.clear()
-        batches[door] = (
-            asked(campaign, coverage=True).rows.tolist() if door == "--coverage" else rows_by(door, campaign, cluster)
-        )
+        told = taken_by(door, campaign, cluster) + caplog.text
+        batches[door] = [each.row for each in campaign.rounds.batch(2)]
         assert campaign.rounds.get(2).model is None
-        assert ("All 30 labels are 'red'" in caplog.text) == (door != "--coverage")
+        assert ("All 30 labels are 'red'" in told) == (door != "--coverage")
         # The pages serve it as every batch.
-        assert [each.row for each in Queue(campaign).lease("ann", 3)] == batches[door][:3]
+        assert {each.row for each in Queue(campaign).lease("ann", 30)} == set(batches[door])
     for door, rows in batches.items():
         assert rows == batches["--coverage"], door
     # The first record of another class ends it.
@@ -666,7 +669,7 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
         else:
             wanted = wanted.cold()
         excluded = np.union1d(asked, kept_apart)
-        at = {"seed": seed, "round": number}
+        at = {"random_state": seed, "round": number}
         found = scan(pool, model, wanted, k, excluded, codebook=codebook, with_features=True, **at).candidates
         draws = (row for row in uniform_rows(len(X), excluded, seed, number) if row != 50)
         drawn = list(islice(draws, explore_count(0.1, len(asked), explored, k)))

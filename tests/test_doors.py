@@ -75,6 +75,15 @@ def test_the_block_of_the_design(truth: tuple[dal.Pool, np.ndarray], client: Cli
     assert probabilities.shape == (12, 2)
     assert (campaign.model.predict(X) == np.array(CLASSES)[y]).mean() > 0.9
     assert campaign.model.classes_.tolist() == CLASSES
+    # The stored model has not learned the last batch; this one has.
+    latest, before = campaign.answers.latest(), campaign.rounds.asked_rows()
+    everything = dal.learners.learner.Learner.of(LogisticRegression(), CLASSES)
+    np.testing.assert_array_equal(
+        campaign.fit().predict_proba(X_new),
+        everything.fit(pool.take(latest.rows), latest.labels).predict_proba(X_new),
+    )
+    assert (campaign.fit().predict_proba(X_new) != campaign.model.predict_proba(X_new)).any()
+    assert campaign.rounds.asked_rows().tolist() == before.tolist()
     assert compared.strategies == ["default", "random"]
     assert [replay.seed for replay in compared.of("random")] == [0, 1]
     assert compared.mean("default").labels == (10, 20)

@@ -358,7 +358,7 @@ def test_a_scan_equals_one_of_a_float32_pool_of_what_is_held(encoding: str, tmp_
     model = Learner.named("logistic", ("a", "b", "c"), random_state=0).fit(wide.take(np.arange(100, 400)), labels)
     books = [sample_codebook(pool, 4, 11) for pool in (narrow, wide)]
     found, expected = (
-        scan(pool, model, Strategy(), 40, [7, 16_390], seed=11, round=4, codebook=book)
+        scan(pool, model, Strategy(), 40, [7, 16_390], random_state=11, round=4, codebook=book)
         for pool, book in zip((narrow, wide), books, strict=True)
     )
     assert len(expected.candidates) > 40

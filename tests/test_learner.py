@@ -524,7 +524,7 @@ def test_a_learner_is_named_by_its_place(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("svm", "one of logistic, head, forest, hgb, mlp, `module:object` .* got 'svm'"),
+        ("svm", "`estimator` must be one of logistic, head, forest, hgb, mlp, `module:object` .* got 'svm'"),
         ("no_such_module:x", "No module named 'no_such_module'"),
         ("sklearn.svm:NoSuchThing", "no attribute 'NoSuchThing'"),
         (":x", "got ':x'"),

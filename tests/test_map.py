@@ -33,7 +33,7 @@ def slow_density(pool: Pool, made: PoolMap) -> tuple[np.ndarray, int]:
 
 def test_every_valid_record_is_counted_once(pool: Pool) -> None:
     told: list[tuple[int, int]] = []
-    made = map_of(pool, None, seed=1, progress=lambda done, total: told.append((done, total)))
+    made = map_of(pool, None, random_state=1, progress=lambda done, total: told.append((done, total)))
     counts, outside = slow_density(pool, made)
     assert made.density.sum() + made.outside == 50_000 - 8
     # numpy puts its edges a rounding error elsewhere: a record on an edge may be counted beside it
@@ -47,8 +47,8 @@ def test_every_valid_record_is_counted_once(pool: Pool) -> None:
 
 def test_the_map_is_the_same_on_a_cluster_and_another_day(pool: Pool, cluster: Client, tmp_path: Path) -> None:
     path = tmp_path / "map.npz"
-    here, there = map_of(pool, None, seed=1), map_of(pool, path, seed=1, client=cluster)
-    for one in (there, PoolMap.load(path), map_of(pool, path, seed=99)):
+    here, there = map_of(pool, None, random_state=1), map_of(pool, path, random_state=1, client=cluster)
+    for one in (there, PoolMap.load(path), map_of(pool, path, random_state=99)):
         assert one is not None
         assert np.array_equal(one.density, here.density)
         assert np.array_equal(one.sample_places, here.sample_places)
@@ -79,7 +79,7 @@ def test_two_features_are_their_own_map(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("X", [np.ones((300, 3)), np.arange(300.0)[:, None]], ids=["constant", "one feature"])
 def test_flat_pools_still_have_a_map(X: np.ndarray, tmp_path: Path) -> None:
-    made = map_of(Pool.build(X.astype(np.float32), tmp_path / "pool.zarr"), None, seed=0)
+    made = map_of(Pool.build(X.astype(np.float32), tmp_path / "pool.zarr"), None, random_state=0)
     assert made.density.sum() + made.outside == 300
     assert np.isfinite(made.extent).all()
 
@@ -87,7 +87,7 @@ def test_flat_pools_still_have_a_map(X: np.ndarray, tmp_path: Path) -> None:
 def test_a_pool_without_a_finite_record_is_refused(tmp_path: Path) -> None:
     pool = Pool.build(np.full((10, 3), np.nan, np.float32), tmp_path / "pool.zarr")
     with pytest.raises(SettingsError, match="nothing to draw a map of"):
-        map_of(pool, None, seed=0)
+        map_of(pool, None, random_state=0)
 
 
 def test_a_span_counts_by_hand(tmp_path: Path) -> None:
@@ -110,16 +110,16 @@ def test_a_span_counts_by_hand(tmp_path: Path) -> None:
 
 def test_a_grown_pool_keeps_its_projection(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "map.npz"
-    made = map_of(pool, path, seed=1)
+    made = map_of(pool, path, random_state=1)
     replace(made, n_rows=40_000, density=made.density * 0).save(path)
-    again = map_of(pool, path, seed=2)
+    again = map_of(pool, path, random_state=2)
     assert np.array_equal(again.projection.components, made.projection.components)
     assert np.array_equal(again.density, made.density)
 
 
 def test_a_torn_map_is_made_again(pool: Pool, tmp_path: Path) -> None:
     path = tmp_path / "map.npz"
-    map_of(pool, path, seed=1)
+    map_of(pool, path, random_state=1)
     path.write_bytes(path.read_bytes()[:1000])
     assert PoolMap.load(path) is None
-    assert map_of(pool, path, seed=1).n_rows == 50_000
+    assert map_of(pool, path, random_state=1).n_rows == 50_000

@@ -209,7 +209,7 @@ def full_sort(
 
 def run(pool: Pool, model: Model | None, strategy: Strategy, codebook: Codebook, **options: object) -> Scan:
     exclude = options.pop("exclude", [7, 4095, 4096, 19_999])
-    return scan(pool, model, strategy, 40, exclude, seed=11, round=4, codebook=codebook, **options)
+    return scan(pool, model, strategy, 40, exclude, random_state=11, round=4, codebook=codebook, **options)
 
 
 def assert_same(a: Candidates, b: Candidates) -> None:
@@ -669,13 +669,13 @@ def test_scores_of_any_range_are_counted_alike_for_any_spans(pools: dict[str, Po
 def test_what_a_power_cut_tore_is_scored_again(damage: str, pools: dict[str, Pool], tmp_path: Path) -> None:
     limits = Limits(tile_rows=512, span_bytes=1)
     journal = Journal(tmp_path / "journal")
-    expected = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal, limits=limits)
+    expected = scan(pools["odd"], None, Strategy.named("random"), 30, random_state=2, journal=journal, limits=limits)
     whole = journal.path.read_bytes()
     torn = {"cut": whole[:-5], "zeros behind": whole + bytes(100), "bit": bytearray(whole)}[damage]
     if damage == "bit":
         torn[len(whole) // 2] ^= 4
     journal.path.write_bytes(torn)
-    resumed = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal, limits=limits)
+    resumed = scan(pools["odd"], None, Strategy.named("random"), 30, random_state=2, journal=journal, limits=limits)
     spans = expected.summary.spans
     assert {"cut": spans - 1, "zeros behind": spans}.get(damage, resumed.summary.spans_resumed) == (
         resumed.summary.spans_resumed
@@ -683,7 +683,7 @@ def test_what_a_power_cut_tore_is_scored_again(damage: str, pools: dict[str, Poo
     assert 0 < resumed.summary.spans_resumed < spans or damage == "zeros behind"
     assert_same(resumed.candidates, expected.candidates)
     # What was scored again stands where the torn part stood.
-    again = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=journal, limits=limits)
+    again = scan(pools["odd"], None, Strategy.named("random"), 30, random_state=2, journal=journal, limits=limits)
     assert again.summary.spans_resumed == again.summary.spans == spans
     assert_same(again.candidates, expected.candidates)
 
@@ -733,7 +733,7 @@ def test_finished_spans_are_not_scored_again(pools: dict[str, Pool], models: dic
         models["forest"],
         Strategy(),
         40,
-        seed=11,
+        random_state=11,
         round=5,
         codebook=codebook,
         journal=journal,
@@ -835,9 +835,15 @@ def test_a_coordinator_killed_in_mid_scan_goes_on_from_its_journal(pools: dict[s
         process.kill()
     limits = Limits(tile_rows=256, span_bytes=1)
     resumed = scan(
-        pools["odd"], None, Strategy.named("random"), 30, seed=2, journal=Journal(tmp_path / "journal"), limits=limits
+        pools["odd"],
+        None,
+        Strategy.named("random"),
+        30,
+        random_state=2,
+        journal=Journal(tmp_path / "journal"),
+        limits=limits,
     )
-    whole = scan(pools["odd"], None, Strategy.named("random"), 30, seed=2, limits=limits)
+    whole = scan(pools["odd"], None, Strategy.named("random"), 30, random_state=2, limits=limits)
     assert resumed.summary.spans_resumed == 7
     assert_same(resumed.candidates, whole.candidates)
 

@@ -231,7 +231,7 @@ class SelectorContract:
                 codebook=codebook,
                 asked=c.embeddings[::3],
                 excluded=excluded,
-                seed=5,
+                random_state=5,
                 round=2,
             )
             assert len(rows) == len(set(rows.tolist())) == min(k, 200)
@@ -564,7 +564,7 @@ class TestClusterMargin(WeighingContract):
     def test_without_cells_of_the_scan_the_codebook_gives_them(self) -> None:
         c = replace(made_candidates(400, d=2), cells=np.full(400, -1))
         codebook = Codebook.fit(c.embeddings, 8, seed=0)
-        options = {"capacity": Capacity(300, 0, 0), "codebook": codebook, "seed": 5, "round": 2}
+        options = {"capacity": Capacity(300, 0, 0), "codebook": codebook, "random_state": 5, "round": 2}
         nothing = {"asked": np.empty((0, 2), np.float32), "excluded": np.empty(0, np.int64)}
         rows = choose(c, self.strategy, 8, **options, **nothing)
         cells = codebook.assign(c.embeddings[np.searchsorted(c.rows, rows)])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bokeh.models import ColumnDataSource
+from click.testing import CliRunner
 from sklearn.metrics import cohen_kappa_score
 from sqlalchemy import event, update
 from sqlalchemy.pool import Pool as Connections
@@ -17,6 +18,7 @@ from dal.campaign import Answer, CampaignStore, Labelling, Measuring, answer_log
 from dal.campaign.parts import learner_of
 from dal.campaign.schema import rounds
 from dal.campaign.view import View, status
+from dal.cli import main
 from dal.errors import SettingsError
 from dal.evidence.ruler import wilson
 from dal.evidence.votes import dawid_skene, majority
@@ -137,6 +139,23 @@ def test_every_reader_counts_labels_by_the_campaigns_vote(truth: tuple[Pool, np.
     sources = [each.data for each in points.select({"type": ColumnDataSource}) if "record" in each.data]
     said = {record: label for data in sources for record, label in zip(data["record"], data["label"], strict=True)}
     assert said == {str(row): CLASSES[codes[row]] for row in rows}
+
+
+def test_labels_of_one_class_are_told_by_page_and_command_until_there_is_another(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    pool = truth[0]
+    for strategy, told in (("default", True), ("random", False)):
+        campaign = Campaign.create(tmp_path / strategy, pool, CLASSES, batch_size=10, strategy=strategy)
+        first = campaign.next_batch()
+        campaign.label(first, [CLASSES[1]] * 10)
+        page = Overviews(campaign, Records(pool)).now(Standings(campaign).now())
+        printed = " ".join(CliRunner().invoke(main, ["status", str(campaign.directory)]).output.split())
+        assert bool(status(campaign).one_class) == told
+        assert [each for each in page.warnings if CLASSES[1] in each] == [status(campaign).one_class] * told
+        assert (f"All 10 labels are '{CLASSES[1]}'" in printed) == told
+        campaign.label(first.record_ids[:1], [CLASSES[0]])
+        assert status(campaign).one_class == ""
 
 
 def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(

@@ -179,7 +179,7 @@ def test_a_host_that_lacks_the_pool_is_named_and_one_that_cannot_write_is_noted(
     X = np.random.default_rng(0).standard_normal((1_000, 3)).astype(np.float32)
     pool, elsewhere = (Pool.build(X, tmp_path / f"{name}.zarr") for name in ("pool", "elsewhere"))
     model = Learner.named("logistic", ["a", "b"]).fit(X[:60], np.arange(60) % 2)
-    codebook, spread = sample_codebook(pool, 4, seed=0), Strategy.named("default")
+    codebook, spread = sample_codebook(pool, 4, random_state=0), Strategy.named("default")
     assert spread.capacity(4, pool.n_rows, 4).cells
     lacks = LACKS.format(pool=str(tmp_path / "elsewhere.zarr"), cells=str(tmp_path / "cells.zarr"))
     with (

@@ -68,7 +68,7 @@ def model(estimator: Steady) -> Model:
 
 def run(pool: Pool, fitted: Model, **options: object) -> Scan:
     limits = options.pop("limits", Limits(tile_rows=TILE, span_bytes=1))  # many small spans
-    return scan(pool, fitted, Strategy.named("margin"), 50, seed=3, limits=limits, **options)
+    return scan(pool, fitted, Strategy.named("margin"), 50, random_state=3, limits=limits, **options)
 
 
 def assert_same(a: Scan, b: Scan) -> None:

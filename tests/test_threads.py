@@ -167,7 +167,7 @@ def computed(what: str, pool: Pool, records: np.ndarray) -> list[Any]:
         return [projection.components, extent, projection.place(records)]
     strategy = Strategy.named(what)
     model = Learner(LogisticRegression(max_iter=200), CLASSES).fit(records[:300], np.arange(300) % 3)
-    found = scan(pool, model, strategy, 60, codebook=codebook, seed=5, with_features=True).candidates
+    found = scan(pool, model, strategy, 60, codebook=codebook, random_state=5, with_features=True).candidates
     return [found.rows, found.scores, select(found, strategy, 60, records[:300], 5, 1)]
 
 

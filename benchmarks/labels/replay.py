@@ -205,7 +205,7 @@ class _Campaign:
             strategy,
             k,
             excluded,
-            seed=stage.seed,
+            random_state=stage.seed,
             round=self.round,
             codebook=codebook,
             cells=cells,
@@ -224,7 +224,7 @@ class _Campaign:
             codebook=codebook,
             asked=asked,
             excluded=taken,
-            seed=stage.seed,
+            random_state=stage.seed,
             round=self.round,
         )
         self.explored += len(drawn)

@@ -11,7 +11,8 @@ A run folder holds
 ``replays/<strategy>-<seed>.npz``
     One replay: ``labels`` (int64) and ``accuracy`` (float64), a value for each round; ``rows`` (int64), ``scores``
     (float32, NaN where there is none) and ``predicted`` (int64, -1 where there is none), round after round, cut by
-    ``sizes`` (int64); ``views`` (uint8, rounds x watched x 2), see :class:`dal.Replay`: empty if nothing was watched.
+    ``sizes`` (int64); ``views`` (uint8, rounds x watched x 2), see :class:`dal.replay.Replay`: empty if nothing was
+    watched.
 ``answers.npz``
     ``rows`` (int64, ascending) and ``codes`` (int64): the class of every record that was asked or stands on the map.
 """

@@ -89,7 +89,7 @@ PRESETS: Mapping[str, Preset] = {
 """Functions of a seed, by name; scikit-learn is imported when one is called, so that reading the names is cheap."""
 
 
-def import_estimator(name: str, what: str = "learner", random_state: int = 0) -> "BaseEstimator":
+def import_estimator(name: str, what: str = "estimator", random_state: int = 0) -> "BaseEstimator":
     """Return the estimator that a name stands for.
 
     Parameters
@@ -98,8 +98,8 @@ def import_estimator(name: str, what: str = "learner", random_state: int = 0) ->
         ``module:object``, or of a learner the name of an entry point in the group ``dal.learners``. A class or a
         factory is called without arguments, a function that has the parameter `random_state` with that. A class of
         `torch` networks becomes a :class:`dal.learners.deep.TorchClassifier`.
-    what : {"learner", "encoder", ...}
-        What is wanted, for error messages: a ``learner`` must have `fit`, everything else `transform`.
+    what : {"estimator", "vectoriser", ...}
+        What is wanted, for error messages: an ``estimator`` must have `fit`, everything else `transform`.
     random_state : int, default=0
 
     Raises
@@ -107,7 +107,7 @@ def import_estimator(name: str, what: str = "learner", random_state: int = 0) ->
     LearnerError
         If there is no such module or object, or it cannot be called so.
     """
-    is_learner = what == "learner"
+    is_learner = what == "estimator"
     slot = plugins.Slot(what, "dal.learners" if is_learner else None, tuple(PRESETS) * is_learner, LearnerError)
     found = plugins.find(name, slot)
     wanted = "fit" if is_learner else "transform"

@@ -165,7 +165,7 @@ class Composer:
             codebook=self.codebook,
             asked=X,
             excluded=excluded,
-            seed=current.seed,
+            random_state=current.seed,
             round=current.number,
             mapper=self.mapper,
         )

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, CampaignStore, Labelling, Measuring, Settings, Storage
+from dal.campaign.features import Features
 from dal.campaign.parts import SAVED_LEARNER, pool_of
-from dal.campaign.view import Status, status
+from dal.campaign.view import Status, View, status
 from dal.choices import Missing
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.compute.workers import Workers, workers_of
@@ -23,7 +24,7 @@ from dal.learners.models import Model
 from dal.learners.presets import Preset
 from dal.loop.actions import Stop
 from dal.loop.batch import Batch
-from dal.loop.coordinator import Coordinator, Stopped, check_weights
+from dal.loop.coordinator import Coordinator, Stopped, check_weights, fitted, loaded
 from dal.loop.measure import read_holdout
 from dal.loop.state import next_step
 from dal.pool import Pool
@@ -70,7 +71,7 @@ class Campaign(CampaignStore):
     ... )
     >>> for batch in campaign.batches():
     ...     campaign.label(batch, y[batch.rows])
-    >>> campaign.status().labels, campaign.model.classes_.tolist()
+    >>> campaign.status().labels, campaign.fit().classes_.tolist()
     (30, ['ham', 'spam'])
     >>> folder.cleanup()
     """
@@ -110,7 +111,8 @@ class Campaign(CampaignStore):
             A name as :meth:`dal.Strategy.named` reads it, or an object; a score or selector of your own in it must be a
             function or class of a module, because settings keep its name.
         stop : str, Criterion, or sequence of these
-            Stopping criteria such as ``"max_labels=5000"`` or ``dal.MaxLabels(5000)``; any of them ends the campaign.
+            Stopping criteria such as ``"max_labels=5000"`` or ``dal.MaxLabels(5000)``, see
+            :mod:`dal.evidence.stopping`; any of them ends the campaign.
         explore : float, default=0.05, or as `strategy` has it
         missing_chunks : {"refuse", "fill"}, default as the pool was opened, else "refuse"
         batch_size, random_state, trusted, labelling, storage, measuring
@@ -362,25 +364,47 @@ class Campaign(CampaignStore):
         ]
         self.answers.add(answers, source=annotator)
 
+    def fit(self) -> Model:
+        """Fit the learner on all labels that there are now, those of the last batch as well; store nothing.
+
+        Returns
+        -------
+        Model
+
+        Raises
+        ------
+        LearnerError
+            If the labels are of fewer than two classes, or the learner refuses them.
+        """
+        view = View(self)
+        return fitted(self, view.labels(), Features(view), parent=self._newest())[0]
+
     def status(self) -> Status:
         """Read where the campaign stands: labels, accuracy, agreement, criteria. Changes nothing."""
         return status(self)
 
     @property
     def model(self) -> Model:
-        """The newest model: it learned from the labels that were there when its round began.
+        """The newest stored model: the one that chose the last batch, whose labels it has not learned.
+
+        See Also
+        --------
+        Campaign.fit : the model of all labels that there are now.
 
         Raises
         ------
         CampaignError
             If there is none yet, because no batch but those of the cold start was chosen.
         """
-        fitted = [each.model for each in self.rounds.all() if each.model is not None]
-        if not fitted:
+        if (newest := loaded(self, self._newest())) is None:
             raise CampaignError(
                 f"{self.directory} has no model yet: label its first batch, with two classes, and take the next one"
             )
-        return Model.loads(self.rounds.load_model(fitted[-1]), self.settings.trusted)
+        return newest
+
+    def _newest(self) -> str | None:
+        """Return the digest of the newest stored model."""
+        return next((each.model for each in reversed(self.rounds.all()) if each.model is not None), None)
 
 
 def records_to_try(pool: Pool) -> npt.NDArray[np.float32]:

@@ -22,6 +22,7 @@ from dal.campaign.view import View, one_class
 from dal.compute.workers import Workers
 from dal.errors import LearnerError
 from dal.evidence.stopping import Verdict
+from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.loop import actions
@@ -140,34 +141,21 @@ class Coordinator:
         )
 
     def _fit(self, current: Round) -> None:
-        labels, learner = self.view.labels(current.last_answer), learner_of(self.campaign)
-        X = self.features.take(labels.rows)
-        valid = usable(X, missing=learner.takes_missing(self.view.pool.n_features))
-        positions, codes, weights = labels.weighted()
-        sound = valid[positions]
-        left_out = int((~valid).sum())
+        labels = self.view.labels(current.last_answer)
         with self._withdrawing(current):
-            if left_out and len(np.unique(codes[sound])) < 2:
-                raise LearnerError(
-                    f"The labels that the learner can be given are of fewer than two classes: {left_out:,} of"
-                    f" {len(valid):,} are left out, because features of their records are missing or infinite, and"
-                    " some learners take missing ones, such as hgb"
-                )
-            model = learner.fit(
-                X[positions[sound]],
-                codes[sound],
-                None if weights is None else weights[sound],
+            model, left_out = fitted(
+                self.campaign,
+                labels,
+                self.features,
+                parent=current.parent_model,
                 committee=Strategy.named(current.strategy).committee,
-                parent=self._loaded(current.parent_model) if learner.starts_warm else None,
             )
-            if not np.isfinite(model.predict_proba(X[valid][:1000])).all(axis=1).any():
-                raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
         notes = {
             "warnings": list(model.warnings),
             "invalid_labeled": left_out,
             "measured": measured(self.view, self.features, current, model),
         }
-        self.campaign.rounds.save_model(current, model.dumps(), trained_on=len(valid) - left_out, notes=notes)
+        self.campaign.rounds.save_model(current, model.dumps(), trained_on=len(labels.rows) - left_out, notes=notes)
 
     def _scan(self, current: Round, *, cold: bool) -> None:
         model = None if cold else self._model(current)
@@ -191,7 +179,7 @@ class Coordinator:
                 strategy,
                 wanted,
                 self.view.never_asked(current.stop_set, current),
-                seed=current.seed,
+                random_state=current.seed,
                 round=current.number,
                 codebook=codebook,
                 cells=cells,
@@ -251,12 +239,7 @@ class Coordinator:
         return current
 
     def _model(self, current: Round) -> Model | None:
-        return self._loaded(current.model)
-
-    def _loaded(self, digest: str | None) -> Model | None:
-        if digest is None:
-            return None
-        return Model.loads(self.campaign.rounds.load_model(digest), self.campaign.settings.trusted)
+        return loaded(self.campaign, current.model)
 
     def _takes_missing(self, model: Model | None) -> bool:
         """Return whether a round asks records with missing features; a model knows it as of when it was fitted."""
@@ -288,6 +271,46 @@ class Coordinator:
         asked = self.campaign.rounds.batch(number)
         rows = np.array([each.row for each in asked], dtype=np.int64)
         return Batch(number, rows, [each.record_id for each in asked], pending, fresh)
+
+
+def loaded(campaign: CampaignStore, digest: str | None) -> Model | None:
+    """Load a model of the campaign by its digest."""
+    return None if digest is None else Model.loads(campaign.rounds.load_model(digest), campaign.settings.trusted)
+
+
+def fitted(
+    campaign: CampaignStore, labels: Labels, features: Features, *, parent: str | None, committee: bool = False
+) -> tuple[Model, int]:
+    """Fit the campaign's learner on labels; return the model, and how many of them the learner could not be given.
+
+    A learner that starts warm goes on from the model whose digest is `parent`.
+
+    Raises
+    ------
+    LearnerError
+        If the others are of fewer than two classes, or the learner refuses them.
+    """
+    learner, X = learner_of(campaign), features.take(labels.rows)
+    valid = usable(X, missing=learner.takes_missing(X.shape[1]))
+    positions, codes, weights = labels.weighted()
+    sound = valid[positions]
+    left_out = int((~valid).sum())
+    if left_out and len(np.unique(codes[sound])) < 2:
+        raise LearnerError(
+            f"The labels that the learner can be given are of fewer than two classes: {left_out:,} of {len(valid):,}"
+            " are left out, because features of their records are missing or infinite, and some learners take missing"
+            " ones, such as hgb"
+        )
+    model = learner.fit(
+        X[positions[sound]],
+        codes[sound],
+        None if weights is None else weights[sound],
+        committee=committee,
+        parent=loaded(campaign, parent) if learner.starts_warm else None,
+    )
+    if not np.isfinite(model.predict_proba(X[valid][:1000])).all(axis=1).any():
+        raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
+    return model, left_out
 
 
 def check_weights(learner: Learner, settings: Settings) -> None:

@@ -228,7 +228,9 @@ class Pool:
             An array (N, d) or (N, h, w, c) of NumPy or Dask, or any object that can be sliced by rows; a DataFrame of
             pandas, Dask or Polars, a table of pyarrow; the path of a ``.npy``, ``.parquet``, ``.pq``, ``.csv`` or
             ``.tsv`` file, or of a folder of pictures, whose record ids are the paths below it; or an iterable of
-            `Block`, which cannot be resumed. Dask collections are computed some chunks, or one partition, at a time.
+            `Block`, which cannot be resumed. Dask collections are computed some chunks, or one partition, at a time, by
+            the Dask client of this process, if there is one. Nothing else of a build could use a client: blocks are
+            read and written one after another, in bounded memory.
         path : str, Path or Url
             Where to write the pool: a path, or the URL of a store.
         ids : sequence of str or int, or str, optional

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def compare(
     pool: Pool,
-    oracle: Oracle | npt.ArrayLike,
+    y: Oracle | npt.ArrayLike,
     test: TestSet | None = None,
     classes: Sequence[str] | None = None,
     strategies: Sequence[str | Strategy] = ("default", "random"),
@@ -49,13 +49,13 @@ def compare(
 
     Parameters
     ----------
-    pool, oracle, estimator, batch_size, rounds, reserved, watched, client, on_round
+    pool, y, estimator, batch_size, rounds, reserved, watched, client, on_round
         As in :func:`simulate`.
     test : TestSet, optional
         As in :func:`simulate`. By default a fifth of the pool's records, at most 5,000, drawn by hash; they are never
         asked.
     classes : sequence of str, optional
-        By default those that `oracle` names.
+        By default those that `y` names.
     strategies : sequence of str or Strategy
         Objects need no name here: a score may be a lambda.
     random_state : int or iterable of int, default=0
@@ -72,9 +72,9 @@ def compare(
     """
     named, seeds = _by_label(strategies), _seeds_of(random_state)
     played = {(replay.strategy, replay.seed): replay for replay in known}
-    classes = _classes_of(oracle) if classes is None else classes
+    classes = _classes_of(y) if classes is None else classes
     if test is None:
-        drawn, test = _drawn(pool, oracle, classes, estimator)
+        drawn, test = _drawn(pool, y, classes, estimator)
         reserved = np.union1d(np.asarray(reserved, np.int64), drawn)
     with workers_of(client) as workers:
         for seed in seeds:
@@ -83,7 +83,7 @@ def compare(
                     continue
                 played[label, seed] = simulate(
                     pool,
-                    oracle,
+                    y,
                     test,
                     classes,
                     strategy=strategy,
@@ -103,7 +103,7 @@ def compare(
 
 def compare_side_by_side(
     pool: Pool,
-    oracle: Oracle | npt.ArrayLike,
+    y: Oracle | npt.ArrayLike,
     test: TestSet,
     classes: Sequence[str],
     strategies: Sequence[str | Strategy],
@@ -122,7 +122,7 @@ def compare_side_by_side(
     ----------
     pool : Pool
         Workers must be able to read it.
-    oracle, test, classes, strategies, random_state, known, on_replay
+    y, test, classes, strategies, random_state, known, on_replay
         As in :func:`compare`; a callable is sent to the workers.
     client : distributed.Client, Cluster or str
     **settings
@@ -138,7 +138,7 @@ def compare_side_by_side(
 
     named, seeds = _by_label(strategies), _seeds_of(random_state)
     played = {(replay.strategy, replay.seed): replay for replay in known}
-    shared = {"strategies": named, "pool": pool, "oracle": oracle, "test": test, "classes": tuple(classes), **settings}
+    shared = {"strategies": named, "pool": pool, "y": y, "test": test, "classes": tuple(classes), **settings}
     wanted = [(label, seed) for seed in seeds for label in named if (label, seed) not in played]
     with connect(client) as connected:
         if connected is None:
@@ -162,19 +162,19 @@ def _by_label(strategies: Sequence[str | Strategy]) -> dict[str, str | Strategy]
     return named
 
 
-def _classes_of(oracle: Oracle | npt.ArrayLike) -> tuple[str, ...]:
-    if callable(oracle):
-        raise SettingsError("`classes` must be named where `oracle` is a function, got None")
-    return distinct_names(oracle, what="oracle")[0]
+def _classes_of(y: Oracle | npt.ArrayLike) -> tuple[str, ...]:
+    if callable(y):
+        raise SettingsError("`classes` must be named where `y` is a function, got None")
+    return distinct_names(y, what="y")[0]
 
 
 def _drawn(
-    pool: Pool, oracle: Oracle | npt.ArrayLike, classes: Sequence[str], estimator: str | BaseEstimator
+    pool: Pool, y: Oracle | npt.ArrayLike, classes: Sequence[str], estimator: str | BaseEstimator
 ) -> tuple[Rows, TestSet]:
-    if callable(oracle):
-        raise SettingsError("`test` must be a TestSet where `oracle` is a function, got None")
+    if callable(y):
+        raise SettingsError("`test` must be a TestSet where `y` is a function, got None")
     names = names_of(classes)
-    codes = codes_of(oracle, names, what="oracle", gaps=True, codes=True)
+    codes = codes_of(y, names, what="y", gaps=True, codes=True)
     missing = Learner.of(estimator, names).takes_missing(pool.n_features)
     rows, test = held_out(pool, codes, missing=missing)
     return rows, replace(test, y=np.array(names, dtype=object)[test.y])

@@ -87,7 +87,7 @@ class TestSet:
 
 def simulate(
     pool: Pool,
-    oracle: Oracle | npt.ArrayLike,
+    y: Oracle | npt.ArrayLike,
     test: TestSet,
     classes: Sequence[str],
     *,
@@ -111,9 +111,9 @@ def simulate(
     Parameters
     ----------
     pool : Pool
-    oracle : array by row, or callable from rows
-        Gives the names of classes, or their codes where no class is called by a number. Records that an array has no
-        class for (None, NaN, an empty text, masked) are not asked.
+    y : array by row, or callable from rows
+        The oracle: gives the names of classes, or their codes where no class is called by a number. Records that an
+        array has no class for (None, NaN, an empty text, masked) are not asked.
     test : TestSet
         Records that are not in the pool, or are reserved.
     classes : sequence of str
@@ -144,7 +144,7 @@ def simulate(
     Raises
     ------
     LabelError
-        If the oracle or the test set names something that is no class, or may be read in two ways.
+        If `y` or the test set names something that is no class, or may be read in two ways.
     SettingsError
         If the learner cannot be given the records of the test set.
     """
@@ -152,7 +152,7 @@ def simulate(
         raise SettingsError(f"`rounds` must be at least 1, got {rounds}")
     classes = names_of(classes)
     test = test.coded(classes)
-    ask, unknown = _asking(oracle, pool, classes)
+    ask, unknown = _asking(y, pool, classes)
     names = np.array(classes, dtype=object)
     reserved = np.union1d(np.asarray(reserved, np.int64), unknown)
     test.check(Learner.of(estimator, classes, random_state=random_state), pool.n_features)
@@ -205,15 +205,13 @@ def label_of(strategy: str | Strategy) -> str:
     return strategy if isinstance(strategy, str) else strategy.label
 
 
-def _asking(oracle: Oracle | npt.ArrayLike, pool: Pool, classes: Sequence[str]) -> tuple[Callable[[Rows], Codes], Rows]:
+def _asking(y: Oracle | npt.ArrayLike, pool: Pool, classes: Sequence[str]) -> tuple[Callable[[Rows], Codes], Rows]:
     """Return a function from rows to their class codes, and the rows whose class it does not know."""
-    if callable(oracle):
-        return lambda rows: codes_of(oracle(rows), classes, what="oracle(rows)", codes=True), np.empty(0, np.int64)
-    codes = codes_of(oracle, classes, what="oracle", gaps=True, codes=True)
+    if callable(y):
+        return lambda rows: codes_of(y(rows), classes, what="y(rows)", codes=True), np.empty(0, np.int64)
+    codes = codes_of(y, classes, what="y", gaps=True, codes=True)
     if codes.shape != (pool.n_rows,):
-        raise SettingsError(
-            f"`oracle` must have one class for each of the {pool.n_rows:,} rows, got shape {codes.shape}."
-        )
+        raise SettingsError(f"`y` must have one class for each of the {pool.n_rows:,} rows, got shape {codes.shape}.")
     return lambda rows: codes[rows], np.flatnonzero(codes == UNLABELLED)
 
 

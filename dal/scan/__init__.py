@@ -1,7 +1,8 @@
 """The scan: every record of the pool scored in place, only the best candidates travel.
 
 :func:`dal.scan.scan` is the pass; :func:`dal.scan.sample_codebook` makes the codebook that most strategies want, and a
-:class:`dal.scan.Journal` keeps what is finished. What the pass keeps, :func:`dal.choose` chooses the batch from.
+:class:`dal.scan.Journal` keeps what is finished. Out of what the pass keeps,
+:func:`dal.selection.batch.choose` chooses the batch.
 """
 
 from typing import TYPE_CHECKING

@@ -58,7 +58,7 @@ def scan(
     k: int,
     exclude: Rows | Sequence[int] = (),
     *,
-    seed: int = 0,
+    random_state: int = 0,
     round: int = 0,
     codebook: Codebook | None = None,
     cells: Cells | None = None,
@@ -85,7 +85,8 @@ def scan(
         Size of the batch that is to be chosen.
     exclude : array of int64, default=()
         Rows that are not to be asked, in any order.
-    seed, round : int, default=0
+    random_state, round : int, default=0
+        The two numbers that all draws of a round are hashed with.
     codebook : Codebook, optional
         Needed where the strategy spreads over cells; see :func:`sample_codebook`.
     cells : Cells, optional
@@ -123,7 +124,7 @@ def scan(
     """
     if journal is not None:
         strategy.text  # noqa: B018 - refused where no text names its parts: a journal is found again by it
-    order = _order(pool, model, strategy, k, seed, round, codebook, limits)
+    order = _order(pool, model, strategy, k, random_state, round, codebook, limits)
     order = replace(order, missing=missing if model is None else model.takes_missing)
     if with_features:
         order = replace(order, carry=True)
@@ -182,14 +183,14 @@ def _order(
     if capacity.cells and codebook is None:
         raise SettingsError(
             "`codebook` must be given, as this strategy spreads over cells, got None; pass"
-            " sample_codebook(pool, n_cells, seed)."
+            " sample_codebook(pool, n_cells, random_state)."
         )
     tile = plan.tile_rows(pool.n_features, model.tile_rows if model else None, limits)
     carry = strategy.traits.features
     return Order(strategy.scorer, capacity, tile, seed, round, codebook if capacity.cells else None, carry)
 
 
-def sample_codebook(pool: Pool, n_cells: int, seed: int) -> Codebook:
+def sample_codebook(pool: Pool, n_cells: int, random_state: int) -> Codebook:
     """Find the space in which records are compared, and its cells, from a sample of the pool.
 
     At most 64 blocks of 4,096 rows are read, evenly spread, and 20,000 of their rows or 128 MiB used: the same ones for
@@ -199,14 +200,14 @@ def sample_codebook(pool: Pool, n_cells: int, seed: int) -> Codebook:
     ----------
     pool : Pool
     n_cells : int
-    seed : int
+    random_state : int
 
     Returns
     -------
     Codebook
     """
     size = min(SAMPLE_ROWS, max(n_cells, SAMPLE_BYTES // (4 * pool.n_features)))
-    return Codebook.fit(pool.take(sample_rows(pool.n_rows, seed, size)), n_cells, seed)
+    return Codebook.fit(pool.take(sample_rows(pool.n_rows, random_state, size)), n_cells, random_state)
 
 
 def sample_rows(n_rows: int, seed: int, size: int = SAMPLE_ROWS, blocks: int = 64, block_rows: int = 4096) -> Rows:

@@ -39,7 +39,7 @@ def choose(
     codebook: Codebook | None,
     asked: Floats32,
     excluded: Rows,
-    seed: int,
+    random_state: int,
     round: int,
     mapper: Mapper = map,
 ) -> Rows:
@@ -62,7 +62,8 @@ def choose(
         Features of the records asked or labelled before, and of those drawn for this batch's explore share.
     excluded : ndarray of int64
         Rows that may not be chosen: all that were asked before, and those drawn for the explore share.
-    seed, round : int
+    random_state, round : int
+        As in the scan.
     mapper : callable, default=map
         As in :func:`select`.
 
@@ -74,15 +75,15 @@ def choose(
     candidates = candidates.take(np.flatnonzero(~np.isin(candidates.rows, excluded)))
     if not strategy.traits.features or codebook is None:
         no_labeled = np.empty((0, candidates.embeddings.shape[1]), np.float32)
-        return select(candidates, strategy, k, no_labeled, seed, round)
-    candidates = shortlist(candidates, capacity, seed, round)
+        return select(candidates, strategy, k, no_labeled, random_state, round)
+    candidates = shortlist(candidates, capacity, random_state, round)
     if strategy.traits.cells and not capacity.cells and len(codebook.centers):
         cells = codebook.assign(candidates.embeddings).astype(np.int64)
         candidates = replace(candidates, cells=cells)
     candidates = replace(candidates, embeddings=codebook.embed(candidates.embeddings))
     # A label can be volunteered for a record that is never asked, because a feature is infinite.
     labeled = codebook.embed(asked[usable(asked, missing=True)])
-    return select(candidates, strategy, k, labeled, seed, round, mapper=mapper)
+    return select(candidates, strategy, k, labeled, random_state, round, mapper=mapper)
 
 
 def select(
