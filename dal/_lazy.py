@@ -10,7 +10,7 @@ from dal._distribution import needs
 
 
 def names_of(package: str, homes: Mapping[str, Sequence[str]], extra: str = "") -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package whose names lie in other modules.
+    """Return the ``__getattr__`` of a package whose names lie in other modules, and list them in its ``dir``.
 
     No name may be that of a submodule: importing the submodule would put it in the name's place.
 
@@ -24,13 +24,16 @@ def names_of(package: str, homes: Mapping[str, Sequence[str]], extra: str = "") 
         The extra of the distribution that installs what the modules import, where a plain install does not.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
+    module = sys.modules[package]
+    # An interpreter completes by this list.
+    vars(module)["__dir__"] = lambda: sorted({*vars(module), *home_of})
 
     def import_name(name: str) -> Any:  # noqa: ANN401 - whatever has the name
         if name not in home_of:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=sys.modules[package])
+            raise AttributeError(f"module {package!r} has no attribute {name!r}", name=name, obj=module)
         with needs(extra, package) if extra else nullcontext():
             value = getattr(import_module(home_of[name]), name)
-        setattr(sys.modules[package], name, value)
+        setattr(module, name, value)
         return value
 
     return import_name

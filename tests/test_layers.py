@@ -175,6 +175,7 @@ def test_names_that_are_imported_when_asked_for_are_those_that_type_checkers_see
     assert {home: set(names) for home, names in ast.literal_eval(mapping).items()} == seen
     package = importlib.import_module(".".join(path.parent.relative_to(PACKAGE.parent).parts))
     everything = set().union(*seen.values())
+    assert everything <= set(dir(package))
     assert everything <= set(package.__all__)
     assert all(hasattr(package, name) for name in package.__all__)
 

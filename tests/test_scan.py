@@ -813,7 +813,7 @@ def told(progress):
     sys.stdin.readline()
 journal, limits = Journal(sys.argv[2]), Limits(tile_rows=256, span_bytes=1)
 strategy = Strategy.named("random")
-scan(Pool.open(sys.argv[1]), None, strategy, 30, seed=2, journal=journal, progress=told, limits=limits)
+scan(Pool.open(sys.argv[1]), None, strategy, 30, random_state=2, journal=journal, progress=told, limits=limits)
 """
 
 
