@@ -154,6 +154,9 @@ def test_labels_of_one_class_are_told_by_page_and_command_until_there_is_another
         assert bool(status(campaign).one_class) == told
         assert [each for each in page.warnings if CLASSES[1] in each] == [status(campaign).one_class] * told
         assert (f"All 10 labels are '{CLASSES[1]}'" in printed) == told
+        toml = campaign.directory / "campaign.toml"
+        toml.write_text(toml.read_text().replace(f'"{strategy}"', '"not_installed:here"'))
+        assert status(Campaign.open(campaign.directory)).one_class == ""
         campaign.label(first.record_ids[:1], [CLASSES[0]])
         assert status(campaign).one_class == ""
 

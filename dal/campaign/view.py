@@ -20,7 +20,7 @@ from dal.campaign.control import Control
 from dal.campaign.parts import other_pool, pool_of
 from dal.campaign.schema import Round, Step
 from dal.campaign.store import CampaignStore
-from dal.errors import PoolError, PoolNotFound
+from dal.errors import PoolError, PoolNotFound, SettingsError
 from dal.evidence.agreement import Agreement
 from dal.evidence.ruler import Estimate, RoundRecord, accuracy, class_shares
 from dal.evidence.stopping import Criterion, Verdict, advice, as_they_ended, first_stop, label_budget, parse
@@ -422,13 +422,24 @@ def one_class(view: View) -> str:
     labels are of several classes, where there are none yet, and where the strategy asks no learner, such as ``random``.
     """
     settings, codes = view.campaign.settings, view.labels().codes
-    if len(np.unique(codes)) != 1 or Strategy.named(settings.strategy).score == "random":
+    if len(np.unique(codes)) != 1 or not _asks_a_learner(settings.strategy):
         return ""
     only = settings.classes[int(codes[0])]
     return (
         f"All {len(codes):,} labels are {only!r}, and a learner needs two classes: batches are chosen by coverage of"
         " the pool until a record of another class is labelled, asked or imported"
     )
+
+
+def _asks_a_learner(strategy: str) -> bool:
+    """Return whether a strategy scores by a model; False where it is not found.
+
+    A strategy of one's own need not be installed where the pages are served.
+    """
+    try:
+        return Strategy.named(strategy).score != "random"
+    except SettingsError:
+        return False
 
 
 def _gold_results(campaign: CampaignStore) -> dict[str, tuple[int, int]]:
