@@ -612,7 +612,7 @@ def play(directory: Path, codes: np.ndarray) -> list[list[int]]:
 def campaign_of(pool: dal.Pool, directory: Path, estimator: str, **options: object) -> dal.Campaign:
     """Make a campaign of ten rounds."""
     trusted = ("tests.nets.Mortal", "tests.nets.Images")
-    given = {"batch_size": 12, "stop": dal.MaxRounds(10), "random_state": 3} | options
+    given = {"batch_size": 12, "stop": "max_rounds=10", "random_state": 3} | options
     return dal.Campaign.create(directory, pool, CLASSES[:3], estimator=estimator, trusted=trusted, **given)
 
 
