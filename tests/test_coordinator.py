@@ -259,7 +259,7 @@ def taken_by(door: str, campaign: Campaign, cluster: Client) -> str:
             campaign.rounds.close(campaign.rounds.get(1))
             Coordinator(campaign).freeze()
             # A label of another class that comes now is the next round's.
-            campaign.label(["record 3"], ["green"])
+            campaign.label([campaign.rounds.batch(1)[0].record_id], ["green"])
             asked(campaign)
         case "--coverage":
             asked(campaign, coverage=True)
@@ -271,7 +271,8 @@ def test_labels_of_one_class_are_followed_by_a_batch_that_covers_the_pool(
     strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
     batches = {}
-    for door in ("--coverage", "next_batch", "cluster", "batches", "run", "dal next", "after a kill"):
+    # The command comes last: it sets up what its process logs, and takes that from `caplog`.
+    for door in ("--coverage", "next_batch", "cluster", "batches", "run", "after a kill", "dal next"):
         campaign = made(truth, tmp_path / door, strategy=strategy, batch_size=30)
         assert status(campaign).one_class == ""
         campaign.label(asked(campaign), np.zeros(30, int))
