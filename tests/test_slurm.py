@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import slurm
+from tests.certificates import made
 from tests.conftest import missing_service
 from tests.recipes import ROOT, block_with, until
 from tests.twins import Twins
@@ -38,9 +39,10 @@ def test_walltimes_that_end_in_the_midst_of_a_scan_change_no_batch(tmp_path: Pat
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "WORKER_JOBS": "2",
         "WORKER_CORES": "1",
+        "CERTIFICATES": str(made(tmp_path / "certificates")),
     }
     submitted = subprocess.run(
-        ["bash", "-euc", block_with("cluster/slurm", "sbatch")],
+        ["bash", "-euc", block_with("cluster/slurm", "DEFAULT_SCHEME") + block_with("cluster/slurm", "sbatch")],
         cwd=tmp_path,
         env=os.environ | queue.environment | twins.environment | environment,
         capture_output=True,
@@ -75,4 +77,8 @@ def test_walltimes_that_end_in_the_midst_of_a_scan_change_no_batch(tmp_path: Pat
             print(f"{each.name}:\n{each.read_text()}")  # shown by pytest with the failure
         raise
     assert "Stopped" in log.read_text()
+    for role in ("scheduler", "workers-1", "workers-2", "coordinator"):
+        told = (tmp_path / f"dal-{role}.log").read_text()
+        assert "tcp://" not in told
+        assert "tls://" in told or role == "coordinator", role
     assert twins.campaign.rounds.get(2).summary["spans_resumed"] > 0
