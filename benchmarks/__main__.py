@@ -6,6 +6,7 @@ from benchmarks import (
     clusters,
     deep,
     elastic,
+    encode,
     entrance,
     labels,
     memory,
@@ -29,6 +30,7 @@ def main() -> None:
 main.add_command(clusters.command)
 main.add_command(deep.command)
 main.add_command(elastic.command)
+main.add_command(encode.command)
 main.add_command(entrance.command)
 main.add_command(scan.command)
 main.add_command(memory.command)

@@ -26,3 +26,6 @@ STRATEGIES = (
 
 PRESETS = ("logistic", "head", "forest", "hgb", "mlp")
 """Learners by name, see :meth:`dal.learners.learner.Learner.named`."""
+
+ENCODERS = ("sentences", "onnx")
+"""Encoders by name, see :func:`dal.encoders.named.encoder_named`."""

@@ -26,6 +26,7 @@ import cloudpickle
 import numpy as np
 
 from dal.campaign import Asked
+from dal.encoders.named import encoder_named
 from dal.evidence.ruler import RoundRecord
 from dal.evidence.stopping import Criterion, Verdict, parse, texts_of
 from dal.exchange.files import format_of
@@ -33,13 +34,21 @@ from dal.exchange.formats import Format, Item, Known, Line, Rejected, Sheet
 from dal.learners.learner import Learner
 from dal.learners.models import Model, score_block
 from dal.plugins import Carried
+from dal.pool.encoded import Shipped, encode_group, refuse_encoder
 from dal.scores import resolved, takes_committee
 from dal.selection.batch import choose, select
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.codebook import Codebook
 from dal.selection.strategy import Strategy
 
-__all__ = ["CriterionContract", "FormatContract", "LearnerContract", "ScoreContract", "SelectorContract"]
+__all__ = [
+    "CriterionContract",
+    "EncoderContract",
+    "FormatContract",
+    "LearnerContract",
+    "ScoreContract",
+    "SelectorContract",
+]
 
 
 def _given(contract: object, name: str) -> Any:  # noqa: ANN401 - anybody's object
@@ -130,6 +139,69 @@ class ScoreContract:
         assert again.scorer == strategy.scorer
         model, X = self.model(), self.records()
         np.testing.assert_array_equal(score_block(again.scorer, model, X).score, self.values(X, model))
+
+
+class EncoderContract:
+    """The contract of every encoder: finite features of each record alone, the same in each process.
+
+    Attributes
+    ----------
+    encoder : Encoder or str
+    pictures : bool
+        Whether it encodes pictures; else texts.
+    tolerance : float
+        How far the features of a record may move with the records beside it, relative to the largest feature: a network
+        computes other last bits for another batch.
+    """
+
+    encoder: Any
+    pictures: bool = False
+    tolerance: float = 1e-4
+
+    @cached_property
+    def made(self) -> Any:  # noqa: ANN401 - anybody's object
+        """The encoder as a build uses it."""
+        part = _given(self, "encoder")
+        found = encoder_named(part) if isinstance(part, str) else part
+        refuse_encoder(found)
+        return found
+
+    def records(self) -> list[Any]:
+        """Return records: texts of one letter and of many words, or pictures of several sizes."""
+        if not self.pictures:
+            return ["a", "the quick brown fox", "naïve 猫 🦊", "one two " * 300, "the quick brown fox"]
+        rng = np.random.default_rng(0)
+        sizes = ((1, 1), (40, 30), (300, 200), (32, 32))
+        return [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
+
+    def features(self, encoder: Any, records: list[Any]) -> "np.ndarray":  # noqa: ANN401
+        """Return the features of records as a build computes them."""
+        shipped = Shipped.of(encoder)
+        group = encode_group(shipped, "pictures" if self.pictures else "texts", records)
+        assert not group.causes, f"each record must have finite features: {group.causes}"
+        return group.features
+
+    def test_returns_finite_features_of_each_record(self) -> None:
+        """Encode records of several lengths and sizes."""
+        records = self.records()
+        features = self.features(self.made, records)
+        assert features.shape[0] == len(records)
+        assert features.shape[1] >= 1
+
+    def test_features_do_not_depend_on_the_records_beside(self) -> None:
+        """Encode each record alone, and all together."""
+        records = self.records()
+        together = self.features(self.made, records)
+        for record, row in zip(records, together, strict=True):
+            [alone] = self.features(self.made, [record])
+            assert np.abs(alone - row).max() <= self.tolerance * max(1.0, float(np.abs(row).max()))
+
+    def test_is_the_same_in_another_process(self) -> None:
+        """Pack and unpack it: the id and the features stay."""
+        twin = pickle.loads(Shipped.of(self.made).packed)
+        assert isinstance(self.made.id, str)
+        assert twin.id == self.made.id
+        assert np.array_equal(self.features(twin, self.records()), self.features(self.made, self.records()))
 
 
 class SelectorContract:

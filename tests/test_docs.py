@@ -63,6 +63,7 @@ BLOCKS_ELSEWHERE = {
     ("cluster/slurm/README.md", "python"): "needs dask-jobqueue, on which nothing here depends",
     ("cluster/ssh/README.md", "bash"): "tests/test_ssh.py runs them",
     ("cluster/ssh/README.md", "python"): "needs asyncssh, on which nothing here depends",
+    ("docs/encoding.md", "bash"): "needs torch and models; tests/test_encoders_torch.py runs them",
     ("docs/labelling.md", "nginx"): "tests/test_web_faults.py runs it",
     ("docs/networks.md", "bash"): "needs torch; tests/test_deep.py runs them",
     ("docs/operations.md", "shell"): "tests/test_backup.py runs them",

@@ -42,6 +42,7 @@ class InMemory:
         self.kinds: dict[str, str] = {}
         self.record_shape: tuple[int, ...] = (2,)
         self.encoding = "float32"
+        self.has_pictures = False
         self.n_rows = len(self.ids)
 
     def refreshed(self) -> "InMemory":

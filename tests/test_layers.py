@@ -18,7 +18,7 @@ LEVELS = [
     {"scores", "selection", "evidence", "texts", "classes"},
     {"stores"},
     {"places"},
-    {"pool", "learners", "compute", "progress", "metrics"},
+    {"pool", "encoders", "learners", "compute", "progress", "metrics"},
     {"campaign"},
     {"scan"},
     {"map"},

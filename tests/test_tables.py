@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import itertools
+import json
 import logging
 import uuid
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import dask.dataframe as dd
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 import zarr
@@ -846,3 +848,50 @@ def test_a_source_is_a_place_of_this_machine(tmp_path: Path, monkeypatch: pytest
         with pytest.raises(DalError):
             Pool.build(wrong, tmp_path / "other.zarr")
     assert not (tmp_path / "other.zarr").exists()
+
+
+# ---- files of Arrow
+
+
+def arrow(path: Path, table: pa.Table, *, stream: bool) -> Path:
+    kind = pa.ipc.new_stream if stream else pa.ipc.new_file
+    with kind(path, table.schema) as writer:
+        writer.write_table(table, max_chunksize=9)
+    return path
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", ["stream", "file", "feather"])
+def test_a_file_of_arrow_is_a_table(kind: str, tmp_path: Path) -> None:
+    expected = frame()
+    table = pa.Table.from_pandas(expected, preserve_index=False)
+    source = tmp_path / ("table.feather" if kind == "feather" else "table.arrow")
+    if kind == "feather":
+        expected.to_feather(source)
+    else:
+        arrow(source, table, stream=kind == "stream")
+    pool = Pool.build(source, tmp_path / "pool.zarr", ids="key", features=["y", "x"], display=["note"])
+    np.testing.assert_array_equal(pool.read(0, 40), expected[["y", "x"]].to_numpy(np.float32))
+    assert pool.display([5]) == {"note": [2]}
+    opened = tables.open_table(source, "key", ["x"], [])
+    for start in (0, 1, 9, 25, 39):
+        rows = np.concatenate([block.features for block in opened.blocks(start)])
+        np.testing.assert_array_equal(rows[:, 0], expected["x"].to_numpy(np.float32)[start:])
+
+
+def test_a_folder_that_datasets_saved_is_a_table(tmp_path: Path) -> None:
+    folder = tmp_path / "saved" / "train"
+    folder.mkdir(parents=True)
+    table = pa.Table.from_pandas(frame(), preserve_index=False)
+    names = [f"data-{at:05d}-of-00003.arrow" for at in range(3)]
+    for at, name in enumerate(names):
+        arrow(folder / name, table.slice(at * 15, 15), stream=True)
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    pool = Pool.build(folder, tmp_path / "pool.zarr", ids="key", features=["x", "y"])
+    np.testing.assert_array_equal(pool.read(0, 40), frame()[["x", "y"]].to_numpy(np.float32))
+    with pytest.raises(SourceError, match="train"):
+        Pool.build(tmp_path / "saved", tmp_path / "other.zarr", ids="key")
+    (folder / "state.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"state\.json"):
+        Pool.build(folder, tmp_path / "other.zarr", ids="key")

@@ -16,14 +16,17 @@ from dal.campaign.settings import GROUPS, Settings, choices_of
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
-def workers_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that say where work is done."""
+def workers_options(
+    command: Callable[..., None],
+    processes: str = "Worker processes on this machine; 0: none. Default: one a core where that is faster than none.",
+) -> Callable[..., None]:
+    """Add the options that say where work is done; `processes` is the help of those on this machine."""
     command = tls_options(command)
     for option in (
         click.option(
             "--workers",
             type=click.IntRange(min=0),
-            help="Worker processes on this machine; 0: none. Default: one a core where that is faster than none.",
+            help=processes,
         ),
         click.option("--scheduler", help="Address of a Dask scheduler, whose workers are used instead."),
     ):

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dal.choices import ENCODINGS, Missing
-from dal.cli.options import missing_chunks_option, split
+from dal.choices import ENCODERS, ENCODINGS, Missing
+from dal.cli.options import missing_chunks_option, split, workers_options
 from dal.cli.terminal import as_bytes, say, shown
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from dal.pool import Pool
+
+
+_encoder_option = click.option(
+    "--encoder",
+    help=f'What encodes texts or pictures: {", ".join(ENCODERS)}, module:object, with parameters as in "sentences('
+    "model='DIRECTORY')\". Not kept with POOL, which keeps its id: pass it to append as well.",
+)
+
+
+def _encoding_workers(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say where records are encoded."""
+    return workers_options(command, "Worker processes that encode on this machine. Default: none, this process.")
 
 
 @click.group()
@@ -33,10 +49,13 @@ def pool() -> None:
 )
 @click.option("--text", help="Column of texts to make the features from; it is shown as well.")
 @click.option("--vectoriser", help="What does so: module:object, a transformer of scikit-learn, fitted or not.")
+@_encoder_option
+@click.option("--images", is_flag=True, help="With --encoder: SOURCE is a folder of pictures, or an .npy file of them.")
 @click.option("--header/--no-header", default=None, help="Whether the first line of a CSV file names the columns.")
 @click.option("--size", help="Resize pictures to HEIGHTxWIDTH, such as 32x32. Default: they must have one size.")
 @click.option("--background", help="Colour below transparent pixels, such as black or #336699. Default: white.")
 @click.option("--overwrite", is_flag=True, help="Replace the pool that is there.")
+@_encoding_workers
 def build(
     source: Path,
     pool_path: str,
@@ -46,18 +65,24 @@ def build(
     dtype: str | None,
     text: str | None,
     vectoriser: str | None,
+    encoder: str | None,
+    images: bool,
     header: bool | None,
     size: str | None,
     background: str | None,
     overwrite: bool,
+    scheduler: str | None,
+    workers: int | None,
 ) -> None:
-    """Build POOL from SOURCE: an .npy, .parquet, .pq, .csv or .tsv file, or a folder of pictures.
+    """Build POOL from SOURCE: an .npy, .parquet, .csv, .tsv or .arrow file, or a folder of pictures.
+
+    With --encoder, a model turns texts (--text) or pictures (--images) into features, once.
 
     Memory does not grow with the source. Interrupted and run again, it goes on.
     """
     from dal.pool import Pool
 
-    with shown("building") as show:
+    with _client(scheduler, workers, encoder) as client, shown("building") as show:
         built = Pool.build(
             source,
             pool_path,
@@ -69,6 +94,9 @@ def build(
             header=header,
             size=None if size is None else _size(size),
             background=background,
+            encoder=_encoder(encoder),
+            images=images,
+            client=client,
             dtype=dtype,
             overwrite=overwrite,
             progress=lambda done, total: show(done, total, "rows"),
@@ -82,6 +110,32 @@ def _vectoriser(name: str | None) -> Any:  # noqa: ANN401 - any transformer of s
     from dal.learners.presets import import_estimator
 
     return import_estimator(name, "vectoriser")
+
+
+def _encoder(name: str | None) -> Any:  # noqa: ANN401 - any object with `encode`
+    if name is None:
+        return None
+    from dal.encoders.named import encoder_named
+
+    return encoder_named(name)
+
+
+@contextmanager
+def _client(scheduler: str | None, workers: int | None, encoder: str | None) -> Iterator[Client | None]:
+    """Return the workers that encode, as a context; None where this process does."""
+    if scheduler is None and not workers:
+        yield None
+        return
+    if encoder is None:
+        raise click.UsageError("--workers and --scheduler encode records: give --encoder as well, or leave them out.")
+    from dal.cli.cluster import workers_chosen
+    from dal.compute.ready import ready
+
+    with workers_chosen(scheduler, workers) as chosen:
+        client = chosen.client
+        assert client is not None  # one of the two options was given
+        ready(client, say=say)
+        yield client
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -101,6 +155,8 @@ def _size(text: str) -> tuple[int, int]:
 @click.option("--vectoriser", help="What does so, as module:object: the one the pool was built with, fitted.")
 @click.option("--header/--no-header", default=None, help="Whether the first line of a CSV file names the columns.")
 @click.option("--size", help="Resize pictures to HEIGHTxWIDTH, such as 32x32. Default: as those of POOL.")
+@_encoder_option
+@_encoding_workers
 def append(
     source: Path,
     pool_path: str,
@@ -111,6 +167,9 @@ def append(
     vectoriser: str | None,
     header: bool | None,
     size: str | None,
+    encoder: str | None,
+    scheduler: str | None,
+    workers: int | None,
 ) -> None:
     """Add the records of SOURCE at the end of POOL, which is built of such; campaigns on it go on.
 
@@ -120,7 +179,7 @@ def append(
     """
     from dal.pool import Pool
 
-    with shown("appending") as show:
+    with _client(scheduler, workers, encoder) as client, shown("appending") as show:
         longer = Pool.open(pool_path).append(
             source,
             ids=ids,
@@ -130,6 +189,8 @@ def append(
             vectoriser=_vectoriser(vectoriser),
             header=header,
             size=None if size is None else _size(size),
+            encoder=_encoder(encoder),
+            client=client,
             progress=lambda done, total: show(done, total, "rows"),
         )
     _describe(longer)
@@ -155,6 +216,12 @@ def _describe(opened: Pool) -> None:
     if opened.left_out:
         say(f"left out, as an index: {listed(opened.left_out)}; --features takes them")
     say(f"display fields: {', '.join(opened.fields) or 'none'}; fingerprint {opened.fingerprint}")
+    if opened.encoder is not None:
+        say(f"encoded by {opened.encoder}")
+    if opened.unencoded.get("count"):
+        from dal.pool.encoded import missing_text
+
+        say(missing_text(opened.unencoded))
     if opened.packing is not None:
         say(f"by its attributes: {opened.packing}")
     if opened.missing_chunks == "fill":

@@ -27,6 +27,7 @@ from dal.classes import MISSING, UNLABELLED, Classes, listed
 from dal.errors import CampaignError, LabelError
 from dal.exchange.formats import Csv, Format, Item, JsonLines, Known, Line, Parquet, Prodigy, Rejected, Sheet, bytes_of
 from dal.exchange.label_studio import LabelStudio
+from dal.pool.stored import picture_kind
 from dal.texts import composed, folded, name_flaw, shown_name, unguarded, whole
 
 LISTED = 1000
@@ -56,6 +57,7 @@ class Records(Protocol):
 
     record_shape: tuple[int, ...]
     encoding: str
+    has_pictures: bool
 
     @property
     def n_rows(self) -> int:
@@ -77,6 +79,9 @@ class Records(Protocol):
 
     def take(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return the features of rows, in the order asked."""
+
+    def pictures(self, rows: npt.NDArray[np.int64]) -> list[bytes | None]:
+        """Return the small pictures of rows, where there are such beside the features."""
 
     def refreshed(self) -> "Records":
         """Return the pool as it is now, with the records that were appended since it was opened."""
@@ -289,12 +294,20 @@ def _items(
 
 
 def is_picture(pool: Records) -> bool:
-    """Check whether the features are pictures that can be shown: (h, w, c) of bytes, with 1, 3 or 4 channels."""
+    """Check whether there are pictures to show: features (h, w, c) of bytes with 1, 3 or 4 channels, or others."""
+    return pool.has_pictures or _of_pictures(pool)
+
+
+def _of_pictures(pool: Records) -> bool:
     return pool.encoding == "uint8" and len(pool.record_shape) == 3 and pool.record_shape[2] in _MODES
 
 
-def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str]:
-    """Yield the features of rows as data URIs, so that a labelling tool needs no access to the pool."""
+def _pictures(pool: Records, rows: npt.NDArray[np.int64]) -> Iterator[str | None]:
+    """Yield the pictures of rows as data URIs, so that a labelling tool needs no access to the pool."""
+    if not _of_pictures(pool):
+        for kept in pool.pictures(rows):
+            yield f"data:{picture_kind(kept)};base64,{base64.b64encode(kept).decode()}" if kept else None
+        return
     from PIL import Image
 
     height, width, channels = pool.record_shape

@@ -33,12 +33,13 @@ from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool._zarr import storing_all_chunks, whole
 from dal.pool.chunks import read_rows
+from dal.pool.encoded import Encoded, RawArrays, RawSource, RawTexts, joined
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
 from dal.pool.sources import Block, Source, checked, open_source
 from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, damaged_key, description
-from dal.pool.stored import field_path, stored_type
+from dal.pool.stored import PICTURE, field_path, stored_type
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 from dal.stores.lease import Held, Lease
@@ -49,6 +50,7 @@ MAX_FILES = 4096
 SHARD_CHUNKS = 16
 # Ids and fields are looked up for single rows, and each costs the decoding of a chunk: keep these chunks small.
 FIELD_ROWS = 2**12
+PICTURE_ROWS = 2**8
 INDEX_ROWS = 2**17
 
 _WRITERS = 8
@@ -81,6 +83,9 @@ class Options:
     header: bool | None
     size: tuple[int, int] | None
     background: str | None = None
+    encoder: object = None
+    images: bool = False
+    client: object = None
 
 
 def build(
@@ -98,6 +103,8 @@ def build(
             group = _existing(where, store)  # again, because the holder of the lock may have changed it meanwhile
         build = _resumed(where, group, identity, overwrite=overwrite)
         start = build.rows if build else 0
+        if build and isinstance(opened, Encoded):
+            opened.resume(build.missing)
         scale = None
         if dtype == "int8":
             scale = build.scale() if build else _scale(opened)
@@ -112,6 +119,7 @@ def build(
                     where, store, group, head[0], n_rows, opened, encoding=encoding, identity=identity, scale=scale
                 )
             blocks = itertools.chain(head, blocks)
+        build.encoded = opened if isinstance(opened, Encoded) else None
         with build.full_disk_errors():
             build.write(blocks, progress)
             build.write_index()
@@ -134,6 +142,7 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
     if not isinstance(group, zarr.Group):
         raise PoolError(f"a pool to append to must be one that dal built, got the plain Zarr array {where}")
     state = description(group)
+    _refuse_other_encoder(where, state.get("made_from", {}), how.encoder)
     opened = _source(source, _by_name(where, state, source, how), state)
     if isinstance(opened, Texts) and not opened.fitted:
         raise SourceError(
@@ -146,6 +155,7 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         _remove_partial(where)
         build = _Build(where, zarr.open_group(store, mode="r+"))
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
+        build.encoded = opened if isinstance(opened, Encoded) else None
         blocks = build.checked(opened.blocks(0), encode)
         with build.full_disk_errors():
             build.append(blocks, progress, opened.n_rows)
@@ -255,7 +265,11 @@ def _source(source: object, how: Options, state: Mapping[str, Any] | None = None
         source = place_of(source)
     if isinstance(source, Url):
         raise SourceError(f"`source` must be a file of this machine, got {source}; download it, or open it with Dask")
-    folder = isinstance(source, Path) and source.is_dir()
+    folder = isinstance(source, Path) and source.is_dir() and not is_table(source)
+    if how.encoder is not None:
+        return Encoded(_raw(source, how), how.encoder, how.client)
+    if how.images or how.client is not None:
+        raise SourceError("`images` and `client` must be left out without `encoder` (--images, --encoder)")
     if not folder and (how.size is not None or how.background is not None):
         raise SourceError("`size` and `background` must be left out unless the source is a folder of pictures")
     if (how.text is None) != (how.vectoriser is None):
@@ -283,6 +297,53 @@ def _source(source: object, how: Options, state: Mapping[str, Any] | None = None
     known = (state or {}).get("made_from", {})
     size = how.size if how.size is not None else known.get("size")
     return Pictures(source, size_of(size), how.background or known.get("background"), known.get("mode"))
+
+
+def _raw(source: object, how: Options) -> RawSource:
+    """Open the source of raw records for an encoder."""
+    if how.vectoriser is not None or how.features is not None or how.size is not None or how.background is not None:
+        raise SourceError(
+            "`vectoriser`, `features`, `size` and `background` must be left out with `encoder`, which makes features"
+        )
+    if (how.text is not None) == how.images:
+        raise SourceError(
+            "`encoder` must come with a column of texts or with pictures, got "
+            f"{'both' if how.images else 'neither'}; pass text=... or images=True (--text COLUMN, --images)"
+        )
+    if how.text is not None:
+        if not is_table(source) or not (how.ids is None or isinstance(how.ids, str)):
+            raise SourceError("`text` must name a column of a table, such as a .parquet or .csv file")
+        return RawTexts(open_table(source, how.ids, None, how.display, text=how.text, header=how.header), how.text)
+    if is_table(source) or how.header is not None:
+        raise SourceError("`source` must be a folder of pictures or an array of them with `images`, got a table")
+    with needs("images", "pictures as a source"):
+        from dal.pool.pictures import PictureFiles, PictureShards, shards_in
+    if not isinstance(source, Path):
+        return RawArrays(open_source(source, how.ids, None, how.display))
+    shards = shards_in(source) if source.exists() else []
+    if not shards and not source.is_dir():
+        return RawArrays(open_source(source, how.ids, None, how.display))
+    if how.ids is not None or len(how.display):
+        raise SourceError("`ids` and `display` must be left out for files of pictures, whose ids are their paths")
+    if shards:
+        return PictureShards(shards)
+    _refuse_folder(source)
+    return PictureFiles(source)
+
+
+def _refuse_other_encoder(where: Place, kept: Mapping[str, Any], encoder: object) -> None:
+    """Raise an error unless appended records are encoded as those of the pool."""
+    wanted = kept.get("encoder")
+    given = getattr(encoder, "id", None)
+    if wanted == given and (wanted is not None or encoder is None):
+        return
+    if wanted is None:
+        raise SourceError(f"`encoder` must be left out, as {where} was built, got {given or encoder!r}")
+    got = "none" if encoder is None else repr(given)
+    raise SourceError(
+        f"`encoder` must be {wanted!r}, which made the features of {where}, got {got}; other weights or another "
+        "preprocessing make features that cannot be compared: build a new pool for them"
+    )
 
 
 def _refuse_folder(path: Path) -> None:
@@ -368,6 +429,10 @@ def _creation_errors(where: Place) -> Iterator[None]:
 def _refuse_dtype(dtype: str | None, source: Source) -> None:
     if dtype is not None and dtype not in ENCODINGS:
         raise SourceError(f"`dtype` must be one of {', '.join(ENCODINGS)}, got {dtype!r}")
+    if dtype in ("int8", "uint8") and isinstance(source, Encoded):
+        raise SourceError(
+            f"`dtype` must be float32, bfloat16 or float16 for encoded records, which may be missing, got {dtype}"
+        )
     if dtype == "int8" and source.single:
         raise SourceError(
             "`source` must be readable twice for int8, which takes a first pass for the scale of each feature, got an "
@@ -543,7 +608,8 @@ def _create_build(
     for name, values in first.fields.items():
         kind = kind_of(values)
         assert kind is not None  # `checked` casts every field to a kind
-        wanted.append(_Wanted(field_path(name), stored_type(kind), rows, n_rows))
+        layout = _Layout.of(PICTURE_ROWS, n_rows) if name == PICTURE else rows
+        wanted.append(_Wanted(field_path(name), stored_type(kind), layout, n_rows))
     _each(where, lambda each: _create(group, *each), wanted)
     return _Build(where, group)
 
@@ -693,6 +759,14 @@ class _Build:
         self._remote = isinstance(where, Url) and where.is_object_store
         self._writes = _Writes(remote=self._remote)
         self._saved_at = time.monotonic()
+        self.encoded: Encoded | None = None
+        """The source that knows which records could not be encoded; the pool keeps their names."""
+
+    @property
+    def missing(self) -> Mapping[str, Any]:
+        """The records that could not be encoded, of those that are safe."""
+        found: Mapping[str, Any] = self._state.get("unencoded", {})
+        return found
 
     def write(self, blocks: Iterator[Block], progress: Progress | None) -> None:
         """Write all rows, and save the number of safe rows on the way."""
@@ -726,6 +800,9 @@ class _Build:
         self._write_index(index, rows)
         old = self._state.get("index", INDEX)
         self._state |= {"n_rows": rows, "source_rows": rows, "index": index, "kinds": self.kinds}
+        if self.encoded is not None:
+            more = self.encoded.missing_before(rows - before)
+            self._state["unencoded"] = joined(self._state.get("unencoded", {}), more, before)
         self._group.attrs[ATTRIBUTE] = self._state
         self.rows = rows
         # Pools that are open use the previous index: it stays, older ones go.
@@ -848,6 +925,8 @@ class _Build:
     def _save(self, rows: int, *, complete: bool = False) -> None:
         if rows > self.rows or complete:
             self._state |= {"n_rows": rows, "complete": complete}
+            if self.encoded is not None:
+                self._state["unencoded"] = self.encoded.missing_before(rows)
             self._group.attrs[ATTRIBUTE] = self._state
             self.rows = rows
 

@@ -1,6 +1,7 @@
 """Opening a pool and reading it: records by row, record ids, display fields."""
 
 import asyncio
+import base64
 import contextlib
 import copy
 import hashlib
@@ -28,7 +29,7 @@ from dal.pool.ahead import AHEAD_BYTES, ReadAhead
 from dal.pool.chunks import ChunkFiles, ChunkObjects, Stored, grouped, missing_chunks, read_rows, take_rows
 from dal.pool.encodings import Decode, decoder
 from dal.pool.packing import Packing
-from dal.pool.stored import KINDS, field_path, from_store
+from dal.pool.stored import KINDS, PICTURE, field_path, from_store
 from dal.stores.objects import begun
 from dal.stores.zarr_store import ZarrObjects
 
@@ -158,6 +159,12 @@ class Pool:
         in pools built from arrays or pictures.
     left_out : tuple of str
         Columns of the table that were taken for its index and so left out of the features.
+    encoder : str or None
+        Id of the encoder that made the features, where one did.
+    has_pictures : bool
+        Whether it holds a small picture of each record, see `pictures`: in pools of encoded pictures.
+    unencoded : mapping
+        The records that could not be encoded: their ``count``, and as ``named`` row, id and cause of the first ones.
     packing : Packing or None
         Conversion of a plain array's values, where its attributes ask for one.
     missing_chunks : {"refuse", "fill"}
@@ -176,12 +183,18 @@ class Pool:
         self._has_ids = bool(described.get("has_ids"))
         self._index = described.get("index", INDEX)
         self._id_hash = described.get("id_hash", ids.HASH_OF_OLD)
-        self.fields: tuple[str, ...] = tuple(described.get("fields", ()))
-        self.kinds: dict[str, str] = dict(described.get("kinds", {}))
+        fields = described.get("fields", ())
+        self.fields: tuple[str, ...] = tuple(name for name in fields if name != PICTURE)
+        self.kinds: dict[str, str] = {
+            name: kind for name, kind in described.get("kinds", {}).items() if name != PICTURE
+        }
+        self.has_pictures = PICTURE in fields
         made_from = described.get("made_from", {})
         text = made_from.get("text")
         self.feature_names: tuple[str, ...] = (text,) if text else tuple(made_from.get("features", ()))
         self.left_out: tuple[str, ...] = tuple(made_from.get("left_out", ()))
+        self.encoder: str | None = made_from.get("encoder")
+        self.unencoded: Mapping[str, Any] = described.get("unencoded", {})
         self.fingerprint: str = described.get("fingerprint") or _digest(features)
         # While records are being appended, the arrays may be longer than the number of rows in the description.
         self.n_rows = int(described.get("n_rows", features.shape[0]))
@@ -212,6 +225,9 @@ class Pool:
         header: bool | None = None,
         size: tuple[int, int] | None = None,
         background: str | None = None,
+        encoder: object = None,
+        images: bool = False,
+        client: Any = None,  # noqa: ANN401 - a Client of Dask
         dtype: str | None = None,
         overwrite: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
@@ -226,11 +242,12 @@ class Pool:
         ----------
         source : object
             An array (N, d) or (N, h, w, c) of NumPy or Dask, or any object that can be sliced by rows; a DataFrame of
-            pandas, Dask or Polars, a table of pyarrow; the path of a ``.npy``, ``.parquet``, ``.pq``, ``.csv`` or
-            ``.tsv`` file, or of a folder of pictures, whose record ids are the paths below it; or an iterable of
-            `Block`, which cannot be resumed. Dask collections are computed some chunks, or one partition, at a time, by
-            the Dask client of this process, if there is one. Nothing else of a build could use a client: blocks are
-            read and written one after another, in bounded memory.
+            pandas, Dask or Polars, a table of pyarrow; the path of a ``.npy``, ``.parquet``, ``.pq``, ``.csv``,
+            ``.tsv``, ``.arrow`` or ``.feather`` file, of a folder that `datasets` saved, or of a folder of pictures,
+            whose record ids are the paths below it; or an iterable of `Block`, which cannot be resumed. Dask
+            collections are computed some chunks, or one partition, at a time, by the Dask client of this process, if
+            there is one. Apart from an encoder, nothing else of a build could use a client: blocks are read and written
+            one after another, in bounded memory.
         path : str, Path or Url
             Where to write the pool: a path, or the URL of a store.
         ids : sequence of str or int, or str, optional
@@ -254,6 +271,14 @@ class Pool:
             For pictures, height and width in pixels to resize all to. Default: they must all have one size.
         background : str, optional
             For pictures, the colour behind transparent pixels, such as "black" or "#336699". Default: white.
+        encoder : Encoder, optional
+            Turns texts (with `text`) or pictures (with `images`) into features, once, see :mod:`dal.encoders`. The pool
+            keeps its id. A record that cannot be decoded, or an empty text, is kept as missing and never asked.
+        images : bool, default=False
+            With `encoder`: the source is a folder of pictures, or of tar files of pictures, or an array of them,
+            (N, h, w, c) of uint8. The pool keeps a small one of each, see `pictures`.
+        client : distributed.Client, optional
+            With `encoder`: workers that encode; each process loads the model once. Default: this process.
         dtype : str, optional
             Stored type of the features, each rounded to float32 first. ``"float32"``; ``"float16"`` and ``"bfloat16"``,
             rounded to nearest even, with values beyond their range infinite; ``"int8"``, 127 steps to each side of zero
@@ -290,7 +315,7 @@ class Pool:
         """
         from dal.pool.build import Options, build
 
-        how = Options(ids, features, display, text, vectoriser, header, size, background)
+        how = Options(ids, features, display, text, vectoriser, header, size, background, encoder, images, client)
         return build(source, place_of(path), how, dtype=dtype, overwrite=overwrite, progress=progress)
 
     @classmethod
@@ -396,6 +421,8 @@ class Pool:
         vectoriser: object = None,
         header: bool | None = None,
         size: tuple[int, int] | None = None,
+        encoder: object = None,
+        client: Any = None,  # noqa: ANN401 - a Client of Dask
         progress: Callable[[int, int | None], None] | None = None,
     ) -> "Pool":
         """Append records at the end of a pool; existing records keep their rows.
@@ -412,6 +439,8 @@ class Pool:
             out. For a pool built from an array, columns are matched by their order, with a warning.
         text, vectoriser : str and object, optional
             As for `build`; the vectoriser is the one that the pool was built with, fitted.
+        encoder, client : Encoder and distributed.Client, optional
+            As for `build`; the encoder has the id of the one that the pool was built with.
         progress : callable, optional
             Called with the number of rows appended and of all rows to append (None where that is not known beforehand).
 
@@ -439,7 +468,8 @@ class Pool:
         """
         from dal.pool.build import Options, append
 
-        how = Options(ids, features, display, text, vectoriser, header, size)
+        images = bool(self._described.get("made_from", {}).get("images"))
+        how = Options(ids, features, display, text, vectoriser, header, size, None, encoder, images, client)
         return append(self, source, how, progress=progress)
 
     def holes(self) -> tuple[int, int]:
@@ -620,6 +650,30 @@ class Pool:
             name: from_store(take_rows(self._array(field_path(name)), wanted), self.kinds.get(name))
             for name in self.fields
         }
+
+    def pictures(self, rows: Rows) -> list[bytes | None]:
+        """Return small pictures of `rows` for people, as JPEG or PNG files, in the order asked.
+
+        Parameters
+        ----------
+        rows : sequence of int
+
+        Returns
+        -------
+        list of bytes or None
+            None for a record that could not be decoded.
+
+        Raises
+        ------
+        InputError
+            The pool holds no pictures beside its features, or a row is not in the pool.
+        ChunkError
+            A chunk is missing or damaged.
+        """
+        if not self.has_pictures:
+            raise InputError(f"the pool must hold pictures beside its features, got {self.path} without any")
+        found = take_rows(self._array(field_path(PICTURE)), self._checked(rows))
+        return [base64.b64decode(text) if text else None for text in found.tolist()]
 
     def _index_arrays(self) -> ids.Index:
         hashes, rows, fence = (self._array(f"{self._index}/{name}") for name in ("hash", "row", "fence"))

@@ -21,6 +21,8 @@ NO_INTEGER = np.iinfo(np.int64).min
 NO_BOOLEAN = -1
 MAX_NAME_BYTES = 200
 """Longest name of an array; file systems take 255 bytes, and Zarr adds to the names of files while it writes."""
+PICTURE = "~picture"
+"""Name of the field that holds a small picture of each record, as base64 of a JPEG or PNG file: for people."""
 _PLAIN_NAME = re.compile(r"(?![.~]|__)[^/\\]+", re.DOTALL)
 
 
@@ -64,6 +66,16 @@ def field_path(name: object) -> str:
     if _PLAIN_NAME.fullmatch(name) and name != "zarr.json" and len(name.encode()) <= MAX_NAME_BYTES:
         return f"fields/{name}"
     return f"fields/~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+
+
+def picture_kind(data: bytes) -> str | None:
+    """Return the media type of a small picture in a pool, by its first bytes; None where it is none.
+
+    >>> picture_kind(bytes([0xFF, 0xD8, 0xFF, 0xE0]))
+    'image/jpeg'
+    """
+    kinds = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
+    return next((kind for start, kind in kinds.items() if data.startswith(start)), None)
 
 
 def from_store(values: npt.NDArray[Any], kind: str | None) -> list[object]:

@@ -6,8 +6,10 @@ are ids, features and display fields.
 
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
+import pyarrow.ipc
 import pyarrow.parquet
 from dask.base import compute
 from dask.delayed import delayed
@@ -41,7 +44,10 @@ if TYPE_CHECKING:
 
 CSV_BLOCK_BYTES = 4 * 2**20
 PARQUET = (".parquet", ".pq", ".parq")
-ENDINGS = (*PARQUET, *csvs.ENDINGS)
+ARROW = (".arrow", ".feather")
+ENDINGS = (*PARQUET, *ARROW, *csvs.ENDINGS)
+_OF_DATASETS = ("state.json", "dataset_dict.json")
+"""Files that the library `datasets` writes into a folder: of one table, and of several."""
 INDEX = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__|__null_dask_index__")
 """Names that pandas and Dask give to an unnamed index, and to an unnamed column."""
 _NO_VALUE = frozenset(text.lower() for text in pa.csv.ConvertOptions().null_values)
@@ -84,7 +90,9 @@ class Columns:
 def is_table(source: object) -> bool:
     """Check whether a source is a table, whose columns have names."""
     if isinstance(source, str | Path):
-        return csvs.ending_of(Path(source)) in ENDINGS and not Path(source).is_dir()
+        if Path(source).is_dir():
+            return any((Path(source) / name).is_file() for name in _OF_DATASETS)
+        return csvs.ending_of(Path(source)) in ENDINGS
     if is_pandas(source, "DataFrame") or is_frame_of_dask(source):
         return True
     # Series and arrays of xarray export streams as well, of one column, or of one row for each number.
@@ -155,14 +163,15 @@ def open_table(
 def _opened(source: Any, wanted: Sequence[str], header: bool | None) -> Table:  # noqa: ANN401 - see `is_table`
     if isinstance(source, str | Path):
         path = Path(source)
-        if not path.is_file():
+        if not path.exists():
             raise SourceError(f"`source` must be a .npy, .parquet or .csv file, got {path}, which does not exist")
-        if csvs.ending_of(path) not in PARQUET:
+        if not path.is_dir() and csvs.ending_of(path) not in (*PARQUET, *ARROW):
             return _Csv(path, header, wanted)
     if header is not None:
         raise SourceError("`header` must be left out for sources other than CSV files (--header, --no-header)")
     if isinstance(source, str | Path):
-        return _Parquet(Path(source))
+        path = Path(source)
+        return _Parquet(path) if csvs.ending_of(path) in PARQUET and not path.is_dir() else _Arrow(path)
     if is_pandas(source, "DataFrame"):
         return _Frame(source)
     return _DaskFrame(source) if is_frame_of_dask(source) else _Stream(source)
@@ -429,6 +438,65 @@ class _Parquet:
         rows = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
         with pa.parquet.ParquetFile(self._path) as file:
             yield from _without(file.iter_batches(rows, range(group, len(ends)), columns.all), skip)
+
+
+class _Arrow:
+    """A file of Arrow, or a folder of them as `datasets` saves it; mapped into memory, not read into it."""
+
+    single = False
+    commas: frozenset[str] = frozenset()
+
+    def __init__(self, path: Path) -> None:
+        self._paths = _files_of_datasets(path) if path.is_dir() else [path]
+        self._heights: list[int] = []
+        for each in self._paths:
+            with _ipc(each) as (schema, batches):
+                self.schema = schema
+                self._heights.append(sum(batch.num_rows for batch in batches))
+        self.index = index_of(self.schema)
+        self.n_rows: int | None = sum(self._heights)
+        if not self.n_rows:
+            raise SourceError(f"{path} must have at least one row, got no rows")
+
+    def identity(self, columns: Sequence[str]) -> Identity | None:  # noqa: ARG002 - the files' identity covers them
+        return {"kind": "arrow", "files": [file_identity(path) for path in self._paths]}
+
+    def batches(self, columns: Columns, start: int) -> Iterator["pa.RecordBatch"]:
+        for path, height in zip(self._paths, self._heights, strict=True):
+            if start >= height:
+                start -= height
+                continue
+            with _ipc(path) as (_, batches):
+                for batch in _without((each.select(columns.all) for each in batches), start):
+                    step = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
+                    for at in range(0, batch.num_rows, step):
+                        yield batch.slice(at, step)
+            start = 0
+
+
+@contextmanager
+def _ipc(path: Path) -> Iterator[tuple["pa.Schema", Iterator["pa.RecordBatch"]]]:
+    """Open a file of Arrow, of either format: as a stream, or with an index at its end."""
+    with pa.memory_map(str(path)) as file:
+        if file.size() >= 6 and file.read(6) == b"ARROW1":
+            reader = pa.ipc.open_file(file)
+            yield reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            file.seek(0)
+            stream = pa.ipc.open_stream(file)
+            yield stream.schema, iter(stream)
+
+
+def _files_of_datasets(folder: Path) -> list[Path]:
+    """Return the files of a table that `datasets` saved, in their order."""
+    if not (folder / "state.json").is_file():
+        splits = sorted(each.parent.name for each in folder.glob("*/state.json"))
+        raise SourceError(f"`source` must be one table, got the tables {splits} in {folder}; pass one of its folders")
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return [folder / str(each["filename"]) for each in state["_data_files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise SourceError(f"{folder / 'state.json'} cannot be read: {error}; save the table again") from error
 
 
 class _Csv:

@@ -38,6 +38,7 @@ from dal.campaign.view import View
 from dal.errors import CampaignError, CampaignMismatch, ChunkError, DalError, DatabaseError, InputError
 from dal.figures import color_of
 from dal.metrics import CONTENT_TYPE, Metric, exposition
+from dal.pool.stored import picture_kind
 from dal.web.connections import LIMITS, Limits
 from dal.web.doors import Doors, Rates, local_request
 from dal.web.guesses import Guesses
@@ -664,13 +665,16 @@ def _add_api(app: FastAPI, site: _Site) -> None:
         content = site.records.contents([row])[0]
         return Record(row=row, record_id=site.records.record_ids([row])[0], **content.model_dump())
 
-    @app.get("/media/{row}/image", response_class=Response, responses={200: {"content": {"image/png": {}}}})
+    @app.get(
+        "/media/{row}/image", response_class=Response, responses={200: {"content": {"image/png": {}, "image/jpeg": {}}}}
+    )
     def image(row: Annotated[int, Path(ge=0, le=MOST_ROW)], me: Anyone) -> Response:
         """Return a record's image; browsers may cache it, because records of a pool do not change."""
         site.check_served(me, row)
+        picture = site.records.image(row)
         return Response(
-            site.records.image(row),
-            media_type="image/png",
+            picture,
+            media_type=picture_kind(picture),
             headers={"cache-control": "private, max-age=86400, immutable"},
         )
 

@@ -106,7 +106,7 @@ class Records:
             return pool.take(np.array(rows, dtype=np.int64))
 
     def image(self, row: int) -> bytes:
-        """Return a record's image as PNG.
+        """Return a record's image as PNG, or as the pool keeps it: :func:`dal.pool.stored.picture_kind` names its type.
 
         Parameters
         ----------
@@ -122,12 +122,20 @@ class Records:
         known = self._images.get(row)
         if known is None:
             with self._pool() as pool:
-                if not _of_images(pool):
-                    raise InputError("the pool must hold images, got other records")
-                pixels = pool.take([row]).reshape(pool.record_shape)
-            known = as_png(pixels, whole=pool.dtype == np.uint8)
+                known = _picture(pool, row)
             self._images.put(row, known)
         return known
+
+
+def _picture(pool: Pool, row: int) -> bytes:
+    if _of_images(pool):
+        return as_png(pool.take([row]).reshape(pool.record_shape), whole=pool.dtype == np.uint8)
+    if not pool.has_pictures:
+        raise InputError("the pool must hold images, got other records")
+    [kept] = pool.pictures([row])
+    if kept is None:
+        raise InputError("the record must have a picture, got one that could not be decoded")
+    return kept
 
 
 def _of_images(pool: Pool) -> bool:
@@ -140,13 +148,14 @@ def _read(pool: Pool, rows: list[int]) -> list[Content]:
     fields = [
         [Field(name=name, value=_plain(values[at])) for name, values in columns.items()] for at in range(len(rows))
     ]
-    if not columns and not _of_images(pool):
+    pictures = _of_images(pool) or pool.has_pictures
+    if not columns and not pictures:
         fields = [_features(record) for record in pool.take(rows)]
     error = None
     if _of_images(pool) and pool.record_shape[2] not in (1, 3, 4):
         error = f"images must have 1, 3 or 4 channels, got {pool.record_shape[2]}."
     return [
-        Content(fields=given, image=_address(pool, row) if _of_images(pool) else None, error=error)
+        Content(fields=given, image=_address(pool, row) if pictures else None, error=error)
         for row, given in zip(rows, fields, strict=True)
     ]
 

@@ -1,0 +1,57 @@
+"""Encoders of torch that tests and their processes import."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dal.encoders import TorchEncoder
+from tests.packaged import image_model
+
+SIDE = 48
+
+
+def as_tensor(picture: Image.Image) -> torch.Tensor:
+    """Preprocess a picture as EfficientNet-Lite0 was trained on, but small."""
+    pixels = np.asarray(picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR), np.float32)
+    return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)
+
+
+def pictures() -> TorchEncoder:
+    return TorchEncoder(image_model, as_tensor, batch_size=16)
+
+
+def broken() -> torch.nn.Module:
+    """Load weights that do not fit."""
+    module = torch.nn.Linear(2, 2)
+    module.load_state_dict({"weight": torch.zeros(3, 3)})
+    return module
+
+
+class Tight(torch.nn.Module):
+    """Sums its inputs; it runs out of memory beyond some records."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+        self.seen: list[int] = []
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(batch))
+        if len(batch) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return batch.sum(1, keepdim=True)
+
+
+def letters(text: str) -> torch.Tensor:
+    """Count letters."""
+    return torch.tensor([float(text.count(each)) for each in "abcdefghijklmnopqrstuvwxyz"])
+
+
+class Two(torch.nn.Module):
+    """Returns two tensors."""
+
+    def forward(self, batch: torch.Tensor) -> Sequence[Any]:
+        return batch, batch
