@@ -32,7 +32,7 @@ from dal.pool import Pool, build, encoded
 from dal.testing import EncoderContract
 from dal.web.records import Records
 from tests.batches import batch_of
-from tests.toy_encoders import VOWELS, Colours, Mortal, Noted, Vowels
+from tests.toy_encoders import VOWELS, Colours, Here, Mortal, Noted, Vowels
 
 WORDS = ["an", "owl", "sees", "mice", "under", "old", "trees", "while", "foxes", "sleep"]
 
@@ -279,6 +279,12 @@ def test_workers_load_an_encoder_once_and_give_the_same_bytes(cluster: Client, t
     assert [name for _, name, _ in pool.unencoded["named"]] == ["r4000"]
     processes = [each.name.split("-")[1] for each in notes.iterdir()]
     assert len(processes) == len(set(processes)) == 2
+
+
+def test_weights_that_differ_on_a_worker_are_refused(cluster: Client, tmp_path: Path) -> None:
+    source = table(tmp_path / "texts.csv", list(texts(10)))
+    with pytest.raises(SourceError, match=r"weights.*here:"):
+        Pool.build(source, tmp_path / "pool.zarr", text="text", encoder=Here("mine"), client=cluster)
 
 
 @pytest.mark.slow

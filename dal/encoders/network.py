@@ -47,12 +47,13 @@ class TorchEncoder:
                 f"{type(preprocess).__name__}"
             )
         self.module, self.preprocess, self.batch_size, self.device = module, preprocess, batch_size, device
+        self._prepared_by = function_digest(preprocess)  # travels: a worker may not have the source
         self.name: str = name or str(getattr(module, "__qualname__", type(module).__qualname__))
 
     @cached_property
     def id(self) -> str:
         """The name, and a digest of the weights, of the modules and of the preprocessing."""
-        return named_digest(self.name, state_digest(self._loaded), str(self._loaded), function_digest(self.preprocess))
+        return named_digest(self.name, state_digest(self._loaded), str(self._loaded), self._prepared_by)
 
     @cached_property
     def _device(self) -> str:
@@ -101,7 +102,7 @@ class TorchEncoder:
         return features
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_loaded", "_device")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_loaded", "_device", "id")}
 
 
 class OnnxEncoder:
@@ -136,15 +137,14 @@ class OnnxEncoder:
             raise SettingsError(f"`preprocess` must be callable, got {type(preprocess).__name__}")
         self.path, self.preprocess, self.output = str(path), preprocess, output
         self.batch_size, self.device = batch_size, device
+        self._prepared_by = function_digest(preprocess)  # travels: a worker may not have the source
 
     @cached_property
     def id(self) -> str:
         """The file's name, and a digest of its contents, of the output and of the preprocessing."""
         session = self._loaded  # a file that cannot be loaded is refused here
         output = self.output or session.get_outputs()[0].name
-        return named_digest(
-            Path(self.path).name, file_digest(Path(self.path)), output, function_digest(self.preprocess)
-        )
+        return named_digest(Path(self.path).name, file_digest(Path(self.path)), output, self._prepared_by)
 
     @cached_property
     def _loaded(self) -> Any:  # noqa: ANN401 - a session of ONNX Runtime
@@ -183,4 +183,4 @@ class OnnxEncoder:
         return features
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_loaded"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_loaded", "id")}

@@ -74,8 +74,8 @@ class SentenceEncoder:
         return found
 
     def __getstate__(self) -> dict[str, Any]:
-        # The id travels, the model does not: each process loads it from its files.
-        return {name: value for name, value in self.__dict__.items() if name != "_loaded"}
+        # The model does not travel, nor does its id: each process loads it from its own files, which may be others.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_loaded", "id")}
 
 
 def tokenizer_text(tokenizer: Any) -> str:  # noqa: ANN401 - of transformers

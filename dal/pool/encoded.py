@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import pickle
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -510,8 +511,9 @@ def missing_text(found: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Shipped:
-    """An encoder as it travels to workers: packed, with a digest by which a process that has unpacked it knows it."""
+    """An encoder as it travels to workers: its id, packed, and a digest by which a process knows what it unpacked."""
 
+    id: str
     digest: str
     packed: bytes
 
@@ -527,7 +529,7 @@ class Shipped:
                 f"`encoder` must be picklable to travel to workers, got {encoder.id}: {error}; name its module, or "
                 "encode in this process"
             ) from error
-        return cls(hashlib.sha256(packed).hexdigest(), packed)
+        return cls(encoder.id, hashlib.sha256(packed).hexdigest(), packed)
 
 
 _HELD: dict[str, tuple[Any, threading.Lock]] = {}
@@ -539,7 +541,13 @@ def _held(shipped: Shipped) -> tuple[Any, threading.Lock]:
     with _holding:
         if shipped.digest not in _HELD:
             _HELD.clear()  # of an earlier build: a model may fill the memory
-            _HELD[shipped.digest] = (pickle.loads(shipped.packed), threading.Lock())
+            encoder = pickle.loads(shipped.packed)
+            if encoder.id != shipped.id:
+                raise SourceError(
+                    f"`encoder` must have the same weights on each worker, got {encoder.id} on {socket.gethostname()} "
+                    f"for {shipped.id}; copy the model's files there"
+                )
+            _HELD[shipped.digest] = (encoder, threading.Lock())
         return _HELD[shipped.digest]
 
 
