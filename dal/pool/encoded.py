@@ -114,6 +114,9 @@ class RawTexts:
         self._table, self._column = table, column
         self.n_rows: int | None = table.n_rows
         self.single = table.single
+        if self.n_rows is None and not self.single:
+            # A pass over a table takes seconds, its encoding hours: it pays to know how far that is.
+            self.n_rows = sum(len(block.features) for block in table.blocks(0))
 
     @property
     def identity(self) -> Identity | None:
