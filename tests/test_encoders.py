@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import dask.dataframe as dd
 import numpy as np
+import pandas as pd
 import pyarrow as pa
+import pyarrow.ipc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -47,6 +50,9 @@ def table(path: Path, values: list[str | None], start: int = 0) -> Path:
     columns = pa.table({"id": ids, "text": values, "kind": [str(at % 3) for at in range(len(values))]})
     if path.suffix == ".csv":
         columns.to_pandas().to_csv(path, index=False)
+    elif path.suffix == ".arrow":
+        with pa.ipc.new_stream(path, columns.schema) as writer:
+            writer.write_table(columns, max_chunksize=90)
     else:
         pq.write_table(columns, path, row_group_size=100)
     return path
@@ -57,10 +63,14 @@ def counted(values: list[str]) -> np.ndarray:
     return np.array([[*(text.count(each) for each in VOWELS), len(text)] for text in values], np.float32)
 
 
-@pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_texts_become_features_in_batches_of_similar_length(ending: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["csv", "parquet", "arrow", "pandas", "dask"])
+def test_texts_become_features_in_batches_of_similar_length(kind: str, tmp_path: Path) -> None:
     values, encoder = texts(700), Vowels()
-    source = table(tmp_path / f"texts{ending}", list(values))
+    source: Any = table(tmp_path / f"texts.{kind if kind in ('csv', 'arrow') else 'parquet'}", list(values))
+    if kind in ("pandas", "dask"):
+        source = pd.read_parquet(source)
+    if kind == "dask":
+        source = dd.from_pandas(source, npartitions=3)
     shown: list[tuple[int, int | None]] = []
     pool = Pool.build(
         source, tmp_path / "pool.zarr", ids="id", text="text", display=["kind"], encoder=encoder,
