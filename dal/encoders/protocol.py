@@ -39,7 +39,7 @@ def named_digest(name: str, *parts: bytes | str) -> str:
     """Return the id of an encoder: its name, and a digest of its parts.
 
     >>> named_digest("mean", b"weights", "upper case")
-    'mean:14bb1c02d4c5a5e2'
+    'mean:fa3b85351883a555'
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -58,7 +58,7 @@ def file_digest(path: Path) -> str:
 def function_digest(function: object) -> str:
     """Return a digest of a preprocessing function: its source where there is one, and what it holds.
 
-    A lambda and a function of a script are told apart by their source as well. What a function calls is not followed.
+    A lambda and a function of a script differ by their source as well. What a function calls is not followed.
     """
     if function is None:
         return ""
