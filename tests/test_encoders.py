@@ -29,7 +29,7 @@ from dal.campaign import CampaignStore, Settings
 from dal.cli import main
 from dal.encoders import VectoriserEncoder
 from dal.encoders.named import encoder_named
-from dal.errors import ClusterError, InputError, SettingsError, SourceError
+from dal.errors import InputError, SettingsError, SourceError
 from dal.exchange import write_batch
 from dal.pool import Pool, build, encoded
 from dal.testing import EncoderContract
@@ -295,24 +295,6 @@ def test_weights_that_differ_on_a_worker_are_refused(cluster: Client, tmp_path: 
     source = table(tmp_path / "texts.csv", list(texts(10)))
     with pytest.raises(SourceError, match=r"weights.*here:"):
         Pool.build(source, tmp_path / "pool.zarr", text="text", encoder=Here("mine"), client=cluster)
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_one_that_always_dies_is_named(
-    mortal_cluster: Client, tmp_path: Path
-) -> None:
-    values: list[str | None] = [*texts(3_000), "the end of it"]
-    source, file = table(tmp_path / "texts.parquet", values), tmp_path / "deadly"
-    file.touch()
-    with pytest.raises(ClusterError, match="died"):
-        Pool.build(
-            source, tmp_path / "pool.zarr", ids="id", text="text", encoder=Mortal("the end of it", file),
-            client=mortal_cluster,
-        )  # fmt: skip
-    file.unlink()
-    encoder = Mortal("the end of it", file)
-    pool = Pool.build(source, tmp_path / "pool.zarr", ids="id", text="text", encoder=encoder, client=mortal_cluster)
-    np.testing.assert_array_equal(pool.read(0, 3_001)[:, :6], counted([str(value) for value in values]))
 
 
 class Odd:
