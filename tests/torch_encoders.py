@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
+import pytest
 from PIL import Image
 
 from dal.encoders import TorchEncoder
 from tests.packaged import image_model
+
+torch = pytest.importorskip("torch", reason="make test-torch runs it")
 
 SIDE = 48
 
