@@ -26,7 +26,6 @@ from dal.evidence.ruler import Estimate, RoundRecord, accuracy, class_shares
 from dal.evidence.stopping import Criterion, Verdict, advice, as_they_ended, first_stop, label_budget, parse
 from dal.evidence.votes import Labels
 from dal.selection.explore import uniform_rows
-from dal.selection.strategy import Strategy
 
 if TYPE_CHECKING:
     from dal.pool import Pool
@@ -436,6 +435,8 @@ def _asks_a_learner(strategy: str) -> bool:
 
     A strategy of one's own need not be installed where the pages are served.
     """
+    from dal.selection.strategy import Strategy  # it brings SciPy, which a status needs in this case only
+
     try:
         return Strategy.named(strategy).score != "random"
     except SettingsError:

@@ -126,7 +126,8 @@ def build(
             if isinstance(where, Path):  # before the pool is marked complete, so that a killed build can be run again
                 _note(where).unlink(missing_ok=True)
             build.complete()
-    return Pool.open(where)
+    with _disk_errors(where):
+        return Pool.open(where)
 
 
 def append(pool: Pool, source: object, how: Options, *, progress: Progress | None) -> Pool:
@@ -159,7 +160,8 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         blocks = build.checked(opened.blocks(0), encode)
         with build.full_disk_errors():
             build.append(blocks, progress, opened.n_rows)
-    return Pool.open(where)
+    with _disk_errors(where):
+        return Pool.open(where)
 
 
 def _remembering(where: Place, held: contextlib.ExitStack) -> Any:  # noqa: ANN401 - as `for_zarr`
