@@ -1,5 +1,6 @@
 """Pool and Reader against the plain NumPy array that the pool was made from."""
 
+import gc
 import json
 import os
 import pickle
@@ -7,6 +8,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -730,6 +732,22 @@ def test_packed_values_are_unpacked(
     np.testing.assert_array_equal(pool.read(3, N), expected[3:])
     np.testing.assert_array_equal(pool.take([200, 5]), expected[[200, 5]])
     np.testing.assert_array_equal(Reader(pool).read(5, 9), expected[5:9])
+
+
+@pytest.mark.parametrize("chunk_rows", [100, 250])
+def test_the_buffers_of_a_reader_are_freed_with_it(chunk_rows: int, tmp_path: Path) -> None:
+    X = np.random.default_rng(3).normal(size=(600, 4)).astype(np.float32)
+    array = zarr.create_array(tmp_path / "pool.zarr", shape=X.shape, dtype="float32", chunks=(chunk_rows, 4))
+    array[:] = X
+    reader = Reader(Pool.open(tmp_path / "pool.zarr"))
+    np.testing.assert_array_equal(reader.read(150, 580), X[150:580])
+    alive = weakref.ref(reader)
+    gc.disable()  # it would free a cycle too, but only some time later
+    try:
+        del reader
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -904,7 +904,8 @@ class Reader:
                 checked, size = self._objects.checking(chunk, stored[0]), len(pieces)
                 self._arriving = (count * pool.chunk_rows // size for count in checked)
             else:
-                self._receive(start, stop, lambda chunks, size: self._rows_decoded(chunks, stored, size))
+                objects = self._objects
+                self._receive(start, stop, lambda at, chunk, into: objects.reading(chunk, stored[at], into))
         elif self._ahead is not None:
             self._held = self._held[:0].copy()
             self._held = self._ahead.take(self._who, number)
@@ -915,11 +916,11 @@ class Reader:
             self._ready = self._stored = stop - start
         else:
             files = self._files
-            self._receive(start, stop, lambda chunks, size: self._rows_read(files, chunks, size))
+            self._receive(start, stop, lambda _, chunk, into: files.reading(chunk, into))
         self._held.flags.writeable = False
         self._number = number
 
-    def _receive(self, start: int, stop: int, arriving: Callable[[range, int], Iterator[int]]) -> None:
+    def _receive(self, start: int, stop: int, reading: "_Reading") -> None:
         """Make the buffer ready for rows [start, stop), and begin to fill it."""
         pool = self._pool
         chunks = range(start // pool.chunk_rows, -(-stop // pool.chunk_rows))
@@ -930,22 +931,23 @@ class Reader:
         self._ready, self._stored = 0, len(chunks) * pool.chunk_rows
         held = self._bytes[: self._stored * record_bytes].view(pool.dtype).reshape(-1, pool.n_features)
         self._held = held[: stop - start]
-        self._arriving = arriving(chunks, pool.chunk_rows * record_bytes)
+        self._arriving = _rows_read(reading, chunks, self._bytes, pool.chunk_rows, record_bytes)
 
-    def _rows_read(self, files: ChunkFiles, chunks: range, chunk_bytes: int) -> Iterator[int]:
-        """Fill the buffer with chunks, and yield the number of rows read so far."""
-        for position, chunk in enumerate(chunks):
-            before = position * chunk_bytes
-            for count in files.reading(chunk, self._bytes[before : before + chunk_bytes]):
-                yield (before + count) * self._pool.chunk_rows // chunk_bytes
 
-    def _rows_decoded(self, chunks: range, stored: list[Stored], chunk_bytes: int) -> Iterator[int]:
-        """Fill the buffer with chunks that were fetched, and yield the number of rows so far."""
-        assert self._objects is not None  # they fetched them
-        for position, chunk in enumerate(chunks):
-            before = position * chunk_bytes
-            for count in self._objects.reading(chunk, stored[position], self._bytes[before : before + chunk_bytes]):
-                yield (before + count) * self._pool.chunk_rows // chunk_bytes
+_Reading = Callable[[int, int, npt.NDArray[Any]], Iterator[int]]
+"""Fills an array with the chunk at a position, of a number, and yields how many of its bytes are there so far."""
+
+
+# Not a method: the reader holds this generator, which stops at its last chunk. If it held the reader in turn, the
+# buffers of readers that are done would stay until the garbage collector comes, which counts objects, not bytes.
+def _rows_read(
+    reading: _Reading, chunks: range, into: npt.NDArray[Any], chunk_rows: int, record_bytes: int
+) -> Iterator[int]:
+    """Fill a buffer with chunks, and yield the number of rows read so far."""
+    size = chunk_rows * record_bytes
+    for at, chunk in enumerate(chunks):
+        for count in reading(at, chunk, into[at * size : (at + 1) * size]):
+            yield (at * size + count) * chunk_rows // size
 
 
 class _Fetcher:
