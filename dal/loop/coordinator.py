@@ -243,9 +243,10 @@ class Coordinator:
 
     def _takes_missing(self, model: Model | None) -> bool:
         """Return whether a round asks records with missing features; a model knows it as of when it was fitted."""
+        pool = self.view.pool
         if model is not None:
-            return model.takes_missing
-        return learner_of(self.campaign).takes_missing(self.view.pool.n_features)
+            return model.takes_missing and pool.asks_missing
+        return pool.asks_missing and learner_of(self.campaign).takes_missing(pool.n_features)
 
     def _pace(self, model: Model | None) -> float | None:
         """Return the rows a second of one thread in the fastest scan yet with such a model; None before the first."""

@@ -477,6 +477,11 @@ class Pool:
         return missing_chunks(self._features)
 
     @property
+    def asks_missing(self) -> bool:
+        """Whether records with missing features may be asked: where an encoder made them, it could not read these."""
+        return self.encoder is None
+
+    @property
     def is_remote(self) -> bool:
         """Whether the records come over a network, and are worth asking for ahead."""
         return isinstance(self.place, Url) and self.place.is_object_store

@@ -125,7 +125,8 @@ def scan(
     if journal is not None:
         strategy.text  # noqa: B018 - refused where no text names its parts: a journal is found again by it
     order = _order(pool, model, strategy, k, random_state, round, codebook, limits)
-    order = replace(order, missing=missing if model is None else model.takes_missing)
+    takes_missing = missing if model is None else model.takes_missing
+    order = replace(order, missing=takes_missing and pool.asks_missing)
     if with_features:
         order = replace(order, carry=True)
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))

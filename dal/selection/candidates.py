@@ -120,10 +120,7 @@ def _water_fill(counts: Positions, total: int, most: int) -> int:
 def usable(X: Floats32, *, missing: bool) -> npt.NDArray[np.bool_]:
     """Mark the records that a learner can be given: all features finite, or missing where it takes such records.
 
-    An infinite feature is no missing one: no learner is given it. Nor is a record without any feature, such as a
-    picture that could not be decoded: a learner that takes missing features would be as unsure of it as it can be.
+    An infinite feature is no missing one: no learner is given it.
     """
     finite = np.isfinite(X).all(axis=1)
-    if not missing or finite.all():
-        return finite
-    return ~np.isinf(X).any(axis=1) & ~np.isnan(X).all(axis=1)
+    return ~np.isinf(X).any(axis=1) if missing and not finite.all() else finite
