@@ -36,6 +36,7 @@ def test_every_setting_has_its_reason() -> None:
             assert explained, f"no reason for {line.strip()}"
 
 
+@pytest.mark.slow
 def test_the_recipe_gives_a_working_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -192,6 +192,7 @@ def with_batch(campaign: Campaign, size: int) -> Campaign:
     return Campaign.open(campaign.directory)
 
 
+@pytest.mark.slow
 def test_a_coordinator_on_another_machine_goes_on(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, postgres: str, s3: str
 ) -> None:

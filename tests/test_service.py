@@ -223,6 +223,7 @@ class Person(threading.Thread):
             self.reserves += served[0].reserve
 
 
+@pytest.mark.slow
 def test_a_team_works_through_a_campaign_that_runs_by_itself(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     campaign = made(
         truth, tmp_path / "c", batch_size=20, labelling=Labelling(close_at=0.8, reserve=1.0), stop=["max_rounds=4"]

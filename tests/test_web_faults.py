@@ -248,6 +248,7 @@ def handles(campaign: Campaign) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_exports_are_whole_while_others_work_and_broken_ones_leave_nothing_open(campaign: Campaign) -> None:
     given = many_answers(campaign)
     rows = campaign.rounds.asked_rows().tolist()

@@ -115,6 +115,7 @@ def test_gold_looks_like_any_other_record(campaign: Campaign) -> None:
     assert {str(told["record"]["suggestion"]) for told in seen[True] if told["round"] == 2} == {"['int', 'float']"}
 
 
+@pytest.mark.slow
 def test_gold_cannot_be_found_by_asking_for_rows(campaign: Campaign) -> None:
     ann = as_person(campaign, "ann")
     served: list[int] = []
