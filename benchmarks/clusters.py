@@ -109,7 +109,7 @@ def table(runs: Iterable[Run]) -> Table:
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("benchmarks/results/clusters"),
     show_default=True,
-    help="A log of each run, and runs.jsonl. Runs are added to those that are there, and shown with them.",
+    help="Folder for a log of each run and for runs.jsonl, to which runs are appended. All runs in it are shown.",
 )
 def command(repeats: int, kinds: tuple[str, ...], results: Path) -> None:
     """Campaigns on clusters of every kind, times in a row: each run must end without an error."""

@@ -157,7 +157,7 @@ def letters(text: str) -> "torch.Tensor":
 
 
 def peak_of(count: int) -> int:
-    """Return the most memory that encoding so many texts takes in a process of its own: a small network of torch."""
+    """Return the peak memory of a process that encodes a number of texts by a small network of torch."""
     command = [sys.executable, "-c", f"from benchmarks.encode import grow; grow({count})"]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ)
     return int(done.stdout.split()[-1])

@@ -123,8 +123,8 @@ class Coordinator:
         # Refused now: people may edit campaign.toml, and what a round has frozen stays.
         Strategy.named(strategy, settings.explore)
         check_weights(learner_of(self.campaign), settings)
-        if not self.coverage and (told := one_class(view)):
-            _log.warning("%s.", told)
+        if not self.coverage and (reason := one_class(view)):
+            _log.warning("%s.", reason)
             strategy = COVERAGE
         stop_set = settings.measuring.stop_set or 0
         left = pool.n_rows - len(view.never_asked(stop_set))

@@ -766,7 +766,7 @@ class _Build:
 
     @property
     def missing(self) -> Mapping[str, Any]:
-        """The records that could not be encoded, of those that are safe."""
+        """Records among the safe rows that could not be encoded."""
         found: Mapping[str, Any] = self._state.get("unencoded", {})
         return found
 

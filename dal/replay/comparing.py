@@ -55,7 +55,7 @@ def compare(
         As in :func:`simulate`. By default a fifth of the pool's records, at most 5,000, drawn by hash; they are never
         asked.
     classes : sequence of str, optional
-        By default those that `y` names.
+        Default: the classes that `y` names.
     strategies : sequence of str or Strategy
         Objects need no name here: a score may be a lambda.
     random_state : int or iterable of int, default=0

@@ -352,8 +352,8 @@ def worker_bytes(
 ) -> WorkerBytes:
     """Predict the memory of a worker process; it does not depend on the rows of the pool.
 
-    `model_bytes` are those of the model's file. `scratch_bytes` are those that a prediction takes beside its records,
-    where the learner knows them, as a network does.
+    `model_bytes` is the size of the model's file. `scratch_bytes` is the memory of a prediction beside its records; a
+    network knows it, and for other learners it is 0.
 
     Examples
     --------
