@@ -14,7 +14,8 @@ INSTALL = $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python
 # That first use keeps what it compiled, also where the environment forbids it, as images of containers do: otherwise each
 # process compiles all of its imports, which takes six seconds of nine.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST = python -m pytest -n 2 --dist worksteal
+# Tests wait for processes and timers for a quarter of their time: three at a time keep two cores busy.
+PYTEST = python -m pytest -n 3 --dist worksteal
 
 .PHONY: demo test test-matrix test-lowest test-torch bench docs image clean environment environment-test environment-lowest environment-torch
 

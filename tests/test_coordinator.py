@@ -266,7 +266,7 @@ def taken_by(door: str, campaign: Campaign, cluster: Client) -> str:
     return ""
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin"])
+@pytest.mark.parametrize("strategy", ["default", pytest.param("margin", marks=pytest.mark.slow)])
 def test_labels_of_one_class_are_followed_by_a_batch_that_covers_the_pool(
     strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client, caplog: pytest.LogCaptureFixture
 ) -> None:

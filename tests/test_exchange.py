@@ -783,6 +783,7 @@ def test_pictures_go_out_as_they_are_in_the_pool(tmp_path: Path, channels: int, 
 # -- large files -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_large_file_needs_little_memory(tmp_path: Path) -> None:
     class Numbered(InMemory):
         def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -296,9 +296,7 @@ def made(place: Path, overlap: int) -> Campaign:
 
 @databases.sqlite_only
 def test_whatever_happens_nothing_is_lost(empty: Callable[[int], Campaign]) -> None:
-    run_state_machine_as_test(
-        lambda: Lasting(empty), settings=settings(max_examples=15, stateful_step_count=20, **CALM)
-    )
+    run_state_machine_as_test(lambda: Lasting(empty), settings=settings(max_examples=8, stateful_step_count=20, **CALM))
 
 
 @pytest.mark.slow

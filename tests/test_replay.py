@@ -52,7 +52,9 @@ def test_a_replay_ends_where_the_pool_does(tmp_path: Path, world: tuple[Pool, np
     assert replay.labels == (30, 40)
 
 
-@pytest.mark.parametrize("kind", [int, float, str, bool, object], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [int, str, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (float, bool, object))]
+)
 def test_numbers_are_names_and_never_positions(
     tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet], kind: type
 ) -> None:

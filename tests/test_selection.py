@@ -373,9 +373,10 @@ class TestFacilityLocation(WeighingContract):
         assert list(positions) == [424, 1647, 396, 339, 1030, 331, 983, 1075, 1482, 1539]
         np.testing.assert_allclose(gains[:4], [736.794, 114.278, 65.415, 61.304], atol=2e-3)
 
+    @pytest.mark.slow  # apricot compiles for seconds
     @pytest.mark.parametrize("seed", range(3))
     def test_unweighted_picks_and_gains_are_apricots(self, seed: int) -> None:
-        from apricot import FacilityLocationSelection  # compiles for seconds as it is imported
+        from apricot import FacilityLocationSelection
 
         points = np.random.default_rng(seed).random((500, 2)).astype(np.float32)
         squared = ((points[:, None].astype(np.float64) - points) ** 2).sum(axis=2)
