@@ -164,8 +164,10 @@ def test_the_scheduler_dies(twins: Twins, tmp_path: Path) -> None:
             said = (tmp_path / "lost.log").read_text()
             assert "run again" in said
             assert "Traceback" not in said
+        twins.hurry()
         with cluster(), next_batch("again.log") as again:
             assert again.wait(timeout=120) == 0, (tmp_path / "again.log").read_text()
+        twins.slow_down()
         assert twins.answer(number) == twins.batches[number - 1]
 
 

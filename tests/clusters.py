@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
-ROOT = Path(__file__).parents[1]
+from tests.recipes import ROOT, free_port
 
 
 @contextmanager
@@ -31,12 +30,6 @@ def own_cluster(workers: int, threads: int = 1, **options: object) -> Iterator[t
         Client(cluster, set_as_default=False) as client,
     ):
         yield cluster, client
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

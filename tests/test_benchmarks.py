@@ -13,8 +13,9 @@ from xml.etree import ElementTree as ET
 import click
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from benchmarks import memory, peers, scale, suite, synthetic
+from benchmarks import clusters, memory, peers, scale, suite, synthetic
 from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
 from dal.scan import plan
 
@@ -211,3 +212,74 @@ def test_the_suite_lays_out_what_each_measurement_found() -> None:
     found = [*suite.figures("scan", scanned), *suite.figures("labels", replayed)]
     assert [figure.value for figure in found] == ["2.00 M", "0.97", "0.81", "0.024 s", "130", "not reached"]
     assert "| scan | pace, dal / hand | 0.97 |" in suite.markdown(found).splitlines()
+
+
+def test_a_row_ends_with_a_run_that_is_not_clean_or_is_of_other_code() -> None:
+    def runs(*of: tuple[str, str, str]) -> list[clusters.Run]:
+        return [clusters.Run(kind, outcome, 1.0, "log", commit, 0.0) for kind, outcome, commit in of]
+
+    begun = runs(("TLS", "clean", "b"), ("TLS", "failed", "b"), ("TLS", "clean", "b"), ("SSH", "failed", "b"))
+    assert clusters.in_a_row(begun, "TLS", "b") == 1
+    assert clusters.in_a_row([*begun, *runs(("TLS", "clean", "b"))], "TLS", "b") == 2
+    assert clusters.in_a_row([*begun, *runs(("TLS", "sshd is not there", "b"))], "TLS", "b") == 0
+    assert clusters.in_a_row([*begun, *runs(("TLS", "clean", "a"), ("TLS", "clean", "b"))], "TLS", "b") == 1
+    assert clusters.in_a_row(begun, "TLS", "a") == clusters.in_a_row([], "TLS", "a") == 0
+
+
+BESIDE_THE_OTHER = """
+import time
+from pathlib import Path
+import pytest
+def test_it(request):
+    there = Path({folder!r})
+    mine = there / "{name}-runs"
+    mine.mkdir()  # not where it runs already
+    try:
+        (there / "{name}").touch()
+        while not (there / "{other}").exists():
+            time.sleep(0.01)
+        assert not (there / "{name}-broken").exists()
+    finally:
+        mine.rmdir()
+"""
+
+
+@pytest.mark.slow
+def test_kinds_run_side_by_side_and_a_later_call_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, there = tmp_path / "code", tmp_path / "there"
+    for folder in (code, there):
+        folder.mkdir()
+    for name, other in (("one", "other"), ("other", "one")):
+        text = BESIDE_THE_OTHER.format(folder=str(there), name=name, other=other)
+        (code / f"test_{name}.py").write_text(text)
+    (code / ".gitignore").write_text("__pycache__\n")
+    monkeypatch.setattr(clusters, "ROOT", code)
+    monkeypatch.setattr(clusters, "KINDS", {name: [f"test_{name}.py"] for name in ("one", "other")})
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "Ann")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "ann@example.com")
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", *words], cwd=code, check=True, capture_output=True)
+
+    def called(*options: str) -> tuple[int, list[tuple[str, str]]]:
+        """Call the command; give its status, and the runs that it added."""
+        kept = tmp_path / "results" / "runs.jsonl"
+        before = len(kept.read_text().splitlines()) if kept.exists() else 0
+        status = CliRunner().invoke(clusters.command, ["--results", str(tmp_path / "results"), *options]).exit_code
+        lines = kept.read_text().splitlines()[before:] if kept.exists() else []
+        runs = [clusters.Run(**json.loads(line)) for line in lines]
+        assert all("passed" in (tmp_path / "results" / run.log).read_text() for run in runs if run.outcome == "clean")
+        return status, sorted((run.kind, run.outcome) for run in runs)
+
+    git("init")
+    assert called() == (1, [])  # nothing is committed
+    git("add", ".")
+    git("commit", "--message", "both")
+    (there / "other-broken").touch()
+    two = ("--repeats", "2", "--jobs", "2")
+    assert called(*two) == (1, [("one", "clean"), ("one", "clean"), ("other", "failed")])
+    (there / "other-broken").unlink()
+    assert called(*two) == (0, [("other", "clean"), ("other", "clean")])
+    git("commit", "--allow-empty", "--message", "another")
+    assert called("--repeats", "1", "--kind", "one") == (0, [("one", "clean")])

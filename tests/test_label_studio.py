@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -26,6 +25,7 @@ from dal.errors import ServerError, SettingsError
 from dal.exchange import Server, pull_answers, push_batch
 from dal.pool import Pool
 from tests.conftest import missing_service
+from tests.recipes import free_port
 
 ROOT = Path(__file__).parents[1]
 LABEL_STUDIO = Path(os.environ.get("DAL_LABEL_STUDIO", ROOT / ".venv-label-studio" / "bin" / "label-studio"))
@@ -43,9 +43,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Start a server with an empty database, and end it by its process id."""
     if not LABEL_STUDIO.exists():
         missing_service(f"Label Studio ({LABEL_STUDIO})")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder = tmp_path_factory.mktemp("label-studio")
     if FRESH.exists():
         shutil.copytree(FRESH, folder, dirs_exist_ok=True)

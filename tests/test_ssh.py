@@ -154,6 +154,7 @@ def asked(twins: Twins, number: int, address: str) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_campaign_by_ssh(hosts: Hosts, tmp_path: Path) -> None:
     twins = Twins(tmp_path, tiles=6)
     twins.hurry()

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -41,7 +40,7 @@ from tests.broken_learners import (
     WantsOneThread,
 )
 from tests.clusters import own_cluster
-from tests.recipes import until
+from tests.recipes import free_port, until
 
 N, TILE = 40_000, 1024
 POISONED_ROW = 23_456
@@ -277,12 +276,6 @@ def test_a_worker_that_cannot_hold_the_scan_is_refused_with_the_numbers(pools: d
 
 
 # -- the scheduler ----------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

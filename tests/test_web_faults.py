@@ -34,6 +34,7 @@ from dal.web import Limits, Listening, Options, create_app, make_server
 from dal.web.overview import exported
 from tests import databases
 from tests.conftest import missing_service
+from tests.recipes import free_port
 from tests.servers import running
 
 N, BATCH = 300, 12
@@ -567,9 +568,7 @@ def nginx(folder: Path, upstream: str) -> Iterator[str]:
     program = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if program is None:
         missing_service("nginx")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     folder.mkdir()
     (folder / "nginx.conf").write_text(documented(port, upstream))
     with subprocess.Popen([program, "-p", str(folder), "-c", "nginx.conf"]) as process:

@@ -60,6 +60,10 @@ class Twins:
         """End the slow part of a scan."""
         self._slowing.unlink()
 
+    def slow_down(self) -> None:
+        """Begin another slow part."""
+        self._slowing.touch()
+
     def answer(self, number: int) -> list[int]:
         """Answer a batch of the campaign; give its rows."""
         return self._answered(self.campaign, number)
