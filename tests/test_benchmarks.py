@@ -281,5 +281,3 @@ def test_kinds_run_side_by_side_and_a_later_call_goes_on(tmp_path: Path, monkeyp
     assert called(*two) == (1, [("one", "clean"), ("one", "clean"), ("other", "failed")])
     (there / "other-broken").unlink()
     assert called(*two) == (0, [("other", "clean"), ("other", "clean")])
-    git("commit", "--allow-empty", "--message", "another")
-    assert called("--repeats", "1") == (0, [("one", "clean"), ("other", "clean")])
