@@ -3,6 +3,8 @@
 import pickle
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,8 @@ from dal.cli import main
 from dal.errors import CampaignMismatch, InputError, PoolError, PoolNotFound, SourceError
 from dal.exchange import read_answers
 from dal.loop.coordinator import Coordinator
-from dal.pool import Block, Pool
+from dal.pool import Block, Pool, Sizes
 from dal.pool import build as building
-from dal.pool import ids as indexing
 
 D = 3
 RNG = np.random.default_rng(5)
@@ -33,14 +34,10 @@ class Stopped(Exception):
     pass
 
 
-@pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layout in which a hundred rows make many chunks, and the last one is not full."""
-    monkeypatch.setattr(building, "CHUNK_BYTES", 16 * D * 4)
-    monkeypatch.setattr(building, "FIELD_ROWS", 8)
-    monkeypatch.setattr(building, "INDEX_ROWS", 16)
-    monkeypatch.setattr(indexing, "BUCKET_ENTRIES", 50)
-    monkeypatch.setattr("dal.pool.sources.BLOCK_BYTES", 23 * D * 4)
+SMALL = Sizes(chunk_bytes=16 * D * 4, field_rows=8, index_rows=16, bucket_entries=50, block_bytes=23 * D * 4)
+"""By which a hundred rows make many chunks, and the last one is not full."""
+build_small = partial(Pool.build, sizes=SMALL)
+append_small = partial(Pool.append, sizes=SMALL)
 
 
 def named(first: int, count: int) -> dict[str, object]:
@@ -53,7 +50,7 @@ def named(first: int, count: int) -> dict[str, object]:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    Pool.build(OLD, tmp_path / "pool.zarr", **named(0, 101))
+    build_small(OLD, tmp_path / "pool.zarr", **named(0, 101))
     return tmp_path / "pool.zarr"
 
 
@@ -76,12 +73,12 @@ def same(pool: Pool, n_rows: int) -> None:
 def test_rows_are_added_at_the_end_and_none_moves(path: Path) -> None:
     before = Pool.open(path)
     done: list[tuple[int, int | None]] = []
-    after = Pool.open(path).append(NEW[:40], progress=lambda *rows: done.append(rows), **named(101, 40))
+    after = append_small(Pool.open(path), NEW[:40], progress=lambda *rows: done.append(rows), **named(101, 40))
     assert after.fingerprint == before.fingerprint
     assert done[-1] == (40, 40)
     same(after, 141)
     same(before, 101)  # whoever has it open sees what was there then
-    same(Pool.open(path).append(NEW[40:], **named(141, 17)), 158)
+    same(append_small(Pool.open(path), NEW[40:], **named(141, 17)), 158)
     same(after, 141)
     same(Pool.open(path), 158)
     same(Pool.open(path).head(101), 101)
@@ -94,23 +91,22 @@ def test_rows_are_added_at_the_end_and_none_moves(path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int8", "uint8"])
 def test_narrow_pools_grow_in_their_own_type(dtype: str, tmp_path: Path) -> None:
     rounded = np.rint(np.abs(BOTH) * 40) if dtype == "uint8" else BOTH
-    whole = Pool.build(rounded, tmp_path / "whole.zarr", dtype=dtype)
-    Pool.build(rounded[:101], tmp_path / "pool.zarr", dtype=dtype)
-    pool = Pool.open(tmp_path / "pool.zarr").append(rounded[101:])
+    whole = build_small(rounded, tmp_path / "whole.zarr", dtype=dtype)
+    build_small(rounded[:101], tmp_path / "pool.zarr", dtype=dtype)
+    pool = append_small(Pool.open(tmp_path / "pool.zarr"), rounded[101:])
     assert pool.encoding == dtype
     np.testing.assert_array_equal(pool.read(0, 158), whole.read(0, 158))
     if dtype == "int8":
         with pytest.raises(SourceError, match=r"`int8`.*first pass"):
-            Pool.open(tmp_path / "pool.zarr").append(rounded[101:] * 1000)
+            append_small(Pool.open(tmp_path / "pool.zarr"), rounded[101:] * 1000)
         np.testing.assert_array_equal(Pool.open(tmp_path / "pool.zarr").read(0, 158), whole.read(0, 158))
 
 
-def test_a_pool_in_shards_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "MAX_FILES", 2)
-    monkeypatch.setattr(building, "SHARD_CHUNKS", 2)
-    pool = Pool.build(OLD, tmp_path / "pool.zarr", **named(0, 101))
+def test_a_pool_in_shards_grows(tmp_path: Path) -> None:
+    sizes = replace(SMALL, max_files=2, shard_chunks=2)
+    pool = Pool.build(OLD, tmp_path / "pool.zarr", **named(0, 101), sizes=sizes)
     assert pool.write_rows > pool.chunk_rows
-    same(Pool.open(tmp_path / "pool.zarr").append(NEW, **named(101, 57)), 158)
+    same(Pool.open(tmp_path / "pool.zarr").append(NEW, **named(101, 57), sizes=sizes), 158)
 
 
 @pytest.mark.parametrize("held", ["opened", "sent to a worker", "a part of it"])
@@ -122,13 +118,13 @@ def test_a_holder_notices_that_the_pool_has_grown(held: str, path: Path) -> None
         opened = opened.head(60)
         same(opened.refreshed(), 101)
     for start, stop in ((101, 110), (110, 141), (141, 158)):
-        Pool.open(path).append(BOTH[start:stop], **named(start, stop - start))
+        append_small(Pool.open(path), BOTH[start:stop], **named(start, stop - start))
     grown = opened.refreshed()
     same(grown, 158)
     assert grown.refreshed() is grown
     assert grown.nbytes == 158 * D * 4
     same(opened, opened.n_rows)  # ids are found, though the index of then has gone
-    Pool.build(BOTH, path, **named(0, 158), overwrite=True)
+    build_small(BOTH, path, **named(0, 158), overwrite=True)
     for pool in (opened, grown):
         with pytest.raises(PoolError, match="another pool"):
             pool.refreshed()
@@ -161,18 +157,18 @@ def test_an_interrupted_append_leaves_the_pool_as_it_was(
         if where == "before the commit":
             patch.setattr(zarr.core.attributes.Attributes, "__setitem__", stop)
         with pytest.raises(Stopped):
-            Pool.open(path).append(NEW, progress=progress, **named(101, 57))
+            append_small(Pool.open(path), NEW, progress=progress, **named(101, 57))
     same(opened, 101)
     same(Pool.open(path), 101)
-    same(Pool.open(path).append(NEW[:9], **named(101, 9)), 110)  # fewer than the time before
+    same(append_small(Pool.open(path), NEW[:9], **named(101, 9)), 110)  # fewer than the time before
 
 
 def test_an_id_that_is_there_already_is_refused_by_name(path: Path) -> None:
     how = named(101, 57) | {"ids": [f"new {row}" for row in range(56)] + ["id 0"]}
     with pytest.raises(SourceError, match="'id 0' in rows 0, 157"):
-        Pool.open(path).append(NEW, **how)
+        append_small(Pool.open(path), NEW, **how)
     same(Pool.open(path), 101)
-    same(Pool.open(path).append(NEW, **named(101, 57)), 158)
+    same(append_small(Pool.open(path), NEW, **named(101, 57)), 158)
 
 
 @pytest.mark.parametrize(
@@ -189,19 +185,19 @@ def test_an_id_that_is_there_already_is_refused_by_name(path: Path) -> None:
 def test_records_of_another_kind_are_refused(how: dict[str, object], message: str, path: Path) -> None:
     arguments = {"source": NEW, **named(101, 57), **how}
     with pytest.raises(SourceError, match=message):
-        Pool.open(path).append(arguments.pop("source"), **arguments)
+        append_small(Pool.open(path), arguments.pop("source"), **arguments)
     same(Pool.open(path), 101)
 
 
 def test_what_cannot_grow_is_refused(tmp_path: Path, path: Path) -> None:
     zarr.create_array(tmp_path / "plain.zarr", data=OLD)
     with pytest.raises(PoolError, match=r"plain\.zarr"):
-        Pool.open(tmp_path / "plain.zarr").append(NEW)
+        append_small(Pool.open(tmp_path / "plain.zarr"), NEW)
     with building._locked(path), pytest.raises(PoolError, match="is writing to"):
-        Pool.open(path).append(NEW, **named(101, 57))
+        append_small(Pool.open(path), NEW, **named(101, 57))
     (tmp_path / "x.csv").write_text("text,n\nham,1\n")
     with pytest.raises(SourceError, match="`vectoriser`"):
-        Pool.open(path).append(tmp_path / "x.csv", text="text", vectoriser=TfidfVectorizer())
+        append_small(Pool.open(path), tmp_path / "x.csv", text="text", vectoriser=TfidfVectorizer())
 
 
 def test_the_command_line_appends(tmp_path: Path) -> None:
@@ -226,9 +222,9 @@ def truth(X: np.ndarray) -> np.ndarray:
     return (X.sum(axis=1) > 0).astype(int)
 
 
-def started(folder: Path, X: np.ndarray, strategy: str) -> Campaign:
+def started(folder: Path, X: np.ndarray, strategy: str, sizes: Sizes = SMALL) -> Campaign:
     """A campaign whose first batch is answered."""
-    pool = Pool.build(X, folder / "pool.zarr")
+    pool = Pool.build(X, folder / "pool.zarr", sizes=sizes)
     campaign = dal.Campaign.create(
         folder / "campaign", pool, ["no", "yes"], strategy=strategy, batch_size=10, random_state=3
     )
@@ -247,12 +243,12 @@ def answer(campaign: Campaign, X: np.ndarray) -> list[int]:
 def test_a_campaign_goes_on_and_a_round_keeps_its_rows(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(building, "CHUNK_BYTES", 2**14)
     X = np.random.default_rng(1).standard_normal((2 * N, D)).astype(np.float32)
-    twin = started(tmp_path / "twin", X[:N], strategy)
+    sizes = replace(SMALL, chunk_bytes=2**14)
+    twin = started(tmp_path / "twin", X[:N], strategy, sizes)
     expected = answer(twin, X)
 
-    campaign = started(tmp_path / "grown", X[:N], strategy)
+    campaign = started(tmp_path / "grown", X[:N], strategy, sizes)
 
     def stop(*_: object, **__: object) -> None:
         raise Stopped
@@ -263,7 +259,7 @@ def test_a_campaign_goes_on_and_a_round_keeps_its_rows(
             campaign.next_batch()
     frozen = campaign.rounds.current
     assert frozen is not None
-    Pool.open(tmp_path / "grown" / "pool.zarr").append(X[N:])
+    append_small(Pool.open(tmp_path / "grown" / "pool.zarr"), X[N:])
     assert answer(campaign, X) == expected, "the round had frozen the pool as it was"
     assert campaign.rounds.get(frozen.number).n_rows == N
 
@@ -278,22 +274,22 @@ def test_a_campaign_whose_pool_was_spent_goes_on_with_new_records(tmp_path: Path
     campaign = started(tmp_path, X[:20], "margin")
     answer(campaign, X)
     assert isinstance(campaign.next_batch(), dal.Stopped)
-    Pool.open(tmp_path / "pool.zarr").append(X[20:])
+    append_small(Pool.open(tmp_path / "pool.zarr"), X[20:])
     assert sorted(answer(campaign, X)) == list(range(20, 30))
     assert isinstance(campaign.next_batch(), dal.Stopped)
 
 
 def test_a_second_append_is_kept_away_even_if_the_lock_file_is_deleted(tmp_path: Path) -> None:
     path = tmp_path / "pool.zarr"
-    Pool.build(OLD, path)
+    build_small(OLD, path)
 
     def blocks() -> Iterator[Block]:
         (tmp_path / ".pool.zarr.lock").unlink()
         with pytest.raises(PoolError, match="is writing to"):
-            Pool.open(path).append(NEW)
+            append_small(Pool.open(path), NEW)
         yield Block(NEW)
 
-    Pool.open(path).append(blocks())
+    append_small(Pool.open(path), blocks())
     np.testing.assert_array_equal(Pool.open(path).read(0, len(BOTH)), BOTH)
 
 
@@ -310,7 +306,7 @@ def test_a_coordinator_that_runs_on_asks_what_was_appended_meanwhile(tmp_path: P
         return batch.rows.tolist()
 
     asked()
-    Pool.open(tmp_path / "pool.zarr").append(X[20:35])
+    append_small(Pool.open(tmp_path / "pool.zarr"), X[20:35])
     # A label of a record that nobody has asked, which the open pool of the coordinator does not have yet.
     report = read_answers(written(tmp_path / "more.csv", {"33": "yes"}), campaign, pool_of(campaign), "ann")
     assert (report.new, report.volunteered, report.rejections) == (1, 1, 0)
@@ -321,10 +317,10 @@ def test_a_coordinator_that_runs_on_asks_what_was_appended_meanwhile(tmp_path: P
     assert campaign.rounds.all()[-1].trained_on == 21
     assert sorted(asked()) == sorted({*range(20, 35)} - {33} - set(third))
     assert isinstance(coordinator.run(close=False), dal.Stopped)
-    Pool.open(tmp_path / "pool.zarr").append(X[35:])
+    append_small(Pool.open(tmp_path / "pool.zarr"), X[35:])
     assert status(campaign).verdicts == ()
     assert sorted(asked()) == list(range(35, 40))
-    Pool.build(X, tmp_path / "pool.zarr", overwrite=True)
+    build_small(X, tmp_path / "pool.zarr", overwrite=True)
     with pytest.raises(CampaignMismatch, match="another pool"):
         coordinator.run(close=False)
 
@@ -335,7 +331,7 @@ def test_labels_of_records_beyond_what_a_round_froze_are_learned_and_nobody_is_a
     campaign.rounds.close(campaign.rounds.get(1))
     coordinator = Coordinator(campaign)
     coordinator.freeze()
-    Pool.open(tmp_path / "pool.zarr").append(X[40:])
+    append_small(Pool.open(tmp_path / "pool.zarr"), X[40:])
     labels = {str(row): "yes" if truth(X[row : row + 1])[0] else "no" for row in range(40, 60)}
     assert read_answers(written(tmp_path / "more.csv", labels), campaign, pool_of(campaign), "ann").new == 20
     second = coordinator.run(close=False)
@@ -355,8 +351,8 @@ def test_a_record_masked_late_is_nan(tmp_path: Path) -> None:
     features[900, 1] = np.ma.masked
     expected = np.ones((1000, D), np.float32)
     expected[900, 1] = np.nan
-    np.testing.assert_array_equal(Pool.build(features, tmp_path / "pool.zarr").read(0, 1000), expected)
-    grown = Pool.open(tmp_path / "pool.zarr").append(features)
+    np.testing.assert_array_equal(build_small(features, tmp_path / "pool.zarr").read(0, 1000), expected)
+    grown = append_small(Pool.open(tmp_path / "pool.zarr"), features)
     np.testing.assert_array_equal(grown.read(1000, 2000), expected)
 
 
@@ -364,20 +360,20 @@ def test_a_record_masked_late_is_nan(tmp_path: Path) -> None:
 def test_a_pool_has_one_writer_at_a_time(first: str, tmp_path: Path) -> None:
     path = tmp_path / "pool.zarr"
     if first != "build":
-        Pool.build(OLD, path)
+        build_small(OLD, path)
 
     def blocks() -> Iterator[Block]:
         yield Block(NEW)
         with pytest.raises(PoolError, match="is writing to"):
-            Pool.build(OLD, path, overwrite=True)
+            build_small(OLD, path, overwrite=True)
         with pytest.raises(PoolError):
-            Pool.open(path).append(OLD)
+            append_small(Pool.open(path), OLD)
         yield Block(NEW)
 
     if first == "append":
-        Pool.open(path).append(blocks())
+        append_small(Pool.open(path), blocks())
     else:
-        Pool.build(blocks(), path, overwrite=first == "overwrite")
+        build_small(blocks(), path, overwrite=first == "overwrite")
     expected = np.concatenate([OLD, NEW, NEW] if first == "append" else [NEW, NEW])
     np.testing.assert_array_equal(Pool.open(path).read(0, len(expected)), expected)
 
@@ -386,18 +382,18 @@ def test_a_build_leaves_a_pool_alone_that_was_begun_meanwhile(tmp_path: Path) ->
     path = tmp_path / "pool.zarr"
 
     def blocks() -> Iterator[Block]:
-        Pool.build(OLD, path)
+        build_small(OLD, path)
         yield Block(NEW)
 
     with pytest.raises(PoolError, match="begun"):
-        Pool.build(blocks(), path)
+        build_small(blocks(), path)
     np.testing.assert_array_equal(Pool.open(path).read(0, len(OLD)), OLD)
 
 
 def test_an_append_without_records_keeps_the_index(path: Path) -> None:
-    Pool.open(path).append(NEW, **named(101, 57))
+    append_small(Pool.open(path), NEW, **named(101, 57))
     with pytest.raises(SourceError, match="no rows"):
-        Pool.open(path).append([Block(NEW[:0], [], {"text": [], "n": []})])
+        append_small(Pool.open(path), [Block(NEW[:0], [], {"text": [], "n": []})])
     same(Pool.open(path), 158)
 
 
@@ -425,10 +421,10 @@ def test_a_damaged_description_is_refused_and_replaced_when_told(wrong: dict[str
     group.attrs["dal"] = {**building.description(group), **wrong}
     for act in (
         lambda: Pool.open(path).display([0]),
-        lambda: Pool.open(path).append(NEW, **named(101, 57)),
-        lambda: Pool.build(NEW, path),
+        lambda: append_small(Pool.open(path), NEW, **named(101, 57)),
+        lambda: build_small(NEW, path),
     ):
         with pytest.raises(PoolError):
             act()
-    Pool.build(OLD, path, overwrite=True, **named(0, 101))
+    build_small(OLD, path, overwrite=True, **named(0, 101))
     same(Pool.open(path), 101)

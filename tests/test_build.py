@@ -4,6 +4,8 @@ import errno
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
-from dal.errors import PoolError, PoolIncomplete, SourceError
-from dal.pool import Block, Pool, sources, tables
-from dal.pool import build as building
+from dal.errors import PoolError, PoolIncomplete, SettingsError, SourceError
+from dal.pool import Block, Pool, Sizes
 from dal.pool import ids as indexing
 
 N, D = 237, 5
+SMALL = Sizes(
+    chunk_bytes=16 * D * 4,
+    field_rows=8,
+    index_rows=16,
+    bucket_entries=50,
+    block_bytes=23 * D * 4,
+    block_rows=23,
+    csv_block_bytes=1500,
+)
+"""By which a few hundred rows make many blocks, chunks and buckets."""
+build_small = partial(Pool.build, sizes=SMALL)
 
 
 def records(n: int = N, shape: tuple[int, ...] = (D,), seed: int = 7) -> np.ndarray:
@@ -34,20 +46,6 @@ def names(n: int = N) -> list[str]:
 
 def texts(n: int = N) -> list[str]:
     return [f'text "{row}",\nand more' if row % 3 else "" for row in range(n)]
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layout in which a few hundred rows make many blocks, chunks and buckets."""
-    monkeypatch.setattr(building, "CHUNK_BYTES", 16 * D * 4)
-    monkeypatch.setattr(building, "FIELD_ROWS", 8)
-    monkeypatch.setattr(building, "INDEX_ROWS", 16)
-    monkeypatch.setattr(indexing, "BUCKET_ENTRIES", 50)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 23 * D * 4)
-    monkeypatch.setattr(sources, "MAX_BLOCK_ROWS", 23)
-    monkeypatch.setattr(tables, "BLOCK_BYTES", 23 * D * 4)
-    monkeypatch.setattr(tables, "MAX_BLOCK_ROWS", 23)
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 1500)
 
 
 def parquet(path: Path, row_group: int = 50, **columns: object) -> Path:
@@ -107,19 +105,26 @@ def check(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES.keys())
-@pytest.mark.parametrize("size", ["small", "usual"])
-def test_every_source_gives_the_same_pool(
-    make: Make, size: str, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if size == "small":
-        request.getfixturevalue("small")
+@pytest.mark.parametrize("sizes", [SMALL, Sizes()], ids=["small", "usual"])
+def test_every_source_gives_the_same_pool(make: Make, sizes: Sizes, tmp_path: Path) -> None:
     source, options = make(tmp_path)
     told: list[tuple[int, int | None]] = []
-    pool = Pool.build(source, tmp_path / "pool.zarr", **options, progress=lambda done, rows: told.append((done, rows)))
+    pool = Pool.build(
+        source,
+        tmp_path / "pool.zarr",
+        sizes=sizes,
+        progress=lambda done, rows: told.append((done, rows)),
+        **options,
+    )
     assert pool.dtype == np.float32
-    assert pool.write_rows == (16 if size == "small" else 256)
+    assert pool.write_rows == (16 if sizes is SMALL else 256)
     check(pool)
+    group = zarr.open_group(tmp_path / "pool.zarr", mode="r")
+    heights = [group[name].chunks[0] for name in ("ids", "fields/text", "ids_index/hash")]  # type: ignore[union-attr]
+    assert heights == ([8, 8, 16] if sizes is SMALL else [256] * 3)
     assert told == sorted(told)
+    if sizes is SMALL:
+        assert len(told) >= 5, "the source is read in blocks"
     assert told[-1][0] == N
     assert told[-1][1] in (N, None)
     assert {path.name for path in tmp_path.iterdir()} <= {"pool.zarr", "x.npy", "x.parquet", "x.csv"}
@@ -127,17 +132,23 @@ def test_every_source_gives_the_same_pool(
 
 @settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.integers(0, N), max_size=8), shard=st.booleans())
-def test_any_cut_into_blocks(cuts: list[int], shard: bool, tmp_path: Path, small: None) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(building, "MAX_FILES", 3 if shard else 10**6)
-        pool = Pool.build(blocks((0, *sorted(cuts), N)), tmp_path / "pool.zarr", overwrite=True)
-    check(pool)
+def test_any_cut_into_blocks(cuts: list[int], shard: bool, tmp_path: Path) -> None:
+    sizes = replace(SMALL, max_files=3 if shard else 10**6)
+    check(Pool.build(blocks((0, *sorted(cuts), N)), tmp_path / "pool.zarr", sizes=sizes, overwrite=True))
 
 
-def test_large_pools_are_sharded(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "MAX_FILES", 3)
-    monkeypatch.setattr(building, "SHARD_CHUNKS", 4)
-    pool = Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [({"chunk_bytes": 0}, "chunk_bytes"), ({"block_rows": 2.0}, "block_rows"), ({"field_rows": 3}, "power of two")],
+)
+def test_sizes_that_cannot_be_are_refused_by_name(wrong: dict[str, Any], named: str) -> None:
+    with pytest.raises(SettingsError, match=named):
+        Sizes(**wrong)
+
+
+def test_large_pools_are_sharded(tmp_path: Path) -> None:
+    sizes = replace(SMALL, max_files=3, shard_chunks=4)
+    pool = Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()}, sizes=sizes)
     assert (pool.chunk_rows, pool.write_rows) == (16, 64)
     assert len(list((tmp_path / "pool.zarr/features/c").iterdir())) == 4
     check(pool)
@@ -157,9 +168,9 @@ def test_chunks_are_as_tall_as_16_mib_allow(
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f8", ">f4", "i1", "i8", "u4", "bool", "u1"])
-def test_features_of_any_type(dtype: str, tmp_path: Path, small: None) -> None:
+def test_features_of_any_type(dtype: str, tmp_path: Path) -> None:
     values = (records() * 30).clip(0, 100).astype(dtype)
-    pool = Pool.build(values, tmp_path / "pool.zarr")
+    pool = build_small(values, tmp_path / "pool.zarr")
     assert pool.dtype == (np.uint8 if dtype == "u1" else np.float32)
     np.testing.assert_array_equal(pool.read(7, N), values[7:].astype(np.float32))
 
@@ -169,7 +180,7 @@ def test_nan_and_numbers_beyond_float32_are_kept_for_the_scan_to_count(tmp_path:
     np.testing.assert_array_equal(pool.read(0, 2), np.array([[np.nan, np.inf], [1, 2]], np.float32))
 
 
-def test_parquet_types(tmp_path: Path, small: None) -> None:
+def test_parquet_types(tmp_path: Path) -> None:
     source = parquet(
         tmp_path / "x.parquet",
         n=pa.array([7, -1, 30], pa.int32()),
@@ -184,7 +195,7 @@ def test_parquet_types(tmp_path: Path, small: None) -> None:
         large=pa.array([2**64 - 1, 0, 1], pa.uint64()),
     )
     fields = ["when", "kind", "year", "size", "new", "large"]
-    pool = Pool.build(source, tmp_path / "pool.zarr", ids="n", display=fields)
+    pool = build_small(source, tmp_path / "pool.zarr", ids="n", display=fields)
     expected = np.array([[1, 1, 0.5], [np.nan, 0, 2**40], [3, np.nan, np.inf]], np.float32)
     np.testing.assert_array_equal(pool.read(0, 3), expected)
     assert pool.record_ids([0, 1, 2]) == ["7", "-1", "30"]
@@ -201,17 +212,19 @@ def test_parquet_types(tmp_path: Path, small: None) -> None:
     assert np.isnan(np.array(pool.display([1])["size"], float)).all()
 
 
-def test_csv_text_is_kept_and_types_are_not_those_of_the_first_lines(tmp_path: Path, small: None) -> None:
+def test_csv_text_is_kept_and_types_are_not_those_of_the_first_lines(tmp_path: Path) -> None:
     lines = [f"{row:03d},{row},{row:02d}" for row in range(200)] + ["x1,1.5,NA", "NA,,1e3"]
-    pool = Pool.build(csv(tmp_path / "x.csv", "id,f,shown", lines), tmp_path / "pool.zarr", ids="id", display=["shown"])
+    pool = build_small(
+        csv(tmp_path / "x.csv", "id,f,shown", lines), tmp_path / "pool.zarr", ids="id", display=["shown"]
+    )
     assert pool.record_ids([7, 200, 201]) == ["007", "x1", "NA"]
     assert pool.display([7, 200, 201]) == {"shown": ["07", "NA", "1e3"]}
     np.testing.assert_array_equal(pool.take([7, 200, 201]), np.array([[7], [1.5], [np.nan]], np.float32))
 
 
-def test_chosen_features_in_the_order_asked_and_a_column_may_also_be_shown(tmp_path: Path, small: None) -> None:
+def test_chosen_features_in_the_order_asked_and_a_column_may_also_be_shown(tmp_path: Path) -> None:
     source = wide(tmp_path / "x.parquet", id=names(), text=texts())
-    pool = Pool.build(source, tmp_path / "pool.zarr", features=["f3", "f1"], display=["f3"])
+    pool = build_small(source, tmp_path / "pool.zarr", features=["f3", "f1"], display=["f3"])
     np.testing.assert_array_equal(pool.read(5, N), records()[5:, [3, 1]])
     assert pool.display([9]) == {"f3": [float(records()[9, 3])]}
     assert pool.record_ids([9]) == ["9"]
@@ -225,7 +238,7 @@ class Stopped(BaseException):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in SOURCES if kind != "blocks"])
-def test_interrupted_at_any_write(kind: str, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_at_any_write(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The build gives up after ever more writes, and goes on each time."""
     source, options = SOURCES[kind](tmp_path)
     original, rows = LocalStore.set, []
@@ -239,7 +252,7 @@ def test_interrupted_at_any_write(kind: str, tmp_path: Path, small: None, monkey
 
         monkeypatch.setattr(LocalStore, "set", failing)
         try:
-            pool = Pool.build(source, tmp_path / "pool.zarr", **options)
+            pool = build_small(source, tmp_path / "pool.zarr", **options)
         except Stopped:
             rows.append(zarr.open_group(tmp_path / "pool.zarr", mode="r").attrs["dal"]["n_rows"])
             continue
@@ -250,7 +263,7 @@ def test_interrupted_at_any_write(kind: str, tmp_path: Path, small: None, monkey
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk(code: int, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, left = LocalStore.set, iter(range(40))
 
     async def full(self: LocalStore, *args: object, **options: object) -> None:
@@ -263,10 +276,10 @@ def test_full_disk(code: int, tmp_path: Path, small: None, monkeypatch: pytest.M
         with pytest.raises(
             PoolError, match=r"pool.zarr: no space left; free space and run again; .* from row"
         ) as raised:
-            Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
+            build_small(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()})
     with pytest.raises(PoolIncomplete, match=rf"holds {str(raised.value).split()[-1]} of {N} rows"):
         Pool.open(tmp_path / "pool.zarr")
-    check(Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()}))
+    check(build_small(records(), tmp_path / "pool.zarr", ids=names(), display={"text": texts()}))
 
 
 def interrupted(path: Path, source: str | Path | np.ndarray | Iterator[Block], **options: object) -> None:
@@ -275,38 +288,38 @@ def interrupted(path: Path, source: str | Path | np.ndarray | Iterator[Block], *
             raise Stopped
 
     with pytest.raises(Stopped):
-        Pool.build(source, path, progress=stop, **options)  # type: ignore[arg-type]
+        build_small(source, path, progress=stop, **options)  # type: ignore[arg-type]
 
 
-def test_another_source_does_not_go_on(tmp_path: Path, small: None) -> None:
+def test_another_source_does_not_go_on(tmp_path: Path) -> None:
     path = tmp_path / "pool.zarr"
     interrupted(path, records(), ids=names())
     others = [(records(seed=8), names()), (records(), names()[::-1]), (records(), None), (records()[:-1], names()[:-1])]
     for array, ids in others:
         with pytest.raises(SourceError, match=r"another source or dtype.*overwrite=True"):
-            Pool.build(array, path, ids=ids)
+            build_small(array, path, ids=ids)
     with pytest.raises(PoolIncomplete):
         Pool.open(path)
-    pool = Pool.build(records(seed=8), path, ids=names(), overwrite=True)
+    pool = build_small(records(seed=8), path, ids=names(), overwrite=True)
     np.testing.assert_array_equal(pool.read(0, N), records(seed=8))
 
 
-def test_a_changed_file_or_other_columns_do_not_go_on(tmp_path: Path, small: None) -> None:
+def test_a_changed_file_or_other_columns_do_not_go_on(tmp_path: Path) -> None:
     path, source = tmp_path / "pool.zarr", csv_of_records(tmp_path / "x.csv")
     interrupted(path, source, ids="id", display=["text"])
     with pytest.raises(SourceError, match="another source"):
-        Pool.build(source, path, ids="id", features=["f0"], display=["text"])
+        build_small(source, path, ids="id", features=["f0"], display=["text"])
     os.utime(source, ns=(0, 0))
     with pytest.raises(SourceError, match="another source"):
-        Pool.build(source, path, ids="id", display=["text"])
-    check(Pool.build(source, path, ids="id", display=["text"], overwrite=True))
+        build_small(source, path, ids="id", display=["text"])
+    check(build_small(source, path, ids="id", display=["text"], overwrite=True))
 
 
-def test_blocks_do_not_go_on(tmp_path: Path, small: None) -> None:
+def test_blocks_do_not_go_on(tmp_path: Path) -> None:
     interrupted(tmp_path / "pool.zarr", blocks())
     with pytest.raises(SourceError, match=r"identity.*overwrite=True"):
-        Pool.build(blocks(), tmp_path / "pool.zarr")
-    check(Pool.build(blocks(), tmp_path / "pool.zarr", overwrite=True))
+        build_small(blocks(), tmp_path / "pool.zarr")
+    check(build_small(blocks(), tmp_path / "pool.zarr", overwrite=True))
 
 
 def test_a_finished_pool_is_replaced_only_when_told(tmp_path: Path) -> None:
@@ -320,11 +333,11 @@ def test_a_finished_pool_is_replaced_only_when_told(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "pool.zarr").iterdir()} == {"zarr.json", "features"}
 
 
-def test_a_bad_source_does_not_harm_the_pool_that_it_would_replace(tmp_path: Path, small: None) -> None:
-    pool = Pool.build(blocks(), tmp_path / "pool.zarr")
+def test_a_bad_source_does_not_harm_the_pool_that_it_would_replace(tmp_path: Path) -> None:
+    pool = build_small(blocks(), tmp_path / "pool.zarr")
     for bad in (np.array([["a"]]), iter([]), iter([Block(np.ones((2, 2)), ["a", ""])])):
         with pytest.raises(SourceError):
-            Pool.build(bad, tmp_path / "pool.zarr", overwrite=True)
+            build_small(bad, tmp_path / "pool.zarr", overwrite=True)
     check(pool)
 
 
@@ -490,7 +503,7 @@ LATER = {
 
 
 @pytest.mark.parametrize("name", LATER)
-def test_a_bad_block_later_on_leaves_an_incomplete_pool(name: str, tmp_path: Path, small: None) -> None:
+def test_a_bad_block_later_on_leaves_an_incomplete_pool(name: str, tmp_path: Path) -> None:
     bad, message = LATER[name]
 
     def source() -> Iterator[Any]:
@@ -498,7 +511,7 @@ def test_a_bad_block_later_on_leaves_an_incomplete_pool(name: str, tmp_path: Pat
         yield bad
 
     with pytest.raises(SourceError, match=message):
-        Pool.build(source(), tmp_path / "pool.zarr")
+        build_small(source(), tmp_path / "pool.zarr")
     with pytest.raises(PoolIncomplete):
         Pool.open(tmp_path / "pool.zarr")
     assert not list(tmp_path.glob(".*"))
@@ -515,13 +528,22 @@ def test_many_repeats_in_a_table_are_named_in_part(tmp_path: Path) -> None:
         assert [int(row) % 30 for row in rows.split(", ")] == [int(text.strip("'"))] * 5
 
 
-def test_equal_hashes_are_no_repeats(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_hashes_are_no_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indexing, "HASHES", {indexing.HASH: lambda ids: np.zeros(len(ids), np.uint64)})
-    monkeypatch.setattr(indexing, "COMPARED", 50)
-    check(Pool.build(blocks(), tmp_path / "pool.zarr"))
+    check(build_small(blocks(), tmp_path / "pool.zarr"))
     repeated = [*names()[:-1], names()[3]]
     with pytest.raises(SourceError, match=f"'{names()[3]}' in rows 3, 236"):
-        Pool.build(wide(tmp_path / "x.parquet", id=repeated), tmp_path / "other.zarr", ids="id")
+        build_small(wide(tmp_path / "x.parquet", id=repeated), tmp_path / "other.zarr", ids="id")
+    # The same, where they are too many to be compared at a time.
+    (tmp_path / "buckets").mkdir()
+    for ids, repeats in ((names(), False), (repeated, True)):
+        array = zarr.create_array(tmp_path / f"{repeats}.zarr", data=np.array(ids, "T"), chunks=(8,))
+        found = indexing.sorted_entries(array, tmp_path / "buckets", 50, compared=50)
+        if repeats:
+            with pytest.raises(SourceError, match=f"'{names()[3]}' in rows 3, 236"):
+                list(found)
+        else:
+            assert [row for entries in found for row in entries["row"].tolist()] == list(range(N))
 
 
 def test_a_place_where_nothing_can_be_written_is_named() -> None:

@@ -1,6 +1,7 @@
 """Builds and appends that are killed, or whose disk fails, at any operation on files: run again, they give the same."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +9,19 @@ import numpy as np
 import pytest
 
 from dal.errors import DalError
-from dal.pool import Block, Pool, sources
-from dal.pool import build as building
-from dal.pool import ids as indexing
+from dal.pool import Block, Pool, Sizes
 from tests import faults
 
 N, D = 45, 3
 X = np.random.default_rng(3).standard_normal((N, D)).astype(np.float32)
+SMALL = Sizes(chunk_bytes=16 * D * 4, field_rows=16, index_rows=16, bucket_entries=30, block_bytes=12 * D * 4)
+build_small = partial(Pool.build, sizes=SMALL)
 SAMPLED, SAMPLED_SLOWLY = 4, 10
 """Points that the fast tests and the slow ones look at; see `faults.points`."""
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "CHUNK_BYTES", 16 * D * 4)
-    monkeypatch.setattr(building, "FIELD_ROWS", 16)
-    monkeypatch.setattr(building, "INDEX_ROWS", 16)
-    monkeypatch.setattr(indexing, "BUCKET_ENTRIES", 30)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 12 * D * 4)
+def same_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dal.pool.build.secrets.token_hex", lambda _: "0123456789abcdef")
 
 
@@ -36,20 +32,20 @@ def told(first: int, last: int) -> dict[str, Any]:
 
 
 def build(path: Path) -> None:
-    Pool.build(X, path, **told(0, N), dtype="int8")
+    build_small(X, path, **told(0, N), dtype="int8")
 
 
 def build_of_unknown_length(path: Path) -> None:
     # Blocks cannot be gone on with, so what is there is replaced.
-    Pool.build((Block(X[at : at + 12]) for at in range(0, N, 12)), path, overwrite=True)
+    build_small((Block(X[at : at + 12]) for at in range(0, N, 12)), path, overwrite=True)
 
 
 def overwrite(path: Path) -> None:
-    Pool.build(X[:30] + 1, path, ids=[f"other {row}" for row in range(30)], overwrite=True)
+    build_small(X[:30] + 1, path, ids=[f"other {row}" for row in range(30)], overwrite=True)
 
 
 def append(path: Path) -> None:
-    Pool.open(path).append(X[40:], **told(40, N))
+    Pool.open(path).append(X[40:], **told(40, N), sizes=SMALL)
 
 
 def nothing(path: Path) -> None:
@@ -61,12 +57,12 @@ def empty(path: Path) -> None:
 
 
 def shorter(path: Path) -> None:
-    Pool.build(X[:40], path, **told(0, 40))
+    build_small(X[:40], path, **told(0, 40))
 
 
 def grown(path: Path) -> None:
-    Pool.build(X[:30], path, **told(0, 30))
-    Pool.open(path).append(X[30:40], **told(30, 40))
+    build_small(X[:30], path, **told(0, 30))
+    Pool.open(path).append(X[30:40], **told(30, 40), sizes=SMALL)
 
 
 SCENES: dict[str, tuple[Callable[[Path], None], Callable[[Path], None]]] = {

@@ -2,6 +2,8 @@
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,8 @@ from dal.choices import ENCODINGS
 from dal.cli import main
 from dal.errors import ChunkError, PoolError, SourceError
 from dal.learners.learner import Learner
-from dal.pool import Block, Pool, sources
+from dal.pool import Block, Pool, Reader, Sizes
 from dal.pool import build as building
-from dal.pool import store as reading
-from dal.pool import tables as reading_tables
 from dal.pool.encodings import decoder, encoder, scale_of
 from dal.scan import sample_codebook, scan
 from dal.selection.strategy import Strategy
@@ -70,15 +70,11 @@ def twin(encoding: str, X: np.ndarray) -> np.ndarray:
     return X
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layout in which a few hundred rows make many blocks, chunks and read units."""
-    monkeypatch.setattr(building, "CHUNK_BYTES", 16 * D)
-    monkeypatch.setattr(building, "FIELD_ROWS", 2)
-    monkeypatch.setattr(reading, "UNIT_BYTES", 2 * 16 * D)
-    monkeypatch.setattr(sources, "BLOCK_BYTES", 23 * D * 4)
-    monkeypatch.setattr(sources, "MAX_BLOCK_ROWS", 23)
-    monkeypatch.setattr(reading_tables, "CSV_BLOCK_BYTES", 1500)
+SMALL = Sizes(chunk_bytes=16 * D, field_rows=2, block_bytes=23 * D * 4, block_rows=23, csv_block_bytes=1500)
+"""By which a few hundred rows make many blocks and chunks."""
+build_small = partial(Pool.build, sizes=SMALL)
+small_reader = partial(Reader, unit_bytes=2 * 16 * D)
+"""Reads them in many units."""
 
 
 # ---- what is read
@@ -86,13 +82,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("shard", [False, True], ids=["chunks", "shards"])
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_every_way_of_reading_equals_the_twin(
-    encoding: str, shard: bool, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if shard:
-        monkeypatch.setattr(building, "MAX_FILES", 2)
+def test_every_way_of_reading_equals_the_twin(encoding: str, shard: bool, tmp_path: Path) -> None:
     X = source_of(encoding)
-    pool = Pool.build(X, tmp_path / "pool.zarr", dtype=encoding)
+    sizes = replace(SMALL, max_files=2 if shard else 10**6)
+    pool = Pool.build(X, tmp_path / "pool.zarr", dtype=encoding, sizes=sizes)
     expected = twin(encoding, X)
     assert (pool.encoding, pool.dtype) == (encoding, np.dtype(STORED[encoding]))
     assert pool.nbytes == N * D * pool.dtype.itemsize
@@ -100,19 +93,22 @@ def test_every_way_of_reading_equals_the_twin(
     assert (pool.write_rows > pool.chunk_rows) == shard
     assert zarr.open_group(pool.path, mode="r").attrs["dal"]["encoding"] == encoding
     for tile in (1, 7, 16, 64, 300):
-        reader = pool.reader()
+        reader = small_reader(pool)
         for start in range(3, N, tile):
             got = reader.read(start, min(start + tile, N))
             assert (got.dtype, got.flags.writeable) == (np.float32, False)
             np.testing.assert_array_equal(got, expected[start : start + tile])
     np.testing.assert_array_equal(pool.read(5, N), expected[5:])
+    whole = np.empty((N - 5, D), np.float32)
+    small_reader(pool).read_into(5, whole)
+    np.testing.assert_array_equal(whole, expected[5:])
     rows = [200, 4, 4, N - 1, 17, 16, 15]
     np.testing.assert_array_equal(pool.take(rows), expected[rows])
 
 
-def test_a_tile_is_decoded_into_the_buffer_of_the_one_before(tmp_path: Path, small: None) -> None:
+def test_a_tile_is_decoded_into_the_buffer_of_the_one_before(tmp_path: Path) -> None:
     for encoding in NARROW:
-        reader = Pool.build(source_of(encoding), tmp_path / encoding, dtype=encoding).reader()
+        reader = small_reader(build_small(source_of(encoding), tmp_path / encoding, dtype=encoding))
         first = reader.read(3, 40)
         assert np.shares_memory(first, reader.read(40, 77))
 
@@ -126,8 +122,8 @@ def test_images(encoding: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["bfloat16", "int8"])
-def test_a_store_that_is_not_local(encoding: str, small: None) -> None:
-    pool = Pool.build(records(), f"memory://narrow/{encoding}.zarr", dtype=encoding)
+def test_a_store_that_is_not_local(encoding: str) -> None:
+    pool = build_small(records(), f"memory://narrow/{encoding}.zarr", dtype=encoding)
     np.testing.assert_array_equal(pool.read(3, N), twin(encoding, records())[3:])
 
 
@@ -196,9 +192,9 @@ def test_int8_is_within_half_a_step(values: list[tuple[float, float]]) -> None:
     assert np.isfinite(got).all()
 
 
-def test_the_scale_is_a_127th_of_the_largest_and_one_where_all_are_zero(tmp_path: Path, small: None) -> None:
+def test_the_scale_is_a_127th_of_the_largest_and_one_where_all_are_zero(tmp_path: Path) -> None:
     X = records()
-    pool = Pool.build(X, tmp_path / "pool.zarr", dtype="int8")
+    pool = build_small(X, tmp_path / "pool.zarr", dtype="int8")
     scale = np.asarray(zarr.open_group(pool.path, mode="r")["scale"][:])  # type: ignore[index]
     np.testing.assert_array_equal(scale, np.where(X.any(axis=0), np.abs(X).max(axis=0) / np.float32(127), 1))
     assert scale.dtype == np.float32
@@ -219,10 +215,10 @@ def tables(folder: Path, X: np.ndarray) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("encoding", NARROW)
-def test_every_source_gives_the_same_pool(encoding: str, tmp_path: Path, small: None) -> None:
+def test_every_source_gives_the_same_pool(encoding: str, tmp_path: Path) -> None:
     X = source_of(encoding)
     for kind, source in tables(tmp_path, X).items():
-        pool = Pool.build(source, tmp_path / f"{kind}.zarr", dtype=encoding)
+        pool = build_small(source, tmp_path / f"{kind}.zarr", dtype=encoding)
         np.testing.assert_array_equal(pool.read(2, N), twin(encoding, X)[2:], err_msg=kind)
 
 
@@ -232,9 +228,9 @@ def blocks(X: np.ndarray) -> Iterator[Block]:
 
 
 @pytest.mark.parametrize("encoding", ["float16", "bfloat16", "uint8"])
-def test_blocks(encoding: str, tmp_path: Path, small: None) -> None:
+def test_blocks(encoding: str, tmp_path: Path) -> None:
     X = source_of(encoding)
-    pool = Pool.build(blocks(X), tmp_path / "pool.zarr", dtype=encoding)
+    pool = build_small(blocks(X), tmp_path / "pool.zarr", dtype=encoding)
     np.testing.assert_array_equal(pool.read(2, N), twin(encoding, X)[2:])
 
 
@@ -253,11 +249,11 @@ def test_unknown_dtypes_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_what_int8_does_not_have_is_refused_before_anything_is_written(bad: float, tmp_path: Path, small: None) -> None:
+def test_what_int8_does_not_have_is_refused_before_anything_is_written(bad: float, tmp_path: Path) -> None:
     X = records()
     X[[40, 41, 200], [0, 4, 3]] = bad
     with pytest.raises(SourceError, match=r"`int8`.*finite.*rows 40, 41; use float32"):
-        Pool.build(X, tmp_path / "pool.zarr", dtype="int8")
+        build_small(X, tmp_path / "pool.zarr", dtype="int8")
     assert not list(tmp_path.iterdir())
 
 
@@ -279,7 +275,7 @@ class Stopped(BaseException):
     """Stands for whatever ends a process between two writes."""
 
 
-def test_int8_interrupted_at_any_write(tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_interrupted_at_any_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The build gives up after ever more writes; it goes on by the scale that it has stored."""
     np.save(tmp_path / "x.npy", records())
     original, rows, passes = LocalStore.set, [], []
@@ -294,7 +290,7 @@ def test_int8_interrupted_at_any_write(tmp_path: Path, small: None, monkeypatch:
 
         monkeypatch.setattr(LocalStore, "set", failing)
         try:
-            pool = Pool.build(tmp_path / "x.npy", tmp_path / "pool.zarr", dtype="int8")
+            pool = build_small(tmp_path / "x.npy", tmp_path / "pool.zarr", dtype="int8")
         except Stopped:
             group = tmp_path / "pool.zarr"
             rows.append(
@@ -308,22 +304,22 @@ def test_int8_interrupted_at_any_write(tmp_path: Path, small: None, monkeypatch:
     assert passes == list(range(1 + max(n for n, done in enumerate(rows) if done == 0) + 1))
 
 
-def test_another_dtype_does_not_go_on(tmp_path: Path, small: None) -> None:
+def test_another_dtype_does_not_go_on(tmp_path: Path) -> None:
     def stop(done: int, rows: int | None) -> None:
         if done > 100:
             raise Stopped
 
     with pytest.raises(Stopped):
-        Pool.build(records(), tmp_path / "pool.zarr", dtype="bfloat16", progress=stop)
+        build_small(records(), tmp_path / "pool.zarr", dtype="bfloat16", progress=stop)
     for dtype in ("float16", "int8", None):
         with pytest.raises(SourceError, match=r"'stored': 'bfloat16'.*another source or dtype: .*overwrite=True"):
-            Pool.build(records(), tmp_path / "pool.zarr", dtype=dtype)
-    pool = Pool.build(records(), tmp_path / "pool.zarr", dtype="bfloat16")
+            build_small(records(), tmp_path / "pool.zarr", dtype=dtype)
+    pool = build_small(records(), tmp_path / "pool.zarr", dtype="bfloat16")
     np.testing.assert_array_equal(pool.read(0, N), twin("bfloat16", records()))
 
 
-def test_a_scale_that_is_gone_or_an_encoding_of_the_future(tmp_path: Path, small: None) -> None:
-    pool = Pool.build(records(), tmp_path / "pool.zarr", dtype="int8")
+def test_a_scale_that_is_gone_or_an_encoding_of_the_future(tmp_path: Path) -> None:
+    pool = build_small(records(), tmp_path / "pool.zarr", dtype="int8")
     (tmp_path / "pool.zarr/scale/c/1").unlink()
     with pytest.raises(ChunkError, match="scale: chunk c/1"):
         pool.read(3, 9)

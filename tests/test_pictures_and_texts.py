@@ -3,6 +3,7 @@
 import io
 import tracemalloc
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from sklearn.pipeline import Pipeline, make_pipeline
 
 from dal.cli import main
 from dal.errors import PoolIncomplete, SourceError
-from dal.pool import Pool, pictures, tables, texts
+from dal.pool import Pool, Sizes, texts
+from dal.pool.tables import open_table
 
 RNG = np.random.default_rng(0)
 
@@ -35,14 +37,9 @@ def noise(*shape: int) -> np.ndarray:
     return RNG.integers(0, 256, shape).astype(np.uint8)
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of a few records."""
-    monkeypatch.setattr(pictures, "BLOCK_BYTES", 5 * 4 * 3 * 7)
-    monkeypatch.setattr(tables, "MAX_BLOCK_ROWS", 11)
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 800)
-    monkeypatch.setattr("dal.pool.build.CHUNK_BYTES", 5 * 4 * 3 * 4)
-    monkeypatch.setattr("dal.pool.build.FIELD_ROWS", 4)
+SMALL = Sizes(chunk_bytes=5 * 4 * 3 * 4, field_rows=4, block_bytes=5 * 4 * 3 * 7, block_rows=11, csv_block_bytes=800)
+"""By which blocks and chunks hold a few records."""
+build_small = partial(Pool.build, sizes=SMALL)
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
@@ -60,10 +57,8 @@ def folder(tmp_path: Path) -> tuple[Path, dict[str, np.ndarray]]:
     return tmp_path / "in", made
 
 
-def test_a_folder_becomes_a_pool_with_paths_for_ids(
-    folder: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, small: None
-) -> None:
-    pool = Pool.build(folder[0], tmp_path / "pool.zarr")
+def test_a_folder_becomes_a_pool_with_paths_for_ids(folder: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    pool = build_small(folder[0], tmp_path / "pool.zarr")
     names = sorted(folder[1])
     assert (pool.n_rows, pool.record_shape, pool.encoding) == (40, (5, 4, 3), "uint8")
     assert pool.record_ids(range(40)) == names
@@ -73,26 +68,26 @@ def test_a_folder_becomes_a_pool_with_paths_for_ids(
 
 
 def test_an_interrupted_build_goes_on_and_another_folder_is_refused(
-    folder: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, small: None
+    folder: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
     def stop(done: int, _: int | None) -> None:
         if done >= 20:
             raise Stopped
 
     with pytest.raises(Stopped):
-        Pool.build(folder[0], tmp_path / "pool.zarr", progress=stop)
+        build_small(folder[0], tmp_path / "pool.zarr", progress=stop)
     with pytest.raises(PoolIncomplete):
         Pool.open(tmp_path / "pool.zarr")
     done: list[int] = []
-    pool = Pool.build(folder[0], tmp_path / "pool.zarr", progress=lambda rows, _: done.append(rows))
+    pool = build_small(folder[0], tmp_path / "pool.zarr", progress=lambda rows, _: done.append(rows))
     assert done[0] > 15, "it went on"
     expected = np.stack([folder[1][name] for name in sorted(folder[1])]).reshape(40, -1)
     np.testing.assert_array_equal(pool.read(0, 40), expected)
     with pytest.raises(Stopped):
-        Pool.build(folder[0], tmp_path / "other.zarr", progress=stop)
+        build_small(folder[0], tmp_path / "other.zarr", progress=stop)
     save(folder[0] / "cats" / "zz.png", noise(5, 4, 3))
     with pytest.raises(SourceError, match="another source"):
-        Pool.build(folder[0], tmp_path / "other.zarr")
+        build_small(folder[0], tmp_path / "other.zarr")
 
 
 def test_pictures_of_several_sizes_are_resized_as_told(tmp_path: Path) -> None:
@@ -174,16 +169,14 @@ def test_options_that_are_not_for_pictures_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "pool.zarr").exists()
 
 
-def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "BLOCK_BYTES", 2**18)
-    monkeypatch.setattr("dal.pool.build.CHUNK_BYTES", 2**18)
+def test_memory_does_not_grow_with_the_folder(tmp_path: Path) -> None:
     file = io.BytesIO()
     Image.fromarray(noise(64, 64, 3)).save(file, "BMP")
     (tmp_path / "in").mkdir()
     for at in range(400):  # 4.9 MB
         (tmp_path / "in" / f"{at}.bmp").write_bytes(file.getvalue())
     tracemalloc.start()
-    Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
+    Pool.build(tmp_path / "in", tmp_path / "pool.zarr", sizes=Sizes(block_bytes=2**18, chunk_bytes=2**18))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2.5e6
@@ -254,7 +247,7 @@ def test_every_kind_of_transparency_is_drawn_on_white(kind: str, tmp_path: Path)
     assert (pixels[1:3, 1:3] == figure).all()
 
 
-def test_an_interrupted_build_goes_on_on_its_own_background(tmp_path: Path, small: None) -> None:
+def test_an_interrupted_build_goes_on_on_its_own_background(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for at in range(30):
         transparent().resize((4, 5)).save(tmp_path / "in" / f"{at:02d}.png")
@@ -264,10 +257,10 @@ def test_an_interrupted_build_goes_on_on_its_own_background(tmp_path: Path, smal
             raise Stopped
 
     with pytest.raises(Stopped):
-        Pool.build(tmp_path / "in", tmp_path / "pool.zarr", progress=stop, background="#0000ff")
+        build_small(tmp_path / "in", tmp_path / "pool.zarr", progress=stop, background="#0000ff")
     with pytest.raises(SourceError, match="another source"):
-        Pool.build(tmp_path / "in", tmp_path / "pool.zarr")
-    pool = Pool.build(tmp_path / "in", tmp_path / "pool.zarr", background="blue")
+        build_small(tmp_path / "in", tmp_path / "pool.zarr")
+    pool = build_small(tmp_path / "in", tmp_path / "pool.zarr", background="blue")
     assert (pool.read(0, 30) == pool.read(0, 1)).all()
 
 
@@ -343,27 +336,24 @@ def table(path: Path, rows: Sequence[str] = MANY) -> Path:
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
-def test_texts_become_features_and_stay_to_be_shown(ending: str, tmp_path: Path, small: None) -> None:
+def test_texts_become_features_and_stay_to_be_shown(ending: str, tmp_path: Path) -> None:
     source = table(tmp_path / f"mails{ending}")
     fitted = make_pipeline(TfidfVectorizer(), TruncatedSVD(4, random_state=0)).fit(MANY)
     given = pipeline()
     how = {"ids": "key", "text": "subject", "display": ["sent"]}
-    pool = Pool.build(source, tmp_path / "pool.zarr", vectoriser=given, **how)
+    pool = build_small(source, tmp_path / "pool.zarr", vectoriser=given, **how)
     assert not hasattr(given[0], "vocabulary_"), "what was passed in stays as it was"
     assert (pool.record_shape, pool.dtype, pool.fields) == ((4,), np.float32, ("subject", "sent"))
     np.testing.assert_allclose(pool.read(7, 150), fitted.transform(MANY)[7:], atol=1e-6)
     assert pool.record_ids([42, 7]) == ["042", "007"]
     assert pool.display([42, 7])["subject"] == [MANY[42], MANY[7]]
-    again = Pool.build(source, tmp_path / "again.zarr", vectoriser=pipeline(), **how)
+    again = build_small(source, tmp_path / "again.zarr", vectoriser=pipeline(), **how)
     np.testing.assert_array_equal(again.read(0, 150), pool.read(0, 150))
-    kept = Pool.build(source, tmp_path / "fitted.zarr", vectoriser=fitted, **how)
+    kept = build_small(source, tmp_path / "fitted.zarr", vectoriser=fitted, **how)
     np.testing.assert_allclose(kept.read(0, 150), fitted.transform(MANY), atol=1e-6)
 
 
-def test_a_vectoriser_is_fitted_on_a_sample_of_the_whole_table(
-    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(texts, "FITTED_ON", 20)
+def test_a_vectoriser_is_fitted_on_a_sample_of_the_whole_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
 
     class Length(TfidfVectorizer):
@@ -374,8 +364,10 @@ def test_a_vectoriser_is_fitted_on_a_sample_of_the_whole_table(
     monkeypatch.setattr(texts.joblib, "hash", lambda _: "a class of a test cannot be pickled")
     rows = [f"word{at} same" for at in range(150)]
     source = table(tmp_path / "x.csv", rows)
-    for name in ("a", "b"):
-        Pool.build(source, tmp_path / f"{name}.zarr", text="subject", vectoriser=Length())
+    for _ in range(2):
+        opened = open_table(source, None, None, [], text="subject", sizes=SMALL)
+        blocks = texts.Texts(opened, "subject", Length(), SMALL, fitted_on=20).blocks(0)
+        assert max(len(block.features) for block in blocks) <= 11
     assert seen[0] == seen[1]
     positions = [rows.index(text) for text in seen[0]]
     assert len(set(positions)) == 20
@@ -383,20 +375,20 @@ def test_a_vectoriser_is_fitted_on_a_sample_of_the_whole_table(
     assert positions[-1] > 100, "not the first ones"
 
 
-def test_an_interrupted_build_of_texts_gives_the_same_pool(tmp_path: Path, small: None) -> None:
+def test_an_interrupted_build_of_texts_gives_the_same_pool(tmp_path: Path) -> None:
     source = table(tmp_path / "x.parquet")
-    whole = Pool.build(source, tmp_path / "whole.zarr", text="subject", vectoriser=pipeline())
+    whole = build_small(source, tmp_path / "whole.zarr", text="subject", vectoriser=pipeline())
 
     def stop(done: int, _: int | None) -> None:
         if done >= 70:
             raise Stopped
 
     with pytest.raises(Stopped):
-        Pool.build(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline(), progress=stop)
+        build_small(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline(), progress=stop)
     other = make_pipeline(TfidfVectorizer(), TruncatedSVD(4, n_iter=9))
     with pytest.raises(SourceError, match="another source"):
-        Pool.build(source, tmp_path / "pool.zarr", text="subject", vectoriser=other)
-    pool = Pool.build(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline())
+        build_small(source, tmp_path / "pool.zarr", text="subject", vectoriser=other)
+    pool = build_small(source, tmp_path / "pool.zarr", text="subject", vectoriser=pipeline())
     np.testing.assert_array_equal(pool.read(0, 150), whole.read(0, 150))
 
 

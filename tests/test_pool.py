@@ -10,6 +10,8 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,14 +25,17 @@ from zarr.abc.codec import BytesBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, GzipCodec, ZstdCodec
 
 from dal.errors import ChunkError, InputError, PoolError, PoolIncomplete, PoolNotFound
-from dal.pool import Pool, _zarr, chunks
+from dal.pool import Pool, Reader, Sizes, _zarr
 from dal.pool import build as building
 from dal.pool import ids as indexing
-from dal.pool import store as reading
 from dal.pool.chunks import rows_or_fill
-from dal.pool.store import Reader
 
 N, D = 237, 5
+SMALL = Sizes(chunk_bytes=16 * D * 4, field_rows=8, index_rows=16, bucket_entries=50)
+"""By which a few hundred rows make many chunks and buckets."""
+build_small = partial(Pool.build, sizes=SMALL)
+small_reader = partial(Reader, unit_bytes=2 * 16 * D * 4)
+"""Reads them in many units."""
 
 
 def records(n: int = N, shape: tuple[int, ...] = (D,), seed: int = 7) -> np.ndarray:
@@ -41,25 +46,22 @@ def names(n: int = N) -> list[str]:
     return [f"{row * 7919 % 1009:04d}-é" for row in range(n)]
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layout in which a few hundred rows make many chunks, buckets and read units."""
-    monkeypatch.setattr(building, "CHUNK_BYTES", 16 * D * 4)
-    monkeypatch.setattr(building, "FIELD_ROWS", 8)
-    monkeypatch.setattr(building, "INDEX_ROWS", 16)
-    monkeypatch.setattr(indexing, "BUCKET_ENTRIES", 50)
-    monkeypatch.setattr(reading, "UNIT_BYTES", 2 * 16 * D * 4)
+def read(pool: Pool, start: int, stop: int) -> np.ndarray:
+    """Read rows as `Pool.read` does, over many units."""
+    found = np.empty((stop - start, pool.n_features), np.float32)
+    small_reader(pool).read_into(start, found)
+    return found
 
 
 @pytest.fixture
-def pool(tmp_path: Path, small: None) -> Pool:
+def pool(tmp_path: Path) -> Pool:
     display = {
         "text": [f"text {row}" if row % 3 else "" for row in range(N)],
         "year": np.arange(N, dtype=np.int32) + 1900,
         "size": np.arange(N) / 4,
         "new": np.arange(N) % 2 == 0,
     }
-    return Pool.build(records(), tmp_path / "pool.zarr", ids=names(), display=display)
+    return build_small(records(), tmp_path / "pool.zarr", ids=names(), display=display)
 
 
 def foreign(path: Path, values: np.ndarray, **layout: object) -> Path:
@@ -118,24 +120,23 @@ def test_relative_path_is_absolute(tmp_path: Path, pool: Pool, monkeypatch: pyte
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 @pytest.mark.parametrize("tile", [1, 7, 16, 64, 300])
-def test_reader_equals_slices(layout: dict[str, Any], tile: int, tmp_path: Path, small: None) -> None:
+def test_reader_equals_slices(layout: dict[str, Any], tile: int, tmp_path: Path) -> None:
     pool = Pool.open(foreign(tmp_path / "array", records(), **layout))
-    reader = pool.reader()
+    reader = small_reader(pool)
     for start in range(3, N, tile):
         stop = min(start + tile, N)
         np.testing.assert_array_equal(reader.read(start, stop), records()[start:stop])
-    np.testing.assert_array_equal(pool.read(5, N), records()[5:])
+    for whole in (pool.read(5, N), read(pool, 5, N)):
+        np.testing.assert_array_equal(whole, records()[5:])
     np.testing.assert_array_equal(pool.take([200, 4, 4, N - 1]), records()[[200, 4, 4, N - 1]])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_blocks_are_shown_in_order_and_whole(
-    layout: dict[str, Any], dtype: str, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chunks, "PIECE_BYTES", 48)  # two records and some of the next
+def test_blocks_are_shown_in_order_and_whole(layout: dict[str, Any], dtype: str, tmp_path: Path) -> None:
     truth = (records() * 100).astype(dtype)
-    reader = Pool.open(foreign(tmp_path / "array", truth, **layout)).reader()
+    # A piece is two records and some of the next.
+    reader = small_reader(Pool.open(foreign(tmp_path / "array", truth, **layout)), piece_bytes=48)
     for start, stop, height in [(3, 40, 4), (40, 41, 4), (41, 90, 7), (90, N, 64), (0, 16, 16), (16, 16, 4)]:
         seen: list[tuple[int, np.ndarray]] = []
         tile = reader.read_in_blocks(start, stop, height, lambda at, block, seen=seen: seen.append((at, block.copy())))
@@ -151,7 +152,7 @@ def test_blocks_are_shown_in_order_and_whole(
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_reads_in_any_order(pool: Pool, data: st.DataObject) -> None:
-    reader, truth = pool.reader(), records()
+    reader, truth = small_reader(pool), records()
     for _ in range(6):
         start = data.draw(st.integers(0, N))
         stop = data.draw(st.integers(start, N))
@@ -164,10 +165,10 @@ def test_any_reads_in_any_order(pool: Pool, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "uint8", "int8", "int64", "uint16", ">f4", ">i2"])
 @pytest.mark.parametrize("compressors", [None, "auto"])
-def test_other_types_are_read_as_float32(dtype: str, compressors: str | None, tmp_path: Path, small: None) -> None:
+def test_other_types_are_read_as_float32(dtype: str, compressors: str | None, tmp_path: Path) -> None:
     values = (records() * 40).clip(0, 100).astype(dtype)
     pool = Pool.open(foreign(tmp_path / "array", values, chunks=(16, D), compressors=compressors))
-    reader = pool.reader()
+    reader = small_reader(pool)
     for start in range(5, N, 12):
         got = reader.read(start, min(start + 12, N))
         assert got.dtype == np.float32
@@ -180,9 +181,9 @@ def test_float64_beyond_float32_is_infinite(tmp_path: Path) -> None:
     assert np.isposinf(pool.reader().read(1, 4)).all()
 
 
-def test_images_are_flattened(tmp_path: Path, small: None) -> None:
+def test_images_are_flattened(tmp_path: Path) -> None:
     images = (records(31, (4, 3, 2)) * 50).clip(0, 255).astype(np.uint8)
-    pool = Pool.build(images, tmp_path / "pool.zarr")
+    pool = build_small(images, tmp_path / "pool.zarr")
     assert (pool.record_shape, pool.n_features, pool.dtype) == ((4, 3, 2), 24, np.uint8)
     np.testing.assert_array_equal(pool.read(3, 30), images.reshape(31, 24)[3:30].astype(np.float32))
     np.testing.assert_array_equal(pool.take([30, 1]), images.reshape(31, 24)[[30, 1]].astype(np.float32))
@@ -196,7 +197,7 @@ def test_a_tile_in_the_held_unit_is_a_view_and_each_chunk_is_read_once(
     monkeypatch.setattr(
         Path, "open", lambda self, *a, **k: (opened.append(self.parent.name), original(self, *a, **k))[1]
     )
-    reader = pool.reader()
+    reader = small_reader(pool)
     first, second = reader.read(32, 40), reader.read(40, 48)
     assert np.shares_memory(first.base, second.base)
     with pytest.raises(ValueError, match="read-only"):
@@ -223,7 +224,7 @@ def test_a_zarr_without_what_is_private_reads_and_builds_the_same(
         Pool.open(array)
     assert Pool.open(f"{pool.path}/features").holes() == (0, 15)
     np.testing.assert_array_equal(pool.take([3, 200, 3]), records()[[3, 200, 3]])
-    zeros = Pool.build(np.zeros((N, D), np.float32), tmp_path / "zeros.zarr")
+    zeros = build_small(np.zeros((N, D), np.float32), tmp_path / "zeros.zarr")
     assert zeros.holes() == (0, 15)
     shutil.rmtree(Path(zeros.path) / "features" / "c" / "2")
     with pytest.raises(ChunkError, match=r"features.*c/2/0"):
@@ -272,12 +273,12 @@ def test_unknown_ids_have_no_row(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("distinct", [1, 3])
-def test_ids_whose_hashes_collide(distinct: int, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ids_whose_hashes_collide(distinct: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = indexing.HASHES[indexing.HASH]
     # far apart, so that the colliding ids are in several buckets, and runs of them go over several index chunks
     few = {indexing.HASH: lambda ids: full(ids) % np.uint64(distinct) * np.uint64(2**62) + np.uint64(5)}
     monkeypatch.setattr(indexing, "HASHES", few)
-    pool = Pool.build(records(), tmp_path / "pool.zarr", ids=names())
+    pool = build_small(records(), tmp_path / "pool.zarr", ids=names())
     asked = [*names()[::-1], "unknown", names()[4]]
     assert pool.rows_of(asked).tolist() == [*range(N - 1, -1, -1), -1, 4]
 
@@ -339,7 +340,7 @@ def test_a_pool_of_before_is_looked_up_by_its_own_hash(pool: Pool, monkeypatch: 
     with pytest.raises(PoolError, match=r"pip install 'dal-learn\[pandas\]'"):
         old.rows_of([names()[3]])
     added = {name: [None, None] for name in pool.fields}
-    Pool.open(pool.path).append(records(2), ids=["new", "newer"], display=added)
+    Pool.open(pool.path).append(records(2), ids=["new", "newer"], display=added, sizes=SMALL)
     for grown in (old.refreshed(), Pool.open(pool.path)):
         assert grown.rows_of(["newer", names()[7]]).tolist() == [N + 1, 7]
 
@@ -459,16 +460,12 @@ DAMAGE = [flip, flip_at_the_end, truncate, lengthen, empty, Path.unlink]
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("sharded", [False, True], ids=["chunks", "shards"])
-def test_damage_is_named(
-    damage: Callable[[Path], None], sharded: bool, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if sharded:
-        monkeypatch.setattr(building, "MAX_FILES", 2)
-        monkeypatch.setattr(building, "SHARD_CHUNKS", 4)
-    pool = Pool.build(records(), tmp_path / "pool.zarr")
+def test_damage_is_named(damage: Callable[[Path], None], sharded: bool, tmp_path: Path) -> None:
+    sizes = replace(SMALL, max_files=2, shard_chunks=4) if sharded else SMALL
+    pool = Pool.build(records(), tmp_path / "pool.zarr", sizes=sizes)
     number, rows = ("1", "rows 64 to 127") if sharded else ("3", "rows 48 to 63")
     damage(tmp_path / "pool.zarr/features/c" / number / "0")
-    reader = pool.reader()
+    reader = small_reader(pool)
     np.testing.assert_array_equal(reader.read(16, 32), records()[16:32])
     for _ in range(2):
         with pytest.raises(ChunkError, match=rf"features: chunk c/{number}/0 \({rows}\)"):
@@ -491,11 +488,10 @@ COMPRESSED = {
 @pytest.mark.parametrize("damage", [truncate, lengthen, empty, Path.unlink])
 @pytest.mark.parametrize("compressors", COMPRESSED.values(), ids=COMPRESSED)
 def test_damage_to_compressed_chunks_is_named(
-    damage: Callable[[Path], None], compressors: list[BytesBytesCodec], tmp_path: Path, small: None
+    damage: Callable[[Path], None], compressors: list[BytesBytesCodec], tmp_path: Path
 ) -> None:
     path = foreign(tmp_path / "array", records(), chunks=(16, D), compressors=compressors)
-    pool = Pool.open(path)
-    reader = pool.reader()
+    reader = small_reader(Pool.open(path))
     assert reader._files is not None
     damage(path / "c/3/0")
     np.testing.assert_array_equal(reader.read(16, 32), records()[16:32])
@@ -508,34 +504,34 @@ def test_damage_to_compressed_chunks_is_named(
 @pytest.mark.parametrize("damage", [flip, flip_at_the_end])
 @pytest.mark.parametrize("compressors", list(COMPRESSED.values())[2:], ids=list(COMPRESSED)[2:])
 def test_a_flipped_bit_is_found_where_a_compressed_chunk_has_a_checksum(
-    damage: Callable[[Path], None], compressors: list[BytesBytesCodec], tmp_path: Path, small: None
+    damage: Callable[[Path], None], compressors: list[BytesBytesCodec], tmp_path: Path
 ) -> None:
     path = foreign(tmp_path / "array", records(), chunks=(16, D), compressors=compressors)
     damage(path / "c/3/0")
     with pytest.raises(ChunkError, match="does not match its checksum"):
-        Pool.open(path).read(40, 70)
+        read(Pool.open(path), 40, 70)
 
 
 @pytest.mark.parametrize("compressors", COMPRESSED.values(), ids=COMPRESSED)
 @pytest.mark.parametrize("rows", [8, 32])
 def test_a_compressed_chunk_of_another_length_is_refused(
-    rows: int, compressors: list[BytesBytesCodec], tmp_path: Path, small: None
+    rows: int, compressors: list[BytesBytesCodec], tmp_path: Path
 ) -> None:
     path = foreign(tmp_path / "array", records(), chunks=(16, D), compressors=compressors)
     other = foreign(tmp_path / "other", records(), chunks=(rows, D), compressors=compressors)
     (path / "c/3/0").write_bytes((other / "c/3/0").read_bytes())
     with pytest.raises(ChunkError, match=rf"chunk c/3/0 .*decompress.* {16 * D * 4}"):
-        Pool.open(path).read(40, 70)
+        read(Pool.open(path), 40, 70)
 
 
 @pytest.mark.parametrize("length", [2**30, 16 * D * 4])
-def test_a_chunk_that_would_fill_the_memory_is_refused_before_it_does(length: int, tmp_path: Path, small: None) -> None:
+def test_a_chunk_that_would_fill_the_memory_is_refused_before_it_does(length: int, tmp_path: Path) -> None:
     path = foreign(tmp_path / "array", records(), chunks=(16, D), compressors=COMPRESSED["zstd"])
     packed = zstd.compress(np.zeros(length, np.uint8))
     (path / "c/3/0").write_bytes(packed if length > 2**20 else packed + bytes(2**20))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ChunkError, match="chunk c/3/0"):
-        Pool.open(path).read(40, 70)
+        read(Pool.open(path), 40, 70)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18, "kB"
 
 
@@ -561,10 +557,7 @@ def test_what_is_no_chunk_is_not_counted_as_one(tmp_path: Path) -> None:
         Pool.open(tmp_path / "a")
 
 
-def test_damage_behind_the_blocks_shown_is_found_at_the_latest_when_finished(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(chunks, "PIECE_BYTES", 4 * D)
+def test_damage_behind_the_blocks_shown_is_found_at_the_latest_when_finished(pool: Pool) -> None:
     flip_at_the_end(Path(pool.path) / "features/c/3/0")  # rows 48 to 63, the second half of a read unit
     asked: list[Callable[[Reader], object]] = [
         Reader.finish,
@@ -572,7 +565,7 @@ def test_damage_behind_the_blocks_shown_is_found_at_the_latest_when_finished(
         lambda reader: reader.read(0, 3),
     ]
     for ask in asked:
-        reader = pool.reader()
+        reader = small_reader(pool, piece_bytes=4 * D)
         seen: list[int] = []
         reader.read_in_blocks(50, 54, 2, lambda at, block, seen=seen: seen.append(at + len(block)))
         assert seen == [2, 4]
@@ -584,15 +577,12 @@ def test_damage_behind_the_blocks_shown_is_found_at_the_latest_when_finished(
 
 
 @pytest.mark.parametrize("sharded", [False, True], ids=["chunks", "shards"])
-def test_records_that_equal_the_fill_value_are_not_missing(
-    sharded: bool, tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if sharded:
-        monkeypatch.setattr(building, "MAX_FILES", 1)
+def test_records_that_equal_the_fill_value_are_not_missing(sharded: bool, tmp_path: Path) -> None:
+    sizes = replace(SMALL, max_files=1) if sharded else SMALL
     for dtype, value in (("uint8", 0), ("float32", np.nan)):
-        pool = Pool.build(np.full((100, D), value, dtype), tmp_path / dtype)
+        pool = Pool.build(np.full((100, D), value, dtype), tmp_path / dtype, sizes=sizes)
         assert (pool.write_rows > pool.chunk_rows) == sharded
-        np.testing.assert_array_equal(pool.read(3, 100), np.full((97, D), value, np.float32))
+        np.testing.assert_array_equal(read(pool, 3, 100), np.full((97, D), value, np.float32))
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, empty, Path.unlink])
@@ -605,7 +595,7 @@ def test_damage_to_ids_and_fields_is_named(damage: Callable[[Path], None], array
 
 
 @pytest.mark.parametrize("layout", ["plain", "checksum", "narrow chunks", "compressed", "sharded", "version 2"])
-def test_missing_chunks_of_plain_arrays(layout: str, tmp_path: Path, small: None) -> None:
+def test_missing_chunks_of_plain_arrays(layout: str, tmp_path: Path) -> None:
     path = foreign(tmp_path / "array", records(), **LAYOUTS[layout], fill_value=9)
     chunk = sorted(file for file in path.rglob("*") if file.is_file() and file.name[0].isdigit())[1]
     chunk.unlink()
@@ -614,27 +604,25 @@ def test_missing_chunks_of_plain_arrays(layout: str, tmp_path: Path, small: None
     expected = np.asarray(zarr.open_array(path, mode="r")[...])
     assert (expected == 9).any()
     pool = Pool.open(path, missing_chunks="fill")
-    np.testing.assert_array_equal(pool.read(3, N), expected[3:])
+    np.testing.assert_array_equal(read(pool, 3, N), expected[3:])
 
 
 @pytest.mark.parametrize("compressors", [None, "auto"])
-def test_chunks_that_a_shard_leaves_out_hold_the_fill_value(
-    compressors: str | None, tmp_path: Path, small: None
-) -> None:
+def test_chunks_that_a_shard_leaves_out_hold_the_fill_value(compressors: str | None, tmp_path: Path) -> None:
     values = records()
     values[70:90] = 9  # over one whole chunk, in the middle of a shard
     layout = {"chunks": (8, D), "shards": (32, D), "compressors": compressors, "fill_value": 9}
     path = foreign(tmp_path / "array", values, **layout)
     pool = Pool.open(path)
-    np.testing.assert_array_equal(pool.read(3, N), values[3:])
+    np.testing.assert_array_equal(read(pool, 3, N), values[3:])
 
 
-def test_a_chunk_of_a_plain_array_that_goes_later(tmp_path: Path, small: None) -> None:
+def test_a_chunk_of_a_plain_array_that_goes_later(tmp_path: Path) -> None:
     path = foreign(tmp_path / "array", records(), **LAYOUTS["plain"])
     pool = Pool.open(path)
     (path / "c/2/0").unlink()
     with pytest.raises(ChunkError, match=r"chunk c/2/0 \(rows 32 to 47\) is missing"):
-        pool.read(40, 50)
+        read(pool, 40, 50)
 
 
 # ---- what is no pool
@@ -678,21 +666,21 @@ def test_a_group_of_others(tmp_path: Path) -> None:
             Pool.open(tmp_path / inner)
 
 
-def test_a_zip_archive_is_read(tmp_path: Path, small: None) -> None:
-    built = Pool.build(records(), tmp_path / "pool.zarr", ids=names())
+def test_a_zip_archive_is_read(tmp_path: Path) -> None:
+    built = build_small(records(), tmp_path / "pool.zarr", ids=names())
     shutil.make_archive(str(tmp_path / "root"), "zip", tmp_path / "pool.zarr")
     shutil.make_archive(str(tmp_path / "folder"), "zip", tmp_path, "pool.zarr")
     for place in (tmp_path / "root.zip", tmp_path / "folder.zip" / "pool.zarr"):
         opened = pickle.loads(pickle.dumps(Pool.open(place)))
         assert opened.fingerprint == built.fingerprint
-        np.testing.assert_array_equal(opened.read(3, N), records()[3:])
+        np.testing.assert_array_equal(read(opened, 3, N), records()[3:])
         assert opened.rows_of(names()[::-1]).tolist() == list(range(N))[::-1]
         assert Pool.open(str(place / "features")).read(0, 2).tolist() == records()[:2].tolist()
         assert opened.refreshed() is opened
         with pytest.raises(PoolError, match="ZIP archive"):
             Pool.open(place).append(records(), ids=[f"new {name}" for name in names()])
         with pytest.raises(PoolError):
-            Pool.build(records(), place, overwrite=True)
+            build_small(records(), place, overwrite=True)
     with pytest.raises(PoolNotFound, match=r"open one of .*folder\.zip/pool\.zarr"):
         Pool.open(tmp_path / "folder.zip")
 
@@ -731,7 +719,8 @@ def test_packed_values_are_unpacked(
     pool = Pool.open(tmp_path / "a")
     np.testing.assert_array_equal(pool.read(3, N), expected[3:])
     np.testing.assert_array_equal(pool.take([200, 5]), expected[[200, 5]])
-    np.testing.assert_array_equal(Reader(pool).read(5, 9), expected[5:9])
+    np.testing.assert_array_equal(small_reader(pool).read(5, 9), expected[5:9])
+    np.testing.assert_array_equal(read(pool, 3, N), expected[3:])
 
 
 @pytest.mark.parametrize("chunk_rows", [100, 250])
@@ -795,9 +784,10 @@ def test_pools_that_cannot_be_read(pool: Pool) -> None:
         Pool.open(pool.path)
 
 
-def test_a_store_that_is_not_local(small: None) -> None:
-    pool = Pool.build(records(), "memory://test-pool/pool.zarr", ids=names())
-    np.testing.assert_array_equal(pool.read(3, 99), records()[3:99])
+def test_a_store_that_is_not_local() -> None:
+    pool = build_small(records(), "memory://test-pool/pool.zarr", ids=names())
+    for found in (pool.read(3, 99), read(pool, 3, 99)):
+        np.testing.assert_array_equal(found, records()[3:99])
     assert pool.rows_of([names()[7]]).tolist() == [7]
     again = Pool.open("memory://test-pool/pool.zarr")
     np.testing.assert_array_equal(again.take([N - 1]), records()[[N - 1]])

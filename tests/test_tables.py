@@ -7,6 +7,7 @@ import json
 import logging
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +26,17 @@ from scipy import sparse
 
 from dal.cli import main
 from dal.errors import DalError, PoolIncomplete, SourceError
-from dal.pool import Block, Pool, sources, tables
-from dal.pool import build as building
+from dal.pool import Block, Pool, Sizes, sources, tables
 
 
 class Stopped(Exception):
     pass
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layout in which some dozen rows make many blocks and chunks."""
-    monkeypatch.setattr(building, "CHUNK_BYTES", 64)
-    monkeypatch.setattr(building, "FIELD_ROWS", 8)
-    monkeypatch.setattr(building, "INDEX_ROWS", 16)
-    for module in (sources, tables):
-        monkeypatch.setattr(module, "BLOCK_BYTES", 100)
-        monkeypatch.setattr(module, "MAX_BLOCK_ROWS", 7)
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 100)
+SMALL = Sizes(chunk_bytes=64, field_rows=8, index_rows=16, block_bytes=100, block_rows=7, csv_block_bytes=100)
+"""By which some dozen rows make many blocks and chunks."""
+build_small = partial(Pool.build, sizes=SMALL)
+append_small = partial(Pool.append, sizes=SMALL)
 
 
 def write(path: Path, text: str, encoding: str = "utf-8") -> Path:
@@ -288,14 +282,14 @@ def test_bytes_that_are_no_utf8_behind_the_sample_are_told(tmp_path: Path, monke
         Pool.build(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key")
 
 
-def test_truth_values_in_csv_are_features(tmp_path: Path, small: None) -> None:
+def test_truth_values_in_csv_are_features(tmp_path: Path) -> None:
     lines = [("true", "True", "")] * 30 + [("false", "False", "TRUE"), ("0", "NA", "false"), ("1", "true", "0.5")]
     text = "a,b,c\n" + "".join(",".join(line) + "\n" for line in lines)
-    pool = Pool.build(write(tmp_path / "x.csv", text), tmp_path / "pool.zarr")
+    pool = build_small(write(tmp_path / "x.csv", text), tmp_path / "pool.zarr")
     nan = np.nan
     np.testing.assert_array_equal(pool.read(29, 33), [[1, 1, nan], [0, 0, 1], [0, nan, 0], [1, 1, 0.5]])
     with pytest.raises(SourceError, match="maybe for 'a' in row 33"):
-        Pool.build(write(tmp_path / "y.csv", f"{text}maybe,true,\n"), tmp_path / "other.zarr")
+        build_small(write(tmp_path / "y.csv", f"{text}maybe,true,\n"), tmp_path / "other.zarr")
 
 
 def test_booleans_in_a_plain_zarr_array(tmp_path: Path) -> None:
@@ -316,7 +310,7 @@ def gaps(first: int | None) -> list[int | None]:
 @pytest.mark.parametrize("first", [0, None])
 @pytest.mark.parametrize("make", ["parquet", "frame", "Dask", "Arrow", "blocks", "array"])
 def test_integers_and_booleans_with_gaps_keep_their_type_whichever_block_has_the_gap(
-    make: str, first: int | None, tmp_path: Path, small: None
+    make: str, first: int | None, tmp_path: Path
 ) -> None:
     whole, truth = gaps(first), [None if value is None else value % 2 == 0 for value in gaps(first)]
     n = len(whole)
@@ -340,20 +334,20 @@ def test_integers_and_booleans_with_gaps_keep_their_type_whichever_block_has_the
         parts = [slice(*cut) for cut in cuts]
         source = [Block(np.arange(n)[p, None] * 1.0, None, {"n": whole[p], "b": truth[p]}) for p in parts]
         display = ()
-    pool = Pool.build(source, tmp_path / "pool.zarr", display=display)
+    pool = build_small(source, tmp_path / "pool.zarr", display=display)
     assert pool.kinds == {"n": "integer", "b": "boolean"}
     assert pool.display(range(n)) == {"n": whole, "b": truth}
     assert [type(value) for value in pool.display([1])["n"]] == [int]
     more = pd.DataFrame({"b": [None, True], "n": [None, 5.0], "x": [1.0, 2.0]})  # a float, as pandas makes of a gap
-    grown = Pool.open(tmp_path / "pool.zarr").append(more)
+    grown = append_small(Pool.open(tmp_path / "pool.zarr"), more)
     assert grown.display([n, n + 1]) == {"n": [None, 5], "b": [None, True]}
     text = write(tmp_path / "more.csv", "b,n,x\nFALSE,9,1\n,,2\n")
-    assert Pool.open(tmp_path / "pool.zarr").append(text).display([n + 2, n + 3]) == {
+    assert append_small(Pool.open(tmp_path / "pool.zarr"), text).display([n + 2, n + 3]) == {
         "n": [9, None],
         "b": [False, None],
     }
     with pytest.raises(SourceError, match=r"'n' must hold integers.*0 \(5.5\)"):
-        Pool.open(tmp_path / "pool.zarr").append(more.assign(n=5.5))
+        append_small(Pool.open(tmp_path / "pool.zarr"), more.assign(n=5.5))
 
 
 def test_fields_of_any_kind_go_on_as_they_began(tmp_path: Path) -> None:
@@ -424,19 +418,19 @@ LISTS: dict[str, Callable[[], pa.DataType]] = {
 
 
 @pytest.mark.parametrize("kind", LISTS)
-def test_lists_of_every_type_are_embeddings_and_null_ones_are_nan(kind: str, tmp_path: Path, small: None) -> None:
+def test_lists_of_every_type_are_embeddings_and_null_ones_are_nan(kind: str, tmp_path: Path) -> None:
     values = [[1, 2], None, [3, None], [5, 6], *[[7, 8]] * 20, None, [9, 1]]
     column = pa.array(values, LISTS[kind]())
     nan = np.nan
     expected = [[nan, nan] if each is None else [nan if v is None else v for v in each] for each in values]
-    pool = Pool.build(pa.table({"emb": column}), tmp_path / "pool.zarr")
+    pool = build_small(pa.table({"emb": column}), tmp_path / "pool.zarr")
     np.testing.assert_array_equal(pool.read(0, len(values)), expected)
     assert (pool.feature_names, pool.record_shape) == (("emb",), (2,))
-    sliced = Pool.build(pa.table({"emb": column.slice(2)}), tmp_path / "sliced.zarr")
+    sliced = build_small(pa.table({"emb": column.slice(2)}), tmp_path / "sliced.zarr")
     np.testing.assert_array_equal(sliced.read(0, len(values) - 2), expected[2:])
     if "view" not in kind:
         source = parquet(tmp_path / "x.parquet", row_group=3, emb=column)
-        stored = Pool.build(source, tmp_path / "stored.zarr")
+        stored = build_small(source, tmp_path / "stored.zarr")
         np.testing.assert_array_equal(stored.read(0, len(values)), expected)
 
 
@@ -516,7 +510,7 @@ def test_texts_with_gaps_become_features(tmp_path: Path) -> None:
 # ---- Dask
 
 
-def test_arrays_of_dask_are_computed_some_chunks_at_a_time(tmp_path: Path, small: None) -> None:
+def test_arrays_of_dask_are_computed_some_chunks_at_a_time(tmp_path: Path) -> None:
     rows = np.arange(60, dtype=np.float32).reshape(30, 2)
     ids, notes = [f"k{at}" for at in range(30)], np.arange(30)
     computed: list[int] = []
@@ -540,15 +534,17 @@ def test_arrays_of_dask_are_computed_some_chunks_at_a_time(tmp_path: Path, small
         most = max(most, sum(computed) // 2 - done)
         assert of == 30
 
-    pool = Pool.build(array(), tmp_path / "pool.zarr", **how, progress=watch)
+    pool = build_small(array(), tmp_path / "pool.zarr", **how, progress=watch)
     assert most <= 20, "it is not computed whole before it is written"
     np.testing.assert_array_equal(pool.read(0, 30), rows)
     assert pool.record_ids(range(30)) == ids
     assert pool.display([29, 3]) == {"n": [29, 3], "m": [29, 3]}
-    unknown = Pool.build(array(known=False), tmp_path / "unknown.zarr", ids=ids)
+    unknown = build_small(array(known=False), tmp_path / "unknown.zarr", ids=ids)
     np.testing.assert_array_equal(unknown.read(0, 30), rows)
     assert unknown.record_ids([29]) == ["k29"]
-    grown = Pool.open(tmp_path / "unknown.zarr").append(array(known=False), ids=[f"more {at}" for at in range(30)])
+    grown = append_small(
+        Pool.open(tmp_path / "unknown.zarr"), array(known=False), ids=[f"more {at}" for at in range(30)]
+    )
     np.testing.assert_array_equal(grown.read(30, 60), rows)
     for wrong, message in (
         ({"ids": ids[:-1]}, "`ids` must have 30 values.*got 29"),
@@ -556,15 +552,15 @@ def test_arrays_of_dask_are_computed_some_chunks_at_a_time(tmp_path: Path, small
         ({"features": ["x"]}, "`features`"),
     ):
         with pytest.raises(SourceError, match=message):
-            Pool.build(array(), tmp_path / "wrong.zarr", **wrong)
+            build_small(array(), tmp_path / "wrong.zarr", **wrong)
     with pytest.raises(SourceError, match=r"30 values.*got 31"):
-        Pool.build(array(known=False), tmp_path / "wrong.zarr", ids=[*ids, "x"])
+        build_small(array(known=False), tmp_path / "wrong.zarr", ids=[*ids, "x"])
     with pytest.raises(SourceError, match=r"got \(5,\)"):
-        Pool.build(da.ones(5), tmp_path / "one.zarr")
+        build_small(da.ones(5), tmp_path / "one.zarr")
 
 
 @pytest.mark.parametrize("make", ["array", "unknown", "frame"])
-def test_an_interrupted_build_of_dask_goes_on(make: str, tmp_path: Path, small: None) -> None:
+def test_an_interrupted_build_of_dask_goes_on(make: str, tmp_path: Path) -> None:
     rows = np.arange(80, dtype=np.float32).reshape(40, 2)
     source: Any = da.from_array(rows, chunks=(6, 2))
     if make == "unknown":
@@ -577,18 +573,18 @@ def test_an_interrupted_build_of_dask_goes_on(make: str, tmp_path: Path, small: 
             raise Stopped
 
     with pytest.raises(Stopped):
-        Pool.build(source, tmp_path / "pool.zarr", progress=stop)
+        build_small(source, tmp_path / "pool.zarr", progress=stop)
     with pytest.raises(PoolIncomplete):
         Pool.open(tmp_path / "pool.zarr")
     with pytest.raises(SourceError, match="another source"):
-        Pool.build(source + 1, tmp_path / "pool.zarr")
+        build_small(source + 1, tmp_path / "pool.zarr")
     done: list[int] = []
-    pool = Pool.build(source, tmp_path / "pool.zarr", progress=lambda at, _: done.append(at))
+    pool = build_small(source, tmp_path / "pool.zarr", progress=lambda at, _: done.append(at))
     assert done[0] > 15, "it went on"
     np.testing.assert_array_equal(pool.read(0, 40), rows)
 
 
-def test_a_graph_that_has_no_token_is_built_and_not_resumed(tmp_path: Path, small: None) -> None:
+def test_a_graph_that_has_no_token_is_built_and_not_resumed(tmp_path: Path) -> None:
     class Odd:
         def __dask_tokenize__(self) -> object:
             raise dask.tokenize.TokenizationError("never twice the same")
@@ -599,7 +595,7 @@ def test_a_graph_that_has_no_token_is_built_and_not_resumed(tmp_path: Path, smal
     assert sources.token_of(source) != sources.token_of(source + 1)
 
 
-def test_frames_are_read_partition_by_partition(tmp_path: Path, small: None) -> None:
+def test_frames_are_read_partition_by_partition(tmp_path: Path) -> None:
     data = frame(50)
     seen: list[int] = []
 
@@ -614,7 +610,7 @@ def test_frames_are_read_partition_by_partition(tmp_path: Path, small: None) -> 
         nonlocal most
         most = max(most, sum(seen) - done)
 
-    pool = Pool.build(lazy[lazy.x != 0.25], tmp_path / "pool.zarr", ids="key", progress=watch)
+    pool = build_small(lazy[lazy.x != 0.25], tmp_path / "pool.zarr", ids="key", progress=watch)
     expected = data[data.x != 0.25]
     np.testing.assert_array_equal(pool.read(0, 49), expected[["x", "y", "note"]].to_numpy(np.float32))
     assert pool.record_ids(range(49)) == expected.key.tolist()
@@ -622,7 +618,7 @@ def test_frames_are_read_partition_by_partition(tmp_path: Path, small: None) -> 
     lists = pd.DataFrame({"emb": [np.arange(3.0) + row for row in range(9)], "note": [{"a": 1}] * 9})
     with dask.config.set({"dataframe.convert-string": False}):  # else Dask makes text of the lists
         lazy_lists = dd.from_delayed([dask.delayed(lists[:4]), dask.delayed(lists[4:])], meta=lists.iloc[:0])
-        embedded = Pool.build(lazy_lists, tmp_path / "lists.zarr", features=["emb"])
+        embedded = build_small(lazy_lists, tmp_path / "lists.zarr", features=["emb"])
     np.testing.assert_array_equal(embedded.read(0, 9), np.stack(lists.emb.to_list()))
 
 
@@ -640,9 +636,7 @@ def test_columns_of_a_frame_need_not_be_called_by_text(kind: str, tmp_path: Path
         Pool.build(data, tmp_path / "twice.zarr")
 
 
-def test_an_interrupted_build_of_a_frame_goes_on_and_other_values_are_another_source(
-    tmp_path: Path, small: None
-) -> None:
+def test_an_interrupted_build_of_a_frame_goes_on_and_other_values_are_another_source(tmp_path: Path) -> None:
     data = frame(50)
 
     def stop(done: int, _: int | None) -> None:
@@ -650,18 +644,18 @@ def test_an_interrupted_build_of_a_frame_goes_on_and_other_values_are_another_so
             raise Stopped
 
     with pytest.raises(Stopped):
-        Pool.build(data, tmp_path / "pool.zarr", ids="key", progress=stop)
+        build_small(data, tmp_path / "pool.zarr", ids="key", progress=stop)
     for other, columns in ((data.assign(x=0.0), None), (data, ["y", "x"])):
         with pytest.raises(SourceError, match="another source"):
-            Pool.build(other, tmp_path / "pool.zarr", ids="key", features=columns)
-    pool = Pool.build(data.copy(), tmp_path / "pool.zarr", ids="key")
+            build_small(other, tmp_path / "pool.zarr", ids="key", features=columns)
+    pool = build_small(data.copy(), tmp_path / "pool.zarr", ids="key")
     np.testing.assert_array_equal(pool.read(0, 50), data[["x", "y", "note"]].to_numpy(np.float32))
 
 
 # ---- other sources
 
 
-def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path, small: None) -> None:
+def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path) -> None:
     rows = np.arange(60, dtype=np.float32).reshape(20, 3) % 7
     zarr.create_array(tmp_path / "x.zarr", data=rows, chunks=(3, 3))
     masked = np.ma.masked_equal(rows, 3)
@@ -675,7 +669,7 @@ def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path, small: None) -> 
             (da.from_array(masked, chunks=(4, 3)), np.where(rows == 3, np.nan, rows)),
         ]
     ):
-        pool = Pool.build(source, tmp_path / f"{number}.zarr")
+        pool = build_small(source, tmp_path / f"{number}.zarr")
         np.testing.assert_array_equal(pool.read(0, 20), expected)
 
     class DataArray:  # gives a stream of one row for each number, as that of xarray does
@@ -690,14 +684,14 @@ def test_what_gives_rows_like_an_array_is_taken(tmp_path: Path, small: None) -> 
 
     for each in (DataArray, Dataset):
         each.__module__ = "xarray.core"
-    np.testing.assert_array_equal(Pool.build(DataArray(), tmp_path / "xarray.zarr").read(0, 20), rows)
+    np.testing.assert_array_equal(build_small(DataArray(), tmp_path / "xarray.zarr").read(0, 20), rows)
     with pytest.raises(SourceError, match="got a Dataset"):
-        Pool.build(Dataset(), tmp_path / "dataset.zarr")
+        build_small(Dataset(), tmp_path / "dataset.zarr")
     with pytest.raises(SourceError, match=r"20,000; .*TruncatedSVD"):
-        Pool.build(sparse.csr_matrix((3, 20_000)), tmp_path / "wide.zarr")
+        build_small(sparse.csr_matrix((3, 20_000)), tmp_path / "wide.zarr")
 
 
-def test_streams_are_read_once(tmp_path: Path, small: None) -> None:
+def test_streams_are_read_once(tmp_path: Path) -> None:
     table = pa.table({"key": [f"k{at}" for at in range(30)], "x": np.arange(30.0)})
 
     class Stream:
@@ -705,12 +699,12 @@ def test_streams_are_read_once(tmp_path: Path, small: None) -> None:
             return table.to_reader(max_chunksize=9).__arrow_c_stream__(requested_schema)
 
     for number, source in enumerate([table, table.to_reader(max_chunksize=4), Stream()]):
-        pool = Pool.build(source, tmp_path / f"{number}.zarr", ids="key")
+        pool = build_small(source, tmp_path / f"{number}.zarr", ids="key")
         assert rows_of(pool) == [[float(at)] for at in range(30)]
         assert pool.record_ids([29]) == ["k29"]
     with pytest.raises(SourceError, match=r"int8.*stream"):
-        Pool.build(table.to_reader(), tmp_path / "narrow.zarr", ids="key", dtype="int8")
-    assert Pool.build(table, tmp_path / "narrow.zarr", ids="key", dtype="int8").encoding == "int8"
+        build_small(table.to_reader(), tmp_path / "narrow.zarr", ids="key", dtype="int8")
+    assert build_small(table, tmp_path / "narrow.zarr", ids="key", dtype="int8").encoding == "int8"
 
 
 def test_sources_of_other_kinds_are_named(tmp_path: Path) -> None:
@@ -860,7 +854,6 @@ def arrow(path: Path, table: pa.Table, *, stream: bool) -> Path:
     return path
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize("kind", ["stream", "file", "feather"])
 def test_a_file_of_arrow_is_a_table(kind: str, tmp_path: Path) -> None:
     expected = frame()
@@ -870,10 +863,11 @@ def test_a_file_of_arrow_is_a_table(kind: str, tmp_path: Path) -> None:
         expected.to_feather(source)
     else:
         arrow(source, table, stream=kind == "stream")
-    pool = Pool.build(source, tmp_path / "pool.zarr", ids="key", features=["y", "x"], display=["note"])
+    pool = build_small(source, tmp_path / "pool.zarr", ids="key", features=["y", "x"], display=["note"])
     np.testing.assert_array_equal(pool.read(0, 40), expected[["y", "x"]].to_numpy(np.float32))
     assert pool.display([5]) == {"note": [2]}
-    opened = tables.open_table(source, "key", ["x"], [])
+    opened = tables.open_table(source, "key", ["x"], [], sizes=SMALL)
+    assert max(len(block.features) for block in opened.blocks(0)) <= 7
     for start in (0, 1, 9, 25, 39):
         rows = np.concatenate([block.features for block in opened.blocks(start)])
         np.testing.assert_array_equal(rows[:, 0], expected["x"].to_numpy(np.float32)[start:])

@@ -37,6 +37,7 @@ from dal.pool.encoded import Encoded, RawArrays, RawSource, RawTexts, joined
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
+from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import Block, Source, checked, open_source
 from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, damaged_key, description
 from dal.pool.stored import PICTURE, field_path, stored_type
@@ -44,14 +45,6 @@ from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 from dal.stores.lease import Held, Lease
 from dal.stores.zarr_store import ZarrObjects
-
-CHUNK_BYTES = 16 * 2**20
-MAX_FILES = 4096
-SHARD_CHUNKS = 16
-# Ids and fields are looked up for single rows, and each costs the decoding of a chunk: keep these chunks small.
-FIELD_ROWS = 2**12
-PICTURE_ROWS = 2**8
-INDEX_ROWS = 2**17
 
 _WRITERS = 8
 _WRITING_BYTES = 128 * 2**20
@@ -86,6 +79,7 @@ class Options:
     encoder: object = None
     images: bool = False
     client: object = None
+    sizes: Sizes = SIZES
 
 
 def build(
@@ -101,7 +95,7 @@ def build(
         if group is not None:
             held.enter_context(_locked(where, store, tidy=True))
             group = _existing(where, store)  # again, because the holder of the lock may have changed it meanwhile
-        build = _resumed(where, group, identity, overwrite=overwrite)
+        build = _resumed(where, group, identity, how.sizes, overwrite=overwrite)
         start = build.rows if build else 0
         if build and isinstance(opened, Encoded):
             opened.resume(build.missing)
@@ -110,13 +104,22 @@ def build(
             scale = build.scale() if build else _scale(opened)
         blocks = checked(opened.blocks(start), start, encoder(dtype, scale), build.kinds if build else None)
         if build is None:
-            head, n_rows = _head(blocks, opened.n_rows)
+            head, n_rows = _head(blocks, opened.n_rows, how.sizes)
             encoding = dtype or head[0].features.dtype.name
             with _creation_errors(where):
                 if group is None:
                     held.enter_context(_locked_new(where, store, *_nodes(head[0].fields, ids=head[0].ids is not None)))
                 build = _create_build(
-                    where, store, group, head[0], n_rows, opened, encoding=encoding, identity=identity, scale=scale
+                    where,
+                    store,
+                    group,
+                    head[0],
+                    n_rows,
+                    opened,
+                    how.sizes,
+                    encoding=encoding,
+                    identity=identity,
+                    scale=scale,
                 )
             blocks = itertools.chain(head, blocks)
         build.encoded = opened if isinstance(opened, Encoded) else None
@@ -154,7 +157,7 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         store = _remembering(where, held)
         held.enter_context(_locked(where, store, *_nodes(state["fields"], ids=state["has_ids"])))
         _remove_partial(where)
-        build = _Build(where, zarr.open_group(store, mode="r+"))
+        build = _Build(where, zarr.open_group(store, mode="r+"), how.sizes)
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
         build.encoded = opened if isinstance(opened, Encoded) else None
         blocks = build.checked(opened.blocks(0), encode)
@@ -282,14 +285,17 @@ def _source(source: object, how: Options, state: Mapping[str, Any] | None = None
                 "`text` must name a column of a table, such as a .parquet or .csv file, and `features` must be left out"
             )
         return Texts(
-            open_table(source, how.ids, None, how.display, text=how.text, header=how.header), how.text, how.vectoriser
+            open_table(source, how.ids, None, how.display, text=how.text, header=how.header, sizes=how.sizes),
+            how.text,
+            how.vectoriser,
+            how.sizes,
         )
     if is_table(source):
-        return open_table(source, how.ids, how.features, how.display, header=how.header)
+        return open_table(source, how.ids, how.features, how.display, header=how.header, sizes=how.sizes)
     if how.header is not None:
         raise SourceError("`header` must be left out for sources other than CSV files (--header, --no-header)")
     if not folder:
-        return open_source(source, how.ids, how.features, how.display)
+        return open_source(source, how.ids, how.features, how.display, how.sizes)
     if how.ids is not None or how.features is not None or len(how.display):
         raise SourceError("`ids`, `features` and `display` must be left out for pictures, whose ids are their paths")
     assert isinstance(source, Path)
@@ -298,7 +304,7 @@ def _source(source: object, how: Options, state: Mapping[str, Any] | None = None
         from dal.pool.pictures import Pictures, size_of
     known = (state or {}).get("made_from", {})
     size = how.size if how.size is not None else known.get("size")
-    return Pictures(source, size_of(size), how.background or known.get("background"), known.get("mode"))
+    return Pictures(source, size_of(size), how.background or known.get("background"), known.get("mode"), how.sizes)
 
 
 def _raw(source: object, how: Options) -> RawSource:
@@ -315,16 +321,17 @@ def _raw(source: object, how: Options) -> RawSource:
     if how.text is not None:
         if not is_table(source) or not (how.ids is None or isinstance(how.ids, str)):
             raise SourceError("`text` must name a column of a table, such as a .parquet or .csv file")
-        return RawTexts(open_table(source, how.ids, None, how.display, text=how.text, header=how.header), how.text)
+        table = open_table(source, how.ids, None, how.display, text=how.text, header=how.header, sizes=how.sizes)
+        return RawTexts(table, how.text)
     if is_table(source) or how.header is not None:
         raise SourceError("`source` must be a folder of pictures or an array of them with `images`, got a table")
     with needs("images", "pictures as a source"):
         from dal.pool.pictures import PictureFiles, PictureShards, shards_in
     if not isinstance(source, Path):
-        return RawArrays(open_source(source, how.ids, None, how.display))
+        return RawArrays(open_source(source, how.ids, None, how.display, how.sizes))
     shards = shards_in(source) if source.exists() else []
     if not shards and not source.is_dir():
-        return RawArrays(open_source(source, how.ids, None, how.display))
+        return RawArrays(open_source(source, how.ids, None, how.display, how.sizes))
     if how.ids is not None or len(how.display):
         raise SourceError("`ids` and `display` must be left out for files of pictures, whose ids are their paths")
     if shards:
@@ -490,7 +497,7 @@ def _remove_partial(where: Place) -> None:
 
 
 def _resumed(
-    where: Place, group: zarr.Group | None, identity: Mapping[str, Any] | None, *, overwrite: bool
+    where: Place, group: zarr.Group | None, identity: Mapping[str, Any] | None, sizes: Sizes, *, overwrite: bool
 ) -> "_Build | None":
     """Return the interrupted build of the same source, or None to start over; refuse to replace anything else."""
     if group is None or overwrite:
@@ -525,14 +532,14 @@ def _resumed(
             f"{dict(identity)}; pass overwrite=True (--overwrite) to start over"
         )
     _remove_partial(where)
-    return _Build(where, group)
+    return _Build(where, group, sizes)
 
 
-def _head(blocks: Iterator[Block], n_rows: int | None) -> tuple[list[Block], int | None]:
+def _head(blocks: Iterator[Block], n_rows: int | None, sizes: Sizes) -> tuple[list[Block], int | None]:
     """Return the first blocks, and the number of rows if they are all: a small pool gets a layout of its size."""
     head: list[Block] = []
     held = 0
-    while not head or (n_rows is None and held < CHUNK_BYTES):
+    while not head or (n_rows is None and held < sizes.chunk_bytes):
         block = next(blocks, None)
         if block is None:
             n_rows = sum(len(block.features) for block in head)
@@ -552,17 +559,18 @@ class _Layout:
     shard_rows: int | None
 
     @classmethod
-    def of(cls, chunk_rows: int, n_rows: int | None) -> "_Layout":
+    def of(cls, chunk_rows: int, n_rows: int | None, sizes: Sizes) -> "_Layout":
         """Return chunks of at most `chunk_rows`, a power of two, in shards where there would be too many files."""
         if n_rows is None:
             return cls(chunk_rows, None)
         chunk_rows = min(chunk_rows, 1 << (n_rows - 1).bit_length())
-        many = -(-n_rows // chunk_rows) > MAX_FILES
-        return cls(chunk_rows, chunk_rows * SHARD_CHUNKS if many else None)
+        many = -(-n_rows // chunk_rows) > sizes.max_files
+        return cls(chunk_rows, chunk_rows * sizes.shard_chunks if many else None)
 
-
-def _feature_rows(record_bytes: int) -> int:
-    return 1 << max(0, (CHUNK_BYTES // record_bytes).bit_length() - 1)
+    @classmethod
+    def of_features(cls, record_bytes: int, n_rows: int | None, sizes: Sizes) -> "_Layout":
+        """Return chunks of records of this size."""
+        return cls.of(1 << max(0, (sizes.chunk_bytes // record_bytes).bit_length() - 1), n_rows, sizes)
 
 
 def _create_build(
@@ -572,6 +580,7 @@ def _create_build(
     first: Block,
     n_rows: int | None,
     source: Source,
+    sizes: Sizes,
     *,
     encoding: str,
     identity: Mapping[str, Any] | None,
@@ -600,20 +609,20 @@ def _create_build(
         group.attrs[ATTRIBUTE] = state
         _delete(store, own, *_nodes(first.fields, ids=first.ids is not None))
     if scale is not None:
-        _create(group, "scale", scale.dtype, _Layout.of(FIELD_ROWS, len(scale)), len(scale))[:] = scale
+        _create(group, "scale", scale.dtype, _Layout.of(sizes.field_rows, len(scale), sizes), len(scale))[:] = scale
     record_shape = first.features.shape[1:]
-    height = _feature_rows(first.features[:1].nbytes)
-    wanted = [_Wanted("features", first.features.dtype, _Layout.of(height, n_rows), n_rows, record_shape)]
-    rows = _Layout.of(FIELD_ROWS, n_rows)
+    records = _Layout.of_features(first.features[:1].nbytes, n_rows, sizes)
+    wanted = [_Wanted("features", first.features.dtype, records, n_rows, record_shape)]
+    rows = _Layout.of(sizes.field_rows, n_rows, sizes)
     if first.ids is not None:
         wanted.append(_Wanted("ids", np.dtype(object), rows, n_rows))
     for name, values in first.fields.items():
         kind = kind_of(values)
         assert kind is not None  # `checked` casts every field to a kind
-        layout = _Layout.of(PICTURE_ROWS, n_rows) if name == PICTURE else rows
+        layout = _Layout.of(sizes.picture_rows, n_rows, sizes) if name == PICTURE else rows
         wanted.append(_Wanted(field_path(name), stored_type(kind), layout, n_rows))
     _each(where, lambda each: _create(group, *each), wanted)
-    return _Build(where, group)
+    return _Build(where, group, sizes)
 
 
 def _indexes(where: Place) -> list[str]:
@@ -753,9 +762,10 @@ class _Column:
 class _Build:
     """A pool that is being written; `rows` of it are safe."""
 
-    def __init__(self, where: Place, group: zarr.Group) -> None:
+    def __init__(self, where: Place, group: zarr.Group, sizes: Sizes) -> None:
         self._where = where
         self._group = group
+        self._sizes = sizes
         self._state = description(group)
         self.rows: int = self._state["n_rows"]
         self._remote = isinstance(where, Url) and where.is_object_store
@@ -846,18 +856,19 @@ class _Build:
             return
         # The rest of an interrupted build or append.
         _delete(self._group.store, _own(self._where, [index]), *_index_nodes(index))
-        layout = _Layout.of(INDEX_ROWS, n_rows)
+        layout = _Layout.of(self._sizes.index_rows, n_rows, self._sizes)
         n_fence = -(-n_rows // layout.chunk_rows)
+        fences = _Layout.of(self._sizes.index_rows, n_fence, self._sizes)
         wanted = [
             _Wanted(f"{index}/hash", np.dtype(np.uint64), layout, n_rows),
             _Wanted(f"{index}/row", np.dtype(np.int64), layout, n_rows),
-            _Wanted(f"{index}/fence", np.dtype(np.uint64), _Layout.of(INDEX_ROWS, n_fence), n_fence),
+            _Wanted(f"{index}/fence", np.dtype(np.uint64), fences, n_fence),
         ]
         arrays = _each(self._where, lambda each: _create(self._group, *each), wanted)
         hashes, rows = (_Column(array, self._writes) for array in arrays[:2])
         fence = []
         with self._spill() as folder:
-            for entries in sorted_entries(self._array("ids"), folder):
+            for entries in sorted_entries(self._array("ids"), folder, self._sizes.bucket_entries):
                 firsts = entries["hash"][-hashes.rows % layout.chunk_rows :: layout.chunk_rows]
                 fence.append(firsts.copy())  # a view would keep every bucket in memory
                 hashes.append(entries["hash"])

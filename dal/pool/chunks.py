@@ -225,8 +225,11 @@ class _Damage(Exception):
 class _Chunks:
     """Chunks that span whole records, uncompressed or compressed by Blosc or Zstandard: their keys and decoding."""
 
-    def __init__(self, array: "zarr.Array[Any]", codecs: list[str], *, fill: bool) -> None:
+    def __init__(
+        self, array: "zarr.Array[Any]", codecs: list[str], *, fill: bool, piece_bytes: int = PIECE_BYTES
+    ) -> None:
         self._array = array
+        self._piece_bytes = piece_bytes
         self._tail_bytes = CHECKSUM_BYTES if "crc32c" in codecs else 0
         self._decompress = next((_DECOMPRESS[name] for name in codecs if name in _DECOMPRESS), None)
         self._may_fill = fill
@@ -282,8 +285,8 @@ class _Chunks:
         readonly = target.view()
         readonly.flags.writeable = False  # google_crc32c accepts only read-only buffers
         crc = 0
-        for first in range(0, len(target), PIECE_BYTES):
-            piece = slice(first, min(first + PIECE_BYTES, len(target)))
+        for first in range(0, len(target), self._piece_bytes):
+            piece = slice(first, min(first + self._piece_bytes, len(target)))
             got = file.readinto(target[piece].data)
             if got != piece.stop - first:
                 raise _Damage(f"it must have {len(target)} bytes, got {first + got}")
@@ -298,12 +301,14 @@ class _Chunks:
 class ChunkFiles(_Chunks):
     """The files of a local array whose chunks span whole records, uncompressed or compressed by Blosc or Zstandard."""
 
-    def __init__(self, array: "zarr.Array[Any]", directory: Path, codecs: list[str], *, fill: bool) -> None:
-        super().__init__(array, codecs, fill=fill)
+    def __init__(
+        self, array: "zarr.Array[Any]", directory: Path, codecs: list[str], *, fill: bool, piece_bytes: int
+    ) -> None:
+        super().__init__(array, codecs, fill=fill, piece_bytes=piece_bytes)
         self._directory = directory
 
     @classmethod
-    def of(cls, array: "zarr.Array[Any]", *, fill: bool) -> "ChunkFiles | None":
+    def of(cls, array: "zarr.Array[Any]", *, fill: bool, piece_bytes: int = PIECE_BYTES) -> "ChunkFiles | None":
         """Return the files of `array`, or None where it must be read through Zarr.
 
         Parameters
@@ -311,12 +316,14 @@ class ChunkFiles(_Chunks):
         array : zarr.Array
         fill : bool
             Fill missing chunks with the array's fill value instead of raising an error.
+        piece_bytes : int
+            Of an uncompressed chunk, read at a time.
         """
         store = array.store
         codecs = _whole_records(array)
         if not isinstance(store, LocalStore) or codecs is None:
             return None
-        return cls(array, Path(store.root) / array.path, codecs, fill=fill)
+        return cls(array, Path(store.root) / array.path, codecs, fill=fill, piece_bytes=piece_bytes)
 
     def reading(self, chunk: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
         """Fill `target` with the bytes of one chunk, piece by piece.
@@ -478,8 +485,8 @@ class ChunkObjects(_Chunks):
         """Compare a chunk in place with its checksum, piece by piece; yield the number of bytes so far."""
         assert stored is not None  # `pieces`
         crc, data = 0, np.frombuffer(stored, dtype=np.uint8)  # google_crc32c takes no memoryview
-        for first in range(0, self._chunk_bytes, PIECE_BYTES):
-            last = min(first + PIECE_BYTES, self._chunk_bytes)
+        for first in range(0, self._chunk_bytes, self._piece_bytes):
+            last = min(first + self._piece_bytes, self._chunk_bytes)
             if self._tail_bytes:
                 crc = google_crc32c.extend(crc, data[first:last])
             if last < self._chunk_bytes:

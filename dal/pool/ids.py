@@ -21,13 +21,13 @@ from dal.pool.chunks import grouped, read_rows, take_rows
 from dal.selection.order import splitmix64
 
 ENTRY = np.dtype([("hash", "<u8"), ("row", "<i8")])
-# Entries sorted in memory at a time (16 bytes each), and files open at a time.
-BUCKET_ENTRIES = 2**20
 MAX_BUCKETS = 256
+"""Files open at a time."""
 _READ_ROWS = 2**16
 """At a time, out of several chunks: Zarr asks an object store for these together."""
 NAMED = 5
 COMPARED = 10_000
+"""Ids with equal hashes that are read at a time."""
 
 Index = tuple["zarr.Array[Any]", "zarr.Array[Any]", "zarr.Array[Any]"]
 Pairs = tuple[npt.NDArray[np.intp], npt.NDArray[np.int64]]
@@ -164,7 +164,9 @@ def _in_chunk(hashes: npt.NDArray[np.uint64], chunk: int, index: Index) -> Pairs
     return matched, read_rows(index[1], start, stop)[np.repeat(first, counts) + nth]
 
 
-def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray[np.void]]:
+def sorted_entries(
+    ids: "zarr.Array[Any]", folder: Path, bucket_entries: int, *, compared: int = COMPARED
+) -> Iterator[npt.NDArray[np.void]]:
     """Yield all (hash, row) entries of the ids in ascending order, bucket by bucket.
 
     Parameters
@@ -173,6 +175,10 @@ def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray
         The ids of all rows.
     folder : Path
         An empty folder for the buckets, 16 bytes a row. Each file is removed after its bucket was yielded.
+    bucket_entries : int
+        Entries to sort in memory at a time, of 16 bytes each; more, where there are too many for 256 buckets.
+    compared : int, default=10_000
+        Ids with equal hashes to read at a time.
 
     Yields
     ------
@@ -184,12 +190,12 @@ def sorted_entries(ids: "zarr.Array[Any]", folder: Path) -> Iterator[npt.NDArray
     SourceError
         An id repeats.
     """
-    n_buckets = min(MAX_BUCKETS, 1 << max(0, (ids.shape[0] - 1) // BUCKET_ENTRIES).bit_length())
+    n_buckets = min(MAX_BUCKETS, 1 << max(0, (ids.shape[0] - 1) // bucket_entries).bit_length())
     paths = [folder / f"bucket-{number:03d}" for number in range(n_buckets)]
     _scatter(ids, paths)
     for path in paths:
         entries = _in_order(np.fromfile(path, dtype=ENTRY))
-        refuse_repeats(entries, lambda rows: take_rows(ids, rows).tolist())
+        refuse_repeats(entries, lambda rows: take_rows(ids, rows).tolist(), compared)
         yield entries
         path.unlink()
 
@@ -242,7 +248,9 @@ def refuse_repeated(record_ids: npt.NDArray[np.object_]) -> None:
     refuse_repeats(_in_order(_entries(record_ids, 0)), lambda rows: record_ids[rows].tolist())
 
 
-def refuse_repeats(entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArray[np.int64]], list[str]]) -> None:
+def refuse_repeats(
+    entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArray[np.int64]], list[str]], compared: int = COMPARED
+) -> None:
     """Raise an error if any id repeats.
 
     Parameters
@@ -251,6 +259,8 @@ def refuse_repeats(entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArra
         Entries in ascending order.
     texts_of : callable
         Returns the ids of some rows; called only for rows whose hashes are equal.
+    compared : int, default=10_000
+        Rows that it is called for at a time.
 
     Raises
     ------
@@ -260,8 +270,8 @@ def refuse_repeats(entries: npt.NDArray[np.void], texts_of: Callable[[npt.NDArra
     equal = np.flatnonzero(entries["hash"][1:] == entries["hash"][:-1])
     suspects = entries["row"][np.union1d(equal, equal + 1)]
     repeats: dict[str, list[int]] = {}
-    for first in range(0, len(suspects), COMPARED):
-        rows = suspects[first : first + COMPARED]
+    for first in range(0, len(suspects), compared):
+        rows = suspects[first : first + compared]
         for row, text in zip(rows.tolist(), texts_of(rows), strict=True):
             repeats.setdefault(text, []).append(row)
         repeated = {text: rows for text, rows in repeats.items() if len(rows) > 1}

@@ -18,7 +18,8 @@ from PIL import Image, ImageColor, ImageOps, UnidentifiedImageError
 
 from dal.errors import SourceError
 from dal.pool.encoded import Kind, Raw, Unreadable
-from dal.pool.sources import BLOCK_BYTES, MAX_BLOCK_ROWS, Block, Identity, file_identity
+from dal.pool.sizes import SIZES, Sizes
+from dal.pool.sources import Block, Identity, file_identity
 from dal.pool.stored import picture_kind
 
 BACKGROUND = "white"
@@ -51,6 +52,8 @@ class Pictures:
         Colour behind transparent pixels. Default: white.
     mode : {"L", "RGB"}, optional
         Whether all are grey or in colour, where the pool has fixed it already.
+    sizes : Sizes, optional
+        Of the blocks.
 
     Raises
     ------
@@ -61,9 +64,14 @@ class Pictures:
     single = False
 
     def __init__(
-        self, folder: Path, size: tuple[int, int] | None, background: str | None = None, mode: str | None = None
+        self,
+        folder: Path,
+        size: tuple[int, int] | None,
+        background: str | None = None,
+        mode: str | None = None,
+        sizes: Sizes = SIZES,
     ) -> None:
-        self._folder, self._size = folder, size
+        self._folder, self._size, self._sizes = folder, size, sizes
         self._background = _colour(BACKGROUND if background is None else background)
         self._seen: Counter[str] = Counter()
         self._names = _pictures_in(folder)
@@ -95,7 +103,7 @@ class Pictures:
         self._seen.clear()
         height, width = self._size_of_all
         channels = 1 if self._mode == "L" else 3
-        step = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES // (height * width * channels)))
+        step = self._sizes.rows_of_block(height * width * channels)
         for at in range(start, len(self._names), step):
             names = self._names[at : at + step]
             pixels = np.empty((len(names), height, width, channels), np.uint8)

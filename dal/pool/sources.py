@@ -22,9 +22,8 @@ from dal.errors import SourceError
 from dal.pool.encodings import Encode
 from dal.pool.fields import Values, as_field, as_ids, as_kind, is_pandas, kind_of, refuse_no_sequence
 from dal.pool.ids import refuse_repeated
+from dal.pool.sizes import SIZES, Sizes
 
-BLOCK_BYTES = 16 * 2**20
-MAX_BLOCK_ROWS = 2**16
 SAMPLED_ROWS = 256
 MAX_FEATURES = 2**14
 """Most dense columns: wider records make every scan slow, and a vocabulary has a hundred thousand words."""
@@ -71,7 +70,7 @@ class Source(Protocol):
         """Description of the source that the pool keeps, so that appended sources can be matched by name."""
 
     def blocks(self, start: int) -> Iterator[Block]:
-        """Yield the rows from `start` on, in blocks of about 16 MiB at most."""
+        """Yield the rows from `start` on, some at a time."""
 
 
 def open_source(
@@ -79,6 +78,7 @@ def open_source(
     ids: Values | str | None,
     features: Sequence[str] | None,
     display: Mapping[str, Values] | Sequence[str],
+    sizes: Sizes = SIZES,
 ) -> Source:
     """Open a source that is no table, and check everything that can be checked without reading it.
 
@@ -92,6 +92,8 @@ def open_source(
         Refused here: it names columns of a table.
     display : mapping of str to sequence
         Display fields, one value a row.
+    sizes : Sizes, optional
+        Of the blocks, but for those of an iterable of them.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def open_source(
                 raise SourceError("`display` must be a dict of name to values for an array, got names of columns")
             display = {}
         kind = _DaskArray if is_dask_collection(source) else _Array
-        return kind(source, path, ids, display)
+        return kind(source, path, ids, display, sizes)
     if not isinstance(source, Iterable):
         raise SourceError(
             f"`source` must be an array, a table, a file or an iterable of Block, got {type(source).__name__}"
@@ -182,7 +184,14 @@ class _Array:
     single = False
     made_from: Mapping[str, Any] = {}
 
-    def __init__(self, array: Any, path: Path | None, ids: Values | None, display: Mapping[str, Values]) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        array: Any,  # noqa: ANN401
+        path: Path | None,
+        ids: Values | None,
+        display: Mapping[str, Values],
+        sizes: Sizes,
+    ) -> None:
         height = int(array.shape[0]) if array.shape else 0
         self._array = array.tocsr() if sparse.issparse(array) else array
         first = _dense(self._array[:1]) if height else np.empty(array.shape)
@@ -190,7 +199,7 @@ class _Array:
         if not height:
             raise SourceError("the array must have at least one row, got no rows")
         self.n_rows: int | None = height
-        self._row_bytes = max(1, first.nbytes)
+        self._block_rows = sizes.rows_of_block(first.nbytes)
         self._ids = None if ids is None else as_ids(ids, 0, height)
         self._fields = {name: as_field(name, values, 0, height) for name, values in display.items()}
         self.identity: Identity | None = {
@@ -214,9 +223,8 @@ class _Array:
         return digest.hexdigest()
 
     def blocks(self, start: int) -> Iterator[Block]:
-        step = max(1, BLOCK_BYTES // self._row_bytes)
-        for first in range(start, self._array.shape[0], step):
-            part = slice(first, first + step)
+        for first in range(start, self._array.shape[0], self._block_rows):
+            part = slice(first, first + self._block_rows)
             ids = None if self._ids is None else self._ids[part]
             yield Block(_dense(self._array[part]), ids, {name: column[part] for name, column in self._fields.items()})
 
@@ -246,9 +254,16 @@ class _DaskArray:
     single = False
     made_from: Mapping[str, Any] = {}
 
-    def __init__(self, array: Any, path: Path | None, ids: Values | None, display: Mapping[str, Values]) -> None:  # noqa: ANN401, ARG002
+    def __init__(
+        self,
+        array: Any,  # noqa: ANN401
+        path: Path | None,  # noqa: ARG002
+        ids: Values | None,
+        display: Mapping[str, Values],
+        sizes: Sizes,
+    ) -> None:
         _refuse_records(array, array.shape, "the Dask array")
-        self._array = array
+        self._array, self._sizes = array, sizes
         self._heights = array.chunks[0]
         self._known = not any(math.isnan(height) for height in self._heights)
         self.n_rows: int | None = int(sum(self._heights)) if self._known else None
@@ -312,7 +327,7 @@ class _DaskArray:
         first, held = 0, 0.0
         for at, height in enumerate(self._heights):
             if at > first and not (
-                held + height * row_bytes <= BLOCK_BYTES
+                held + height * row_bytes <= self._sizes.block_bytes
             ):  # negated, so that NaN ends a group as well
                 yield first, at
                 first, held = at, 0.0
@@ -320,7 +335,7 @@ class _DaskArray:
         yield first, len(self._heights)
 
     def _cut(self, features: npt.NDArray[Any], beside: list[Values], skip: int) -> Iterator[Block]:
-        step = max(1, BLOCK_BYTES // max(1, features[:1].nbytes))
+        step = self._sizes.rows_of_block(features[:1].nbytes)
         for first in range(skip, len(features), step):
             parts = [values[first : first + step] for values in beside]
             ids = None if self._ids is None else parts.pop(0)

@@ -26,9 +26,19 @@ from dal.errors import ChunkError, InputError, NotInstalled, PoolError, PoolInco
 from dal.places import Place, Url, for_zarr, place_of
 from dal.pool import ids
 from dal.pool.ahead import AHEAD_BYTES, ReadAhead
-from dal.pool.chunks import ChunkFiles, ChunkObjects, Stored, grouped, missing_chunks, read_rows, take_rows
+from dal.pool.chunks import (
+    PIECE_BYTES,
+    ChunkFiles,
+    ChunkObjects,
+    Stored,
+    grouped,
+    missing_chunks,
+    read_rows,
+    take_rows,
+)
 from dal.pool.encodings import Decode, decoder
 from dal.pool.packing import Packing
+from dal.pool.sizes import SIZES, Sizes
 from dal.pool.stored import KINDS, PICTURE, field_path, from_store
 from dal.stores.objects import begun
 from dal.stores.zarr_store import ZarrObjects
@@ -229,6 +239,7 @@ class Pool:
         images: bool = False,
         client: Any = None,  # noqa: ANN401 - a Client of Dask
         dtype: str | None = None,
+        sizes: Sizes = SIZES,
         overwrite: bool = False,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> "Pool":
@@ -284,6 +295,9 @@ class Pool:
             rounded to nearest even, with values beyond their range infinite; ``"int8"``, 127 steps to each side of zero
             for each feature; ``"uint8"``, for whole numbers from 0 to 255. int8 needs an extra pass over the source, so
             no iterable of `Block`; int8 and uint8 refuse NaN. Default: float32, or uint8 for a source of uint8.
+        sizes : Sizes, optional
+            Of the chunks and shards that are written, and of what is read and sorted at a time, such as
+            ``Sizes(chunk_bytes=4 * 2**20)``. The defaults suit files and object stores alike.
         overwrite : bool, default=False
             Replace the pool at `path`, finished or not. Anything other than a pool is never replaced.
         progress : callable, optional
@@ -315,7 +329,9 @@ class Pool:
         """
         from dal.pool.build import Options, build
 
-        how = Options(ids, features, display, text, vectoriser, header, size, background, encoder, images, client)
+        how = Options(
+            ids, features, display, text, vectoriser, header, size, background, encoder, images, client, sizes
+        )
         return build(source, place_of(path), how, dtype=dtype, overwrite=overwrite, progress=progress)
 
     @classmethod
@@ -423,6 +439,7 @@ class Pool:
         size: tuple[int, int] | None = None,
         encoder: object = None,
         client: Any = None,  # noqa: ANN401 - a Client of Dask
+        sizes: Sizes = SIZES,
         progress: Callable[[int, int | None], None] | None = None,
     ) -> "Pool":
         """Append records at the end of a pool; existing records keep their rows.
@@ -441,6 +458,8 @@ class Pool:
             As for `build`; the vectoriser is the one that the pool was built with, fitted.
         encoder, client : Encoder and distributed.Client, optional
             As for `build`; the encoder has the id of the one that the pool was built with.
+        sizes : Sizes, optional
+            As for `build`. The pool keeps its chunks and shards; its index of ids is written by these sizes.
         progress : callable, optional
             Called with the number of rows appended and of all rows to append (None where that is not known beforehand).
 
@@ -469,7 +488,7 @@ class Pool:
         from dal.pool.build import Options, append
 
         images = bool(self._described.get("made_from", {}).get("images"))
-        how = Options(ids, features, display, text, vectoriser, header, size, None, encoder, images, client)
+        how = Options(ids, features, display, text, vectoriser, header, size, None, encoder, images, client, sizes)
         return append(self, source, how, progress=progress)
 
     def holes(self) -> tuple[int, int]:
@@ -491,10 +510,9 @@ class Pool:
         """Memory that a reader takes for what it fetches ahead, if it is allowed to; 0 where nothing is."""
         return AHEAD_BYTES if self.is_remote else 0
 
-    @property
-    def _unit_rows(self) -> int:
+    def _unit_rows(self, unit_bytes: int = UNIT_BYTES) -> int:
         chunk_bytes = self.chunk_rows * self.n_features * self.dtype.itemsize
-        return self.chunk_rows * min(max(1, -(-UNIT_BYTES // chunk_bytes)), UNIT_CHUNKS)
+        return self.chunk_rows * min(max(1, -(-unit_bytes // chunk_bytes)), UNIT_CHUNKS)
 
     def read_ahead(self, unit_rows: int | None = None, budget: int = AHEAD_BYTES) -> ReadAhead | None:
         """Return what fetches records ahead, for readers of several threads; None where they come from this machine.
@@ -508,7 +526,7 @@ class Pool:
         """
         if not self.is_remote:
             return None
-        rows = unit_rows or self._unit_rows
+        rows = unit_rows or self._unit_rows()
         fetch = _Fetcher(self, rows)
         shard_units = self.write_rows // rows if fetch.objects and self.write_rows > self.chunk_rows else 0
         return ReadAhead(fetch, rows, rows * self.n_features * self.dtype.itemsize, shard_units, fetch.objects, budget)
@@ -726,18 +744,29 @@ class Reader:
     pool : Pool
         The pool to read.
     unit_rows : int, optional
-        Rows decoded at a time, a multiple of the pool's `chunk_rows`. Default: whole chunks of at least 8 MiB together,
-        at most 1,024 of them.
+        Rows decoded at a time, a multiple of the pool's `chunk_rows`. Default: whole chunks of at least `unit_bytes`
+        together, at most 1,024 of them.
+    unit_bytes : int, default=8 MiB
+    piece_bytes : int, default=256 KiB
+        Of an uncompressed chunk in a local file, read and visited at a time.
     """
 
     # Buffers live as long as the reader: under the memory settings of Dask's nanny a fresh 16 MiB array for each chunk
     # costs more (page faults) than reading the chunk.
 
-    def __init__(self, pool: Pool, unit_rows: int | None = None, ahead: ReadAhead | None = None) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        unit_rows: int | None = None,
+        ahead: ReadAhead | None = None,
+        *,
+        unit_bytes: int = UNIT_BYTES,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
         self._pool = pool
-        self._unit_rows = unit_rows or pool._unit_rows
-        self._files = ChunkFiles.of(pool._features, fill=pool._fill)
-        self._ahead = ahead or pool.read_ahead(unit_rows)
+        self._unit_rows = unit_rows or pool._unit_rows(unit_bytes)
+        self._files = ChunkFiles.of(pool._features, fill=pool._fill, piece_bytes=piece_bytes)
+        self._ahead = ahead or pool.read_ahead(self._unit_rows)
         self._objects = self._ahead.objects if self._ahead is not None else None
         if self._ahead is not None:
             self._ahead.join()

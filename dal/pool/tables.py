@@ -27,9 +27,8 @@ from dask.delayed import delayed
 from dal.errors import SourceError
 from dal.pool import csvs
 from dal.pool.fields import NAMED, as_texts, is_gap, is_pandas, is_text, of_pandas, plain, plain_type
+from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import (
-    BLOCK_BYTES,
-    MAX_BLOCK_ROWS,
     SAMPLED_ROWS,
     Block,
     Identity,
@@ -42,7 +41,6 @@ from dal.pool.sources import (
 if TYPE_CHECKING:
     import pandas as pd
 
-CSV_BLOCK_BYTES = 4 * 2**20
 PARQUET = (".parquet", ".pq", ".parq")
 ARROW = (".arrow", ".feather")
 ENDINGS = (*PARQUET, *ARROW, *csvs.ENDINGS)
@@ -108,6 +106,7 @@ def open_table(
     *,
     text: str | None = None,
     header: bool | None = None,
+    sizes: Sizes = SIZES,
 ) -> "Rows":
     """Open a table and choose its columns.
 
@@ -125,6 +124,8 @@ def open_table(
         Name of a column of texts. Blocks have it as a field, and no features.
     header : bool, optional
         For CSV files: whether the first line names the columns.
+    sizes : Sizes, optional
+        Of what is read at a time.
 
     Returns
     -------
@@ -152,7 +153,7 @@ def open_table(
         raise SourceError(f"`features` must name each column once, got {twice} more than once")
     wanted = [*([ids] if ids else []), *(features or ()), *display, *([text] if text else [])]
     try:
-        table = _opened(source, wanted, header)
+        table = _opened(source, wanted, header, sizes)
         chosen = _of_texts if text is not None else _choose
         columns = chosen(table, ids, [text] if text is not None else features, display)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
@@ -160,21 +161,22 @@ def open_table(
     return Rows(table, columns, where, header)
 
 
-def _opened(source: Any, wanted: Sequence[str], header: bool | None) -> Table:  # noqa: ANN401 - see `is_table`
+def _opened(source: Any, wanted: Sequence[str], header: bool | None, sizes: Sizes) -> Table:  # noqa: ANN401 - see `is_table`
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.exists():
             raise SourceError(f"`source` must be a .npy, .parquet or .csv file, got {path}, which does not exist")
         if not path.is_dir() and csvs.ending_of(path) not in (*PARQUET, *ARROW):
-            return _Csv(path, header, wanted)
+            return _Csv(path, header, wanted, sizes)
     if header is not None:
         raise SourceError("`header` must be left out for sources other than CSV files (--header, --no-header)")
     if isinstance(source, str | Path):
         path = Path(source)
-        return _Parquet(path) if csvs.ending_of(path) in PARQUET and not path.is_dir() else _Arrow(path)
+        kind = _Parquet if csvs.ending_of(path) in PARQUET and not path.is_dir() else _Arrow
+        return kind(path, sizes)
     if is_pandas(source, "DataFrame"):
-        return _Frame(source)
-    return _DaskFrame(source) if is_frame_of_dask(source) else _Stream(source)
+        return _Frame(source, sizes)
+    return _DaskFrame(source, sizes) if is_frame_of_dask(source) else _Stream(source, sizes)
 
 
 def _choose(table: Table, ids: str | None, features: Sequence[str] | None, display: Sequence[str]) -> Columns:
@@ -415,8 +417,8 @@ class _Parquet:
     single = False
     commas: frozenset[str] = frozenset()
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, sizes: Sizes) -> None:
+        self._path, self._sizes = path, sizes
         with pa.parquet.ParquetFile(path) as file:
             self.schema = file.schema_arrow
             groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
@@ -434,8 +436,7 @@ class _Parquet:
         ends = list(itertools.accumulate(self._heights))
         group = sum(end <= start for end in ends)
         skip = start - (ends[group - 1] if group else 0)
-        row_bytes = max(1, self._bytes // max(1, ends[-1]))
-        rows = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES // row_bytes))
+        rows = self._sizes.rows_of_block(self._bytes, ends[-1])
         with pa.parquet.ParquetFile(self._path) as file:
             yield from _without(file.iter_batches(rows, range(group, len(ends)), columns.all), skip)
 
@@ -446,7 +447,8 @@ class _Arrow:
     single = False
     commas: frozenset[str] = frozenset()
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, sizes: Sizes) -> None:
+        self._sizes = sizes
         self._paths = _files_of_datasets(path) if path.is_dir() else [path]
         self._heights: list[int] = []
         for each in self._paths:
@@ -467,10 +469,7 @@ class _Arrow:
                 start -= height
                 continue
             with _ipc(path) as (_, batches):
-                for batch in _without((each.select(columns.all) for each in batches), start):
-                    step = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
-                    for at in range(0, batch.num_rows, step):
-                        yield batch.slice(at, step)
+                yield from _cut(_without((each.select(columns.all) for each in batches), start), self._sizes)
             start = 0
 
 
@@ -505,8 +504,8 @@ class _Csv:
     n_rows: int | None = None
     single = False
 
-    def __init__(self, path: Path, header: bool | None, wanted: Sequence[str]) -> None:
-        self._path = path
+    def __init__(self, path: Path, header: bool | None, wanted: Sequence[str], sizes: Sizes) -> None:
+        self._path, self._sizes = path, sizes
         self._dialect = csvs.dialect_of(path, header=header, wanted=wanted)
         self.index = frozenset(self._dialect.unnamed)
         if len(set(self._dialect.names)) < len(self._dialect.names):
@@ -526,7 +525,7 @@ class _Csv:
     def _open(self, types: Mapping[str, "pa.DataType"], include: list[str] | None) -> "pa.csv.CSVStreamingReader":
         return pa.csv.open_csv(
             self._dialect.open(),
-            read_options=pa.csv.ReadOptions(block_size=CSV_BLOCK_BYTES, column_names=self._dialect.names),
+            read_options=pa.csv.ReadOptions(block_size=self._sizes.csv_block_bytes, column_names=self._dialect.names),
             parse_options=pa.csv.ParseOptions(newlines_in_values=True, delimiter=self._dialect.separator),
             convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=include),
         )
@@ -573,6 +572,13 @@ def _without(batches: Iterable["pa.RecordBatch"], skip: int) -> Iterator["pa.Rec
         yield kept
 
 
+def _cut(batches: Iterable["pa.RecordBatch"], sizes: Sizes) -> Iterator["pa.RecordBatch"]:
+    for batch in batches:
+        step = sizes.rows_of_block(batch.nbytes, batch.num_rows)
+        for at in range(0, batch.num_rows, step):
+            yield batch.slice(at, step)
+
+
 # ---- frames
 
 
@@ -582,10 +588,10 @@ class _Frame:
     single = False
     commas: frozenset[str] = frozenset()
 
-    def __init__(self, frame: "pd.DataFrame") -> None:
+    def __init__(self, frame: "pd.DataFrame", sizes: Sizes) -> None:
         if not len(frame):
             raise SourceError("the DataFrame must have at least one row, got no rows")
-        self._frame = frame
+        self._frame, self._sizes = frame, sizes
         self.schema, self.index = _schema_of(frame)
         self.n_rows: int | None = len(frame)
 
@@ -596,7 +602,7 @@ class _Frame:
         return {"kind": "frame", "rows": len(self._frame), "sample": digest}
 
     def batches(self, columns: Columns, start: int) -> Iterator["pa.RecordBatch"]:
-        yield from _parts_of(self._frame, self.schema, columns.all, start)
+        yield from _parts_of(self._frame, self.schema, columns.all, start, self._sizes)
 
 
 class _DaskFrame:
@@ -606,8 +612,8 @@ class _DaskFrame:
     single = False
     commas: frozenset[str] = frozenset()
 
-    def __init__(self, frame: Any) -> None:  # noqa: ANN401 - a collection of Dask
-        self._frame = frame
+    def __init__(self, frame: Any, sizes: Sizes) -> None:  # noqa: ANN401 - a collection of Dask
+        self._frame, self._sizes = frame, sizes
         meta = frame._meta
         if any(kind.type is np.object_ for kind in meta.dtypes):  # only real values show the type of objects
             meta = self._part(0)
@@ -626,7 +632,7 @@ class _DaskFrame:
             start -= int(ends[first - 1]) if first else 0
         for number in range(first, self._frame.npartitions):
             part = self._part(number)
-            yield from _parts_of(part, self.schema, columns.all, min(start, len(part)))
+            yield from _parts_of(part, self.schema, columns.all, min(start, len(part)), self._sizes)
             start = 0
 
     def _part(self, number: int) -> "pd.DataFrame":
@@ -668,10 +674,10 @@ def _batch_of(frame: "pd.DataFrame", schema: "pa.Schema", wanted: Sequence[str])
 
 
 def _parts_of(
-    frame: "pd.DataFrame", schema: "pa.Schema", wanted: Sequence[str], start: int
+    frame: "pd.DataFrame", schema: "pa.Schema", wanted: Sequence[str], start: int, sizes: Sizes
 ) -> Iterator["pa.RecordBatch"]:
     first = _batch_of(frame.iloc[:SAMPLED_ROWS], schema, wanted)
-    step = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES * first.num_rows // max(1, first.nbytes)))
+    step = sizes.rows_of_block(first.nbytes, first.num_rows)
     for at in range(start, len(frame), step):
         yield _batch_of(frame.iloc[at : at + step], schema, wanted)
 
@@ -701,7 +707,8 @@ class _Stream:
     commas: frozenset[str] = frozenset()
     index: frozenset[str] = frozenset()
 
-    def __init__(self, source: Any) -> None:  # noqa: ANN401 - any object with the method
+    def __init__(self, source: Any, sizes: Sizes) -> None:  # noqa: ANN401 - any object with the method
+        self._sizes = sizes
         # An object with a length is in memory, and its buffers are shared; a reader can be read only once.
         self.single = not hasattr(source, "__len__")
         self._rows: Any = pa.RecordBatchReader.from_stream(source) if self.single else pa.table(source)
@@ -721,10 +728,7 @@ class _Stream:
 
     def batches(self, columns: Columns, start: int) -> Iterator["pa.RecordBatch"]:
         batches: Iterable[pa.RecordBatch] = self._rows if self.single else self._rows.to_batches()
-        for batch in _without((batch.select(columns.all) for batch in batches), start):
-            step = min(MAX_BLOCK_ROWS, max(1, BLOCK_BYTES * batch.num_rows // max(1, batch.nbytes)))
-            for at in range(0, batch.num_rows, step):
-                yield batch.slice(at, step)
+        yield from _cut(_without((batch.select(columns.all) for batch in batches), start), self._sizes)
 
 
 def index_of(schema: "pa.Schema") -> frozenset[str]:

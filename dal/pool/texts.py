@@ -17,12 +17,12 @@ from sklearn.utils.validation import check_is_fitted
 from dal._threads import one_thread
 from dal.errors import SourceError
 from dal.pool.fields import as_field, as_kind
-from dal.pool.sources import BLOCK_BYTES, MAX_FEATURES, Block, Identity
+from dal.pool.sizes import SIZES, Sizes
+from dal.pool.sources import MAX_FEATURES, Block, Identity
 from dal.pool.tables import Rows
 from dal.selection.order import row_hash
 
 FITTED_ON = 50_000
-"""Number of texts to fit an unfitted vectoriser on: a sample of the whole table, the same one every time."""
 
 
 class Texts:
@@ -37,6 +37,10 @@ class Texts:
     vectoriser : object
         Has `transform`, from texts to numbers. An unfitted one is cloned and fitted on a sample of the table, on one
         thread and with seed 0 for unset random states, so that a resumed build gets the same features.
+    sizes : Sizes, optional
+        Of the blocks.
+    fitted_on : int, default=50_000
+        Texts to fit an unfitted vectoriser on: a sample of the whole table, the same one every time.
 
     Raises
     ------
@@ -44,13 +48,22 @@ class Texts:
         The vectoriser has no `transform`, or must be fitted on a source that is read only once.
     """
 
-    def __init__(self, table: Rows, column: str, vectoriser: Any) -> None:  # noqa: ANN401 - an estimator
+    def __init__(
+        self,
+        table: Rows,
+        column: str,
+        vectoriser: Any,  # noqa: ANN401 - an estimator
+        sizes: Sizes = SIZES,
+        *,
+        fitted_on: int = FITTED_ON,
+    ) -> None:
         if isinstance(vectoriser, type) or not callable(getattr(vectoriser, "transform", None)):
             raise SourceError(
                 f"`vectoriser` must have `transform`, from texts to numbers, got {vectoriser!r}; use for example "
                 "make_pipeline(TfidfVectorizer(), TruncatedSVD(100)) of scikit-learn"
             )
         self._table, self._column, self._given = table, column, vectoriser
+        self._sizes, self._fitted_on = sizes, fitted_on
         self._fitted: Any = vectoriser if _is_fitted(vectoriser) else None
         self.n_rows: int | None = table.n_rows
         self.single = table.single
@@ -91,7 +104,7 @@ class Texts:
         for block in self._table.blocks(start):
             texts = self._texts(block, row)
             # Blocks of a table are sized by the table's columns; the vectoriser's features may be much wider.
-            step = step or max(1, BLOCK_BYTES // (4 * self._features(texts[:1], row).shape[1]))
+            step = step or self._sizes.rows_of_block(4 * self._features(texts[:1], row).shape[1])
             for at in range(0, len(texts), step):
                 part = slice(at, at + step)
                 ids = None if block.ids is None else block.ids[part]
@@ -112,7 +125,7 @@ class Texts:
             texts = self._texts(block, row)
             hashes = row_hash(np.arange(row, row + len(texts)), 0, 0).tolist()
             drawn = zip(hashes, range(row, row + len(texts)), texts, strict=True)
-            sample = heapq.nsmallest(FITTED_ON, itertools.chain(sample, drawn))
+            sample = heapq.nsmallest(self._fitted_on, itertools.chain(sample, drawn))
             row += len(texts)
         vectoriser = clone(self._given)
         seeds = [name for name, value in vectoriser.get_params().items() if _is_seed(name) and value is None]
