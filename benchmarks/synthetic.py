@@ -84,10 +84,10 @@ def narrowed(pool: Pool, dtype: str) -> Pool:
         return Pool.build(pool.read(0, pool.n_rows), path, dtype=dtype, overwrite=True)
 
 
-def laid_out(pool: Pool, layout: str) -> Pool:
+def laid_out(pool: Pool, layout: str, chunk_bytes: int = CHUNK_BYTES) -> Pool:
     """Write the same records as a plain Zarr array of this layout, or open it if it is already there."""
     path = Path(pool.path).with_suffix(f".{layout}.zarr")
-    height = 10_000 if layout == "foreign" else CHUNK_BYTES // (4 * pool.n_features)
+    height = 10_000 if layout == "foreign" else chunk_bytes // (4 * pool.n_features)
     options = {
         "sharded": {"shards": (8 * height, pool.n_features), "compressors": [Crc32cCodec()]},
         "compressed": {"compressors": [BloscCodec(cname="lz4", shuffle="bitshuffle")]},

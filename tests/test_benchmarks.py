@@ -62,10 +62,9 @@ def test_a_narrow_pool_is_scanned_by_those_that_decode_it(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("layout", synthetic.LAYOUTS)
-def test_a_pool_is_written_in_other_layouts(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(synthetic, "CHUNK_BYTES", 1024 * 4 * 8)
+def test_a_pool_is_written_in_other_layouts(layout: str, tmp_path: Path) -> None:
     exact = synthetic.pool_of(tmp_path, 12_345, 8)
-    pool = synthetic.laid_out(exact, layout)
+    pool = synthetic.laid_out(exact, layout, chunk_bytes=1024 * 4 * 8)
     assert (pool.chunk_rows, pool.write_rows) == {
         "sharded": (1024, 8192),
         "compressed": (1024, 1024),

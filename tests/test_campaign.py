@@ -32,7 +32,6 @@ from dal.campaign import (
     Settings,
     Storage,
     answers,
-    database,
     migrations,
     schema,
 )
@@ -588,9 +587,8 @@ def test_a_full_disk_is_said_and_nothing_is_changed(campaign: CampaignStore) -> 
     assert campaign.answers.latest().rows.tolist() == [1]
 
 
-def test_a_writer_that_never_ends_is_said(campaign: CampaignStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
-    impatient = CampaignStore.open(campaign.directory)
+def test_a_writer_that_never_ends_is_said(campaign: CampaignStore) -> None:
+    impatient = CampaignStore.open(campaign.directory, busy_seconds=0.05)
     with campaign.database.writing():
         with pytest.raises(CampaignError, match="writing for too long"):
             impatient.answers.add([says(1, 1)], source="web")

@@ -26,7 +26,7 @@ from scipy import sparse
 
 from dal.cli import main
 from dal.errors import DalError, PoolIncomplete, SourceError
-from dal.pool import Block, Pool, Sizes, sources, tables
+from dal.pool import Block, Pool, Sizes, csvs, sources, tables
 
 
 class Stopped(Exception):
@@ -274,12 +274,12 @@ def test_csv_files_that_cannot_be_told_are_refused(how: str, tmp_path: Path) -> 
         Pool.build(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key" if b"key" in content[:20] else None)
 
 
-def test_bytes_that_are_no_utf8_behind_the_sample_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dal.pool.csvs.SAMPLE_BYTES", 50)
-    monkeypatch.setattr(tables, "CSV_BLOCK_BYTES", 100)
-    (tmp_path / "x.csv").write_bytes(b"key,x\n" + b"".join(b"k%d,1\n" % at for at in range(60)) + b"caf\xe9,2\n")
+def test_bytes_that_are_no_utf8_behind_the_sample_are_told(tmp_path: Path) -> None:
+    lines = b"".join(b"k%0500d,1\n" % at for at in range(2200))
+    assert len(lines) > csvs.SAMPLE_BYTES
+    (tmp_path / "x.csv").write_bytes(b"key,x\n" + lines + b"caf\xe9,2\n")
     with pytest.raises(SourceError, match=r"UTF-8.*iconv"):
-        Pool.build(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key")
+        Pool.build(tmp_path / "x.csv", tmp_path / "pool.zarr", ids="key", sizes=Sizes(csv_block_bytes=2**18))
 
 
 def test_truth_values_in_csv_are_features(tmp_path: Path) -> None:

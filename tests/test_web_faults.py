@@ -27,7 +27,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import event
 
 from dal import Campaign
-from dal.campaign import Annotators, Answer, Measuring, Storage, database
+from dal.campaign import Annotators, Answer, Measuring, Storage
 from dal.errors import SettingsError
 from dal.pool import Pool
 from dal.web import Limits, Listening, Options, create_app, make_server
@@ -103,10 +103,8 @@ def damaged(campaign: Campaign) -> Iterator[None]:
 
 @contextmanager
 def locked(campaign: Campaign) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(database, "BUSY_SECONDS", 0.05)
-        with campaign.database.writing():
-            yield
+    with campaign.database.writing():
+        yield
 
 
 def told_to(*pragmas: str) -> Outage:
@@ -139,6 +137,8 @@ def test_while_the_database_fails_answers_are_to_be_sent_again_and_then_count_on
     campaign: Campaign, name: str
 ) -> None:
     outage, remedy = OUTAGES[name]
+    if name == "locked":
+        campaign = Campaign.open(campaign.directory, busy_seconds=0.05)
     ann = client(campaign)
     rows = [each["row"] for each in ann.post("/api/answers", json={"lease": 8}).json()["records"]]
     # Enough to need new pages of the file.

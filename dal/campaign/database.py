@@ -176,8 +176,8 @@ class Database:
 # -- SQLite ------------------------------------------------------------------------------------------------------------
 
 
-def open_file(path: Path, mode: str = "rw") -> Database:
-    """Reach an SQLite file; the mode ``rwc`` makes one.
+def open_file(path: Path, mode: str = "rw", *, busy_seconds: float = BUSY_SECONDS) -> Database:
+    """Reach an SQLite file; the mode ``rwc`` makes one. It waits `busy_seconds` for another writer.
 
     Raises
     ------
@@ -197,12 +197,12 @@ def open_file(path: Path, mode: str = "rw") -> Database:
 
     def connect() -> sqlite3.Connection:
         try:
-            return _connected(path, f"mode={mode}", pragmas)
+            return _connected(path, f"mode={mode}", pragmas, busy_seconds)
         except sqlite3.OperationalError as error:
             if mode != "rw" or not error.sqlite_errorname.startswith(_UNSHARED):
                 raise
             try:
-                return _connected_alone(path, pragmas)
+                return _connected_alone(path, pragmas, busy_seconds)
             except (sqlite3.Error, OSError):  # the second where the file is gone
                 raise error from None
 
@@ -221,12 +221,16 @@ _UNSHARED = ("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_CANTOPEN", "SQLITE_READONLY"
 
 
 def _connected(
-    path: Path, how: str, pragmas: Sequence[str], kind: type[sqlite3.Connection] = sqlite3.Connection
+    path: Path,
+    how: str,
+    pragmas: Sequence[str],
+    busy_seconds: float,
+    kind: type[sqlite3.Connection] = sqlite3.Connection,
 ) -> sqlite3.Connection:
     # isolation_level None hands BEGIN to us: Python's own would be deferred, and a deferred transaction that turns to
     # writing fails at once when another one has written since, whatever the busy timeout.
     connection = sqlite3.connect(
-        f"{path.as_uri()}?{how}", uri=True, timeout=BUSY_SECONDS, isolation_level=None, factory=kind
+        f"{path.as_uri()}?{how}", uri=True, timeout=busy_seconds, isolation_level=None, factory=kind
     )
     try:
         for pragma in (*pragmas, "schema_version"):  # the last one looks into the file
@@ -237,19 +241,19 @@ def _connected(
     return connection
 
 
-def _connected_alone(path: Path, pragmas: Sequence[str]) -> sqlite3.Connection:
+def _connected_alone(path: Path, pragmas: Sequence[str], busy_seconds: float) -> sqlite3.Connection:
     """Open a database without shared memory: on a full disk, and where nothing may be written.
 
     In the first case nobody else may have it open meanwhile. In the second one nothing keeps others away, so what is
     read is checked by `_check_still`.
     """
     with suppress(sqlite3.Error):  # first of all: the other settings look into the file, and into shared memory
-        return _connected(path, "mode=rw", ["locking_mode = EXCLUSIVE", *pragmas])
+        return _connected(path, "mode=rw", ["locking_mode = EXCLUSIVE", *pragmas], busy_seconds)
     log = path.with_name(f"{path.name}-wal")
     if log.exists() and log.stat().st_size:
         raise sqlite3.OperationalError("changes lie in the write-ahead log, and it takes write access to read them")
     seen = _looks(path)
-    still = _connected(path, "mode=ro&immutable=1", pragmas, _Still)
+    still = _connected(path, "mode=ro&immutable=1", pragmas, busy_seconds, _Still)
     assert isinstance(still, _Still)
     still.path, still.seen = path, seen
     return still
@@ -300,8 +304,10 @@ def checked_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def open_server(url: str) -> Database:
+def open_server(url: str, *, busy_seconds: float = BUSY_SECONDS) -> Database:
     """Reach a PostgreSQL database; its tables lie in the first schema of the connection's search path.
+
+    It waits `busy_seconds` for another writer.
 
     Raises
     ------
@@ -312,7 +318,7 @@ def open_server(url: str) -> Database:
     given = parsed.query.get("options", "")
     options = [
         *((given,) if isinstance(given, str) else given),
-        f"-c lock_timeout={round(BUSY_SECONDS * 1000)}",
+        f"-c lock_timeout={round(busy_seconds * 1000)}",
         # A machine that was switched off says no goodbye: its locks go when the server has asked in vain.
         "-c tcp_keepalives_idle=60 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=5",
     ]

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, insert, inspect, select
 
 from dal._files import is_part, reason_of, replacing, sync_directory
 from dal.campaign import migrations, schema
-from dal.campaign.database import Database, open_file, open_server
+from dal.campaign.database import BUSY_SECONDS, Database, open_file, open_server
 from dal.campaign.objects import objects_of
 from dal.campaign.settings import Settings, tables_of
 from dal.errors import CampaignError, CampaignLocked, CampaignMismatch, CampaignNotFound, SettingsError
@@ -47,12 +47,12 @@ def lay_out(directory: Path, settings: Settings, *, pool_fingerprint: str, n_row
             _fill(directory, settings, learner, {"pool_fingerprint": pool_fingerprint, "n_rows": n_rows})
 
 
-def open_directory(directory: Path) -> tuple[Settings, Row[Any], Database]:
+def open_directory(directory: Path, *, busy_seconds: float = BUSY_SECONDS) -> tuple[Settings, Row[Any], Database]:
     """Open the campaign in a directory: what was chosen, its line in the database, and the database.
 
     One that an older version made is brought up to date, while no coordinator of that version is at work.
     """
-    database = _database_of(directory)
+    database = _database_of(directory, busy_seconds)
     with database.reading() as connection:
         version = _version(connection, database.place)
         row = connection.execute(select(schema.campaign)).one() if version == schema.VERSION else None
@@ -177,9 +177,9 @@ def _toml(identity: str, settings: Settings) -> str:
 # -- opening -----------------------------------------------------------------------------------------------------------
 
 
-def _database_of(directory: Path) -> Database:
+def _database_of(directory: Path, busy_seconds: float) -> Database:
     if url := _url_in(directory / TOML):
-        return open_server(url)
+        return open_server(url, busy_seconds=busy_seconds)
     path = directory / DATABASE
     if not path.is_file():
         if (directory / TOML).exists():  # where the database is may be what cannot be read
@@ -187,7 +187,7 @@ def _database_of(directory: Path) -> Database:
         raise CampaignNotFound(
             f"{directory} holds no campaign: there is no {DATABASE}. Check the path, or make a campaign there first"
         )
-    return open_file(path)
+    return open_file(path, busy_seconds=busy_seconds)
 
 
 def _url_in(toml: Path) -> str:

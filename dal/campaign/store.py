@@ -9,7 +9,7 @@ from sqlalchemy import Row, exists, select
 
 from dal.campaign import schema
 from dal.campaign.answer_log import AnswerLog
-from dal.campaign.database import Database
+from dal.campaign.database import BUSY_SECONDS, Database
 from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
 from dal.campaign.objects import objects_of
 from dal.campaign.rounds import Rounds
@@ -103,8 +103,14 @@ class CampaignStore:
         return not used and self.objects.find(LEARNER) == learner
 
     @classmethod
-    def open(cls, directory: str | Path) -> Self:
+    def open(cls, directory: str | Path, *, busy_seconds: float = BUSY_SECONDS) -> Self:
         """Open the campaign in a directory.
+
+        Parameters
+        ----------
+        directory : str or Path
+        busy_seconds : float, default=30
+            To wait for another process that writes to the database; then an error says so.
 
         Raises
         ------
@@ -118,7 +124,7 @@ class CampaignStore:
             If campaign.toml was edited into something unusable.
         """
         directory = Path(directory).absolute()
-        return cls(directory, *open_directory(directory))
+        return cls(directory, *open_directory(directory, busy_seconds=busy_seconds))
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock of this campaign's one coordinator, as long as the context lasts.

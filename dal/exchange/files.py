@@ -33,7 +33,7 @@ from dal.texts import composed, folded, name_flaw, shown_name, unguarded, whole
 LISTED = 1000
 """Number of lines that a report lists; further ones are only counted, so that a wrong file cannot fill memory."""
 
-_AT_ONCE = 4096
+AT_ONCE = 4096
 _SUFFIXES = {
     ".csv": "csv",
     ".tsv": "csv",
@@ -193,7 +193,13 @@ def _format_name(file_format: str | Format) -> str:
 
 
 def write_batch(
-    campaign: CampaignStore, pool: Records, number: int, path: str | Path, *, file_format: str | Format | None = None
+    campaign: CampaignStore,
+    pool: Records,
+    number: int,
+    path: str | Path,
+    *,
+    file_format: str | Format | None = None,
+    at_once: int = AT_ONCE,
 ) -> int:
     """Write a round's batch as a file of answers, in the order of asking.
 
@@ -212,6 +218,8 @@ def write_batch(
     file_format : str or Format, optional
         One of `FORMATS`, ``module:object``, an installed plug-in of the group ``dal.formats``, or an object. Default:
         by the suffix of `path`.
+    at_once : int, default=4096
+        Records that are in memory at a time.
 
     Returns
     -------
@@ -231,7 +239,8 @@ def write_batch(
     _refuse_unread(campaign, path)
     upto = campaign.answers.last_id()
     latest = campaign.answers.latest(upto, asked_in=number)
-    blocks = items(pool, sheet, campaign.rounds.batch(number), latest, pictures=written.pictures and is_picture(pool))
+    pictures = written.pictures and is_picture(pool)
+    blocks = items(pool, sheet, campaign.rounds.batch(number), latest, pictures=pictures, at_once=at_once)
     with replacing(path) as file:
         digesting = _Digesting(file)
         lines = written.write(digesting, sheet, blocks)
@@ -253,7 +262,7 @@ def sheet_of(campaign: CampaignStore, pool: Records, number: int) -> Sheet:
 
 
 def items(
-    pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers, *, pictures: bool
+    pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers, *, pictures: bool, at_once: int = AT_ONCE
 ) -> Iterator[list[Item]]:
     """Return the records of a batch with what a file shows of them, in blocks, because display fields can be long.
 
@@ -266,6 +275,8 @@ def items(
         The latest answer of each annotator to each record.
     pictures : bool
         Whether to draw the features.
+    at_once : int, default=4096
+        Records of a block.
 
     Raises
     ------
@@ -275,15 +286,15 @@ def items(
     if pictures:
         with needs("images", "a file with pictures"):
             import PIL.Image  # noqa: F401 - refuse before anything is written
-    return _items(pool, sheet, batch, latest, pictures=pictures)
+    return _items(pool, sheet, batch, latest, pictures=pictures, at_once=at_once)
 
 
 def _items(
-    pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers, *, pictures: bool
+    pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers, *, pictures: bool, at_once: int
 ) -> Iterator[list[Item]]:
     known = _known(latest, sheet.classes)
     records = iter(batch)
-    while block := list(islice(records, _AT_ONCE)):
+    while block := list(islice(records, at_once)):
         rows = np.array([record.row for record in block], dtype=np.int64)
         shown = pool.display(rows)
         drawn = _pictures(pool, rows) if pictures else [None] * len(block)
@@ -488,13 +499,13 @@ class Reading:
     def answers(self, progress: Callable[[int], None] | None = None) -> Iterator[Answer]:
         """Yield the answers of the valid lines."""
         lines = self._lines()
-        while block := list(islice(lines, _AT_ONCE)):
+        while block := list(islice(lines, AT_ONCE)):
             record_ids, rows = self._found([line.record_id for line in block])
             for line, record_id, row in zip(block, record_ids, rows, strict=True):
                 if answer := self._answer(line, record_id, row):
                     self.fit += 1
                     yield answer
-            if progress is not None and len(block) == _AT_ONCE:
+            if progress is not None and len(block) == AT_ONCE:
                 progress(self.fit)
 
     def report(self, imported: Imported) -> ImportReport:
