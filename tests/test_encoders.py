@@ -31,7 +31,7 @@ from dal.encoders import VectoriserEncoder
 from dal.encoders.named import encoder_named
 from dal.errors import InputError, SettingsError, SourceError
 from dal.exchange import write_batch
-from dal.pool import Pool, build, encoded
+from dal.pool import Pool, Sizes, build, encoded
 from dal.testing import EncoderContract
 from dal.web.records import Records
 from tests.batches import batch_of
@@ -103,12 +103,14 @@ def test_a_build_goes_on_with_the_same_batches_from_any_row(
     np.testing.assert_array_equal(features(rows), features(0)[rows:])
 
 
+SMALL = Sizes(field_rows=64, chunk_bytes=64 * 28)
+
+
 def interrupted(source: Path, place: Path, encoder: Vowels) -> None:
     """Build a pool in a process that kills itself."""
 
     def run() -> None:
-        build.FIELD_ROWS, build.CHUNK_BYTES = 64, 64 * 28
-        Pool.build(source, place, ids="id", text="text", encoder=encoder)
+        Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL)
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
@@ -118,8 +120,6 @@ def interrupted(source: Path, place: Path, encoder: Vowels) -> None:
 
 def test_a_killed_build_goes_on_from_its_last_whole_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
-    monkeypatch.setattr(build, "FIELD_ROWS", 64)
-    monkeypatch.setattr(build, "CHUNK_BYTES", 64 * 28)
     values: list[str | None] = [*texts(500)]
     values[10], values[400], values[490] = "", "the end of it", None
     source, place, file = table(tmp_path / "texts.parquet", values), tmp_path / "pool.zarr", tmp_path / "deadly"
@@ -127,7 +127,7 @@ def test_a_killed_build_goes_on_from_its_last_whole_unit(tmp_path: Path, monkeyp
     interrupted(source, place, Mortal("the end of it", file))
     file.unlink()
     encoder = Mortal("the end of it", file)
-    pool = Pool.build(source, place, ids="id", text="text", encoder=encoder)
+    pool = Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL)
     again = {text for batch in encoder.batches for text in batch}
     assert "the end of it" in again
     assert len(encoder.batches) < 30, "what was safe is not encoded again"

@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch", reason="torch is not there: make test-torch
 from dal.cli import main  # noqa: E402
 from dal.encoders import OnnxEncoder, SentenceEncoder, TorchEncoder  # noqa: E402
 from dal.errors import SettingsError, SourceError  # noqa: E402
-from dal.pool import Pool, build, encoded  # noqa: E402
+from dal.pool import Pool, encoded  # noqa: E402
 from dal.testing import EncoderContract  # noqa: E402
 from tests.packaged import image_model, sentence_model  # noqa: E402
 from tests.torch_encoders import Tight, Two, as_tensor, broken, letters, pictures  # noqa: E402
@@ -105,11 +105,12 @@ def test_a_folder_of_pictures_is_what_the_plain_loop_encodes(tmp_path: Path) -> 
 BUILD = """
 import sys
 from dal.encoders import SentenceEncoder
-from dal.pool import Pool, build, encoded
+from dal.pool import Pool, Sizes, encoded
 from tests.packaged import sentence_model
-build.FIELD_ROWS, build.CHUNK_BYTES, encoded.GROUP_ROWS["texts"] = 64, 64 * 384 * 4, 64
+encoded.GROUP_ROWS["texts"] = 64
 encoder = SentenceEncoder(sentence_model(), device="cpu")
-Pool.build(sys.argv[1], sys.argv[2], text="text", encoder=encoder, progress=lambda done, total: print(done, flush=True))
+progress, sizes = lambda done, total: print(done, flush=True), Sizes(field_rows=64, chunk_bytes=64 * 384 * 4)
+Pool.build(sys.argv[1], sys.argv[2], text="text", encoder=encoder, progress=progress, sizes=sizes)
 """
 
 
@@ -125,8 +126,6 @@ def test_a_killed_build_has_the_same_bytes_when_it_has_gone_on(
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL
-    monkeypatch.setattr(build, "FIELD_ROWS", 64)
-    monkeypatch.setattr(build, "CHUNK_BYTES", 64 * 384 * 4)
     monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
     done: list[int] = []
     killed = Pool.build(source, place, text="text", encoder=sentences, progress=lambda rows, _: done.append(rows))

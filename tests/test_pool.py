@@ -705,7 +705,6 @@ def test_packed_values_are_unpacked(
     attributes: dict[str, Any],
     meant: Callable[[Any], Any],
     tmp_path: Path,
-    small: None,
 ) -> None:
     stored = (np.arange(N * D).reshape(N, D) % 13).astype(dtype)
     if np.dtype(dtype).kind == "f":
