@@ -1,5 +1,6 @@
 """Clusters that adapt to their load, and have no worker when dal comes: asking brings one."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 from dal import Campaign
-from dal.compute import plugins, work
+from dal.compute import plugins, preload, ready, work
 from dal.compute.work import map_on
 from dal.errors import ClusterError
 from dal.learners.learner import Learner
@@ -105,6 +106,27 @@ def test_a_cluster_that_falls_asleep_before_the_first_span_is_woken_again(
     monkeypatch.setattr(work, "bring", brought_to_nobody)
     assert scanned(pool, asleep) == scanned(pool, None)
     assert slept == [1]
+
+
+def test_a_worker_that_imports_for_longer_than_an_idle_one_lives_is_kept(
+    adaptive: tuple[LocalCluster, Client], asleep: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def slowly(_: float) -> bool:
+        await asyncio.sleep(1.5)
+        return True
+
+    seen: set[str] = set()
+
+    def look(_: str) -> None:
+        seen.update(asleep.nthreads())
+        assert len(seen) < 2
+
+    monkeypatch.setattr(preload, "imported", slowly)
+    monkeypatch.setattr(ready, "_AWAKE_SECONDS", 0.1)
+    adaptive[0].adapt(minimum=0, maximum=2, interval="50ms", wait_count=10)
+    ready.ready(asleep, say=look)
+    assert seen == set(asleep.nthreads())
+    assert seen
 
 
 def test_a_worker_that_leaves_takes_nothing_from_others_of_its_process(

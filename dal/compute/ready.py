@@ -1,17 +1,18 @@
 """Make a cluster ready before anything is sent to it: workers of the versions of this process, with imports done."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from weakref import WeakKeyDictionary
 
-from distributed import Client
+from distributed import Client, Future
 
-from dal.compute import preload, versions
+from dal.compute import insides, preload, versions
 from dal.compute.asking import answers_of, ask, ask_scheduler, told_of_losses, workers_of
 from dal.compute.versions import OF_SCHEDULER, Difference, Versions
-from dal.compute.waits import Patience
+from dal.compute.waits import PRIORITY, Patience
 from dal.errors import ClusterError, ClusterLost
 
 _log = logging.getLogger(__name__)
@@ -24,6 +25,10 @@ _SCHEDULER = "scheduler"
 _TICK_SECONDS = 0.5
 _IMPORT_SECONDS = 10.0
 """Of each call that waits for the imports of a worker."""
+
+_AWAKE_SECONDS = 0.5
+_AWAKE_WORKERS = 50
+"""More would burden the scheduler of a large cluster. One that adapts from no worker begins with a few."""
 
 _COMPARED: "WeakKeyDictionary[Client, dict[str, tuple[str, ...]]]" = WeakKeyDictionary()
 """What was noted of each process that was compared, by address."""
@@ -56,11 +61,42 @@ def ready(client: Client, seconds: float = ANSWER_SECONDS, say: Say = lambda _: 
         If no worker comes or answers, a version differs that decides, or a worker cannot import what it needs. The
         message names what to install where.
     """
-    while True:
-        wait_for_worker(client, say)
-        notes = _compare(client, seconds)
-        if _import(client, seconds, say):
-            return notes
+    with awake(client):
+        while True:
+            wait_for_worker(client, say)
+            notes = _compare(client, seconds)
+            if _import(client, seconds, say):
+                return notes
+
+
+@contextmanager
+def awake(client: Client) -> Iterator[None]:
+    """Keep workers at tasks of no work, as a context, while they are asked beside their tasks.
+
+    A cluster that adapts to its load ends a worker that has no task, after three seconds by default. Workers that take
+    longer to import would be ended and started again without end.
+    """
+    held: list[Future[None]] = []
+
+    async def hold() -> None:
+        while True:
+            await asyncio.sleep(_AWAKE_SECONDS)  # most clusters are ready before
+            workers = list(await client.nthreads())[:_AWAKE_WORKERS]
+            # What did not get a thread is forgotten here.
+            held[:] = [
+                client.submit(time.sleep, _AWAKE_SECONDS, workers=[each], pure=False, priority=PRIORITY)
+                for each in workers
+            ]
+
+    if client.status != "running":
+        yield
+        return
+    holding = insides.begun(client, hold())  # it ends with an error where the cluster is lost, which others tell
+    try:
+        yield
+    finally:
+        holding.cancel()
+        held.clear()
 
 
 def wait_for_worker(client: Client, say: Say = lambda _: None) -> None:

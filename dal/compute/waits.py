@@ -23,7 +23,7 @@ Fetched = TypeVar("Fetched")
 
 _TICK_SECONDS = 1.0
 """Between two looks at the cluster while nothing ends."""
-_PRIORITY = -10
+PRIORITY = -10
 """Below Dask's default of 0: a task that a person on the same cluster waits for goes before what waits for a thread."""
 _LOOK_SECONDS = 5.0
 """Between two looks at what the workers are doing."""
@@ -134,7 +134,7 @@ class InFlight(Generic[Item, Result]):
     def submit(self, function: Callable[[Item], Result], items: Sequence[Item], **options: Any) -> None:  # noqa: ANN401 - Dask's own
         """Send tasks, together: one message, at a fraction of the cost of one each."""
         try:
-            futures = self.client.map(function, items, pure=False, priority=_PRIORITY, **options)
+            futures = self.client.map(function, items, pure=False, priority=PRIORITY, **options)
         except OSError as error:
             raise self.lost(f"is gone ({error})") from error
         for future, item in zip(futures, items, strict=True):

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from distributed import Client
 
 from dal.compute.asking import ask_hosts, workers_of
-from dal.compute.ready import ready
+from dal.compute.ready import awake, ready
 from dal.errors import ClusterError, ClusterLost
 from dal.learners.models import Model
 from dal.plugins import Carried
@@ -108,7 +108,8 @@ def asked(
         If none answers.
     """
     while True:
-        answers = ask_hosts(client, function, *arguments, seconds=seconds, known=known, say=say)
+        with awake(client):
+            answers = ask_hosts(client, function, *arguments, seconds=seconds, known=known, say=say)
         if answers or known:
             return answers
         if client.nthreads():
