@@ -32,22 +32,22 @@ from dal.errors import DalError, PoolError, SourceError
 from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool._zarr import storing_all_chunks, whole
-from dal.pool.chunks import read_rows
+from dal.pool.chunks import ChunkObjects, read_rows
 from dal.pool.encoded import Encoded, RawArrays, RawSource, RawTexts, joined
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
 from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import Block, Source, checked, open_source
-from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, damaged_key, description
+from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, damaged_key, description, opened_group
 from dal.pool.stored import PICTURE, field_path, stored_type
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 from dal.stores.lease import Held, Lease
 from dal.stores.zarr_store import ZarrObjects
 
-_WRITERS = 8
-_WRITING_BYTES = 128 * 2**20
+_WRITERS = 16
+_WRITING_BYTES = 256 * 2**20
 """Of units on their way to an object store at a time; a larger one goes alone."""
 _SAVE_SECONDS = 5.0
 """Between two notes in an object store of the rows that are safe: a build that is killed does so much again."""
@@ -129,8 +129,7 @@ def build(
             if isinstance(where, Path):  # before the pool is marked complete, so that a killed build can be run again
                 _note(where).unlink(missing_ok=True)
             build.complete()
-    with _disk_errors(where):
-        return Pool.open(where)
+        return _written(where, store)
 
 
 def append(pool: Pool, source: object, how: Options, *, progress: Progress | None) -> Pool:
@@ -163,8 +162,14 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         blocks = build.checked(opened.blocks(0), encode)
         with build.full_disk_errors():
             build.append(blocks, progress, opened.n_rows)
-    with _disk_errors(where):
+        return _written(where, store)
+
+
+def _written(where: Place, store: Any) -> Pool:  # noqa: ANN401 - as `for_zarr`
+    """Open the pool that was just written; the metadata of an object store are known."""
+    if not isinstance(store, ZarrObjects):
         return Pool.open(where)
+    return opened_group(where, zarr.open_group(store.with_read_only(read_only=True), mode="r"))
 
 
 def _remembering(where: Place, held: contextlib.ExitStack) -> Any:  # noqa: ANN401 - as `for_zarr`
@@ -696,19 +701,14 @@ class _Writes:
         self._threads = ThreadPoolExecutor(_WRITERS, "dal-write") if remote else None
         self._pending: deque[tuple[int, int, Future[None]]] = deque()
 
-    def write(self, array: "zarr.Array[Any]", start: int, values: npt.NDArray[Any]) -> None:
-        """Write rows from `start` on; the values must not change afterwards."""
+    def write(self, start: int, size: int, store: Callable[[], None]) -> None:
+        """Call what stores rows from `start` on, of this number of bytes, which must not change until it returns."""
         if self._threads is None:
-            _store(array, start, values)
+            store()
             return
-        while self._pending and sum(size for _, size, _ in self._pending) + values.nbytes > _WRITING_BYTES:
+        while self._pending and sum(size for _, size, _ in self._pending) + size > _WRITING_BYTES:
             self._pending.popleft()[2].result()
-        self._pending.append((start, values.nbytes, self._threads.submit(_store, array, start, values)))
-
-    @property
-    def keeps(self) -> bool:
-        """Whether values are still used when `write` has returned."""
-        return self._threads is not None
+        self._pending.append((start, size, self._threads.submit(store)))
 
     def safe(self, rows: int) -> int:
         """Return how many of the first `rows` rows are written."""
@@ -729,12 +729,17 @@ def _store(array: "zarr.Array[Any]", start: int, values: npt.NDArray[Any]) -> No
 class _Column:
     """A writer that appends to an array in whole units until it is flushed."""
 
+    # Buffers are used again when they are written: the pages of a new one cost as much as filling it.
+
     def __init__(self, array: "zarr.Array[Any]", writes: _Writes, rows: int = 0) -> None:
         self.array = array
         self._writes = writes
         self.unit = int((array.shards or array.chunks)[0])
         self.rows = rows
-        self._buffer: npt.NDArray[Any] = np.empty((self.unit, *array.shape[1:]), dtype=array.dtype)
+        objects = ChunkObjects.of(array, fill=False)
+        self._objects = objects if objects is not None and objects.written_plain else None
+        self._written: deque[npt.NDArray[Any]] = deque()
+        self._begin()
         self._held = rows % self.unit
         if self._held:  # appended rows begin within a unit, which is written again
             self._buffer[: self._held] = read_rows(array, rows - self._held, rows)
@@ -753,10 +758,28 @@ class _Column:
         if self._held:
             if self.array.shape[0] < self.rows:  # the length of the source was not known
                 self.array.resize((self.rows, *self.array.shape[1:]))
-            self._writes.write(self.array, self.rows - self._held, self._buffer[: self._held])
-            if self._writes.keeps:
-                self._buffer = np.empty_like(self._buffer)
+            start, held, room, objects = self.rows - self._held, self._held, self._room, self._objects
+
+            def store() -> None:
+                if objects is not None:
+                    objects.write(start // self.unit, held, room)
+                else:
+                    _store(self.array, start, room[:held])
+                self._written.append(room)
+
+            self._writes.write(start, room.nbytes, store)
+            self._begin()
             self._held = 0
+
+    def _begin(self) -> None:
+        """Take a buffer for the next unit."""
+        if self._written:
+            self._room = self._written.pop()
+        elif self._objects is not None:
+            self._room = self._objects.room()
+        else:
+            self._room = np.empty((self.unit, *self.array.shape[1:]), dtype=self.array.dtype)
+        self._buffer: npt.NDArray[Any] = self._room if self._objects is None else self._objects.records(self._room)
 
 
 class _Build:
@@ -875,7 +898,8 @@ class _Build:
                 rows.append(entries["row"])
         hashes.flush()
         rows.flush()
-        self._writes.write(arrays[2], 0, np.concatenate(fence))
+        hashes_of_fence = np.concatenate(fence)
+        self._writes.write(0, hashes_of_fence.nbytes, lambda: _store(arrays[2], 0, hashes_of_fence))
         self._writes.wait()
         # Known with the index itself, in the one write of the attributes that follows.
         self._state |= {"version": VERSION, "id_hash": HASH}

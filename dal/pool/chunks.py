@@ -3,7 +3,8 @@
 Zarr returns its fill value for a missing chunk, and an uncompressed chunk carries no checksum of its own. Every read of
 a pool goes through this module, by one of three ways. `ChunkFiles` opens the files of local arrays directly: several
 times faster than Zarr for uncompressed chunks, 1.7 and 1.3 times for Blosc and Zstandard. `ChunkObjects` does the same
-for object stores, by one request a chunk. `read_rows` asks Zarr for everything else.
+for object stores, by one request a chunk, and writes the chunks of a build there. `read_rows` asks Zarr for everything
+else.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from zarr.storage import LocalStore
 
 from dal.errors import ChunkError, StoreError
 from dal.pool._zarr import chunk_key, wait_for
-from dal.stores.objects import Objects, begun
+from dal.stores.objects import Objects, begun, wait
 from dal.stores.zarr_store import ZarrObjects
 
 Stored = memoryview | None
@@ -404,20 +405,49 @@ class ChunkObjects(_Chunks):
             The index of a shard is damaged.
         """
         if not self._array.shards:
-            return list(await asyncio.gather(*map(self._whole, chunks)))
+            found = await self._objects.get_all(map(self._name, chunks), self._most_bytes(self._chunk_bytes))
+            return [None if each is None else memoryview(each) for each in found]
         of_shard: dict[int, list[int]] = {}
         for chunk in chunks:
             of_shard.setdefault(chunk // self._per_file, []).append(chunk % self._per_file)
         parts = await asyncio.gather(*(self._of_shard(number, inner) for number, inner in of_shard.items()))
         return [stored for part in parts for stored in part]
 
+    @property
+    def written_plain(self) -> bool:
+        """Whether an object is a chunk as it lies in memory, and its checksum."""
+        return not self._array.shards and self._decompress is None
+
+    def room(self) -> npt.NDArray[np.uint8]:
+        """Return room for a chunk and its checksum, as `write` takes it."""
+        return np.empty(self._chunk_bytes + self._tail_bytes, dtype=np.uint8)
+
+    def records(self, room: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Return the records of a chunk as a view of its room."""
+        return room[: self._chunk_bytes].view(self._array.dtype).reshape(self._array.chunks)
+
+    def write(self, chunk: int, rows: int, room: npt.NDArray[np.uint8]) -> None:
+        """Write the first rows of a room as a chunk, the rest filled up, in one request and without a copy.
+
+        Raises
+        ------
+        StoreError
+            The store gives no answer, or refuses.
+        """
+        store = self._array.store
+        assert isinstance(store, ZarrObjects)  # `of`
+        store.refuse_writing()
+        self.records(room)[rows:] = self._array.fill_value
+        if self._tail_bytes:
+            data = room[: self._chunk_bytes]
+            data.flags.writeable = False  # google_crc32c accepts only read-only buffers
+            crc = google_crc32c.value(data)
+            room[self._chunk_bytes :] = np.frombuffer(crc.to_bytes(CHECKSUM_BYTES, "little"), dtype=np.uint8)
+        wait(self._objects.put(self._name(chunk), room))
+
     def prepare(self, shard: int) -> None:
         """Begin to fetch the index of a shard, which `fetched` would ask for first."""
         begun(self._index(shard))
-
-    async def _whole(self, chunk: int) -> "Stored":
-        found = await self._objects.get(self._name(chunk), most=self._most_bytes(self._chunk_bytes))
-        return None if found is None else memoryview(found)
 
     async def _of_shard(self, number: int, inner: list[int]) -> "list[Stored]":
         index = await self._index(number)
@@ -584,7 +614,7 @@ def _whole_records(array: "zarr.Array[Any]") -> list[str] | None:
 
 def _known_codecs(array: "zarr.Array[Any]") -> list[str] | None:
     """Return the names of a chunk's codecs; None for any that `ChunkFiles` does not read."""
-    if array.metadata.zarr_format != 3 or array.dtype != array.dtype.newbyteorder("<"):
+    if array.metadata.zarr_format != 3 or array.dtype.kind in "OT" or array.dtype != array.dtype.newbyteorder("<"):
         return None
     codecs: list[dict[str, Any]] = [dict(codec.to_dict()) for codec in array.metadata.codecs]
     if len(codecs) == 1 and codecs[0]["name"] == "sharding_indexed":

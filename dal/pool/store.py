@@ -364,7 +364,7 @@ class Pool:
         with contextlib.ExitStack() as held:
             node = _opened(where, held, "", "features")
             if isinstance(node, zarr.Group):
-                return cls(where, _features_of(where, node), node, fill=False)
+                return opened_group(where, node)
         _refuse_shape(where, node)
         # A web server tells no names; there a missing chunk is refused when it is read.
         if missing_chunks == "refuse" and not str(where).startswith("http"):
@@ -424,7 +424,7 @@ class Pool:
             )
         if isinstance(now, zarr.Array):
             return self
-        return Pool(self.place, _features_of(self.place, now), now, fill=self._fill)
+        return opened_group(self.place, now)
 
     def append(
         self,
@@ -1016,6 +1016,11 @@ async def _of_units(objects: ChunkObjects, units: list[range], seconds: float) -
         await asyncio.sleep(seconds)
     found = iter(await objects.fetched(itertools.chain.from_iterable(units)))
     return [list(itertools.islice(found, len(unit))) for unit in units]
+
+
+def opened_group(where: Place, group: zarr.Group) -> Pool:
+    """Return the pool of an open Zarr group; refuse one that is not a finished pool."""
+    return Pool(where, _features_of(where, group), group, fill=False)
 
 
 def _opened(where: Place, held: contextlib.ExitStack, *nodes: str) -> "zarr.Array[Any] | zarr.Group":
