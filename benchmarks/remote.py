@@ -10,11 +10,13 @@ loop
 
 ``dal_workers`` is ``dal.scan.scan`` on a local cluster of two workers. The processor is shared with the server, so a
 pass without delay shows what the machine can do, and the others are read as shares of it. Passes alternate, and the
-figures are medians; shares are medians of the shares of each turn.
+figures are medians; shares are medians of the shares of each turn. ``CPU`` is the processor time of this process for a
+chunk, without the server and the workers.
 
 A pool of chunks of 16 MiB, one of the same chunks in shards, and one of chunks of 64 kB are read. Each repeats its
-first quarter, so that a pass is long beside the one delay with which it begins, and the records fit into memory.
-``build`` writes a sixteenth of the records as a pool, against 16 concurrent PUTs of the bytes of its chunks. Faults: a
+first quarter, so that a pass is long beside the one delay with which it begins, and the records fit into memory. The
+loop reads only the first quarter of the small chunks: 16 at a time, at 200 ms, they are 80 a second.
+``build`` writes a quarter of the records as a pool, against 16 concurrent PUTs of the bytes of its chunks. Faults: a
 twentieth of all requests is refused by 503, and as many bodies are cut in their middle.
 """
 
@@ -59,7 +61,7 @@ CANDIDATES = 1_000
 DELAYS = (0.0, 0.02, 0.1, 0.2)
 CHUNKS = {"chunks": 16 * 2**20, "shards": 16 * 2**20, "small": 64 * 2**10}
 PER_SHARD = 8
-SMALL_CHUNKS = 1024
+SMALL_CHUNKS = 4096
 REPEATED = 4
 BUILD = "build"
 FAULTS = {"refused": 0.05, "cut": 0.05}
@@ -116,14 +118,20 @@ class PlainReader:
 
 
 class Passed(NamedTuple):
+    """A pass that was measured; its figures are of a chunk, but for the most requests at a time."""
+
     rows: npt.NDArray[np.int64]
     seconds: float
+    cpu: float
     requests: float
     peak: int
 
 
 class Pass(NamedTuple):
+    """A pass over the first chunks of a pool, and the rows that it finds."""
+
     name: str
+    chunks: int
     run: Callable[[], npt.NDArray[np.int64]]
 
 
@@ -182,34 +190,34 @@ def build_passes(records: Floats32) -> list[Pass]:
             deque(threads.map(put, range(0, len(records), height)), 0)
         return np.arange(len(records))
 
-    return [Pass("dal", dal), Pass("loop", plain)]
+    chunks = -(-len(records) // height)
+    return [Pass("dal", chunks, dal), Pass("loop", chunks, plain)]
 
 
-def measured(server: Server, run: Callable[[], npt.NDArray[np.int64]], chunks: int) -> Passed:
+def measured(server: Server, each: Pass) -> Passed:
     server.drop("/bucket/built.zarr")
     server.reset()
-    started = time.perf_counter()
-    rows = run()
-    seconds = time.perf_counter() - started
+    started, computed = time.perf_counter(), time.process_time()
+    rows = each.run()
+    seconds, cpu = time.perf_counter() - started, time.process_time() - computed
     counts = server.counts()
-    return Passed(np.sort(rows), seconds, (counts["GET"] + counts["PUT"]) / chunks, server.peak())
+    requests = (counts["GET"] + counts["PUT"]) / each.chunks
+    return Passed(np.sort(rows), seconds / each.chunks, cpu / each.chunks, requests, server.peak())
 
 
 def turns(
-    server: Server, pool: Pool, passes: list[Pass], repeats: int, conditions: dict[str, dict[str, float]]
+    server: Server, passes: list[Pass], repeats: int, conditions: dict[str, dict[str, float]]
 ) -> Iterator[tuple[str, str, Passed]]:
     """Run every pass under every condition, in turns; the first turn does not count."""
-    chunks = -(-pool.n_rows // pool.chunk_rows)
-    expected: npt.NDArray[np.int64] | None = None
+    expected: dict[int, npt.NDArray[np.int64]] = {}
     for turn in range(repeats + 1):
         for condition, faults in conditions.items():
             if turn == 0 and condition != next(iter(conditions)):
                 continue
             for each in passes:
                 server.fail(**faults)
-                found = measured(server, each.run, chunks)
-                expected = found.rows if expected is None else expected
-                np.testing.assert_array_equal(found.rows, expected)
+                found = measured(server, each)
+                np.testing.assert_array_equal(found.rows, expected.setdefault(each.chunks, found.rows))
                 if turn:
                     yield each.name, condition, found
     server.fail()
@@ -237,19 +245,22 @@ def command(rows: int, dim: int, repeats: int, layouts: tuple[str, ...], workers
         client = open_.enter_context(local_cluster(2)) if workers else None
         for layout in layouts or (*CHUNKS, BUILD):
             if layout == BUILD:
-                few = source.head(source.n_rows // 4)
-                passes = build_passes(few.read(0, few.n_rows))
-                results += told(layout, few, turns(server, few, passes, repeats, conditions))
+                passes = build_passes(source.read(0, source.n_rows))
+                results += told(layout, source.chunk_rows, turns(server, passes, repeats, conditions))
                 continue
             pool = held(server, source, layout, directory)
 
             def dal(pool: Pool = pool, client: Any = None) -> npt.NDArray[np.int64]:  # noqa: ANN401
                 return scan(pool, model, strategy, CANDIDATES, client=client).candidates.rows
 
-            passes = [Pass("dal", dal), Pass("loop", lambda pool=pool, layout=layout: loop(pool, model, layout))]
+            few = pool.head(pool.n_rows // REPEATED) if layout == "small" else pool
+            passes = [
+                Pass("dal", pool.n_rows // pool.chunk_rows, dal),
+                Pass("loop", few.n_rows // few.chunk_rows, lambda few=few, layout=layout: loop(few, model, layout)),
+            ]
             if client is not None:
-                passes.append(Pass("dal_workers", lambda dal=dal: dal(client=client)))
-            results += told(layout, pool, turns(server, pool, passes, repeats, conditions))
+                passes.append(Pass("dal_workers", passes[0].chunks, lambda dal=dal: dal(client=client)))
+            results += told(layout, pool.chunk_rows, turns(server, passes, repeats, conditions))
     facts = machine.facts() | {"load": os.getloadavg()}
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     show(results)
@@ -257,7 +268,7 @@ def command(rows: int, dim: int, repeats: int, layouts: tuple[str, ...], workers
         output.write_text(json.dumps({"machine": facts, "results": results}, indent=1), encoding="utf-8")
 
 
-def told(layout: str, pool: Pool, turned: Iterator[tuple[str, str, Passed]]) -> list[dict[str, object]]:
+def told(layout: str, chunk_rows: int, turned: Iterator[tuple[str, str, Passed]]) -> list[dict[str, object]]:
     """Return a row of the table for each pass and condition."""
     found: dict[tuple[str, str], list[Passed]] = {}
     for name, condition, passed in turned:
@@ -271,9 +282,11 @@ def told(layout: str, pool: Pool, turned: Iterator[tuple[str, str, Passed]]) -> 
                 "layout": layout,
                 "condition": condition,
                 "name": name,
-                "rows_per_second": pool.n_rows / statistics.median(each.seconds for each in passes),
+                "rows_per_second": chunk_rows / statistics.median(each.seconds for each in passes),
                 "of_loop": statistics.median(b.seconds / a.seconds for a, b in zip(passes, other, strict=True)),
                 "of_calm": statistics.median(b.seconds / a.seconds for a, b in zip(passes, calm, strict=True)),
+                "cpu_ms": 1000 * statistics.median(each.cpu for each in passes),
+                "cpu_of_loop": statistics.median(a.cpu / b.cpu for a, b in zip(passes, other, strict=True)),
                 "requests_per_chunk": statistics.median(each.requests for each in passes),
                 "peak": max(each.peak for each in passes),
             }
@@ -283,11 +296,25 @@ def told(layout: str, pool: Pool, turned: Iterator[tuple[str, str, Passed]]) -> 
 
 def show(results: list[dict[str, object]]) -> None:
     table = Table(box=box.MARKDOWN)
-    for heading in ("layout", "condition", "pass", "rows/s", "/ loop", "/ calm", "requests a chunk", "at a time"):
+    headings = (
+        "layout",
+        "condition",
+        "pass",
+        "rows/s",
+        "/ loop",
+        "/ calm",
+        "CPU ms",
+        "/ loop",
+        "requests",
+        "at a time",
+    )
+    for heading in headings:
         table.add_column(heading)
     for each in results:
+        cpu = ["", ""] if each["name"] == "dal_workers" else [f"{each['cpu_ms']:.2f}", f"{each['cpu_of_loop']:.2f}"]
         table.add_row(
             str(each["layout"]), str(each["condition"]), str(each["name"]), f"{each['rows_per_second']:,.0f}",
-            f"{each['of_loop']:.2f}", f"{each['of_calm']:.2f}", f"{each['requests_per_chunk']:.2f}", str(each["peak"]),
+            f"{each['of_loop']:.2f}", f"{each['of_calm']:.2f}", *cpu, f"{each['requests_per_chunk']:.2f}",
+            str(each["peak"]),
         )  # fmt: skip
     Console(width=120).print(table)
