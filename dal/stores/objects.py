@@ -112,7 +112,7 @@ class Objects:
         stop: int | None = None,
         *,
         most: int | None = None,
-        failed: Exception | None = None,
+        failed: BaseException | None = None,
     ) -> "Bytes | None":
         """Return an object, or bytes of it; None where there is no such object.
 
@@ -124,7 +124,7 @@ class Objects:
             A range of bytes. A negative start counts from the end, and stop is left out.
         most : int, optional
             Refuse an object of more bytes, before they are read.
-        failed : Exception, optional
+        failed : BaseException, optional
             The failure of a first try.
 
         Raises
@@ -189,7 +189,7 @@ class Objects:
                 future.cancel()
             raise
         return [
-            await self.get(name, most=most, failed=each) if isinstance(each, Exception) else each
+            await self.get(name, most=most, failed=each) if isinstance(each, BaseException) else each
             for name, each in zip(wanted, found, strict=True)
         ]
 
@@ -344,7 +344,7 @@ class Objects:
         paths = [*found["common_prefixes"], *(entry["path"] for entry in found["objects"])]
         return sorted({path.rstrip("/").rpartition("/")[2] for path in paths} - {""})
 
-    async def _twice(self, request: Callable[[], Awaitable[Result]], failed: Exception | None = None) -> Result:
+    async def _twice(self, request: Callable[[], Awaitable[Result]], failed: BaseException | None = None) -> Result:
         """Try a request again that obstore did not try again although it may succeed: a refusal cut in its body."""
         try:
             if failed is not None:
