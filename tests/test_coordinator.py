@@ -40,6 +40,7 @@ from dal.scan import sample_codebook, scan
 from dal.selection.batch import choose
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.strategy import Strategy
+from tests import toy_learners
 from tests.forked import Process
 
 CLASSES = ("red", "green", "blue")
@@ -627,13 +628,16 @@ def test_files_that_a_power_cut_tore_are_made_again(truth: tuple[Pool, np.ndarra
 
 
 @pytest.mark.parametrize(
-    ("strategy", "rare"),
+    ("strategy", "rare", "learner"),
     [
-        *((each, False) for each in ("default", "margin", "power", "cluster_margin", "coverage", "badge")),
-        *((each, True) for each in ("default", "margin", "random")),
+        *((each, False, "logistic") for each in ("default", "margin", "power", "cluster_margin", "coverage", "badge")),
+        *((each, True, "logistic") for each in ("default", "margin", "random")),
+        *((each, False, "tests.toy_learners:Embedding") for each in ("default", "cluster_margin", "badge")),
     ],
 )
-def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: str, rare: bool, tmp_path: Path) -> None:
+def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(
+    strategy: str, rare: bool, learner: str, tmp_path: Path
+) -> None:
     """With all that a campaign adds: the explore share, the stop set, a stratified shortlist, a cold start.
 
     A rare class is found by the third batch: the second one is chosen by coverage, but at random where all are.
@@ -648,6 +652,8 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
         tmp_path / "c",
         pool,
         names,
+        estimator=learner,
+        trusted=toy_learners.NAMES,
         strategy=strategy,
         batch_size=k,
         random_state=seed,
@@ -666,7 +672,8 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
             assert set(codes[known]) == {0}
             wanted = Strategy.named("random" if strategy == "random" else "coverage")
         elif number > 1 and strategy not in ("coverage", "random"):
-            model = Learner.named("logistic", names, random_state=seed).fit(pool.take(known), codes[known])
+            known_learner = Learner.named(learner, names, random_state=seed, trusted=toy_learners.NAMES)
+            model = known_learner.fit(pool.take(known), codes[known])
         else:
             wanted = wanted.cold()
         excluded = np.union1d(asked, kept_apart)
@@ -676,6 +683,7 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
         drawn = list(islice(draws, explore_count(0.1, len(asked), explored, k)))
         explored += len(drawn)
         taken = np.append(asked, drawn).astype(np.int64)
+        embeds = model is not None and model.embedding_width > 0
         rows = choose(
             found,
             wanted,
@@ -684,6 +692,7 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
             codebook=codebook,
             asked=pool.take(taken),
             excluded=taken,
+            asked_inner=model.predict_embedded(pool.take(taken))[1] if model is not None and embeds else None,
             **at,
         )
         batch = campaign.next_batch()
@@ -693,4 +702,5 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(strategy: st
             codes[batch.rows] = 0
         campaign.label(batch, codes[batch.rows])
         asked = np.append(asked, batch.rows)
+        assert ("6 numbers" in campaign.status().compared) == embeds
     assert explored == 12

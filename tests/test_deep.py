@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
@@ -23,7 +24,9 @@ from dal.errors import ClusterError, LearnerError
 from dal.learners.deep import SkorchClassifier, TorchClassifier, is_network_class
 from dal.learners.learner import Learner
 from dal.learners.models import Model, score_block
-from dal.scan.driver import scan
+from dal.scan.driver import sample_codebook, scan
+from dal.selection.batch import choose, select
+from dal.selection.candidates import shortlist
 from dal.testing import LearnerContract
 from tests.clusters import own_cluster
 
@@ -551,6 +554,113 @@ def test_a_new_class_makes_the_last_layer_new_and_no_other_one() -> None:
     before, after = (load(each.estimator.weights_[0]) for each in (three, learner.fit(X, codes, parent=three)))
     assert torch.allclose(before["layers.0.weight"], after["layers.0.weight"], atol=1e-6)
     assert after["layers.3.weight"].shape == (4, 16)
+
+
+# -- embeddings --------------------------------------------------------------------------------------------------------
+
+
+class Product(torch.nn.Module):
+    """A network without a linear layer."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.zeros(4, n_classes))
+
+    def forward(self, X: "torch.Tensor") -> "torch.Tensor":
+        return X @ self.weights
+
+
+class Twice(torch.nn.Module):
+    """A network that passes its last layer twice."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, n_classes)
+
+    def forward(self, X: "torch.Tensor") -> "torch.Tensor":
+        out: torch.Tensor = self.layer(X) + self.layer(2 * X)
+        return out
+
+
+def hidden(model: Model, X: np.ndarray, weights: bytes) -> np.ndarray:
+    """Compute the inputs of the last layer of `nets.Dense`, as torch's own manual does."""
+    from safetensors.torch import load
+
+    network = nets.Dense(len(model.codes)).eval()
+    network.load_state_dict(load(weights))
+    with torch.no_grad():
+        return network.layers[:3](torch.from_numpy(X)).numpy()
+
+
+@pytest.mark.parametrize("settings", [{}, {"members": 2}, {"module": nets.Cramped}], ids=["one", "ensemble", "cramped"])
+@pytest.mark.filterwarnings("ignore:cpu has no memory:RuntimeWarning")
+def test_embeddings_are_the_inputs_of_the_last_layer_from_the_pass_that_predicts(settings: dict) -> None:
+    X, _ = clouds(seed=1)
+    estimator = dense(**{"max_epochs": 3, **settings})
+    model = fitted(estimator)
+    assert (model.embedding_width, model.estimator.embedding_layer_) == (16, "layers.3")
+    probabilities, embeddings = model.predict_embedded(X)
+    np.testing.assert_array_equal(probabilities, model.predict_proba(X))
+    np.testing.assert_allclose(embeddings, hidden(model, X, model.estimator.weights_[0]), atol=1e-5)
+    again = pickle.loads(cloudpickle.dumps(model.for_score("margin")))
+    np.testing.assert_array_equal(again.predict_embedded(X)[1], embeddings)
+
+
+def test_a_skorch_classifier_has_embeddings_where_a_softmax_follows_the_last_layer() -> None:
+    X, codes = clouds()
+    model = Learner(net_of_skorch(max_epochs=2), CLASSES, trusted=TRUSTED).fit(X, codes)
+    probabilities, embeddings = model.predict_embedded(X)
+    np.testing.assert_array_equal(probabilities, model.predict_proba(X))
+    network = nets.Dense(4).eval()
+    from safetensors.torch import load
+
+    network.load_state_dict(load(model.estimator.weights_[0]))
+    with torch.no_grad():
+        np.testing.assert_allclose(embeddings, network.layers[:3](torch.from_numpy(X)).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("module", [Product, Twice])
+def test_a_network_without_a_last_linear_layer_is_compared_by_features(module: type) -> None:
+    X, codes = clouds()
+    estimator = dense(module=module, max_epochs=1).fit(X, codes)
+    assert estimator.embedding_width_ == 0
+    assert not hasattr(estimator, "predict_embedded")
+
+
+@pytest.mark.parametrize("name", ["default", "badge", "cluster_margin"])
+def test_the_batch_by_the_last_layer_is_that_of_a_plain_network_for_any_workers(
+    album: tuple[dal.Pool, np.ndarray], cluster: Client, name: str
+) -> None:
+    pool, codes = album
+    strategy = dal.Strategy.named(name, explore=0.0)
+    learner = TorchClassifier(nets.Mortal, shape=(8, 8, 1), std=255, max_epochs=4)
+    model = Learner(learner, CLASSES[:3], trusted=(*TRUSTED, "tests.nets.Mortal")).fit(pool.read(0, 60), codes[:60])
+    codebook = sample_codebook(pool, strategy.n_cells(30, pool.n_rows), 0)
+    nets.Mortal.passes.clear()
+    given = {"random_state": 1, "round": 2, "codebook": codebook}
+    alone = scan(pool, model, strategy, 30, np.arange(60), **given).candidates
+    assert nets.Mortal.passes["predict"] == -(-pool.n_rows // model.estimator.predicted_at_once), "one pass"
+    together = scan(pool, model, strategy, 30, np.arange(60), client=cluster, **given).candidates
+    network = model.estimator._networks[0]._network
+    with torch.inference_mode():
+        images = torch.from_numpy(pool.read(0, pool.n_rows)).reshape(-1, 8, 8, 1).permute(0, 3, 1, 2) / 255
+        inner = network.layers[:-1](images).numpy()
+    batches = []
+    for found in (alone, together):
+        np.testing.assert_allclose(found.inner, inner[found.rows], atol=1e-5)
+        np.testing.assert_array_equal(found.inner, alone.inner)
+        given = {"excluded": np.arange(60), "asked": pool.read(0, 60), "asked_inner": inner[:60]}
+        capacity = strategy.capacity(30, pool.n_rows, len(codebook.centers))
+        batches.append(
+            choose(found, strategy, 30, capacity=capacity, codebook=codebook, random_state=1, round=2, **given)
+        )
+    np.testing.assert_array_equal(*batches)
+    if name == "cluster_margin":
+        return
+    # The twin: records that stand where the last layer puts them, and nothing but the choice.
+    kept = shortlist(alone, strategy.capacity(30, pool.n_rows, len(codebook.centers)), 1, 2)
+    twin = select(replace(kept, embeddings=kept.inner), strategy, 30, inner[:60], 1, 2)
+    np.testing.assert_array_equal(batches[0], twin)
 
 
 # -- pools, workers, campaigns -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,13 +39,14 @@ from dal.selection.candidates import Candidates, Capacity
 from dal.selection.codebook import Codebook
 from dal.selection.order import key_order, power_keys, uniform
 from dal.selection.strategy import Strategy
+from tests import toy_learners
 from tests.clusters import own_cluster
 
 CLASSES = ("a", "b", "c", "d")
 N, D = 20_011, 12
 BAD_ROWS = [5, 8_191, 8_192, 20_010]
 TAKE_MISSING = ("forest", "hgb", "imputing")
-FIELDS = ("rows", "scores", "cells", "predicted", "embeddings", "proba")
+FIELDS = ("rows", "scores", "cells", "predicted", "embeddings", "proba", "inner")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,7 @@ def models(records: np.ndarray) -> dict[str, Model]:
     made = {key: Learner.named(name, CLASSES, random_state=0).fit(X, y) for key, name in names.items()}
     imputing = make_pipeline(SimpleImputer(), StandardScaler(), LogisticRegression())
     made["imputing"] = Learner(imputing, CLASSES).fit(X, y)
+    made["embedding"] = Learner(toy_learners.Embedding(), CLASSES, trusted=toy_learners.NAMES).fit(X, y)
     return {**made, "bootstraps": Learner.named(names["plain"], CLASSES).fit(X, y, committee=True)}
 
 
@@ -109,14 +112,19 @@ def kernel_scores(
     if model is None:
         score[:] = uniform(np.arange(len(X)), 11, 4)
         return score, predicted
-    for start in range(0, len(X), tile):
-        block = np.zeros((tile, X.shape[1]), np.float32)
-        part = X[start : start + tile]
-        block[: len(part)] = np.where(bad[start : start + tile, None], 0, part)
-        scored = score_block(name, model, block)
-        score[start : start + tile] = scored.score[: len(part)]
-        predicted[start : start + tile] = model.seen[scored.predicted[: len(part)]]
+    for start, block in blocks(X, tile, bad):
+        scored, count = score_block(name, model, block), len(X[start : start + tile])
+        score[start : start + tile] = scored.score[:count]
+        predicted[start : start + tile] = model.seen[scored.predicted[:count]]
     return score, predicted
+
+
+def blocks(X: np.ndarray, tile: int, bad: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Cut records into whole tiles, with zeros for bad ones and behind the last."""
+    for start in range(0, len(X), tile):
+        block, part = np.zeros((tile, X.shape[1]), np.float32), X[start : start + tile]
+        block[: len(part)] = np.where(bad[start : start + tile, None], 0, part)
+        yield start, block
 
 
 def plain_scores(X: np.ndarray, model: Model, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -204,7 +212,13 @@ def full_sort(
     looks = strategy.selector not in ("top", "power")
     embeddings = X[rows] if looks else np.empty((len(rows), 0), np.float32)
     proba = model.predict_proba(embeddings).astype(np.float32) if strategy.selector == "badge" and model else None
-    return Candidates(rows, score[rows], cells[rows], predicted[rows], embeddings, proba)
+    inner = None
+    if model is not None and model.embedding_width and looks:
+        seen = [model.predict_embedded(block) for _, block in blocks(X, tile, bad)]
+        inner = np.concatenate([each for _, each in seen])[rows]
+        if strategy.selector == "badge":
+            proba = np.concatenate([each for each, _ in seen])[rows].astype(np.float32)
+    return Candidates(rows, score[rows], cells[rows], predicted[rows], embeddings, proba, inner)
 
 
 def run(pool: Pool, model: Model | None, strategy: Strategy, codebook: Codebook, **options: object) -> Scan:
@@ -246,6 +260,8 @@ CASES = [
     ("plain", Strategy.named("expected_gradient_length")),
     ("hgb", Strategy()),
     ("imputing", Strategy(score="entropy")),
+    ("embedding", Strategy()),
+    ("embedding", Strategy.named("badge")),
     (None, Strategy().cold()),
     (None, Strategy.named("random")),
 ]
@@ -320,6 +336,30 @@ def test_two_workers_give_the_same_as_one_process(
         assert_same(together.candidates, alone.candidates)
         assert summary_of(together) == summary_of(alone)
     assert seen[-1].rows_done == seen[-1].rows_total == N
+
+
+def test_embeddings_come_from_the_pass_that_scores_and_are_counted_in_a_workers_memory(
+    pools: dict[str, Pool], models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, model, strategy = pools["built"], models["embedding"], Strategy.named("badge")
+    codebook = sample_codebook(pool, strategy.capacity(40, N).cells, 3)
+    monkeypatch.setattr(toy_learners.Embedding, "passes", 0)
+    found = run(pool, model, strategy, codebook, limits=Limits(tile_rows=1024)).candidates
+    assert toy_learners.Embedding.passes == -(-N // 1024)
+    assert found.inner is not None
+    assert found.proba is not None
+    plain = run(pool, model, Strategy.named("margin"), codebook).candidates
+    assert plain.inner is None, "a selector that does not look brings none"
+    order = Order("margin", strategy.capacity(40, N), 1024, 0, 0, codebook, carry=True)
+    narrow, wide = (hosts.worker_bytes(pool, replace(order, inner=each), 4, model) for each in (0, 50))
+    assert wide.holding - narrow.holding == 3 * 4 * 50 * order.capacity.rows
+    assert wide.scoring - narrow.scoring == 2 * 4 * 50 * 1024
+
+
+def test_an_embedding_of_another_width_than_it_says_is_refused_before_a_campaign() -> None:
+    learner = Learner(toy_learners.TooNarrow(), CLASSES, trusted=toy_learners.NAMES)
+    with pytest.raises(LearnerError, match="predict_embedded"):
+        learner.check(D)
 
 
 NETWORKS = [
@@ -625,12 +665,13 @@ def test_stored_cells_are_read_back_and_change_nothing(
 
 
 @pytest.mark.exact
+@pytest.mark.parametrize(("learner", "strategy"), [("logistic", "default"), ("embedding", "badge")])
 def test_a_span_comes_back_from_the_journal_as_it_was(
-    pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path
+    learner: str, strategy: str, pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path
 ) -> None:
     journal = Journal(tmp_path / "journal")
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
-    run(pools["built"], models["logistic"], Strategy(), codebook, journal=journal)
+    run(pools["built"], models[learner], Strategy.named(strategy), codebook, journal=journal)
     for result in journal.results():
         again = decode(encode(result))
         assert again.interval == result.interval

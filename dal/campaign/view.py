@@ -308,6 +308,8 @@ class Status:
         How many labels that fit could not use, in words; empty where it used all.
     one_class : str
         Why batches are chosen by coverage though there are labels, in words; empty where they are not.
+    compared : str
+        By which embeddings of the model records were compared last, in words; empty where by their features.
     """
 
     round: int
@@ -327,6 +329,7 @@ class Status:
     notes: tuple[str, ...]
     left_out: str
     one_class: str
+    compared: str
 
 
 def status(campaign: CampaignStore) -> Status:
@@ -363,6 +366,7 @@ def _status_of(view: View) -> Status:
         notes=notes,
         left_out=left_out(fits[-1]) if fits else "",
         one_class=one_class(view),
+        compared=compared(campaign.rounds.all()),
     )
 
 
@@ -412,6 +416,14 @@ def left_out(fitted: Round) -> str:
         f"round {fitted.number} was trained on {fitted.trained_on:,} labels; {count:,} were left out, because features"
         " of their records are missing or infinite"
     )
+
+
+def compared(past: Sequence[Round]) -> str:
+    """Return, in words, by which embeddings of its model the newest scan compares records; empty for features."""
+    summary = next((each.summary for each in reversed(past) if each.summary), {})
+    if "inner" not in summary:
+        return ""
+    return f"records are compared by the {summary['inner']:,} numbers that {summary['kind']} makes of each"
 
 
 def one_class(view: View) -> str:

@@ -75,8 +75,9 @@ def status_(directory: Path) -> None:
     _tell_verdicts(now)
     if now.left_out:
         say(now.left_out)
-    if now.one_class:
-        say(now.one_class)
+    for told in (now.one_class, now.compared):
+        if told:
+            say(told)
     for note in now.notes:
         say(f"the learner warned: {note}")
 

@@ -31,6 +31,8 @@ _FITTING = threading.RLock()
 """torch draws from one generator for the process: two fits at once would share its numbers."""
 _MASKS = threading.local()
 """The number of the masks of dropout that a thread asks for; none outside a committee."""
+_SEEN = threading.local()
+"""The inputs of a network's last layer that a thread collects; none where they are not wanted."""
 
 
 class Trained(NamedTuple):
@@ -44,11 +46,17 @@ class Trained(NamedTuple):
         Memory that the prediction of a record takes, at most.
     dropouts : int
         Layers of dropout.
+    layer : str
+        Name of the last layer, where it is linear; else empty.
+    width : int
+        Its number of inputs; else 0.
     """
 
     weights: bytes
     record_bytes: int
     dropouts: int
+    layer: str
+    width: int
 
 
 def device_of(name: str) -> torch.device:
@@ -90,11 +98,11 @@ def trained(
     device, n_classes = device_of(settings.device), len(settings.classes_)
     with _FITTING, _seeded(int(seed), device), _threads(settings.threads):
         network = made(settings, n_classes).to(device)
-        record_bytes = _tried(network, settings, X[:2], n_classes, device)
+        tried = _tried(network, settings, X[:2], n_classes, device)
         if start is not None:
             _start_from(network, start)
         _train(network, settings, X, codes, weights, np.random.default_rng(seed), device)
-        return Trained(_saved(network), record_bytes, _count_dropouts(network))
+        return _trained(network, tried)
 
 
 def made(settings: "TorchClassifier", n_classes: int) -> Any:  # noqa: ANN401 - a module of torch
@@ -124,6 +132,11 @@ class Live:
         _load(network, weights)
         self._network = network.to(self._device).eval()
         _watch_dropouts(self._network, settings.random_state)
+        _watch_last_layer(self._network, settings.embedding_layer_)
+
+    def embedded(self, X: npt.NDArray[Any]) -> tuple[Floats32, Floats32]:
+        """Return the probabilities (n, k) and the inputs of the last layer (n, width), from one pass."""
+        return _with_inputs(lambda: self.probabilities(X), len(X))
 
     def probabilities(self, X: npt.NDArray[Any], masks: int | None = None) -> Floats32:
         """Return the probabilities (n, k), without gradients.
@@ -146,7 +159,8 @@ class Live:
 
     def _forward(self, X: npt.NDArray[Any]) -> Floats32 | None:
         """Return the probabilities of a batch; None, with a smaller batch from now on, where memory does not do."""
-        settings = self._settings
+        settings, seen = self._settings, getattr(_SEEN, "inputs", None)
+        before = len(seen or ())
         try:
             with torch.inference_mode(), _autocast(settings, self._device):
                 outputs = self._network(_tensor(X, settings, self._device))
@@ -154,6 +168,8 @@ class Live:
                 part: Floats32 = functional.softmax(outputs.float(), dim=1).cpu().numpy()
                 return part
         except torch.OutOfMemoryError as error:
+            if seen is not None:
+                del seen[before:]
             if len(X) == 1:
                 raise LearnerError(f"`device` {self._device} must have memory for one record, got {error}") from error
             self._at_once = max(1, min(self._at_once, len(X)) // 2)
@@ -172,9 +188,9 @@ def trained_by_skorch(settings: "SkorchClassifier", X: npt.NDArray[Any], codes: 
     with _FITTING, _seeded(settings.random_state, device_of(net.device)):
         records = _tensor(X, settings, "cpu")
         net.fit(records.numpy(), codes)
-        weights, network = _saved(net.module_), net.module_.eval()
-        _, record_bytes = _weighed(network, records[:2].to(net.device))
-    return Trained(weights, record_bytes, _count_dropouts(network))
+        network = net.module_.eval()
+        tried = _weighed(network, records[:2].to(net.device))
+    return _trained(network, tried)
 
 
 class LiveSkorch:
@@ -188,6 +204,11 @@ class LiveSkorch:
             self._net.initialize()
         _load(self._net.module_, weights)
         _watch_dropouts(self._net.module_, settings.random_state)
+        _watch_last_layer(self._net.module_, settings.embedding_layer_)
+
+    def embedded(self, X: npt.NDArray[Any]) -> tuple[Floats32, Floats32]:
+        """Return the probabilities (n, k) and the inputs of the last layer (n, width); as of `Live`."""
+        return _with_inputs(lambda: self.probabilities(X), len(X))
 
     def probabilities(self, X: npt.NDArray[Any], masks: int | None = None) -> Floats32:
         """Return the probabilities (n, k); as of `Live`."""
@@ -279,25 +300,41 @@ def _tried(
     X: npt.NDArray[Any],
     n_classes: int,
     device: torch.device,
-) -> int:
-    """Predict some records, and return the memory that one takes at most."""
+) -> "_Tried":
+    """Predict some records, and return what they show of the network."""
     with _autocast(settings, device):
-        outputs, record_bytes = _weighed(network.eval(), _tensor(X, settings, device))
-    _check_outputs(outputs, len(X), n_classes)
-    return record_bytes
+        tried = _weighed(network.eval(), _tensor(X, settings, device))
+    _check_outputs(tried.outputs, len(X), n_classes)
+    return tried
 
 
-def _weighed(network: Any, records: Any) -> tuple[Any, int]:  # noqa: ANN401
-    """Return the outputs of some records, and the memory that one takes at most.
+class _Tried(NamedTuple):
+    """A network's outputs of some records, the memory that one takes at most, and the layer that gave the outputs."""
+
+    outputs: Any
+    record_bytes: int
+    last: Any
+
+
+def _trained(network: Any, tried: _Tried) -> Trained:  # noqa: ANN401
+    names = [name for name, layer in network.named_modules() if layer is tried.last]
+    width = tried.last.in_features if names and names[0] else 0
+    return Trained(_saved(network), tried.record_bytes, _count_dropouts(network), names[0] if width else "", int(width))
+
+
+def _weighed(network: Any, records: Any) -> _Tried:  # noqa: ANN401
+    """Predict some records, and return what they show of the network.
 
     Without gradients a layer's input and output are there at once, with a copy of either that some products make.
     """
-    most = records.element_size() * records.numel()
+    most, linear = records.element_size() * records.numel(), list[tuple[Any, Any, Any]]()
 
-    def weigh(_: Any, given: Any, returned: Any) -> None:  # noqa: ANN401
+    def weigh(layer: Any, given: Any, returned: Any) -> None:  # noqa: ANN401
         nonlocal most
         tensors = [each for each in (*given, returned) if isinstance(each, torch.Tensor)]
         most = max(most, sum(each.element_size() * each.numel() for each in tensors))
+        if isinstance(layer, torch.nn.Linear):
+            linear.append((layer, tuple(given[0].shape), tuple(returned.shape)))
 
     hooks = [layer.register_forward_hook(weigh) for layer in network.modules() if not any(layer.children())]
     try:
@@ -306,7 +343,19 @@ def _weighed(network: Any, records: Any) -> tuple[Any, int]:  # noqa: ANN401
     finally:
         for hook in hooks:
             hook.remove()
-    return outputs, int(3 * most // len(records))
+    return _Tried(outputs, int(3 * most // len(records)), _last_of(linear, outputs))
+
+
+def _last_of(linear: list[tuple[Any, Any, Any]], outputs: Any) -> Any:  # noqa: ANN401
+    """Return the linear layer that was passed last, where it gave a record's outputs from numbers of it; else None.
+
+    Of the outputs alone, a softmax may follow. A layer that is passed several times has no one input.
+    """
+    if not linear or not isinstance(outputs, torch.Tensor):
+        return None
+    last, given, returned = linear[-1]
+    once = sum(layer is last for layer, _, _ in linear) == 1
+    return last if once and returned == tuple(outputs.shape) and len(given) == 2 else None
 
 
 def _count_dropouts(network: Any) -> int:  # noqa: ANN401
@@ -451,6 +500,32 @@ def _start_from(network: Any, data: bytes) -> None:  # noqa: ANN401
     network.load_state_dict(
         {name: saved[name] if name in saved and saved[name].shape == each.shape else each for name, each in own.items()}
     )
+
+
+def _watch_last_layer(network: Any, name: str) -> None:  # noqa: ANN401
+    """Let a network's last layer hand its inputs to a thread that collects them."""
+
+    def collect(_: Any, given: Any) -> None:  # noqa: ANN401
+        inputs = getattr(_SEEN, "inputs", None)
+        if inputs is not None:
+            inputs.append(given[0].detach().float().cpu().numpy())
+
+    if name:
+        network.get_submodule(name).register_forward_pre_hook(collect)
+
+
+def _with_inputs(predict: Callable[[], Floats32], rows: int) -> tuple[Floats32, Floats32]:
+    """Predict, and return the inputs of the last layer as well."""
+    _SEEN.inputs = inputs = list[Floats32]()
+    try:
+        found = predict()
+    finally:
+        _SEEN.inputs = None
+    if sum(map(len, inputs)) != rows:
+        raise LearnerError(
+            f"`module` must pass its last layer once a record, got {sum(map(len, inputs))} times of {rows}"
+        )
+    return found, np.concatenate(inputs)
 
 
 def _watch_dropouts(network: Any, seed: int) -> None:  # noqa: ANN401

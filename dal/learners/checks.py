@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 from dal.errors import LabelError, LearnerError
 from dal.learners.deep import OnTorch
 from dal.learners.estimators import ends_in, is_committee, kind_of, parameters
-from dal.learners.models import Model, score_block
+from dal.learners.models import Model, score_block, see_block
 from dal.learners.network import Floats
 from dal.plugins import Carried
 from dal.scores import OF_GRADIENTS, takes_committee
@@ -100,7 +100,9 @@ def _check_on(
     # As on a worker: the pool holds records that the fit has not seen.
     check_probabilities(loaded.predict_proba(others), model.kind)
     if score != "random":
-        scored = score_block(score, loaded.for_score(score), others).score
+        sent = loaded.for_score(score)
+        seen = see_block(score, sent, others).scored if sent.embedding_width else score_block(score, sent, others)
+        scored = seen.score
         check_few(~np.isfinite(scored), f"{model.kind}: the score {score}")
 
 

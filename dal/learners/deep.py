@@ -16,7 +16,7 @@ from dal._distribution import needs
 from dal.errors import LearnerError
 
 if TYPE_CHECKING:
-    from dal.learners._torch import Live, LiveSkorch
+    from dal.learners._torch import Live, LiveSkorch, Trained
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -28,6 +28,10 @@ _LOADING = threading.Lock()
 _SKORCH = "skorch.classifier"
 
 
+def _has_embeddings(estimator: "OnTorch") -> bool:
+    return estimator.embedding_width_ > 0
+
+
 class OnTorch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
     """A learner that predicts with networks of torch; see `TorchClassifier` for the attributes that all have."""
 
@@ -36,6 +40,8 @@ class OnTorch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
     record_bytes_: int
     dropouts_: int
     classes_: npt.NDArray[Any]
+    embedding_layer_: str = ""
+    embedding_width_: int = 0
 
     @property
     def predicted_at_once(self) -> int:
@@ -55,6 +61,10 @@ class OnTorch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         """Return the most probable class of each record."""
         predicted: npt.NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return predicted
+
+    def _take_from(self, trained: "Trained") -> None:
+        self.record_bytes_, self.dropouts_ = trained.record_bytes, trained.dropouts
+        self.embedding_layer_, self.embedding_width_ = trained.layer, trained.width
 
     def _check_width(self, X: npt.NDArray[Any], shape: Sequence[int] | None) -> None:
         if shape is not None and X.shape[1:] != (np.prod(shape),):
@@ -147,6 +157,10 @@ class TorchClassifier(OnTorch):
         Memory that the prediction of a record takes, at most.
     dropouts_ : int
         Layers of dropout.
+    embedding_layer_ : str
+        Name of the last layer, where it is a `torch.nn.Linear`; its inputs are the embeddings of records.
+    embedding_width_ : int
+        Their number; 0 where there is no such layer.
 
     Examples
     --------
@@ -226,7 +240,7 @@ class TorchClassifier(OnTorch):
             for member, seed in enumerate(np.random.SeedSequence(self.random_state).generate_state(self.members))
         ]
         self.weights_ = tuple(each.weights for each in trained)
-        self.record_bytes_, self.dropouts_ = trained[0].record_bytes, trained[0].dropouts
+        self._take_from(trained[0])
         self.__dict__.pop("_live", None)
         return self
 
@@ -237,8 +251,14 @@ class TorchClassifier(OnTorch):
 
     def predict_proba(self, X: npt.NDArray[Any]) -> Floats:
         """Return the probabilities (n, k), the mean over the members of an ensemble."""
-        parts = [live.probabilities(X) for live in self._networks]
-        return parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
+        return _mean([live.probabilities(X) for live in self._networks])
+
+    @available_if(_has_embeddings)  # type: ignore[untyped-decorator]
+    def predict_embedded(self, X: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+        """Return the probabilities (n, k), and the embeddings of the first network, from one pass of each network."""
+        first, *others = self._networks
+        probabilities, embeddings = first.embedded(X)
+        return _mean([probabilities, *(live.probabilities(X) for live in others)]), embeddings
 
     @available_if(_has_committee)  # type: ignore[untyped-decorator]
     def committee_proba(self, X: npt.NDArray[Any]) -> Iterator[Floats]:
@@ -328,12 +348,19 @@ class SkorchClassifier(OnTorch):
         self.n_features_in_ = X.shape[1]
         self.__dict__.pop("_live", None)
         trained = torch.trained_by_skorch(self, X, codes.astype(np.int64))
-        self.weights_, self.record_bytes_, self.dropouts_ = (trained.weights,), trained.record_bytes, trained.dropouts
+        self.weights_ = (trained.weights,)
+        self._take_from(trained)
         return self
 
     def predict_proba(self, X: npt.NDArray[Any]) -> Floats:
         """Return the probabilities (n, k), as skorch computes them from the outputs."""
         return self._network.probabilities(X)
+
+    @available_if(_has_embeddings)  # type: ignore[untyped-decorator]
+    def predict_embedded(self, X: npt.NDArray[Any]) -> tuple[Floats, Floats]:
+        """Return the probabilities (n, k) and the embeddings, from one pass of the network."""
+        found: tuple[Floats, Floats] = self._network.embedded(X)
+        return found
 
     @available_if(_has_committee)  # type: ignore[untyped-decorator]
     def committee_proba(self, X: npt.NDArray[Any]) -> Iterator[Floats]:
@@ -369,6 +396,10 @@ class SkorchClassifier(OnTorch):
             from skorch import NeuralNetClassifier
         net = state["net"]
         self.__dict__.update(state | {"net": (net["kind"] or NeuralNetClassifier)(**net["parameters"])})
+
+
+def _mean(parts: list[Floats]) -> Floats:
+    return parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
 
 
 def adapted(estimator: Any, random_state: int = 0) -> Any:  # noqa: ANN401 - anybody's object

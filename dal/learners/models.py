@@ -1,11 +1,11 @@
 """Models: fitted learners, their probabilities, committees and scores, saved and loaded."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +52,8 @@ _TILE_ROWS = {
 
 _NETWORK_TILE_ROWS = 1024
 
+Made = TypeVar("Made")
+
 
 @one_thread
 def score_block(name: str | Carried, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
@@ -66,17 +68,59 @@ def score_block(name: str | Carried, model: "Model", X: npt.NDArray[np.float32])
     Scored
         ``predicted`` holds positions in ``model.seen``.
     """
+    return _named(model, X, lambda: _scored(name, model, X))
+
+
+class Seen(NamedTuple):
+    """A block of records as a model that has embeddings sees it.
+
+    Attributes
+    ----------
+    scored : Scored
+    proba : ndarray of shape (n, C)
+    embeddings : ndarray of shape (n, width), float32
+    """
+
+    scored: Scored
+    proba: Floats
+    embeddings: npt.NDArray[np.float32]
+
+
+@one_thread
+def see_block(name: str | Carried, model: "Model", X: npt.NDArray[np.float32]) -> Seen:
+    """Score a block of records as `score_block` does, with the probabilities and the embeddings of the same pass.
+
+    A committee takes the passes of its members, and this one.
+    """
+
+    def seen() -> Seen:
+        proba, embeddings = model.predict_embedded(X)
+        return Seen(_scored(name, model, X, (proba, embeddings)), proba, embeddings)
+
+    return _named(model, X, seen)
+
+
+def _named(model: "Model", X: npt.NDArray[np.float32], work: Callable[[], Made]) -> Made:
+    """Name the learner in errors of the steps before it."""
     try:
-        return _scored(name, model, X)
+        return work()
     except LearnerError:
         raise
     except Exception as error:  # of a step before the last one: anybody's code, with anybody's exceptions
         raise LearnerError(f"a step before {model.kind} refused records of shape {X.shape}: {error}") from error
 
 
-def _scored(name: str | Carried, model: "Model", X: npt.NDArray[np.float32]) -> Scored:
+def _scored(
+    name: str | Carried,
+    model: "Model",
+    X: npt.NDArray[np.float32],
+    embedded: tuple[Floats, npt.NDArray[np.float32]] | None = None,
+) -> Scored:
+    def probabilities() -> Floats:
+        return embedded[0] if embedded else model.predict_proba(X)
+
     if isinstance(name, Carried):
-        scored = of_own(name, model.predict_proba(X), lambda: model.committee(X), lambda: (X, model))
+        scored = of_own(name, probabilities(), lambda: model.committee(X), lambda: (X, model))
         return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
     if name in OF_ONE_MODEL and model.network is not None:
         with np.errstate(all="ignore"):
@@ -85,9 +129,9 @@ def _scored(name: str | Carried, model: "Model", X: npt.NDArray[np.float32]) -> 
     if name in OF_COMMITTEE:
         scored = of_committee(name, model.committee(X))
     elif name == OF_GRADIENTS:
-        scored = of_gradients(model.predict_proba(X), model.layer_inputs(X))
+        scored = of_gradients(probabilities(), embedded[1] if embedded else model.layer_inputs(X))
     else:
-        scored = of_probabilities(name, model.predict_proba(X))
+        scored = of_probabilities(name, probabilities())
     return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
 
 
@@ -153,6 +197,35 @@ class Model:
         """Memory that scoring takes beside the records and the model, where the estimator knows it; else 0."""
         last = last_step(self.estimator)
         return last.scratch_bytes if isinstance(last, OnTorch) else 0
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the embeddings that the estimator gives with its probabilities; 0 where it gives none."""
+        last = last_step(self.estimator)
+        return int(last.embedding_width_) if hasattr(last, "predict_embedded") else 0
+
+    @one_thread
+    def predict_embedded(self, X: npt.ArrayLike) -> tuple[Floats, npt.NDArray[np.float32]]:
+        """Return the probabilities (n, C) and the estimator's own embeddings (n, `embedding_width`) of records.
+
+        Raises
+        ------
+        LearnerError
+            If the estimator has none, or returns other shapes.
+        """
+        last, records, method = last_step(self.estimator), np.asarray(X, dtype=np.float32), "predict_embedded"
+        if not self.embedding_width:
+            raise LearnerError(f"`estimator` must have the method {method}, got {self.kind}, which has none")
+        try:
+            with np.errstate(all="ignore"), plain_scikit_learn():
+                proba, embeddings = map(np.asarray, last.predict_embedded(before_last(self.estimator, records)))
+        except Exception as error:  # anybody's code, with anybody's exceptions
+            raise LearnerError(f"{self.kind}.{method} refused records of shape {records.shape}: {error}") from error
+        self._checked(embeddings, len(records), self.embedding_width, method)
+        return (
+            self._aligned(self._checked(proba, len(records), len(self.seen), method)),
+            embeddings.astype(np.float32, copy=False),
+        )
 
     @cached_property
     def network(self) -> Network | None:
@@ -276,6 +349,8 @@ class Model:
         LearnerError
             If the estimator has no such layer.
         """
+        if self.embedding_width:
+            return self.predict_embedded(X)[1]
         last = last_step(self.estimator)
         records = before_last(self.estimator, X)
         if isinstance(last, LogisticRegression):
@@ -283,7 +358,7 @@ class Model:
         if not isinstance(last, MLPClassifier):
             raise LearnerError(
                 f"`expected_gradient_length` must have a linear softmax layer, got {self.kind}; use"
-                " LogisticRegression or MLPClassifier, or another score"
+                " LogisticRegression, MLPClassifier or a network of torch, or another score"
             )
         activate, records = ACTIVATIONS[last.activation], rows_of(records)
         for weights, intercepts in zip(last.coefs_[:-1], last.intercepts_[:-1], strict=True):

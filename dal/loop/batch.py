@@ -109,7 +109,8 @@ class Composer:
         """
         k = self.current.k
         drawn, drawn_X = self._explore(excluded) if len(candidates) else ([], self._nothing())
-        known = np.append(excluded, drawn), np.concatenate([self.features.take(excluded), drawn_X])
+        X = np.concatenate([self.features.take(excluded), drawn_X])
+        known = np.append(excluded, drawn), X, self._inner(X, candidates)
         chosen = self._chosen(candidates, *known, count=k - len(drawn))
         order = interleaved(chosen.rows.tolist(), drawn)
         if len(order) < k:
@@ -120,7 +121,11 @@ class Composer:
                 k,
             )
         # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
-        known = np.append(known[0], chosen.rows), np.concatenate([known[1], chosen.embeddings])
+        known = (
+            np.append(known[0], chosen.rows),
+            np.concatenate([known[1], chosen.embeddings]),
+            None if known[2] is None or chosen.inner is None else np.concatenate([known[2], chosen.inner]),
+        )
         spare = self._chosen(candidates, *known, count=reserve_of(self.view, self.current))
         room = self.view.room()
         order = order[: max(room, 1)]
@@ -153,8 +158,20 @@ class Composer:
             features.append(X[valid])
         return drawn, np.concatenate(features)
 
-    def _chosen(self, candidates: Candidates, excluded: Rows, X: Floats32, *, count: int) -> Candidates:
-        """Choose `count` candidates that are not like the excluded records, whose features are `X`."""
+    def _inner(self, X: Floats32, candidates: Candidates) -> Floats32 | None:
+        """Return the model's own embeddings of records, where the candidates carry theirs; NaN of unusable records."""
+        if self.model is None or candidates.inner is None:
+            return None
+        inner = np.full((len(X), candidates.inner.shape[1]), np.nan, np.float32)
+        valid = usable(X, missing=self.missing)
+        if valid.any():
+            inner[valid] = self.model.predict_embedded(X[valid])[1]
+        return inner
+
+    def _chosen(
+        self, candidates: Candidates, excluded: Rows, X: Floats32, inner: Floats32 | None, *, count: int
+    ) -> Candidates:
+        """Choose `count` candidates unlike the excluded records, whose features are `X` and embeddings `inner`."""
         current, strategy = self.current, strategy_of(self.current, self.model)
         cells = len(self.codebook.centers) if self.codebook else None
         rows = choose(
@@ -164,6 +181,7 @@ class Composer:
             capacity=strategy.capacity(wanted_of(self.view, current, strategy), current.n_rows, cells),
             codebook=self.codebook,
             asked=X,
+            asked_inner=inner,
             excluded=excluded,
             random_state=current.seed,
             round=current.number,

@@ -190,6 +190,8 @@ class Coordinator:
                 missing=self._takes_missing(model),
             )
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
+        if found.candidates.inner is not None:
+            summary["inner"] = found.candidates.inner.shape[1]
         if digest is not None:
             summary["codebook"] = digest
         self.campaign.rounds.save_scan(current, as_npz(**candidate_arrays(found.candidates)), summary)

@@ -150,11 +150,11 @@ def scan(
 
 
 def with_proba(found: Scan, model: Model | None) -> Scan:
-    """Attach class probabilities to the candidates, for selectors that look at them.
+    """Attach class probabilities to the candidates that carry none, for selectors that look at them.
 
     The model is asked once more, for the candidates alone: they are few, and most scores need no probabilities.
     """
-    if model is None:
+    if model is None or found.candidates.proba is not None:
         return found
     proba = model.predict_proba(found.candidates.embeddings).astype(np.float32)
     return replace(found, candidates=replace(found.candidates, proba=proba))
@@ -188,7 +188,19 @@ def _order(
         )
     tile = plan.tile_rows(pool.n_features, model.tile_rows if model else None, limits)
     carry = strategy.traits.features
-    return Order(strategy.scorer, capacity, tile, seed, round, codebook if capacity.cells else None, carry)
+    # A score that is a hash asks no model, and a pass of the model would be its whole cost.
+    inner = model.embedding_width if model is not None and carry and strategy.score != "random" else 0
+    return Order(
+        strategy.scorer,
+        capacity,
+        tile,
+        seed,
+        round,
+        codebook if capacity.cells else None,
+        carry,
+        inner=inner,
+        proba=inner > 0 and strategy.traits.proba,
+    )
 
 
 def sample_codebook(pool: Pool, n_cells: int, random_state: int) -> Codebook:

@@ -156,6 +156,7 @@ def worker_bytes(
     """
     order = replace(order, carry=keeps_features(order, pool, limits))
     width = pool.n_features if order.carry else 0
+    beside = order.inner + (n_classes if order.proba else 0)
     return plan.worker_bytes(
         tile=order.tile,
         n_features=pool.n_features,
@@ -164,11 +165,12 @@ def worker_bytes(
         # A committee's sums stand beside the probabilities of the member at work.
         n_classes=n_classes * (2 if takes_committee(order.score) else 1),
         n_cells=order.capacity.cells,
-        kept_bytes=plan.candidate_bytes(order.capacity, width),
+        kept_bytes=plan.candidate_bytes(order.capacity, width + beside),
         slack=order.slack,
-        candidate=plan.candidate_bytes(Capacity(1, 0, 0), width),
+        candidate=plan.candidate_bytes(Capacity(1, 0, 0), width + beside),
         model_bytes=len(model.dumps()) if model else 0,
-        scratch_bytes=model.scratch_bytes if model else 0,
+        # A tile's embeddings are there twice as they are joined from those of its batches.
+        scratch_bytes=model.scratch_bytes + 2 * 4 * order.tile * order.inner if model else 0,
         limits=limits,
     )
 

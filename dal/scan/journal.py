@@ -177,7 +177,8 @@ def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:
         "predicted": candidates.predicted,
         FEATURES: candidates.embeddings,
     }
-    return arrays if candidates.proba is None else {**arrays, "proba": candidates.proba}
+    seen = {"proba": candidates.proba, "inner": candidates.inner}
+    return arrays | {name: array for name, array in seen.items() if array is not None}
 
 
 def candidates_from(arrays: Mapping[str, np.ndarray]) -> Candidates:
@@ -189,4 +190,5 @@ def candidates_from(arrays: Mapping[str, np.ndarray]) -> Candidates:
         arrays["predicted"],
         arrays[FEATURES],
         arrays.get("proba"),
+        arrays.get("inner"),
     )

@@ -126,7 +126,7 @@ class Best:
 
     def _compress(self) -> None:
         # Features, most of the bytes by far, are copied of those alone that are kept.
-        held = concatenate([part.without_embeddings() for part in self._parts])
+        held = concatenate([part.bare() for part in self._parts])
         ranked = self.capacity.ranked(held.scores, held.rows, self.seed, self.round)
         overall = best_by_key(ranked, held.rows, self.capacity.total, self.seed, self.round)
         raised = Thresholds(_floor(ranked[overall], self.capacity.total), None)
@@ -185,4 +185,11 @@ def concatenate(parts: list[Candidates]) -> Candidates:
         np.concatenate([part.cells for part in parts]),
         np.concatenate([part.predicted for part in parts]),
         np.concatenate([part.embeddings for part in parts]),
+        _joined([part.proba for part in parts]),
+        _joined([part.inner for part in parts]),
     )
+
+
+def _joined(parts: list[npt.NDArray[np.float32] | None]) -> npt.NDArray[np.float32] | None:
+    there = [part for part in parts if part is not None]
+    return np.concatenate(there) if len(there) == len(parts) else None

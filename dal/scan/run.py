@@ -192,7 +192,8 @@ class Run:
         self.journal = journal
         self.progress = progress
         self.started = time.perf_counter()
-        self.best = Best(order.capacity, order.seed, order.round)
+        # Embeddings come with the candidates of each span; features wait at the workers.
+        self.best = Best(order.capacity, order.seed, order.round, replace(order, carry=False).slack)
         self._sounded = Best(order.capacity, order.seed, order.round)
         self._soundings = self._soundings_done = self.sounded_rows = self.rows_again = 0
         self.tally = Tally.zero(len(model.classes) if model else 0)
@@ -217,6 +218,7 @@ class Run:
             self.pool.n_rows,
             self.model_digest,
             (order.score, tuple(order.capacity), order.tile, order.seed, order.round, order.missing),
+            (order.inner, order.proba),
             order.codebook.digest() if order.codebook else "",
             hashlib.sha256(self.excluded.tobytes()).hexdigest(),
             self.cells.write if self.cells else None,

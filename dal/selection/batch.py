@@ -30,6 +30,9 @@ _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
 }
 
 
+_LARGEST = np.float32(1e6)
+
+
 def choose(
     candidates: Candidates,
     strategy: Strategy,
@@ -42,6 +45,7 @@ def choose(
     random_state: int,
     round: int,
     mapper: Mapper = map,
+    asked_inner: Floats32 | None = None,
 ) -> Rows:
     """Choose a batch from what a scan kept: shortlist, embed, select.
 
@@ -66,6 +70,8 @@ def choose(
         As in the scan.
     mapper : callable, default=map
         As in :func:`select`.
+    asked_inner : ndarray of shape (n_asked, width), float32, optional
+        The learner's own embeddings of the same records, where the candidates carry theirs; NaN where it has none.
 
     Returns
     -------
@@ -77,13 +83,39 @@ def choose(
         no_labeled = np.empty((0, candidates.embeddings.shape[1]), np.float32)
         return select(candidates, strategy, k, no_labeled, random_state, round)
     candidates = shortlist(candidates, capacity, random_state, round)
-    if strategy.traits.cells and not capacity.cells and len(codebook.centers):
-        cells = codebook.assign(candidates.embeddings).astype(np.int64)
-        candidates = replace(candidates, cells=cells)
-    candidates = replace(candidates, embeddings=codebook.embed(candidates.embeddings))
-    # A label can be volunteered for a record that is never asked, because a feature is infinite.
-    labeled = codebook.embed(asked[usable(asked, missing=True)])
-    return select(candidates, strategy, k, labeled, random_state, round, mapper=mapper)
+    in_cells = strategy.traits.cells and not capacity.cells and len(codebook.centers) > 0
+    placed, labeled = _placed(candidates, codebook, asked, asked_inner, random_state, in_cells=in_cells)
+    return select(placed, strategy, k, labeled, random_state, round, mapper=mapper)
+
+
+def _placed(
+    candidates: Candidates,
+    codebook: Codebook,
+    asked: Floats32,
+    asked_inner: Floats32 | None,
+    seed: int,
+    *,
+    in_cells: bool,
+) -> tuple[Candidates, Floats32]:
+    """Put candidates and asked records into the space in which they are compared.
+
+    It is the learner's own where the candidates carry their embeddings, as of a network's last layer, and else that of
+    the features, standardised. The cells of a pool are those of its features always: they outlive the models of the
+    rounds. Cells of candidates alone are found in the space.
+    """
+    if candidates.inner is None or asked_inner is None or not len(candidates):
+        cells = codebook.assign(candidates.embeddings).astype(np.int64) if in_cells else candidates.cells
+        points = codebook.embed(candidates.embeddings)
+        # A label can be volunteered for a record that is never asked, because a feature is infinite.
+        return replace(candidates, embeddings=points, cells=cells), codebook.embed(asked[usable(asked, missing=True)])
+    cells = candidates.cells
+    if in_cells:
+        own = Codebook.fit(candidates.inner, len(codebook.centers), seed)
+        cells = own.assign(candidates.inner).astype(np.int64)
+    labeled = asked_inner[usable(asked_inner, missing=False)]
+    # As the network gives them: gradients are made of these. Squares of larger ones would overflow.
+    points, known = (np.clip(each, -_LARGEST, _LARGEST) for each in (candidates.inner, labeled))
+    return replace(candidates, embeddings=points, cells=cells), known
 
 
 def select(

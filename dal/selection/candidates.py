@@ -52,6 +52,10 @@ class Candidates:
         Class code the learner predicts; -1 without a model.
     embeddings : ndarray of shape (n, d), float32
         Where the records stand for the sake of diversity; (n, 0) where the selector does not look.
+    proba : ndarray of shape (n, C), float32, or None
+        Class probabilities, where the selector looks at them.
+    inner : ndarray of shape (n, width), float32, or None
+        The learner's own embeddings, as those of a network's last layer, where it has some and the selector looks.
     """
 
     rows: Rows
@@ -60,6 +64,7 @@ class Candidates:
     predicted: Positions
     embeddings: Floats32
     proba: Floats32 | None = field(default=None)
+    inner: Floats32 | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -67,12 +72,16 @@ class Candidates:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        parts = (self.rows, self.scores, self.cells, self.predicted, self.embeddings)
-        return sum(part.nbytes for part in parts) + (self.proba.nbytes if self.proba is not None else 0)
+        parts = (self.rows, self.scores, self.cells, self.predicted, self.embeddings, self.proba, self.inner)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def without_embeddings(self) -> "Candidates":
         """Return the candidates with embeddings of no width."""
         return replace(self, embeddings=np.empty((len(self), 0), dtype=np.float32))
+
+    def bare(self) -> "Candidates":
+        """Return the candidates without all that is wide: with what their keys need."""
+        return replace(self.without_embeddings(), proba=None, inner=None)
 
     def take(self, positions: Positions) -> "Candidates":
         """Return the candidates at these positions, in this order."""
@@ -83,6 +92,7 @@ class Candidates:
             self.predicted[positions],
             self.embeddings[positions],
             None if self.proba is None else self.proba[positions],
+            None if self.inner is None else self.inner[positions],
         )
 
 

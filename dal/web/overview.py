@@ -159,7 +159,7 @@ class Overviews:
             left_high=high,
             warnings=[
                 *known.notes,
-                *(each for each in (known.left_out, known.one_class) if each),
+                *(each for each in (known.left_out, known.one_class, known.compared) if each),
                 *_warnings(known.per_class, known.people, past),
             ],
             actions=self._control.history()[-20:][::-1],

@@ -11,7 +11,7 @@ import zarr
 
 from dal._threads import one_thread
 from dal.errors import LearnerError
-from dal.learners.models import Model, score_block
+from dal.learners.models import Model, score_block, see_block
 from dal.places import Place, for_zarr
 from dal.plugins import Carried
 from dal.pool import Pool, Reader
@@ -35,7 +35,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 8
+KERNEL_VERSION = 9
 """Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
@@ -57,6 +57,10 @@ class Order:
         Whether the features of candidates are wanted.
     missing : bool
         Whether records with missing (NaN) features may be asked.
+    inner : int
+        Width of the learner's own embeddings that candidates carry; 0 where they carry none.
+    proba : bool
+        Whether they carry their class probabilities as well, of the same pass of the learner.
     """
 
     score: str | Carried
@@ -67,11 +71,13 @@ class Order:
     codebook: Codebook | None
     carry: bool
     missing: bool = False
+    inner: int = 0
+    proba: bool = False
 
     @property
     def slack(self) -> float:
         """At how many times what is kept it is compressed."""
-        return SLACK_WITH_FEATURES if self.carry else SLACK
+        return SLACK_WITH_FEATURES if self.carry or self.inner else SLACK
 
 
 class Task(NamedTuple):
@@ -274,7 +280,7 @@ class _Span:
         # transformation before it may hide that, or refuse it.
         self.name = order.score if isinstance(order.score, str) else ""
         network = self.model.network if self.model is not None and self.name in OF_ONE_MODEL else None
-        self.shows_invalid = network is not None and network.steps is None
+        self.shows_invalid = network is not None and network.steps is None and not order.inner
         self.assigns = cells is None or cells.write
         self.cell_of_row = self._cells_of_span() if order.capacity.cells else None
 
@@ -288,22 +294,24 @@ class _Span:
         return cells
 
     def score_tile(self, start: int, stop: int) -> None:
-        count = stop - start
+        count, seen = stop - start, _Inner(None, None)
         valid = np.ones(count, dtype=bool)
         if self.shows_invalid and count == self.order.tile:
             X, scored = self._scored_while_read(start, stop)
         else:
             X = self.reader.read(start, stop)
             valid[invalid_rows(X, missing=self.order.missing)] = False
-            scored = self._scored(X, start, valid) if valid.any() else _nothing(count)
+            scored, seen = self._scored(X, start, valid) if valid.any() else (_nothing(count), self._unseen(count))
         score = scored.score[:count].astype(np.float64)
         valid &= np.isfinite(score) & np.isfinite(scored.confidence[:count])
+        if seen.embeddings is not None:
+            valid &= np.isfinite(seen.embeddings[:count]).all(axis=1)
         tally = self._counted(score, scored, start, valid)
         score[~valid] = -np.inf
         low, high = np.searchsorted(self.excluded, (start, stop))
         score[self.excluded[low:high] - start] = -np.inf
         self.tally += replace(tally, mass=self._mass(score))
-        self._keep(X, score, scored.predicted, start)
+        self._keep(X, score, scored.predicted, seen, start)
 
     def _scored_while_read(self, start: int, stop: int) -> tuple[Floats32, Scored]:
         """Multiply each block as it comes from storage: then it is in the core's cache, later it would be in memory."""
@@ -321,13 +329,25 @@ class _Span:
             scored = of_decisions(self.name, decisions, len(self.model.classes))
         return X, scored._replace(predicted=self.model.seen[scored.predicted])
 
-    def _scored(self, X: Floats32, start: int, valid: npt.NDArray[np.bool_]) -> Scored:
+    def _scored(self, X: Floats32, start: int, valid: npt.NDArray[np.bool_]) -> "tuple[Scored, _Inner]":
         if self.model is None:
             rows = np.arange(start, start + len(X), dtype=np.int64)
             drawn = uniform(rows, self.order.seed, self.order.round)
-            return _nothing(len(X))._replace(score=drawn, confidence=np.zeros(len(X)))
-        scored = score_block(self.order.score, self.model, _filled(X, valid, self.order.tile))
-        return scored._replace(predicted=self.model.seen[scored.predicted])
+            return _nothing(len(X))._replace(score=drawn, confidence=np.zeros(len(X))), _Inner(None, None)
+        tile, seen = _filled(X, valid, self.order.tile), _Inner(None, None)
+        if self.order.inner:
+            scored, proba, embeddings = see_block(self.order.score, self.model, tile)
+            seen = _Inner(embeddings, proba.astype(np.float32) if self.order.proba else None)
+        else:
+            scored = score_block(self.order.score, self.model, tile)
+        return scored._replace(predicted=self.model.seen[scored.predicted]), seen
+
+    def _unseen(self, count: int) -> "_Inner":
+        """Return the embeddings of records that the learner is not given, none of which is kept."""
+        if not self.order.inner:
+            return _Inner(None, None)
+        proba = np.zeros((count, len(self.tally.predicted)), np.float32) if self.order.proba else None
+        return _Inner(np.zeros((count, self.order.inner), np.float32), proba)
 
     def _counted(self, score: Floats64, scored: Scored, start: int, valid: npt.NDArray[np.bool_]) -> Tally:
         count = len(score)
@@ -352,7 +372,7 @@ class _Span:
         beta = self.order.capacity.beta
         return 0 if beta is None else int(float(power_masses(score, beta).sum()) * _MASS_STEPS)
 
-    def _keep(self, X: Floats32, score: Floats64, predicted: npt.NDArray[np.int64], start: int) -> None:
+    def _keep(self, X: Floats32, score: Floats64, predicted: npt.NDArray[np.int64], seen: "_Inner", start: int) -> None:
         cells = self._cells_of_tile(X, start, len(score))
         rows = np.arange(start, start + len(score), dtype=np.int64)
         ranked = self.order.capacity.ranked(score, rows, self.order.seed, self.order.round)
@@ -366,6 +386,8 @@ class _Span:
                 np.full(len(positions), -1, np.int64) if cells is None else cells[positions].astype(np.int64),
                 predicted[positions],
                 X[positions] if self.order.carry else np.empty((len(positions), 0), np.float32),
+                None if seen.proba is None else seen.proba[positions],
+                None if seen.embeddings is None else seen.embeddings[positions],
             )
         )
 
@@ -383,6 +405,13 @@ class _Span:
             self.cells.array[self.interval.start : self.interval.stop] = self.cell_of_row
         best = self.best.result()
         return SpanResult(self.interval, best, self.tally, time.perf_counter() - started)
+
+
+class _Inner(NamedTuple):
+    """The learner's embeddings and probabilities of a tile, where candidates carry them."""
+
+    embeddings: Floats32 | None
+    proba: Floats32 | None
 
 
 def _nothing(count: int) -> Scored:
