@@ -63,6 +63,12 @@ def open_directory(directory: Path, *, busy_seconds: float = BUSY_SECONDS) -> tu
     return _read_settings(directory / TOML, row), row, database
 
 
+def write_settings(directory: Path, identity: str, settings: Settings) -> None:
+    """Write other settings of a campaign; comments that people wrote into the file are lost."""
+    with replacing(directory / TOML) as file:
+        file.write(_toml(identity, settings).encode())
+
+
 def coordinator_lock(directory: Path, database: Database) -> AbstractContextManager[None]:
     """Return the lock that one coordinator holds: it is where the database is, because all coordinators share that."""
     return database.lock() if database.is_server else exclusive(directory)

@@ -40,14 +40,16 @@ class Features:
         found = np.zeros(len(rows), dtype=bool)
         X = np.empty((len(rows), pool.n_features), dtype=np.float32)
         for each in self._campaign.rounds.all():
-            kept = self._kept(each.number) if each.opened_at is not None else None
+            # What a round kept before the campaign moved to another pool are features of that one.
+            here = each.opened_at is not None and each.pool_fingerprint == pool.fingerprint
+            kept = self._kept(each.number) if here else None
             if kept is not None and len(kept["rows"]):
                 order = np.argsort(kept["rows"])
                 known = kept["rows"][order]
                 position = np.minimum(np.searchsorted(known, rows), len(known) - 1)
-                here = known[position] == rows
-                X[here] = kept["features"][order[position[here]]]
-                found |= here
+                mine = known[position] == rows
+                X[mine] = kept["features"][order[position[mine]]]
+                found |= mine
         X[~found] = pool.take(rows[~found])
         return X
 
@@ -59,8 +61,9 @@ class Features:
         """Read the features of the stop set."""
         rows, path = self._view.stop_rows(count), self._campaign.directory / "stop-set.npz"
         kept = _loaded(path) if path.exists() else None
-        if kept is None or not np.array_equal(kept["rows"], rows):
-            kept = {"rows": rows, "features": self._view.pool.take(rows)}
+        pool = np.array(self._view.pool.fingerprint)
+        if kept is None or not np.array_equal(kept["rows"], rows) or not np.array_equal(kept.get("pool"), pool):
+            kept = {"rows": rows, "features": self._view.pool.take(rows), "pool": pool}
             write_npz(path, kept)
         X: Floats32 = kept["features"]
         return X

@@ -16,6 +16,10 @@ SAVED_LEARNER = "saved"
 """The learner's name in the settings where an estimator object was passed; it is saved with the campaign."""
 
 
+FINETUNING = "finetune.json"
+"""What a fine-tuning froze, until the campaign has moved to its pool."""
+
+
 def pool_of(campaign: CampaignStore) -> "Pool":
     """Open the campaign's pool.
 
@@ -35,9 +39,12 @@ def pool_of(campaign: CampaignStore) -> "Pool":
 
 def other_pool(campaign: CampaignStore) -> CampaignMismatch:
     """Return the error that another pool lies where the campaign's pool was."""
+    remedy = "Restore that pool, or make a new campaign"
+    if (campaign.directory / FINETUNING).exists():
+        remedy = "It was moving to another pool: run dal finetune again"
     return CampaignMismatch(
         f"{campaign.directory} was made for another pool than the one that {campaign.settings.pool} holds now."
-        " Restore that pool, or make a new campaign."
+        f" {remedy}."
     )
 
 

@@ -102,7 +102,7 @@ class Rounds:
                     labels=np.unique(known.rows[known.labels >= 0]).size,
                     excluded=excluded.size,
                     excluded_digest=digest_of(excluded.astype("<i8").tobytes()),
-                    parent_model=_last_model(connection),
+                    parent_model=_last_model(connection, pool_fingerprint),
                     frozen_at=self._database.stamp(connection),
                 )
             )
@@ -332,10 +332,13 @@ class Rounds:
                 return ledger.excluded_at(connection, round.number, round.last_answer)
             return ledger.excluded_now(connection, self._database.now(connection))
 
-    def explored_rows(self) -> npt.NDArray[np.int64]:
-        """Read the rows that were drawn uniformly, in any round, ascending."""
+    def explored_rows(self, pool: str | None = None) -> npt.NDArray[np.int64]:
+        """Read the rows that were drawn uniformly, ascending; where a fingerprint is given, in rounds on that pool."""
+        query = select(asked.c.row).where(asked.c.explore, ~asked.c.reserve)
+        if pool is not None:
+            query = query.where(asked.c.round.in_(select(rounds.c.number).where(rounds.c.pool_fingerprint == pool)))
         with self._database.reading() as connection:
-            drawn = connection.scalars(select(asked.c.row).where(asked.c.explore, ~asked.c.reserve)).all()
+            drawn = connection.scalars(query).all()
         return np.sort(np.array(drawn, dtype=np.int64))
 
     def explore_predictions(self) -> dict[int, tuple[int, int]]:
@@ -406,9 +409,10 @@ def _last_round(connection: Connection) -> Round | None:
     return None if row is None else _round(row)
 
 
-def _last_model(connection: Connection) -> str | None:
-    query = select(rounds.c.model).where(rounds.c.model.is_not(None)).order_by(rounds.c.number.desc()).limit(1)
-    return connection.scalar(query)
+def _last_model(connection: Connection, pool: str) -> str | None:
+    """Read the digest of the newest model of this pool's features; those of another pool mean other things."""
+    known = rounds.c.model.is_not(None) & (rounds.c.pool_fingerprint == pool)
+    return connection.scalar(select(rounds.c.model).where(known).order_by(rounds.c.number.desc()).limit(1))
 
 
 def _round(row: Row[Any]) -> Round:

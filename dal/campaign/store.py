@@ -1,16 +1,17 @@
 """A campaign: settings, rounds and answers in one SQL database, and the files that are committed by their digest."""
 
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Row, exists, select
+from sqlalchemy import Row, exists, select, update
 
 from dal.campaign import schema
 from dal.campaign.answer_log import AnswerLog
 from dal.campaign.database import BUSY_SECONDS, Database
-from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory
+from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory, write_settings
 from dal.campaign.objects import objects_of
 from dal.campaign.rounds import Rounds
 from dal.campaign.settings import Settings
@@ -32,9 +33,9 @@ class CampaignStore:
     id : str
         Random; the database and campaign.toml both hold it.
     pool_fingerprint : str
-        Of the pool that the campaign was made for.
+        Of the campaign's pool.
     n_rows : int
-        Of that pool, then.
+        Of the pool that the campaign was made for, then.
     created_at : datetime
         UTC.
     database : Database
@@ -125,6 +126,28 @@ class CampaignStore:
         """
         directory = Path(directory).absolute()
         return cls(directory, *open_directory(directory, busy_seconds=busy_seconds))
+
+    def move(self, pool: str, fingerprint: str) -> Self:
+        """Let the campaign go on with another pool that holds the same records in the same rows.
+
+        Repeated after a kill, it does what is left. Returned is the campaign on that pool; objects that were opened
+        before stay with the other one.
+
+        Raises
+        ------
+        CampaignError
+            If a round is being computed.
+        CampaignLocked
+            If a coordinator is at work.
+        """
+        with self.lock():
+            last = self.rounds.last
+            if last is not None and last.status not in ("open", "closed"):
+                raise CampaignError(f"round {last.number} is {last.status}: run dal next first, then move the campaign")
+            write_settings(self.directory, self.id, replace(self.settings, pool=pool))
+            with self.database.writing() as connection:
+                connection.execute(update(schema.campaign).values(pool_fingerprint=fingerprint))
+        return type(self).open(self.directory)
 
     def lock(self) -> AbstractContextManager[None]:
         """Hold the lock of this campaign's one coordinator, as long as the context lasts.

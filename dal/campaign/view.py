@@ -126,11 +126,18 @@ class View:
         """Return the label of every labelled record by the campaign's vote, from the answers up to an id."""
         return self.campaign.answers.labels(upto)
 
-    def explored_labels(self) -> tuple[Rows, npt.NDArray[np.int64]]:
-        """Return the rows and labels of all explore answers: a random sample of the records never chosen."""
+    def explored_labels(self, *, here: bool = False) -> tuple[Rows, npt.NDArray[np.int64]]:
+        """Return the rows and labels of all explore answers: a random sample of the records never chosen.
+
+        With `here`, only those of rounds on the pool of now: an encoder may have been trained on the others.
+        """
         known = self.labels()
-        mine = np.isin(known.rows, self.campaign.rounds.explored_rows())
+        mine = np.isin(known.rows, self.campaign.rounds.explored_rows(self.campaign.pool_fingerprint if here else None))
         return known.rows[mine], known.codes[mine]
+
+    def _is_here(self, round: Round) -> bool:
+        """Return whether a round was chosen from the pool of now."""
+        return round.pool_fingerprint == self.campaign.pool_fingerprint
 
     def explored(self) -> list[int]:
         """Count the explore answers of each class."""
@@ -140,17 +147,29 @@ class View:
         """Estimate the share of each class in the pool, from the explore answers."""
         return class_shares(self.explored())
 
-    def history(self) -> list[RoundRecord]:
+    def history(self, *, every_pool: bool = False) -> list[RoundRecord]:
         """Return one record for each closed round, as the criteria and the ruler take it, the first one first.
 
         The explore answers of a round are the answers to its batch's explore records as they stand now, against the
         predictions of the model that chose the batch, before it learned from them.
+
+        What was measured before the campaign moved to the pool of now is about models of other features: it is left out
+        of the records, unless `every_pool` is set.
         """
         last = self.campaign.rounds.last
         key = self.campaign.answers.last_id(), last and (last.number, last.status)
         if self._history[0] != key:
             self._history = key, self._read_history()
-        return list(self._history[1])
+        here = {each.number: self._is_here(each) for each in self.campaign.rounds.all()}
+        return [each if every_pool or here[each.number] else _unmeasured(each) for each in self._history[1]]
+
+    def accuracy_before(self) -> Estimate | None:
+        """Estimate the accuracy on the pool before the last move, in its last five rounds; None without a move."""
+        closed = [each for each in self.campaign.rounds.all() if each.status == "closed"]
+        pools = [each.pool_fingerprint for each in closed if not self._is_here(each)]
+        of_pool = {each.number for each in closed if pools and each.pool_fingerprint == pools[-1]}
+        records = [each for each in self.history(every_pool=True) if each.number in of_pool]
+        return accuracy(records, rounds=5) if records else None
 
     def _read_history(self) -> list[RoundRecord]:
         sizes, ruled = self.campaign.rounds.batch_sizes(), self._ruled()
@@ -265,6 +284,11 @@ class View:
         return bool(spent) and self.grown_pool().n_rows <= last.n_rows
 
 
+def _unmeasured(record: RoundRecord) -> RoundRecord:
+    """Return a record of the round's counts alone."""
+    return RoundRecord(record.number, record.labels, 0, 0, record.hours, record.never_asked)
+
+
 def _known(measured: Mapping[str, Any]) -> dict[str, Any]:
     """Return the measurements that this version knows.
 
@@ -308,6 +332,8 @@ class Status:
         How many labels that fit could not use, in words; empty where it used all.
     one_class : str
         Why batches are chosen by coverage though there are labels, in words; empty where they are not.
+    before : str
+        The accuracy on the pool that the campaign moved away from, in words; empty where it never moved.
     compared : str
         By which embeddings of the model records were compared last, in words; empty where by their features.
     """
@@ -330,6 +356,7 @@ class Status:
     left_out: str
     one_class: str
     compared: str
+    before: str
 
 
 def status(campaign: CampaignStore) -> Status:
@@ -348,6 +375,7 @@ def _status_of(view: View) -> Status:
     position, codes, classes = view.position(), view.labels().codes, campaign.settings.classes
     fits = [each for each in campaign.rounds.all() if each.notes]
     notes = tuple(str(note) for note in (fits[-1].notes or {}).get("warnings", ())) if fits else ()
+    before = view.accuracy_before()
     return Status(
         round=position.round,
         status=position.step,
@@ -367,6 +395,7 @@ def _status_of(view: View) -> Status:
         left_out=left_out(fits[-1]) if fits else "",
         one_class=one_class(view),
         compared=compared(campaign.rounds.all()),
+        before="" if before is None else f"accuracy before the move to {campaign.settings.pool}: {before.text}",
     )
 
 

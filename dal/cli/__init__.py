@@ -29,6 +29,7 @@ _COMMANDS = {
     "next": "rounds:next_",
     "run": "rounds:run_",
     "map": "rounds:map_",
+    "finetune": "finetuning:finetune",
     "label": "labels:label",
     "annotator": "people:annotator",
     "serve": "pages:serve",

@@ -56,6 +56,8 @@ def status_(directory: Path) -> None:
     say(f"{state}; {now.asked:,} records asked, {now.labels:,} labelled, {now.pending:,} waiting")
     say("labels: " + ", ".join(f"{name}: {count:,}" for name, count in now.per_class.items()))
     say(f"accuracy: {now.accuracy.text}")
+    if now.before:
+        say(now.before)
     for each in now.people:
         skipped = f", {each.skipped / each.answers:.0%} skipped"
         pace = "" if each.median_seconds is None else f", {each.median_seconds:.1f} s each in the median"

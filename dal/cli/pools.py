@@ -82,7 +82,7 @@ def build(
     """
     from dal.pool import Pool
 
-    with _client(scheduler, workers, encoder) as client, shown("building") as show:
+    with encoding_client(scheduler, workers, encoder) as client, shown("building") as show:
         built = Pool.build(
             source,
             pool_path,
@@ -121,7 +121,7 @@ def _encoder(name: str | None) -> Any:  # noqa: ANN401 - any object with `encode
 
 
 @contextmanager
-def _client(scheduler: str | None, workers: int | None, encoder: str | None) -> Iterator[Client | None]:
+def encoding_client(scheduler: str | None, workers: int | None, encoder: str | None) -> Iterator[Client | None]:
     """Return the workers that encode, as a context; None where this process does."""
     if scheduler is None and not workers:
         yield None
@@ -179,7 +179,7 @@ def append(
     """
     from dal.pool import Pool
 
-    with _client(scheduler, workers, encoder) as client, shown("appending") as show:
+    with encoding_client(scheduler, workers, encoder) as client, shown("appending") as show:
         longer = Pool.open(pool_path).append(
             source,
             ids=ids,

@@ -172,7 +172,8 @@ def _existing(folder: Path) -> Path:
 
 
 def _last_model(campaign: CampaignStore) -> Model | None:
-    digest = next((each.model for each in reversed(campaign.rounds.all()) if each.model), None)
+    here = [each for each in campaign.rounds.all() if each.pool_fingerprint == campaign.pool_fingerprint]
+    digest = next((each.model for each in reversed(here) if each.model), None)
     try:
         return None if digest is None else Model.loads(campaign.rounds.load_model(digest), campaign.settings.trusted)
     except DalError:  # the loop says so when it needs it

@@ -1,10 +1,12 @@
 """Encoders by name, for the command line."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from dal import plugins
 from dal.choices import ENCODERS
+from dal.encoders.tuning import Tunable
 from dal.errors import SettingsError
 
 SLOT = plugins.Slot("encoder", "dal.encoders", ENCODERS)
@@ -36,3 +38,30 @@ def encoder_named(text: str) -> Any:  # noqa: ANN401 - any object with `encode`
                 f"`encoder` must be called with its parameters, as in \"{text}(model='...')\", got {text!r}: {error}"
             ) from error
     return found
+
+
+def tuned(encoder: str, weights: str) -> Tunable:
+    """Return an encoder with weights that `dal finetune` has written.
+
+    Parameters
+    ----------
+    encoder : str
+        As for `encoder_named`.
+    weights : str
+        A file of safetensors.
+    """
+    found = tunable(encoder_named(encoder))
+    try:
+        data = Path(weights).read_bytes()
+    except OSError as error:
+        raise SettingsError(f"`weights` must be a file that can be read, got {weights}: {error.strerror}") from error
+    return found.with_weights(data)
+
+
+def tunable(encoder: object) -> Tunable:
+    """Return an encoder that can be trained; raise an error for another one."""
+    if not isinstance(encoder, Tunable):
+        raise SettingsError(
+            f"`encoder` must be a SentenceEncoder or a TorchEncoder to be trained, got {type(encoder).__name__}"
+        )
+    return encoder

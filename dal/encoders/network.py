@@ -11,10 +11,11 @@ import numpy.typing as npt
 from dal._distribution import needs
 from dal.encoders.devices import chosen_device, halved, state_digest
 from dal.encoders.protocol import file_digest, function_digest, named_digest
+from dal.encoders.tuning import Tunable
 from dal.errors import SettingsError
 
 
-class TorchEncoder:
+class TorchEncoder(Tunable):
     """Any module of torch, such as a network of torchvision or timm without its head.
 
     Parameters
@@ -75,7 +76,7 @@ class TorchEncoder:
         if not isinstance(module, torch.nn.Module):
             raise SettingsError(f"`module` must make a module of torch, got {type(module).__name__}")
         # In eval mode, dropout and the statistics of a batch do not move the features.
-        return module.to(self._device).eval()
+        return self._replaced(module).to(self._device).eval()
 
     def prepare(self, record: Any) -> Any:  # noqa: ANN401 - a tensor
         """Return the tensor of a record."""
@@ -87,18 +88,28 @@ class TorchEncoder:
         """Return the features of tensors; where a GPU runs out of memory, in halves."""
         return halved(self._encode, batch)
 
+    @property
+    def trained(self) -> Any:  # noqa: ANN401 - a module of torch
+        """The module, which :func:`dal.encoders.tuning.tuned` trains."""
+        return self._loaded
+
+    def forward(self, batch: Sequence[Any]) -> Any:  # noqa: ANN401 - a tensor
+        """Return the features of tensors as a tensor that gradients pass."""
+        import torch
+
+        found = self._loaded(torch.stack(list(batch)).to(self._device))
+        if not isinstance(found, torch.Tensor):
+            raise SettingsError(
+                f"`module` must return one tensor, got {type(found).__name__}; wrap it in a module that returns "
+                "the features"
+            )
+        return found.flatten(1)
+
     def _encode(self, batch: Sequence[Any]) -> npt.NDArray[np.float32]:
         import torch
 
-        module = self._loaded
         with torch.inference_mode():
-            found = module(torch.stack(list(batch)).to(self._device))
-            if not isinstance(found, torch.Tensor):
-                raise SettingsError(
-                    f"`module` must return one tensor, got {type(found).__name__}; wrap it in a module that returns "
-                    "the features"
-                )
-            features: npt.NDArray[np.float32] = found.flatten(1).float().cpu().numpy()
+            features: npt.NDArray[np.float32] = self.forward(batch).float().cpu().numpy()
         return features
 
     def __getstate__(self) -> dict[str, Any]:

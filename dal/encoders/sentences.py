@@ -11,10 +11,11 @@ import numpy.typing as npt
 from dal._distribution import needs
 from dal.encoders.devices import chosen_device, halved, state_digest
 from dal.encoders.protocol import named_digest
+from dal.encoders.tuning import Tunable
 from dal.errors import DalError, SettingsError
 
 
-class SentenceEncoder:
+class SentenceEncoder(Tunable):
     """A model of sentence-transformers, loaded when it is first used.
 
     Parameters
@@ -61,11 +62,24 @@ class SentenceEncoder:
             ) from error
         if self.max_length is not None:
             model.max_seq_length = self.max_length
-        return model.eval()
+        return self._replaced(model).eval()
+
+    @property
+    def trained(self) -> Any:  # noqa: ANN401 - a module of torch
+        """The module, which :func:`dal.encoders.tuning.tuned` trains."""
+        return self._loaded
 
     def encode(self, batch: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the features of texts; where a GPU runs out of memory, in halves."""
         return halved(self._encode, batch)
+
+    def forward(self, batch: Sequence[str]) -> Any:  # noqa: ANN401 - a tensor
+        """Return the features of texts as a tensor that gradients pass."""
+        model = self._loaded
+        # The newer name of one method.
+        cut = model.preprocess if hasattr(model, "preprocess") else model.tokenize
+        inputs = {name: each.to(model.device) for name, each in cut(list(batch)).items() if hasattr(each, "to")}
+        return model(inputs)["sentence_embedding"]
 
     def _encode(self, batch: Sequence[str]) -> npt.NDArray[np.float32]:
         found: npt.NDArray[np.float32] = self._loaded.encode(

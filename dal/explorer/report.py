@@ -101,7 +101,10 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
 
 
 def _rounds(campaign: CampaignStore) -> list[list[str]]:
-    ruled, sizes = {record.number: record for record in View(campaign).history()}, campaign.rounds.batch_sizes()
+    ruled, sizes = (
+        {record.number: record for record in View(campaign).history(every_pool=True)},
+        campaign.rounds.batch_sizes(),
+    )
     rows = []
     for each in campaign.rounds.all():
         record = ruled.get(each.number)

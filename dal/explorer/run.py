@@ -287,7 +287,7 @@ def run_of_campaign(campaign: CampaignStore, pool_map: PoolMap | None) -> Run:
         raise SettingsError(f"{campaign.directory} must have a batch to show, got none; run dal next first")
     settings = campaign.settings
     known = campaign.answers.labels()
-    ruled = {record.number: record for record in View(campaign).history()}
+    ruled = {record.number: record for record in View(campaign).history(every_pool=True)}
     watched = None if pool_map is None else watched_by(pool_of(campaign), pool_map)
     played = Replay(settings.strategy, settings.random_state, (), (), ())
     views, intervals = [], []
@@ -306,7 +306,8 @@ def run_of_campaign(campaign: CampaignStore, pool_map: PoolMap | None) -> Run:
             predicted=(*played.predicted, np.array([-1 if r.predicted is None else r.predicted for r in asked])),
         )
         if watched is not None:
-            data = None if each.model is None else campaign.rounds.load_model(each.model)
+            here = each.model is not None and each.pool_fingerprint == campaign.pool_fingerprint
+            data = campaign.rounds.load_model(each.model) if each.model is not None and here else None
             views.append(view_of(None if data is None else Model.loads(data, settings.trusted), watched))
     # A view belongs to the point of the curve whose labels its model has learned, which is that of the round before.
     played = replace(played, views=tuple(views[1:]) + ((views[-1],) if views else ()))

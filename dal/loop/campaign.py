@@ -17,6 +17,7 @@ from dal.campaign.view import Status, View, status
 from dal.choices import Missing
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.compute.workers import Workers, workers_of
+from dal.encoders.tuning import Tuning
 from dal.errors import CampaignError, LabelError, SettingsError
 from dal.evidence.stopping import Criterion, parse, texts_of
 from dal.learners.learner import Learner
@@ -364,6 +365,67 @@ class Campaign(CampaignStore):
         ]
         self.answers.add(answers, source=annotator)
 
+    def finetune(
+        self,
+        source: object,
+        pool: str | Path,
+        encoder: object,
+        *,
+        ids: str | None = None,
+        display: Sequence[str] = (),
+        text: str | None = None,
+        images: bool = False,
+        header: bool | None = None,
+        tuning: Tuning | None = None,
+        client: object = None,
+        progress: Callable[[str, int, int | None], None] | None = None,
+    ) -> Self:
+        """Train the encoder on all labels so far, encode all records again, and move to that pool.
+
+        The labels train the encoder together with a linear head, which is dropped. The new pool has the same rows and
+        ids. People go on labelling meanwhile: their answers stay, and nobody is asked twice. The honest ruler begins
+        again, because the models of before knew other features; the status shows both. Killed and called again with
+        the same arguments, it goes on.
+
+        Parameters
+        ----------
+        source : object
+            The raw records of the whole pool, as in :meth:`dal.Pool.build`, in the same order.
+        pool : path
+            Where to write the new pool.
+        encoder : SentenceEncoder or TorchEncoder
+            As it is: a campaign that moved before may go on with the encoder of its pool, see
+            :func:`dal.encoders.tuned`.
+        ids, display, text, images, header
+            As in :meth:`dal.Pool.build`.
+        tuning : Tuning, optional
+            Epochs, learning rate, batch size and seed.
+        client : distributed.Client, optional
+            Workers that encode. The encoder is trained in this process.
+        progress : callable, optional
+            Called with ``"epochs"`` or ``"rows"``, how many are done, and of how many.
+
+        Returns
+        -------
+        Campaign
+            On the new pool. Objects that were opened before stay with the other one.
+
+        Raises
+        ------
+        SettingsError
+            If the encoder cannot be trained, the settings name a holdout, or labels are of fewer than two classes.
+        SourceError
+            If the source does not hold the pool's records in their order.
+        CampaignLocked, CampaignError
+            If a round is being computed when the campaign is to move; call again after it.
+        """
+        from dal.loop.finetune import finetune
+        from dal.pool.build import Options
+
+        how = Options(ids, None, display, text, None, header, None, None, encoder, images, client)
+        finetune(self, source, pool, encoder, how, tuning or Tuning(), records_to_try, progress)
+        return type(self).open(self.directory)
+
     def fit(self) -> Model:
         """Fit the learner on all labels that there are now, those of the last batch as well; store nothing.
 
@@ -403,8 +465,9 @@ class Campaign(CampaignStore):
         return newest
 
     def _newest(self) -> str | None:
-        """Return the digest of the newest stored model."""
-        return next((each.model for each in reversed(self.rounds.all()) if each.model is not None), None)
+        """Return the digest of the newest stored model of the campaign's pool."""
+        here = [each for each in self.rounds.all() if each.pool_fingerprint == self.pool_fingerprint]
+        return next((each.model for each in reversed(here) if each.model is not None), None)
 
 
 def records_to_try(pool: Pool) -> npt.NDArray[np.float32]:

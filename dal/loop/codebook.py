@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 def codebook_of(campaign: CampaignStore, pool: Pool) -> tuple[Codebook, str]:
     """Return the campaign's codebook and its file's digest: the newest scan's, or, before the first, a new one."""
-    summaries = [each.summary or {} for each in campaign.rounds.all()]
+    summaries = [each.summary or {} for each in campaign.rounds.all() if each.pool_fingerprint == pool.fingerprint]
     committed = next((summary["codebook"] for summary in reversed(summaries) if "codebook" in summary), None)
     if committed is not None:
         try:

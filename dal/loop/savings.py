@@ -27,7 +27,7 @@ def saved(campaign: CampaignStore) -> Estimate:
     """
     view = View(campaign)
     with campaign.database.snapshot():
-        rows, codes = view.explored_labels()
+        rows, codes = view.explored_labels(here=True)
         spent, counts = len(view.labels().rows), explore_counts(view.history()[-5:])
     learner: Learner | None = None
     X: npt.NDArray[np.float32] | None = None

@@ -312,6 +312,11 @@ def _source(source: object, how: Options, state: Mapping[str, Any] | None = None
     return Pictures(source, size_of(size), how.background or known.get("background"), known.get("mode"), how.sizes)
 
 
+def raw_records(source: object, how: Options) -> RawSource:
+    """Open the raw records of a source for an encoder, as a build does."""
+    return _raw(place_of(source) if isinstance(source, str | os.PathLike) else source, how)
+
+
 def _raw(source: object, how: Options) -> RawSource:
     """Open the source of raw records for an encoder."""
     if how.vectoriser is not None or how.features is not None or how.size is not None or how.background is not None:

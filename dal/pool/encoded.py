@@ -490,6 +490,28 @@ def _plain(value: object) -> object:
     return value.as_py() if hasattr(value, "as_py") else value
 
 
+def taken(records: RawSource, rows: npt.NDArray[np.int64]) -> list[Any]:
+    """Return the raw records of some ascending rows, from one pass over their source; `Unreadable` where it ends."""
+    found: dict[int, Any] = {}
+    row = int(rows[0]) if len(rows) else 0
+    for piece in records.raw(row) if len(rows) else ():
+        low, high = np.searchsorted(rows, (row, row + len(piece.records)))
+        for wanted in rows[low:high].tolist():
+            record = piece.records[wanted - row]
+            # Not a part of the block, which would be held with it.
+            found[wanted] = record.copy() if isinstance(record, np.ndarray) else record
+        row += len(piece.records)
+        if high == len(rows):
+            break
+    return [found.get(wanted, Unreadable("the source ends before it")) for wanted in rows.tolist()]
+
+
+def prepared(encoder: Any, kind: Kind, records: Sequence[Any]) -> tuple[npt.NDArray[np.int64], list[Any]]:  # noqa: ANN401
+    """Return the positions of the records that can be encoded, and what an encoder gets of these."""
+    group = _prepared(encoder, kind, records)
+    return np.array(group.positions, dtype=np.int64), group.values
+
+
 def joined(known: Mapping[str, Any], more: Mapping[str, Any], row: int) -> dict[str, Any]:
     """Return the records without features of a pool that others are appended to from a row on."""
     named = [*known.get("named", ()), *([row + at, name, cause] for at, name, cause in more["named"])]

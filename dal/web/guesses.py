@@ -64,8 +64,10 @@ class Guesses:
         }
 
     def _predicted(self, number: int, gold: frozenset[int]) -> dict[int, Guess] | None:
-        digest, rows = self._campaign.rounds.get(number).model, sorted(gold)
-        if digest is None:
+        chosen, rows = self._campaign.rounds.get(number), sorted(gold)
+        digest = chosen.model
+        # Features of another pool, that the campaign moved to or away from, mean nothing to the model.
+        if digest is None or chosen.pool_fingerprint != self._campaign.pool_fingerprint:
             return {}
         try:
             model = Model.loads(self._campaign.rounds.load_model(digest), self._campaign.settings.trusted)

@@ -159,7 +159,7 @@ class Overviews:
             left_high=high,
             warnings=[
                 *known.notes,
-                *(each for each in (known.left_out, known.one_class, known.compared) if each),
+                *(each for each in (known.left_out, known.one_class, known.compared, known.before) if each),
                 *_warnings(known.per_class, known.people, past),
             ],
             actions=self._control.history()[-20:][::-1],
@@ -174,7 +174,7 @@ class Overviews:
     def _there(self, past: list[Round], told: Status) -> list[FigureName]:
         """Return the names of the figures that have something to show."""
         known: dict[FigureName, bool] = {
-            "accuracy": any(record.explore_asked for record in self._view.history()),
+            "accuracy": any(record.explore_asked for record in self._view.history(every_pool=True)),
             "balance": told.labels > 0,
             "stopping": bool(self._campaign.settings.stop) and any(each.status == "closed" for each in past),
             "people": bool(told.people),
@@ -188,7 +188,7 @@ class Overviews:
         return [name for name, there in known.items() if there]
 
     def _accuracy(self) -> list[Figure]:
-        return [figures.accuracy_curve(self._view.history())]
+        return [figures.accuracy_curve(self._view.history(every_pool=True))]
 
     def _balance(self) -> list[Figure]:
         view, classes = self._view, self._campaign.settings.classes

@@ -1,0 +1,188 @@
+"""Train an encoder of torch, with a linear head, on records whose classes are known. Torch is imported where needed."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.errors import SettingsError
+
+Codes = npt.NDArray[np.int64]
+_HEAD_STEPS = 100
+_HEAD_DECAY = 1e-3
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The way an encoder is trained.
+
+    Parameters
+    ----------
+    epochs : int, default=10
+        Passes over the labels.
+    learning_rate : float, default=2e-5
+        Of AdamW, for the encoder; the head learns ten times as fast. Suits large models that were trained before.
+    batch_size : int, default=16
+    random_state : int, default=0
+    """
+
+    epochs: int = 10
+    learning_rate: float = 2e-5
+    batch_size: int = 16
+    random_state: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"`{name}` must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise SettingsError(f"`learning_rate` must be above 0, got {self.learning_rate}")
+
+
+class Tunable:
+    """An encoder of torch whose weights can be trained further, and replaced by those that were.
+
+    The weights travel with it: workers need no file of them.
+    """
+
+    _weights: bytes | None = None
+
+    @property
+    def id(self) -> str:
+        """Name and digest, as of every encoder."""
+        raise NotImplementedError
+
+    @property
+    def trained(self) -> Any:  # noqa: ANN401 - a module of torch
+        """The module that is trained."""
+        raise NotImplementedError
+
+    def forward(self, batch: Sequence[Any]) -> Any:  # noqa: ANN401 - a tensor
+        """Return the features of a batch as a tensor (n, d) that gradients pass."""
+        raise NotImplementedError
+
+    def with_weights(self, weights: bytes) -> Self:
+        """Return an encoder with other weights, given as safetensors."""
+        other = copy.deepcopy(self)  # without what was loaded, as it travels
+        other._weights = weights
+        return other
+
+    def _replaced(self, module: Any) -> Any:  # noqa: ANN401
+        """Give a module the weights of this encoder, where it has some."""
+        if self._weights is None:
+            return module
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            module.load_state_dict(load(self._weights))
+        except (SafetensorError, RuntimeError) as error:
+            raise SettingsError(
+                f"`weights` must be those of {type(module).__name__}, got others: {error}; name its own file"
+            ) from error
+        return module
+
+
+def tuned(
+    encoder: Tunable,
+    prepared: Callable[[Codes], tuple[Codes, Sequence[Any]]],
+    codes: Codes,
+    how: Tuning,
+    progress: Callable[[int, int], None] | None = None,
+) -> bytes:
+    """Train an encoder on records of known classes; return its weights as safetensors.
+
+    First the head alone is fitted to the features as they are, then both are trained, which spoils the features less
+    than a head that begins at random (Kumar et al. 2022). Layers that normalise over a batch keep their statistics. The
+    encoder that is passed stays as it is.
+
+    Parameters
+    ----------
+    encoder : Tunable
+    prepared : callable
+        From positions of records to those that can be encoded, and what `encode` gets of these.
+    codes : ndarray of shape (n,), int64
+        Classes of the records, from 0.
+    how : Tuning
+    progress : callable, optional
+        Called with the epochs done and of all.
+
+    Raises
+    ------
+    SettingsError
+        If the records are of fewer than two classes, none can be encoded, or the loss is no number.
+    """
+    import torch
+    from safetensors.torch import save
+    from torch.nn import functional
+
+    classes, codes = np.unique(codes, return_inverse=True)
+    if len(classes) < 2:
+        raise SettingsError(f"`labels` must be of two classes at least, got {len(classes)}; label more records first")
+    encoder = copy.deepcopy(encoder)
+    module, rng = encoder.trained, np.random.default_rng(how.random_state)
+    device = next(module.parameters()).device
+
+    def features(batch: Sequence[Any]) -> Any:  # noqa: ANN401 - a tensor
+        return functional.normalize(encoder.forward(batch).float(), dim=1)
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(how.random_state)
+        known, found = list[Codes](), list[Any]()
+        with torch.inference_mode():
+            for part in np.array_split(np.arange(len(codes)), -(-len(codes) // how.batch_size)):
+                kept, batch = prepared(part)
+                if len(kept):
+                    known.append(kept)
+                    found.append(features(batch).cpu())
+        if not known:
+            raise SettingsError("`source` must hold labelled records that can be encoded, got none")
+        usable = np.concatenate(known)
+        head = _head(torch.cat(found).clone().to(device), torch.as_tensor(codes[usable], device=device), len(classes))
+        for layer in module.modules():
+            layer.train(not isinstance(layer, torch.nn.modules.batchnorm._BatchNorm))
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": [each for each in module.parameters() if each.requires_grad]},
+                {"params": head.parameters(), "lr": 10 * how.learning_rate},
+            ],
+            lr=how.learning_rate,
+        )
+        for epoch in range(how.epochs):
+            for part in np.array_split(rng.permutation(usable), -(-len(usable) // how.batch_size)):
+                kept, batch = prepared(part)
+                optimizer.zero_grad(set_to_none=True)
+                loss = functional.cross_entropy(head(features(batch)), torch.as_tensor(codes[kept], device=device))
+                if not torch.isfinite(loss):
+                    raise SettingsError(
+                        f"`learning_rate` must keep the loss finite, got {float(loss)} in epoch {epoch + 1}; lower it"
+                    )
+                loss.backward()
+                optimizer.step()
+            if progress is not None:
+                progress(epoch + 1, how.epochs)
+    state = {name: each.detach().cpu().contiguous().clone() for name, each in module.state_dict().items()}
+    return bytes(save(state))
+
+
+def _head(features: Any, codes: Any, n_classes: int) -> Any:  # noqa: ANN401 - tensors, a module
+    """Fit a linear layer to features as they are, to convergence."""
+    import torch
+    from torch.nn import functional
+
+    head = torch.nn.Linear(features.shape[1], n_classes).to(features.device)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=_HEAD_STEPS, line_search_fn="strong_wolfe")
+
+    def loss() -> Any:  # noqa: ANN401 - a tensor
+        optimizer.zero_grad()
+        value = functional.cross_entropy(head(features), codes) + _HEAD_DECAY * head.weight.square().sum() / 2
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return head
