@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="make test-torch runs it")
 import dal  # noqa: E402
 from dal.campaign import store  # noqa: E402
 from dal.cli import main  # noqa: E402
-from dal.encoders import SentenceEncoder, TorchEncoder, Tuning, VectoriserEncoder, tuned  # noqa: E402
+from dal.encoders import TorchEncoder, Tuning, VectoriserEncoder, tuned  # noqa: E402
 from dal.errors import CampaignError, CampaignMismatch, SettingsError, SourceError  # noqa: E402
 from dal.loop import finetune  # noqa: E402
 from dal.pool import Pool  # noqa: E402
@@ -134,7 +134,7 @@ def test_killed_at_any_step_and_run_again_it_ends_in_the_same_pool(
     again = Pool.open(moved.settings.pool)
     assert again.encoder == expected.encoder
     np.testing.assert_array_equal(again.read(0, N), Pool.open(tmp_path / "undisturbed.zarr").read(0, N))
-    assert "late" in {each.annotator for each in moved.answers.log()} or True
+    assert "late" in {each.annotator for each in moved.answers.log()}
     assert not set(play(moved, codes, 1)) & {each.row for n in (1, 2, 3) for each in moved.rounds.batch(n)}
 
 
@@ -198,7 +198,6 @@ def test_a_sentence_model_and_an_image_model_are_trained_by_the_command_line(tmp
     assert "before the move" not in run("status", campaign), "no round was measured yet"
     new, old = Pool.open(moved), Pool.open(pool)
     assert new.encoder != old.encoder
-    assert isinstance(SentenceEncoder(sentence_model()), SentenceEncoder)
     further = dal.Campaign.open(campaign).next_batch()
     assert isinstance(further, dal.Batch)
     assert not set(further.rows) & set(batch.rows)

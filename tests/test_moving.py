@@ -63,7 +63,7 @@ def test_a_moved_campaign_goes_on_with_the_new_features_and_its_ruler_begins_aga
     before = campaign.status()
     assert before.accuracy.value is not None
     assert before.before == ""
-    known = campaign.answers.log(), View(campaign).labels().rows.tolist()
+    known = list(campaign.answers.log()), View(campaign).labels().rows.tolist()
     campaign.move(better.path, better.fingerprint)
 
     campaign = Campaign.open(campaign.directory)
@@ -73,7 +73,7 @@ def test_a_moved_campaign_goes_on_with_the_new_features_and_its_ruler_begins_aga
     assert before.accuracy.text in now.before
     assert better.path in now.before
     assert (now.labels, now.asked) == (before.labels, before.asked)
-    assert (campaign.answers.log(), View(campaign).labels().rows.tolist()) == known
+    assert (list(campaign.answers.log()), View(campaign).labels().rows.tolist()) == known
     with pytest.raises(CampaignError, match="model"):
         campaign.model.predict_proba(better.read(0, 1))
 
