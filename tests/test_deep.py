@@ -61,7 +61,8 @@ def squares(n: int = 90, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dense(**settings: object) -> TorchClassifier:
-    return TorchClassifier(nets.Dense, **{"max_epochs": 15, "batch_size": 16, "learning_rate": 1e-2, **settings})
+    given = {"module": nets.Dense, "max_epochs": 15, "batch_size": 16, "learning_rate": 1e-2}
+    return TorchClassifier(**(given | settings))
 
 
 def fitted(estimator: TorchClassifier, codes: np.ndarray | None = None) -> Model:

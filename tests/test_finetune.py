@@ -95,6 +95,7 @@ def test_an_encoder_learns_the_labels_and_the_campaign_goes_on_in_the_new_pool(
         finetuned(moved, source, tmp_path)
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_and_run_again_it_ends_in_the_same_pool(
     words: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

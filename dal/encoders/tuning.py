@@ -158,7 +158,7 @@ def tuned(
                 loss = functional.cross_entropy(head(features(batch)), torch.as_tensor(codes[kept], device=device))
                 if not torch.isfinite(loss):
                     raise SettingsError(
-                        f"`learning_rate` must keep the loss finite, got {float(loss)} in epoch {epoch + 1}; lower it"
+                        f"`learning_rate` must keep the loss finite, got {loss.item()} in epoch {epoch + 1}; lower it"
                     )
                 loss.backward()
                 optimizer.step()
