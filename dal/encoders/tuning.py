@@ -71,7 +71,7 @@ class Tunable:
         return other
 
     def _replaced(self, module: Any) -> Any:  # noqa: ANN401
-        """Give a module the weights of this encoder, where it has some."""
+        """Load the weights of this encoder into a module, where it has some."""
         if self._weights is None:
             return module
         from safetensors import SafetensorError
