@@ -122,9 +122,8 @@ def test_a_worker_that_imports_for_longer_than_an_idle_one_lives_is_kept(
         assert len(seen) < 2
 
     monkeypatch.setattr(preload, "imported", slowly)
-    monkeypatch.setattr(ready, "_AWAKE_SECONDS", 0.1)
     adaptive[0].adapt(minimum=0, maximum=2, interval="50ms", wait_count=10)
-    ready.ready(asleep, say=look)
+    ready.ready(asleep, say=look, awake_seconds=0.1)
     assert seen == set(asleep.nthreads())
     assert seen
 

@@ -26,7 +26,7 @@ _TICK_SECONDS = 0.5
 _IMPORT_SECONDS = 10.0
 """Of each call that waits for the imports of a worker."""
 
-_AWAKE_SECONDS = 0.5
+AWAKE_SECONDS = 0.5
 _AWAKE_WORKERS = 50
 """More would burden the scheduler of a large cluster. One that adapts from no worker begins with a few."""
 
@@ -36,7 +36,13 @@ _IMPORTED: "WeakKeyDictionary[Client, set[str]]" = WeakKeyDictionary()
 """Addresses of workers that have imported what a scan needs."""
 
 
-def ready(client: Client, seconds: float = ANSWER_SECONDS, say: Say = lambda _: None) -> tuple[str, ...]:
+def ready(
+    client: Client,
+    seconds: float = ANSWER_SECONDS,
+    say: Say = lambda _: None,
+    *,
+    awake_seconds: float = AWAKE_SECONDS,
+) -> tuple[str, ...]:
     """Wait for a worker that can work for this process.
 
     The versions are compared before anything else travels, by built-in types: the workers may have no `dal`. Then each
@@ -49,6 +55,8 @@ def ready(client: Client, seconds: float = ANSWER_SECONDS, say: Say = lambda _: 
         In which a worker must answer; imports may take longer.
     say
         Called with the reason of the wait.
+    awake_seconds
+        See `awake`.
 
     Returns
     -------
@@ -61,7 +69,7 @@ def ready(client: Client, seconds: float = ANSWER_SECONDS, say: Say = lambda _: 
         If no worker comes or answers, a version differs that decides, or a worker cannot import what it needs. The
         message names what to install where.
     """
-    with awake(client):
+    with awake(client, awake_seconds):
         while True:
             wait_for_worker(client, say)
             notes = _compare(client, seconds)
@@ -70,22 +78,21 @@ def ready(client: Client, seconds: float = ANSWER_SECONDS, say: Say = lambda _: 
 
 
 @contextmanager
-def awake(client: Client) -> Iterator[None]:
+def awake(client: Client, seconds: float = AWAKE_SECONDS) -> Iterator[None]:
     """Keep workers at tasks of no work, as a context, while they are asked beside their tasks.
 
     A cluster that adapts to its load ends a worker that has no task, after three seconds by default. Workers that take
-    longer to import would be ended and started again without end.
+    longer to import would be ended and started again without end. The first begin after `seconds`; each takes as long.
     """
     held: list[Future[None]] = []
 
     async def hold() -> None:
         while True:
-            await asyncio.sleep(_AWAKE_SECONDS)  # most clusters are ready before
+            await asyncio.sleep(seconds)  # most clusters are ready before
             workers = list(await client.nthreads())[:_AWAKE_WORKERS]
             # What did not get a thread is forgotten here.
             held[:] = [
-                client.submit(time.sleep, _AWAKE_SECONDS, workers=[each], pure=False, priority=PRIORITY)
-                for each in workers
+                client.submit(time.sleep, seconds, workers=[each], pure=False, priority=PRIORITY) for each in workers
             ]
 
     if client.status != "running":
