@@ -35,7 +35,7 @@ from dal.pool import Pool, Sizes, build, encoded
 from dal.testing import EncoderContract
 from dal.web.records import Records
 from tests.batches import batch_of
-from tests.toy_encoders import VOWELS, Colours, Here, Mortal, Noted, Vowels
+from tests.toy_encoders import VOWELS, Colours, Here, Mortal, Noted, Vowels, Written
 
 WORDS = ["an", "owl", "sees", "mice", "under", "old", "trees", "while", "foxes", "sleep"]
 
@@ -173,6 +173,58 @@ def test_texts_that_are_empty_are_named_and_never_asked(tmp_path: Path, caplog: 
             if len(asked) > 380:
                 break
         assert set(range(400)) - {7, 300} == set(asked)
+
+
+def test_a_pool_of_embeddings_has_a_head_as_its_learner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    X = np.random.default_rng(0).normal(size=(120, 4)).astype(np.float32)
+    y = np.array(["no", "yes"])[(X[:, 0] > 0).astype(int)]
+    source = table(tmp_path / "texts.csv", [" ".join(map(str, row)) for row in X])
+    pool = Pool.build(source, tmp_path / "encoded.zarr", ids="id", text="text", encoder=Written())
+    np.testing.assert_allclose(pool.read(0, 120), X, rtol=1e-6)
+    plain = Pool.build(X, tmp_path / "plain.zarr")
+
+    def done(*words: str) -> str:
+        result = CliRunner().invoke(main, list(words))
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    for place, options, named in (
+        (pool, [], "head"),
+        (plain, [], "logistic"),
+        (pool, ["--estimator", "logistic"], "logistic"),
+    ):
+        directory = tmp_path / f"{named}-{len(options)}"
+        assert f"learner is {named}" in done("init", directory.name, place.path, "--classes", "no,yes", *options)
+        assert f"estimator {named};" in done("status", directory.name)
+        assert dal.Campaign.open(directory).settings.estimator == named
+    assert dal.Campaign.create("c", pool, ["no", "yes"], batch_size=40).settings.estimator == "head"
+    replays = {
+        name: dal.compare(pool, y, strategies=["random"], batch_size=40, rounds=1, **how)
+        for name, how in (("default", {}), ("head", {"estimator": "head"}), ("logistic", {"estimator": "logistic"}))
+    }
+    final = {name: replay.replays[0].accuracy for name, replay in replays.items()}
+    assert final["default"] == final["head"] != final["logistic"]
+    np.save("answers.npy", y)
+    done("compare", pool.path, "--answers", "answers.npy", "--strategy", "random", "--seeds", "1", "--rounds", "1")
+    assert "Learner head" in Path("explorer.html").read_text(encoding="utf-8")
+
+
+def test_a_head_begins_with_one_record_of_each_direction(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    of = rng.integers(0, 4, 500)
+    X = (10 * np.eye(4)[of] + 0.1 * rng.standard_normal((500, 4))) * rng.lognormal(0, 2, (500, 1))
+    source = table(tmp_path / "texts.csv", [" ".join(map(str, row)) for row in X])
+    pool = Pool.build(source, tmp_path / "pool.zarr", ids="id", text="text", encoder=Written())
+    begun = {}
+    for estimator in ("", "logistic"):
+        campaign = dal.Campaign.create(
+            tmp_path / f"c{estimator}", pool, ["a", "b"], estimator=estimator, batch_size=4, explore=0.0
+        )
+        batch = campaign.next_batch()
+        assert isinstance(batch, dal.Batch)
+        begun[estimator] = set(of[batch.rows].tolist())
+    assert begun[""] == {0, 1, 2, 3} != begun["logistic"]
 
 
 def pictures(folder: Path, count: int) -> np.ndarray:

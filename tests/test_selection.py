@@ -88,6 +88,36 @@ def test_row_hashes_depend_on_row_seed_and_round_and_look_uniform() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 340  # chi-square, 255 degrees of freedom: p = 0.0003
 
 
+def test_coverage_for_a_learner_of_directions_covers_directions() -> None:
+    """Records of four directions, of lengths that differ a thousandfold: one of each direction, whatever its length."""
+    rng = np.random.default_rng(0)
+    of = rng.integers(0, 4, 600)
+    X = (10 * np.eye(4)[of] + 0.1 * rng.standard_normal((600, 4))) * rng.lognormal(0, 2, (600, 1))
+    X[5], X[6] = 0, np.nan
+    X = X.astype(np.float32)
+    c = replace(made_candidates(600), embeddings=X)
+    codebook = Codebook.fit(X, 0, 0)
+
+    def chosen(strategy: str, *, directions: bool) -> list[int]:
+        rows = choose(
+            c, Strategy.named(strategy), 4, capacity=Capacity(600, 0, 0), codebook=codebook, asked=X[:0],
+            excluded=np.empty(0, np.int64), random_state=0, round=1, directions=directions,
+        )  # fmt: skip
+        return np.searchsorted(c.rows, rows).tolist()
+
+    assert set(of[chosen("coverage", directions=True)]) == {0, 1, 2, 3}
+    assert set(of[chosen("coverage", directions=False)]) != {0, 1, 2, 3}
+    assert chosen("default", directions=True) == chosen("default", directions=False), "of scored records, as before"
+    filled = np.where(np.isnan(X), codebook.mean, X).astype(float)
+    lengths = np.linalg.norm(filled, axis=1, keepdims=True)
+    expected = np.divide(filled, lengths, out=np.zeros_like(filled), where=lengths > 0)
+    np.testing.assert_allclose(codebook.directions(X), expected, atol=1e-6)
+    huge = np.float32([[3e38, -3e38], [1e-38, 0]])
+    np.testing.assert_allclose(
+        Codebook.fit(X[:, :2], 0, 0).directions(huge), [[0.5**0.5, -(0.5**0.5)], [1, 0]], rtol=1e-6
+    )
+
+
 # -- strategies ----------------------------------------------------------------------
 
 

@@ -71,5 +71,14 @@ class Here(Vowels):
         self.__dict__ = state | {"id": f"here:{os.getpid()}"}
 
 
+class Written:
+    """Reads the numbers that a text holds."""
+
+    id = "written:1"
+
+    def encode(self, batch: Sequence[str]) -> list[list[float]]:
+        return [[float(word) for word in text.split()] for text in batch]
+
+
 def vowels() -> Vowels:
     return Vowels()

@@ -244,9 +244,10 @@ class Settings(_Checked):
         _classes, "The classes, at least two. Their order is the order of the label codes, so it is fixed for ever."
     )
     estimator: str = _setting(
-        _text,
-        f"What learns: {', '.join(PRESETS)}, an installed plug-in, or module:object of your own.",
-        default="logistic",
+        _text_or_none,
+        f"What learns: {', '.join(PRESETS)}, an installed plug-in, or module:object of your own. By default head where"
+        " an encoder made the pool's features, else logistic.",
+        default="",
     )
     strategy: str = _setting(
         _text, f"Which records are asked: {', '.join(STRATEGIES)}, or one of your own.", default="default"

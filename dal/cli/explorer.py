@@ -38,7 +38,7 @@ SECONDS_OF_ROUND = 0.2
 @click.option("--test", type=click.Path(path_type=Path), help="An .npz file with X and y. Default: drawn from POOL.")
 @click.option("--batch-size", default=20, show_default=True, help="Records asked in a round.")
 @click.option("--rounds", default=12, show_default=True, help="Batches to ask.")
-@click.option("--estimator", default="logistic", show_default=True, help="As in dal init.")
+@click.option("--estimator", default="", help="As in dal init, and the same default.")
 @workers_options
 @click.option("--output", default="explorer.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
 @missing_chunks_option
@@ -66,6 +66,7 @@ def compare_(
     """
     from dal import explorer
     from dal.explorer.play import play, table
+    from dal.learners.presets import chosen_or_default
     from dal.map import map_of
     from dal.pool import Pool
     from dal.scan.plan import seconds_alone
@@ -74,7 +75,8 @@ def compare_(
     opened = Pool.open(pool_path, missing_chunks=missing_chunks)
     named = tuple(dict.fromkeys(strategies))
     known = explorer.Known.read(answers, opened.n_rows, classes_of(classes, each_class, classes_from))
-    plan = explorer.Plan(opened, known, named, seeds, estimator, batch_size, rounds, test)
+    learner = chosen_or_default(estimator, opened.encoder)
+    plan = explorer.Plan(opened, known, named, seeds, learner, batch_size, rounds, test)
     plan.check()
     _tell_known(known)
     folder = explorer.RunFolder(output.with_suffix(".run"), plan.settings())

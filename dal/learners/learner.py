@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import Normalizer
 from sklearn.utils.validation import has_fit_parameter
 
 from dal._distribution import needs
@@ -183,6 +184,12 @@ class Learner:
                 return False
             estimator = estimator.steps[-1][1]
         return bool(has_fit_parameter(estimator, "sample_weight"))
+
+    @property
+    def compares_directions(self) -> bool:
+        """Whether the learner divides each record by its length first, so that its direction alone counts."""
+        first = self.estimator.steps[0][1] if isinstance(self.estimator, Pipeline) else None
+        return isinstance(first, Normalizer) and first.norm == "l2"
 
     @property
     def starts_warm(self) -> bool:

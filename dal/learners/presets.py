@@ -89,6 +89,21 @@ PRESETS: Mapping[str, Preset] = {
 """Functions of a seed, by name; scikit-learn is imported when one is called, so that reading the names is cheap."""
 
 
+def chosen_or_default(estimator: Any, encoder: str | None) -> Any:  # noqa: ANN401 - as `Learner.of` takes it
+    """Return the learner that was chosen; where none was, the name of the preset that suits the pool.
+
+    Parameters
+    ----------
+    estimator : str, estimator or Preset
+        Empty where none was chosen.
+    encoder : str or None
+        The id of the encoder that made the pool's features: they are embeddings where there is one.
+    """
+    if isinstance(estimator, str) and not estimator:
+        return "logistic" if encoder is None else "head"
+    return estimator
+
+
 def import_estimator(name: str, what: str = "estimator", random_state: int = 0) -> "BaseEstimator":
     """Return the estimator that a name stands for.
 

@@ -85,6 +85,8 @@ class Composer:
         Where the strategy looks at features.
     missing : bool
         Whether records with missing features may be asked.
+    directions : bool
+        As in :func:`dal.selection.batch.choose`.
     mapper : callable, default=map
         Runs the independent parts of a selection.
     """
@@ -95,6 +97,7 @@ class Composer:
     model: Model | None
     codebook: Codebook | None
     missing: bool
+    directions: bool
     mapper: Callable[..., Any] = map
 
     def compose(self, candidates: Candidates, excluded: Rows) -> Composed:
@@ -185,6 +188,7 @@ class Composer:
             excluded=excluded,
             random_state=current.seed,
             round=current.number,
+            directions=self.directions,
             mapper=self.mapper,
         )
         return candidates.take(np.searchsorted(candidates.rows, rows))

@@ -22,7 +22,7 @@ from dal.errors import CampaignError, LabelError, SettingsError
 from dal.evidence.stopping import Criterion, parse, texts_of
 from dal.learners.learner import Learner
 from dal.learners.models import Model
-from dal.learners.presets import Preset
+from dal.learners.presets import Preset, chosen_or_default
 from dal.loop.actions import Stop
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator, Stopped, check_weights, fitted, loaded
@@ -107,7 +107,8 @@ class Campaign(CampaignStore):
             At least two; numbers stand for themselves as text.
         estimator : str, estimator or function
             As in :class:`dal.campaign.Settings`; or a scikit-learn classifier, which is saved with the campaign, or a
-            :class:`dal.learners.presets.Preset`.
+            :class:`dal.learners.presets.Preset`. Default: ``head`` where an encoder made the pool's features, else
+            ``logistic``.
         strategy : str or Strategy
             A name as :meth:`dal.Strategy.named` reads it, or an object; a score or selector of your own in it must be a
             function or class of a module, because settings keep its name.
@@ -134,6 +135,7 @@ class Campaign(CampaignStore):
             pool = Pool.open(pool, missing_chunks=missing_chunks or "refuse")
         elif missing_chunks is not None:
             pool = Pool.open(pool.place, missing_chunks=missing_chunks)
+        estimator = chosen_or_default(estimator, pool.encoder)
         if explore is None:
             explore = strategy.explore if isinstance(strategy, Strategy) else Settings.explore
         if measuring.stop_set is None:

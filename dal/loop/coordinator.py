@@ -212,6 +212,7 @@ class Coordinator:
             model,
             codebook_of(self.campaign, self.view.pool)[0] if strategy_of(current, model).traits.features else None,
             missing=self._takes_missing(model),
+            directions=learner_of(self.campaign).compares_directions,
             mapper=self._mapper(),
         ).compose(candidates, excluded)
         self.features.keep(current.number, composed.rows, composed.X)

@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
+from dal.campaign.settings import Settings
 from dal.classes import codes_of, distinct_names, names_of
 from dal.compute.client import connect
 from dal.compute.workers import Workers, workers_of
 from dal.errors import SettingsError
 from dal.learners.learner import Learner
+from dal.learners.presets import chosen_or_default
 from dal.pool import Pool
 from dal.replay.curves import Comparison, Replay, Rows
 from dal.replay.held import held_out
@@ -35,7 +37,7 @@ def compare(
     strategies: Sequence[str | Strategy] = ("default", "random"),
     *,
     random_state: int | Iterable[int] = 0,
-    estimator: str | BaseEstimator = "logistic",
+    estimator: str | BaseEstimator = Settings.estimator,
     batch_size: int = 50,
     rounds: int = 10,
     reserved: npt.ArrayLike = (),
@@ -175,7 +177,8 @@ def _drawn(
         raise SettingsError("`test` must be a TestSet where `y` is a function, got None")
     names = names_of(classes)
     codes = codes_of(y, names, what="y", gaps=True, codes=True)
-    missing = Learner.of(estimator, names).takes_missing(pool.n_features)
+    learner = Learner.of(chosen_or_default(estimator, pool.encoder), names)
+    missing = learner.takes_missing(pool.n_features)
     rows, test = held_out(pool, codes, missing=missing)
     return rows, replace(test, y=np.array(names, dtype=object)[test.y])
 

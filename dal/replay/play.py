@@ -12,12 +12,13 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
 from dal.campaign.parts import learner_of
-from dal.campaign.settings import Measuring
+from dal.campaign.settings import Measuring, Settings
 from dal.classes import UNLABELLED, codes_of, names_of
 from dal.compute.workers import Workers, workers_of
 from dal.errors import SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
+from dal.learners.presets import chosen_or_default
 from dal.loop.campaign import Batch, Campaign, Stopped
 from dal.plugins import Slot, Unnameable, lent, text_of
 from dal.pool import Pool
@@ -92,7 +93,7 @@ def simulate(
     classes: Sequence[str],
     *,
     strategy: str | Strategy = "default",
-    estimator: str | BaseEstimator = "logistic",
+    estimator: str | BaseEstimator = Settings.estimator,
     batch_size: int = 50,
     rounds: int = 10,
     random_state: int = 0,
@@ -150,7 +151,7 @@ def simulate(
     """
     if rounds < 1:
         raise SettingsError(f"`rounds` must be at least 1, got {rounds}")
-    classes = names_of(classes)
+    classes, estimator = names_of(classes), chosen_or_default(estimator, pool.encoder)
     test = test.coded(classes)
     ask, unknown = _asking(y, pool, classes)
     names = np.array(classes, dtype=object)

@@ -44,6 +44,7 @@ def choose(
     excluded: Rows,
     random_state: int,
     round: int,
+    directions: bool = False,
     mapper: Mapper = map,
     asked_inner: Floats32 | None = None,
 ) -> Rows:
@@ -68,6 +69,9 @@ def choose(
         Rows that may not be chosen: all that were asked before, and those drawn for the explore share.
     random_state, round : int
         As in the scan.
+    directions : bool, default=False
+        Whether the learner looks at the directions of records alone, as a head of embeddings does. A strategy that
+        covers the pool then compares directions: around them a batch finds more classes.
     mapper : callable, default=map
         As in :func:`select`.
     asked_inner : ndarray of shape (n_asked, width), float32, optional
@@ -84,13 +88,15 @@ def choose(
         return select(candidates, strategy, k, no_labeled, random_state, round)
     candidates = shortlist(candidates, capacity, random_state, round)
     in_cells = strategy.traits.cells and not capacity.cells and len(codebook.centers) > 0
-    placed, labeled = _placed(candidates, codebook, asked, asked_inner, random_state, in_cells=in_cells)
+    embed = codebook.directions if directions and not strategy.traits.weighs else codebook.embed
+    placed, labeled = _placed(candidates, codebook, embed, asked, asked_inner, random_state, in_cells=in_cells)
     return select(placed, strategy, k, labeled, random_state, round, mapper=mapper)
 
 
 def _placed(
     candidates: Candidates,
     codebook: Codebook,
+    embed: Callable[[Floats32], Floats32],
     asked: Floats32,
     asked_inner: Floats32 | None,
     seed: int,
@@ -100,14 +106,14 @@ def _placed(
     """Put candidates and asked records into the space in which they are compared.
 
     It is the learner's own where the candidates carry their embeddings, as of a network's last layer, and else that of
-    the features, standardised. The cells of a pool are those of its features always: they outlive the models of the
+    the features, as `embed` has it. The cells of a pool are those of its features always: they outlive the models of the
     rounds. Cells of candidates alone are found in the space.
     """
     if candidates.inner is None or asked_inner is None or not len(candidates):
         cells = codebook.assign(candidates.embeddings).astype(np.int64) if in_cells else candidates.cells
-        points = codebook.embed(candidates.embeddings)
+        points = embed(candidates.embeddings)
         # A label can be volunteered for a record that is never asked, because a feature is infinite.
-        return replace(candidates, embeddings=points, cells=cells), codebook.embed(asked[usable(asked, missing=True)])
+        return replace(candidates, embeddings=points, cells=cells), embed(asked[usable(asked, missing=True)])
     cells = candidates.cells
     if in_cells:
         own = Codebook.fit(candidates.inner, len(codebook.centers), seed)

@@ -89,6 +89,19 @@ class Codebook:
         embedded: Floats32 = standard / np.float32(np.sqrt(X.shape[1]))
         return embedded
 
+    def directions(self, X: Floats32) -> Floats32:
+        """Divide records by their length, so that distances are those of a learner that does so.
+
+        What is missing (NaN) is put at the mean, as in `embed`; a record of zeros stays there.
+        """
+        found: Floats32 = np.where(np.isnan(X), self.mean, X)
+        # By the largest first: the squares of features beyond 1e19 would overflow.
+        largest = np.abs(found).max(axis=1, initial=0, keepdims=True)
+        np.divide(found, largest, out=found, where=largest > 0)
+        lengths = np.sqrt((found * found).sum(axis=1, keepdims=True))
+        np.divide(found, lengths, out=found, where=lengths > 0)
+        return found
+
     @one_thread
     def assign(self, X: Floats32) -> npt.NDArray[np.uint16]:
         """Find the cell of each record, whose center is nearest along the axes; the first of equals.
