@@ -34,7 +34,7 @@ from dal.exchange.formats import Format, Item, Known, Line, Rejected, Sheet
 from dal.learners.learner import Learner
 from dal.learners.models import Model, score_block
 from dal.plugins import Carried
-from dal.pool.encoded import Shipped, encode_group, refuse_encoder
+from dal.pool.encoded import BATCH_SIZE, Shipped, encode_group, refuse_encoder
 from dal.scores import resolved, takes_committee
 from dal.selection.batch import choose, select
 from dal.selection.candidates import Candidates, Capacity
@@ -177,7 +177,8 @@ class EncoderContract:
     def features(self, encoder: Any, records: list[Any]) -> "np.ndarray":  # noqa: ANN401
         """Return the features of records as a build computes them."""
         shipped = Shipped.of(encoder)
-        group = encode_group(shipped, "pictures" if self.pictures else "texts", records)
+        size = getattr(encoder, "batch_size", None) or BATCH_SIZE
+        group = encode_group(shipped, "pictures" if self.pictures else "texts", size, records)
         assert not group.causes, f"each record must have finite features: {group.causes}"
         return group.features
 

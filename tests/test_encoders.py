@@ -6,13 +6,14 @@ import json
 import logging
 import multiprocessing
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import dask.dataframe as dd
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
@@ -29,13 +30,13 @@ from dal.campaign import CampaignStore, Settings
 from dal.cli import main
 from dal.encoders import VectoriserEncoder
 from dal.encoders.named import encoder_named
-from dal.errors import InputError, SettingsError, SourceError
+from dal.errors import ClusterError, InputError, SettingsError, SourceError
 from dal.exchange import write_batch
 from dal.pool import Pool, Sizes, build, encoded
 from dal.testing import EncoderContract
 from dal.web.records import Records
 from tests.batches import batch_of
-from tests.toy_encoders import VOWELS, Colours, Here, Mortal, Noted, Vowels, Written
+from tests.toy_encoders import VOWELS, Colours, Here, Mortal, Noted, Roomy, Vowels, Written
 
 WORDS = ["an", "owl", "sees", "mice", "under", "old", "trees", "while", "foxes", "sleep"]
 
@@ -106,13 +107,10 @@ def test_a_build_goes_on_with_the_same_batches_from_any_row(
 SMALL = Sizes(field_rows=64, chunk_bytes=64 * 28)
 
 
-def interrupted(source: Path, place: Path, encoder: Vowels) -> None:
-    """Build a pool in a process that kills itself."""
+def interrupted(task: Callable[[], object]) -> None:
+    """Build or append to a pool in a process that kills itself."""
 
-    def run() -> None:
-        Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL)
-
-    process = multiprocessing.get_context("fork").Process(target=run)
+    process = multiprocessing.get_context("fork").Process(target=task)
     process.start()
     process.join()
     assert process.exitcode == -9
@@ -124,9 +122,9 @@ def test_a_killed_build_goes_on_from_its_last_whole_unit(tmp_path: Path, monkeyp
     values[10], values[400], values[490] = "", "the end of it", None
     source, place, file = table(tmp_path / "texts.parquet", values), tmp_path / "pool.zarr", tmp_path / "deadly"
     file.touch()
-    interrupted(source, place, Mortal("the end of it", file))
-    file.unlink()
     encoder = Mortal("the end of it", file)
+    interrupted(lambda: Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL))
+    file.unlink()
     pool = Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL)
     again = {text for batch in encoder.batches for text in batch}
     assert "the end of it" in again
@@ -135,6 +133,47 @@ def test_a_killed_build_goes_on_from_its_last_whole_unit(tmp_path: Path, monkeyp
     np.testing.assert_array_equal(pool.read(0, 500), whole.read(0, 500))
     assert pool.unencoded == whole.unencoded
     assert [name for _, name, _ in pool.unencoded["named"]] == ["r10", "r490"]
+
+
+def test_a_killed_append_goes_on_from_its_last_whole_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
+    more: list[str | None] = [*texts(500, seed=1)]
+    more[10], more[400], more[490] = "", "the end of it", None
+    old, new = table(tmp_path / "old.parquet", list(texts(100))), table(tmp_path / "new.parquet", more, start=100)
+    other, file = table(tmp_path / "other.parquet", list(texts(200, seed=2)), start=900), tmp_path / "deadly"
+    encoder = Mortal("the end of it", file)
+
+    def begun(name: str) -> Pool:
+        return Pool.build(old, tmp_path / name, ids="id", text="text", encoder=encoder, sizes=SMALL)
+
+    whole = begun("whole.zarr").append(new, encoder=encoder)
+    pool = begun("pool.zarr")
+    file.touch()
+    interrupted(lambda: pool.append(new, encoder=encoder))
+    file.unlink()
+    assert pool.refreshed() is pool, "it has its old rows"
+    encoder.batches.clear()
+    done: list[int] = []
+    longer = pool.append(new, encoder=encoder, progress=lambda rows, _: done.append(rows))
+    assert done[0] > 256
+    assert len(encoder.batches) < 30, "what was safe is not encoded again"
+    np.testing.assert_array_equal(longer.read(0, 600), whole.read(0, 600))
+    assert longer.record_ids([100, 599]) == ["r100", "r599"]
+    assert longer.display([450]) == {"text": [more[350]]}
+    assert longer.unencoded == whole.unencoded
+    assert [row for row, _, _ in longer.unencoded["named"]] == [110, 590]
+    # Another source begins from its start, and makes the first one begin from its start as well.
+    pool = begun("twice.zarr")
+    file.touch()
+    interrupted(lambda: pool.append(new, encoder=encoder))
+    file.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "sorted_entries", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            pool.append(other, encoder=encoder)
+    encoder.batches.clear()
+    np.testing.assert_array_equal(pool.append(new, encoder=encoder).read(0, 600), whole.read(0, 600))
+    assert sum(map(len, encoder.batches)) == 498
 
 
 def test_an_interrupted_build_is_not_resumed_by_another_encoder(tmp_path: Path) -> None:
@@ -341,6 +380,58 @@ def test_workers_load_an_encoder_once_and_give_the_same_bytes(cluster: Client, t
     assert [name for _, name, _ in pool.unencoded["named"]] == ["r4000"]
     processes = [each.name.split("-")[1] for each in notes.iterdir()]
     assert len(processes) == len(set(processes)) == 2
+
+
+@pytest.mark.slow
+def test_records_that_kill_their_workers_are_named_and_kept_as_missing(
+    mortal_cluster: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
+    # Dask sends a task elsewhere as often as it is told to before it gives up: here, once.
+    monkeypatch.setattr(mortal_cluster.cluster.scheduler, "allowed_failures", 1)
+    values: list[str | None] = [*texts(300)]
+    values[70], values[100], values[250] = "the end of it", "", "the end of it"
+    source, file = table(tmp_path / "texts.parquet", values), tmp_path / "deadly"
+    file.touch()
+    encoder = Mortal("the end of it", file)
+    with caplog.at_level(logging.WARNING):
+        pool = Pool.build(source, tmp_path / "pool.zarr", ids="id", text="text", encoder=encoder, client=mortal_cluster)
+    assert [(row, name) for row, name, _ in pool.unencoded["named"]] == [(70, "r70"), (100, "r100"), (250, "r250")]
+    assert "ended the workers" in pool.unencoded["named"][0][2]
+    assert "r70" in caplog.text
+    X = pool.read(0, 300)
+    assert np.flatnonzero(np.isnan(X).any(axis=1)).tolist() == [70, 100, 250]
+    kept = np.delete(np.arange(300), [70, 100, 250])
+    np.testing.assert_array_equal(X[kept, :6], counted([values[row] or "" for row in kept]))
+    monkeypatch.setattr(encoded, "MAX_DEADLY", 0)
+    with pytest.raises(ClusterError, match="more than 0 records"):
+        Pool.build(source, tmp_path / "other.zarr", ids="id", text="text", encoder=encoder, client=mortal_cluster)
+
+
+def test_a_batch_is_as_large_as_memory_allows(cluster: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
+    source = table(tmp_path / "texts.parquet", [*texts(99), "the end of it"])
+
+    def built(name: str, encoder: Vowels, client: Client | None = None) -> np.ndarray:
+        pool = Pool.build(source, tmp_path / name, ids="id", text="text", encoder=encoder, client=client)
+        return pool.read(0, 100)
+
+    for fits, size in ((1000, 32), (6, 4), (1, 1)):
+        encoder = Roomy(fits)
+        X = built(f"{fits}.zarr", encoder)
+        # The first batch is the record by which memory was measured.
+        assert [len(batch) for batch in encoder.batches[1:]] == [size] * (100 // size) + [100 % size] * (size == 32)
+        assert 2**20 < encoder.room < psutil.virtual_memory().total / 2
+        if fits == 6:
+            np.testing.assert_array_equal(built("cluster.zarr", Roomy(6), client=cluster), X)
+            # Another memory changes nothing about a build that was begun.
+            with pytest.raises(SourceError, match="fails"):
+                built("begun.zarr", Roomy(6, fails="the end of it"))
+            np.testing.assert_array_equal(built("begun.zarr", Roomy(1000)), X)
+    with pytest.raises(SourceError, match="memory for one record"):
+        built("none.zarr", Roomy(0))
+    with pytest.raises(SourceError, match="memory for one record"):
+        built("none.zarr", Roomy(0), client=cluster)
 
 
 def test_weights_that_differ_on_a_worker_are_refused(cluster: Client, tmp_path: Path) -> None:

@@ -229,6 +229,19 @@ def test_a_gpu_that_runs_out_of_memory_gets_half_a_batch(caplog: pytest.LogCaptu
         TorchEncoder(Tight(most=0), letters).encode([letters("x")])
 
 
+def test_a_batch_is_as_large_as_its_widest_layer_allows() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(26, 512), torch.nn.ReLU(), torch.nn.Linear(512, 8))
+    encoder = TorchEncoder(module, letters, device="cpu")
+    # What goes into the activation and what comes out, and a copy.
+    one = 3 * 2 * 512 * 4
+    assert encoder.fitting(encoder.prepare("text"), 100 * one) == 100
+    assert encoder.batch_size is None
+    sentences = SentenceEncoder(sentence_model(), device="cpu")
+    short, long = (sentences.fitting("word " * count, 2**30) for count in (10, 200))
+    assert 10 * long < short < 30 * long
+    assert not [hook for layer in module.modules() for hook in layer._forward_hooks]
+
+
 def test_a_module_must_return_one_tensor(tmp_path: Path) -> None:
     source = written(tmp_path / "texts.csv", texts(5))
     with pytest.raises(SettingsError, match="tensor"):

@@ -16,7 +16,7 @@ VOWELS = "aeiou"
 class Vowels:
     """Counts the vowels of texts; notes each batch, as the padding of a network would feel it."""
 
-    def __init__(self, name: str = "vowels", batch_size: int = 8) -> None:
+    def __init__(self, name: str = "vowels", batch_size: int | None = 8) -> None:
         self.id, self.batch_size = f"{name}:1", batch_size
         self.batches: list[list[str]] = []
 
@@ -61,6 +61,23 @@ class Mortal(Vowels):
     def encode(self, batch: Sequence[str]) -> list[list[int]]:
         if self.text in batch and self.file.exists():
             os.kill(os.getpid(), 9)
+        return super().encode(batch)
+
+
+class Roomy(Vowels):
+    """Says how many records fit into memory, and notes in how much."""
+
+    def __init__(self, fits: int, fails: str = "") -> None:
+        super().__init__("roomy", None)
+        self.fits, self.fails, self.room = fits, fails, 0
+
+    def fitting(self, _: str, room: int) -> int:
+        self.room = room
+        return self.fits
+
+    def encode(self, batch: Sequence[str]) -> list[list[int]]:
+        if self.fails in batch:
+            raise RuntimeError(self.fails)
         return super().encode(batch)
 
 

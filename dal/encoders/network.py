@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal._distribution import needs
-from dal.encoders.devices import chosen_device, halved, state_digest
+from dal.encoders.devices import chosen_device, fitting, halved, state_digest
 from dal.encoders.protocol import file_digest, function_digest, named_digest
 from dal.encoders.tuning import Tunable
 from dal.errors import SettingsError
@@ -26,7 +26,8 @@ class TorchEncoder(Tunable):
     preprocess : callable
         From one record, a `PIL.Image.Image` in red, green and blue or a text, to a tensor or an array, all of one
         shape.
-    batch_size : int, default=32
+    batch_size : int, optional
+        Default: 32, or fewer where memory has no room for as many.
     device : str, optional
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... Default: a GPU where torch sees one.
     name : str, optional
@@ -38,7 +39,7 @@ class TorchEncoder(Tunable):
         module: Any,  # noqa: ANN401 - torch may be missing
         preprocess: Callable[[Any], Any],
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         device: str | None = None,
         name: str | None = None,
     ) -> None:
@@ -104,6 +105,10 @@ class TorchEncoder(Tunable):
                 "the features"
             )
         return found.flatten(1)
+
+    def fitting(self, record: Any, room: int) -> int:  # noqa: ANN401 - a tensor
+        """Return how many records such as this one a batch may have in some bytes of memory."""
+        return fitting(self._loaded, self._encode, record, room, self._device)
 
     def _encode(self, batch: Sequence[Any]) -> npt.NDArray[np.float32]:
         import torch

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal._distribution import needs
-from dal.encoders.devices import chosen_device, halved, state_digest
+from dal.encoders.devices import chosen_device, fitting, halved, state_digest
 from dal.encoders.protocol import named_digest
 from dal.encoders.tuning import Tunable
 from dal.errors import DalError, SettingsError
@@ -22,8 +22,9 @@ class SentenceEncoder(Tunable):
     ----------
     model : str
         A directory, or a name that the library finds: on the machine first, then on its hub.
-    batch_size : int, default=32
-        Texts of a batch; texts of similar length come together.
+    batch_size : int, optional
+        Texts of a batch; texts of similar length come together. Default: 32, or fewer where memory has no room for as
+        many long ones.
     device : str, optional
         ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ... Default: a GPU where torch sees one.
     max_length : int, optional
@@ -31,7 +32,7 @@ class SentenceEncoder(Tunable):
     """
 
     def __init__(
-        self, model: str, *, batch_size: int = 32, device: str | None = None, max_length: int | None = None
+        self, model: str, *, batch_size: int | None = None, device: str | None = None, max_length: int | None = None
     ) -> None:
         self.model, self.batch_size, self.device, self.max_length = str(model), batch_size, device, max_length
 
@@ -80,6 +81,10 @@ class SentenceEncoder(Tunable):
         cut = model.preprocess if hasattr(model, "preprocess") else model.tokenize
         inputs = {name: each.to(model.device) for name, each in cut(list(batch)).items() if hasattr(each, "to")}
         return model(inputs)["sentence_embedding"]
+
+    def fitting(self, record: str, room: int) -> int:
+        """Return how many texts such as this one a batch may have in some bytes of memory."""
+        return fitting(self._loaded, self._encode, record, room, str(self._loaded.device))
 
     def _encode(self, batch: Sequence[str]) -> npt.NDArray[np.float32]:
         found: npt.NDArray[np.float32] = self._loaded.encode(

@@ -1,8 +1,9 @@
 """Building a pool: layout, writing in whole units, resuming after an interruption.
 
 Rows are written unit by unit (a shard, or a chunk where there are no shards), and the number of rows that are safely
-written is kept in the pool's attributes. A build that is run again with the same source resumes there; units beyond
-that row are written again. When all rows are in, the index of the ids is made and the pool is marked complete.
+written is kept in the pool's attributes. A build that is run again with the same source resumes there, and so does an
+append of encoded records; units beyond that row are written again. When all rows are in, the index of the ids is made
+and the pool is marked complete.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,7 +41,18 @@ from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
 from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import Block, Source, checked, open_source
-from dal.pool.store import ATTRIBUTE, INDEX, VERSION, VERSIONS, Pool, array_of, damaged_key, description, opened_group
+from dal.pool.store import (
+    APPENDING,
+    ATTRIBUTE,
+    INDEX,
+    VERSION,
+    VERSIONS,
+    Pool,
+    array_of,
+    damaged_key,
+    description,
+    opened_group,
+)
 from dal.pool.stored import PICTURE, field_path, stored_type
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
@@ -88,13 +101,15 @@ def build(
     """Build a pool at a place, see :meth:`dal.pool.store.Pool.build`."""
     opened = _source(source, how)
     _refuse_dtype(dtype, opened)
-    identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
     with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
         store = _remembering(where, held)
         group = _existing(where, store)
         if group is not None:
             held.enter_context(_locked(where, store, tidy=True))
             group = _existing(where, store)  # again, because the holder of the lock may have changed it meanwhile
+        if isinstance(opened, Encoded) and group is not None and not overwrite:
+            opened.keep_batch_size(description(group).get("source"))
+        identity = None if opened.identity is None else {**opened.identity, "stored": dtype}
         build = _resumed(where, group, identity, how.sizes, overwrite=overwrite)
         start = build.rows if build else 0
         if build and isinstance(opened, Encoded):
@@ -159,9 +174,10 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         build = _Build(where, zarr.open_group(store, mode="r+"), how.sizes)
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
         build.encoded = opened if isinstance(opened, Encoded) else None
-        blocks = build.checked(opened.blocks(0), encode)
+        start = build.begun()
+        blocks = build.checked(opened.blocks(start), start, encode)
         with build.full_disk_errors():
-            build.append(blocks, progress, opened.n_rows)
+            build.append(blocks, progress, opened.n_rows, start)
         return _written(where, store)
 
 
@@ -810,14 +826,10 @@ class _Build:
 
     def write(self, blocks: Iterator[Block], progress: Progress | None) -> None:
         """Write all rows, and save the number of safe rows on the way."""
-        # Units are powers of two, so every one divides the largest.
-        step = max(int((array.shards or array.chunks)[0]) for array in map(self._array, self._names()))
-        rows = self.rows
-        for rows in self._write_blocks(blocks):
-            # In an object store each such note is a request that the build waits for.
-            if not self._remote or time.monotonic() - self._saved_at > _SAVE_SECONDS:
-                self._save(self._writes.safe(rows) // step * step)
-                self._saved_at = time.monotonic()
+        rows = first = self.rows
+        for rows in self._write_blocks(blocks, first):
+            if (safe := self._safe(rows)) is not None:
+                self._save(safe)
             if progress is not None:
                 progress(rows, self._state["source_rows"])
         self._refuse_shorter(rows)
@@ -825,12 +837,41 @@ class _Build:
             self._save(rows)
         self.rows = rows
 
-    def append(self, blocks: Iterator[Block], progress: Progress | None, n_new: int | None) -> None:
-        """Write rows after the existing ones; they become visible once all are written and their ids are indexed."""
+    def begun(self) -> int:
+        """Return how many rows of this source an interrupted append has written; forget those of another one.
+
+        Only rows of encoded records are worth going on from: others are read again in no time.
+        """
+        noted = self._state.get(APPENDING)
+        if noted is None:
+            return 0
+        if self.encoded is not None:
+            self.encoded.keep_batch_size(noted["source"])
+        source = None if self.encoded is None else self.encoded.identity
+        if (
+            self.encoded is not None
+            and source is not None
+            and (noted["source"], noted["before"]) == (source, self.rows)
+        ):
+            self.encoded.resume(noted["unencoded"])
+            return int(noted["rows"])
+        # Written before the rows are: killed and run again, the other source would take them for its own.
+        del self._state[APPENDING]
+        self._group.attrs[ATTRIBUTE] = self._state
+        return 0
+
+    def append(self, blocks: Iterator[Block], progress: Progress | None, n_new: int | None, begun: int) -> None:
+        """Write rows after the existing ones; they become visible once all are written and their ids are indexed.
+
+        The first `begun` rows are written already.
+        """
+        before = self.rows
         # Longer ones hold rows of an interrupted append.
-        self._resize(self.rows + (n_new or 0) if self._remote else self.rows)
-        before = rows = self.rows
-        for rows in self._write_blocks(blocks):
+        self._resize(before + max(begun, (n_new or 0) * self._remote))
+        rows = first = before + begun
+        for rows in self._write_blocks(blocks, first):
+            if self.encoded is not None and (safe := self._safe(rows)) is not None:
+                self._note(self.encoded, before, safe - before)
             if progress is not None:
                 progress(rows - before, n_new)
         if rows == before:  # the name of the index in use holds the number of rows
@@ -839,6 +880,7 @@ class _Build:
         index = f"{INDEX}_{rows}"
         self._write_index(index, rows)
         old = self._state.get("index", INDEX)
+        self._state.pop(APPENDING, None)
         self._state |= {"n_rows": rows, "source_rows": rows, "index": index, "kinds": self.kinds}
         if self.encoded is not None:
             more = self.encoded.missing_before(rows - before)
@@ -847,6 +889,28 @@ class _Build:
         self.rows = rows
         # Pools that are open use the previous index: it stays, older ones go.
         _delete(self._group.store, _own(self._where, set(_indexes(self._where)) - {index, old}))
+
+    def _note(self, encoded: Encoded, before: int, rows: int) -> None:
+        """Note the rows of an append that are safe, from which it goes on if it is interrupted."""
+        source = encoded.identity
+        if source is None or rows <= self._state.get(APPENDING, {"rows": 0})["rows"]:
+            return
+        unencoded = encoded.missing_before(rows)
+        self._state[APPENDING] = {"source": source, "before": before, "rows": rows, "unencoded": unencoded}
+        self._group.attrs[ATTRIBUTE] = self._state
+
+    def _safe(self, rows: int) -> int | None:
+        """Return how many of the first rows are safe in all arrays; None where it is too early to note it again."""
+        # In an object store each such note is a request that the build waits for.
+        if self._remote and time.monotonic() - self._saved_at <= _SAVE_SECONDS:
+            return None
+        self._saved_at = time.monotonic()
+        return self._writes.safe(rows) // self._step * self._step
+
+    @cached_property
+    def _step(self) -> int:
+        # Units are powers of two, so every one divides the largest.
+        return max(int((array.shards or array.chunks)[0]) for array in map(self._array, self._names()))
 
     def _resize(self, rows: int) -> None:
         """Cut longer arrays to this length; in an object store make shorter ones longer, all in one delay."""
@@ -858,9 +922,9 @@ class _Build:
 
         _each(self._where, resize, self._names())
 
-    def _write_blocks(self, blocks: Iterator[Block]) -> Iterator[int]:
-        """Write blocks, and yield the number of rows after each."""
-        columns = _each(self._where, self._column, self._names())
+    def _write_blocks(self, blocks: Iterator[Block], first: int) -> Iterator[int]:
+        """Write blocks from a row on, and yield the number of rows after each."""
+        columns = _each(self._where, lambda name: self._column(name, first), self._names())
         by_name = dict(zip(self._names(), columns, strict=True))
         features, ids = by_name["features"], by_name.get("ids")
         fields = {name: by_name[field_path(name)] for name in self._state["fields"]}
@@ -944,9 +1008,11 @@ class _Build:
         known = dict(self._state.get("kinds", {}))
         return {name: known.get(name) or _kind(self._array(field_path(name)).dtype) for name in self._state["fields"]}
 
-    def checked(self, blocks: Iterator[Block], encode: Encode) -> Iterator[Block]:
-        """Yield blocks as they are stored; refuse the first one if it does not match the pool."""
+    def checked(self, blocks: Iterator[Block], start: int, encode: Encode) -> Iterator[Block]:
+        """Yield blocks of a source from row `start` on as they are stored; refuse a first that the pool is unlike."""
         given = next(blocks, None)
+        if given is None and start:  # an interrupted append has written them all
+            return blocks
         if given is None:
             raise SourceError("`source` must have at least one row to append, got no rows")
         if (given.ids is not None) != self._state["has_ids"]:
@@ -959,10 +1025,10 @@ class _Build:
         shape, expected = given.features.shape[1:], self._array("features").shape[1:]
         if shape != expected:
             raise SourceError(f"records must have shape {expected}, as in {self._where}, got {shape}")
-        return checked(itertools.chain([given], blocks), 0, encode, self.kinds)
+        return checked(itertools.chain([given], blocks), start, encode, self.kinds)
 
-    def _column(self, name: str) -> _Column:
-        return _Column(whole(self._array(name)), self._writes, self.rows)
+    def _column(self, name: str, first: int) -> _Column:
+        return _Column(whole(self._array(name)), self._writes, first)
 
     def _save(self, rows: int, *, complete: bool = False) -> None:
         if rows > self.rows or complete:

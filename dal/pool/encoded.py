@@ -10,13 +10,17 @@ import logging
 import os
 import pickle
 import socket
+import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import dask.config
 import numpy as np
 import numpy.typing as npt
 
@@ -28,7 +32,9 @@ from dal.pool.tables import Rows
 
 Kind = Literal["texts", "pictures"]
 BATCH_SIZE = 32
-"""Records of a batch where an encoder does not name its own `batch_size`."""
+"""Records of a batch, at most, where an encoder does not name its own `batch_size`."""
+_ROOM_SHARE = 0.5
+"""Share of the memory that is left in a process with its model, for a batch; records are decoded beside it."""
 GROUP_ROWS: Mapping[Kind, int] = {"texts": 1024, "pictures": 64}
 """Records of a group, rounded to whole batches: texts are sorted by length in it, pictures are decoded in memory."""
 MAX_NAMED = 100
@@ -38,6 +44,10 @@ PATIENCE_SECONDS = 600.0
 """In which a cluster must return the group that was sent first."""
 _IN_FLIGHT = 2
 """Groups on their way for each thread of a cluster."""
+_LOOK_SECONDS = 0.5
+"""Between two looks at whether a worker is still there."""
+MAX_DEADLY = 8
+"""Records that may end their workers before the build ends: more are the fault of the encoder, or of the machines."""
 
 _log = logging.getLogger(__name__)
 Floats32 = npt.NDArray[np.float32]
@@ -203,19 +213,51 @@ class Encoded:
         self._records, self._encoder, self._client = records, encoder, client
         self.n_rows: int | None = records.n_rows
         self.single = records.single
-        batch = batch_size_of(encoder)
-        self._group_rows = batch * max(1, GROUP_ROWS[records.kind] // batch)
+        self._batch: int | None = getattr(encoder, "batch_size", None)
         self._missing_before_start = 0
         self._named: list[tuple[int, str, str]] = []
         self._more: list[int] = []
+        self._packed: Any = None
+        self._deadly = 0
 
     @property
     def identity(self) -> Identity | None:
-        """The identity of the records, the id of the encoder and its batch size, which moves last bits."""
+        """The identity of the records, the id of the encoder and the batch size, which moves last bits."""
         known = self._records.identity
         if known is None:
             return None
-        return {**known, "encoder": self._encoder.id, "batch_size": batch_size_of(self._encoder)}
+        return {**known, "encoder": self._encoder.id, "batch_size": self.batch_size}
+
+    @property
+    def batch_size(self) -> int:
+        """Records of a batch: the encoder's own, or as many as memory has room for, the same in all processes."""
+        if self._batch is None:
+            self._batch = self._fitting()
+        return self._batch
+
+    def keep_batch_size(self, source: Mapping[str, Any] | None) -> None:
+        """Take the batch size of an interrupted build, where the encoder leaves it open: memory may have changed."""
+        if self._batch is None and source is not None:
+            self._batch = source.get("batch_size")
+
+    def _fitting(self) -> int:
+        """Choose a batch size by the memory of this process, or of the smallest worker."""
+        if not hasattr(self._encoder, "fitting"):
+            return BATCH_SIZE
+        if self._client is None:
+            from distributed.system import MEMORY_LIMIT
+
+            return fitting(self._encoder, self._records.kind, MEMORY_LIMIT)
+        with _losses("the smallest worker has not looked up its memory"):
+            self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            limits = {address: int(each["memory_limit"] or 0) or sys.maxsize for address, each in workers.items()}
+            smallest = min(limits, key=lambda address: (limits[address], address))
+            task = self._sent(
+                fitting_on, self._records.kind, limits[smallest], workers=[smallest], allow_other_workers=True
+            )
+            found: int = task.result(timeout=PATIENCE_SECONDS)
+        return found
 
     @property
     def made_from(self) -> Mapping[str, Any]:
@@ -237,9 +279,10 @@ class Encoded:
 
     def blocks(self, start: int) -> Iterator[Block]:
         """Encode the records from row `start` on."""
-        begin = row = start - start % self._group_rows
+        group_rows = self.batch_size * max(1, GROUP_ROWS[self._records.kind] // self.batch_size)
+        begin = row = start - start % group_rows
         width: int | None = None
-        for group, encoded in self._encoded(_groups(self._records.raw(begin), self._group_rows)):
+        for group, encoded in self._encoded(_groups(self._records.raw(begin), group_rows)):
             features, causes = encoded.features, encoded.causes
             if not features.shape[1]:  # no record of the group could be encoded
                 width = width or _width(self._encoder, self._records.kind)
@@ -290,45 +333,110 @@ class Encoded:
             while (found := waiting.result()) is not None:
                 waiting = ahead.submit(following)
                 group, prepared = found
-                yield group, _features(self._encoder, prepared)
+                yield group, _features(self._encoder, prepared, self.batch_size)
 
     def _on_workers(self, groups: Iterator[list[Raw]]) -> Iterator[tuple[list[Raw], "Group"]]:
-        client = self._client
-        # Sent once, and from worker to worker after that; a task names it.
-        [shipped] = client.scatter([Shipped.of(self._encoder)], broadcast=True, hash=False)
-        most = max(1, sum(client.nthreads().values())) * _IN_FLIGHT
+        most = max(1, sum(self._client.nthreads().values())) * _IN_FLIGHT
         running: deque[tuple[list[Raw], Any]] = deque()
         try:
             for group in groups:
                 if len(running) >= most:
                     yield self._taken(running)
-                records = _records_of(group)
-                running.append((group, client.submit(encode_group, shipped, self._records.kind, records, pure=False)))
+                running.append((group, self._group_sent(_records_of(group))))
             while running:
                 yield self._taken(running)
         finally:
-            client.cancel([future for _, future in running])
+            self._client.cancel([future for _, future in running])
+
+    def _group_sent(self, records: list[Any], **where: Any) -> Any:  # noqa: ANN401 - a future
+        """Send records to be encoded."""
+        return self._sent(encode_group, self._records.kind, self.batch_size, records, **where)
+
+    def _sent(self, function: Callable[..., Any], *what: object, **where: Any) -> Any:  # noqa: ANN401 - a future
+        """Send a task, whose first argument is the encoder.
+
+        The encoder is the result of a task, which Dask does again where its worker dies. A scattered one would be lost.
+        """
+        # Models and pictures are meant to travel: Dask would warn of each above 10 MB.
+        with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}):
+            if self._packed is None or self._packed.status in ("error", "cancelled", "lost"):
+                self._packed = self._client.submit(_itself, Shipped.of(self._encoder), pure=False)
+            return self._client.submit(function, self._packed, *what, pure=False, **where)
 
     def _taken(self, running: "deque[tuple[list[Raw], Any]]") -> tuple[list[Raw], "Group"]:
-        """Wait for the group that was sent first; turn the loss of its workers into an error."""
+        """Wait for the group that was sent first; turn the loss of the cluster into an error."""
+        from distributed import KilledWorker
+
+        group, future = running.popleft()
+        records = _records_of(group)
+        with _losses(f"no worker has encoded {len(records)} records"):
+            try:
+                return group, future.result(timeout=PATIENCE_SECONDS)
+            except KilledWorker:
+                _log.warning(
+                    "%d records have ended the workers that encoded them: they are tried in parts", len(records)
+                )
+            return group, self._rescued(records)
+
+    def _rescued(self, records: list[Any]) -> "Group":
+        """Encode records that have ended their workers: in halves, down to the one that does so, which is left out."""
+        if (found := self._tried(records)) is not None:
+            return found
+        if len(records) > 1:
+            half = len(records) // 2
+            return Group.joined(self._rescued(records[:half]), self._rescued(records[half:]))
+        if (found := self._tried(records)) is not None:  # a worker may die of something else
+            return found
+        self._deadly += 1
+        if self._deadly > MAX_DEADLY:
+            raise ClusterError(
+                f"more than {MAX_DEADLY} records have ended the workers that encoded them; look at the workers' memory "
+                "and at their logs, then run again: it goes on"
+            )
+        return Group(np.empty((1, 0), np.float32), {0: "it has ended the workers that encoded it"}, [None])
+
+    def _tried(self, records: list[Any]) -> "Group | None":
+        """Encode records on one worker and on no other; return None where it dies meanwhile."""
         from concurrent.futures import CancelledError
 
         from distributed import KilledWorker
-        from distributed.comm.core import CommClosedError
 
-        group, future = running.popleft()
+        self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+        address = min(self._client.nthreads())
+        future, begun = self._group_sent(records, workers=[address]), time.monotonic()
         try:
-            return group, future.result(timeout=PATIENCE_SECONDS)
-        except KilledWorker as error:
-            raise ClusterError(
-                f"{len(_records_of(group))} records were encoded by workers that died, one after another: {error}; "
-                "look at their memory, then run again: it goes on"
-            ) from error
-        except (CancelledError, CommClosedError, TimeoutError) as error:
-            raise ClusterLost(
-                f"no worker has encoded {len(_records_of(group))} records ({type(error).__name__}: {error}); bring the "
-                "cluster up, then run again: it goes on"
-            ) from error
+            while True:
+                try:
+                    found: Group = future.result(timeout=_LOOK_SECONDS)
+                except TimeoutError:
+                    if address not in self._client.nthreads():
+                        return None
+                    if time.monotonic() - begun > PATIENCE_SECONDS:
+                        raise
+                except (KilledWorker, CancelledError):
+                    return None
+                else:
+                    return found
+        finally:
+            self._client.cancel([future])
+
+
+@contextmanager
+def _losses(what: str) -> Iterator[None]:
+    """Turn the loss of a cluster into an error that says how far it came."""
+    from concurrent.futures import CancelledError
+
+    from distributed import KilledWorker
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise ClusterError(f"{what}: {error}; look at the workers' memory, then run again") from error
+    except (CancelledError, CommClosedError, TimeoutError) as error:
+        raise ClusterLost(
+            f"{what} ({type(error).__name__}: {error}); bring the cluster up, then run again: it goes on"
+        ) from error
 
 
 # ---- one group
@@ -345,14 +453,9 @@ def refuse_encoder(encoder: Any) -> None:  # noqa: ANN401 - anybody's
         raise SourceError(
             f"`encoder` must have an `id`, a text that names its weights and preprocessing, got {encoder!r}; set it"
         )
-    size = getattr(encoder, "batch_size", BATCH_SIZE)
-    if type(size) is not int or size < 1:
-        raise SourceError(f"`batch_size` of the encoder must be a whole number from 1 on, got {size!r}")
-
-
-def batch_size_of(encoder: Any) -> int:  # noqa: ANN401 - anybody's
-    """Return the number of records that an encoder takes at a time."""
-    return int(getattr(encoder, "batch_size", BATCH_SIZE))
+    size = getattr(encoder, "batch_size", None)
+    if size is not None and (type(size) is not int or size < 1):
+        raise SourceError(f"`batch_size` of the encoder must be a whole number from 1 on or None, got {size!r}")
 
 
 @dataclass(frozen=True)
@@ -383,6 +486,19 @@ class Group:
     features: Floats32
     causes: Causes
     shown: list[str | None]
+
+    @classmethod
+    def joined(cls, first: "Group", second: "Group") -> "Group":
+        """Return the groups of two parts as one."""
+        width = max(first.features.shape[1], second.features.shape[1])
+        parts = []
+        for each in (first, second):
+            if each.features.shape[1] not in (0, width):
+                raise SourceError(f"`encoder` must return {width} features like before, got {each.features.shape[1]}")
+            parts.append(each.features if each.features.shape[1] else np.full((len(each.features), width), np.nan))
+        height = len(first.features)
+        causes = first.causes | {height + at: cause for at, cause in second.causes.items()}
+        return cls(np.concatenate(parts, dtype=np.float32), causes, [*first.shown, *second.shown])
 
 
 def _prepared(encoder: Any, kind: Kind, records: Sequence[Any]) -> _Prepared:  # noqa: ANN401
@@ -419,9 +535,9 @@ def _prepared(encoder: Any, kind: Kind, records: Sequence[Any]) -> _Prepared:  #
     return _Prepared(len(found), order, [found[at] for at in order], causes, shown)
 
 
-def _features(encoder: Any, group: _Prepared) -> Group:  # noqa: ANN401
-    """Encode a group batch by batch; records without finite features have NaN and a cause."""
-    size, causes = batch_size_of(encoder), dict(group.causes)
+def _features(encoder: Any, group: _Prepared, size: int) -> Group:  # noqa: ANN401
+    """Encode a group in batches of a size; records without finite features have NaN and a cause."""
+    causes = dict(group.causes)
     features = np.full((group.height, 0), np.nan, np.float32)
     for at in range(0, len(group.values), size):
         batch = group.values[at : at + size]
@@ -459,8 +575,42 @@ def _encode(encoder: Any, batch: list[Any]) -> Floats32:  # noqa: ANN401
 
 def _width(encoder: Any, kind: Kind) -> int:  # noqa: ANN401
     """Return the number of features, by a record made up."""
-    made_up = "text" if kind == "texts" else np.full((32, 32, 3), 128, np.uint8)
-    return int(_features(encoder, _prepared(encoder, kind, [made_up])).features.shape[1])
+    return int(_features(encoder, _made_up(encoder, kind), 1).features.shape[1])
+
+
+def _made_up(encoder: Any, kind: Kind) -> _Prepared:  # noqa: ANN401
+    """Make up a record, and prepare it; a text is as long as any, because encoders cut long ones."""
+    return _prepared(encoder, kind, ["text " * 2000 if kind == "texts" else np.full((32, 32, 3), 128, np.uint8)])
+
+
+def fitting(encoder: Any, kind: Kind, limit: int) -> int:  # noqa: ANN401
+    """Return the batch size for a process that may have `limit` bytes of memory: a power of two, at most 32.
+
+    What the interpreter, its libraries and the model take is not predicted but looked up, once the model is loaded.
+
+    Raises
+    ------
+    SourceError
+        There is no room for one record.
+    """
+    import psutil
+
+    prepared = _made_up(encoder, kind)
+    if not prepared.values:  # its function for one record takes no record that is made up
+        return BATCH_SIZE
+    try:
+        _features(encoder, prepared, 1)  # loads the model, and what its first prediction brings
+    except SourceError:  # nor does it encode one: the records will tell
+        return BATCH_SIZE
+    held = psutil.Process().memory_info().rss
+    room = int(_ROOM_SHARE * min(limit - held, psutil.virtual_memory().available))
+    found = int(encoder.fitting(prepared.values[0], room))
+    if found < 1:
+        raise SourceError(
+            f"`encoder` {encoder.id} must have memory for one record, got {max(0, room) / 2**20:,.0f} MiB beside the "
+            f"{held / 2**20:,.0f} MiB of its process; give it more, or set `batch_size` to go on without this check"
+        )
+    return int(1 << (min(found, BATCH_SIZE).bit_length() - 1))
 
 
 def _groups(pieces: Iterable[Raw], rows: int) -> Iterator[list[Raw]]:
@@ -576,9 +726,21 @@ def _held(shipped: Shipped) -> tuple[Any, threading.Lock]:
         return _HELD[shipped.digest]
 
 
-def encode_group(shipped: Shipped, kind: Kind, records: Sequence[Any]) -> Group:
+def _itself(value: Shipped) -> Shipped:
+    """Return an encoder that travels, as the result of a task."""
+    return value
+
+
+def encode_group(shipped: Shipped, kind: Kind, size: int, records: Sequence[Any]) -> Group:
     """Encode a group of records on a worker; the threads of a process decode together and encode one by one."""
     encoder, lock = _held(shipped)
     prepared = _prepared(encoder, kind, records)
     with lock:
-        return _features(encoder, prepared)
+        return _features(encoder, prepared, size)
+
+
+def fitting_on(shipped: Shipped, kind: Kind, limit: int) -> int:
+    """Return the batch size for a worker, see `fitting`."""
+    encoder, lock = _held(shipped)
+    with lock:
+        return fitting(encoder, kind, limit)

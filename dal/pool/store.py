@@ -45,6 +45,8 @@ from dal.stores.zarr_store import ZarrObjects
 
 # All attributes of dal are under one key of the group's.
 ATTRIBUTE = "dal"
+APPENDING = "appending"
+"""Key of the note that an append leaves of what it has written: no property of the pool, which has its old rows."""
 VERSION = 2
 """Format of new pools. Version 1 stored no name of the hash that its ids are indexed by."""
 VERSIONS = (1, 2)
@@ -80,6 +82,13 @@ def description(group: zarr.Group) -> Description:
     """Return dal's attributes of a pool; empty where there are none."""
     described = group.attrs.get(ATTRIBUTE)
     return dict(described) if isinstance(described, Mapping) else {}
+
+
+def seen(group: zarr.Group) -> Description:
+    """Return the description of a pool without the note of an append that is under way."""
+    described = description(group)
+    described.pop(APPENDING, None)
+    return described
 
 
 def damaged_key(described: Description) -> str | None:
@@ -189,7 +198,7 @@ class Pool:
         self.packing = None if group is not None else Packing.of(place, np.dtype(features.dtype), dict(features.attrs))
         self.missing_chunks: Missing = "fill" if fill else "refuse"
         self._fill = fill
-        self._described = described = {} if group is None else description(group)
+        self._described = described = {} if group is None else seen(group)
         self._has_ids = bool(described.get("has_ids"))
         self._index = described.get("index", INDEX)
         self._id_hash = described.get("id_hash", ids.HASH_OF_OLD)
@@ -410,7 +419,7 @@ class Pool:
         with contextlib.ExitStack() as held:
             now = _opened(self.place, held, "")
         if isinstance(now, zarr.Group):
-            described = description(now)
+            described = seen(now)
             if described == self._described and self._group is not None and self.n_rows == described["n_rows"]:
                 return self
             fingerprint = described.get("fingerprint")
@@ -446,7 +455,7 @@ class Pool:
 
         Pools that are open meanwhile go on showing the records of before. The new records become visible at once, when
         all are written and their ids are indexed. An append that is interrupted, or refused in the middle, leaves the
-        pool unchanged, and starts over when run again.
+        pool unchanged, and starts over when run again; one of encoded records goes on from the last whole chunk.
 
         Parameters
         ----------
