@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import tarfile
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -477,6 +478,34 @@ def test_bad_input_is_refused_in_words(how: dict[str, Any], word: str, tmp_path:
     source = table(tmp_path / "texts.parquet", list(texts(100)))
     with pytest.raises(SourceError, match=word):
         Pool.build(source, tmp_path / "pool.zarr", ids="id", **how)
+
+
+def test_an_encoder_with_a_lambda_travels_and_one_with_a_lock_is_refused(cluster: Client, tmp_path: Path) -> None:
+    values = texts(100)
+    source = table(tmp_path / "texts.parquet", list(values))
+    encoder = Odd(lambda batch: [[len(text)] for text in batch])
+    pool = Pool.build(source, tmp_path / "pool.zarr", ids="id", text="text", encoder=encoder, client=cluster)
+    assert pool.read(0, 100)[:, 0].tolist() == [len(value) for value in values]
+    with pytest.raises(SourceError, match="picklable"):
+        Pool.build(source, tmp_path / "x.zarr", text="text", encoder=Odd(threading.Lock()), client=cluster)
+
+
+@pytest.mark.slow
+def test_a_truncated_picture_in_the_middle_of_10_000(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for at, colour in enumerate(((255, 0, 0), (0, 255, 0))):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{at}.png")
+    for row in range(10_000):
+        (folder / f"p{row:05d}.png").hardlink_to(tmp_path / f"{row % 2}.png")
+    whole = (tmp_path / "1.png").read_bytes()
+    (folder / "p05001.png").unlink()
+    (folder / "p05001.png").write_bytes(whole[: len(whole) // 2])
+    pool = Pool.build(folder, tmp_path / "pool.zarr", images=True, encoder=Colours())
+    X, expected = pool.read(0, 10_000), np.float32([[255, 0, 0], [0, 255, 0]] * 5_000)
+    expected[5001] = np.nan
+    np.testing.assert_array_equal(X, expected)
+    assert [(row, name) for row, name, _ in pool.unencoded["named"]] == [(5001, "p05001.png")]
 
 
 def test_the_command_line_builds_and_appends(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+OF_TORCH = {"03-texts-and-pictures"}
+"""Notebooks that need torch and models that packages carry."""
 
 
 class OwnKernel(AsyncKernelManager):
@@ -39,8 +41,12 @@ def test_a_notebook_is_stored_without_outputs(path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=names)
+@pytest.mark.parametrize(
+    "path", [pytest.param(each, marks=[pytest.mark.torch] * (each.stem in OF_TORCH)) for each in NOTEBOOKS], ids=names
+)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if path.stem in OF_TORCH:
+        pytest.importorskip("torch", reason="make test-torch runs it")
     # dal need not be installed; and files that a notebook makes beside itself would show up in tmp_path.
     found = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     monkeypatch.setenv("PYTHONPATH", found)
