@@ -105,13 +105,16 @@ def test_coverage_for_a_learner_of_directions_covers_directions() -> None:
         )  # fmt: skip
         return np.searchsorted(c.rows, rows).tolist()
 
-    assert set(of[chosen("coverage", directions=True)]) == {0, 1, 2, 3}
-    assert set(of[chosen("coverage", directions=False)]) != {0, 1, 2, 3}
+    found = chosen("coverage", directions=True)
+    assert set(of[found]) == {0, 1, 2, 3}
+    assert found != chosen("coverage", directions=False)
     assert chosen("default", directions=True) == chosen("default", directions=False), "of scored records, as before"
     filled = np.where(np.isnan(X), codebook.mean, X).astype(float)
     lengths = np.linalg.norm(filled, axis=1, keepdims=True)
     expected = np.divide(filled, lengths, out=np.zeros_like(filled), where=lengths > 0)
     np.testing.assert_allclose(codebook.directions(X), expected, atol=1e-6)
+    plain = select(replace(c, embeddings=expected.astype(np.float32)), Strategy.named("coverage"), 4, NO_LABELED, 0, 1)
+    assert np.searchsorted(c.rows, plain).tolist() == found
     huge = np.float32([[3e38, -3e38], [1e-38, 0]])
     np.testing.assert_allclose(
         Codebook.fit(X[:, :2], 0, 0).directions(huge), [[0.5**0.5, -(0.5**0.5)], [1, 0]], rtol=1e-6

@@ -37,6 +37,7 @@ _ROOM_SHARE = 0.5
 """Share of the memory that is left in a process with its model, for a batch; records are decoded beside it."""
 GROUP_ROWS: Mapping[Kind, int] = {"texts": 1024, "pictures": 64}
 """Records of a group, rounded to whole batches: texts are sorted by length in it, pictures are decoded in memory."""
+_TEXTS_AT_ONCE = 4096
 MAX_NAMED = 100
 """Records that a pool names of those which could not be encoded; all are counted."""
 _DECODERS = min(8, os.cpu_count() or 1)
@@ -44,6 +45,8 @@ PATIENCE_SECONDS = 600.0
 """In which a cluster must return the group that was sent first."""
 _IN_FLIGHT = 2
 """Groups on their way for each thread of a cluster."""
+_LIGHT_BYTES = 2**20
+"""Of a packed encoder that travels with each group."""
 _LOOK_SECONDS = 0.5
 """Between two looks at whether a worker is still there."""
 MAX_DEADLY = 8
@@ -144,9 +147,16 @@ class RawTexts:
         row = start
         for block in self._table.blocks(start):
             values = as_field(self._column, block.fields[self._column], row, len(block.features))
-            texts: list[str | None] = as_kind(values, "text", self._column, row).to_pylist()
-            yield Raw(texts, block.ids, block.fields)
-            row += len(texts)
+            # A block has up to 65,536 texts: as objects of Python, all would take several times their memory.
+            for at in range(0, len(values), _TEXTS_AT_ONCE):
+                part = slice(at, at + _TEXTS_AT_ONCE)
+                texts: list[str | None] = as_kind(values[part], "text", self._column, row).to_pylist()
+                yield Raw(
+                    texts,
+                    None if block.ids is None else block.ids[part],
+                    {name: held[part] for name, held in block.fields.items()},
+                )
+                row += len(texts)
 
 
 class RawArrays:
@@ -217,7 +227,8 @@ class Encoded:
         self._missing_before_start = 0
         self._named: list[tuple[int, str, str]] = []
         self._more: list[int] = []
-        self._packed: Any = None
+        self._shipped: Shipped | None = None
+        self._held: Any = None
         self._deadly = 0
 
     @property
@@ -355,13 +366,19 @@ class Encoded:
     def _sent(self, function: Callable[..., Any], *what: object, **where: Any) -> Any:  # noqa: ANN401 - a future
         """Send a task, whose first argument is the encoder.
 
-        The encoder is the result of a task, which Dask does again where its worker dies. A scattered one would be lost.
+        A light one travels with each task: tasks go where there is time, not where the encoder is. A heavy one is the
+        result of a task, which Dask does again where its worker dies. A scattered one would be lost.
         """
         # Models and pictures are meant to travel: Dask would warn of each above 10 MB.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}):
-            if self._packed is None or self._packed.status in ("error", "cancelled", "lost"):
-                self._packed = self._client.submit(_itself, Shipped.of(self._encoder), pure=False)
-            return self._client.submit(function, self._packed, *what, pure=False, **where)
+            if self._shipped is None:
+                self._shipped = Shipped.of(self._encoder)
+            encoder: Any = self._shipped
+            if len(self._shipped.packed) > _LIGHT_BYTES:
+                if self._held is None or self._held.status in ("error", "cancelled", "lost"):
+                    self._held = self._client.submit(_itself, self._shipped, pure=False)
+                encoder = self._held
+            return self._client.submit(function, encoder, *what, pure=False, **where)
 
     def _taken(self, running: "deque[tuple[list[Raw], Any]]") -> tuple[list[Raw], "Group"]:
         """Wait for the group that was sent first; turn the loss of the cluster into an error."""
