@@ -110,7 +110,6 @@ SMALL = Sizes(field_rows=64, chunk_bytes=64 * 28)
 
 def interrupted(task: Callable[[], object]) -> None:
     """Build or append to a pool in a process that kills itself."""
-
     process = multiprocessing.get_context("fork").Process(target=task)
     process.start()
     process.join()
