@@ -35,7 +35,7 @@ from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool._zarr import storing_all_chunks, whole
 from dal.pool.chunks import ChunkObjects, read_rows
-from dal.pool.encoded import Encoded, RawArrays, RawSource, RawTexts, joined
+from dal.pool.encoded import TEXTS_AT_ONCE, Encoded, RawArrays, RawSource, RawTexts, joined
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
@@ -347,7 +347,8 @@ def _raw(source: object, how: Options) -> RawSource:
     if how.text is not None:
         if not is_table(source) or not (how.ids is None or isinstance(how.ids, str)):
             raise SourceError("`text` must name a column of a table, such as a .parquet or .csv file")
-        table = open_table(source, how.ids, None, how.display, text=how.text, header=how.header, sizes=how.sizes)
+        sizes = replace(how.sizes, block_rows=min(how.sizes.block_rows, TEXTS_AT_ONCE))
+        table = open_table(source, how.ids, None, how.display, text=how.text, header=how.header, sizes=sizes)
         return RawTexts(table, how.text)
     if is_table(source) or how.header is not None:
         raise SourceError("`source` must be a folder of pictures or an array of them with `images`, got a table")
@@ -891,7 +892,7 @@ class _Build:
         _delete(self._group.store, _own(self._where, set(_indexes(self._where)) - {index, old}))
 
     def _note(self, encoded: Encoded, before: int, rows: int) -> None:
-        """Note the rows of an append that are safe, from which it goes on if it is interrupted."""
+        """Write down the rows of an append that are safe, from which it goes on if it is interrupted."""
         source = encoded.identity
         if source is None or rows <= self._state.get(APPENDING, {"rows": 0})["rows"]:
             return

@@ -38,7 +38,8 @@ _ROOM_SHARE = 0.5
 """Share of the memory that is left in a process with its model, for a batch; records are decoded beside it."""
 GROUP_ROWS: Mapping[Kind, int] = {"texts": 1024, "pictures": 64}
 """Records of a group, rounded to whole batches: texts are sorted by length in it, pictures are decoded in memory."""
-_TEXTS_AT_ONCE = 4096
+TEXTS_AT_ONCE = 4096
+"""Texts of a block of a table: as objects of Python they take several times their memory."""
 _TRIM_BYTES = 2**22
 """Of features between two times that free memory is given back."""
 MAX_NAMED = 100
@@ -150,16 +151,9 @@ class RawTexts:
         row = start
         for block in self._table.blocks(start):
             values = as_field(self._column, block.fields[self._column], row, len(block.features))
-            # A block has up to 65,536 texts: as objects of Python, all would take several times their memory.
-            for at in range(0, len(values), _TEXTS_AT_ONCE):
-                part = slice(at, at + _TEXTS_AT_ONCE)
-                texts: list[str | None] = as_kind(values[part], "text", self._column, row).to_pylist()
-                yield Raw(
-                    texts,
-                    None if block.ids is None else block.ids[part],
-                    {name: held[part] for name, held in block.fields.items()},
-                )
-                row += len(texts)
+            texts: list[str | None] = as_kind(values, "text", self._column, row).to_pylist()
+            yield Raw(texts, block.ids, block.fields)
+            row += len(texts)
 
 
 class RawArrays:
@@ -661,7 +655,7 @@ def _records_of(group: list[Raw]) -> list[Any]:
 
 
 def _trim() -> None:
-    """Give free memory back to the system.
+    """Return free memory to the system.
 
     Chunks of 16 MiB come and go among batches and texts. The C library keeps the pieces between them, and grows by a
     fifth over 100,000 texts.

@@ -106,7 +106,7 @@ def _placed(
     """Put candidates and asked records into the space in which they are compared.
 
     It is the learner's own where the candidates carry their embeddings, as of a network's last layer, and else that of
-    the features, as `embed` has it. The cells of a pool are those of its features always: they outlive the models of the
+    the features, by `embed`. The cells of a pool are those of its features always: they outlive the models of the
     rounds. Cells of candidates alone are found in the space.
     """
     if candidates.inner is None or asked_inner is None or not len(candidates):

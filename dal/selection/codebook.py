@@ -90,7 +90,7 @@ class Codebook:
         return embedded
 
     def directions(self, X: Floats32) -> Floats32:
-        """Divide records by their length, so that distances are those of a learner that does so.
+        """Compute the directions of records, so that distances are those of a learner that looks at these alone.
 
         What is missing (NaN) is put at the mean, as in `embed`; a record of zeros stays there.
         """
