@@ -9,6 +9,7 @@ from benchmarks import (
     encode,
     entrance,
     labels,
+    large,
     memory,
     pages,
     peers,
@@ -36,6 +37,7 @@ main.add_command(scan.command)
 main.add_command(memory.command)
 main.add_command(scale.command)
 main.add_command(labels.command)
+main.add_command(large.command)
 main.add_command(pages.command)
 main.add_command(peers.command)
 main.add_command(remote.command)

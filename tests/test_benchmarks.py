@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import clusters, memory, peers, scale, suite, synthetic
+from benchmarks import clusters, large, memory, peers, scale, suite, synthetic
 from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
 from dal.scan import plan
+from tests.clusters import own_cluster
 
 ROOT = Path(__file__).parents[1]
 CANDIDATE_BYTES = 32
@@ -183,6 +184,23 @@ def test_ten_times_the_rows_send_hardly_more_to_the_coordinator() -> None:
     assert large["bytes_up"] < 2 * small["bytes_up"]
     kept = 4000 * CANDIDATE_BYTES
     assert large["bytes_up"] <= kept * (plan.in_flight(24) + math.log2(large["tasks"]))
+
+
+def test_messages_of_a_pass_grow_with_the_workers_and_no_faster(tmp_path: Path) -> None:
+    fitted, workers = large.model(), 40
+    pool = large.pool_of(tmp_path, 2 * workers)
+    # All in this process, but each worker with its own connections.
+    with own_cluster(workers, processes=False, protocol="tcp") as (_, client):
+        for _ in ("first", "again"):
+            large.Messages.count(client)
+            found = large.passed(pool, fitted, client)
+            sent = large.Messages.taken(client)
+            # Two spans and a question for features; more where a machine is slow. Each to each would be 1,600.
+            for counts in sent[:3]:
+                assert all(count <= 6 * workers + 20 for count in counts.values()), counts
+            assert sent.workers["compute-task"] >= 2 * workers
+            assert sent.total <= 60 * workers
+    assert found.candidates.rows.tolist() == large.passed(pool, fitted, None).candidates.rows.tolist()
 
 
 def test_the_curve_is_drawn(tmp_path: Path) -> None:

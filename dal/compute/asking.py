@@ -175,10 +175,14 @@ def ask_hosts(
     done, hosts = set(known), dict[str, str]()
     begun: list[Future[Answers]] = []
     latest: dict[str, tuple[str, float]] = {}
+    workers, looked = dict[str, WorkerInfo](), 0.0
     until = time.monotonic() + seconds
     try:
         while True:
-            workers, now = workers_of(client), time.monotonic()
+            now = time.monotonic()
+            # The list of a large cluster takes as long as many answers, which come one by one.
+            if not begun or now - looked > _TICK_SECONDS:
+                workers, looked = workers_of(client), now
             left = {worker.host for worker in workers.values()} - done
             if not left or now > until:
                 return answers

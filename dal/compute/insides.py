@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
-from distributed import Client, Worker, utils
+from distributed import Client, Scheduler, utils
 
 Result = TypeVar("Result")
 
@@ -39,10 +39,14 @@ def look_for_scheduler_quietly(client: Client) -> None:
         _log.warning("this version of distributed logs a traceback where a scheduler is lost: ignore it")
 
 
-def executing(dask_worker: Worker) -> list[str]:
-    """Return the keys of the tasks that threads of a worker are at; run on it, as Dask's argument has the name."""
+def executing(dask_scheduler: Scheduler) -> list[str]:
+    """Return the keys of the tasks that threads of any worker are at, by its last heartbeat; run on the scheduler.
+
+    Dask's argument has the name.
+    """
     try:
-        return [str(task.key) for task in dask_worker.state.executing]
+        at_work = [(worker, task) for worker in dask_scheduler.workers.values() for task in worker.executing]
+        return [str(task.key) for worker, task in at_work if task.processing_on is worker]  # it may have ended since
     except AttributeError:
         return []
 

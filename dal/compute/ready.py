@@ -155,7 +155,7 @@ def _compare(client: Client, seconds: float) -> tuple[str, ...]:
         refused = []
         if _SCHEDULER not in compared:
             found = versions.differences(here, found_on_scheduler(client, seconds), OF_SCHEDULER)
-            where = client.scheduler_info()["address"]
+            where = client.scheduler_info(n_workers=0)["address"]
             refused = [f"The scheduler at {where} has {e}: {e.remedy}" for e in found if e.refused]
         of_workers = found_on_workers(client, unknown, seconds)
         unlike = {address: versions.differences(here, found) for address, found in of_workers.items()}
@@ -222,10 +222,10 @@ def _import(client: Client, seconds: float, say: Say) -> bool:
     began = heard = time.monotonic()
     while True:
         workers = workers_of(client)
-        at_it = [address for address in workers if address not in imported]
+        at_it = workers.keys() - imported
         if not at_it or not workers:
             return bool(workers)
-        for answers in answers_of(client, preload.imported, patience, workers=at_it, seconds=2 * patience):
+        for answers in answers_of(client, preload.imported, patience, workers=list(at_it), seconds=2 * patience):
             for address, answer in answers.items():
                 heard = time.monotonic()
                 if answer is True:

@@ -14,7 +14,7 @@ from dask.utils import parse_timedelta
 from distributed import Client, Future, KilledWorker
 
 from dal.compute import insides
-from dal.compute.asking import ask
+from dal.compute.asking import ask_scheduler
 from dal.errors import ClusterError, ClusterLost
 
 Item = TypeVar("Item")
@@ -27,6 +27,9 @@ PRIORITY = -10
 """Below Dask's default of 0: a task that a person on the same cluster waits for goes before what waits for a thread."""
 _LOOK_SECONDS = 5.0
 """Between two looks at what the workers are doing."""
+_AT_A_TIME = 100
+"""Results that are fetched together: a thousand would keep threads that are free waiting for the next task, and take
+longer than the patience for them, so that all would be asked for again."""
 _STALL_FACTOR = 20
 """A task may take this many times as long as the longest so far before it counts as stalled."""
 
@@ -168,7 +171,7 @@ class InFlight(Generic[Item, Result]):
         waited_from = alive = looked = time.monotonic()
         while True:
             try:
-                moved = [self._moved.get(timeout=_TICK_SECONDS), *self._drained()]
+                moved = [self._moved.get(timeout=_TICK_SECONDS), *self._drained(_AT_A_TIME - 1)]
             except queue.Empty:
                 before, alive = alive, self._last_alive(alive)
                 now = time.monotonic()
@@ -204,13 +207,16 @@ class InFlight(Generic[Item, Result]):
 
     def _waits_for_others(self) -> bool:
         """Return whether threads are at tasks of others, and none is at one of these."""
-        answers = ask(self.client, insides.executing, workers=list(self.nthreads()), seconds=_LOOK_SECONDS)
-        keys = {key for answer in answers.values() if isinstance(answer, list) for key in answer}
+        # One question to the scheduler: one to each of a thousand workers would keep it busy for seconds.
+        try:
+            keys = set(ask_scheduler(self.client, insides.executing, seconds=_LOOK_SECONDS))
+        except ClusterLost:  # or too busy to answer: other waits notice one that is lost
+            return False
         return bool(keys) and not keys & {future.key for future in self.pending}
 
-    def _drained(self) -> "list[Future[Result] | None]":
-        drained = []
-        while not self._moved.empty():
+    def _drained(self, most: int) -> "list[Future[Result] | None]":
+        drained: list[Future[Result] | None] = []
+        while len(drained) < most and not self._moved.empty():
             drained.append(self._moved.get())
         return drained
 
@@ -240,6 +246,10 @@ class InFlight(Generic[Item, Result]):
         ClusterError
             If they do not come in time.
         """
+        starts = range(0, len(futures), _AT_A_TIME)
+        return [result for start in starts for result in self._fetched(futures[start : start + _AT_A_TIME])]
+
+    def _fetched(self, futures: Sequence["Future[Fetched]"]) -> list[Fetched]:
         # The last worker may leave with results: they come once another one has done the work again.
         asked = insides.begun(self.client, gathered(self.client, futures, self.patience.fetch))
         began = alive = time.monotonic()

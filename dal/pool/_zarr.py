@@ -71,11 +71,12 @@ def chunk_key(array: "zarr.Array[Any]", place: Sequence[int]) -> str:
     >>> chunk_key(zarr.create_array({}, shape=(4, 4), chunks=(2, 2), dtype="i4"), (1, 0))
     'c/1/0'
     """
-    told = dict(array.metadata.to_dict())
+    # For each chunk that is read: all of the metadata as a dict would take as long as scoring a small one.
+    metadata: Any = array.metadata
     names = list(map(str, place))
-    if told["zarr_format"] == 2:
-        return str(told.get("dimension_separator", ".")).join(names) or "0"
-    encoding: Any = told["chunk_key_encoding"]
+    if metadata.zarr_format == 2:
+        return str(metadata.dimension_separator).join(names) or "0"
+    encoding = metadata.chunk_key_encoding.to_dict()
     configuration = encoding.get("configuration", {})
     if encoding["name"] == "default":
         return str(configuration.get("separator", "/")).join(["c", *names])

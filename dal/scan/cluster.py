@@ -180,8 +180,12 @@ class _Cluster:
         starts, stops = np.array([interval for interval, _ in spans], dtype=np.int64).T
         position = np.searchsorted(starts, rows, side="right") - 1
         inside = (position >= 0) & (rows < stops[position])
-        of_worker = numbers[position[inside]]
-        return [(str(workers[number]), rows[inside][of_worker == number]) for number in np.unique(of_worker)]
+        # Sorted once: a look at all rows for each worker is felt with thousands of workers.
+        kept, of_worker = rows[inside], numbers[position[inside]]
+        by_worker = np.argsort(of_worker, kind="stable")
+        owners, firsts = np.unique(of_worker[by_worker], return_index=True)
+        shares = np.split(kept[by_worker], firsts[1:])  # one, which is empty, of no rows
+        return [(str(workers[owner]), share) for owner, share in zip(owners, shares, strict=False)]
 
     def _take(self, rows: Rows) -> Floats32:
         """Read rows on the workers, each chunk once."""

@@ -1,5 +1,6 @@
 """Cut a pass over the pool into tiles, units and spans: pure arithmetic on rows."""
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -486,7 +487,8 @@ def probes(intervals: Sequence[Interval], unit: int, count: int, seed: int) -> t
     for interval in intervals:
         offset = interval.start // unit
         units = -(-interval.stop // unit) - offset
-        inside = [w - base + offset for w in wanted if base <= w < base + units]
+        low, high = bisect_left(wanted, base), bisect_left(wanted, base + units)
+        inside = [w - base + offset for w in wanted[low:high]]
         taken = [Interval(max(u * unit, interval.start), min((u + 1) * unit, interval.stop)) for u in inside]
         first += taken
         rest += [Interval(a + interval.start, b + interval.start) for a, b in _gaps(interval, taken)]
