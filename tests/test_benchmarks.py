@@ -187,7 +187,7 @@ def test_ten_times_the_rows_send_hardly_more_to_the_coordinator() -> None:
 
 
 def test_messages_of_a_pass_grow_with_the_workers_and_no_faster(tmp_path: Path) -> None:
-    fitted, workers = large.model(), 40
+    fitted, workers = large.model(), 24
     pool = large.pool_of(tmp_path, 2 * workers)
     # All in this process, but each worker with its own connections.
     with own_cluster(workers, processes=False, protocol="tcp") as (_, client):
@@ -195,7 +195,7 @@ def test_messages_of_a_pass_grow_with_the_workers_and_no_faster(tmp_path: Path) 
             large.Messages.count(client)
             found = large.passed(pool, fitted, client)
             sent = large.Messages.taken(client)
-            # Two spans and a question for features; more where a machine is slow. Each to each would be 1,600.
+            # Two spans and a question for features; more where a machine is slow. Each to each would be 576.
             for counts in sent[:3]:
                 assert all(count <= 6 * workers + 20 for count in counts.values()), counts
             assert sent.workers["compute-task"] >= 2 * workers
