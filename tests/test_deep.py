@@ -640,7 +640,7 @@ def test_the_batch_by_the_last_layer_is_that_of_a_plain_network_for_any_workers(
     nets.Mortal.passes.clear()
     given = {"random_state": 1, "round": 2, "codebook": codebook}
     alone = scan(pool, model, strategy, 30, np.arange(60), **given).candidates
-    assert nets.Mortal.passes["predict"] == -(-pool.n_rows // model.estimator.predicted_at_once), "one pass"
+    assert nets.Mortal.passes["scan"] == -(-pool.n_rows // model.estimator.predicted_at_once), "one pass"
     together = scan(pool, model, strategy, 30, np.arange(60), client=cluster, **given).candidates
     network = model.estimator._networks[0]._network
     with torch.inference_mode():
@@ -744,7 +744,7 @@ def test_a_campaign_of_ten_rounds_that_is_killed_in_a_fit_and_in_a_scan_asks_the
     command = [sys.executable, "-c", script, str(tmp_path / "campaign"), str(tmp_path / "codes.npy")]
     file = tmp_path / "kill"
     rounds = []
-    for place in ("fit 60", "predict 30"):
+    for place in ("fit 60", "scan 10"):
         file.write_text(place)
         died = subprocess.run(command, env=os.environ | {"NETS_KILL": str(file)}, timeout=300, check=False)
         assert died.returncode == -signal.SIGKILL
