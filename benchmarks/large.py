@@ -27,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from itertools import product
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -349,47 +350,43 @@ def measure(kind: str, workers: int, folder: Path) -> dict[str, Any]:
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
-def table(results: Sequence[dict[str, Any]]) -> Table:
-    """Lay results out for reading."""
-    drawn = Table(title=f"beside the scoring, load {machine.load():.1f}")
-    for heading in ("workers", "of", "coordinator", "client", "scheduler", "messages", "wall"):
+def table(told: dict[str, Any]) -> Table:
+    """Lay a result out for reading."""
+    drawn = Table(title=f"beside the scoring: {told['workers']:,} {told['kind']}, load {machine.load():.1f}")
+    for heading in ("of", "coordinator", "client", "scheduler", "messages", "wall"):
         drawn.add_column(heading, justify="right")
-    for each in results:
-        rows = (
-            (f"a task (of {each['tasks']:,}), ms", each["task"], 1e3),
-            ("a worker, each pass, ms", each["worker"], 1e3),
-            ("the first pass, s", each["first"], 1.0),
-        )
-        for of, spent, factor in rows:
-            seconds = [f"{factor * spent[name]:.2f}" for name in ("coordinator", "client", "scheduler")]
-            count = spent["messages"]
-            drawn.add_row(
-                f"{each['workers']:,} {each['kind']}", of, *seconds, f"{count:,.1f}", f"{factor * spent['wall']:.2f}"
-            )
-        idle, held = each["idle"], each["mb"]
-        drawn.add_row("", "idle, share of a core", "", f"{idle['client']:.1%}", f"{idle['scheduler']:.1%}", "", "")
-        sizes = [f"{held[name]:.0f}" for name in ("client", "scheduler")]
-        drawn.add_row("", f"memory, MiB ({held['worker']:.1f} a worker)", "", *sizes, "", "")
-        drawn.add_row("", "open files", "", "", f"{each['files']:,}", "", "")
+    rows = (
+        (f"a task (of {told['tasks']:,}), ms", told["task"], 1e3),
+        ("a worker, each pass, ms", told["worker"], 1e3),
+        ("the first pass more, s", told["first"], 1.0),
+    )
+    for of, spent, factor in rows:
+        seconds = [f"{factor * spent[name]:.2f}" for name in ("coordinator", "client", "scheduler")]
+        drawn.add_row(of, *seconds, f"{spent['messages']:,.1f}", f"{factor * spent['wall']:.2f}")
+    idle, held = told["idle"], told["mb"]
+    drawn.add_row("idle, share of a core", "", f"{idle['client']:.1%}", f"{idle['scheduler']:.1%}", "", "")
+    sizes = [f"{held[name]:.0f}" for name in ("client", "scheduler")]
+    drawn.add_row(f"memory, MiB ({held['worker']:.1f} a worker)", "", *sizes, "", "")
+    drawn.add_row("open files", "", "", f"{told['files']:,}", "", "")
     return drawn
 
 
 @click.command("large")
 @click.option(
     "--simulated",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     multiple=True,
     default=(1_000,),
     show_default=True,
-    help="Workers that share processes. May be given several times.",
+    help="Workers that share processes; 0 leaves them out. May be given several times.",
 )
 @click.option(
     "--processes",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=0),
     multiple=True,
     default=(64,),
     show_default=True,
-    help="Workers of a process each; 64 take about 3 GB. May be given several times.",
+    help="Workers of a process each, 64 in about 3 GB; 0 leaves them out. May be given several times.",
 )
 @click.option(
     "--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here, too."
@@ -397,9 +394,11 @@ def table(results: Sequence[dict[str, Any]]) -> Table:
 def command(simulated: tuple[int, ...], processes: tuple[int, ...], json_path: Path | None) -> None:
     """Measure coordinator, client and scheduler on clusters of many workers: CPU time a task, and a worker and pass."""
     wanted = [("processes", count) for count in processes] + [("simulated", count) for count in simulated]
-    with tempfile.TemporaryDirectory() as folder:
-        results = [measure(kind, workers, Path(folder)) for kind, workers in wanted]
-    if json_path is not None:
-        told = {"clusters": results, "machine": machine.facts()}
-        json_path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    Console().print(table(results))
+    results: list[dict[str, Any]] = []
+    for kind, workers in filter(itemgetter(1), wanted):
+        with tempfile.TemporaryDirectory() as folder:
+            results.append(measure(kind, workers, Path(folder)))
+        Console().print(table(results[-1]))  # the next may take minutes
+        if json_path is not None:
+            told = {"clusters": results, "machine": machine.facts()}
+            json_path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
