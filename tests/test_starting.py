@@ -127,7 +127,7 @@ def test_workers_that_still_import_are_waited_for_and_those_that_cannot_are_refu
 
     def wake(progress: Progress) -> None:
         said.append(progress.waiting)
-        if sum("importing" in waiting for waiting in said) == 8:
+        if sum("importing" in waiting for waiting in said) == 14:
             go.write_text("")
 
     log = tmp_path / "log"
@@ -141,7 +141,7 @@ def test_workers_that_still_import_are_waited_for_and_those_that_cannot_are_refu
                 door()
         go.unlink()
         # The event loop is free meanwhile, and the imports take longer than a worker may take to answer.
-        assert rows(pool, client, progress=wake, limits=Limits(probe_seconds=3.0)) == rows(pool, None)
+        assert rows(pool, client, progress=wake, limits=Limits(probe_seconds=6.0)) == rows(pool, None)
     assert not said[-1]
     assert (
         3 <= log.read_text().count("'imported'") <= 8

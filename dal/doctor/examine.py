@@ -23,7 +23,7 @@ from dal.compute import versions
 from dal.compute.asking import ask
 from dal.compute.client import connect
 from dal.compute.local import SETTINGS
-from dal.compute.ready import wait_for_worker
+from dal.compute.ready import awake, wait_for_worker
 from dal.compute.tls import own_files, presented
 from dal.doctor import process
 from dal.doctor.facts import Certificate, Facts, Home, Machine, Process
@@ -73,7 +73,8 @@ def examine(
     try:
         with connect(scheduler) as client:
             assert client is not None
-            processes, machines = _of_cluster(client, home, seconds)
+            with awake(client):
+                processes, machines = _of_cluster(client, home, seconds)
     except (ClusterError, OSError) as error:
         return replace(here, no_cluster=str(error))
     return replace(
