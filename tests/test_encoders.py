@@ -34,11 +34,13 @@ from dal.encoders.named import encoder_named
 from dal.errors import ClusterError, InputError, SettingsError, SourceError
 from dal.exchange import write_batch
 from dal.pool import Pool, Sizes, build, encoded
+from dal.pool.tables import open_table
 from dal.testing import EncoderContract
 from dal.web.records import Records
 from tests.batches import batch_of
 from tests.toy_encoders import VOWELS, Colours, Here, Mortal, Noted, Roomy, Vowels, Written
 
+SMALL = Sizes(field_rows=64, chunk_bytes=64 * 28, group_texts=64)
 WORDS = ["an", "owl", "sees", "mice", "under", "old", "trees", "while", "foxes", "sleep"]
 
 
@@ -91,21 +93,15 @@ def test_texts_become_features_in_batches_of_similar_length(kind: str, tmp_path:
 
 
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 200, 299])
-def test_a_build_goes_on_with_the_same_batches_from_any_row(
-    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
+def test_a_build_goes_on_with_the_same_batches_from_any_row(rows: int, tmp_path: Path) -> None:
     values = texts(300)
     source = table(tmp_path / "texts.parquet", list(values))
 
     def features(start: int) -> np.ndarray:
-        how = build.Options("id", None, [], "text", None, None, None, encoder=Vowels())
+        how = build.Options("id", None, [], "text", None, None, None, encoder=Vowels(), sizes=SMALL)
         return np.concatenate([block.features for block in build._source(source, how).blocks(start)])
 
     np.testing.assert_array_equal(features(rows), features(0)[rows:])
-
-
-SMALL = Sizes(field_rows=64, chunk_bytes=64 * 28)
 
 
 def interrupted(task: Callable[[], object]) -> None:
@@ -116,8 +112,7 @@ def interrupted(task: Callable[[], object]) -> None:
     assert process.exitcode == -9
 
 
-def test_a_killed_build_goes_on_from_its_last_whole_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
+def test_a_killed_build_goes_on_from_its_last_whole_unit(tmp_path: Path) -> None:
     values: list[str | None] = [*texts(500)]
     values[10], values[400], values[490] = "", "the end of it", None
     source, place, file = table(tmp_path / "texts.parquet", values), tmp_path / "pool.zarr", tmp_path / "deadly"
@@ -125,18 +120,22 @@ def test_a_killed_build_goes_on_from_its_last_whole_unit(tmp_path: Path, monkeyp
     encoder = Mortal("the end of it", file)
     interrupted(lambda: Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL))
     file.unlink()
+    with pytest.raises(SourceError, match="group_rows"):
+        Pool.build(source, place, ids="id", text="text", encoder=encoder)
     pool = Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL)
     again = {text for batch in encoder.batches for text in batch}
     assert "the end of it" in again
     assert len(encoder.batches) < 30, "what was safe is not encoded again"
-    whole = Pool.build(source, tmp_path / "whole.zarr", ids="id", text="text", encoder=Mortal("none", file))
+    sizes = Sizes(group_texts=SMALL.group_texts)
+    whole = Pool.build(
+        source, tmp_path / "whole.zarr", ids="id", text="text", encoder=Mortal("none", file), sizes=sizes
+    )
     np.testing.assert_array_equal(pool.read(0, 500), whole.read(0, 500))
     assert pool.unencoded == whole.unencoded
     assert [name for _, name, _ in pool.unencoded["named"]] == ["r10", "r490"]
 
 
 def test_a_killed_append_goes_on_from_its_last_whole_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
     more: list[str | None] = [*texts(500, seed=1)]
     more[10], more[400], more[490] = "", "the end of it", None
     old, new = table(tmp_path / "old.parquet", list(texts(100))), table(tmp_path / "new.parquet", more, start=100)
@@ -146,15 +145,15 @@ def test_a_killed_append_goes_on_from_its_last_whole_unit(tmp_path: Path, monkey
     def begun(name: str) -> Pool:
         return Pool.build(old, tmp_path / name, ids="id", text="text", encoder=encoder, sizes=SMALL)
 
-    whole = begun("whole.zarr").append(new, encoder=encoder)
+    whole = begun("whole.zarr").append(new, encoder=encoder, sizes=SMALL)
     pool = begun("pool.zarr")
     file.touch()
-    interrupted(lambda: pool.append(new, encoder=encoder))
+    interrupted(lambda: pool.append(new, encoder=encoder, sizes=SMALL))
     file.unlink()
     assert pool.refreshed() is pool, "it has its old rows"
     encoder.batches.clear()
     done: list[int] = []
-    longer = pool.append(new, encoder=encoder, progress=lambda rows, _: done.append(rows))
+    longer = pool.append(new, encoder=encoder, progress=lambda rows, _: done.append(rows), sizes=SMALL)
     assert done[0] > 256
     assert len(encoder.batches) < 30, "what was safe is not encoded again"
     np.testing.assert_array_equal(longer.read(0, 600), whole.read(0, 600))
@@ -165,14 +164,15 @@ def test_a_killed_append_goes_on_from_its_last_whole_unit(tmp_path: Path, monkey
     # Another source begins from its start, and makes the first one begin from its start as well.
     pool = begun("twice.zarr")
     file.touch()
-    interrupted(lambda: pool.append(new, encoder=encoder))
+    interrupted(lambda: pool.append(new, encoder=encoder, sizes=SMALL))
     file.unlink()
     with monkeypatch.context() as patch:
         patch.setattr(build, "sorted_entries", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            pool.append(other, encoder=encoder)
+            pool.append(other, encoder=encoder, sizes=SMALL)
     encoder.batches.clear()
-    np.testing.assert_array_equal(pool.append(new, encoder=encoder).read(0, 600), whole.read(0, 600))
+    again = pool.append(new, encoder=encoder, sizes=SMALL)
+    np.testing.assert_array_equal(again.read(0, 600), whole.read(0, 600))
     assert sum(map(len, encoder.batches)) == 498
 
 
@@ -388,18 +388,19 @@ def test_workers_load_an_encoder_once_and_give_the_same_bytes(cluster: Client, t
 def test_a_record_that_kills_its_workers_is_named_and_kept_as_missing(
     mortal_cluster: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 8)  # type: ignore[index]
     # Dask sends a task elsewhere as often as it is told to before it gives up: here, once.
     monkeypatch.setattr(mortal_cluster.cluster.scheduler, "allowed_failures", 1)
-    monkeypatch.setattr(encoded, "_LIGHT_BYTES", 0)  # it is sent once, and outlives the worker that holds it
     values: list[str | None] = [*texts(40)]
     values[21], values[30] = "the end of it", ""
     source, file = table(tmp_path / "texts.parquet", values), tmp_path / "deadly"
     file.touch()
     encoder = Mortal("the end of it", file)
+    # So large that it is sent once, and outlives the worker that holds it.
+    encoder.ballast = bytes(2**21)  # type: ignore[attr-defined]
+    sizes = Sizes(group_texts=8)
     how: dict[str, Any] = {"ids": "id", "text": "text", "encoder": encoder, "client": mortal_cluster}
     with caplog.at_level(logging.WARNING):
-        pool = Pool.build(source, tmp_path / "pool.zarr", **how)
+        pool = Pool.build(source, tmp_path / "pool.zarr", sizes=sizes, **how)
     assert [(row, name) for row, name, _ in pool.unencoded["named"]] == [(21, "r21"), (30, "r30")]
     assert "ended the workers" in pool.unencoded["named"][0][2]
     assert "r21" in caplog.text
@@ -407,17 +408,17 @@ def test_a_record_that_kills_its_workers_is_named_and_kept_as_missing(
     assert np.flatnonzero(np.isnan(X).any(axis=1)).tolist() == [21, 30]
     kept = np.delete(np.arange(40), [21, 30])
     np.testing.assert_array_equal(X[kept, :6], counted([values[row] or "" for row in kept]))
-    monkeypatch.setattr(encoded, "MAX_DEADLY", 0)
+    one = table(tmp_path / "one.parquet", ["the end of it"])
+    raw = encoded.RawTexts(open_table(one, "id", None, [], text="text"), "text")
     with pytest.raises(ClusterError, match="more than 0 records"):
-        Pool.build(table(tmp_path / "one.parquet", ["the end of it"]), tmp_path / "other.zarr", **how)
+        list(encoded.Encoded(raw, encoder, mortal_cluster, sizes, max_deadly=0).blocks(0))
 
 
-def test_a_batch_is_as_large_as_memory_allows(cluster: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
+def test_a_batch_is_as_large_as_memory_allows(cluster: Client, tmp_path: Path) -> None:
     source = table(tmp_path / "texts.parquet", [*texts(99), "the end of it"])
 
     def built(name: str, encoder: Vowels, client: Client | None = None) -> np.ndarray:
-        pool = Pool.build(source, tmp_path / name, ids="id", text="text", encoder=encoder, client=client)
+        pool = Pool.build(source, tmp_path / name, ids="id", text="text", encoder=encoder, client=client, sizes=SMALL)
         return pool.read(0, 100)
 
     for fits, size in ((1000, 32), (6, 4), (1, 1)):

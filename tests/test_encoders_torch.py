@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch", reason="torch is not there: make test-torch
 from dal.cli import main  # noqa: E402
 from dal.encoders import OnnxEncoder, SentenceEncoder, TorchEncoder  # noqa: E402
 from dal.errors import SettingsError, SourceError  # noqa: E402
-from dal.pool import Pool, encoded  # noqa: E402
+from dal.pool import Pool, Sizes  # noqa: E402
 from dal.testing import EncoderContract  # noqa: E402
 from tests.packaged import image_model, sentence_model  # noqa: E402
 from tests.torch_encoders import Tight, Two, as_tensor, broken, letters, pictures  # noqa: E402
@@ -105,19 +105,17 @@ def test_a_folder_of_pictures_is_what_the_plain_loop_encodes(tmp_path: Path) -> 
 BUILD = """
 import sys
 from dal.encoders import SentenceEncoder
-from dal.pool import Pool, Sizes, encoded
+from dal.pool import Pool, Sizes
 from tests.packaged import sentence_model
-encoded.GROUP_ROWS["texts"] = 64
 encoder = SentenceEncoder(sentence_model(), device="cpu")
-progress, sizes = lambda done, total: print(done, flush=True), Sizes(field_rows=64, chunk_bytes=64 * 384 * 4)
+progress = lambda done, total: print(done, flush=True)
+sizes = Sizes(field_rows=64, chunk_bytes=64 * 384 * 4, group_texts=64)
 Pool.build(sys.argv[1], sys.argv[2], text="text", encoder=encoder, progress=progress, sizes=sizes)
 """
 
 
 @pytest.mark.timeout(300)  # it imports torch once more
-def test_a_killed_build_has_the_same_bytes_when_it_has_gone_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: SentenceEncoder
-) -> None:
+def test_a_killed_build_has_the_same_bytes_when_it_has_gone_on(tmp_path: Path, sentences: SentenceEncoder) -> None:
     source, place = written(tmp_path / "texts.csv", texts(250)), tmp_path / "killed.zarr"
     with subprocess.Popen([sys.executable, "-c", BUILD, str(source), str(place)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -126,11 +124,11 @@ def test_a_killed_build_has_the_same_bytes_when_it_has_gone_on(
                 process.send_signal(signal.SIGKILL)
                 break
     assert process.returncode == -signal.SIGKILL
-    monkeypatch.setitem(encoded.GROUP_ROWS, "texts", 64)  # type: ignore[index]
     done: list[int] = []
-    killed = Pool.build(source, place, text="text", encoder=sentences, progress=lambda rows, _: done.append(rows))
+    how = {"text": "text", "encoder": sentences, "sizes": Sizes(group_texts=64)}
+    killed = Pool.build(source, place, progress=lambda rows, _: done.append(rows), **how)
     assert done[0] > 64
-    whole = Pool.build(source, tmp_path / "whole.zarr", text="text", encoder=sentences)
+    whole = Pool.build(source, tmp_path / "whole.zarr", **how)
     np.testing.assert_array_equal(killed.read(0, 250), whole.read(0, 250))
 
 

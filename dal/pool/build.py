@@ -293,7 +293,7 @@ def _source(source: object, how: Options, state: Mapping[str, Any] | None = None
         raise SourceError(f"`source` must be a file of this machine, got {source}; download it, or open it with Dask")
     folder = isinstance(source, Path) and source.is_dir() and not is_table(source)
     if how.encoder is not None:
-        return Encoded(_raw(source, how), how.encoder, how.client)
+        return Encoded(_raw(source, how), how.encoder, how.client, how.sizes)
     if how.images or how.client is not None:
         raise SourceError("`images` and `client` must be left out without `encoder` (--images, --encoder)")
     if not folder and (how.size is not None or how.background is not None):

@@ -27,6 +27,7 @@ import numpy.typing as npt
 
 from dal.errors import ClusterError, ClusterLost, DalError, SourceError
 from dal.pool.fields import NAMED, Values, as_field, as_kind
+from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import MAX_FEATURES, Block, Identity, Source
 from dal.pool.stored import PICTURE
 from dal.pool.tables import Rows
@@ -36,8 +37,6 @@ BATCH_SIZE = 32
 """Records of a batch, at most, where an encoder does not name its own `batch_size`."""
 _ROOM_SHARE = 0.5
 """Share of the memory that is left in a process with its model, for a batch; records are decoded beside it."""
-GROUP_ROWS: Mapping[Kind, int] = {"texts": 1024, "pictures": 64}
-"""Records of a group, rounded to whole batches: texts are sorted by length in it, pictures are decoded in memory."""
 TEXTS_AT_ONCE = 4096
 """Texts of a block of a table: as objects of Python they take several times their memory."""
 _TRIM_BYTES = 2**22
@@ -53,8 +52,6 @@ _LIGHT_BYTES = 2**20
 """Of a packed encoder that travels with each group."""
 _LOOK_SECONDS = 0.5
 """Between two looks at whether a worker is still there."""
-MAX_DEADLY = 8
-"""Records that may end their workers before the build ends: more are the fault of the encoder, or of the machines."""
 
 _log = logging.getLogger(__name__)
 Floats32 = npt.NDArray[np.float32]
@@ -206,6 +203,10 @@ class Encoded:
         See :class:`dal.encoders.Encoder`.
     client : distributed.Client, optional
         Workers that encode. Default: this process.
+    sizes : Sizes, optional
+        Of the groups.
+    max_deadly : int, default=8
+        Records that may end their workers before the build ends: more are the fault of the encoder, or of the machines.
 
     Raises
     ------
@@ -213,7 +214,15 @@ class Encoded:
         The encoder has no `encode` or no `id`.
     """
 
-    def __init__(self, records: RawSource, encoder: Any, client: Any = None) -> None:  # noqa: ANN401 - anybody's
+    def __init__(
+        self,
+        records: RawSource,
+        encoder: Any,  # noqa: ANN401 - anybody's
+        client: Any = None,  # noqa: ANN401 - a Client of Dask
+        sizes: Sizes = SIZES,
+        *,
+        max_deadly: int = 8,
+    ) -> None:
         refuse_encoder(encoder)
         if client is not None and not callable(getattr(client, "scatter", None)):
             raise SourceError(f"`client` must be a Client of Dask, got {type(client).__name__}; connect one")
@@ -221,6 +230,8 @@ class Encoded:
         self.n_rows: int | None = records.n_rows
         self.single = records.single
         self._batch: int | None = getattr(encoder, "batch_size", None)
+        self._group_rows = sizes.group_texts if records.kind == "texts" else sizes.group_pictures
+        self._max_deadly = max_deadly
         self._missing_before_start = 0
         self._named: list[tuple[int, str, str]] = []
         self._more: list[int] = []
@@ -230,11 +241,12 @@ class Encoded:
 
     @property
     def identity(self) -> Identity | None:
-        """The identity of the records, the id of the encoder and the batch size, which moves last bits."""
+        """The identity of the records, the id of the encoder, and the rows of batch and group, which move last bits."""
         known = self._records.identity
         if known is None:
             return None
-        return {**known, "encoder": self._encoder.id, "batch_size": self.batch_size}
+        batch = {"batch_size": self.batch_size, "group_rows": self._group_rows}
+        return {**known, "encoder": self._encoder.id, **batch}
 
     @property
     def batch_size(self) -> int:
@@ -287,7 +299,7 @@ class Encoded:
 
     def blocks(self, start: int) -> Iterator[Block]:
         """Encode the records from row `start` on."""
-        group_rows = self.batch_size * max(1, GROUP_ROWS[self._records.kind] // self.batch_size)
+        group_rows = self.batch_size * max(1, self._group_rows // self.batch_size)
         begin = row = start - start % group_rows
         width: int | None = None
         untrimmed = 0
@@ -407,10 +419,10 @@ class Encoded:
         if (found := self._tried(records)) is not None:  # a worker may die of something else
             return found
         self._deadly += 1
-        if self._deadly > MAX_DEADLY:
+        if self._deadly > self._max_deadly:
             raise ClusterError(
-                f"more than {MAX_DEADLY} records have ended the workers that encoded them; look at the workers' memory "
-                "and at their logs, then run again: it goes on"
+                f"more than {self._max_deadly} records have ended the workers that encoded them; look at the "
+                "workers' memory and at their logs, then run again: it goes on"
             )
         return Group(np.empty((1, 0), np.float32), {0: "it has ended the workers that encoded it"}, [None])
 

@@ -11,8 +11,8 @@ _POWERS = ("shard_chunks", "field_rows", "picture_rows", "index_rows")
 class Sizes:
     """The sizes of what a build writes, reads and sorts at a time; the defaults suit pools of any size.
 
-    They change no record. A build that goes on, and an append, keep the chunks that the pool has; only the index of its
-    ids is written again.
+    They change no record, but for the last bits of encoded ones by their groups. A build that goes on, and an append,
+    keep the chunks that the pool has; only the index of its ids is written again.
 
     Attributes
     ----------
@@ -32,6 +32,9 @@ class Sizes:
         Of the source, read at a time; of a table, as its columns are in memory.
     csv_block_bytes : int
         Of a CSV file, read at a time. No record of it may be longer, and the first block shows the types of columns.
+    group_texts, group_pictures : int
+        Records that an encoder is given together, in whole batches: texts are sorted by length in a group, pictures are
+        decoded in memory. An interrupted build goes on with the same groups only.
 
     Raises
     ------
@@ -55,6 +58,8 @@ class Sizes:
     block_bytes: int = 16 * 2**20
     block_rows: int = 2**16
     csv_block_bytes: int = 4 * 2**20
+    group_texts: int = 1024
+    group_pictures: int = 64
 
     def __post_init__(self) -> None:
         for name in (each.name for each in fields(self)):
