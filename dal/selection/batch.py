@@ -71,7 +71,7 @@ def choose(
         As in the scan.
     directions : bool, default=False
         Whether the learner looks at the directions of records alone, as a head of embeddings does. A strategy that
-        covers the pool then compares directions: around them a batch finds more classes.
+        covers the pool then compares directions.
     mapper : callable, default=map
         As in :func:`select`.
     asked_inner : ndarray of shape (n_asked, width), float32, optional
