@@ -29,3 +29,6 @@ PRESETS = ("logistic", "head", "forest", "hgb", "mlp")
 
 ENCODERS = ("sentences", "onnx")
 """Encoders by name, see :func:`dal.encoders.named.encoder_named`."""
+
+GPU = "GPU"
+"""The resource of Dask by which a worker says that it has a GPU: ``dask worker --resources GPU=1``."""

@@ -49,11 +49,13 @@ def dask_worker(
     host: str = "127.0.0.1",
     name: str | None = None,
     nanny: bool = False,
+    resources: str = "",
     **options: Any,  # noqa: ANN401 - those of _running
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run a worker in a process of its own, or with a nanny in two."""
     command = ["worker", address, "--nthreads", str(threads), "--host", host, "--no-dashboard"]
     command += [*([] if nanny else ["--no-nanny"]), *(["--name", name] if name else [])]
+    command += ["--resources", resources] if resources else []
     with _running(command, **options) as process:
         yield process
 

@@ -127,3 +127,21 @@ def mortal(random_state: int) -> TorchClassifier:
 def learner(random_state: int) -> TorchClassifier:
     """Return a learner of pictures of 8 x 8 bytes."""
     return TorchClassifier(Images, shape=(8, 8, 1), std=255, max_epochs=12, random_state=random_state)
+
+
+class Placed(Images):
+    """Refuse to predict on a worker that has no GPU, as its environment says; its weights say where it was fitted."""
+
+    def __init__(self, n_classes: int) -> None:
+        super().__init__(n_classes)
+        self.register_buffer("process", torch.tensor(os.getpid()))
+
+    def forward(self, X: torch.Tensor) -> torch.Tensor:
+        if "NETS_NO_GPU" in os.environ:
+            raise RuntimeError("this worker declares no GPU")
+        return super().forward(X)
+
+
+def placed(random_state: int) -> TorchClassifier:
+    """Return a learner that wants a GPU."""
+    return TorchClassifier(Placed, shape=(8, 8, 1), std=255, max_epochs=4, random_state=random_state)

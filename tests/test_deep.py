@@ -9,17 +9,20 @@ import signal
 import subprocess
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import cloudpickle
 import numpy as np
 import pytest
+import zarr
 from click.testing import CliRunner
 from distributed import Client
 
 import dal
 from dal.cli import main
+from dal.compute.asking import gpus_of
 from dal.errors import ClusterError, LearnerError
 from dal.learners.deep import SkorchClassifier, TorchClassifier, is_network_class
 from dal.learners.learner import Learner
@@ -28,7 +31,7 @@ from dal.scan.driver import sample_codebook, scan
 from dal.selection.batch import choose, select
 from dal.selection.candidates import shortlist
 from dal.testing import LearnerContract
-from tests.clusters import own_cluster
+from tests.clusters import dask_scheduler, dask_worker, own_cluster
 
 torch = pytest.importorskip("torch", reason="make test-torch runs it")
 pytestmark = pytest.mark.torch
@@ -709,6 +712,56 @@ def test_a_worker_without_the_memory_for_a_batch_is_refused_before_the_pass(
         pytest.raises(ClusterError, match="has 2,048 MiB for 1 threads"),
     ):
         scan(pool, model, dal.Strategy("margin", "top"), 50, client=client)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Iterator[Client]:
+    """A worker that declares a GPU, though it has none, and one that declares none and refuses to predict."""
+    with (
+        dask_scheduler() as address,
+        dask_worker(address, threads=2, resources="GPU=1"),
+        dask_worker(address, threads=2, environment={"NETS_NO_GPU": "1"}),
+        Client(address, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(2, timeout=60)
+        yield client
+
+
+@pytest.mark.slow
+def test_a_network_is_scored_and_trained_where_a_gpu_is_declared(mixed: Client, tmp_path: Path) -> None:
+    from safetensors.torch import load
+
+    X, codes = squares(4096, seed=5)
+    # A piece of work for each of the four threads.
+    chunks = {"shape": (4096, 8, 8, 1), "chunks": (512, 8, 8, 1)}
+    zarr.create_array(tmp_path / "pool.zarr", dtype="uint8", **chunks)[:] = X.reshape(-1, 8, 8, 1)
+    pool = dal.Pool.open(tmp_path / "pool.zarr")
+    [(address, gpus)] = gpus_of(mixed).items()
+    assert gpus == 1
+    process = mixed.run(os.getpid, workers=[address])[address]
+    trusted = ("tests.nets.Placed",)
+    campaign = dal.Campaign.create(
+        tmp_path / "c", pool, CLASSES[:3], estimator="tests.nets:placed", trusted=trusted, batch_size=40
+    )
+    twin = dal.Campaign.create(
+        tmp_path / "twin", pool, CLASSES[:3], estimator="tests.nets:placed", trusted=trusted, batch_size=40
+    )
+    for _ in range(2):
+        batches = campaign.next_batch(client=mixed), twin.next_batch()
+        assert all(isinstance(each, dal.Batch) for each in batches)
+        assert batches[0].rows.tolist() == batches[1].rows.tolist(), "the same batch as in one process"
+        for each, batch in zip((campaign, twin), batches, strict=True):
+            each.label(batch, np.array(CLASSES)[codes[batch.rows]])
+    [weights] = campaign.model.estimator.weights_
+    assert int(load(weights)["process"]) == process
+    [weights] = twin.model.estimator.weights_
+    assert int(load(weights)["process"]) == os.getpid()
+
+    # The control: a network that is bound to the processor goes to all workers.
+    learner = TorchClassifier(nets.Placed, shape=(8, 8, 1), std=255, max_epochs=1, device="cpu")
+    model = Learner(learner, CLASSES[:3], trusted=trusted).fit(pool.read(0, 60), codes[:60])
+    with pytest.raises(LearnerError, match="declares no GPU"):
+        scan(pool, model, dal.Strategy("margin", "top"), 50, client=mixed)
 
 
 def play(directory: Path, codes: np.ndarray) -> list[list[int]]:

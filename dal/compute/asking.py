@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from distributed import Client
 from distributed.comm.core import CommClosedError
 
+from dal.choices import GPU
 from dal.compute import insides
 from dal.errors import ClusterLost
 
@@ -31,11 +32,14 @@ class WorkerInfo(NamedTuple):
     threads : int
     memory_limit : int
         In bytes; 0 where there is none.
+    gpus : int
+        That it declares as a resource.
     """
 
     host: str
     threads: int
     memory_limit: int
+    gpus: int = 0
 
 
 def workers_of(client: Client) -> dict[str, WorkerInfo]:
@@ -51,9 +55,19 @@ def workers_of(client: Client) -> dict[str, WorkerInfo]:
     except OSError as error:
         raise _gone(error) from error
     return {
-        address: WorkerInfo(str(worker["host"]), int(worker["nthreads"]), int(worker["memory_limit"] or 0))
+        address: WorkerInfo(
+            str(worker["host"]),
+            int(worker["nthreads"]),
+            int(worker["memory_limit"] or 0),
+            int(worker.get("resources", {}).get(GPU, 0)),
+        )
         for address, worker in workers.items()
     }
+
+
+def gpus_of(client: Client) -> dict[str, int]:
+    """Return the number of GPUs that workers declare, by address, of those that declare some."""
+    return {address: worker.gpus for address, worker in workers_of(client).items() if worker.gpus}
 
 
 def ask(

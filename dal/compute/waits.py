@@ -13,8 +13,9 @@ import dask.config
 from dask.utils import parse_timedelta
 from distributed import Client, Future, KilledWorker
 
+from dal.choices import GPU
 from dal.compute import insides
-from dal.compute.asking import ask_scheduler
+from dal.compute.asking import ask_scheduler, gpus_of
 from dal.errors import ClusterError, ClusterLost
 
 Item = TypeVar("Item")
@@ -106,6 +107,8 @@ class InFlight(Generic[Item, Result]):
         What to do when the cluster is lost; the end of the error's message.
     say
         Called with the reason of a wait that lasts.
+    on_gpus
+        Whether tasks go to workers alone that declare GPUs, one a GPU at a time.
 
     Attributes
     ----------
@@ -117,8 +120,11 @@ class InFlight(Generic[Item, Result]):
         client: Client,
         remedy: str = "bring it up and run again",
         say: Callable[[str], None] = lambda _: None,
+        *,
+        on_gpus: bool = False,
     ) -> None:
         self.client = client
+        self._on_gpus = on_gpus
         self.patience = Patience.configured()
         self.pending: dict[Future[Result], Item] = {}
         self._remedy = remedy
@@ -136,6 +142,8 @@ class InFlight(Generic[Item, Result]):
 
     def submit(self, function: Callable[[Item], Result], items: Sequence[Item], **options: Any) -> None:  # noqa: ANN401 - Dask's own
         """Send tasks, together: one message, at a fraction of the cost of one each."""
+        if self._on_gpus:
+            options["resources"] = {GPU: 1}
         try:
             futures = self.client.map(function, items, pure=False, priority=PRIORITY, **options)
         except OSError as error:
@@ -265,7 +273,7 @@ class InFlight(Generic[Item, Result]):
             asked.cancel()
 
     def nthreads(self) -> dict[str, int]:
-        """Return the threads of each worker, by address.
+        """Return the threads of each worker, by address; where tasks go to GPUs, the GPUs of each that has some.
 
         Raises
         ------
@@ -274,6 +282,8 @@ class InFlight(Generic[Item, Result]):
         """
         if self.client.status != "running":
             raise self.lost("is gone")
+        if self._on_gpus:
+            return gpus_of(self.client)
         try:
             return dict(self.client.nthreads())
         except OSError as error:

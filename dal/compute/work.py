@@ -79,7 +79,12 @@ def _on_one_thread(function: Callable[[Item], Result], numbered: tuple[int, Item
 
 
 def each_on(
-    client: Client, function: Callable[[Shared, Item, Beat], Result], items: Iterable[Item], shared: Shared
+    client: Client,
+    function: Callable[[Shared, Item, Beat], Result],
+    items: Iterable[Item],
+    shared: Shared,
+    *,
+    on_gpus: bool = False,
 ) -> Iterator[tuple[Item, Result]]:
     """Return each item with ``function(shared, item, beat)``, as they end: for few items that take long.
 
@@ -94,6 +99,8 @@ def each_on(
         hours is distinguished from work that stands still.
     items
     shared
+    on_gpus
+        Whether the items go to workers alone that declare GPUs.
 
     Raises
     ------
@@ -103,7 +110,7 @@ def each_on(
     """
     ready(client)
     token = secrets.token_hex(8)
-    flight: InFlight[Item, Result] = InFlight(client)
+    flight: InFlight[Item, Result] = InFlight(client, on_gpus=on_gpus)
     task = cast("Callable[[Item], Result]", partial(_with_shared, token, function))
     with (
         held_by_workers(client, token, partial(_itself, shared)),

@@ -49,6 +49,11 @@ class OnTorch(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-l
         raise NotImplementedError
 
     @property
+    def wants_gpu(self) -> bool:
+        """Whether it uses a GPU where there is one."""
+        raise NotImplementedError
+
+    @property
     def scratch_bytes(self) -> int:
         """Memory that a prediction takes beside the weights, at most."""
         return self.record_bytes_ * self.predicted_at_once
@@ -278,6 +283,11 @@ class TorchClassifier(OnTorch):
         return int(1 << max(3, min(10, (_AT_ONCE_BYTES // self.record_bytes_).bit_length() - 1)))
 
     @property
+    def wants_gpu(self) -> bool:
+        """Whether it uses a GPU where there is one."""
+        return self.device != "cpu"
+
+    @property
     def _networks(self) -> "list[Live]":
         return self._once(lambda torch: [torch.Live(self, each, len(self.classes_)) for each in self.weights_])
 
@@ -375,6 +385,11 @@ class SkorchClassifier(OnTorch):
         return max(1, int(given.get("iterator_valid__batch_size", given["batch_size"])))
 
     @property
+    def wants_gpu(self) -> bool:
+        """Whether it uses a GPU: skorch uses the device of the net, the processor by default."""
+        return str(self.net.device) != "cpu"
+
+    @property
     def _network(self) -> "LiveSkorch":
         found: LiveSkorch = self._once(lambda torch: torch.LiveSkorch(self, *self.weights_, len(self.classes_)))
         return found
@@ -400,6 +415,13 @@ class SkorchClassifier(OnTorch):
 
 def _mean(parts: list[Floats]) -> Floats:
     return parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
+
+
+def has_gpu() -> bool:
+    """Return whether torch sees a GPU in this process."""
+    with needs("torch", "a network"):
+        from dal.learners import _torch
+    return bool(_torch.device_of("auto").type != "cpu")
 
 
 def adapted(estimator: Any, random_state: int = 0) -> Any:  # noqa: ANN401 - anybody's object

@@ -199,6 +199,12 @@ class Model:
         return last.scratch_bytes if isinstance(last, OnTorch) else 0
 
     @property
+    def wants_gpu(self) -> bool:
+        """Whether it predicts on a GPU where there is one."""
+        last = last_step(self.estimator)
+        return isinstance(last, OnTorch) and last.wants_gpu
+
+    @property
     def embedding_width(self) -> int:
         """Width of the embeddings that the estimator gives with its probabilities; 0 where it gives none."""
         last = last_step(self.estimator)

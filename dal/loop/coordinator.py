@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,12 @@ from dal.scan.plan import seconds_alone
 from dal.selection.candidates import usable
 from dal.selection.strategy import Strategy
 
+if TYPE_CHECKING:
+    from distributed import Client
+
 _log = logging.getLogger(__name__)
+
+_BEAT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,7 @@ class Coordinator:
                 self.features,
                 parent=current.parent_model,
                 committee=Strategy.named(current.strategy).committee,
+                client=self.workers.client,
             )
         notes = {
             "warnings": list(model.warnings),
@@ -283,11 +290,18 @@ def loaded(campaign: CampaignStore, digest: str | None) -> Model | None:
 
 
 def fitted(
-    campaign: CampaignStore, labels: Labels, features: Features, *, parent: str | None, committee: bool = False
+    campaign: CampaignStore,
+    labels: Labels,
+    features: Features,
+    *,
+    parent: str | None,
+    committee: bool = False,
+    client: "Client | None" = None,
 ) -> tuple[Model, int]:
     """Fit the campaign's learner on labels; return the model, and how many of them the learner could not be given.
 
-    A learner that starts warm goes on from the model whose digest is `parent`.
+    A learner that starts warm goes on from the model whose digest is `parent`. One that wants a GPU is fitted on a
+    worker of the client that declares one, where this process has none.
 
     Raises
     ------
@@ -305,16 +319,48 @@ def fitted(
             " are left out, because features of their records are missing or infinite, and some learners take missing"
             " ones, such as hgb"
         )
-    model = learner.fit(
+    fit = partial(
+        learner.fit,
         X[positions[sound]],
         codes[sound],
         None if weights is None else weights[sound],
         committee=committee,
         parent=loaded(campaign, parent) if learner.starts_warm else None,
     )
+    model = fit() if client is None else _fitted_on(client, learner, fit)
     if not np.isfinite(model.predict_proba(X[valid][:1000])).all(axis=1).any():
         raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
     return model, left_out
+
+
+def _fitted_on(client: "Client", learner: Learner, fit: Callable[[], Model]) -> Model:
+    """Fit here, or on a worker that declares a GPU where the learner wants one and this process has none."""
+    if not learner.needs_other_gpu:
+        return fit()
+    from dal.compute.asking import gpus_of
+    from dal.compute.work import each_on
+
+    if not gpus_of(client):
+        return fit()
+    [(_, data)] = each_on(client, fitted_there, [0], fit, on_gpus=True)
+    return Model.loads(data, learner.trusted)
+
+
+def fitted_there(fit: Callable[[], Model], _: int, beat: Callable[[], None]) -> bytes:
+    """Fit on a worker, and return the saved model; beat meanwhile, for a fit may take hours."""
+    ended = Event()
+
+    def live() -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            beat()
+
+    pulse = Thread(target=live, daemon=True)
+    pulse.start()
+    try:
+        return fit().dumps()
+    finally:
+        ended.set()
+        pulse.join()
 
 
 def check_weights(learner: Learner, settings: Settings) -> None:

@@ -16,6 +16,7 @@ from dask.base import annotate
 from dask.delayed import delayed
 from distributed import Client
 
+from dal.compute.asking import gpus_of
 from dal.compute.waits import InFlight
 from dal.compute.work import heard, held_by_workers
 from dal.errors import DalError, SpanError, StoreError
@@ -70,10 +71,12 @@ def scan_on_cluster(
     usable = cells if hosts.cells_usable else None
     run = Run(pool, model, order, excluded, usable, journal, progress, limits)
     run.notes += hosts.notes
-    ahead = refuse_too_small(client, run)
+    # All to these: bits differ between kinds of processors, and a slow one would be waited for.
+    gpus = gpus_of(client) if model is not None and model.wants_gpu and order.score != "random" else {}
+    ahead = refuse_too_small(client, run, gpus)
     kept = replace(order, carry=keeps_features(order, pool, limits))
     job = Job(pool, packed(model, order.score), run.model_digest, kept, usable, ahead)
-    with _Cluster(client, job, run.say) as cluster:
+    with _Cluster(client, job, run.say, on_gpus=bool(gpus)) as cluster:
         paces, like = _PACES.setdefault(client, {}), (pool.path, model and model.kind, order.score, order.carry, usable)
         paces[like] = _Engine(run, cluster, skip_failed=skip_failed, pace=paces.get(like)).run()
         run.rows_again = run.sounded_rows + cluster.rows_again
@@ -93,7 +96,9 @@ _PACES: "WeakKeyDictionary[Client, dict[tuple[object, ...], float | None]]" = We
 class _Cluster:
     """A client with a job on its workers."""
 
-    def __init__(self, client: Client, job: Job, say: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(
+        self, client: Client, job: Job, say: Callable[[str], None] = lambda _: None, *, on_gpus: bool = False
+    ) -> None:
         self.client = client
         self.job = job
         # Not the digest of the pass: a coordinator that was killed leaves its job on the workers, and the next one,
@@ -103,7 +108,7 @@ class _Cluster:
         self.task: Callable[[Task], Sent] = partial(score_task, self.name)
         self.keepers: dict[Interval, str] = {}
         self._begun: Counter[Interval] = Counter()
-        self._flight: InFlight[Task, Sent] = InFlight(client, _REMEDY, say)
+        self._flight: InFlight[Task, Sent] = InFlight(client, _REMEDY, say, on_gpus=on_gpus)
         self._open = ExitStack()
 
     def __enter__(self) -> "_Cluster":

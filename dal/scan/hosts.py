@@ -1,7 +1,7 @@
 """Prove, before a pass starts, that the hosts can read the pool and have the memory for it."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -175,8 +175,15 @@ def worker_bytes(
     )
 
 
-def refuse_too_small(client: Client, run: Run) -> int:
+def refuse_too_small(client: Client, run: Run, only: Collection[str] = ()) -> int:
     """Refuse workers with less memory than the pass is predicted to take, before it starts.
+
+    Parameters
+    ----------
+    client : Client
+    run : Run
+    only : collection of str
+        Addresses of the workers that will score; empty where all do.
 
     Returns
     -------
@@ -184,7 +191,9 @@ def refuse_too_small(client: Client, run: Run) -> int:
         Bytes that each thread may fetch ahead: as much as is of use, or as the smallest worker has left.
     """
     need, ahead = predicted(run), run.pool.ahead_bytes
-    for address, (_, threads, limit) in workers_of(client).items():
+    for address, (_, threads, limit, _) in workers_of(client).items():
+        if only and address not in only:
+            continue
         if limit and need.for_threads(threads) > limit:
             raise ClusterError(
                 f"The worker at {address} has {limit / 2**20:,.0f} MiB for {threads} threads; this scan takes about"
