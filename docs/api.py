@@ -36,8 +36,9 @@ def build(folder: Path) -> None:
     import pdoc  # of the extra `docs`; the tests collect this file also where it is missing
 
     if find_spec("torch") is None:  # annotations name classes of this module
-        sys.modules[NEEDS_TORCH] = types.ModuleType(NEEDS_TORCH)
-        sys.modules[NEEDS_TORCH].__dict__.update(Live=object, LiveSkorch=object)
+        stub = types.ModuleType(NEEDS_TORCH)
+        stub.__dict__["__getattr__"] = lambda _: object
+        sys.modules[NEEDS_TORCH] = stub
     pdoc.render.configure(docformat="numpy", show_source=False)
     pdoc.pdoc(*MODULES, output_directory=folder)
 

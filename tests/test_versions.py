@@ -154,7 +154,8 @@ def only(strangers: tuple[str, dict[str, str]], name: str, monkeypatch: pytest.M
 
         def seen(**options: object) -> dict[str, object]:
             info = everything(**options)
-            return {**info, "workers": {workers[name]: info["workers"][workers[name]]}}
+            known = {where: worker for where, worker in info["workers"].items() if where == workers[name]}
+            return {**info, "workers": known}
 
         monkeypatch.setattr(client, "scheduler_info", seen)
         yield client
