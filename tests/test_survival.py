@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from dal.compute import waits
 from dal.compute.client import connect
 from dal.compute.local import local_cluster
+from dal.compute.waits import InFlight
 from dal.errors import ClusterError, LearnerError, SpanError
 from dal.learners.learner import Learner
 from dal.learners.models import Model
@@ -171,6 +172,28 @@ def test_a_cluster_that_goes_from_none_to_many_to_none_costs_little(pools: dict[
     assert said
     assert_same(found, run(pools["clean"], model(Steady())))
     assert found.summary.rows_again <= len(shrunk) * in_flight(2) * TILE  # at most what was in flight, each time
+
+
+def test_a_result_whose_worker_left_before_it_was_fetched_comes_from_another_one() -> None:
+    said: list[str] = []
+    with own_cluster(1, processes=False, protocol="tcp") as (cluster, client):
+
+        def say(reason: str) -> None:
+            if not said:
+                cluster.scale(1)
+            said.append(reason)
+
+        with InFlight(client, say=say) as flight:
+            flight.submit(abs, [-1, -2])
+            until(lambda: {future.status for future in flight.pending} == {"finished"})
+            cluster.scale(0)
+            until(lambda: {future.status for future in flight.pending} == {"lost"})
+            assert flight.ended() == []
+            outcomes = []
+            while flight.pending:
+                outcomes += flight.ended()
+    assert sorted(outcomes) == [(-2, 2), (-1, 1)]
+    assert "the cluster has none" in said[0]
 
 
 @pytest.mark.slow

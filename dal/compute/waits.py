@@ -130,6 +130,8 @@ class InFlight(Generic[Item, Result]):
         self._remedy = remedy
         self._say = say
         self._moved: queue.SimpleQueue[Future[Result] | None] = queue.SimpleQueue()
+        self._lost: set[Future[Result]] = set()
+        """Tasks whose worker left with the result before it was fetched: the scheduler has them done again."""
 
     def __enter__(self) -> "InFlight[Item, Result]":
         return self
@@ -159,6 +161,8 @@ class InFlight(Generic[Item, Result]):
     def ended(self, longest: float = 0.0) -> list[tuple[Item, Result | BaseException]]:
         """Wait until tasks end; return each item with its result or its exception.
 
+        The list is empty where a worker left with the results of all that had ended.
+
         Parameters
         ----------
         longest
@@ -170,14 +174,22 @@ class InFlight(Generic[Item, Result]):
             If the cluster is lost, has no worker or makes no progress for too long.
         """
         futures = self._next_done(max(self.patience.stall, _STALL_FACTOR * longest))
-        if any(future.status in ("cancelled", "lost") for future in futures):
+        # Looked at once: a worker may leave between two looks.
+        states = {future: future.status for future in futures}
+        if "cancelled" in states.values():
             raise self.lost("has lost its scheduler")
-        outcomes = self._outcomes(futures)
-        return [(self.pending.pop(future), outcome) for future, outcome in zip(futures, outcomes, strict=True)]
+        self._lost.update(future for future, state in states.items() if state == "lost")
+        ended = [future for future in futures if future not in self._lost]
+        outcomes = self._outcomes(ended, [future for future in ended if states[future] == "finished"])
+        return [(self.pending.pop(future), outcome) for future, outcome in zip(ended, outcomes, strict=True)]
 
     def _next_done(self, stall: float) -> "list[Future[Result]]":
         waited_from = alive = looked = time.monotonic()
         while True:
+            # Dask calls back once for each task: those that were lost are looked at.
+            if back := [future for future in self._lost if future.status != "lost"]:
+                self._lost.difference_update(back)
+                return back
             try:
                 moved = [self._moved.get(timeout=_TICK_SECONDS), *self._drained(_AT_A_TIME - 1)]
             except queue.Empty:
@@ -228,9 +240,10 @@ class InFlight(Generic[Item, Result]):
             drained.append(self._moved.get())
         return drained
 
-    def _outcomes(self, futures: "list[Future[Result]]") -> list[Result | BaseException]:
+    def _outcomes(
+        self, futures: "list[Future[Result]]", finished: "list[Future[Result]]"
+    ) -> list[Result | BaseException]:
         """Fetch results together, which costs one round trip a worker; errors stand in the place of their results."""
-        finished = [future for future in futures if future.status == "finished"]
         try:
             results = dict(zip(finished, self.fetch(finished), strict=True))
         except ClusterError:
