@@ -302,7 +302,7 @@ def test_whatever_happens_nothing_is_lost(empty: Callable[[int], Campaign]) -> N
 @pytest.mark.slow
 def test_whatever_happens_for_long_nothing_is_lost(backend: str, empty: Callable[[int], Campaign]) -> None:
     run_state_machine_as_test(
-        lambda: Lasting(empty), settings=settings(max_examples=20, stateful_step_count=40, **CALM)
+        lambda: Lasting(empty), settings=settings(max_examples=12, stateful_step_count=40, **CALM)
     )
 
 
