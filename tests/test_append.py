@@ -239,7 +239,7 @@ def answer(campaign: Campaign, X: np.ndarray) -> list[int]:
     return batch.rows.tolist()
 
 
-@pytest.mark.parametrize("strategy", ["default", "stratified", "margin"])
+@pytest.mark.parametrize("strategy", ["default", pytest.param("stratified", marks=pytest.mark.slow), "margin"])
 def test_a_campaign_goes_on_and_a_round_keeps_its_rows(
     strategy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -175,6 +175,7 @@ def test_the_simulation_scores_every_row_once_and_counts_time_both_ways() -> Non
     assert told["overhead"] == told["coordinator_seconds"] / told["pass_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_ten_times_the_rows_send_hardly_more_to_the_coordinator() -> None:
     small, large = (
         scale.simulate(scale.VirtualPool(n_rows, 128), scale.Capacity(2000, 8, 250), 24, 1e4)

@@ -334,15 +334,9 @@ def test_an_unreachable_scheduler_is_refused_before_anything_changes(pool: Path,
     assert Campaign.open(tmp_path / "c").rounds.all() == []
 
 
-@pytest.mark.parametrize(
-    ("ending", "own_workers"),
-    [
-        (signal.SIGKILL, False),
-        pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, True, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, True, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("own_workers", [False, True])
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_dal_next_ended_in_mid_work_gives_the_same_batch_when_run_again(
     ending: signal.Signals, own_workers: bool, pool: Path, tmp_path: Path, cluster: Client
 ) -> None:

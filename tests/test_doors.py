@@ -90,6 +90,7 @@ def test_the_block_of_the_design(truth: tuple[dal.Pool, np.ndarray], client: Cli
     assert client.status == "running"
 
 
+@pytest.mark.slow
 def test_every_kind_of_client_gives_the_same_batches_and_stays_open(
     truth: tuple[dal.Pool, np.ndarray], client: Client, tmp_path: Path
 ) -> None:

@@ -913,6 +913,7 @@ def test_a_plugin_that_a_dead_coordinator_left_serves_nobody_else(
     )
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_stopped_does_not_hang_the_start(pools: dict[str, Pool], mortal_cluster: Client) -> None:
     limits = Limits(probe_seconds=1.0)
     hosts._PROVEN.clear()

@@ -219,6 +219,7 @@ def kept_by(directory: Path, pool: Pool, truth: np.ndarray, records: np.ndarray)
 
 
 @pytest.mark.exact
+@pytest.mark.slow
 def test_a_campaign_computes_the_same_on_any_number_of_threads(pool: Pool, records: np.ndarray, tmp_path: Path) -> None:
     truth = records[:, :3].argmax(axis=1)
     np.savez(tmp_path / "holdout.npz", X=records[:500], y=np.array(CLASSES)[truth[:500]])

@@ -174,6 +174,7 @@ def pool(tmp_path: Path) -> Pool:
         ("none", "has no dal.*pip install 'dal-learn=="),
     ],
 )
+@pytest.mark.slow
 def test_a_worker_of_other_versions_is_refused_before_anything_travels(
     strangers: tuple[str, dict[str, str]], worker: str, says: str, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_worker_of_other_versions_is_refused_before_anything_travels(
             list(map_on(client, abs, [-1]))
 
 
+@pytest.mark.slow
 def test_versions_that_may_change_a_bit_are_noted_once(
     strangers: tuple[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,6 +198,7 @@ def test_versions_that_may_change_a_bit_are_noted_once(
         assert len([record for record in caplog.records if "scipy" in record.message]) == 1
 
 
+@pytest.mark.slow
 def test_each_process_says_its_versions_itself(strangers: tuple[str, dict[str, str]]) -> None:
     address, workers = strangers
     with connect(address, timeout=60) as client:
@@ -210,6 +213,7 @@ def test_each_process_says_its_versions_itself(strangers: tuple[str, dict[str, s
         assert len({answer[SOURCE] for answer in answers.values()}) == 3
 
 
+@pytest.mark.slow
 def test_a_worker_that_was_not_asked_refuses_what_it_is_sent(
     strangers: tuple[str, dict[str, str]], pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
