@@ -116,7 +116,12 @@ def running(words: Sequence[str], log: Path) -> Iterator[psutil.Process]:
         try:
             yield psutil.Process(command.pid)
         finally:
-            command.kill()  # unshare --kill-child takes along what runs in its namespaces
+            # One that takes another user's rights outlives unshare: the kernel forgets --kill-child then.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                for each in psutil.Process(command.pid).children(recursive=True):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        each.kill()
+            command.kill()
 
 
 @contextlib.contextmanager
