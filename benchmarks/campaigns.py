@@ -239,7 +239,7 @@ def test_dask_submits_the_jobs(twins: Twins, tmp_path: Path, monkeypatch: pytest
             worker_extra_args=["--host", "127.0.0.1"],
             job_script_prologue=[f"export DASK_CONFIG={ROOT}/cluster/distributed.yaml"],
         ) as cluster:
-            # The task that asks for workers asks for one. One of a job of two that is still starting counts as too
-            # many, and after so many looks Dask ends the job.
+            # The task that asks for workers asks for one. The other worker of a job of two that is still starting is
+            # surplus, and Dask ends the job after `wait_count` looks.
             cluster.adapt(minimum_jobs=0, maximum_jobs=2, interval="1s", wait_count=60)
             play(twins, cluster)

@@ -148,7 +148,7 @@ class Record:
 
 
 def play(kind: str, repeats: int, record: Record, console: Console) -> None:
-    """Run a kind until it has so many clean runs in a row, or until one is not clean."""
+    """Run a kind until `repeats` clean runs stand in a row, or until a run is not clean."""
     commit, outcome = checked_out(), "clean"
     while outcome == "clean" and (number := in_a_row(record.runs, kind, commit)) < repeats:
         run = ran(kind, record.folder, commit)

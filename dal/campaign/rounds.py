@@ -332,6 +332,11 @@ class Rounds:
                 return ledger.excluded_at(connection, round.number, round.last_answer)
             return ledger.excluded_now(connection, self._database.now(connection))
 
+    def newest_model(self, pool_fingerprint: str) -> str | None:
+        """Read the digest of the newest model of a pool's features; None where there is none."""
+        with self._database.reading() as connection:
+            return _last_model(connection, pool_fingerprint)
+
     def explored_rows(self, pool: str | None = None) -> npt.NDArray[np.int64]:
         """Read the rows that were drawn uniformly, ascending; where a fingerprint is given, in rounds on that pool."""
         query = select(asked.c.row).where(asked.c.explore, ~asked.c.reserve)

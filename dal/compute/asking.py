@@ -66,7 +66,7 @@ def workers_of(client: Client) -> dict[str, WorkerInfo]:
 
 
 def gpus_of(client: Client) -> dict[str, int]:
-    """Return the number of GPUs that workers declare, by address, of those that declare some."""
+    """Return the number of GPUs of each worker that declares some, by address."""
     return {address: worker.gpus for address, worker in workers_of(client).items() if worker.gpus}
 
 

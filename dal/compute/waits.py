@@ -186,7 +186,7 @@ class InFlight(Generic[Item, Result]):
     def _next_done(self, stall: float) -> "list[Future[Result]]":
         waited_from = alive = looked = time.monotonic()
         while True:
-            # Dask calls back once for each task: those that were lost are looked at.
+            # Dask calls back once for each task, so lost tasks are checked here.
             if back := [future for future in self._lost if future.status != "lost"]:
                 self._lost.difference_update(back)
                 return back

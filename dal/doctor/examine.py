@@ -173,8 +173,7 @@ def _existing(folder: Path) -> Path:
 
 
 def _last_model(campaign: CampaignStore) -> Model | None:
-    here = [each for each in campaign.rounds.all() if each.pool_fingerprint == campaign.pool_fingerprint]
-    digest = next((each.model for each in reversed(here) if each.model), None)
+    digest = campaign.rounds.newest_model(campaign.pool_fingerprint)
     try:
         return None if digest is None else Model.loads(campaign.rounds.load_model(digest), campaign.settings.trusted)
     except DalError:  # the loop says so when it needs it

@@ -43,7 +43,7 @@ class Tuning:
 
 
 class Tunable:
-    """An encoder of torch whose weights can be trained further, and replaced by those that were.
+    """An encoder of torch whose weights can be trained and replaced.
 
     The weights travel with it: workers need no file of them.
     """
@@ -103,7 +103,7 @@ def tuned(
     ----------
     encoder : Tunable
     prepared : callable
-        From positions of records to those that can be encoded, and what `encode` gets of these.
+        Takes positions of records; returns those that can be encoded, and the prepared values for `forward`.
     codes : ndarray of shape (n,), int64
         Classes of the records, from 0.
     how : Tuning

@@ -468,8 +468,7 @@ class Campaign(CampaignStore):
 
     def _newest(self) -> str | None:
         """Return the digest of the newest stored model of the campaign's pool."""
-        here = [each for each in self.rounds.all() if each.pool_fingerprint == self.pool_fingerprint]
-        return next((each.model for each in reversed(here) if each.model is not None), None)
+        return self.rounds.newest_model(self.pool_fingerprint)
 
 
 def records_to_try(pool: Pool) -> npt.NDArray[np.float32]:
