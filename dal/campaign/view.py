@@ -80,7 +80,7 @@ class View:
         self.campaign = campaign
         self.reserved = np.unique(np.asarray(reserved, dtype=np.int64))
         self.criteria: tuple[Criterion, ...] = tuple(parse(text) for text in campaign.settings.stop)
-        self._history: tuple[object, list[RoundRecord]] = None, []
+        self._history: tuple[object, list[tuple[RoundRecord, bool]]] = None, []
 
     # -- the pool ----------------------------------------------------------------------------------------------------
 
@@ -159,9 +159,9 @@ class View:
         last = self.campaign.rounds.last
         key = self.campaign.answers.last_id(), last and (last.number, last.status)
         if self._history[0] != key:
-            self._history = key, self._read_history()
-        here = {each.number: self._is_here(each) for each in self.campaign.rounds.all()}
-        return [each if every_pool or here[each.number] else _unmeasured(each) for each in self._history[1]]
+            here = {each.number: self._is_here(each) for each in self.campaign.rounds.all()}
+            self._history = key, [(record, here[record.number]) for record in self._read_history()]
+        return [record if every_pool or here else _unmeasured(record) for record, here in self._history[1]]
 
     def accuracy_before(self) -> Estimate | None:
         """Estimate the accuracy on the pool before the last move, in its last five rounds; None without a move."""
