@@ -74,8 +74,8 @@ class Served:
         self.url = f"http://127.0.0.1:{self.port}/"
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
+        with self.process:  # may be called again
+            self.process.kill()
 
 
 @pytest.fixture
@@ -163,7 +163,8 @@ def test_a_server_killed_in_mid_typing_loses_nothing(
     page.goto(server.url)
     in_state(page, "record")
     watch(page)
-    for at, key in enumerate(KEYS[:16]):
+    # Fewer than the page holds at first: where the server is slow, no more of them come before it is killed.
+    for at, key in enumerate(KEYS[:14]):
         if at == 8:
             server.kill()  # whatever request is under way
         page.keyboard.press(str(key))
@@ -172,7 +173,7 @@ def test_a_server_killed_in_mid_typing_loses_nothing(
     assert "kept on this computer" in page.locator("#remark").inner_text()
     shot(page, "offline")
     server.start()
-    right(page, campaign, 16)
+    right(page, campaign, 14)
     page.locator("#unsent").wait_for(state="hidden")
     in_state(page, "record")
     # Killed again, and the page is closed before the server is back.
@@ -187,7 +188,7 @@ def test_a_server_killed_in_mid_typing_loses_nothing(
     in_state(again, "record")
     all_sent(again)
     assert answers(campaign)[last] == 6
-    assert len(answers(campaign)) == 17
+    assert len(answers(campaign)) == 15
 
 
 @pytest.mark.parametrize("kept_in", ["file", "server"])
