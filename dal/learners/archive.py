@@ -15,6 +15,7 @@ _TRUSTED = (
     "dal.learners.deep.TorchClassifier",  # the network's class or function is looked at by itself
     "functools.partial",  # what it calls is looked at by itself
     "numpy.dtype",
+    "scipy._lib.array_api_compat.numpy._aliases.asarray",  # a spline of SciPy 1.17 keeps how it makes arrays
     "scipy.interpolate._bsplines.BSpline",
     "scipy.interpolate._bsplines._BSpline",
     "skorch.callbacks.training.EarlyStopping",
