@@ -100,7 +100,7 @@ def _metrics(campaign: CampaignStore, address: str, latest: list[Progress]) -> I
 
 
 def _tell_stopped(stopped: Stopped) -> None:
-    say("Stopped: more labels are not worth their price.")
+    say("The campaign has stopped:")
     for each in stopped.verdicts:
         say(f"  {each.criterion}: {each.reason}")
 
