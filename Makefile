@@ -8,7 +8,8 @@ working = $(shell for p in $(1); do \
 PYTHON ?= $(call working,$(foreach v,3.13 3.12 3.11,$(call installed,$(v))) python3)
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Where uv is there, it installs several times as fast as pip. What pip would compile, Python compiles when it is first used.
+# Where uv is there, it installs several times as fast as pip. What pip would compile, Python compiles when it is first
+# used; the tests, which are several processes and use nearly all of it, have it compiled before by all processors.
 UV := $(shell command -v uv 2>/dev/null)
 INSTALL = $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile)
 # That first use keeps what it compiled, also where the environment forbids it, as images of containers do: otherwise each
@@ -80,6 +81,7 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 $(VENV)/installed-test: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@echo "Installing dal and all that its tests need into $(VENV): some minutes."
 	@$(INSTALL) --editable ".[$(or $(EXTRA),test)]" $(PINS) $(addprefix --constraint ,$(CONSTRAINTS))
+	@$(BIN)/python -W ignore -m compileall -q -j 0 $(VENV)/lib
 	@touch $@ $(VENV)/installed
 
 $(VENV)/lowest.txt: pyproject.toml tests/lowest.py | $(BIN)/python

@@ -369,6 +369,7 @@ def wait_for(condition: object, process: subprocess.Popen[str]) -> None:
         time.sleep(0.005)  # polls another process's database
 
 
+@pytest.mark.slow
 def test_the_demo_is_the_same_for_the_same_seed_and_saves_a_page(tmp_path: Path) -> None:
     command = ("demo", "--rows", 4000, "--rounds", 3, "--batch-size", 10, "--random-state", 5)
     first = ok(*command, "--directory", tmp_path / "a")

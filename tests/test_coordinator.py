@@ -630,9 +630,19 @@ def test_files_that_a_power_cut_tore_are_made_again(truth: tuple[Pool, np.ndarra
 @pytest.mark.parametrize(
     ("strategy", "rare", "learner"),
     [
-        *((each, False, "logistic") for each in ("default", "margin", "power", "cluster_margin", "coverage", "badge")),
-        *((each, True, "logistic") for each in ("default", "margin", "random")),
-        *((each, False, "tests.toy_learners:Embedding") for each in ("default", "cluster_margin", "badge")),
+        ("default", False, "logistic"),
+        ("coverage", False, "logistic"),
+        ("margin", True, "logistic"),
+        ("default", False, "tests.toy_learners:Embedding"),
+        *(
+            pytest.param(each, rare, learner, marks=pytest.mark.slow)
+            for rare, learner, strategies in (
+                (False, "logistic", ("margin", "power", "cluster_margin", "badge")),
+                (True, "logistic", ("default", "random")),
+                (False, "tests.toy_learners:Embedding", ("cluster_margin", "badge")),
+            )
+            for each in strategies
+        ),
     ],
 )
 def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(

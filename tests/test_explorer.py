@@ -153,6 +153,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_run_on_disk_is_the_run_that_was_played(folder: Path, tmp_path: Path) -> None:
     pool, known = Pool.open(folder / "pool.zarr"), Known.read(folder / "y.npy", 1200)
     plan = Plan(pool, known, ("random", "margin"), 2, "logistic", 6, 2, None)

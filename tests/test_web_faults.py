@@ -582,6 +582,7 @@ def nginx(folder: Path, upstream: str) -> Iterator[str]:
             process.terminate()
 
 
+@pytest.mark.slow
 def test_the_documented_proxy_lets_writes_through_and_makes_nobody_a_manager(
     campaign: Campaign, tmp_path: Path
 ) -> None:

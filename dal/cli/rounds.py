@@ -100,7 +100,7 @@ def _metrics(campaign: CampaignStore, address: str, latest: list[Progress]) -> I
 
 
 def _tell_stopped(stopped: Stopped) -> None:
-    say("The campaign has stopped:")
+    say("Stopped:")
     for each in stopped.verdicts:
         say(f"  {each.criterion}: {each.reason}")
 
