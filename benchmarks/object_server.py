@@ -100,7 +100,9 @@ class Store:
                 with open(file, "rb") as opened:  # noqa: PTH123
                     # A map keeps its file open, of which a process may have fewer than a pool has small chunks.
                     large = os.path.getsize(file) >= 2**20  # noqa: PTH202
-                    held = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if large else opened.read()
+                    held: mmap.mmap | bytes = (
+                        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) if large else opened.read()
+                    )
                 self.objects[name] = memoryview(held)
         elif path == "/__drop__":
             for name in [name for name in self.objects if name.startswith(json.loads(body))]:
