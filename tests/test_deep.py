@@ -23,10 +23,12 @@ from distributed import Client
 import dal
 from dal.cli import main
 from dal.compute.asking import gpus_of
-from dal.errors import ClusterError, LearnerError
+from dal.encoders import TorchEncoder
+from dal.errors import ClusterError, LearnerError, SourceError
 from dal.learners.deep import SkorchClassifier, TorchClassifier, is_network_class
 from dal.learners.learner import Learner
 from dal.learners.models import Model, score_block
+from dal.pool.sizes import Sizes
 from dal.scan.driver import sample_codebook, scan
 from dal.selection.batch import choose, select
 from dal.selection.candidates import shortlist
@@ -762,6 +764,21 @@ def test_a_network_is_scored_and_trained_where_a_gpu_is_declared(mixed: Client, 
     model = Learner(learner, CLASSES[:3], trusted=trusted).fit(pool.read(0, 60), codes[:60])
     with pytest.raises(LearnerError, match="declares no GPU"):
         scan(pool, model, dal.Strategy("margin", "top"), 50, client=mixed)
+
+
+@pytest.mark.slow
+def test_records_are_encoded_where_a_gpu_is_declared(mixed: Client, tmp_path: Path) -> None:
+    from tests.torch_encoders import Homed, letters
+
+    records = [f"{'abc'[at % 3]} {at}" for at in range(200)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text", *records]))
+    how = {"text": "text", "client": mixed, "sizes": Sizes(group_texts=16)}
+    pool = dal.Pool.build(tmp_path / "texts.csv", tmp_path / "auto.zarr", encoder=TorchEncoder(Homed(), letters), **how)
+    assert (pool.read(0, 200) == 1).all(), "one letter of the alphabet each"
+    # The control: an encoder that is bound to the processor goes to all workers.
+    bound = TorchEncoder(Homed(), letters, device="cpu")
+    with pytest.raises(SourceError, match="declares no GPU"):
+        dal.Pool.build(tmp_path / "texts.csv", tmp_path / "cpu.zarr", encoder=bound, **how)
 
 
 def play(directory: Path, codes: np.ndarray) -> list[list[int]]:

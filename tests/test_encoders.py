@@ -38,7 +38,8 @@ from dal.pool.tables import open_table
 from dal.testing import EncoderContract
 from dal.web.records import Records
 from tests.batches import batch_of
-from tests.toy_encoders import VOWELS, Colours, Here, Mortal, Noted, Roomy, Vowels, Written
+from tests.clusters import dask_scheduler, dask_worker
+from tests.toy_encoders import VOWELS, Colours, Here, Mortal, Noted, Placed, Roomy, Vowels, Written
 
 SMALL = Sizes(field_rows=64, chunk_bytes=64 * 28, group_texts=64)
 WORDS = ["an", "owl", "sees", "mice", "under", "old", "trees", "while", "foxes", "sleep"]
@@ -437,6 +438,28 @@ def test_a_batch_is_as_large_as_memory_allows(cluster: Client, tmp_path: Path) -
         built("none.zarr", Roomy(0))
     with pytest.raises(SourceError, match="memory for one record"):
         built("none.zarr", Roomy(0), client=cluster)
+
+
+@pytest.mark.slow
+def test_an_encoder_goes_where_a_gpu_is_declared(tmp_path: Path) -> None:
+    source = table(tmp_path / "texts.parquet", texts(200))
+    how: dict[str, Any] = {"ids": "id", "text": "text", "sizes": Sizes(group_texts=8)}
+    expected = Pool.build(source, tmp_path / "alone.zarr", encoder=Placed(wants_gpu=True), **how).read(0, 200)
+    with (
+        dask_scheduler() as address,
+        dask_worker(address, environment={"NETS_NO_GPU": "1"}),
+        Client(address, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(1, timeout=60)
+        # Where no worker declares one, all of them encode.
+        with pytest.raises(SourceError, match="declares no GPU"):
+            Pool.build(source, tmp_path / "none.zarr", encoder=Placed(wants_gpu=True), client=client, **how)
+        with dask_worker(address, resources="GPU=1"):
+            client.wait_for_workers(2, timeout=60)
+            pool = Pool.build(source, tmp_path / "pool.zarr", encoder=Placed(wants_gpu=True), client=client, **how)
+            np.testing.assert_array_equal(pool.read(0, 200), expected)
+            with pytest.raises(SourceError, match="declares no GPU"):
+                Pool.build(source, tmp_path / "cpu.zarr", encoder=Placed(wants_gpu=False), client=client, **how)
 
 
 def test_weights_that_differ_on_a_worker_are_refused(cluster: Client, tmp_path: Path) -> None:

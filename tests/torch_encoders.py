@@ -1,5 +1,6 @@
 """Encoders of torch that tests and their processes import."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,20 @@ class Tight(torch.nn.Module):
 def letters(text: str) -> torch.Tensor:
     """Count letters."""
     return torch.tensor([float(text.count(each)) for each in "abcdefghijklmnopqrstuvwxyz"])
+
+
+class Homed(torch.nn.Linear):
+    """Refuses to encode on a worker that has no GPU, as its environment says."""
+
+    def __init__(self) -> None:
+        super().__init__(26, 20_000)  # so heavy that it does not travel with each group
+        torch.nn.init.ones_(self.weight)
+        torch.nn.init.zeros_(self.bias)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        if "NETS_NO_GPU" in os.environ:
+            raise RuntimeError("this worker declares no GPU")
+        return super().forward(batch)[:, :4]
 
 
 class Two(torch.nn.Module):

@@ -81,6 +81,19 @@ class Roomy(Vowels):
         return super().encode(batch)
 
 
+class Placed(Vowels):
+    """Refuses to encode on a worker that has no GPU, as its environment says."""
+
+    def __init__(self, *, wants_gpu: bool) -> None:
+        super().__init__("placed")
+        self.wants_gpu = wants_gpu
+
+    def encode(self, batch: Sequence[str]) -> list[list[int]]:
+        if "NETS_NO_GPU" in os.environ:
+            raise RuntimeError("this worker declares no GPU")
+        return super().encode(batch)
+
+
 class Here(Vowels):
     """Has other weights in each process."""
 

@@ -186,6 +186,11 @@ class OnnxEncoder:
             )
         return session
 
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it uses a GPU."""
+        return self.device != "cpu"
+
     def prepare(self, record: Any) -> npt.NDArray[Any]:  # noqa: ANN401 - a text or a picture
         """Return the array of a record."""
         return np.asarray(self.preprocess(record))

@@ -13,11 +13,12 @@ import numpy.typing as npt
 class Encoder(Protocol):
     """An object that turns raw records into features.
 
-    Three more attributes are used where an encoder has them. `prepare` takes one record and returns what `encode` gets
+    Four more attributes are used where an encoder has them. `prepare` takes one record and returns what `encode` gets
     of it; it runs in other threads, while the batch before is encoded. A record for which it raises an error is kept as
     missing. `batch_size` is the most records of a batch, by default 32. `fitting` takes a record, as `encode` gets it,
     and a number of bytes, and returns how many such records a batch may have in so much memory. Where `batch_size` is
-    None, the largest power of two is taken that fits into the smallest process, at most 32.
+    None, the largest power of two is taken that fits into the smallest process, at most 32. Where `wants_gpu` is true,
+    workers that declare GPUs encode, and no others where there are some.
 
     To travel to workers, an encoder must be picklable. One that loads its model when it is first used travels light,
     and each process loads the model once.

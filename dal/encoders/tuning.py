@@ -49,6 +49,12 @@ class Tunable:
     """
 
     _weights: bytes | None = None
+    device: str | None
+
+    @property
+    def wants_gpu(self) -> bool:
+        """Whether it uses a GPU where there is one."""
+        return self.device is None or not self.device.startswith("cpu")
 
     @property
     def id(self) -> str:

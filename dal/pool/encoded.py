@@ -25,6 +25,7 @@ import dask.config
 import numpy as np
 import numpy.typing as npt
 
+from dal.choices import GPU
 from dal.errors import ClusterError, ClusterLost, DalError, SourceError
 from dal.pool.fields import NAMED, Values, as_field, as_kind
 from dal.pool.sizes import SIZES, Sizes
@@ -47,7 +48,9 @@ _DECODERS = min(8, os.cpu_count() or 1)
 PATIENCE_SECONDS = 600.0
 """In which a cluster must return the group that was sent first."""
 _IN_FLIGHT = 2
-"""Groups on their way for each thread of a cluster."""
+"""Groups on their way for each that a cluster encodes at a time."""
+_GPU_SHARE = 0.5
+"""Of a GPU that a group takes: one is decoded while another one is encoded."""
 _LIGHT_BYTES = 2**20
 """Of a packed encoder that travels with each group."""
 _LOOK_SECONDS = 0.5
@@ -237,6 +240,7 @@ class Encoded:
         self._more: list[int] = []
         self._shipped: Shipped | None = None
         self._held: Any = None
+        self._on_gpus: bool | None = None  # decided by the workers that are there when the first task is sent
         self._deadly = 0
 
     @property
@@ -269,9 +273,9 @@ class Encoded:
 
             return fitting(self._encoder, self._records.kind, MEMORY_LIMIT)
         with _losses("the smallest worker has not looked up its memory"):
-            self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
-            workers = self._client.scheduler_info(n_workers=-1)["workers"]
-            limits = {address: int(each["memory_limit"] or 0) or sys.maxsize for address, each in workers.items()}
+            limits = {
+                address: int(each["memory_limit"] or 0) or sys.maxsize for address, each in self._workers().items()
+            }
             smallest = min(limits, key=lambda address: (limits[address], address))
             task = self._sent(
                 fitting_on, self._records.kind, limits[smallest], workers=[smallest], allow_other_workers=True
@@ -361,7 +365,13 @@ class Encoded:
                 yield group, _features(self._encoder, prepared, self.batch_size)
 
     def _on_workers(self, groups: Iterator[list[Raw]]) -> Iterator[tuple[list[Raw], "Group"]]:
-        most = max(1, sum(self._client.nthreads().values())) * _IN_FLIGHT
+        with _losses("no worker has been there to encode"):
+            workers = self._workers().values()
+        at_once = [
+            min(each["nthreads"], int(each["resources"][GPU] / _GPU_SHARE)) if self._on_gpus else each["nthreads"]
+            for each in workers
+        ]
+        most = max(1, sum(at_once)) * _IN_FLIGHT
         running: deque[tuple[list[Raw], Any]] = deque()
         try:
             for group in groups:
@@ -373,6 +383,25 @@ class Encoded:
         finally:
             self._client.cancel([future for _, future in running])
 
+    def _workers(self) -> dict[str, Any]:
+        """Return the workers that encode, by address, as their scheduler describes them; wait for the first one.
+
+        Those are the workers that declare GPUs, where the encoder uses one and some worker has declared it at first.
+        """
+        until = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
+            every = self._client.scheduler_info(n_workers=-1)["workers"]
+            if self._on_gpus is None:
+                wanted = bool(getattr(self._encoder, "wants_gpu", False))
+                self._on_gpus = wanted and any(_gpus(each) for each in every.values())
+            found = {address: each for address, each in every.items() if not self._on_gpus or _gpus(each)}
+            if found:
+                return found
+            if time.monotonic() > until:
+                raise TimeoutError("no worker declares a GPU any more")
+            time.sleep(_LOOK_SECONDS)
+
     def _group_sent(self, records: list[Any], **where: Any) -> Any:  # noqa: ANN401 - a future
         """Send records to be encoded."""
         return self._sent(encode_group, self._records.kind, self.batch_size, records, **where)
@@ -383,6 +412,8 @@ class Encoded:
         A light one travels with each task: tasks go where there is time, not where the encoder is. A heavy one is the
         result of a task, which Dask does again where its worker dies. A scattered one would be lost.
         """
+        if self._on_gpus:
+            where["resources"] = {GPU: _GPU_SHARE}
         # Models and pictures are meant to travel: Dask would warn of each above 10 MB.
         with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 PiB"}):
             if self._shipped is None:
@@ -390,7 +421,8 @@ class Encoded:
             encoder: Any = self._shipped
             if len(self._shipped.packed) > _LIGHT_BYTES:
                 if self._held is None or self._held.status in ("error", "cancelled", "lost"):
-                    self._held = self._client.submit(_itself, self._shipped, pure=False)
+                    here = {"resources": where["resources"]} if self._on_gpus else {}
+                    self._held = self._client.submit(_itself, self._shipped, pure=False, **here)
                 encoder = self._held
             return self._client.submit(function, encoder, *what, pure=False, **where)
 
@@ -432,8 +464,7 @@ class Encoded:
 
         from distributed import KilledWorker
 
-        self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
-        address = min(self._client.nthreads())
+        address = min(self._workers())
         future, begun = self._group_sent(records, workers=[address]), time.monotonic()
         try:
             while True:
@@ -450,6 +481,11 @@ class Encoded:
                     return found
         finally:
             self._client.cancel([future])
+
+
+def _gpus(worker: Mapping[str, Any]) -> float:
+    """Return the number of GPUs that a worker declares."""
+    return float(worker.get("resources", {}).get(GPU, 0))
 
 
 @contextmanager
