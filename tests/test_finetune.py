@@ -12,15 +12,17 @@ from distributed import Client
 
 torch = pytest.importorskip("torch", reason="make test-torch runs it")
 
+from safetensors.torch import load  # noqa: E402
+
 import dal  # noqa: E402
 from dal.campaign import store  # noqa: E402
 from dal.cli import main  # noqa: E402
-from dal.encoders import TorchEncoder, Tuning, VectoriserEncoder, tuned  # noqa: E402
+from dal.encoders import TorchEncoder, Tuning, VectoriserEncoder, tuned, tuning  # noqa: E402
 from dal.errors import CampaignError, CampaignMismatch, SettingsError, SourceError  # noqa: E402
 from dal.loop import finetune  # noqa: E402
 from dal.pool import Pool  # noqa: E402
 from tests.packaged import image_model, sentence_model  # noqa: E402
-from tests.torch_encoders import as_tensor, by_letters, letters_network  # noqa: E402
+from tests.torch_encoders import Cramped, as_tensor, by_letters, letters, letters_network  # noqa: E402
 
 pytestmark = pytest.mark.torch
 
@@ -159,6 +161,28 @@ def test_bad_input_is_refused_and_leaves_the_campaign_as_it_was(
         campaign.finetune(source, tmp_path / "tuned.zarr", encoder, **given)
     assert dal.Campaign.open(campaign.directory).settings.pool == campaign.settings.pool
     play(campaign, codes, 1)
+
+
+def test_a_gpu_that_runs_out_of_memory_trains_on_a_batch_in_turns(caplog: pytest.LogCaptureFixture) -> None:
+    texts = [f"{'ab'[row % 2] * 3} {row}" for row in range(24)]
+    codes = np.arange(24) % 2
+    how = Tuning(epochs=3, learning_rate=1e-2, batch_size=12)
+
+    def trained(most: int) -> dict[str, torch.Tensor]:
+        encoder = TorchEncoder(Cramped(most), letters)
+        values = [encoder.prepare(text) for text in texts]
+        return load(tuning.tuned(encoder, lambda rows: (rows, [values[row] for row in rows]), codes, how))
+
+    whole = trained(12)
+    assert not caplog.text
+    parted = trained(5)
+    assert "train on 6 records at once: it takes 3 in turns" in caplog.text
+    with pytest.raises(SettingsError, match="one record"):
+        trained(0)
+    # By the same steps, so the weights are the same but for last bits.
+    for name, value in whole.items():
+        torch.testing.assert_close(parted[name], value, atol=1e-5, rtol=1e-4)
+    assert not torch.equal(whole["0.weight"], letters_network().state_dict()["0.weight"])
 
 
 def test_weights_of_another_encoder_are_refused() -> None:

@@ -81,6 +81,19 @@ def letters_network() -> torch.nn.Module:
         return torch.nn.Sequential(torch.nn.Linear(26, 12), torch.nn.Tanh(), torch.nn.Linear(12, 8))
 
 
+class Cramped(torch.nn.Sequential):
+    """A small network that runs out of memory beyond some records."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(*letters_network())
+        self.most = most
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(batch)
+
+
 def by_letters() -> TorchEncoder:
     """Make an encoder that takes no time, and can be trained."""
     return TorchEncoder(letters_network, letters, batch_size=16)

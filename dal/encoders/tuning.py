@@ -1,6 +1,7 @@
 """Train an encoder of torch, with a linear head, on records whose classes are known. Torch is imported where needed."""
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -8,8 +9,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from dal.encoders.devices import halved
 from dal.errors import SettingsError
 
+_log = logging.getLogger(__name__)
 Codes = npt.NDArray[np.int64]
 _HEAD_STEPS = 100
 _HEAD_DECAY = 1e-3
@@ -102,8 +105,9 @@ def tuned(
     """Train an encoder on records of known classes; return its weights as safetensors.
 
     First the head alone is fitted to the features as they are, then both are trained, which spoils the features less
-    than a head that begins at random (Kumar et al. 2022). Layers that normalise over a batch keep their statistics. The
-    encoder that is passed stays as it is.
+    than a head that begins at random (Kumar et al. 2022). Layers that normalise over a batch keep their statistics, so
+    a GPU without the memory for a batch takes it in turns and makes the same step. The encoder that is passed stays as
+    it is.
 
     Parameters
     ----------
@@ -119,7 +123,8 @@ def tuned(
     Raises
     ------
     SettingsError
-        If the records are of fewer than two classes, none can be encoded, or the loss is no number.
+        If the records are of fewer than two classes, none can be encoded, the loss is no number, or a GPU has no memory
+        for a single record.
     """
     import torch
     from safetensors.torch import save
@@ -137,17 +142,18 @@ def tuned(
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(how.random_state)
-        known, found = list[Codes](), list[Any]()
+        known, found = list[Codes](), list[npt.NDArray[np.float32]]()
         with torch.inference_mode():
             for part in np.array_split(np.arange(len(codes)), -(-len(codes) // how.batch_size)):
                 kept, batch = prepared(part)
                 if len(kept):
                     known.append(kept)
-                    found.append(features(batch).cpu())
+                    found.append(halved(lambda some: features(some).cpu().numpy(), batch))
         if not known:
             raise SettingsError("`source` must hold labelled records that can be encoded, got none")
         usable = np.concatenate(known)
-        head = _head(torch.cat(found).clone().to(device), torch.as_tensor(codes[usable], device=device), len(classes))
+        plain = torch.as_tensor(np.concatenate(found), device=device)
+        head = _head(plain, torch.as_tensor(codes[usable], device=device), len(classes))
         for layer in module.modules():
             layer.train(not isinstance(layer, torch.nn.modules.batchnorm._BatchNorm))
         optimizer = torch.optim.AdamW(
@@ -157,21 +163,56 @@ def tuned(
             ],
             lr=how.learning_rate,
         )
+        at_once = how.batch_size
         for epoch in range(how.epochs):
             for part in np.array_split(rng.permutation(usable), -(-len(usable) // how.batch_size)):
                 kept, batch = prepared(part)
-                optimizer.zero_grad(set_to_none=True)
-                loss = functional.cross_entropy(head(features(batch)), torch.as_tensor(codes[kept], device=device))
-                if not torch.isfinite(loss):
+                targets = torch.as_tensor(codes[kept], device=device)
+                loss, at_once = _backward(lambda some: head(features(some)), optimizer, batch, targets, at_once)
+                if not np.isfinite(loss):
                     raise SettingsError(
-                        f"`learning_rate` must keep the loss finite, got {loss.item()} in epoch {epoch + 1}; lower it"
+                        f"`learning_rate` must keep the loss finite, got {loss} in epoch {epoch + 1}; lower it"
                     )
-                loss.backward()
                 optimizer.step()
             if progress is not None:
                 progress(epoch + 1, how.epochs)
     state = {name: each.detach().cpu().contiguous().clone() for name, each in module.state_dict().items()}
     return bytes(save(state))
+
+
+def _backward(
+    outputs: Callable[[Sequence[Any]], Any],
+    optimizer: Any,  # noqa: ANN401 - of torch
+    batch: Sequence[Any],
+    targets: Any,  # noqa: ANN401 - a tensor
+    at_once: int,
+) -> tuple[float, int]:
+    """Compute the gradients of a step; return the loss, and the number of records that memory has room for at once."""
+    import torch
+    from torch.nn import functional
+
+    while True:
+        optimizer.zero_grad(set_to_none=True)
+        try:
+            loss = 0.0
+            for start in range(0, len(batch), at_once):
+                some = slice(start, start + at_once)
+                share = functional.cross_entropy(outputs(batch[some]), targets[some], reduction="sum") / len(batch)
+                share.backward()
+                loss += float(share.detach())
+        except torch.OutOfMemoryError as error:
+            if at_once == 1:
+                raise SettingsError(
+                    "`device` must have memory to train on one record, got a GPU that ran out of it; shorten or shrink"
+                    " the records"
+                ) from error
+        else:
+            return loss, at_once
+        # Out of the handler: the error would hold the tensors of the batch.
+        before, at_once = min(at_once, len(batch)), max(1, min(at_once, len(batch)) // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        _log.warning("a GPU has no memory to train on %d records at once: it takes %d in turns", before, at_once)
 
 
 def _head(features: Any, codes: Any, n_classes: int) -> Any:  # noqa: ANN401 - tensors, a module
