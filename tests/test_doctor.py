@@ -166,6 +166,7 @@ def alone(environment: dict[str, str], memory: int) -> Callable[[Facts], Facts]:
             "no-workers-timeout is None",
         ),
         (leader(settings={"distributed.scheduler.worker-ttl": "5 minutes"}), "advice", "10.0.0.1", "worker-ttl"),
+        (leader(files=119), "advice", "10.0.0.1", "119 files open"),
         (worker(settings=GOOD | {"distributed.comm.retry.count": 0}), "advice", "10.0.0.2", "retry.count is 0"),
         (worker(settings=GOOD | {"distributed.worker.profile.enabled": True}), "advice", "10.0.0.2", "profile"),
         (worker(settings=GOOD | {"distributed.worker.memory.terminate": False}), "advice", "10.0.0.2", "terminate"),

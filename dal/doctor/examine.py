@@ -303,7 +303,12 @@ def _with_answers(known: Process, answers: Sequence[Any]) -> Process:
     told, found, _, _ = answers
     listening = tuple((str(ip), int(port)) for ip, port in told["listening"])
     return replace(
-        known, environment=told["environment"], settings=told["settings"], listening=listening, versions=found
+        known,
+        environment=told["environment"],
+        settings=told["settings"],
+        listening=listening,
+        files=told["files"],
+        versions=found,
     )
 
 

@@ -35,6 +35,8 @@ class Process:
         Keys of Dask's configuration.
     listening : tuple of (str, int)
         Addresses and ports that it listens on.
+    files : int
+        The most files and connections that it may have open; 0 where there is no limit.
     versions : Versions
     silent : str
         Why nothing is known of it; empty where it answered.
@@ -50,6 +52,7 @@ class Process:
     environment: Mapping[str, str | None] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     listening: tuple[tuple[str, int], ...] = ()
+    files: int = 0
     versions: Versions = field(default_factory=dict)
     silent: str = ""
 

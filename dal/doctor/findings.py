@@ -23,6 +23,8 @@ _SOON = 30 * 86_400.0
 """Seconds: a certificate that expires within them should be made again now."""
 _ROOM = 2**30
 """Bytes that a disk should have left beyond what is needed."""
+_FILES, _FILES_A_WORKER = 100, 5
+"""Files and connections that a scheduler has open: without workers, with room for clients, and for each worker."""
 _SLOW = 5
 """A machine that reads this many times as slowly as the fastest one is worth a look."""
 
@@ -64,6 +66,7 @@ def findings(facts: Facts, wanted: Mapping[str, Any]) -> list[Finding]:
         _versions(facts),
         _memory(facts),
         _workers(facts),
+        _files(facts),
         _environment(facts, wanted),
         _settings(facts, wanted),
         _doors(facts),
@@ -162,6 +165,15 @@ def _workers(facts: Facts) -> Iterator[Finding]:
             yield Finding("advice", each.host, what, "leave --no-nanny out, or let a supervisor restart it")
         if not each.memory_limit:
             yield Finding("advice", each.host, "a worker has no memory limit", "give it one by --memory-limit")
+
+
+def _files(facts: Facts) -> Iterator[Finding]:
+    needed = _FILES + _FILES_A_WORKER * len(facts.workers)
+    for each in facts.processes:
+        if each.role == "scheduler" and each.files and each.files < needed:
+            what = f"the scheduler may have {each.files:,} files open: {len(facts.workers):,} workers take {needed:,}"
+            change = f"run ulimit -n {needed} or more where it starts (LimitNOFILE= in a unit of systemd)"
+            yield Finding("advice", each.host, what, change)
 
 
 _TRIM, _MMAP = "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"

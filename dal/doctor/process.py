@@ -30,6 +30,7 @@ def facts(variables: list[str], settings: list[str], folder: str) -> dict[str, A
         "environment": {name: os.environ.get(name) for name in variables},
         "settings": {key: dask.config.get(key, None) for key in settings},
         "listening": _listening(),
+        "files": _files(),
         "memory": _memory(),
         "free": _free(folder or os.getcwd()),  # noqa: PTH109 - a text, as the folder
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -104,6 +105,14 @@ def _listening() -> list[tuple[str, int]]:
         return [(each.laddr.ip, each.laddr.port) for each in connections(kind="inet") if each.status == "LISTEN"]
     except Exception:  # a system that shows none: nothing is known
         return []
+
+
+def _files() -> int:
+    """Return the most files and connections that this process may have open; 0 where there is no limit."""
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 0 if soft == resource.RLIM_INFINITY else soft
 
 
 def _memory() -> int:
