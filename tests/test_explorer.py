@@ -447,6 +447,7 @@ def test_records_of_unknown_class_are_neither_asked_nor_tested_on(folder: Path, 
         (["--seeds", "0"], "`seeds` must be at least 1"),
         (["--batch-size", "1000"], "at most 960"),
         (["--estimator", "magic"], "magic"),
+        (["--estimator", "tests.toy_learners:Embedding"], "--trusted tests.toy_learners.Embedding"),
         (["--answers", "nowhere.npy"], "nowhere.npy cannot be read (No such file"),
         (["--test", "nowhere.npz"], "nowhere.npz cannot be read (No such file"),
     ],
@@ -504,6 +505,15 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
         campaign.label(batch, y[batch.rows], annotator="ann")
     ended = explorer.view_of_campaign(campaign, None)["lead"]
     assert ended.endswith("100 labelled of 120 asked · ended: 100 of 100 labels are known")
+
+
+def test_compare_plays_a_learner_whose_types_are_named(folder: Path, tmp_path: Path) -> None:
+    output, learner = tmp_path / "explorer.html", "tests.toy_learners:Embedding"
+    command = ["compare", str(folder / "pool.zarr"), "--answers", str(folder / "y.npy"), "--output", str(output)]
+    command += ["--strategy", "badge", "--seeds", "1", "--batch-size", "8", "--rounds", "2", "--estimator", learner]
+    result = CliRunner().invoke(cli.main, [*command, "--trusted", "tests.toy_learners.Embedding"])
+    assert result.exit_code == 0, result.output
+    assert f"Learner {learner}" in output.read_text()
 
 
 @pytest.mark.slow

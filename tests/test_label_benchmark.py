@@ -18,12 +18,14 @@ from benchmarks.labels import command, published
 from benchmarks.labels.main import planned
 from benchmarks.labels.picture import picture
 from benchmarks.labels.replay import Contender, replay, staged
-from benchmarks.labels.sets import SETS, Setup, Source, World
+from benchmarks.labels.sets import SETS, Setup, Source, World, embedded
 from benchmarks.labels.statistics import area, labels_to_final, labels_to_reach, mean_interval, paired
 from dal import Campaign
 from dal.replay import TestSet, simulate
 from dal.selection.explore import uniform_rows
 from dal.selection.strategy import STRATEGIES, Strategy
+from tests import toy_learners
+from tests.toy_learners import Embedding
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------
 
@@ -118,6 +120,61 @@ def test_a_replay_asks_what_a_campaign_asks(world: World, name: str, explore: fl
     assert batches == [batch.tolist() for batch in real.batches[1:]]
     assert first.labels == real.labels
     assert first.accuracy == real.accuracy
+
+
+@pytest.mark.parametrize("name", ["default", "badge"])
+def test_a_replay_asks_what_a_campaign_asks_of_a_learner_that_embeds(world: World, name: str) -> None:
+    batches: list[list[int]] = []
+    whole = replace(world, X=np.nan_to_num(world.X, nan=0.0, posinf=0.0))
+    setup = replace(SETUP, learner=lambda seed: Embedding(), trusted=tuple(toy_learners.NAMES))  # noqa: ARG005
+    with staged(whole, setup, 5) as stage:
+        contender = Contender(Strategy.named(name, 0.0), start="cold")
+        replay(stage, setup, contender, lambda rows: batches.append(rows.tolist()))
+        real = simulate(
+            stage.pool,
+            whole.y,
+            whole.test,
+            ("0", "1", "2"),
+            strategy=name,
+            estimator=Embedding(),
+            trusted=toy_learners.NAMES,
+            batch_size=12,
+            rounds=5,
+            random_state=5,
+        )
+    assert batches == [batch.tolist() for batch in real.batches[1:]]
+
+
+def test_the_first_labels_can_be_as_many_of_each_class(world: World) -> None:
+    # The last class is rare: its first records come late in the draw.
+    rare = replace(world, y=np.where(np.arange(3000) % 100 == 7, 2, world.y % 2))
+    setup = replace(SETUP, initial=9, rounds=1, balanced=True)
+    with staged(rare, setup, 4) as stage:
+        draws = list(islice(uniform_rows(3000, np.empty(0, np.int64), 4, 0), 3000))
+        expected = {row for code in range(3) for row in [each for each in draws if rare.y[each] == code][:3]}
+        known: list[set[int]] = []
+        fit = stage.fit
+        stage.fit = lambda rows, **given: known.append(set(rows.tolist())) or fit(rows, **given)  # type: ignore[method-assign]
+        replay(stage, setup, Contender(Strategy.named("margin", 0.0)))
+    assert known[0] == expected
+
+
+def test_embeddings_are_split_as_their_file_says_or_by_the_seed(tmp_path: Path) -> None:
+    (tmp_path / "embeddings").mkdir()
+    E = np.arange(400, dtype=np.float16).reshape(200, 2)
+    y = np.arange(200, dtype=np.int16) % 4
+    for name, is_test in (("given", np.arange(200) >= 150), ("drawn", np.zeros(200, bool))):
+        np.savez(tmp_path / "embeddings" / f"{name}.npz", E=E, y=y, test=is_test)
+        one, other = (embedded(Source(seed, tmp_path), name, most=100, tested=30) for seed in (1, 2))
+        rows, outside = one.X[:, 0].astype(int) // 2, one.test.X[:, 0].astype(int) // 2
+        assert (len(rows), len(outside)) == (100, 30)
+        assert not set(rows) & set(outside)
+        assert np.array_equal(one.y, y[rows])
+        assert np.array_equal(one.test.y, y[outside])
+        assert not np.array_equal(one.X, other.X)
+        if name == "given":
+            assert outside.min() >= 150
+            assert rows.max() < 150
 
 
 def test_a_replay_with_labels_at_the_start_asks_what_a_campaign_asks(world: World, tmp_path: Path) -> None:

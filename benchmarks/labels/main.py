@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -231,6 +232,8 @@ def planned(
             file = f"{each.removeprefix(PROTOCOL + '/')}.npz" if name == PROTOCOL else SETS[each].file
             if file is not None and not (data is not None and (data / file).exists()):
                 console.print(f"left out: {each}, because there is no {file} (pass --data DIR)")
+            elif name != PROTOCOL and (lacking := [p for p in SETS[each].packages if find_spec(p) is None]):
+                console.print(f"left out: {each}, because {', '.join(lacking)} cannot be imported")
             elif name == PROTOCOL:
                 plan[each] = (seeds or published.SEEDS, ("random", "margin"))
             else:

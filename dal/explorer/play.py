@@ -187,6 +187,8 @@ class Plan:
     batch_size, rounds : int
     test : path or None
         The user's own test set.
+    trusted : tuple of str
+        As in :meth:`dal.Campaign.create`.
     """
 
     pool: Pool
@@ -197,6 +199,7 @@ class Plan:
     batch_size: int
     rounds: int
     test: Path | None
+    trusted: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Check that the plan can be played.
@@ -219,16 +222,20 @@ class Plan:
             raise SettingsError(
                 f"`batch_size` must be at most {room:,}, the records that can be asked, got {self.batch_size:,}"
             )
-        learner, records = Learner.named(self.estimator, self.known.classes), records_to_try(self.pool)
+        records = records_to_try(self.pool)
         for score in {Strategy.named(name).scorer for name in self.strategies}:
-            learner.check(self.pool.n_features, score, records=records)
+            self._learner.check(self.pool.n_features, score, records=records)
         if self.test is not None:
             read_test(self.test, self.known, self.pool.n_features, missing=self.takes_missing)
 
     @property
     def takes_missing(self) -> bool:
         """Whether the learner takes records with missing features."""
-        return Learner.named(self.estimator, self.known.classes).takes_missing(self.pool.n_features)
+        return self._learner.takes_missing(self.pool.n_features)
+
+    @property
+    def _learner(self) -> Learner:
+        return Learner.named(self.estimator, self.known.classes, trusted=self.trusted)
 
     def settings(self) -> dict[str, object]:
         """Return the settings that define the replays, for the run folder; strategies and seeds may be added later."""
@@ -291,6 +298,7 @@ def play(
     common: dict[str, Any] = {
         "random_state": range(plan.seeds),
         "estimator": plan.estimator,
+        "trusted": plan.trusted,
         "batch_size": plan.batch_size,
         "rounds": plan.rounds,
         "reserved": reserved,

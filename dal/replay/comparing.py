@@ -38,6 +38,7 @@ def compare(
     *,
     random_state: int | Iterable[int] = 0,
     estimator: str | BaseEstimator = Settings.estimator,
+    trusted: Sequence[str] = Settings.trusted,
     batch_size: int = 50,
     rounds: int = 10,
     reserved: npt.ArrayLike = (),
@@ -51,7 +52,7 @@ def compare(
 
     Parameters
     ----------
-    pool, y, estimator, batch_size, rounds, reserved, watched, client, on_round
+    pool, y, estimator, trusted, batch_size, rounds, reserved, watched, client, on_round
         As in :func:`simulate`.
     test : TestSet, optional
         As in :func:`simulate`. By default a fifth of the pool's records, at most 5,000, drawn by hash; they are never
@@ -76,7 +77,7 @@ def compare(
     played = {(replay.strategy, replay.seed): replay for replay in known}
     classes = _classes_of(y) if classes is None else classes
     if test is None:
-        drawn, test = _drawn(pool, y, classes, estimator)
+        drawn, test = _drawn(pool, y, classes, estimator, trusted)
         reserved = np.union1d(np.asarray(reserved, np.int64), drawn)
     with workers_of(client) as workers:
         for seed in seeds:
@@ -90,6 +91,7 @@ def compare(
                     classes,
                     strategy=strategy,
                     estimator=estimator,
+                    trusted=trusted,
                     batch_size=batch_size,
                     rounds=rounds,
                     random_state=seed,
@@ -128,7 +130,7 @@ def compare_side_by_side(
         As in :func:`compare`; a callable is sent to the workers.
     client : distributed.Client, Cluster or str
     **settings
-        ``estimator``, ``batch_size``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
+        ``estimator``, ``trusted``, ``batch_size``, ``rounds``, ``reserved`` and ``watched``, as in :func:`simulate`.
 
     Raises
     ------
@@ -171,13 +173,17 @@ def _classes_of(y: Oracle | npt.ArrayLike) -> tuple[str, ...]:
 
 
 def _drawn(
-    pool: Pool, y: Oracle | npt.ArrayLike, classes: Sequence[str], estimator: str | BaseEstimator
+    pool: Pool,
+    y: Oracle | npt.ArrayLike,
+    classes: Sequence[str],
+    estimator: str | BaseEstimator,
+    trusted: Sequence[str],
 ) -> tuple[Rows, TestSet]:
     if callable(y):
         raise SettingsError("`test` must be a TestSet where `y` is a function, got None")
     names = names_of(classes)
     codes = codes_of(y, names, what="y", gaps=True, codes=True)
-    learner = Learner.of(chosen_or_default(estimator, pool.encoder), names)
+    learner = Learner.of(chosen_or_default(estimator, pool.encoder), names, trusted=trusted)
     missing = learner.takes_missing(pool.n_features)
     rows, test = held_out(pool, codes, missing=missing)
     return rows, replace(test, y=np.array(names, dtype=object)[test.y])

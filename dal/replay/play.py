@@ -94,6 +94,7 @@ def simulate(
     *,
     strategy: str | Strategy = "default",
     estimator: str | BaseEstimator = Settings.estimator,
+    trusted: Sequence[str] = Settings.trusted,
     batch_size: int = 50,
     rounds: int = 10,
     random_state: int = 0,
@@ -119,7 +120,7 @@ def simulate(
         Records that are not in the pool, or are reserved.
     classes : sequence of str
         Numbers stand for themselves as text.
-    strategy, estimator, batch_size, random_state
+    strategy, estimator, trusted, batch_size, random_state
         As in :meth:`dal.Campaign.create`.
     rounds : int, default=10
         Batches to ask; fewer where the pool is exhausted.
@@ -156,7 +157,7 @@ def simulate(
     ask, unknown = _asking(y, pool, classes)
     names = np.array(classes, dtype=object)
     reserved = np.union1d(np.asarray(reserved, np.int64), unknown)
-    test.check(Learner.of(estimator, classes, random_state=random_state), pool.n_features)
+    test.check(Learner.of(estimator, classes, random_state=random_state, trusted=trusted), pool.n_features)
     with ExitStack() as stack:
         workers = stack.enter_context(workers_of(client))
         place = directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="dal-"))
@@ -166,6 +167,7 @@ def simulate(
             pool,
             classes,
             estimator=estimator,
+            trusted=trusted,
             strategy=kept,
             batch_size=batch_size,
             random_state=random_state,
