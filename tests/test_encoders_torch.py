@@ -20,6 +20,7 @@ from PIL import Image
 
 torch = pytest.importorskip("torch", reason="torch is not there: make test-torch")
 
+from dal._weighing import weighed  # noqa: E402
 from dal.cli import main  # noqa: E402
 from dal.encoders import OnnxEncoder, SentenceEncoder, TorchEncoder  # noqa: E402
 from dal.errors import SettingsError, SourceError  # noqa: E402
@@ -238,6 +239,11 @@ def test_a_batch_is_as_large_as_its_widest_layer_allows() -> None:
     short, long = (sentences.fitting("word " * count, 2**30) for count in (10, 200))
     assert 10 * long < short < 30 * long
     assert not [hook for layer in module.modules() for hook in layer._forward_hooks]
+    # A layer that gets a tensor by its name, and returns a tuple: 5 steps of 26 in, 5 of 8 out, and a copy.
+    layer = torch.nn.LSTM(26, 8, batch_first=True)
+    outputs, record_bytes = weighed(layer, lambda: layer(input=torch.zeros(2, 5, 26))[0], 2)
+    assert record_bytes == 3 * 4 * 5 * (26 + 8)
+    assert outputs.shape == (2, 5, 8)
 
 
 def test_a_module_must_return_one_tensor(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ PACKAGE = Path(dal.__file__).parent
 
 # From the bottom up. A module may import from any level below its own; within a level only where `SIDEWAYS` says so.
 LEVELS = [
-    {"errors", "_files", "_distribution", "_lazy", "_threads", "locks", "choices", "plugins"},
+    {"errors", "_files", "_distribution", "_lazy", "_threads", "_weighing", "locks", "choices", "plugins"},
     {"scores", "selection", "evidence", "texts", "classes"},
     {"stores"},
     {"places"},

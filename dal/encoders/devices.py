@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dal._weighing import weighed
 from dal.errors import SettingsError
 
 _log = logging.getLogger(__name__)
@@ -53,30 +54,13 @@ def chosen_device(device: str | None) -> str:
 
 
 def fitting(module: Any, encode: Encode, record: Any, room: int, device: str) -> int:  # noqa: ANN401
-    """Return how many records a batch may have in some bytes of memory; on a GPU, in half of what is left there.
-
-    Without gradients a layer's input and output are there at once, with a copy of either that some products make.
-    """
+    """Return how many records a batch may have in some bytes of memory; on a GPU, in half of what is left there."""
     import torch
 
-    most = 0
-
-    def weigh(_: Any, given: Any, named: Any, returned: Any) -> None:  # noqa: ANN401
-        nonlocal most
-        held = (*given, *named.values(), *(returned if isinstance(returned, tuple | list) else (returned,)))
-        tensors = [each for each in held if isinstance(each, torch.Tensor)]
-        most = max(most, sum(each.element_size() * each.numel() for each in tensors))
-
-    layers = [layer for layer in module.modules() if not any(layer.children())]
-    hooks = [layer.register_forward_hook(weigh, with_kwargs=True) for layer in layers]
-    try:
-        encode([record, record])
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _, record_bytes = weighed(module, lambda: encode([record, record]), 2)
     if torch.device(device).type == "cuda":
         room = torch.cuda.mem_get_info(device)[0] // 2
-    return room // max(1, 3 * most // 2)
+    return room // max(1, record_bytes)
 
 
 def halved(encode: Encode, batch: Sequence[Any]) -> npt.NDArray[np.float32]:

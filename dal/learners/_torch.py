@@ -18,6 +18,7 @@ from sklearn.base import clone
 from torch.nn import functional
 
 from dal._threads import one_thread
+from dal._weighing import weighed
 from dal.errors import LearnerError
 
 if TYPE_CHECKING:
@@ -323,27 +324,17 @@ def _trained(network: Any, tried: _Tried) -> Trained:  # noqa: ANN401
 
 
 def _weighed(network: Any, records: Any) -> _Tried:  # noqa: ANN401
-    """Predict some records, and return what they show of the network.
+    """Predict some records, and return what they show of the network."""
+    linear = list[tuple[Any, Any, Any]]()
 
-    Without gradients a layer's input and output are there at once, with a copy of either that some products make.
-    """
-    most, linear = records.element_size() * records.numel(), list[tuple[Any, Any, Any]]()
-
-    def weigh(layer: Any, given: Any, returned: Any) -> None:  # noqa: ANN401
-        nonlocal most
-        tensors = [each for each in (*given, returned) if isinstance(each, torch.Tensor)]
-        most = max(most, sum(each.element_size() * each.numel() for each in tensors))
+    def passed(layer: Any, given: Any, returned: Any) -> None:  # noqa: ANN401
         if isinstance(layer, torch.nn.Linear):
             linear.append((layer, tuple(given[0].shape), tuple(returned.shape)))
 
-    hooks = [layer.register_forward_hook(weigh) for layer in network.modules() if not any(layer.children())]
-    try:
-        with torch.no_grad():  # not in inference mode: layers may make their weights here
-            outputs = network(records)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return _Tried(outputs, int(3 * most // len(records)), _last_of(linear, outputs))
+    with torch.no_grad():  # not in inference mode: layers may make their weights here
+        outputs, most = weighed(network, lambda: network(records), len(records), passed)
+    own = 3 * records.element_size() * records.numel() // len(records)
+    return _Tried(outputs, max(own, most), _last_of(linear, outputs))
 
 
 def _last_of(linear: list[tuple[Any, Any, Any]], outputs: Any) -> Any:  # noqa: ANN401

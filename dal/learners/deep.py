@@ -14,6 +14,7 @@ from sklearn.utils.metaestimators import available_if
 
 from dal._distribution import needs
 from dal.errors import LearnerError
+from dal.learners.estimators import last_step
 
 if TYPE_CHECKING:
     from dal.learners._torch import Live, LiveSkorch, Trained
@@ -415,6 +416,12 @@ class SkorchClassifier(OnTorch):
 
 def _mean(parts: list[Floats]) -> Floats:
     return parts[0] if len(parts) == 1 else np.mean(parts, axis=0)
+
+
+def deep_of(estimator: BaseEstimator) -> OnTorch | None:
+    """Return the learner with networks that predicts, also as the last step of a pipeline; None where none does."""
+    last = last_step(estimator)
+    return last if isinstance(last, OnTorch) else None
 
 
 def has_gpu() -> bool:

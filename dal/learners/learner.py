@@ -19,7 +19,7 @@ from dal.errors import LearnerError
 from dal.learners import checks
 from dal.learners.archive import FORMAT, archived, load
 from dal.learners.checks import class_codes
-from dal.learners.deep import OnTorch, TorchClassifier, adapted, has_gpu
+from dal.learners.deep import TorchClassifier, adapted, deep_of, has_gpu
 from dal.learners.estimators import (
     cloned,
     columns_of,
@@ -194,14 +194,14 @@ class Learner:
     @property
     def starts_warm(self) -> bool:
         """Whether a fit starts from the model of the round before."""
-        last = last_step(self.estimator)
-        return isinstance(last, TorchClassifier) and last.warm_start
+        network = deep_of(self.estimator)
+        return isinstance(network, TorchClassifier) and network.warm_start
 
     @property
     def needs_other_gpu(self) -> bool:
         """Whether it would be fitted on a GPU, and this process sees none."""
-        last = last_step(self.estimator)
-        return isinstance(last, OnTorch) and last.wants_gpu and not has_gpu()
+        network = deep_of(self.estimator)
+        return network is not None and network.wants_gpu and not has_gpu()
 
     def fit(
         self,

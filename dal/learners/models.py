@@ -17,7 +17,7 @@ from sklearn.neural_network import MLPClassifier
 from dal._threads import one_thread
 from dal.errors import LearnerError
 from dal.learners.archive import FORMAT, archived, load
-from dal.learners.deep import OnTorch
+from dal.learners.deep import deep_of
 from dal.learners.estimators import (
     ENSEMBLES,
     FROM_ARRAYS,
@@ -186,23 +186,23 @@ class Model:
     @property
     def tile_rows(self) -> int | None:
         """Rows at once that suit the estimator; None if it does not matter."""
-        last = last_step(self.estimator)
-        if isinstance(last, OnTorch):
+        network = deep_of(self.estimator)
+        if network is not None:
             # Several batches, because a tile has its own cost. Few, because a pool's last tile is padded.
-            return max(last.predicted_at_once, _NETWORK_TILE_ROWS)
+            return max(network.predicted_at_once, _NETWORK_TILE_ROWS)
         return _TILE_ROWS.get(self.kind)
 
     @property
     def scratch_bytes(self) -> int:
         """Memory that scoring takes beside the records and the model, where the estimator knows it; else 0."""
-        last = last_step(self.estimator)
-        return last.scratch_bytes if isinstance(last, OnTorch) else 0
+        network = deep_of(self.estimator)
+        return 0 if network is None else network.scratch_bytes
 
     @property
     def wants_gpu(self) -> bool:
         """Whether it predicts on a GPU where there is one."""
-        last = last_step(self.estimator)
-        return isinstance(last, OnTorch) and last.wants_gpu
+        network = deep_of(self.estimator)
+        return network is not None and network.wants_gpu
 
     @property
     def embedding_width(self) -> int:
