@@ -298,7 +298,7 @@ PICTURES, TESTED, SIDE = 10_000, 5_000, 28
 
 
 def _pictures(source: Source) -> World:
-    """Give the first pictures of the published split, as bytes: the same for all seeds, which draw the first labels."""
+    """Give the first pictures of the published split: the same for all seeds, which draw labels and weights alone."""
     X, y = _read(source.data, "fashion_mnist")
     X = X.astype(np.float32)
     test = slice(60_000, 60_000 + TESTED)
