@@ -8,6 +8,7 @@ from benchmarks import (
     elastic,
     encode,
     entrance,
+    finetune,
     labels,
     large,
     memory,
@@ -33,6 +34,7 @@ main.add_command(deep.command)
 main.add_command(elastic.command)
 main.add_command(encode.command)
 main.add_command(entrance.command)
+main.add_command(finetune.command)
 main.add_command(scan.command)
 main.add_command(memory.command)
 main.add_command(scale.command)
