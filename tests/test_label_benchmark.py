@@ -17,11 +17,11 @@ from sklearn.svm import SVC
 from benchmarks.labels import command, published
 from benchmarks.labels.main import planned
 from benchmarks.labels.picture import picture
-from benchmarks.labels.replay import Contender, replay, staged
+from benchmarks.labels.replay import Contender, Replayed, replay, staged
 from benchmarks.labels.sets import SETS, Setup, Source, World, embedded
 from benchmarks.labels.statistics import area, labels_to_final, labels_to_reach, mean_interval, paired
 from dal import Campaign
-from dal.replay import TestSet, simulate
+from dal.replay import Replay, TestSet, simulate
 from dal.selection.explore import uniform_rows
 from dal.selection.strategy import STRATEGIES, Strategy
 from tests import toy_learners
@@ -92,6 +92,29 @@ def world() -> World:
 SETUP = Setup(lambda source: world, lambda seed: LogisticRegression(random_state=seed), 12, 12, 4, 2)  # noqa: ARG005
 
 
+def played_both(world: World, setup: Setup, name: str, explore: float = 0.0) -> tuple[Replayed, Replay]:
+    """Replay a strategy in memory and as a campaign, and check that both ask the same."""
+    batches: list[list[int]] = []
+    contender = Contender(Strategy.named(name, explore), start="cold")
+    with staged(world, setup, 5) as stage:
+        first = replay(stage, setup, contender, lambda rows: batches.append(rows.tolist()))
+        real = simulate(
+            stage.pool,
+            world.y,
+            world.test,
+            ("0", "1", "2"),
+            strategy=name,
+            estimator=setup.learner(5),
+            trusted=setup.trusted,
+            batch_size=12,
+            rounds=5,
+            random_state=5,
+            explore=explore,
+        )
+    assert batches == [batch.tolist() for batch in real.batches[1:]]
+    return first, real
+
+
 @pytest.mark.parametrize(
     ("name", "explore"),
     [
@@ -101,48 +124,16 @@ SETUP = Setup(lambda source: world, lambda seed: LogisticRegression(random_state
     ],
 )
 def test_a_replay_asks_what_a_campaign_asks(world: World, name: str, explore: float) -> None:
-    batches: list[list[int]] = []
-    strategy = Strategy.named(name, explore)
-    with staged(world, SETUP, 5) as stage:
-        first = replay(stage, SETUP, Contender(strategy, start="cold"), lambda rows: batches.append(rows.tolist()))
-        real = simulate(
-            stage.pool,
-            world.y,
-            world.test,
-            ("0", "1", "2"),
-            strategy=name,
-            estimator=SETUP.learner(5),
-            batch_size=12,
-            rounds=5,
-            random_state=5,
-            explore=explore,
-        )
-    assert batches == [batch.tolist() for batch in real.batches[1:]]
+    first, real = played_both(world, SETUP, name, explore)
     assert first.labels == real.labels
     assert first.accuracy == real.accuracy
 
 
 @pytest.mark.parametrize("name", ["default", "badge"])
 def test_a_replay_asks_what_a_campaign_asks_of_a_learner_that_embeds(world: World, name: str) -> None:
-    batches: list[list[int]] = []
     whole = replace(world, X=np.nan_to_num(world.X, nan=0.0, posinf=0.0))
     setup = replace(SETUP, learner=lambda seed: Embedding(), trusted=tuple(toy_learners.NAMES))  # noqa: ARG005
-    with staged(whole, setup, 5) as stage:
-        contender = Contender(Strategy.named(name, 0.0), start="cold")
-        replay(stage, setup, contender, lambda rows: batches.append(rows.tolist()))
-        real = simulate(
-            stage.pool,
-            whole.y,
-            whole.test,
-            ("0", "1", "2"),
-            strategy=name,
-            estimator=Embedding(),
-            trusted=toy_learners.NAMES,
-            batch_size=12,
-            rounds=5,
-            random_state=5,
-        )
-    assert batches == [batch.tolist() for batch in real.batches[1:]]
+    played_both(whole, setup, name)
 
 
 def test_the_first_labels_can_be_as_many_of_each_class(world: World) -> None:

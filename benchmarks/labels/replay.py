@@ -249,7 +249,7 @@ class _Campaign:
 
 
 def _of_each(rows: Iterator[int], world: World, count: int) -> Iterator[int]:
-    """Give the first rows of each class, an equal number of each."""
+    """Yield the first rows of each class, an equal number of each."""
     left = [count // world.n_classes] * world.n_classes
     for row in rows:
         code = world.y[row]

@@ -278,7 +278,7 @@ def kddcup_features(X: npt.NDArray[np.float64]) -> Floats:
 
 
 def embedded(source: Source, name: str, most: int = 5_000, tested: int = 1_500) -> World:
-    """Give embeddings that a frozen encoder has made, the pool and the test set drawn by the seed."""
+    """Read embeddings that a frozen encoder has made; draw the pool and the test set by the seed."""
     if source.data is None:
         raise ValueError(f"The set {name} is read from a folder, and none was given.")
     with np.load(source.data / "embeddings" / f"{name}.npz") as stored:
@@ -298,7 +298,7 @@ PICTURES, TESTED, SIDE = 10_000, 5_000, 28
 
 
 def _pictures(source: Source) -> World:
-    """Give the first pictures of the published split: the same for all seeds, which draw labels and weights alone."""
+    """Read the first pictures of the published split. Seeds draw first labels and weights, not the pictures."""
     X, y = _read(source.data, "fashion_mnist")
     X = X.astype(np.float32)
     test = slice(60_000, 60_000 + TESTED)

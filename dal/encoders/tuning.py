@@ -113,7 +113,7 @@ def tuned(
     ----------
     encoder : Tunable
     prepared : callable
-        Takes positions of records; returns those that can be encoded, and the prepared values for `forward`.
+        From positions of records to those that can be encoded, and their prepared values for `forward`.
     codes : ndarray of shape (n,), int64
         Classes of the records, from 0.
     how : Tuning
