@@ -637,9 +637,9 @@ def test_files_that_a_power_cut_tore_are_made_again(truth: tuple[Pool, np.ndarra
         *(
             pytest.param(each, rare, learner, marks=pytest.mark.slow)
             for rare, learner, strategies in (
-                (False, "logistic", ("margin", "power", "cluster_margin", "badge")),
+                (False, "logistic", ("margin", "power", "cluster_margin", "badge", "class_coverage")),
                 (True, "logistic", ("default", "random")),
-                (False, "tests.toy_learners:Embedding", ("cluster_margin", "badge")),
+                (False, "tests.toy_learners:Embedding", ("cluster_margin", "badge", "class_coverage")),
             )
             for each in strategies
         ),
@@ -694,6 +694,7 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(
         explored += len(drawn)
         taken = np.append(asked, drawn).astype(np.int64)
         embeds = model is not None and model.embedding_width > 0
+        predicted = model.predict_proba(pool.take(drawn)).argmax(axis=1) if model is not None and drawn else drawn
         rows = choose(
             found,
             wanted,
@@ -703,6 +704,7 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(
             asked=pool.take(taken),
             excluded=taken,
             asked_inner=model.predict_embedded(pool.take(taken))[1] if model is not None and embeds else None,
+            asked_codes=np.append(codes[asked], predicted),
             **at,
         )
         batch = campaign.next_batch()

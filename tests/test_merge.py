@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from dal.scan.merge import Best, Thresholds, concatenate, no_thresholds
 from dal.selection.candidates import Candidates, Capacity
-from dal.selection.order import key_order
+from dal.selection.order import key_order, power_keys
 
 
 def made(n: int, seed: int, levels: int, cells: int) -> Candidates:
@@ -20,8 +20,9 @@ def made(n: int, seed: int, levels: int, cells: int) -> Candidates:
 
 
 def full_sort(c: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
+    ranked = c.scores if capacity.beta is None else power_keys(c.scores, c.rows, capacity.beta, seed, round)
+    keep = set(key_order(ranked, c.rows, seed, round)[: capacity.total].tolist())
     order = key_order(c.scores, c.rows, seed, round).tolist()
-    keep = set(order[: capacity.total])
     for cell in range(capacity.cells):
         keep |= set([i for i in order if c.cells[i] == cell][: capacity.per_cell])
     return c.take(np.array(sorted(keep), dtype=np.int64))
@@ -41,13 +42,22 @@ def assert_same(a: Candidates, b: Candidates) -> None:
     per_cell=st.integers(1, 12),
     parts=st.integers(1, 9),
     eager=st.booleans(),
+    beta=st.sampled_from([None, 1.0]),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
-    seed: int, n: int, levels: int, total: int, cells: int, per_cell: int, parts: int, eager: bool
+    seed: int,
+    n: int,
+    levels: int,
+    total: int,
+    cells: int,
+    per_cell: int,
+    parts: int,
+    eager: bool,
+    beta: float | None,
 ) -> None:
     everything = made(n, seed, levels, max(cells, 1))
-    capacity = Capacity(total, cells, per_cell if cells else 0)
+    capacity = Capacity(total, cells, per_cell if cells else 0, beta)
     shuffled = np.random.default_rng(seed).permutation(n)
     merge = Best(capacity, seed, 7)
     if eager:
@@ -59,7 +69,8 @@ def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
     for piece in np.array_split(shuffled, parts):
         part = everything.take(piece)
         # A worker is told the thresholds that the merge has reached, and keeps its own best under them.
-        admitted = merge.thresholds.admit(part.scores, part.cells)
+        ranked = capacity.ranked(part.scores, part.rows, seed, 7)
+        admitted = merge.thresholds.admit(part.scores, ranked, part.cells)
         worker = Best(capacity, seed, 7)
         worker.add(part.take(admitted))
         result = worker.result()
@@ -75,12 +86,15 @@ def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
 def test_rows_that_are_never_asked_pass_no_threshold() -> None:
     capacity = Capacity(5, 2, 3)
     scores = np.array([-np.inf, 0.0, -1e300])
-    assert no_thresholds(capacity).admit(scores, np.array([0, 1, 0])).tolist() == [1, 2]
+    for ranked in (scores, scores - 1):
+        assert no_thresholds(capacity).admit(scores, ranked, np.array([0, 1, 0])).tolist() == [1, 2]
 
 
 def test_a_row_below_the_overall_threshold_passes_by_its_cell() -> None:
     thresholds = Thresholds(0.9, np.array([0.5, 0.95]))
-    assert thresholds.admit(np.array([0.9, 0.6, 0.6, 0.4]), np.array([1, 0, 1, 0])).tolist() == [0, 1]
+    scores, cells = np.array([0.9, 0.6, 0.6, 0.4]), np.array([1, 0, 1, 0])
+    assert thresholds.admit(scores, scores, cells).tolist() == [0, 1]
+    assert thresholds.admit(scores, np.array([0.0, 0.1, 0.9, 0.8]), cells).tolist() == [1, 2]
 
 
 def test_joining_keeps_the_order() -> None:

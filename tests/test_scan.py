@@ -206,17 +206,19 @@ def full_sort(
     cells = np.full(len(X), -1)
     if capacity.cells:
         cells = codebook.assign(clean).astype(np.int64)
+        order = [i for i in key_order(score, np.arange(len(X)), 11, 4).tolist() if i not in asked]
         for cell in range(capacity.cells):
             keep |= set([i for i in order if cells[i] == cell][: capacity.per_cell])
     rows = np.array(sorted(keep), dtype=np.int64)
     looks = strategy.selector not in ("top", "power")
     embeddings = X[rows] if looks else np.empty((len(rows), 0), np.float32)
-    proba = model.predict_proba(embeddings).astype(np.float32) if strategy.selector == "badge" and model else None
+    looks_at_classes = strategy.selector in ("badge", "class_coverage")
+    proba = model.predict_proba(embeddings).astype(np.float32) if looks_at_classes and model else None
     inner = None
     if model is not None and model.embedding_width and looks:
         seen = [model.predict_embedded(block) for _, block in blocks(X, tile, bad)]
         inner = np.concatenate([each for _, each in seen])[rows]
-        if strategy.selector == "badge":
+        if looks_at_classes:
             proba = np.concatenate([each for each, _ in seen])[rows].astype(np.float32)
     return Candidates(rows, score[rows], cells[rows], predicted[rows], embeddings, proba, inner)
 
@@ -255,6 +257,7 @@ CASES = [
     ("svc", Strategy.named("least_confident")),
     ("logistic", Strategy.named("power")),
     ("plain", Strategy.named("badge")),
+    ("plain", Strategy.named("class_coverage")),
     ("forest", Strategy.named("bald")),
     ("bootstraps", Strategy(score="vote_entropy")),
     ("plain", Strategy.named("expected_gradient_length")),
@@ -262,6 +265,7 @@ CASES = [
     ("imputing", Strategy(score="entropy")),
     ("embedding", Strategy()),
     ("embedding", Strategy.named("badge")),
+    ("embedding", Strategy.named("class_coverage")),
     (None, Strategy().cold()),
     (None, Strategy.named("random")),
 ]

@@ -15,7 +15,7 @@ from dal._threads import one_thread
 from dal.errors import SettingsError
 from dal.selection import facility_location
 from dal.selection.batch import choose, posed, select
-from dal.selection.candidates import Candidates, Capacity, shortlist
+from dal.selection.candidates import Candidates, Capacity, leading, shortlist
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.facility_location import LEAF_ROWS
@@ -47,20 +47,40 @@ def slow_order(score: np.ndarray, rows: np.ndarray, seed: int, round: int) -> li
     return sorted(range(len(rows)), key=lambda i: (-score[i], hashes[i], rows[i]))
 
 
-def slow_facility_location(c: Candidates, weights: np.ndarray, k: int, labeled: np.ndarray, sigma: float) -> list[int]:
-    """Plain greedy in double precision on the whole kernel: the objective written out, no laziness, no leaves."""
+def slow_facility_location(
+    c: Candidates,
+    weights: np.ndarray,
+    k: int,
+    labeled: np.ndarray,
+    sigma: float,
+    codes: np.ndarray | None = None,
+) -> list[int]:
+    """Plain greedy in double precision on the whole kernel: the objective written out, no laziness, no leaves.
+
+    With the classes of the labeled records, those of all records count.
+    """
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         squared = ((a[:, None, :].astype(float) - b[None].astype(float)) ** 2).sum(axis=2)
         return np.exp(-squared / sigma**2)
 
     K = kernel(c.embeddings, c.embeddings)
-    covered = kernel(c.embeddings, labeled).max(axis=1) if len(labeled) else np.zeros(len(c))
+    of_labeled = kernel(c.embeddings, labeled)
+    near, barred = np.exp(-0.01) < K, (of_labeled > np.exp(-0.01)).any(axis=1)
+    if codes is not None:
+        p = c.proba.astype(float)
+        for i in range(len(c)):
+            for j in range(len(c)):
+                K[i, j] *= 1.0 if i == j else sum(np.sqrt(p[i] * p[j]))
+            for j, code in enumerate(codes):
+                of_labeled[i, j] *= 1.0 if code < 0 else (1 + np.sqrt(p[i, code])) / 2
+    covered = of_labeled.max(axis=1, initial=0.0)
     picks: list[int] = []
     for _ in range(k):
         gains = (np.maximum(K - covered[:, None], 0) * weights[:, None]).sum(axis=0)
-        gains[covered > np.exp(-0.01)] = -1
+        gains[barred] = -1
         picks.append(int(gains.argmax()))
+        barred = barred | near[picks[-1]]
         covered = np.maximum(covered, K[:, picks[-1]])
     return picks
 
@@ -154,6 +174,11 @@ def test_capacities_stratify_only_where_the_pool_is_large_and_cells_are_not_too_
     assert default.capacity(1000, 10**7) == Capacity(10_000, 256, 40)
     assert default.capacity(100, 1_000_000, n_cells=30) == Capacity(1000, 30, 34)
     assert default.capacity(100, 1_000_000, n_cells=256) == Capacity(1000, 0, 0)
+    mixed = Strategy.named("class_coverage")
+    assert mixed.capacity(100, 5_000) == Capacity(2000, 125, 16, 1.0)
+    assert mixed.capacity(2, 10**6) == Capacity(40, 2, 20, 1.0)
+    assert mixed.capacity(2, 10**6, n_cells=256) == Capacity(40, 256, 1, 1.0)
+    assert mixed.capacity(2, 10**6, n_cells=1) == Capacity(40, 0, 0, 1.0)
     assert default.cold().capacity(10, 1_000_000).total == 2000
     assert Strategy.named("margin").capacity(100, 10**6) == Capacity(100, 0, 0)
     assert Strategy.named("power").capacity(100, 10**6) == Capacity(100, 0, 0, 4.0)
@@ -231,7 +256,7 @@ class SelectorContract:
         assert self.choose(c, 80) == self.choose(shuffled, 80)
 
     def test_another_seed_settles_ties_differently(self) -> None:
-        c = made_candidates(200, levels=1)
+        c = replace(made_candidates(200, levels=1), proba=np.full((200, 3), 1 / 3, np.float32))
         c = replace(c, embeddings=np.zeros((200, 4), np.float32) + np.arange(200, dtype=np.float32)[:, None] * 1e3)
         assert self.choose(c, 10, seed=5) != self.choose(c, 10, seed=6)
         assert self.choose(c, 10, seed=5) == self.choose(c, 10, seed=5)
@@ -252,8 +277,8 @@ class SelectorContract:
             np.testing.assert_array_equal(array, old)
 
     def test_never_takes_an_excluded_row(self) -> None:
-        c = made_candidates(300, cells=3)
-        codebook = Codebook.fit(made_candidates(500, seed=6).embeddings, 5, seed=0)
+        c = made_candidates(300, cells=3, d=12)  # wide enough that none is another's near-duplicate
+        codebook = Codebook.fit(made_candidates(500, seed=6, d=12).embeddings, 5, seed=0)
         excluded = np.sort(np.concatenate([c.rows[::3], np.arange(50)]))
         for k in (20, 300):
             rows = choose(
@@ -504,6 +529,56 @@ class TestMaxHerding(SelectorContract):
         assert sum(found) == 10
 
 
+class TestClassCoverage(WeighingContract):
+    strategy = Strategy.named("class_coverage")
+
+    @pytest.mark.parametrize("known", ["all", "some", "none"])
+    def test_equals_plain_greedy_with_the_classes_in_the_kernel(self, known: str) -> None:
+        c = made_candidates(120, seed=3)
+        c = replace(c, weights=np.random.default_rng(1).uniform(0.1, 1, 120))
+        labeled = made_candidates(15, seed=4).embeddings
+        codes = {"all": np.arange(15) % 3, "some": np.arange(15) % 4 - 1, "none": np.full(15, -1)}[known]
+        sigma = bandwidth_beside(labeled, c, crowd=20)
+        picks = slow_facility_location(c, c.weights, 30, labeled, sigma, codes)
+        assert picks != slow_facility_location(c, c.weights, 30, labeled, sigma)
+        given = c if known != "none" else c.take(np.random.default_rng(2).permutation(120))
+        found = select(given, self.strategy, 30, labeled, 5, 2, codes=None if known == "none" else codes)
+        assert found.tolist() == c.rows[picks].tolist()
+
+    def test_the_largest_probabilities_with_their_classes_are_as_good_as_all(self) -> None:
+        rng = np.random.default_rng(6)
+        full = np.zeros((300, 40), np.float32)
+        for row in full:
+            row[rng.choice(40, 16, replace=False)] = rng.dirichlet(np.ones(16))
+        shares, classes = leading(full, 16)
+        c = replace(made_candidates(300, seed=3), proba=full)
+        cut = replace(c, proba=shares, classes=classes)
+        labeled, codes = made_candidates(30, seed=4).embeddings, rng.integers(0, 40, 30)
+        found = [select(each, self.strategy, 60, labeled, 5, 2, codes=codes).tolist() for each in (c, cut)]
+        assert found[0] == found[1]
+
+    @given(st.integers(0, 2**32), st.integers(2, 300), st.integers(0, 40))
+    @settings(max_examples=50, deadline=None)
+    def test_half_of_the_shortlist_is_of_the_cells_in_turn_and_half_is_drawn(
+        self, seed: int, n: int, cells: int
+    ) -> None:
+        c = made_candidates(n, seed, levels=7, cells=max(cells, 1))
+        total = max(2, n // 3)
+        capacity = Capacity(total, cells, -(-total // cells) if cells else 0, 1.0)
+        found = shortlist(c, capacity, seed, 1)
+
+        left, best = slow_order(c.scores, c.rows, seed, 1), []
+        while cells and len(best) < total // 2:
+            turn = [next(i for i in left if c.cells[i] == cell) for cell in sorted({c.cells[i] for i in left})]
+            best += [i for i in left if i in turn][: total // 2 - len(best)]
+            left = [i for i in left if i not in best]
+        keys = power_keys(c.scores, c.rows, 1.0, seed, 1)
+        drawn = sorted(left, key=lambda i: -keys[i])[: total - len(best)]
+        largest = max((c.scores[i] for i in best), default=1.0)
+        weights = {int(c.rows[i]): c.scores[i] / largest for i in best} | {int(c.rows[i]): 1.0 for i in drawn}
+        assert dict(zip(found.rows.tolist(), found.weights.tolist(), strict=True)) == pytest.approx(weights)
+
+
 class TestPower(SelectorContract):
     strategy = Strategy.named("power")
 
@@ -723,14 +798,14 @@ def test_copies_that_differ_a_little_do_not_collapse_the_bandwidth() -> None:
     assert len(np.unique(chosen // 10)) == 20
 
 
-def bandwidth_beside(labeled: np.ndarray, c: Candidates) -> float:
+def bandwidth_beside(labeled: np.ndarray, c: Candidates, crowd: int = 10) -> float:
     """The bandwidth with labels: of these, but never less than how the candidates crowd."""
     positions = np.unique(c.embeddings, axis=0, return_index=True)[1]
-    if len(positions) <= 10:
+    if len(positions) <= crowd:
         return median_to_nearest(labeled)
     points = c.embeddings[positions].astype(float)
     sample = sorted(range(len(points)), key=lambda i: int(row_hash(c.rows[[positions[i]]], 5, 2)[0]))[:256]
-    tenth = [np.sort(np.sqrt(((points - points[i]) ** 2).sum(axis=1)))[10] for i in sample]
+    tenth = [np.sort(np.sqrt(((points - points[i]) ** 2).sum(axis=1)))[crowd] for i in sample]
     return max(median_to_nearest(labeled), float(np.median(tenth)))
 
 

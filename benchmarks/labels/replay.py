@@ -233,9 +233,16 @@ class _Campaign:
             random_state=stage.seed,
             round=self.round,
             directions=stage.learner.compares_directions,
+            asked_codes=self._codes(excluded, drawn, model),
         )
         self.explored += len(drawn)
         return np.array(interleaved(rows.tolist(), drawn.tolist()), dtype=np.int64)
+
+    def _codes(self, labeled: Rows, drawn: Rows, model: Model | None) -> Rows:
+        """Return the labels of records, and for those that nobody has labelled yet what the model predicts."""
+        if model is None or not len(drawn):
+            return np.append(self.stage.world.y[labeled], np.full(len(drawn), -1))
+        return np.append(self.stage.world.y[labeled], model.predict_proba(self.stage.world.X[drawn]).argmax(axis=1))
 
     def _drawn(self, strategy: Strategy, k: int, excluded: Rows) -> Rows:
         count = explore_count(strategy.explore, self.asked, self.explored, k)

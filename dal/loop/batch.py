@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -113,8 +113,8 @@ class Composer:
         k = self.current.k
         drawn, drawn_X = self._explore(excluded) if len(candidates) else ([], self._nothing())
         X = np.concatenate([self.features.take(excluded), drawn_X])
-        known = np.append(excluded, drawn), X, self._inner(X, candidates)
-        chosen = self._chosen(candidates, *known, count=k - len(drawn))
+        known = _Known(np.append(excluded, drawn), X, self._inner(X, candidates), self._codes(excluded, X))
+        chosen = self._chosen(candidates, known, count=k - len(drawn))
         order = interleaved(chosen.rows.tolist(), drawn)
         if len(order) < k:
             _log.warning(
@@ -124,12 +124,13 @@ class Composer:
                 k,
             )
         # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
-        known = (
-            np.append(known[0], chosen.rows),
-            np.concatenate([known[1], chosen.embeddings]),
-            None if known[2] is None or chosen.inner is None else np.concatenate([known[2], chosen.inner]),
+        known = _Known(
+            np.append(known.rows, chosen.rows),
+            np.concatenate([known.X, chosen.embeddings]),
+            None if known.inner is None or chosen.inner is None else np.concatenate([known.inner, chosen.inner]),
+            np.append(known.codes, chosen.predicted),
         )
-        spare = self._chosen(candidates, *known, count=reserve_of(self.view, self.current))
+        spare = self._chosen(candidates, known, count=reserve_of(self.view, self.current))
         room = self.view.room()
         order = order[: max(room, 1)]
         spare = spare.take(np.arange(min(len(spare), max(room - len(order), 0))))
@@ -171,10 +172,21 @@ class Composer:
             inner[valid] = self.model.predict_embedded(X[valid])[1]
         return inner
 
-    def _chosen(
-        self, candidates: Candidates, excluded: Rows, X: Floats32, inner: Floats32 | None, *, count: int
-    ) -> Candidates:
-        """Choose `count` candidates unlike the excluded records, whose features are `X` and embeddings `inner`."""
+    def _codes(self, excluded: Rows, X: Floats32) -> Rows:
+        """Return the classes of excluded and drawn records: labels as of the freeze, else what the model predicts."""
+        codes = np.full(len(X), -1, dtype=np.int64)
+        if self.model is None or not strategy_of(self.current, self.model).traits.proba:
+            return codes
+        labels = self.view.labels(self.current.last_answer)
+        _, mine, theirs = np.intersect1d(excluded, labels.rows, return_indices=True)
+        codes[mine] = labels.codes[theirs]
+        open_ones = np.flatnonzero((codes < 0) & usable(X, missing=self.missing))
+        if len(open_ones):
+            codes[open_ones] = self.model.predict_proba(X[open_ones]).argmax(axis=1)
+        return codes
+
+    def _chosen(self, candidates: Candidates, known: "_Known", *, count: int) -> Candidates:
+        """Choose `count` candidates unlike the known records."""
         current, strategy = self.current, strategy_of(self.current, self.model)
         cells = len(self.codebook.centers) if self.codebook else None
         rows = choose(
@@ -183,9 +195,10 @@ class Composer:
             count,
             capacity=strategy.capacity(wanted_of(self.view, current, strategy), current.n_rows, cells),
             codebook=self.codebook,
-            asked=X,
-            asked_inner=inner,
-            excluded=excluded,
+            asked=known.X,
+            asked_inner=known.inner,
+            asked_codes=known.codes,
+            excluded=known.rows,
             random_state=current.seed,
             round=current.number,
             directions=self.directions,
@@ -235,6 +248,25 @@ class Composer:
             return {}
         proba = self.model.predict_proba(X)
         return {row: float(each[scores[row][1]]) for row, each in zip(rows, proba, strict=True)}
+
+
+class _Known(NamedTuple):
+    """Records that are not chosen, and that choices are to differ from.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (n,)
+    X : ndarray of float32, shape (n, d)
+    inner : ndarray of float32, shape (n, width), or None
+        The model's own embeddings, where candidates carry theirs.
+    codes : ndarray of int64, shape (n,)
+        Classes; -1 where none is known.
+    """
+
+    rows: Rows
+    X: Floats32
+    inner: Floats32 | None
+    codes: Rows
 
 
 def strategy_of(current: Round, model: Model | None) -> Strategy:

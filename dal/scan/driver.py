@@ -26,6 +26,7 @@ from dal.scan.journal import Journal
 from dal.scan.plan import LIMITS, Limits
 from dal.scan.run import Progress, Run, Scan
 from dal.scan.worker.kernel import NO_CELL, Cells, Order
+from dal.selection.candidates import leading
 from dal.selection.codebook import Codebook
 from dal.selection.order import row_hash
 from dal.selection.strategy import Strategy
@@ -38,6 +39,9 @@ Rows = npt.NDArray[np.int64]
 SAMPLE_ROWS = 20_000
 SAMPLE_BYTES = 128 * 2**20
 """Of the sample in which cells are found; a few copies of it are made."""
+
+_PREDICTED_AT_ONCE = 8192
+"""Candidates whose class probabilities are there at a time."""
 
 WRITTEN = "codebook"
 """The attribute that says by which codebook the cells were written, once all of them are."""
@@ -146,18 +150,30 @@ def scan(
             found = scan_on_cluster(
                 connected, pool, model, order, excluded, used, journal, progress, limits, skip_failed=skip_failed
             )
-    return with_proba(found, model) if strategy.traits.proba else found
+    return found if model is None else with_proba(found, model, _n_proba(strategy, model))
 
 
-def with_proba(found: Scan, model: Model | None) -> Scan:
-    """Attach class probabilities to the candidates that carry none, for selectors that look at them.
+def with_proba(found: Scan, model: Model, most: int) -> Scan:
+    """Attach the `most` largest class probabilities to candidates that carry none, for selectors that look at them.
 
     The model is asked once more, for the candidates alone: they are few, and most scores need no probabilities.
     """
-    if model is None or found.candidates.proba is not None:
+    candidates = found.candidates
+    if not most or candidates.proba is not None:
         return found
-    proba = model.predict_proba(found.candidates.embeddings).astype(np.float32)
-    return replace(found, candidates=replace(found.candidates, proba=proba))
+    # In blocks: a thousand classes of all candidates would take gigabytes.
+    starts = range(0, max(len(candidates), 1), _PREDICTED_AT_ONCE)
+    X = (candidates.embeddings[start : start + _PREDICTED_AT_ONCE] for start in starts)
+    proba, classes = zip(*(leading(model.predict_proba(block), most) for block in X), strict=True)
+    told = None if classes[0] is None else np.concatenate(classes)
+    return replace(found, candidates=replace(candidates, proba=np.concatenate(proba), classes=told))
+
+
+def _n_proba(strategy: Strategy, model: Model | None) -> int:
+    """Return how many class probabilities of a candidate the strategy looks at."""
+    if model is None or not strategy.traits.proba:
+        return 0
+    return min(len(model.classes), strategy.traits.classes or len(model.classes))
 
 
 def _order(
@@ -199,7 +215,7 @@ def _order(
         codebook if capacity.cells else None,
         carry,
         inner=inner,
-        proba=inner > 0 and strategy.traits.proba,
+        proba=_n_proba(strategy, model) if inner else 0,
     )
 
 

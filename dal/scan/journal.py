@@ -177,7 +177,7 @@ def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:
         "predicted": candidates.predicted,
         FEATURES: candidates.embeddings,
     }
-    seen = {"proba": candidates.proba, "inner": candidates.inner}
+    seen = {"proba": candidates.proba, "classes": candidates.classes, "inner": candidates.inner}
     return arrays | {name: array for name, array in seen.items() if array is not None}
 
 
@@ -189,6 +189,5 @@ def candidates_from(arrays: Mapping[str, np.ndarray]) -> Candidates:
         arrays["cells"],
         arrays["predicted"],
         arrays[FEATURES],
-        arrays.get("proba"),
-        arrays.get("inner"),
+        **{name: arrays.get(name) for name in ("proba", "classes", "inner")},
     )

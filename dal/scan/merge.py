@@ -4,8 +4,9 @@
 grouping in which rows arrive: that is all there is to the scan's exactness.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,20 +25,24 @@ features that are held with them take longer to copy, and to find memory for, th
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Scores below which a row cannot be among the best any more; power keys, where rows are kept by those.
+    """Values below which a row cannot be among the best any more.
 
-    A row is of interest if its score reaches `overall`, or that of its cell. Rows that tie with a threshold pass: only
+    A row is of interest if what ranks it overall reaches `overall`, its score or the key of a draw, or if its score
+    reaches that of its cell. Rows that tie with a threshold pass: only
     the merge, which knows all keys, may settle a tie.
     """
 
     overall: float
     cells: Floats64 | None
 
-    def admit(self, scores: Floats64, cells: npt.NDArray[np.integer] | None) -> npt.NDArray[np.int64]:
-        """Return the positions of the rows of interest."""
+    def admit(self, scores: Floats64, ranked: Floats64, cells: npt.NDArray[np.integer] | None) -> npt.NDArray[np.int64]:
+        """Return the positions of the rows of interest, by their scores and by what ranks them overall."""
         if self.cells is None or cells is None:
-            return np.flatnonzero(scores >= self.overall)
-        return np.flatnonzero(scores >= np.minimum(self.cells, self.overall).take(cells))
+            return np.flatnonzero(ranked >= self.overall)
+        if ranked is scores:
+            return np.flatnonzero(scores >= np.minimum(self.cells, self.overall).take(cells))
+        # Scores and the keys of a draw are of different units: there is no lower one of both.
+        return np.flatnonzero((ranked >= self.overall) | (scores >= self.cells.take(cells)))
 
     def raised(self, other: "Thresholds") -> "Thresholds":
         """Return the higher of both, which is as safe as each."""
@@ -76,7 +81,7 @@ class Best:
     def add(self, candidates: Candidates) -> None:
         """Take rows in; those that cannot be among the best are forgotten now or later."""
         ranked = self.capacity.ranked(candidates.scores, candidates.rows, self.seed, self.round)
-        positions = self.thresholds.admit(ranked, candidates.cells)
+        positions = self.thresholds.admit(candidates.scores, ranked, candidates.cells)
         if not len(positions):
             return
         self._parts.append(candidates if len(positions) == len(candidates) else candidates.take(positions))
@@ -180,16 +185,10 @@ def concatenate(parts: list[Candidates]) -> Candidates:
     if len(parts) == 1:
         return parts[0]
     return Candidates(
-        np.concatenate([part.rows for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.cells for part in parts]),
-        np.concatenate([part.predicted for part in parts]),
-        np.concatenate([part.embeddings for part in parts]),
-        _joined([part.proba for part in parts]),
-        _joined([part.inner for part in parts]),
+        **{each.name: _joined([getattr(part, each.name) for part in parts]) for each in fields(Candidates)}
     )
 
 
-def _joined(parts: list[npt.NDArray[np.float32] | None]) -> npt.NDArray[np.float32] | None:
+def _joined(parts: list[npt.NDArray[Any] | None]) -> Any:  # noqa: ANN401 - of the type of its parts
     there = [part for part in parts if part is not None]
     return np.concatenate(there) if len(there) == len(parts) else None

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from dal._threads import one_thread
 from dal.errors import SettingsError
@@ -27,6 +28,7 @@ _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
     "k_center": methods.k_center,
     "weighted_kmeans": methods.weighted_kmeans,
     "badge": methods.badge,
+    "class_coverage": facility_location,
 }
 
 
@@ -47,6 +49,7 @@ def choose(
     directions: bool = False,
     mapper: Mapper = map,
     asked_inner: Floats32 | None = None,
+    asked_codes: Positions | None = None,
 ) -> Rows:
     """Choose a batch from what a scan kept: shortlist, embed, select.
 
@@ -76,6 +79,9 @@ def choose(
         As in :func:`select`.
     asked_inner : ndarray of shape (n_asked, width), float32, optional
         The learner's own embeddings of the same records, where the candidates carry theirs; NaN where it has none.
+    asked_codes : ndarray of shape (n_asked,), int64, optional
+        Their classes, for strategies that look at classes: labels, or predictions where there are none yet; -1 where
+        neither is known.
 
     Returns
     -------
@@ -88,9 +94,12 @@ def choose(
         return select(candidates, strategy, k, no_labeled, random_state, round)
     candidates = shortlist(candidates, capacity, random_state, round)
     in_cells = strategy.traits.cells and not capacity.cells and len(codebook.centers) > 0
-    embed = codebook.directions if directions and not strategy.traits.weighs else codebook.embed
-    placed, labeled = _placed(candidates, codebook, embed, asked, asked_inner, random_state, in_cells=in_cells)
-    return select(placed, strategy, k, labeled, random_state, round, mapper=mapper)
+    embed = (
+        codebook.directions if directions and (not strategy.traits.weighs or strategy.traits.drawn) else codebook.embed
+    )
+    placed, labeled, known = _placed(candidates, codebook, embed, asked, asked_inner, random_state, in_cells=in_cells)
+    codes = None if asked_codes is None else asked_codes[known]
+    return select(placed, strategy, k, labeled, random_state, round, mapper=mapper, codes=codes)
 
 
 def _placed(
@@ -102,8 +111,8 @@ def _placed(
     seed: int,
     *,
     in_cells: bool,
-) -> tuple[Candidates, Floats32]:
-    """Put candidates and asked records into the space in which they are compared.
+) -> tuple[Candidates, Floats32, npt.NDArray[np.bool_]]:
+    """Put candidates and asked records into the space in which they are compared, and mark the asked ones put there.
 
     It is the learner's own where the candidates carry their embeddings, as of a network's last layer, and else that of
     the features, by `embed`. The cells of a pool are those of its features always: they outlive the models of the
@@ -113,15 +122,16 @@ def _placed(
         cells = codebook.assign(candidates.embeddings).astype(np.int64) if in_cells else candidates.cells
         points = embed(candidates.embeddings)
         # A label can be volunteered for a record that is never asked, because a feature is infinite.
-        return replace(candidates, embeddings=points, cells=cells), embed(asked[usable(asked, missing=True)])
+        known = usable(asked, missing=True)
+        return replace(candidates, embeddings=points, cells=cells), embed(asked[known]), known
     cells = candidates.cells
     if in_cells:
         own = Codebook.fit(candidates.inner, len(codebook.centers), seed)
         cells = own.assign(candidates.inner).astype(np.int64)
-    labeled = asked_inner[usable(asked_inner, missing=False)]
+    known = usable(asked_inner, missing=False)
     # As the network gives them: gradients are made of these. Squares of larger ones would overflow.
-    points, known = (np.clip(each, -_LARGEST, _LARGEST) for each in (candidates.inner, labeled))
-    return replace(candidates, embeddings=points, cells=cells), known
+    points, labeled = (np.clip(each, -_LARGEST, _LARGEST) for each in (candidates.inner, asked_inner[known]))
+    return replace(candidates, embeddings=points, cells=cells), labeled, known
 
 
 def select(
@@ -133,6 +143,7 @@ def select(
     round: int,
     *,
     mapper: Mapper = map,
+    codes: Positions | None = None,
 ) -> Rows:
     """Choose the batch among the candidates.
 
@@ -145,6 +156,7 @@ def select(
 
         * ``top``: the best by score; ``power``: a draw in proportion to a power of the score;
         * ``facility_location``: what covers the uncertain candidates; ``max_herding``: what covers all candidates;
+        * ``class_coverage``: what covers the uncertain candidates, each by records of its own likely classes;
         * ``k_center``: what leaves none far away; ``stratified``, ``cluster_margin``: the cells in turn;
         * ``weighted_kmeans``, ``badge``: clusters of the uncertain candidates, of their gradients.
     k : int
@@ -154,6 +166,8 @@ def select(
     seed, round : int
     mapper : callable, default=map
         Solves independent parts of a large batch: :func:`dal.compute.work.map_on` does so on a cluster, same result.
+    codes : ndarray of shape (n_labeled,), int64, optional
+        Classes of these records, for selectors that look at classes; -1 where none is known.
 
     Returns
     -------
@@ -168,7 +182,7 @@ def select(
     k = min(k, len(candidates))
     if k <= 0:
         return np.empty(0, dtype=np.int64)
-    problem = posed(candidates, strategy, labeled, seed, round, mapper=mapper)
+    problem = posed(candidates, strategy, labeled, seed, round, mapper=mapper, codes=codes)
     chooser = strategy.chooser
     solve = _SELECTORS[chooser] if isinstance(chooser, str) else partial(_own, chooser)
     if not strategy.traits.features:
@@ -205,6 +219,7 @@ def posed(
     round: int,
     *,
     mapper: Mapper = map,
+    codes: Positions | None = None,
 ) -> Problem:
     """Put the candidates in the order of their keys, which no longer tells how they came."""
     in_row_order = candidates.take(np.argsort(candidates.rows))
@@ -212,17 +227,26 @@ def posed(
     if strategy.selector == "power":
         ranked = power_keys(ranked, in_row_order.rows, strategy.beta, seed, round)
     by_key = in_row_order.take(key_order(ranked, in_row_order.rows, seed, round))
-    weights = np.maximum(by_key.scores, 0.0) if strategy.traits.weighs else np.ones(len(by_key))
-    width = by_key.embeddings.shape[1]
+    weights = by_key.weights
+    if weights is None:
+        weights = np.maximum(by_key.scores, 0.0) if strategy.traits.weighs else np.ones(len(by_key))
+    if codes is None or not strategy.traits.proba:
+        codes = np.full(len(labeled), -1)
+    # Equal records of different classes all count.
+    known = np.column_stack([np.asarray(labeled, dtype=np.float32), codes.astype(np.float32)])
+    known = np.unique(known.reshape(len(labeled), by_key.embeddings.shape[1] + 1), axis=0)
     return Problem(
         by_key.rows,
         weights.astype(np.float32),
         by_key.cells,
         np.ascontiguousarray(by_key.embeddings, dtype=np.float32),
-        by_key.proba,
-        np.unique(np.asarray(labeled, dtype=np.float32).reshape(len(labeled), width), axis=0),
+        by_key.proba if strategy.traits.proba else None,
+        np.ascontiguousarray(known[:, :-1]),
         strategy.traits.weighs,
         seed,
         round,
         mapper,
+        crowd=strategy.shortlist,
+        classes=by_key.classes,
+        codes=known[:, -1].astype(np.int64),
     )

@@ -1,7 +1,7 @@
 """Candidates: the rows a scan keeps, how many of them, and the shortlist that a batch is chosen from."""
 
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -52,10 +52,14 @@ class Candidates:
         Class code the learner predicts; -1 without a model.
     embeddings : ndarray of shape (n, d), float32
         Where the records stand for the sake of diversity; (n, 0) where the selector does not look.
-    proba : ndarray of shape (n, C), float32, or None
+    proba : ndarray of shape (n, m), float32, or None
         Class probabilities, where the selector looks at them.
+    classes : ndarray of shape (n, m), int64, or None
+        Class codes of these, where they are the largest of each record; None where they are those of all classes.
     inner : ndarray of shape (n, width), float32, or None
         The learner's own embeddings, as those of a network's last layer, where it has some and the selector looks.
+    weights : ndarray of shape (n,), float64, or None
+        What each record of a shortlist stands for; None where it is its score.
     """
 
     rows: Rows
@@ -65,6 +69,8 @@ class Candidates:
     embeddings: Floats32
     proba: Floats32 | None = field(default=None)
     inner: Floats32 | None = field(default=None)
+    weights: Floats64 | None = field(default=None)
+    classes: Positions | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +78,7 @@ class Candidates:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        parts = (self.rows, self.scores, self.cells, self.predicted, self.embeddings, self.proba, self.inner)
+        parts = [getattr(self, part.name) for part in fields(self)]
         return sum(part.nbytes for part in parts if part is not None)
 
     def without_embeddings(self) -> "Candidates":
@@ -81,19 +87,13 @@ class Candidates:
 
     def bare(self) -> "Candidates":
         """Return the candidates without all that is wide: with what their keys need."""
-        return replace(self.without_embeddings(), proba=None, inner=None)
+        return replace(self.without_embeddings(), proba=None, classes=None, inner=None)
 
     def take(self, positions: Positions) -> "Candidates":
         """Return the candidates at these positions, in this order."""
-        return Candidates(
-            self.rows[positions],
-            self.scores[positions],
-            self.cells[positions],
-            self.predicted[positions],
-            self.embeddings[positions],
-            None if self.proba is None else self.proba[positions],
-            None if self.inner is None else self.inner[positions],
-        )
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        taken: dict[str, Any] = {name: part if part is None else part[positions] for name, part in parts.items()}
+        return Candidates(**taken)
 
 
 def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
@@ -103,6 +103,8 @@ def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int)
     so that small cells are exhausted and a large ambiguous one is capped.
     """
     everything = np.arange(len(candidates))
+    if capacity.beta is not None:
+        return _half_drawn(candidates, capacity, seed, round)
     if not capacity.cells:
         best = best_by_key(candidates.scores, candidates.rows, capacity.total, seed, round)
         return candidates.take(np.sort(best))
@@ -115,6 +117,27 @@ def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int)
     return candidates.take(np.intersect1d(everything, np.union1d(best, spread)))
 
 
+def _half_drawn(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
+    """Take half by score from the cells in turn, and draw the others in proportion to their scores.
+
+    Each drawn record weighs 1: scores have decided how likely it was to be drawn, and drawn records stand for the
+    scores of the whole pool. A record of the first half stands for itself: it weighs its score, as a share of the
+    largest one.
+    """
+    order = key_order(candidates.scores, candidates.rows, seed, round)
+    best = order[:0]
+    if capacity.cells:
+        in_turn = np.argsort(rank_within(candidates.cells[order]), kind="stable")
+        best = order[in_turn[: int(STRATIFIED_SHARE * capacity.total)]]
+    rest = np.setdiff1d(np.arange(len(candidates)), best)
+    keys = capacity.ranked(candidates.scores[rest], candidates.rows[rest], seed, round)
+    drawn = rest[best_by_key(keys, candidates.rows[rest], capacity.total - len(best), seed, round)]
+    weights = np.ones(len(candidates))
+    if len(best):
+        weights[best] = np.maximum(candidates.scores[best], 0.0) / max(float(np.max(candidates.scores[best])), 1e-300)
+    return replace(candidates, weights=weights).take(np.union1d(best, drawn))
+
+
 def _water_fill(counts: Positions, total: int, most: int) -> int:
     """Find the largest quota up to `most` with ``minimum(counts, quota).sum() <= total``."""
     low, high = 0, most
@@ -125,6 +148,35 @@ def _water_fill(counts: Positions, total: int, most: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def leading(proba: npt.NDArray[np.floating], most: int) -> tuple[Floats32, Positions | None]:
+    """Cut class probabilities down to the largest of each record.
+
+    Parameters
+    ----------
+    proba : ndarray of shape (n, C)
+    most : int
+        Classes of each record that are kept.
+
+    Returns
+    -------
+    proba : ndarray of shape (n, min(C, most)), float32
+        Adding up to 1 for each record.
+    classes : ndarray of shape (n, most), int64, or None
+        Their codes, ascending for each record; None where all classes are kept.
+
+    Examples
+    --------
+    >>> shares, classes = leading(np.array([[0.25, 0.0, 0.75]]), 2)
+    >>> shares.tolist(), classes.tolist()
+    ([[0.25, 0.75]], [[0, 2]])
+    """
+    if proba.shape[1] <= most:
+        return proba.astype(np.float32), None
+    classes = np.sort(np.argpartition(proba, -most, axis=1)[:, -most:], axis=1).astype(np.int64)
+    largest = np.take_along_axis(proba, classes, axis=1)
+    return (largest / largest.sum(axis=1, keepdims=True)).astype(np.float32), classes
 
 
 def usable(X: Floats32, *, missing: bool) -> npt.NDArray[np.bool_]:

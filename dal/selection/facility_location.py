@@ -2,9 +2,11 @@
 
 import heapq
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
+from scipy import sparse
 
 from dal.selection.order import row_hash
 from dal.selection.problem import DUPLICATE_DISTANCE, Floats32, Floats64, Positions, Problem, squared_distances
@@ -14,6 +16,8 @@ LEAF_ROWS = 2048
 of 750 had 0.985 to 0.991 at two thirds of the time."""
 FIRST_SHARE = 2.0
 """Picks that a leaf gives in the first round, in mean shares of a leaf; most leaves are asked no second time."""
+_NEAR = float(np.exp(-(DUPLICATE_DISTANCE**2)))
+"""The kernel at the distance below which a record counts as a near-duplicate."""
 LEAVES_WORTH_SENDING = 4
 """Fewer leaves are solved where they are, in less time than a cluster takes to answer."""
 
@@ -70,6 +74,12 @@ class Leaf(NamedTuple):
         Picks wanted.
     floor : float
         Smaller gains are of no use.
+    codes : ndarray of shape (n_labeled,), int64
+        Classes of the labeled records; -1 where none is known.
+    proba : ndarray of shape (n, m), float32, or None
+        Class probabilities of the points, where classes count.
+    classes : ndarray of shape (n, m), int64, or None
+        Their codes; None where they are those of all classes.
     """
 
     points: Floats32
@@ -78,6 +88,9 @@ class Leaf(NamedTuple):
     bandwidth: float
     most: int
     floor: float
+    codes: Positions = np.empty(0, dtype=np.int64)
+    proba: Floats32 | None = None
+    classes: Positions | None = None
 
 
 class Picks(NamedTuple):
@@ -94,9 +107,13 @@ def solve_leaf(leaf: Leaf) -> Picks:
     positions: list[int] = []
     kernel = _kernel(leaf.points, leaf.points, leaf.bandwidth)
     np.fill_diagonal(kernel, 1.0)
-    # Coverage of a record at the distance below which it counts as a near-duplicate.
-    limit = float(np.exp(-(DUPLICATE_DISTANCE**2)))
-    for gain, position in lazy_greedy(kernel, _coverage(leaf), leaf.weights, limit):
+    near = kernel > _NEAR
+    roots = _roots(leaf)
+    if roots is not None:
+        kernel *= _dense(roots @ roots.T)
+        np.fill_diagonal(kernel, 1.0)
+    covered, barred = _coverage(leaf, roots)
+    for gain, position in lazy_greedy(kernel, covered, leaf.weights, near, barred):
         if len(gains) == leaf.most or gain < leaf.floor:
             return Picks(np.array(gains, dtype=np.float64), np.array(positions, dtype=np.int64), gain >= leaf.floor)
         gains.append(gain)
@@ -105,7 +122,11 @@ def solve_leaf(leaf: Leaf) -> Picks:
 
 
 def lazy_greedy(
-    kernel: Floats32, covered: Floats32, weights: Floats32, limit: float = np.inf
+    kernel: Floats32,
+    covered: Floats32,
+    weights: Floats32,
+    near: npt.NDArray[np.bool_] | None = None,
+    barred: npt.NDArray[np.bool_] | None = None,
 ) -> Iterator[tuple[float, int]]:
     """Yield gains and positions of facility location, one after the other (lazy greedy: Minoux, 1978).
 
@@ -119,15 +140,19 @@ def lazy_greedy(
     covered : ndarray of shape (n,), float32
         What is covered already; updated in place.
     weights : ndarray of shape (n,), float32
-    limit : float
-        Records that are covered by more are not picked.
+    near : ndarray of shape (n, n), bool, optional
+        Which other records are not picked once a record is.
+    barred : ndarray of shape (n,), bool, optional
+        Records that are not picked at all; updated in place.
     """
+    if barred is None:
+        barred = np.zeros(len(kernel), dtype=bool)
     heap = [(-gain, position, 0) for position, gain in enumerate(_gains(kernel, covered, weights).tolist()) if gain > 0]
     heapq.heapify(heap)
     fresh, last = 0, np.inf
     while heap:
         negative, position, stamp = heap[0]
-        if covered[position] > limit:
+        if barred[position]:
             heapq.heappop(heap)
         elif stamp == fresh:
             heapq.heappop(heap)
@@ -135,6 +160,8 @@ def lazy_greedy(
             last = min(last, -negative)
             yield last, position
             np.maximum(covered, kernel[position], out=covered)
+            if near is not None:
+                barred |= near[position]
             fresh += 1
         else:
             gain = float(np.maximum(kernel[position] - covered, 0) @ weights)
@@ -144,12 +171,32 @@ def lazy_greedy(
                 heapq.heappop(heap)
 
 
-def _coverage(leaf: Leaf) -> Floats32:
+def _roots(leaf: Leaf) -> Floats32 | sparse.csc_array | None:
+    """Return the square roots of class probabilities, a column for each class; None where classes do not count."""
+    if leaf.proba is None or leaf.classes is None:
+        return None if leaf.proba is None else np.sqrt(leaf.proba)
+    rows = np.repeat(np.arange(len(leaf.proba)), leaf.proba.shape[1])
+    shape = len(leaf.proba), int(np.max(np.append(leaf.classes, leaf.codes))) + 1
+    return sparse.csc_array((np.sqrt(leaf.proba).ravel(), (rows, leaf.classes.ravel())), shape)
+
+
+def _dense(matrix: Floats32 | sparse.csc_array) -> Floats32:
+    return matrix if isinstance(matrix, np.ndarray) else cast("Floats32", matrix.toarray())
+
+
+def _coverage(leaf: Leaf, roots: Floats32 | sparse.csc_array | None) -> tuple[Floats32, npt.NDArray[np.bool_]]:
+    """Compute what labeled records cover of each point, and mark their near-duplicates."""
     covered = np.zeros(len(leaf.points), dtype=np.float32)
+    barred = np.zeros(len(leaf.points), dtype=bool)
     for start in range(0, len(leaf.labeled), LEAF_ROWS):
         kernel = _kernel(leaf.points, leaf.labeled[start : start + LEAF_ROWS], leaf.bandwidth)
+        barred |= kernel.max(axis=1) > _NEAR
+        codes = leaf.codes[start : start + LEAF_ROWS]
+        told = np.flatnonzero(codes >= 0)
+        if roots is not None and len(told):
+            kernel[:, told] *= 0.5 + 0.5 * _dense(roots[:, codes[told]])
         np.maximum(covered, kernel.max(axis=1), out=covered)
-    return covered
+    return covered, barred
 
 
 def _kernel(a: Floats32, b: Floats32, bandwidth: float) -> Floats32:
@@ -205,13 +252,24 @@ class _Leaves:
         return positions[np.lexsort((positions, -gains))[:count]]
 
     def _solved(self, which: Iterable[int], most: int, floor: float) -> Iterable[Picks]:
-        tasks = (
-            Leaf(self.embeddings[members], self.problem.weights[members], labeled, self.bandwidth, most, floor)
-            for members, labeled in (self.leaves[leaf] for leaf in which)
-        )
-        return self.mapper(solve_leaf, tasks)
+        return self.mapper(solve_leaf, (self._leaf(*self.leaves[leaf], most, floor) for leaf in which))
 
-    def _leaves(self) -> Iterator[tuple[Positions, Floats32]]:
+    def _leaf(self, members: Positions, known: Positions, most: int, floor: float) -> Leaf:
+        problem = self.problem
+        proba, classes = problem.proba, problem.classes
+        return Leaf(
+            self.embeddings[members],
+            problem.weights[members],
+            problem.labeled[known],
+            self.bandwidth,
+            most,
+            floor,
+            problem.codes[known],
+            None if proba is None else proba[members],
+            None if classes is None else classes[members],
+        )
+
+    def _leaves(self) -> Iterator[tuple[Positions, Positions]]:
         """Split the distinct candidates in two until at most `leaf_rows` are left, and route the labeled ones along.
 
         Parts are as large as whole numbers of equal leaves: halves would leave the leaves up to half empty.
@@ -219,12 +277,13 @@ class _Leaves:
         The direction is the one from a hashed member to the member farthest from it; ties of the projection fall by
         row. A labeled record within two bandwidths of the cut goes both ways: beyond, its kernel is under 2 %.
         """
-        stack = [(self.problem.distinct, self.problem.labeled, 1)]
+        labeled = self.problem.labeled
+        stack = [(self.problem.distinct, np.arange(len(labeled)), 1)]
         while stack:
-            members, labeled, node = stack.pop()
+            members, known, node = stack.pop()
             count = -(-len(members) // self.leaf_rows)
             if count <= 1:
-                yield np.sort(members), labeled
+                yield np.sort(members), known
                 continue
             draw = int(row_hash(np.array([node]), self.problem.seed, 0)[0] % np.uint64(len(members)))
             by_row = members[np.argsort(self.problem.rows[members])]
@@ -236,10 +295,10 @@ class _Leaves:
             order = np.lexsort((self.problem.rows[by_row], projection))
             first = len(order) * (count // 2) // count
             cut = projection[order[first]]
-            offset = (labeled @ direction).astype(np.float64) / norm - cut
+            offset = (labeled[known] @ direction).astype(np.float64) / norm - cut
             reach = 2.0 * self.bandwidth
-            stack.append((by_row[order[:first]], labeled[offset <= reach], 2 * node))
-            stack.append((by_row[order[first:]], labeled[offset >= -reach], 2 * node + 1))
+            stack.append((by_row[order[:first]], known[offset <= reach], 2 * node))
+            stack.append((by_row[order[first:]], known[offset >= -reach], 2 * node + 1))
 
     def _filled(self, chosen: Positions) -> Positions:
         """Add records that no longer gain anything, by key, as long as they are nobody's near-duplicates.

@@ -1,7 +1,7 @@
 """The problem that a selector is given, and what all selectors share: distances, the bandwidth, near-duplicates."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +21,7 @@ Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 DUPLICATE_DISTANCE = 0.1
 """Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
 _BANDWIDTH_SAMPLE = 2000
-_CROWD, _CROWD_SAMPLE = 10, 256
+_CROWD_SAMPLE = 256
 _CROWD_ENTRIES = 2**22
 _BLOCK_ROWS = 4096
 
@@ -37,7 +37,8 @@ class Problem:
         What each candidate is worth, 0 or more.
     cells : ndarray of shape (n,), int64
     embeddings : ndarray of shape (n, d), float32
-    proba : ndarray of shape (n, n_classes), float32, or None
+    proba : ndarray of shape (n, m), float32, or None
+        Class probabilities, where the selector looks at them.
     labeled : ndarray of shape (n_labeled, d), float32
         Distinct embeddings of the records asked before.
     adaptive : bool
@@ -47,6 +48,12 @@ class Problem:
         ``map``, or one that shares the work out; gives the results in order.
     least_bandwidth : float
         The bandwidth is no less than this.
+    crowd : int
+        Candidates that a pick stands for.
+    classes : ndarray of shape (n, m), int64, or None
+        Class codes of the probabilities; None where they are those of all classes.
+    codes : ndarray of shape (n_labeled,), int64
+        Classes of the labeled records; -1 where none is known, or the selector does not look at classes.
     """
 
     rows: Rows
@@ -60,6 +67,9 @@ class Problem:
     round: int
     mapper: Mapper = map
     least_bandwidth: float = 0.0
+    crowd: int = 10
+    classes: Positions | None = None
+    codes: Positions = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -82,7 +92,7 @@ class Problem:
         a pick stands for ten candidates in the usual shortlist.
         """
         if self.adaptive and len(self.labeled) > 1:
-            width = max(self._median_to_nearest(self.labeled, np.arange(len(self.labeled))), self.crowding(_CROWD))
+            width = max(self._median_to_nearest(self.labeled, np.arange(len(self.labeled))), self.crowding(self.crowd))
         else:
             width = 2.0 * self._median_to_nearest(self.embeddings[self.distinct], self.rows[self.distinct])
         return max(width, self.least_bandwidth) or 1.0

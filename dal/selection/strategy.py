@@ -38,6 +38,7 @@ BuiltIn = Literal[
     "k_center",
     "weighted_kmeans",
     "badge",
+    "class_coverage",
 ]
 
 
@@ -56,6 +57,10 @@ class Traits(NamedTuple):
         The cell of every candidate, however small the pool.
     proba : bool
         Class probabilities of the candidates.
+    classes : int
+        The number of these that a candidate carries, the largest ones; 0 for all.
+    drawn : bool
+        Half of the shortlist drawn in proportion to the scores, the other half the best of the cells in turn.
     """
 
     weighs: bool = True
@@ -63,6 +68,8 @@ class Traits(NamedTuple):
     spread: bool = False
     cells: bool = False
     proba: bool = False
+    classes: int = 0
+    drawn: bool = False
 
 
 class Selector(Protocol):
@@ -83,7 +90,7 @@ class Selector(Protocol):
     >>> def every_other(problem, k):
     ...     return np.arange(0, len(problem), 2)[:k]
     >>> Strategy(selector=every_other).traits
-    Traits(weighs=True, features=True, spread=False, cells=False, proba=False)
+    Traits(weighs=True, features=True, spread=False, cells=False, proba=False, classes=0, drawn=False)
     """
 
     def __call__(self, problem: "Problem", k: int, /) -> npt.ArrayLike:
@@ -113,6 +120,7 @@ TRAITS: Mapping[BuiltIn, Traits] = {
     "k_center": Traits(weighs=False, features=True, spread=True, cells=False, proba=False),
     "weighted_kmeans": Traits(weighs=True, features=True, spread=True, cells=False, proba=False),
     "badge": Traits(weighs=True, features=True, spread=True, cells=False, proba=True),
+    "class_coverage": Traits(spread=True, cells=True, proba=True, classes=16, drawn=True),
 }
 
 
@@ -286,6 +294,10 @@ class Strategy:
         if self.selector == "power":
             return Capacity(total, 0, 0, self.beta)
         cells = min(MOST_CELLS, total // ROWS_PER_CELL)
+        if self.traits.drawn:
+            # All cells there are, however small the batch: without them a crowd of noise takes the batch.
+            cells = max(cells, 2) if n_cells is None else n_cells
+            return Capacity(total, cells, -(-total // cells), 1.0) if cells > 1 else Capacity(total, 0, 0, 1.0)
         if not self.traits.spread or n_rows < STRATIFIED_FROM * total or cells < 2:
             return Capacity(total, 0, 0)
         if n_cells is not None:
@@ -309,6 +321,7 @@ _NAMED: Mapping[str, Strategy] = {
     "power": Strategy("margin", "power", shortlist=1),
     "weighted_kmeans": Strategy("margin", "weighted_kmeans"),
     "badge": Strategy("margin", "badge"),
+    "class_coverage": Strategy("margin", "class_coverage", shortlist=20),
     "cluster_margin": Strategy("margin", "cluster_margin"),
     "k_center": Strategy("random", "k_center"),
     "stratified": Strategy("random", "stratified"),

@@ -20,7 +20,7 @@ from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scan.worker.histogram import Histogram
 from dal.scores import OF_ONE_MODEL, Scored, of_decisions
-from dal.selection.candidates import Candidates, Capacity, usable
+from dal.selection.candidates import Candidates, Capacity, leading, usable
 from dal.selection.codebook import Codebook
 from dal.selection.order import power_masses, uniform
 
@@ -59,8 +59,8 @@ class Order:
         Whether records with missing (NaN) features may be asked.
     inner : int
         Width of the learner's own embeddings that candidates carry; 0 where they carry none.
-    proba : bool
-        Whether they carry their class probabilities as well, of the same pass of the learner.
+    proba : int
+        How many of their class probabilities they carry as well, of the same pass of the learner: the largest ones.
     """
 
     score: str | Carried
@@ -72,7 +72,7 @@ class Order:
     carry: bool
     missing: bool = False
     inner: int = 0
-    proba: bool = False
+    proba: int = 0
 
     @property
     def slack(self) -> float:
@@ -376,9 +376,10 @@ class _Span:
         cells = self._cells_of_tile(X, start, len(score))
         rows = np.arange(start, start + len(score), dtype=np.int64)
         ranked = self.order.capacity.ranked(score, rows, self.order.seed, self.order.round)
-        positions = self.told.raised(self.best.thresholds).admit(ranked, cells)
+        positions = self.told.raised(self.best.thresholds).admit(score, ranked, cells)
         if not len(positions):
             return
+        proba, classes = (None, None) if seen.proba is None else leading(seen.proba[positions], self.order.proba)
         self.best.add(
             Candidates(
                 start + positions,
@@ -386,8 +387,9 @@ class _Span:
                 np.full(len(positions), -1, np.int64) if cells is None else cells[positions].astype(np.int64),
                 predicted[positions],
                 X[positions] if self.order.carry else np.empty((len(positions), 0), np.float32),
-                None if seen.proba is None else seen.proba[positions],
+                proba,
                 None if seen.embeddings is None else seen.embeddings[positions],
+                classes=classes,
             )
         )
 

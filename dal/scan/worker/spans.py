@@ -128,7 +128,7 @@ class Loaded:
         if task.sounded is None:
             thresholds = self.kept.raised(thresholds)
         else:
-            order = replace(order, capacity=task.sounded, carry=False, inner=0, proba=False)
+            order = replace(order, capacity=task.sounded, carry=False, inner=0, proba=0)
             # The span that this tile is part of will write the cells, perhaps at the same time.
             cells = None if cells is None or cells.write else cells
         # Taken away meanwhile: a span that fails leaves its reader in the middle of a chunk.
