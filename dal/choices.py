@@ -18,8 +18,17 @@ FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
 """Formats of files of answers, see :mod:`dal.exchange`."""
 
 STRATEGIES = (
-    *("default", "coverage", "power", "weighted_kmeans", "badge", "cluster_margin", "k_center", "stratified"),
-    "class_coverage",
+    *(
+        "default",
+        "coverage",
+        "power",
+        "weighted_kmeans",
+        "badge",
+        "cluster_margin",
+        "k_center",
+        "stratified",
+        "class_coverage",
+    ),
     *("random", "least_confident", "margin", "ratio", "entropy"),
     *("vote_entropy", "bald", "expected_gradient_length"),
 )

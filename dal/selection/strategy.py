@@ -321,10 +321,10 @@ _NAMED: Mapping[str, Strategy] = {
     "power": Strategy("margin", "power", shortlist=1),
     "weighted_kmeans": Strategy("margin", "weighted_kmeans"),
     "badge": Strategy("margin", "badge"),
-    "class_coverage": Strategy("margin", "class_coverage", shortlist=20),
     "cluster_margin": Strategy("margin", "cluster_margin"),
     "k_center": Strategy("random", "k_center"),
     "stratified": Strategy("random", "stratified"),
+    "class_coverage": Strategy("margin", "class_coverage", shortlist=20),
 }
 
 
