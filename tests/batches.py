@@ -15,6 +15,7 @@ def batch_of(
     predicted: Sequence[int | None] | None = None,
     explore: Sequence[bool] | None = None,
     confidence: Sequence[float | None] | None = None,
+    found_by: Sequence[str | None] | None = None,
     reserve: int = 0,
 ) -> list[Asked]:
     rows = np.asarray(rows, np.int64).tolist()
@@ -25,8 +26,9 @@ def batch_of(
         nothing if predicted is None else predicted,
         [False] * len(rows) if explore is None else explore,
         nothing if confidence is None else confidence,
+        nothing if found_by is None else found_by,
     )
     return [
-        Asked(row, record_id, rank, score, code, flag, sure, rank >= len(rows) - reserve)
-        for rank, (row, record_id, score, code, flag, sure) in enumerate(zip(rows, *columns, strict=True))
+        Asked(row, record_id, rank, score, code, flag, sure, rank >= len(rows) - reserve, by)
+        for rank, (row, record_id, score, code, flag, sure, by) in enumerate(zip(rows, *columns, strict=True))
     ]

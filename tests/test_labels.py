@@ -37,6 +37,7 @@ def ask(campaign: CampaignStore, pool: Pool, rows: Sequence[int], strategy: str)
     explore = [at % 2 == 1 for at in range(len(rows))]
     predicted = [row % 3 for row in rows]
     columns = {"scores": scores, "predicted": predicted, "explore": explore, "confidence": [0.5] * len(rows)}
+    columns["found_by"] = ["like" if row == 299 else None for row in rows]
     campaign.rounds.open(chosen, batch_of(rows, pool.record_ids(rows), **columns))
     return model
 
@@ -89,6 +90,7 @@ def test_every_label_says_where_it_comes_from(campaign: CampaignStore, pool: Poo
     assert frame["round"].tolist() == pytest.approx([2, 1, np.nan, 1, 2], nan_ok=True)
     assert frame["rank"].tolist() == pytest.approx([1, 1, np.nan, 0, 0], nan_ok=True)
     assert values(frame["explore"]) == [True, True, None, False, False]
+    assert values(frame["chosen_by"]) == ["explore", "explore", None, "strategy", "like"]
     assert values(frame["strategy"]) == ["entropy", "margin", None, "margin", "entropy"]
     assert values(frame["model"]) == [second, first, None, first, second]
     assert frame["score"].tolist() == pytest.approx([33 / N, 120 / N, np.nan, 250 / N, 299 / N], nan_ok=True)

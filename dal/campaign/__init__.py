@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         ImportCounts,
         Imported,
         Round,
+        Search,
     )
     from dal.campaign.settings import Labelling, Measuring, Settings, Storage
     from dal.campaign.store import CampaignStore
@@ -42,6 +43,7 @@ else:
                 "ImportCounts",
                 "Imported",
                 "Round",
+                "Search",
             ),
             "dal.campaign.settings": ("Labelling", "Measuring", "Settings", "Storage"),
             "dal.campaign.store": ("CampaignStore",),
@@ -55,6 +57,7 @@ __all__ = [
     "Storage",
     "Measuring",
     "Round",
+    "Search",
     "Asked",
     "Answer",
     "Answers",

@@ -143,7 +143,22 @@ _TO_5 = (
     "UPDATE campaign SET schema_version = 5",
 )
 
-STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {1: _TO_2, 2: _TO_3, 3: _TO_4, 4: _TO_5}
+_TO_6 = (
+    "ALTER TABLE rounds ADD COLUMN search TEXT",
+    "ALTER TABLE asked ADD COLUMN found_by TEXT",
+    """
+    CREATE TABLE examples (
+        "row" BIGINT NOT NULL,
+        record_id TEXT NOT NULL,
+        person TEXT NOT NULL,
+        at TEXT NOT NULL,
+        PRIMARY KEY ("row")
+    )
+    """,
+    "UPDATE campaign SET schema_version = 6",
+)
+
+STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {1: _TO_2, 2: _TO_3, 3: _TO_4, 4: _TO_5, 5: _TO_6}
 """For each older version that is still read, what leads to the next one: statements, and functions between them."""
 
 

@@ -18,7 +18,7 @@ from dal.campaign.answer_log import AnswerLog
 from dal.campaign.database import Database
 from dal.campaign.leases import held
 from dal.campaign.objects import Objects, digest_of
-from dal.campaign.schema import Asked, Round, asked, rounds
+from dal.campaign.schema import Asked, Round, Search, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, InputError
 
@@ -55,6 +55,7 @@ class Rounds:
         seed: int,
         strategy: str,
         stop_set: int = 0,
+        search: Search | None = None,
     ) -> Round:
         """Begin a round: fix, in one transaction, everything that it will be computed from.
 
@@ -70,6 +71,8 @@ class Rounds:
         strategy : str
         stop_set : int, default=0
             Rows held back from asking.
+        search : Search, optional
+            What the round looks for.
 
         Raises
         ------
@@ -98,6 +101,7 @@ class Rounds:
                     seed=seed,
                     strategy=strategy,
                     stop_set=stop_set,
+                    search=None if search is None else search.as_json(),
                     last_answer=upto,
                     labels=np.unique(known.rows[known.labels >= 0]).size,
                     excluded=excluded.size,
@@ -424,6 +428,7 @@ def _round(row: Row[Any]) -> Round:
     values = dict(row._mapping)
     for name in ("notes", "summary"):
         values[name] = None if values[name] is None else json.loads(values[name])
+    values["search"] = None if values["search"] is None else Search.of_json(values["search"])
     return Round(**values)
 
 

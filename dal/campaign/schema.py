@@ -1,5 +1,6 @@
 """The tables of a campaign's database, and the values that come out of them."""
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -23,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 5
+VERSION = 6
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -74,6 +75,8 @@ rounds = Table(
     Column("summary", Text),
     # Rows held back from asking, for ever the same: criteria compare models on them.
     Column("stop_set", Integer, nullable=False, server_default=text("0")),
+    # JSON; null where nothing was searched for.
+    Column("search", Text),
     Column("fitted_at", Text),
     Column("scanned_at", Text),
     Column("opened_at", Text),
@@ -96,6 +99,8 @@ asked = Table(
     Column("confidence", Float),
     # Chosen beyond the batch: served when the batch runs out, and not waited for.
     Column("reserve", Boolean, nullable=False, server_default=false()),
+    # How a search found it, by examples or a condition; null for all others.
+    Column("found_by", Text),
     Index("asked_by_rank", "round", "rank", unique=True),
 )
 
@@ -139,6 +144,16 @@ leases = Table(
     # Seconds since 1970 by the database's clock.
     Column("expires_at", Double, nullable=False),
     Index("leases_by_annotator", "annotator"),
+)
+
+# Records that people want more of: the round that is frozen next searches for them.
+examples = Table(
+    "examples",
+    metadata,
+    Column("row", BigInteger, primary_key=True, autoincrement=False),
+    Column("record_id", Text, nullable=False),
+    Column("person", _Name, nullable=False),
+    Column("at", Text, nullable=False),
 )
 
 # Records whose label is known, mixed into the queue to see how well people answer.
@@ -245,8 +260,47 @@ staged = Table(
 )
 
 Status = Literal["frozen", "fitted", "scanned", "open", "closed"]
+FoundBy = Literal["like", "where"]
 Step = Status | Literal["none"]
 """The step of a campaign's newest round; ``none`` before the first round."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The records that a round looks for, beside those that its strategy chooses.
+
+    Attributes
+    ----------
+    rows : tuple of int
+        Records to find alike ones of, ascending.
+    examples : tuple of tuple of float
+        Features of others, which are not in the pool.
+    where : str or None
+        A condition that the records must meet.
+    share : float
+        Of the batch, after its explore share.
+    """
+
+    rows: tuple[int, ...] = ()
+    examples: tuple[tuple[float, ...], ...] = ()
+    where: str | None = None
+    share: float = 1.0
+
+    @property
+    def by(self) -> "FoundBy":
+        """The way in which it finds records, as their provenance tells it."""
+        return "like" if self.rows or self.examples else "where"
+
+    @classmethod
+    def of_json(cls, text: str) -> "Search":
+        """Read what `as_json` wrote."""
+        told = json.loads(text)
+        examples = tuple(tuple(each) for each in told["examples"])
+        return cls(tuple(told["rows"]), examples, told["where"], told["share"])
+
+    def as_json(self) -> str:
+        """Write JSON."""
+        return json.dumps(vars(self))
 
 
 @dataclass(frozen=True)
@@ -258,7 +312,7 @@ class Round:
     number : int
         From 1.
     status : {"frozen", "fitted", "scanned", "open", "closed"}
-    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set
+    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set, search
         As passed to `Rounds.freeze`; `explore` is a share.
     last_answer : int
         Id of the last answer that belongs to the round; 0 where there was none. Later ones belong to the next round.
@@ -304,6 +358,7 @@ class Round:
     candidates: str | None
     summary: dict[str, Any] | None
     stop_set: int
+    search: Search | None
     fitted_at: str | None
     scanned_at: str | None
     opened_at: str | None
@@ -312,7 +367,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Asked:
-    """A record of a batch; `rank` counts from 0, `predicted` is a class code and `confidence` its probability."""
+    """A record of a batch; `rank` counts from 0, `predicted` is a class code and `confidence` its probability.
+
+    `found_by` says how a search found it; None where the strategy or the explore share chose it.
+    """
 
     row: int
     record_id: str
@@ -322,6 +380,12 @@ class Asked:
     explore: bool
     confidence: float | None = None
     reserve: bool = False
+    found_by: FoundBy | None = None
+
+    @property
+    def chosen_by(self) -> Literal["strategy", "explore", "like", "where"]:
+        """The way in which the record came to be asked."""
+        return "explore" if self.explore else self.found_by or "strategy"
 
 
 @dataclass(frozen=True)

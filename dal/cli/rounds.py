@@ -25,18 +25,42 @@ if TYPE_CHECKING:
 @workers_options
 @click.option("--close", is_flag=True, help="Close the open batch with the answers it has.")
 @click.option("--coverage", is_flag=True, help="Choose this batch by coverage of the pool, without the learner.")
-def next_(directory: Path, scheduler: str | None, workers: int | None, close: bool, coverage: bool) -> None:
+@click.option(
+    "--like",
+    multiple=True,
+    metavar="ID|FILE.csv",
+    help="Search for records like this one: the id of a record, or a CSV file of ids or features. May be repeated.",
+)
+@click.option(
+    "--share", type=click.FloatRange(0, 1, min_open=True), help="Search for this share of the batch only, such as 0.3."
+)
+def next_(
+    directory: Path,
+    scheduler: str | None,
+    workers: int | None,
+    close: bool,
+    coverage: bool,
+    like: tuple[str, ...],
+    share: float | None,
+) -> None:
     """Train, scan the pool, and write the next batch into DIRECTORY as a file to fill in."""
+    from dal.campaign.parts import pool_of
     from dal.loop.actions import Stop, Wait
     from dal.loop.campaign import Campaign, Stopped
+    from dal.loop.search import read_likes
     from dal.loop.state import next_step
 
+    if share is not None and not like:
+        raise click.UsageError("--share is the share that is searched for; say for what by --like")
     campaign = Campaign.open(directory)
+    sought = read_likes(like, pool_of(campaign)) if like else None
     step = next_step(campaign)
     if (isinstance(step, Wait) and not close) or isinstance(step, Stop):
         scheduler, workers = None, 0  # nothing is scored
     with workers_chosen(scheduler, workers) as chosen, shown("scan") as show:
-        given = campaign.next_batch(client=chosen, progress=rows_shown(show), close=close, coverage=coverage)
+        given = campaign.next_batch(
+            client=chosen, progress=rows_shown(show), close=close, coverage=coverage, like=sought, share=share or 1.0
+        )
     if isinstance(given, Stopped):
         _tell_stopped(given)
         return
@@ -120,6 +144,8 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
         say(f"{told}.")
     if batch.fresh:
         say(f"Round {batch.number}: {len(batch.rows):,} records to label, in {path}")
+        if found := sum(each.found_by is not None for each in campaign.rounds.batch(batch.number)):
+            say(f"{found:,} of them were found by your search.")
     else:
         say(f"Round {batch.number} is open: {batch.pending:,} of {len(batch.rows):,} records are unanswered.")
     say(f"Fill in the column label with one of: {', '.join(campaign.settings.classes)}")

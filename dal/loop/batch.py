@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from dal.campaign import Asked, Round
+from dal.campaign import Asked, Round, Search
 from dal.campaign.features import Features
 from dal.campaign.view import View
 from dal.learners.models import Model, score_block
@@ -18,6 +18,7 @@ from dal.selection.batch import choose
 from dal.selection.candidates import Candidates, usable
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
+from dal.selection.search import NEAREST
 from dal.selection.strategy import Strategy
 
 Rows = npt.NDArray[np.int64]
@@ -82,7 +83,7 @@ class Composer:
     model : Model or None
         The round's model; None in a cold start.
     codebook : Codebook or None
-        Where the strategy looks at features.
+        Where the strategy, or a search by examples, looks at features.
     missing : bool
         Whether records with missing features may be asked.
     directions : bool
@@ -100,7 +101,7 @@ class Composer:
     directions: bool
     mapper: Callable[..., Any] = map
 
-    def compose(self, candidates: Candidates, excluded: Rows) -> Composed:
+    def compose(self, candidates: Candidates, excluded: Rows, searched: Candidates | None = None) -> Composed:
         """Choose the batch and its reserve among candidates, and draw the explore share.
 
         Parameters
@@ -109,14 +110,20 @@ class Composer:
             Of the round's scan, with embeddings.
         excluded : ndarray of int64
             Rows that are not to be asked, as of now; without stop set and reserved rows.
+        searched : Candidates, optional
+            Of the pass of the round's search.
         """
         k = self.current.k
         drawn, drawn_X = self._explore(excluded) if len(candidates) else ([], self._nothing())
-        X = np.concatenate([self.features.take(excluded), drawn_X])
-        known = _Known(np.append(excluded, drawn), X, self._inner(X, candidates), self._codes(excluded, X))
-        chosen = self._chosen(candidates, known, count=k - len(drawn))
-        order = interleaved(chosen.rows.tolist(), drawn)
-        if len(order) < k:
+        rows, X = np.append(excluded, drawn), np.concatenate([self.features.take(excluded), drawn_X])
+        found = self._found(searched, excluded, rows, X, most=k - len(drawn))
+        beside, beside_X = [*drawn, *found.rows.tolist()], np.concatenate([drawn_X, found.embeddings])
+        rows, X = np.append(rows, found.rows), np.concatenate([X, found.embeddings])
+        known = _Known(rows, X, self._inner(X, candidates), self._codes(excluded, X))
+        wanted = k - len(drawn) - (self._wanted_found() if len(found) else 0)
+        chosen = self._chosen(candidates, known, count=wanted)
+        order = interleaved(interleaved(chosen.rows.tolist(), found.rows.tolist()), drawn)
+        if len(chosen) < wanted:
             _log.warning(
                 "The batch holds %d records instead of %d: the other candidates are near-duplicates of these or of"
                 " records asked before.",
@@ -135,9 +142,34 @@ class Composer:
         order = order[: max(room, 1)]
         spare = spare.take(np.arange(min(len(spare), max(room - len(order), 0))))
         chosen = candidates.take(np.searchsorted(candidates.rows, np.append(chosen.rows, spare.rows)))
-        rows = np.concatenate([chosen.rows, np.array(drawn, dtype=np.int64)])
-        X = np.concatenate([chosen.embeddings, drawn_X])
-        return Composed(self._asked(order, spare.rows.tolist(), chosen, drawn, drawn_X), rows, X)
+        rows = np.concatenate([chosen.rows, np.array(beside, dtype=np.int64)])
+        asked = self._asked(order, spare.rows.tolist(), chosen, beside, beside_X, explored=set(drawn))
+        return Composed(asked, rows, np.concatenate([chosen.embeddings, beside_X]))
+
+    def _wanted_found(self) -> int:
+        return 0 if self.current.search is None else count_of_search(self.current.search, self.current.k)
+
+    def _found(
+        self, searched: Candidates | None, excluded: Rows, rows: Rows, X: Floats32, *, most: int
+    ) -> Candidates:
+        """Choose the share of the batch that the round searches for, unlike the rows whose features are `X`.
+
+        Where the search finds nothing at all the batch is chosen as usual: an empty one would end the campaign.
+        """
+        nothing = Candidates(excluded[:0], np.empty(0), excluded[:0], excluded[:0], self._nothing())
+        if searched is None or self.current.search is None:
+            return nothing
+        wanted = min(self._wanted_found(), most)
+        found = nothing
+        if len(searched) and wanted:
+            strategy = strategy_of_search(self.current, self.model)
+            known = _Known(rows, X, self._inner(X, searched), self._codes(excluded, X))
+            found = self._chosen(searched, known, count=wanted, strategy=strategy)
+        if not len(found):
+            _log.warning("The search found no record that was never asked: the batch is chosen as usual.")
+        elif len(found) < wanted:
+            _log.warning("The search found %d records instead of %d.", len(found), wanted)
+        return found
 
     def _nothing(self) -> Floats32:
         return np.empty((0, self.view.pool.n_features), dtype=np.float32)
@@ -173,7 +205,7 @@ class Composer:
         return inner
 
     def _codes(self, excluded: Rows, X: Floats32) -> Rows:
-        """Return the classes of excluded and drawn records: labels as of the freeze, else what the model predicts."""
+        """Return the classes of excluded and other records: labels as of the freeze, else what the model predicts."""
         codes = np.full(len(X), -1, dtype=np.int64)
         if self.model is None or not strategy_of(self.current, self.model).traits.proba:
             return codes
@@ -185,15 +217,20 @@ class Composer:
             codes[open_ones] = self.model.predict_proba(X[open_ones]).argmax(axis=1)
         return codes
 
-    def _chosen(self, candidates: Candidates, known: "_Known", *, count: int) -> Candidates:
-        """Choose `count` candidates unlike the known records."""
-        current, strategy = self.current, strategy_of(self.current, self.model)
+    def _chosen(
+        self, candidates: Candidates, known: "_Known", *, count: int, strategy: Strategy | None = None
+    ) -> Candidates:
+        """Choose `count` candidates unlike the known records, by the round's own strategy or by that of its search."""
+        current = self.current
+        usual = strategy_of(current, self.model)
+        wanted = wanted_of(self.view, current, usual) if strategy is None else self._wanted_found()
+        strategy = strategy or usual
         cells = len(self.codebook.centers) if self.codebook else None
         rows = choose(
             candidates,
             strategy,
             count,
-            capacity=strategy.capacity(wanted_of(self.view, current, strategy), current.n_rows, cells),
+            capacity=strategy.capacity(wanted, current.n_rows, cells),
             codebook=self.codebook,
             asked=known.X,
             asked_inner=known.inner,
@@ -207,15 +244,27 @@ class Composer:
         return candidates.take(np.searchsorted(candidates.rows, rows))
 
     def _asked(
-        self, batch: list[int], spare: list[int], chosen: Candidates, drawn: list[int], drawn_X: Floats32
+        self,
+        batch: list[int],
+        spare: list[int],
+        chosen: Candidates,
+        beside: list[int],
+        beside_X: Floats32,
+        *,
+        explored: set[int],
     ) -> list[Asked]:
-        """Describe the records of the batch and its reserve by what the model thinks of them, before it learns."""
+        """Describe the records of the batch and its reserve by what the model thinks of them, before it learns.
+
+        Those `beside` the chosen ones are of the explore share, or were found by a search.
+        """
         scores: dict[int, tuple[float | None, int]] = dict(
             zip(chosen.rows.tolist(), zip(chosen.scores.tolist(), chosen.predicted.tolist(), strict=True), strict=True)
         )
-        scores |= dict(zip(drawn, self._judged(drawn_X), strict=True))
-        sure = self._confidence([*chosen.rows.tolist(), *drawn], np.concatenate([chosen.embeddings, drawn_X]), scores)
-        order, explored = [*batch, *spare], set(drawn)
+        scores |= dict(zip(beside, self._judged(beside_X), strict=True))
+        X = np.concatenate([chosen.embeddings, beside_X])
+        sure = self._confidence([*chosen.rows.tolist(), *beside], X, scores)
+        order, found = [*batch, *spare], set(beside) - explored
+        by = self.current.search.by if self.current.search else None
         return [
             Asked(
                 row=row,
@@ -226,12 +275,13 @@ class Composer:
                 explore=row in explored,
                 confidence=sure.get(row),
                 reserve=rank >= len(batch),
+                found_by=by if row in found else None,
             )
             for rank, (row, record_id) in enumerate(zip(order, self.view.pool.record_ids(order), strict=True))
         ]
 
     def _judged(self, X: Floats32) -> list[tuple[float | None, int]]:
-        """Score the drawn records with the model that chose the batch, before anyone learns from them."""
+        """Score records with the model that chose the batch, before anyone learns from them."""
         if self.model is None or not len(X):
             return [(None, -1)] * len(X)
         score = strategy_of(self.current, self.model).scorer
@@ -284,3 +334,20 @@ def reserve_of(view: View, current: Round) -> int:
 def wanted_of(view: View, current: Round, strategy: Strategy) -> int:
     """Return for how many records candidates are kept: a shortlist is long enough for the reserve as well."""
     return current.k + (reserve_of(view, current) if strategy.shortlist == 1 else 0)
+
+
+def strategy_of_search(current: Round, model: Model | None) -> Strategy:
+    """Return the strategy by which a round's search chooses: the nearest to examples, else the round's own."""
+    by_examples = current.search is not None and current.search.by == "like"
+    return NEAREST if by_examples else strategy_of(current, model)
+
+
+def count_of_search(search: Search, k: int) -> int:
+    """Return the number of records of a batch of `k` that a search is to find.
+
+    Examples
+    --------
+    >>> count_of_search(Search(share=0.3), 10), count_of_search(Search(share=0.01), 10)
+    (3, 1)
+    """
+    return max(1, round(search.share * k))

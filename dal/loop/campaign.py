@@ -1,5 +1,6 @@
 """The campaign as its users hold it: make one, take batch after batch, label, read where it stands."""
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from dal.loop.actions import Stop
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator, Stopped, check_weights, fitted, loaded
 from dal.loop.measure import read_holdout
+from dal.loop.search import Like, search_of
 from dal.loop.state import next_step
 from dal.pool import Pool
 from dal.scan import Progress
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["Batch", "Campaign", "Stopped", "records_to_try"]
 
 Rows = npt.NDArray[np.int64]
+_log = logging.getLogger(__name__)
 TRIED_ROWS, TRIED_BYTES = 1280, 64 * 2**20
 
 
@@ -237,6 +240,8 @@ class Campaign(CampaignStore):
         close: bool = False,
         coverage: bool = False,
         reserved: Rows | Sequence[int] = (),
+        like: Like | None = None,
+        share: float = 1.0,
     ) -> Batch | Stopped:
         """Do everything up to the next batch: close the round that is answered, train, scan, select, open.
 
@@ -258,6 +263,11 @@ class Campaign(CampaignStore):
         reserved : array of int64, default=()
             Rows that are never asked, such as those of a test set. The campaign does not remember them: they are passed
             with every call, the same ones.
+        like : str, sequence of str, or ndarray of shape (m, d), optional
+            Examples to search for the like of: ids of records of the pool, or features of others. The nearest records
+            that were never asked come into the batch. A batch that was begun before keeps what it was begun with.
+        share : float, default=1
+            Of the batch, after its explore share, that is searched for; the rest is chosen as usual.
 
         Returns
         -------
@@ -265,14 +275,22 @@ class Campaign(CampaignStore):
 
         Raises
         ------
+        InputError
+            If an example cannot be searched for.
         LearnerError
             If the learner refuses the labels, such as for too few of a class; the round is withdrawn then.
         CampaignLocked
             If another process is at work on this campaign.
         """
+        search = None if like is None else search_of(pool_of(self), like, share)
         with self.lock(), workers_of(client) as workers:
-            coordinator = Coordinator(self, workers, progress, coverage=coverage, reserved=reserved)
-            return coordinator.run(close=close)
+            coordinator = Coordinator(self, workers, progress, coverage=coverage, reserved=reserved, search=search)
+            given = coordinator.run(close=close)
+        unused = coordinator.search is not None
+        if unused and isinstance(given, Batch) and self.rounds.get(given.number).search != search:
+            told = "Round %d was begun before this search, and keeps its batch; search again for the next."
+            _log.warning(told, given.number)
+        return given
 
     def run(
         self,

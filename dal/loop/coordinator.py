@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal._files import as_npz, read_npz
-from dal.campaign import CampaignStore, Round, Settings
+from dal.campaign import CampaignStore, Round, Search, Settings
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
 from dal.campaign.view import View, one_class
@@ -27,14 +27,16 @@ from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.loop import actions
-from dal.loop.batch import Batch, Composer, strategy_of, wanted_of
+from dal.loop.batch import Batch, Composer, count_of_search, strategy_of, strategy_of_search, wanted_of
 from dal.loop.codebook import codebook_of
 from dal.loop.measure import measured
 from dal.loop.state import COVERAGE, state_of
-from dal.scan import Journal, Progress, Summary, cells_written, scan, stored_cells
+from dal.scan import Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.plan import seconds_alone
 from dal.selection.candidates import usable
+from dal.selection.codebook import Codebook
+from dal.selection.search import Likeness
 from dal.selection.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _BEAT_SECONDS = 30.0
+_SEARCHED = "searched-"
+"""Before the names of the arrays of a search's candidates, in the file of a round's candidates."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Coordinator:
         Choose the next batch by coverage of the pool, although there are labels.
     reserved : array of int64, default=()
         Rows that are never asked.
+    search : Search, optional
+        What the next round that is begun looks for.
 
     Attributes
     ----------
@@ -81,7 +87,9 @@ class Coordinator:
         *,
         coverage: bool = False,
         reserved: npt.ArrayLike = (),
+        search: Search | None = None,
     ) -> None:
+        self.search = search
         self.campaign = campaign
         self.workers = workers or Workers()
         self.progress = progress
@@ -144,7 +152,9 @@ class Coordinator:
             seed=settings.random_state,
             strategy=strategy,
             stop_set=stop_set,
+            search=self.search,
         )
+        self.search = None
 
     def _fit(self, current: Round) -> None:
         labels = self.view.labels(current.last_answer)
@@ -167,7 +177,7 @@ class Coordinator:
     def _scan(self, current: Round, *, cold: bool) -> None:
         model = None if cold else self._model(current)
         strategy = strategy_of(current, model)
-        codebook, digest = codebook_of(self.campaign, self.view.pool) if strategy.traits.features else (None, None)
+        codebook, digest = self._codebook(current, strategy)
         cells = None if codebook is None else stored_cells(self.campaign.objects.cells, current.n_rows, codebook)
         pool, wanted = self.view.pool.head(current.n_rows), wanted_of(self.view, current, strategy)
         alone = seconds_alone(
@@ -196,32 +206,77 @@ class Coordinator:
                 with_features=True,
                 missing=self._takes_missing(model),
             )
+        arrays = candidate_arrays(found.candidates)
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
+        if (searched := self._searched(current, model, codebook, alone)) is not None:
+            arrays |= {_SEARCHED + name: each for name, each in candidate_arrays(searched.candidates).items()}
+            summary["search"] = {"seconds": searched.summary.seconds, "candidates": len(searched.candidates)}
         if found.candidates.inner is not None:
             summary["inner"] = found.candidates.inner.shape[1]
         if digest is not None:
             summary["codebook"] = digest
-        self.campaign.rounds.save_scan(current, as_npz(**candidate_arrays(found.candidates)), summary)
+        self.campaign.rounds.save_scan(current, as_npz(**arrays), summary)
         if codebook is not None and cells is not None and found.summary.wrote_cells:
             cells_written(cells, codebook)
+
+    def _searched(self, current: Round, model: Model | None, codebook: Codebook | None, alone: float) -> Scan | None:
+        """Run the pass of a round's search; None where it searches for nothing."""
+        search = current.search
+        if search is None:
+            return None
+        pool, excluded = self.view.pool.head(current.n_rows), self.campaign.rounds.excluded_rows(current)
+        likeness = None
+        if search.by == "like":
+            assert codebook is not None
+            told = np.array(search.examples, np.float32).reshape(-1, pool.n_features)
+            likeness = Likeness.to(
+                np.concatenate([self.features.take(np.array(search.rows, np.int64)), told]),
+                self.features.take(excluded),
+                codebook,
+                directions=learner_of(self.campaign).compares_directions,
+            )
+        return scan(
+            pool,
+            None if likeness else model,
+            strategy_of_search(current, model),
+            count_of_search(search, current.k),
+            self.view.never_asked(current.stop_set, current),
+            random_state=current.seed,
+            round=current.number,
+            codebook=codebook,
+            client=self.workers.client_for(pool.n_rows, alone),
+            journal=self._search_journal,
+            progress=self.progress,
+            with_features=True,
+            missing=self._takes_missing(model),
+            likeness=likeness,
+        )
+
+    def _codebook(self, current: Round, strategy: Strategy) -> tuple[Codebook, str] | tuple[None, None]:
+        """Return the codebook and its digest where the strategy, or a search by examples, looks at features."""
+        if strategy.traits.features or (current.search is not None and current.search.by == "like"):
+            return codebook_of(self.campaign, self.view.pool)
+        return None, None
 
     def _select(self, current: Round) -> None:
         # The scan is durable. Not cleared by the scan itself: killed in between, the journal would stay for good.
         self._journal.clear()
+        self._search_journal.clear()
         model = self._model(current)
         # From here on people have the records that they hold; the page holds ten of them.
         excluded = self.campaign.rounds.withdraw_reserve()
-        candidates = candidates_from(read_npz(self.campaign.rounds.load_scan(current), "candidates.npz"))
+        arrays = read_npz(self.campaign.rounds.load_scan(current), "candidates.npz")
+        searched = {name.removeprefix(_SEARCHED): arrays[name] for name in arrays if name.startswith(_SEARCHED)}
         composed = Composer(
             self.view,
             self.features,
             current,
             model,
-            codebook_of(self.campaign, self.view.pool)[0] if strategy_of(current, model).traits.features else None,
+            self._codebook(current, strategy_of(current, model))[0],
             missing=self._takes_missing(model),
             directions=learner_of(self.campaign).compares_directions,
             mapper=self._mapper(),
-        ).compose(candidates, excluded)
+        ).compose(candidates_from(arrays), excluded, candidates_from(searched) if searched else None)
         self.features.keep(current.number, composed.rows, composed.X)
         self.campaign.rounds.open(current, composed.asked)
 
@@ -277,6 +332,11 @@ class Coordinator:
     @property
     def _journal(self) -> Journal:
         return Journal(self.campaign.directory / "journal")
+
+    @property
+    def _search_journal(self) -> Journal:
+        # A journal holds one pass, and the first one's is not committed before the second has ended.
+        return Journal(self.campaign.directory / "journal-of-search")
 
     def _batch(self, number: int, pending: int, *, fresh: bool) -> Batch:
         asked = self.campaign.rounds.batch(number)

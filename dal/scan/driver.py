@@ -29,6 +29,7 @@ from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.candidates import leading
 from dal.selection.codebook import Codebook
 from dal.selection.order import row_hash
+from dal.selection.search import Likeness
 from dal.selection.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def scan(
     with_features: bool = False,
     skip_failed: bool = False,
     missing: bool = False,
+    likeness: Likeness | None = None,
     limits: Limits = LIMITS,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
@@ -108,6 +110,8 @@ def scan(
         span that fails is scored again in its smallest units, of whole tiles and chunks, and only these are left out.
     missing : bool, default=False
         Without a model, whether records with missing (NaN) features may be asked; a model knows that itself.
+    likeness : Likeness, optional
+        The score of a search, in place of the strategy's; without a model.
     limits : Limits, optional
         Sizes and times by which the pass is cut and watched.
 
@@ -130,7 +134,7 @@ def scan(
         strategy.text  # noqa: B018 - refused where no text names its parts: a journal is found again by it
     order = _order(pool, model, strategy, k, random_state, round, codebook, limits)
     takes_missing = missing if model is None else model.takes_missing
-    order = replace(order, missing=takes_missing and pool.asks_missing)
+    order = replace(order, missing=takes_missing and pool.asks_missing, likeness=likeness)
     if with_features:
         order = replace(order, carry=True)
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))

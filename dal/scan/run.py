@@ -222,6 +222,7 @@ class Run:
             order.codebook.digest() if order.codebook else "",
             hashlib.sha256(self.excluded.tobytes()).hexdigest(),
             self.cells.write if self.cells else None,
+            order.likeness.digest() if order.likeness else "",
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -23,6 +23,7 @@ from dal.scores import OF_ONE_MODEL, Scored, of_decisions
 from dal.selection.candidates import Candidates, Capacity, leading, usable
 from dal.selection.codebook import Codebook
 from dal.selection.order import power_masses, uniform
+from dal.selection.search import Likeness
 
 Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
@@ -61,6 +62,8 @@ class Order:
         Width of the learner's own embeddings that candidates carry; 0 where they carry none.
     proba : int
         How many of their class probabilities they carry as well, of the same pass of the learner: the largest ones.
+    likeness : Likeness or None
+        In place of the score, without a model.
     """
 
     score: str | Carried
@@ -73,6 +76,7 @@ class Order:
     missing: bool = False
     inner: int = 0
     proba: int = 0
+    likeness: Likeness | None = None
 
     @property
     def slack(self) -> float:
@@ -331,9 +335,12 @@ class _Span:
 
     def _scored(self, X: Floats32, start: int, valid: npt.NDArray[np.bool_]) -> "tuple[Scored, _Inner]":
         if self.model is None:
-            rows = np.arange(start, start + len(X), dtype=np.int64)
-            drawn = uniform(rows, self.order.seed, self.order.round)
-            return _nothing(len(X))._replace(score=drawn, confidence=np.zeros(len(X))), _Inner(None, None)
+            if self.order.likeness is not None:
+                score = self.order.likeness(_filled(X, valid, self.order.tile))[: len(X)]
+            else:
+                rows = np.arange(start, start + len(X), dtype=np.int64)
+                score = uniform(rows, self.order.seed, self.order.round)
+            return _nothing(len(X))._replace(score=score, confidence=np.zeros(len(X))), _Inner(None, None)
         tile, seen = _filled(X, valid, self.order.tile), _Inner(None, None)
         if self.order.inner:
             scored, proba, embeddings = see_block(self.order.score, self.model, tile)
@@ -377,6 +384,11 @@ class _Span:
         rows = np.arange(start, start + len(score), dtype=np.int64)
         ranked = self.order.capacity.ranked(score, rows, self.order.seed, self.order.round)
         positions = self.told.raised(self.best.thresholds).admit(score, ranked, cells)
+        if self.order.likeness is not None:
+            distinct = self.order.likeness.distinct(
+                X[positions], score[positions], rows[positions], self.order.seed, self.order.round
+            )
+            positions = positions[distinct]
         if not len(positions):
             return
         proba, classes = (None, None) if seen.proba is None else leading(seen.proba[positions], self.order.proba)

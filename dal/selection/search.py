@@ -1,0 +1,112 @@
+"""Search: the records of a pool that lie nearest to given examples, in the space in which records are compared."""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.selection.codebook import Codebook
+from dal.selection.order import Floats64, Positions, Rows, key_order, splitmix64
+from dal.selection.problem import Floats32, Problem
+from dal.selection.strategy import Strategy, Traits
+
+_BLOCK_ROWS = 512
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """The score of a search: 1 / (1 + the squared distance to the nearest example).
+
+    Logs hold thousands of copies of one record, which would be all that is found. Of equal records in a tile only the
+    best by key is kept, and none that equals a record asked before.
+
+    Attributes
+    ----------
+    codebook : Codebook
+        The space.
+    directions : bool
+        Whether directions are compared, or standardised features.
+    points : ndarray of shape (m, d), float64
+        The examples in this space.
+    known : ndarray of uint64
+        Ascending hashes of the records asked before, by :func:`content_hash`.
+    """
+
+    codebook: Codebook
+    directions: bool
+    points: Floats64
+    known: npt.NDArray[np.uint64]
+
+    @classmethod
+    def to(cls, examples: Floats32, asked: Floats32, codebook: Codebook, *, directions: bool) -> "Likeness":
+        """Return the likeness to examples.
+
+        Parameters
+        ----------
+        examples : ndarray of shape (m, d), float32
+            Their features.
+        asked : ndarray of shape (n, d), float32
+            Features of the records asked before.
+        codebook : Codebook
+        directions : bool
+        """
+        place = codebook.directions if directions else codebook.embed
+        points = np.unique(place(examples).astype(np.float64), axis=0)
+        return cls(codebook, directions, points, np.unique(content_hash(asked)))
+
+    def __call__(self, X: Floats32) -> Floats64:
+        """Score records, in (0, 1]; `X` is in feature space, (n, d), without infinite values."""
+        place = self.codebook.directions if self.directions else self.codebook.embed
+        squares = (self.points * self.points).sum(axis=1)
+        score = np.empty(len(X), dtype=np.float64)
+        for start in range(0, len(X), _BLOCK_ROWS):
+            # Doubles: the difference of large squares would lose a small distance in single precision.
+            placed = place(X[start : start + _BLOCK_ROWS]).astype(np.float64)
+            nearest = (squares - 2.0 * (placed @ self.points.T)).min(axis=1) + (placed * placed).sum(axis=1)
+            score[start : start + len(placed)] = 1.0 / (1.0 + np.maximum(nearest, 0.0))
+        return score
+
+    def distinct(self, X: Floats32, score: Floats64, rows: Rows, seed: int, round: int) -> Positions:
+        """Find the positions, ascending, of records that are kept: the best by key of equal ones, none asked before."""
+        order = key_order(score, rows, seed, round)
+        hashes = content_hash(X[order])
+        first = np.unique(hashes, return_index=True)[1]
+        return np.sort(order[first[~np.isin(hashes[first], self.known)]])
+
+    def digest(self) -> str:
+        """Name the score by its content."""
+        sha = hashlib.sha256(f"{self.codebook.digest()} {self.directions}".encode())
+        for part in (self.points, self.known):
+            sha.update(np.ascontiguousarray(part).tobytes())
+        return sha.hexdigest()
+
+
+def content_hash(X: Floats32) -> npt.NDArray[np.uint64]:
+    """Hash the features of each record: equal records have equal hashes.
+
+    Examples
+    --------
+    >>> hashes = content_hash(np.array([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]], np.float32))
+    >>> bool(hashes[0] == hashes[1]), bool(hashes[0] == hashes[2])
+    (True, False)
+    """
+    # Adding 0 turns -0.0 into 0.0: equal numbers must have equal bits.
+    bits = np.ascontiguousarray(X + np.float32(0)).view(np.uint32).astype(np.uint64)
+    odd = splitmix64(np.arange(X.shape[1], dtype=np.uint64)) | np.uint64(1)
+    with np.errstate(over="ignore"):
+        return splitmix64(splitmix64(bits) @ odd)
+
+
+class Nearest:
+    """The selector of a search: the nearest records, no two of them near-duplicates, none of a record asked before."""
+
+    traits = Traits(weighs=False, features=True, spread=False, cells=False, proba=False)
+
+    def __call__(self, problem: Problem, k: int) -> Positions:
+        """Choose up to `k` candidates by key."""
+        return problem.representatives[:k]
+
+
+NEAREST = Strategy(score="random", selector=Nearest(), shortlist=20, explore=0.0)
+"""The strategy of a search by examples; its score is a :class:`Likeness`."""
