@@ -149,9 +149,7 @@ class Composer:
     def _wanted_found(self) -> int:
         return 0 if self.current.search is None else count_of_search(self.current.search, self.current.k)
 
-    def _found(
-        self, searched: Candidates | None, excluded: Rows, rows: Rows, X: Floats32, *, most: int
-    ) -> Candidates:
+    def _found(self, searched: Candidates | None, excluded: Rows, rows: Rows, X: Floats32, *, most: int) -> Candidates:
         """Choose the share of the batch that the round searches for, unlike the rows whose features are `X`.
 
         Where the search finds nothing at all the batch is chosen as usual: an empty one would end the campaign.
