@@ -27,7 +27,6 @@ from dal.pool import Pool
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
 BATCH, SIDE = 32, 112
 BAR, FLAT = 0.95, 1.05
@@ -63,14 +62,6 @@ def lay_out_pictures(folder: Path, count: int) -> Path:
         small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
         small.resize((160, 120)).save(source / f"{at:06d}.jpg")
     return source
-
-
-def prepared(picture: "Image.Image") -> "torch.Tensor":
-    """Return the tensor of a picture, as EfficientNet-Lite wants it."""
-    import torch
-
-    pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE)), np.float32)
-    return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)
 
 
 def timed(work: Callable[[], object]) -> tuple[float, float]:
@@ -127,10 +118,11 @@ def of_pictures(folder: Path, count: int, repeats: int) -> dict[str, Any]:
     import torch
     from PIL import Image
 
+    from benchmarks.networks import Resized
     from dal.encoders import TorchEncoder
     from tests.packaged import image_model
 
-    source, model = lay_out_pictures(folder, count), image_model()
+    source, model, prepared = lay_out_pictures(folder, count), image_model(), Resized(SIDE)
     encoder = TorchEncoder(model, prepared, batch_size=BATCH, device="cpu")
     assert encoder.id  # digests the weights
 

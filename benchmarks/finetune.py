@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 import numpy as np
@@ -25,10 +25,6 @@ from benchmarks.labels.table import markdown
 from dal._files import replacing
 from dal.encoders import Encoder, SentenceEncoder, TorchEncoder, Tuning
 from dal.pool import Pool
-
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
 
 SIDE = 96
 
@@ -71,16 +67,9 @@ def messages(data: Path, seed: int, count: int, folder: Path) -> Case:
     return Case(source, y, lambda: SentenceEncoder(sentence_model(), device="cpu", batch_size=32), {"text": "text"})
 
 
-def prepared(picture: "Image.Image") -> "torch.Tensor":
-    """Return the tensor of a picture, as EfficientNet-Lite wants it."""
-    import torch
-
-    pixels = np.asarray(picture.convert("RGB").resize((SIDE, SIDE)), np.float32)
-    return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)
-
-
 def pictures(data: Path, seed: int, count: int, folder: Path) -> Case:  # noqa: ARG001 - as `messages`
     """Draw pictures of Fashion-MNIST; the network is EfficientNet-Lite0, which has seen photographs."""
+    from benchmarks.networks import Resized
     from tests.packaged import image_model
 
     with np.load(data / "fashion_mnist.npz") as stored:
@@ -88,7 +77,7 @@ def pictures(data: Path, seed: int, count: int, folder: Path) -> Case:  # noqa: 
     drawn = np.random.default_rng(seed).permutation(len(y))[:count]
     # A small network forgets less at once than a large model of language.
     tuning = Tuning(learning_rate=2e-4)
-    network = image_model()
+    network, prepared = image_model(), Resized(SIDE)
     return Case(X[drawn], y[drawn], lambda: TorchEncoder(network, prepared, device="cpu"), {"images": True}, tuning)
 
 

@@ -1,7 +1,14 @@
-"""A network that is measured; it needs torch."""
+"""Networks that are measured, and their pictures; all of it needs torch."""
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class SmallNet(nn.Module):
@@ -19,3 +26,21 @@ class SmallNet(nn.Module):
         """Return one number a class."""
         outputs: torch.Tensor = self.layers(images)
         return outputs
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A picture as EfficientNet-Lite wants it; the preprocessing of an encoder.
+
+    Attributes
+    ----------
+    side : int
+        In pixels.
+    """
+
+    side: int
+
+    def __call__(self, picture: "Image.Image") -> torch.Tensor:
+        """Return the tensor of a picture."""
+        pixels = np.asarray(picture.convert("RGB").resize((self.side, self.side)), np.float32)
+        return torch.from_numpy((pixels - 127) / 128).permute(2, 0, 1)

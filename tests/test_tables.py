@@ -307,6 +307,18 @@ def gaps(first: int | None) -> list[int | None]:
     return [first, *range(1, 20), 2**53 + 1, None, 7]
 
 
+def test_a_group_of_a_parquet_file_is_not_held_as_a_whole(tmp_path: Path) -> None:
+    # It has as many rows as the program that wrote it liked, a million by default.
+    x = np.random.default_rng(0).random(10**6)
+    source = parquet(tmp_path / "x.parquet", row_group=10**6, x=x)
+    before, found, most = pa.total_allocated_bytes(), [], 0
+    for block in tables.open_table(str(source), None, None, [], sizes=Sizes(block_bytes=2**18)).blocks(10**5):
+        found.append(block.features[:, 0].copy())
+        most = max(most, pa.total_allocated_bytes() - before)
+    assert 2**18 < most < x.nbytes / 2
+    np.testing.assert_array_equal(np.concatenate(found), x[10**5 :].astype(np.float32))
+
+
 @pytest.mark.parametrize("first", [0, None])
 @pytest.mark.parametrize("make", ["parquet", "frame", "Dask", "Arrow", "blocks", "array"])
 def test_integers_and_booleans_with_gaps_keep_their_type_whichever_block_has_the_gap(

@@ -4,8 +4,11 @@ The first four are the sets of the study that the defaults come from, by their d
 does not bundle is read from a folder of ``NAME.npz`` files (``X``, ``y``).
 """
 
+import fcntl
 import gzip
+import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -24,7 +27,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from dal.encoders import Encoder
+from dal.errors import PoolIncomplete, PoolNotFound
 from dal.learners.presets import PRESETS
+from dal.pool import Pool
 from dal.replay import TestSet
 
 Floats = npt.NDArray[np.float32]
@@ -308,23 +314,31 @@ def _pictures(source: Source) -> World:
 @cache
 def _encoded_pictures(data: Path) -> World:
     """Encode the same pictures by EfficientNet-Lite0 as it was trained on ImageNet, at 96 x 96."""
-    import torch
-
+    from benchmarks.networks import Resized
+    from dal.encoders import TorchEncoder
     from tests.packaged import image_model
 
-    torch.set_num_threads(1)
-    network, world = image_model(), _pictures(Source(0, data))
+    world = _pictures(Source(0, data))
+    both = np.concatenate([world.X, world.test.X]).astype(np.uint8).reshape(-1, SIDE, SIDE, 1)
+    features = _encoded(both, TorchEncoder(image_model, Resized(96), device="cpu"))
+    return replace(world, X=features[:PICTURES], test=replace(world.test, X=features[PICTURES:]))
 
-    def encoded(X: Floats) -> Floats:
-        found = []
-        with torch.inference_mode():
-            for start in range(0, len(X), 64):
-                batch = torch.from_numpy(X[start : start + 64]).reshape(-1, 1, SIDE, SIDE)
-                large = torch.nn.functional.interpolate(batch, (96, 96), mode="bilinear").expand(-1, 3, -1, -1)
-                found.append(network((large - 127) / 128).numpy())
-        return np.concatenate(found)
 
-    return replace(world, X=encoded(world.X), test=replace(world.test, X=encoded(world.test.X)))
+def _encoded(pictures: npt.NDArray[np.uint8], encoder: Encoder) -> Floats:
+    """Return the features of pictures, from a pool among the temporary files that outlives this process.
+
+    Encoding takes minutes, replaying seconds: the second process waits for the pool of the first one.
+    """
+    digest = hashlib.sha256(encoder.id.encode() + pictures.tobytes()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"dal-labels-{digest}"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            pool = Pool.open(folder / "pool.zarr")
+        except (PoolNotFound, PoolIncomplete):
+            pool = Pool.build(pictures, folder / "pool.zarr", encoder=encoder, images=True)
+    return pool.read(0, pool.n_rows)
 
 
 # -- protocols --------------------------------------------------------------------------------------------------------

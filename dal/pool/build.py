@@ -34,7 +34,7 @@ from dal.errors import DalError, PoolError, SourceError
 from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool._zarr import storing_all_chunks, whole
-from dal.pool.chunks import ChunkObjects, read_rows
+from dal.pool.chunks import ChunkFiles, ChunkObjects, read_rows
 from dal.pool.encoded import TEXTS_AT_ONCE, Encoded, RawArrays, RawSource, RawTexts, joined
 from dal.pool.encodings import Encode, Floats32, encoder, scale_of
 from dal.pool.fields import Values, kind_of, to_store
@@ -758,8 +758,8 @@ class _Column:
         self._writes = writes
         self.unit = int((array.shards or array.chunks)[0])
         self.rows = rows
-        objects = ChunkObjects.of(array, fill=False)
-        self._objects = objects if objects is not None and objects.written_plain else None
+        chunks = ChunkObjects.of(array, fill=False) or ChunkFiles.of(array, fill=False)
+        self._chunks = chunks if chunks is not None and chunks.written_plain else None
         self._written: deque[npt.NDArray[Any]] = deque()
         self._begin()
         self._held = rows % self.unit
@@ -780,11 +780,11 @@ class _Column:
         if self._held:
             if self.array.shape[0] < self.rows:  # the length of the source was not known
                 self.array.resize((self.rows, *self.array.shape[1:]))
-            start, held, room, objects = self.rows - self._held, self._held, self._room, self._objects
+            start, held, room, chunks = self.rows - self._held, self._held, self._room, self._chunks
 
             def store() -> None:
-                if objects is not None:
-                    objects.write(start // self.unit, held, room)
+                if chunks is not None:
+                    chunks.write(start // self.unit, held, room)
                 else:
                     _store(self.array, start, room[:held])
                 self._written.append(room)
@@ -797,11 +797,11 @@ class _Column:
         """Take a buffer for the next unit."""
         if self._written:
             self._room = self._written.pop()
-        elif self._objects is not None:
-            self._room = self._objects.room()
+        elif self._chunks is not None:
+            self._room = self._chunks.room()
         else:
             self._room = np.empty((self.unit, *self.array.shape[1:]), dtype=self.array.dtype)
-        self._buffer: npt.NDArray[Any] = self._room if self._objects is None else self._objects.records(self._room)
+        self._buffer: npt.NDArray[Any] = self._room if self._chunks is None else self._chunks.records(self._room)
 
 
 class _Build:

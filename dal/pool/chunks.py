@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from numcodecs import blosc
+from zarr.registry import get_buffer_class
 from zarr.storage import LocalStore
 
 from dal.errors import ChunkError, StoreError
@@ -242,6 +243,47 @@ class _Chunks:
         """Return the key of a stored file (a shard, where there are shards) below the array."""
         return chunk_key(self._array, [number, *[0] * (len(self._array.shape) - 1)])
 
+    def _name(self, number: int) -> str:
+        """Return the key of a stored file in the store."""
+        return f"{self._array.path}/{self._key(number)}".lstrip("/")
+
+    @property
+    def _chunk_bytes(self) -> int:
+        return math.prod(self._array.chunks) * self._array.dtype.itemsize
+
+    @property
+    def written_plain(self) -> bool:
+        """Whether a stored file is a chunk as it lies in memory, and its checksum."""
+        return not self._array.shards and self._decompress is None
+
+    def room(self) -> npt.NDArray[np.uint8]:
+        """Return room for a chunk and its checksum, as `write` takes it."""
+        return np.empty(self._chunk_bytes + self._tail_bytes, dtype=np.uint8)
+
+    def records(self, room: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+        """Return the records of a chunk as a view of its room."""
+        return room[: self._chunk_bytes].view(self._array.dtype).reshape(self._array.chunks)
+
+    def write(self, chunk: int, rows: int, room: npt.NDArray[np.uint8]) -> None:
+        """Write the first rows of a room as a chunk, the rest filled up, without a copy.
+
+        Raises
+        ------
+        OSError
+            The file cannot be written; or, as a StoreError, the object.
+        """
+        self.records(room)[rows:] = self._array.fill_value
+        if self._tail_bytes:
+            data = room[: self._chunk_bytes]
+            data.flags.writeable = False  # google_crc32c accepts only read-only buffers
+            crc = google_crc32c.value(data)
+            room[self._chunk_bytes :] = np.frombuffer(crc.to_bytes(CHECKSUM_BYTES, "little"), dtype=np.uint8)
+        self._put(chunk, room)
+
+    def _put(self, chunk: int, room: npt.NDArray[np.uint8]) -> None:
+        """Put bytes in the place of a stored file."""
+        raise NotImplementedError
+
     def _cannot_be_read(self, number: int, error: Exception) -> ChunkError:
         return ChunkError(f"{self._named(number)} cannot be read: {error}; {REMEDY}")
 
@@ -356,6 +398,10 @@ class ChunkFiles(_Chunks):
             raise self._cannot_be_read(number, error) from error
         yield len(target)
 
+    def _put(self, chunk: int, room: npt.NDArray[np.uint8]) -> None:
+        # Zarr's way to this call copies a chunk twice.
+        wait_for(self._array.store.set(self._name(chunk), get_buffer_class().from_array_like(room)))
+
     def _pieces(self, number: int, file: BufferedReader, inner: int, target: npt.NDArray[np.uint8]) -> Iterator[int]:
         if not self._array.shards:
             yield from self._decoded(file, -1, target)
@@ -390,10 +436,6 @@ class ChunkObjects(_Chunks):
             return None
         return cls(array, store.objects, codecs, fill=fill)
 
-    @property
-    def _chunk_bytes(self) -> int:
-        return math.prod(self._array.chunks) * self._array.dtype.itemsize
-
     async def fetched(self, chunks: Iterable[int]) -> "list[Stored]":
         """Fetch the stored bytes of chunks; None for one that is not stored.
 
@@ -413,36 +455,10 @@ class ChunkObjects(_Chunks):
         parts = await asyncio.gather(*(self._of_shard(number, inner) for number, inner in of_shard.items()))
         return [stored for part in parts for stored in part]
 
-    @property
-    def written_plain(self) -> bool:
-        """Whether an object is a chunk as it lies in memory, and its checksum."""
-        return not self._array.shards and self._decompress is None
-
-    def room(self) -> npt.NDArray[np.uint8]:
-        """Return room for a chunk and its checksum, as `write` takes it."""
-        return np.empty(self._chunk_bytes + self._tail_bytes, dtype=np.uint8)
-
-    def records(self, room: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """Return the records of a chunk as a view of its room."""
-        return room[: self._chunk_bytes].view(self._array.dtype).reshape(self._array.chunks)
-
-    def write(self, chunk: int, rows: int, room: npt.NDArray[np.uint8]) -> None:
-        """Write the first rows of a room as a chunk, the rest filled up, in one request and without a copy.
-
-        Raises
-        ------
-        StoreError
-            The store gives no answer, or refuses.
-        """
+    def _put(self, chunk: int, room: npt.NDArray[np.uint8]) -> None:
         store = self._array.store
         assert isinstance(store, ZarrObjects)  # `of`
         store.refuse_writing()
-        self.records(room)[rows:] = self._array.fill_value
-        if self._tail_bytes:
-            data = room[: self._chunk_bytes]
-            data.flags.writeable = False  # google_crc32c accepts only read-only buffers
-            crc = google_crc32c.value(data)
-            room[self._chunk_bytes :] = np.frombuffer(crc.to_bytes(CHECKSUM_BYTES, "little"), dtype=np.uint8)
         wait(self._objects.put(self._name(chunk), room))
 
     def prepare(self, shard: int) -> None:
@@ -485,9 +501,6 @@ class ChunkObjects(_Chunks):
             if self._indexes.get(number) is task:  # asked again, should it be wanted again
                 del self._indexes[number]
             raise
-
-    def _name(self, number: int) -> str:
-        return f"{self._array.path}/{self._key(number)}".lstrip("/")
 
     def reading(self, chunk: int, stored: "Stored", target: npt.NDArray[np.uint8]) -> Iterator[int]:
         """Fill `target` with one chunk out of its stored bytes; see `ChunkFiles.reading`."""

@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 PARQUET = (".parquet", ".pq", ".parq")
 ARROW = (".arrow", ".feather")
 ENDINGS = (*PARQUET, *ARROW, *csvs.ENDINGS)
+_READ_BYTES = 2**16
+"""Of each column of a Parquet file, read at a time."""
 _OF_DATASETS = ("state.json", "dataset_dict.json")
 """Files that the library `datasets` writes into a folder: of one table, and of several."""
 INDEX = re.compile(r"|Unnamed: \d+(\.\d+)?|__index_level_\d+__|__null_dask_index__")
@@ -437,7 +439,8 @@ class _Parquet:
         group = sum(end <= start for end in ends)
         skip = start - (ends[group - 1] if group else 0)
         rows = self._sizes.rows_of_block(self._bytes, ends[-1])
-        with pa.parquet.ParquetFile(self._path) as file:
+        # By default all of a group's columns are held, and a group is as large as its writer made it.
+        with pa.parquet.ParquetFile(self._path, pre_buffer=False, buffer_size=_READ_BYTES) as file:
             yield from _without(file.iter_batches(rows, range(group, len(ends)), columns.all), skip)
 
 
