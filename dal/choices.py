@@ -18,19 +18,10 @@ FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
 """Formats of files of answers, see :mod:`dal.exchange`."""
 
 STRATEGIES = (
-    *(
-        "default",
-        "coverage",
-        "power",
-        "weighted_kmeans",
-        "badge",
-        "cluster_margin",
-        "k_center",
-        "stratified",
-        "class_coverage",
-    ),
+    *("default", "coverage", "power", "weighted_kmeans", "badge", "cluster_margin", "k_center", "stratified"),
+    *("class_coverage", "uncertainty_herding", "dropquery", "bait", "herding", "typiclust"),
     *("random", "least_confident", "margin", "ratio", "entropy"),
-    *("vote_entropy", "bald", "expected_gradient_length"),
+    *("vote_entropy", "bald", "expected_gradient_length", "dropout"),
 )
 """Strategies by name, see :meth:`dal.selection.strategy.Strategy.named`."""
 

@@ -2,9 +2,9 @@
 
 Every score is a float per record, **higher = ask first**, in [0, 1], and never NaN. The functions take probabilities
 class-major, ``(n_classes, n_records)``: each step then runs over contiguous memory, which is what makes a score cheap
-beside the learner itself. There are four doors, by what is known of the records: :func:`of_probabilities`,
-:func:`of_decisions`, :func:`of_committee` and :func:`of_gradients`. Each gives the predicted class and its confidence
-along with the score: all three come from the same numbers.
+beside the learner itself. There are five doors, by what is known of the records: :func:`of_probabilities`,
+:func:`of_decisions`, :func:`of_committee`, :func:`of_gradients` and :func:`of_dropout`. Each gives the predicted class
+and its confidence along with the score: all three come from the same numbers.
 """
 
 from collections.abc import Callable, Iterable
@@ -108,7 +108,9 @@ OF_COMMITTEE: tuple[str, ...] = ("vote_entropy", "bald")
 """Scores from the probabilities of each member of a committee."""
 OF_GRADIENTS = "expected_gradient_length"
 """The score from the probabilities and inputs of a linear softmax layer."""
-NAMES: tuple[str, ...] = ("random", *OF_ONE_MODEL, *OF_COMMITTEE, OF_GRADIENTS)
+OF_DROPOUT = "dropout"
+"""The score from the predictions of one model under masks of the features."""
+NAMES: tuple[str, ...] = ("random", *OF_ONE_MODEL, *OF_COMMITTEE, OF_GRADIENTS, OF_DROPOUT)
 """Every score by name. ``random`` looks at no prediction: its value is a hash of the row."""
 
 
@@ -392,3 +394,31 @@ def of_gradients(probabilities: Floats, inputs: Any) -> Scored:  # noqa: ANN401 
     length = np.sqrt(squared + 1.0) * np.einsum("cn,cn->n", p, distance)
     top = top_two(p)
     return Scored(length / (1.0 + length), top.position, top.first)
+
+
+def of_dropout(scored: Scored, masked: Iterable[npt.NDArray[np.int64]]) -> Scored:
+    r"""Score records by how often dropout of their features changes the prediction (DropQuery; Gupte et al. 2024).
+
+    1 where more than half of the m passes predict another class than the pass without dropout, so that all of these tie
+    and a hash draws among them. Otherwise :math:`(c + s) / (m + 1)`, with c the passes that do and s the margin score.
+
+    Parameters
+    ----------
+    scored : Scored
+        By margin, without dropout.
+    masked : iterable of ndarray of shape (n_records,), int64
+        Predicted columns of each pass.
+
+    Examples
+    --------
+    >>> plain = Scored(np.array([0.5, 0.5]), np.array([0, 1]), np.array([0.7, 0.7]))
+    >>> of_dropout(plain, [np.array([1, 1]), np.array([2, 0]), np.array([0, 1])]).score.tolist()
+    [1.0, 0.375]
+    """
+    changes, passes = np.zeros(len(scored.score), dtype=np.int64), 0
+    for predicted in masked:
+        changes += predicted != scored.predicted
+        passes += 1
+    graded = (changes + np.clip(scored.score, 0.0, 1.0)) / (passes + 1)
+    # What the model cannot predict has a score that is not finite, and keeps it.
+    return scored._replace(score=np.where((2 * changes > passes) & np.isfinite(scored.score), 1.0, graded))

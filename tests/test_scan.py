@@ -26,7 +26,7 @@ from sklearn.preprocessing import PowerTransformer, StandardScaler
 
 from dal.errors import ChunkError, ClusterError, LearnerError, SettingsError
 from dal.learners.learner import Learner
-from dal.learners.models import Model
+from dal.learners.models import Model, dropout_masks
 from dal.pool import Pool
 from dal.scan import Cells, Journal, Limits, Progress, Scan, hosts, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
@@ -155,6 +155,11 @@ def plain_scores(X: np.ndarray, model: Model, name: str) -> tuple[np.ndarray, np
         gradients = [np.linalg.norm(p - np.eye(n_classes)[c], axis=1) for c in range(n_classes)]
         length = (p * np.stack(gradients, axis=1)).sum(axis=1) * np.linalg.norm(np.c_[X, np.ones(len(X))], axis=1)
         score = length / (1 + length)
+    elif name == "dropout":
+        passes = np.stack([estimator.predict_proba(X * mask.astype(float)) for mask in dropout_masks(X.shape[1])])
+        changed = (passes.argmax(axis=2) != p.argmax(axis=1)).mean(axis=0)
+        score = np.where(changed > 0.5, 1, (3 * changed + 1 - (first - second)) / 4)
+        apart = np.diff(np.sort(passes, axis=2)[..., -2:], axis=2)[..., 0].min(axis=0)
     elif name not in ("vote_entropy", "bald"):
         score = {
             "margin": 1 - (first - second),
@@ -162,7 +167,7 @@ def plain_scores(X: np.ndarray, model: Model, name: str) -> tuple[np.ndarray, np
             "least_confident": (1 - first) * n_classes / (n_classes - 1),
             "entropy": plain_entropy(p) / np.log(n_classes),
         }[name]
-    if name != "vote_entropy":
+    if name not in ("vote_entropy", "dropout"):
         apart = np.full(len(X), 1.0)
     return score, p.argmax(axis=1), np.minimum(apart, first - second)
 
@@ -212,13 +217,12 @@ def full_sort(
     rows = np.array(sorted(keep), dtype=np.int64)
     looks = strategy.selector not in ("top", "power")
     embeddings = X[rows] if looks else np.empty((len(rows), 0), np.float32)
-    looks_at_classes = strategy.selector in ("badge", "class_coverage")
-    proba = model.predict_proba(embeddings).astype(np.float32) if looks_at_classes and model else None
+    proba = model.predict_proba(embeddings).astype(np.float32) if strategy.traits.proba and model else None
     inner = None
     if model is not None and model.embedding_width and looks:
         seen = [model.predict_embedded(block) for _, block in blocks(X, tile, bad)]
         inner = np.concatenate([each for _, each in seen])[rows]
-        if looks_at_classes:
+        if strategy.traits.proba:
             proba = np.concatenate([each for each, _ in seen])[rows].astype(np.float32)
     return Candidates(rows, score[rows], cells[rows], predicted[rows], embeddings, proba, inner)
 
@@ -258,6 +262,8 @@ CASES = [
     ("logistic", Strategy.named("power")),
     ("plain", Strategy.named("badge")),
     ("plain", Strategy.named("class_coverage")),
+    ("plain", Strategy.named("bait")),
+    ("head", Strategy.named("dropquery")),
     ("forest", Strategy.named("bald")),
     ("bootstraps", Strategy(score="vote_entropy")),
     ("plain", Strategy.named("expected_gradient_length")),

@@ -754,6 +754,109 @@ class TestBadge(WeighingContract):
         assert self.choose(c, 10, labeled) == c.rows[slow_order(c.scores, c.rows, 5, 2)[:10]].tolist()
 
 
+class TestUncertaintyHerding(WeighingContract):
+    strategy = Strategy.named("uncertainty_herding")
+
+    def test_covers_a_uniform_sample_of_the_pool_by_uncertainty(self) -> None:
+        assert self.strategy.capacity(100, 10**6) == Capacity(4000, 0, 0, 0.0)
+        assert self.strategy.capacity(1000, 10**6, 256) == Capacity(10_000, 0, 0, 0.0)
+        assert self.strategy.capacity(100, 500) == Capacity(500, 0, 0, 0.0)
+        scores, rows = np.r_[np.zeros(50), np.ones(50)], np.arange(100)
+        ranked = self.strategy.capacity(5, 100).ranked(scores, rows, 3, 1)
+        np.testing.assert_array_equal(np.argsort(ranked), np.argsort(uniform(rows, 3, 1)), "whatever the score")
+        c, labeled = made_candidates(120, seed=8), made_candidates(6, seed=9).embeddings
+        picks = slow_facility_location(c, c.scores, 20, labeled, bandwidth_beside(labeled, c))
+        assert self.choose(c, 20, labeled) == c.rows[picks].tolist()
+
+
+class TestDropQuery(WeighingContract):
+    strategy = Strategy.named("dropquery")
+
+    def test_is_a_k_means_of_its_candidates(self) -> None:
+        c, labeled = made_candidates(200, seed=3), made_candidates(9, seed=4).embeddings
+        twin = Strategy("dropout", "weighted_kmeans", shortlist=20)
+        assert self.choose(c, 12, labeled) == select(c, twin, 12, labeled, 5, 2).tolist()
+        assert self.strategy.capacity(100, 10**4) == Capacity(2000, 0, 0)
+
+
+class TestHerding(SelectorContract):
+    strategy = Strategy.named("herding")
+
+    def test_equals_plain_greedy_within_the_median_distance_to_the_nearest(self) -> None:
+        c, labeled = made_candidates(120, seed=8), made_candidates(6, seed=9).embeddings
+        # Later picks are pairs that are each other's only neighbours and tie.
+        picks = slow_facility_location(c, np.ones(120), 12, labeled, median_to_nearest(c.embeddings))
+        assert self.choose(c, 12, labeled) == c.rows[picks].tolist()
+
+
+class TestBait(WeighingContract):
+    strategy = Strategy.named("bait")
+
+    def test_equals_the_trace_written_out(self) -> None:
+        """The inverse of each candidate's matrix, in double precision, and the candidate of the least trace."""
+        c, known = made_candidates(80, seed=3, d=5), made_candidates(8, seed=4, d=5)
+        known = replace(known, embeddings=known.embeddings + 20)
+        labeled_proba = known.proba.copy()
+        labeled_proba[3] = np.nan
+
+        def outer(point: np.ndarray, proba: np.ndarray) -> np.ndarray:
+            most = proba.astype(float).max()
+            return 0 if np.isnan(most) else most * (1 - most) * np.outer(point.astype(float), point)
+
+        each = [outer(*pair) for pair in zip(c.embeddings, c.proba, strict=True)]
+        had = 0.01 * (c.embeddings.astype(float) ** 2).sum() / 80 * np.eye(5)
+        had = had + sum(outer(*pair) for pair in zip(known.embeddings, labeled_proba, strict=True))
+        expected: list[int] = []
+        while len(expected) < 12:
+            traces = [np.trace(np.linalg.inv(had + one) @ sum(each)) for one in each]
+            traces = [np.inf if i in expected else trace for i, trace in enumerate(traces)]
+            expected.append(int(np.argmin(traces)))
+            had = had + each[expected[-1]]
+        found = select(c, self.strategy, 12, known.embeddings, 5, 2, labeled_proba=labeled_proba)
+        assert found.tolist() == c.rows[expected].tolist()
+        assert found.tolist() != self.choose(c, 12, known.embeddings), "what the labels tell is not asked again"
+
+    def test_another_seed_settles_ties_differently(self) -> None:
+        """Records of which each tells as much as any other."""
+        c = replace(made_candidates(60, levels=1), embeddings=np.eye(60, dtype=np.float32))
+        c, nothing = replace(c, proba=np.full((60, 2), 0.5, np.float32)), np.empty((0, 60), np.float32)
+        assert self.choose(c, 10, nothing, seed=5) != self.choose(c, 10, nothing, seed=6)
+        assert self.choose(c, 10, nothing, seed=5) == self.choose(c, 10, nothing, seed=5)
+
+    def test_sees_what_the_labels_tell_in_a_round(self) -> None:
+        """Labels of records of which no class is sure tell more than sure ones: the batch turns elsewhere."""
+        c = replace(made_candidates(60, seed=2), embeddings=made_candidates(60, seed=2).embeddings + 5)
+        X, rows = c.embeddings, np.arange(60)
+        given = {"capacity": Capacity(60, 0, 0), "codebook": Codebook.fit(X, 0, 0), "asked": X[:5] - 9, "round": 1}
+        given |= {"excluded": rows[:0], "random_state": 0}
+        sure, unsure = np.eye(3, dtype=np.float32)[[0] * 5], np.full((5, 3), 1 / 3, np.float32)
+        batches = [choose(c, self.strategy, 10, asked_proba=each, **given).tolist() for each in (None, sure, unsure)]
+        assert batches[0] == batches[1] != batches[2]
+
+
+class TestTypiClust(SelectorContract):
+    strategy = Strategy.named("typiclust")
+
+    def test_takes_the_typical_record_of_each_large_cluster_without_labels(self) -> None:
+        """Blobs of several sizes, two of them with labels, one too small: typical by the distances written out."""
+        sizes, rng = (30, 26, 22, 18, 14, 4), np.random.default_rng(0)
+        of = np.repeat(np.arange(6), sizes)
+        points = (50 * np.eye(6)[of] + rng.standard_normal((len(of), 6))).astype(np.float32)
+        c = replace(made_candidates(len(of)), embeddings=points)
+        labeled = (50 * np.eye(6)[[0, 3]] + 3).astype(np.float32)
+
+        def typical(blob: int) -> list[int]:
+            members = np.flatnonzero(of == blob)
+            apart = np.linalg.norm(points[members][:, None].astype(float) - points[members][None], axis=2)
+            return members[
+                np.argsort(np.sort(apart, axis=1)[:, 1 : 1 + min(20, len(members) - 1)].mean(axis=1))
+            ].tolist()
+
+        # As many clusters as labels: those of the two labels, and four of this batch.
+        chosen = np.searchsorted(c.rows, self.choose(c, 4, labeled)).tolist()
+        assert chosen == [typical(blob)[0] for blob in (1, 2, 4, 0)]
+
+
 @given(st.integers(0, 2**32), st.integers(1, 60), st.integers(0, 6), st.integers(1, 3))
 @settings(max_examples=60, deadline=None)
 def test_representatives_are_those_of_a_plain_loop(seed: int, n: int, n_labeled: int, d: int) -> None:

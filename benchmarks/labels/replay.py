@@ -221,6 +221,9 @@ class _Campaign:
         asked, inner = stage.world.X[taken], None
         if model is not None and found.candidates.inner is not None:
             inner = model.predict_embedded(asked)[1]
+        proba = None
+        if model is not None and found.candidates.proba is not None and found.candidates.classes is None:
+            proba = model.predict_proba(asked).astype(np.float32)
         rows = choose(
             found.candidates,
             strategy,
@@ -229,6 +232,7 @@ class _Campaign:
             codebook=codebook,
             asked=asked,
             asked_inner=inner,
+            asked_proba=proba,
             excluded=taken,
             random_state=stage.seed,
             round=self.round,

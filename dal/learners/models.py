@@ -33,15 +33,18 @@ from dal.learners.trees import FORESTS, Trees
 from dal.plugins import Carried
 from dal.scores import (
     OF_COMMITTEE,
+    OF_DROPOUT,
     OF_GRADIENTS,
     OF_ONE_MODEL,
     Scored,
     of_committee,
     of_decisions,
+    of_dropout,
     of_gradients,
     of_own,
     of_probabilities,
 )
+from dal.selection.order import uniform
 
 # Rows scored at once where a learner cares; measured, see the scan's study of tile heights.
 _TILE_ROWS = {
@@ -122,6 +125,9 @@ def _scored(
     if isinstance(name, Carried):
         scored = of_own(name, probabilities(), lambda: model.committee(X), lambda: (X, model))
         return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
+    if name == OF_DROPOUT:
+        plain = _scored("margin", model, X)
+        return of_dropout(plain, (_scored("margin", model, X * mask).predicted for mask in dropout_masks(X.shape[1])))
     if name in OF_ONE_MODEL and model.network is not None:
         with np.errstate(all="ignore"):
             return of_decisions(name, model.network.decisions(X), len(model.classes))
@@ -133,6 +139,19 @@ def _scored(
     else:
         scored = of_probabilities(name, probabilities())
     return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
+
+
+MASKS, DROPPED = 3, 0.75
+"""Passes with dropout of the features, and its rate: the values of DropQuery's authors."""
+
+
+def dropout_masks(width: int) -> npt.NDArray[np.float32]:
+    """Draw the masks (n, `width`) of the score `dropout`, by hash of pass and column: the same for all records.
+
+    Columns that stay are raised in proportion, as dropout does.
+    """
+    drawn = np.stack([uniform(np.arange(width), each, 0) for each in range(MASKS)])
+    return (drawn >= DROPPED).astype(np.float32) / np.float32(1 - DROPPED)
 
 
 def needs_members(score: str | Carried) -> bool:

@@ -119,7 +119,8 @@ class Composer:
         found = self._found(searched, excluded, rows, X, most=k - len(drawn))
         beside, beside_X = [*drawn, *found.rows.tolist()], np.concatenate([drawn_X, found.embeddings])
         rows, X = np.append(rows, found.rows), np.concatenate([X, found.embeddings])
-        known = _Known(rows, X, self._inner(X, candidates), self._codes(excluded, X))
+        proba = self._proba(X, candidates)
+        known = _Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), proba)
         wanted = k - len(drawn) - (self._wanted_found() if len(found) else 0)
         chosen = self._chosen(candidates, known, count=wanted)
         order = interleaved(interleaved(chosen.rows.tolist(), found.rows.tolist()), drawn)
@@ -136,6 +137,7 @@ class Composer:
             np.concatenate([known.X, chosen.embeddings]),
             None if known.inner is None or chosen.inner is None else np.concatenate([known.inner, chosen.inner]),
             np.append(known.codes, chosen.predicted),
+            None if known.proba is None or chosen.proba is None else np.concatenate([known.proba, chosen.proba]),
         )
         spare = self._chosen(candidates, known, count=reserve_of(self.view, self.current))
         room = self.view.room()
@@ -215,6 +217,16 @@ class Composer:
             codes[open_ones] = self.model.predict_proba(X[open_ones]).argmax(axis=1)
         return codes
 
+    def _proba(self, X: Floats32, candidates: Candidates) -> Floats32 | None:
+        """Return probabilities of records where the candidates carry those of all classes; NaN of unusable records."""
+        if self.model is None or candidates.proba is None or candidates.classes is not None:
+            return None
+        proba = np.full((len(X), len(self.model.classes)), np.nan, np.float32)
+        valid = usable(X, missing=self.missing)
+        if valid.any():
+            proba[valid] = self.model.predict_proba(X[valid])
+        return proba
+
     def _chosen(
         self, candidates: Candidates, known: "_Known", *, count: int, strategy: Strategy | None = None
     ) -> Candidates:
@@ -233,6 +245,7 @@ class Composer:
             asked=known.X,
             asked_inner=known.inner,
             asked_codes=known.codes,
+            asked_proba=known.proba,
             excluded=known.rows,
             random_state=current.seed,
             round=current.number,
@@ -309,12 +322,15 @@ class _Known(NamedTuple):
         The model's own embeddings, where candidates carry theirs.
     codes : ndarray of int64, shape (n,)
         Classes; -1 where none is known.
+    proba : ndarray of float32, shape (n, C), or None
+        Class probabilities, where candidates carry those of all classes; NaN where there are none.
     """
 
     rows: Rows
     X: Floats32
     inner: Floats32 | None
     codes: Rows
+    proba: Floats32 | None
 
 
 def strategy_of(current: Round, model: Model | None) -> Strategy:

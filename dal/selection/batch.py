@@ -10,7 +10,7 @@ import numpy.typing as npt
 from dal._threads import one_thread
 from dal.errors import SettingsError
 from dal.plugins import label_of
-from dal.selection import methods
+from dal.selection import designs, methods
 from dal.selection.candidates import Candidates, Capacity, shortlist, usable
 from dal.selection.codebook import Codebook
 from dal.selection.facility_location import facility_location
@@ -29,9 +29,15 @@ _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
     "weighted_kmeans": methods.weighted_kmeans,
     "badge": methods.badge,
     "class_coverage": facility_location,
+    "uncertainty_herding": facility_location,  # what differs are the candidates
+    "dropquery": methods.weighted_kmeans,  # and the score
+    "bait": designs.bait,
+    "herding": designs.herding,
+    "typiclust": designs.typiclust,
 }
 
 
+Mask = npt.NDArray[np.bool_]
 _LARGEST = np.float32(1e6)
 
 
@@ -50,6 +56,7 @@ def choose(
     mapper: Mapper = map,
     asked_inner: Floats32 | None = None,
     asked_codes: Positions | None = None,
+    asked_proba: Floats32 | None = None,
 ) -> Rows:
     """Choose a batch from what a scan kept: shortlist, embed, select.
 
@@ -82,6 +89,8 @@ def choose(
     asked_codes : ndarray of shape (n_asked,), int64, optional
         Their classes, for strategies that look at classes: labels, or predictions where there are none yet; -1 where
         neither is known.
+    asked_proba : ndarray of shape (n_asked, n_classes), float32, optional
+        Class probabilities of the same records, for selectors that look at probabilities; NaN likewise.
 
     Returns
     -------
@@ -94,12 +103,12 @@ def choose(
         return select(candidates, strategy, k, no_labeled, random_state, round)
     candidates = shortlist(candidates, capacity, random_state, round)
     in_cells = strategy.traits.cells and not capacity.cells and len(codebook.centers) > 0
-    embed = (
-        codebook.directions if directions and (not strategy.traits.weighs or strategy.traits.drawn) else codebook.embed
-    )
+    along = not strategy.traits.weighs or strategy.traits.directions
+    embed = codebook.directions if directions and along else codebook.embed
     placed, labeled, known = _placed(candidates, codebook, embed, asked, asked_inner, random_state, in_cells=in_cells)
     codes = None if asked_codes is None else asked_codes[known]
-    return select(placed, strategy, k, labeled, random_state, round, mapper=mapper, codes=codes)
+    proba = None if asked_proba is None else asked_proba[known]
+    return select(placed, strategy, k, labeled, random_state, round, mapper=mapper, codes=codes, labeled_proba=proba)
 
 
 def _placed(
@@ -144,6 +153,7 @@ def select(
     *,
     mapper: Mapper = map,
     codes: Positions | None = None,
+    labeled_proba: Floats32 | None = None,
 ) -> Rows:
     """Choose the batch among the candidates.
 
@@ -158,7 +168,9 @@ def select(
         * ``facility_location``: what covers the uncertain candidates; ``max_herding``: what covers all candidates;
         * ``class_coverage``: what covers the uncertain candidates, each by records of its own likely classes;
         * ``k_center``: what leaves none far away; ``stratified``, ``cluster_margin``: the cells in turn;
-        * ``weighted_kmeans``, ``badge``: clusters of the uncertain candidates, of their gradients.
+        * ``weighted_kmeans``, ``badge``: clusters of the uncertain candidates, of their gradients;
+        * ``uncertainty_herding``: what covers the uncertain of a sample; ``bait``: what tells most about the model;
+        * ``typiclust``: the typical of each cluster.
     k : int
         Records wanted.
     labeled : ndarray of shape (n_labeled, d), float32
@@ -168,6 +180,8 @@ def select(
         Solves independent parts of a large batch: :func:`dal.compute.work.map_on` does so on a cluster, same result.
     codes : ndarray of shape (n_labeled,), int64, optional
         Classes of these records, for selectors that look at classes; -1 where none is known.
+    labeled_proba : ndarray of shape (n_labeled, n_classes), float32, optional
+        As in :func:`choose`, of the labeled records.
 
     Returns
     -------
@@ -182,7 +196,7 @@ def select(
     k = min(k, len(candidates))
     if k <= 0:
         return np.empty(0, dtype=np.int64)
-    problem = posed(candidates, strategy, labeled, seed, round, mapper=mapper, codes=codes)
+    problem = posed(candidates, strategy, labeled, seed, round, mapper=mapper, codes=codes, labeled_proba=labeled_proba)
     chooser = strategy.chooser
     solve = _SELECTORS[chooser] if isinstance(chooser, str) else partial(_own, chooser)
     if not strategy.traits.features:
@@ -220,6 +234,7 @@ def posed(
     *,
     mapper: Mapper = map,
     codes: Positions | None = None,
+    labeled_proba: Floats32 | None = None,
 ) -> Problem:
     """Put the candidates in the order of their keys, which no longer tells how they came."""
     in_row_order = candidates.take(np.argsort(candidates.rows))
@@ -234,7 +249,8 @@ def posed(
         codes = np.full(len(labeled), -1)
     # Equal records of different classes all count.
     known = np.column_stack([np.asarray(labeled, dtype=np.float32), codes.astype(np.float32)])
-    known = np.unique(known.reshape(len(labeled), by_key.embeddings.shape[1] + 1), axis=0)
+    known = known.reshape(len(labeled), by_key.embeddings.shape[1] + 1)
+    known, first = np.unique(known, axis=0, return_index=True)
     return Problem(
         by_key.rows,
         weights.astype(np.float32),
@@ -249,4 +265,5 @@ def posed(
         crowd=strategy.shortlist,
         classes=by_key.classes,
         codes=known[:, -1].astype(np.int64),
+        labeled_proba=None if labeled_proba is None else labeled_proba[first],
     )

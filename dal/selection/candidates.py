@@ -120,8 +120,8 @@ def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int)
 def _half_drawn(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
     """Take half by score from the cells in turn, and draw the others in proportion to their scores.
 
-    Each drawn record weighs 1: scores have decided how likely it was to be drawn, and drawn records stand for the
-    scores of the whole pool. A record of the first half stands for itself: it weighs its score, as a share of the
+    A drawn record weighs its score to the power of 1 - beta: with beta 1, scores have decided how likely it was to be
+    drawn, and drawn records stand for the scores of the whole pool; with beta 0, all were as likely. A record of the first half stands for itself: it weighs its score, as a share of the
     largest one.
     """
     order = key_order(candidates.scores, candidates.rows, seed, round)
@@ -132,7 +132,7 @@ def _half_drawn(candidates: Candidates, capacity: Capacity, seed: int, round: in
     rest = np.setdiff1d(np.arange(len(candidates)), best)
     keys = capacity.ranked(candidates.scores[rest], candidates.rows[rest], seed, round)
     drawn = rest[best_by_key(keys, candidates.rows[rest], capacity.total - len(best), seed, round)]
-    weights = np.ones(len(candidates))
+    weights = np.maximum(candidates.scores, 0.0) ** (1.0 - (capacity.beta or 0.0))
     if len(best):
         weights[best] = np.maximum(candidates.scores[best], 0.0) / max(float(np.max(candidates.scores[best])), 1e-300)
     return replace(candidates, weights=weights).take(np.union1d(best, drawn))

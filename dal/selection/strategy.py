@@ -17,6 +17,10 @@ SHORTLIST_OF_COLD_START = 2000
 """Candidates of a batch that looks at no score: they stand for the whole pool, so a small batch needs many, too."""
 
 
+SAMPLE_OF_POOL = 4000
+"""Candidates of a batch that is chosen among a sample: they stand for the whole pool and what is uncertain in it."""
+
+
 STRATIFIED_FROM = 20
 """Below this many rows per candidate the stratified half would force in rows that are not worth asking."""
 
@@ -39,6 +43,11 @@ BuiltIn = Literal[
     "weighted_kmeans",
     "badge",
     "class_coverage",
+    "uncertainty_herding",
+    "dropquery",
+    "bait",
+    "herding",
+    "typiclust",
 ]
 
 
@@ -56,11 +65,15 @@ class Traits(NamedTuple):
     cells : bool
         The cell of every candidate, however small the pool.
     proba : bool
-        Class probabilities of the candidates.
+        Class probabilities of the candidates, and, unless `classes` cuts them, of the records asked before.
     classes : int
         The number of these that a candidate carries, the largest ones; 0 for all.
     drawn : bool
         Half of the shortlist drawn in proportion to the scores, the other half the best of the cells in turn.
+    sampled : bool
+        Candidates drawn uniformly from the pool, at least 4,000, instead of the best by score.
+    directions : bool
+        Records compared by their directions alone where the learner looks at nothing else, though it weighs.
     """
 
     weighs: bool = True
@@ -70,6 +83,8 @@ class Traits(NamedTuple):
     proba: bool = False
     classes: int = 0
     drawn: bool = False
+    sampled: bool = False
+    directions: bool = False
 
 
 class Selector(Protocol):
@@ -90,7 +105,7 @@ class Selector(Protocol):
     >>> def every_other(problem, k):
     ...     return np.arange(0, len(problem), 2)[:k]
     >>> Strategy(selector=every_other).traits
-    Traits(weighs=True, features=True, spread=False, cells=False, proba=False, classes=0, drawn=False)
+    Traits(weighs=True, features=True, spread=False, cells=False, proba=False, classes=0, drawn=False, sampled=False, directions=False)
     """
 
     def __call__(self, problem: "Problem", k: int, /) -> npt.ArrayLike:
@@ -120,7 +135,12 @@ TRAITS: Mapping[BuiltIn, Traits] = {
     "k_center": Traits(weighs=False, features=True, spread=True, cells=False, proba=False),
     "weighted_kmeans": Traits(weighs=True, features=True, spread=True, cells=False, proba=False),
     "badge": Traits(weighs=True, features=True, spread=True, cells=False, proba=True),
-    "class_coverage": Traits(spread=True, cells=True, proba=True, classes=16, drawn=True),
+    "class_coverage": Traits(spread=True, cells=True, proba=True, classes=16, drawn=True, directions=True),
+    "uncertainty_herding": Traits(sampled=True, directions=True),
+    "dropquery": Traits(directions=True),
+    "bait": Traits(proba=True, sampled=True, directions=True),
+    "herding": Traits(weighs=False, spread=True, directions=True),
+    "typiclust": Traits(weighs=False, spread=True, directions=True),
 }
 
 
@@ -293,6 +313,8 @@ class Strategy:
         total = self._total(k, n_rows)
         if self.selector == "power":
             return Capacity(total, 0, 0, self.beta)
+        if self.traits.sampled:
+            return Capacity(total, 0, 0, 0.0)
         cells = min(MOST_CELLS, total // ROWS_PER_CELL)
         if self.traits.drawn:
             # All cells there are, however small the batch: without them a crowd of noise takes the batch.
@@ -312,6 +334,8 @@ class Strategy:
         total = self.shortlist * k
         if self.score == "random" and self.traits.features:
             total = max(total, SHORTLIST_OF_COLD_START)
+        if self.traits.sampled:
+            total = max(total, SAMPLE_OF_POOL)
         return min(total, n_rows)
 
 
@@ -325,6 +349,11 @@ _NAMED: Mapping[str, Strategy] = {
     "k_center": Strategy("random", "k_center"),
     "stratified": Strategy("random", "stratified"),
     "class_coverage": Strategy("margin", "class_coverage", shortlist=20),
+    "uncertainty_herding": Strategy("margin", "uncertainty_herding"),
+    "dropquery": Strategy("dropout", "dropquery", shortlist=20),
+    "bait": Strategy("margin", "bait"),
+    "herding": Strategy("random", "herding"),
+    "typiclust": Strategy("random", "typiclust"),
 }
 
 
