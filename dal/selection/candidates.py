@@ -120,9 +120,9 @@ def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int)
 def _half_drawn(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
     """Take half by score from the cells in turn, and draw the others in proportion to their scores.
 
-    A drawn record weighs its score to the power of 1 - beta: with beta 1, scores have decided how likely it was to be
-    drawn, and drawn records stand for the scores of the whole pool; with beta 0, all were as likely. A record of the first half stands for itself: it weighs its score, as a share of the
-    largest one.
+    A drawn record weighs its score to the power of 1 - beta. With beta 1 scores have decided how likely it was to be
+    drawn, and drawn records stand for the scores of the whole pool. With beta 0 all were as likely. A record of the
+    first half stands for itself: it weighs its score, as a share of the largest one.
     """
     order = key_order(candidates.scores, candidates.rows, seed, round)
     best = order[:0]
