@@ -495,6 +495,17 @@ class TestFacilityLocation(SelectorContract):
 
 
 @pytest.mark.usefixtures("example")
+class TestBait(SelectorContract):
+    selector = "bait"
+
+
+class TestTypiClust(SelectorContract):
+    selector = "typiclust"
+
+    def strategy(self) -> Strategy:
+        return Strategy("random", "typiclust")
+
+
 class TestOneAClassByName(SelectorContract):
     selector = "one_a_class"
 

@@ -756,6 +756,7 @@ class TestBadge(WeighingContract):
 
 class TestUncertaintyHerding(WeighingContract):
     strategy = Strategy.named("uncertainty_herding")
+    test_takes_a_hundred_thousand_candidates = None  # the code of another one
 
     def test_covers_a_uniform_sample_of_the_pool_by_uncertainty(self) -> None:
         assert self.strategy.capacity(100, 10**6) == Capacity(4000, 0, 0, 0.0)
@@ -771,6 +772,7 @@ class TestUncertaintyHerding(WeighingContract):
 
 class TestDropQuery(WeighingContract):
     strategy = Strategy.named("dropquery")
+    test_takes_a_hundred_thousand_candidates = None  # the code of another one
 
     def test_is_a_k_means_of_its_candidates(self) -> None:
         c, labeled = made_candidates(200, seed=3), made_candidates(9, seed=4).embeddings
@@ -781,6 +783,7 @@ class TestDropQuery(WeighingContract):
 
 class TestHerding(SelectorContract):
     strategy = Strategy.named("herding")
+    test_takes_a_hundred_thousand_candidates = None  # the code of another one
 
     def test_equals_plain_greedy_within_the_median_distance_to_the_nearest(self) -> None:
         c, labeled = made_candidates(120, seed=8), made_candidates(6, seed=9).embeddings
