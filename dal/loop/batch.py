@@ -119,8 +119,7 @@ class Composer:
         found = self._found(searched, excluded, rows, X, most=k - len(drawn))
         beside, beside_X = [*drawn, *found.rows.tolist()], np.concatenate([drawn_X, found.embeddings])
         rows, X = np.append(rows, found.rows), np.concatenate([X, found.embeddings])
-        proba = self._proba(X, candidates)
-        known = _Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), proba)
+        known = self._known(rows, X, excluded, candidates)
         wanted = k - len(drawn) - (self._wanted_found() if len(found) else 0)
         chosen = self._chosen(candidates, known, count=wanted)
         order = interleaved(interleaved(chosen.rows.tolist(), found.rows.tolist()), drawn)
@@ -163,7 +162,7 @@ class Composer:
         found = nothing
         if len(searched) and wanted:
             strategy = strategy_of_search(self.current, self.model)
-            known = _Known(rows, X, self._inner(X, searched), self._codes(excluded, X))
+            known = self._known(rows, X, excluded, searched)
             found = self._chosen(searched, known, count=wanted, strategy=strategy)
         if not len(found):
             _log.warning("The search found no record that was never asked: the batch is chosen as usual.")
@@ -203,6 +202,10 @@ class Composer:
         if valid.any():
             inner[valid] = self.model.predict_embedded(X[valid])[1]
         return inner
+
+    def _known(self, rows: Rows, X: Floats32, excluded: Rows, candidates: Candidates) -> "_Known":
+        """Describe records by all that candidates carry; the excluded ones come first."""
+        return _Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), self._proba(X, candidates))
 
     def _codes(self, excluded: Rows, X: Floats32) -> Rows:
         """Return the classes of excluded and other records: labels as of the freeze, else what the model predicts."""
