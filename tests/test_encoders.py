@@ -8,6 +8,7 @@ import multiprocessing
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -460,6 +461,35 @@ def test_an_encoder_goes_where_a_gpu_is_declared(tmp_path: Path) -> None:
             np.testing.assert_array_equal(pool.read(0, 200), expected)
             with pytest.raises(SourceError, match="declares no GPU"):
                 Pool.build(source, tmp_path / "cpu.zarr", encoder=Placed(wants_gpu=False), client=client, **how)
+
+
+@pytest.mark.slow
+def test_the_last_worker_with_a_gpu_dies_of_a_record_and_others_come(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values, file = texts(24), tmp_path / "deadly"
+    values[13] = "the end of it"
+    file.touch()
+    source, encoder = table(tmp_path / "texts.parquet", list(values)), Mortal("the end of it", file, wants_gpu=True)
+    # So large that it is the result of a task, which is lost with the worker; in small groups the record is found soon.
+    encoder.batch_size, encoder.ballast = 2, bytes(2**21)  # type: ignore[attr-defined]
+    with (
+        dask_scheduler(environment={"DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "0"}) as address,
+        dask_worker(address, environment={"NETS_NO_GPU": "1"}),
+        dask_worker(address, resources="GPU=1") as first,
+        Client(address, set_as_default=False) as client,
+        ThreadPoolExecutor(1) as thread,
+        caplog.at_level(logging.WARNING),
+    ):
+        client.wait_for_workers(2, timeout=60)
+        how: dict[str, Any] = {"ids": "id", "text": "text", "encoder": encoder, "client": client}
+        building = thread.submit(Pool.build, source, tmp_path / "pool.zarr", sizes=Sizes(group_texts=2), **how)
+        assert first.wait(60) == -9
+        with dask_worker(address, resources="GPU=1", nanny=True):
+            pool = building.result(120)
+    assert [(row, name) for row, name, _ in pool.unencoded["named"]] == [(13, "r13")]
+    kept = np.delete(np.arange(24), 13)
+    np.testing.assert_array_equal(pool.take(kept)[:, :6], counted([values[row] for row in kept]))
 
 
 def test_weights_that_differ_on_a_worker_are_refused(cluster: Client, tmp_path: Path) -> None:

@@ -51,11 +51,24 @@ class Noted(Vowels):
         (self.folder / f"load-{os.getpid()}-{time.monotonic_ns()}").touch()
 
 
-class Mortal(Vowels):
+class Placed(Vowels):
+    """Refuses to encode on a worker that has no GPU, as its environment says."""
+
+    def __init__(self, name: str = "placed", *, wants_gpu: bool) -> None:
+        super().__init__(name)
+        self.wants_gpu = wants_gpu
+
+    def encode(self, batch: Sequence[str]) -> list[list[int]]:
+        if "NETS_NO_GPU" in os.environ:
+            raise RuntimeError("this worker declares no GPU")
+        return super().encode(batch)
+
+
+class Mortal(Placed):
     """Kills its process at a text, as long as a file is there."""
 
-    def __init__(self, text: str, file: Path) -> None:
-        super().__init__("mortal")
+    def __init__(self, text: str, file: Path, *, wants_gpu: bool = False) -> None:
+        super().__init__("mortal", wants_gpu=wants_gpu)
         self.text, self.file = text, file
 
     def encode(self, batch: Sequence[str]) -> list[list[int]]:
@@ -78,19 +91,6 @@ class Roomy(Vowels):
     def encode(self, batch: Sequence[str]) -> list[list[int]]:
         if self.fails in batch:
             raise RuntimeError(self.fails)
-        return super().encode(batch)
-
-
-class Placed(Vowels):
-    """Refuses to encode on a worker that has no GPU, as its environment says."""
-
-    def __init__(self, *, wants_gpu: bool) -> None:
-        super().__init__("placed")
-        self.wants_gpu = wants_gpu
-
-    def encode(self, batch: Sequence[str]) -> list[list[int]]:
-        if "NETS_NO_GPU" in os.environ:
-            raise RuntimeError("this worker declares no GPU")
         return super().encode(batch)
 
 

@@ -388,19 +388,27 @@ class Encoded:
 
         Those are the workers that declare GPUs, where the encoder uses one and some worker has declared it at first.
         """
+        from distributed import KilledWorker
+
         until = time.monotonic() + PATIENCE_SECONDS
-        while True:
-            self._client.wait_for_workers(1, timeout=PATIENCE_SECONDS)
-            every = self._client.scheduler_info(n_workers=-1)["workers"]
-            if self._on_gpus is None:
-                wanted = bool(getattr(self._encoder, "wants_gpu", False))
-                self._on_gpus = wanted and any(_gpus(each) for each in every.values())
-            found = {address: each for address, each in every.items() if not self._on_gpus or _gpus(each)}
-            if found:
-                return found
-            if time.monotonic() > until:
-                raise TimeoutError("no worker declares a GPU any more")
-            time.sleep(_LOOK_SECONDS)
+        while not (found := self._there()):
+            # The scheduler keeps a task until a worker joins that may do it.
+            joined = self._client.submit(_nothing, pure=False, resources={GPU: _GPU_SHARE} if self._on_gpus else None)
+            try:
+                joined.result(timeout=max(0.0, until - time.monotonic()))
+            except KilledWorker:
+                continue  # it has left again
+            except TimeoutError:
+                raise TimeoutError(f"no worker{' declares a GPU' if self._on_gpus else ' is there'} any more") from None
+        return found
+
+    def _there(self) -> dict[str, Any]:
+        """Return the workers that encode, of those that are there now."""
+        every = self._client.scheduler_info(n_workers=-1)["workers"]
+        if self._on_gpus is None and every:
+            wanted = bool(getattr(self._encoder, "wants_gpu", False))
+            self._on_gpus = wanted and any(_gpus(each) for each in every.values())
+        return {address: each for address, each in every.items() if not self._on_gpus or _gpus(each)}
 
     def _group_sent(self, records: list[Any], **where: Any) -> Any:  # noqa: ANN401 - a future
         """Send records to be encoded."""
@@ -802,6 +810,10 @@ def _held(shipped: Shipped) -> tuple[Any, threading.Lock]:
                 )
             _HELD[shipped.digest] = (encoder, threading.Lock())
         return _HELD[shipped.digest]
+
+
+def _nothing() -> None:
+    """Do nothing: a task that ends once there is a worker for it."""
 
 
 def _itself(value: Shipped) -> Shipped:
