@@ -575,8 +575,35 @@ class TestClassCoverage(WeighingContract):
         keys = power_keys(c.scores, c.rows, 1.0, seed, 1)
         drawn = sorted(left, key=lambda i: -keys[i])[: total - len(best)]
         largest = max((c.scores[i] for i in best), default=1.0)
-        weights = {int(c.rows[i]): c.scores[i] / largest for i in best} | {int(c.rows[i]): 1.0 for i in drawn}
-        assert dict(zip(found.rows.tolist(), found.weights.tolist(), strict=True)) == pytest.approx(weights)
+        z = c.scores / np.exp(min(keys[i] for i in drawn))
+        weights = {int(c.rows[i]): max(c.scores[i] / largest, z[i]) for i in best}
+        weights |= {int(c.rows[i]): z[i] / (1 - np.exp(-z[i])) for i in drawn}
+        heaviest = max(weights.values())
+        expected = {row: weight / heaviest for row, weight in weights.items()}
+        assert dict(zip(found.rows.tolist(), found.weights.tolist(), strict=True)) == pytest.approx(expected)
+
+    def test_drawn_weights_estimate_the_sum_over_the_pool_without_bias(self) -> None:
+        """The sum of the scores of half of the pool, out of the whole of it and the draws of many seeds."""
+        rng = np.random.default_rng(4)
+        c = replace(made_candidates(200), scores=rng.uniform(0, 1, 200) ** 3)
+        half = np.zeros(200, bool)
+        half[:100] = True
+        ratios = []
+        for seed in range(400):
+            found = shortlist(c, Capacity(60, 0, 0, 1.0), seed, 1)
+            mine = half[np.searchsorted(c.rows, found.rows)]
+            ratios.append(found.weights[mine].sum() / found.weights.sum())
+        expected = c.scores[half].sum() / c.scores.sum()
+        assert abs(np.mean(ratios) - expected) < 4 * np.std(ratios) / np.sqrt(len(ratios))
+
+    @pytest.mark.parametrize("scores", [np.zeros(50), np.r_[np.zeros(30), np.ones(20)], np.full(50, 1e-300)])
+    def test_scores_of_nothing_are_weighed_by_finite_numbers(self, scores: np.ndarray) -> None:
+        c = replace(made_candidates(50, cells=3), scores=scores)
+        for total in (20, 50):
+            found = shortlist(c, Capacity(total, 3, total, 1.0), 1, 1)
+            assert len(found) == total
+            assert np.isfinite(found.weights).all()
+            assert found.weights.max() == 1
 
 
 class TestPower(SelectorContract):
