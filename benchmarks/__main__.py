@@ -17,6 +17,7 @@ from benchmarks import (
     remote,
     scale,
     scan,
+    search,
     selection,
     suite,
     team,
@@ -36,6 +37,7 @@ main.add_command(encode.command)
 main.add_command(entrance.command)
 main.add_command(finetune.command)
 main.add_command(scan.command)
+main.add_command(search.command)
 main.add_command(memory.command)
 main.add_command(scale.command)
 main.add_command(labels.command)

@@ -21,6 +21,7 @@ from dal.errors import InputError
 from dal.loop.coordinator import Coordinator
 from dal.pool import Pool
 from dal.scan import Journal, Limits, Scan, sample_codebook, scan
+from dal.selection.batch import posed
 from dal.selection.order import key_order
 from dal.selection.search import NEAREST, Likeness
 from tests.forked import Process
@@ -57,7 +58,8 @@ def brute_force(X: np.ndarray, total: int, *, directions: bool) -> list[int]:
         placed = X / np.sqrt((X.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
     else:
         placed = (X - sample.mean(axis=0)) / sample.std(axis=0) / np.sqrt(D)
-    apart = ((placed[:, None] - placed[EXAMPLES]) ** 2).sum(axis=2).min(axis=1)
+    of_each = ((placed[:, None] - placed[EXAMPLES]) ** 2).sum(axis=2)
+    apart, nearest = of_each.min(axis=1), of_each.argmin(axis=1)
     # In single precision copies and the example itself are at 0 all the same.
     order = key_order(-np.round(apart, 9), np.arange(N), 11, 4)
     seen = {X[row].tobytes() for row in ASKED}
@@ -67,7 +69,8 @@ def brute_force(X: np.ndarray, total: int, *, directions: bool) -> list[int]:
         if sound[row] and X[row].tobytes() not in seen and copy not in seen:
             kept.append(row)
             seen.add(copy)
-    return sorted(kept[:total])
+    of_examples = [[row for row in kept if nearest[row] == each][: total // 2] for each in range(2)]
+    return sorted({*kept[:total], *of_examples[0], *of_examples[1]})
 
 
 def found(pool: Pool, records: np.ndarray, *, directions: bool = False, **options: object) -> Scan:
@@ -81,7 +84,7 @@ def test_the_nearest_records_are_found_in_any_layout(
     directions: bool, pool: Pool, records: np.ndarray, tmp_path: Path, cluster: Client
 ) -> None:
     expected = brute_force(records, NEAREST.capacity(2, N).total, directions=directions)
-    assert len(expected) == 2_000
+    assert len(expected) > 2_000
     here = found(pool, records, directions=directions)
     assert here.candidates.rows.tolist() == expected
     array = zarr.create_array(tmp_path / "odd.zarr", shape=records.shape, chunks=(777, D), dtype="float32")
@@ -92,6 +95,19 @@ def test_the_nearest_records_are_found_in_any_layout(
         assert other.candidates.rows.tolist() == expected
         np.testing.assert_array_equal(other.candidates.scores, here.candidates.scores)
         np.testing.assert_array_equal(other.candidates.embeddings, records[expected])
+
+
+def test_examples_are_searched_for_in_turn(pool: Pool, records: np.ndarray) -> None:
+    """A crowd of near records must leave some to an example that stands alone."""
+    kept = found(pool, records).candidates
+    copies = (records == records[17]).all(axis=1)
+    alone = kept.take(np.flatnonzero(copies[kept.rows] | (kept.rows // 600 == 4)))
+    assert set(alone.cells) == {0, 1}
+    problem = posed(alone, NEAREST, np.empty((0, D)), 11, 4)
+    rows = problem.rows[NEAREST.chooser(problem, 9)]
+    # The copies are one record; the rest of the batch is of the crowd.
+    assert copies[rows[:2]].sum() == copies[rows].sum() == 1
+    assert len(rows) == 9
 
 
 def test_another_example_starts_a_journal_over(pool: Pool, records: np.ndarray, tmp_path: Path) -> None:

@@ -289,7 +289,12 @@ class Search:
     @property
     def by(self) -> "FoundBy":
         """The way in which it finds records, as their provenance tells it."""
-        return "like" if self.rows or self.examples else "where"
+        return "like" if self.n_examples else "where"
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples."""
+        return len(self.rows) + len(self.examples)
 
     @classmethod
     def of_json(cls, text: str) -> "Search":

@@ -18,7 +18,7 @@ from dal.selection.batch import choose
 from dal.selection.candidates import Candidates, usable
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
-from dal.selection.search import NEAREST
+from dal.selection.search import NEAREST, shared
 from dal.selection.strategy import Strategy
 
 Rows = npt.NDArray[np.int64]
@@ -239,11 +239,14 @@ class Composer:
         wanted = wanted_of(self.view, current, usual) if strategy is None else self._wanted_found()
         strategy = strategy or usual
         cells = len(self.codebook.centers) if self.codebook else None
+        capacity = strategy.capacity(wanted, current.n_rows, cells)
+        if strategy is NEAREST and current.search is not None:
+            capacity = shared(capacity, current.search.n_examples)
         rows = choose(
             candidates,
             strategy,
             count,
-            capacity=strategy.capacity(wanted, current.n_rows, cells),
+            capacity=capacity,
             codebook=self.codebook,
             asked=known.X,
             asked_inner=known.inner,

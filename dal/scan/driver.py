@@ -29,7 +29,7 @@ from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.candidates import leading
 from dal.selection.codebook import Codebook
 from dal.selection.order import row_hash
-from dal.selection.search import Likeness
+from dal.selection.search import Likeness, shared
 from dal.selection.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -134,7 +134,9 @@ def scan(
         strategy.text  # noqa: B018 - refused where no text names its parts: a journal is found again by it
     order = _order(pool, model, strategy, k, random_state, round, codebook, limits)
     takes_missing = missing if model is None else model.takes_missing
-    order = replace(order, missing=takes_missing and pool.asks_missing, likeness=likeness)
+    order = replace(order, missing=takes_missing and pool.asks_missing)
+    if likeness is not None:
+        order = replace(order, likeness=likeness, capacity=shared(order.capacity, len(likeness.points)))
     if with_features:
         order = replace(order, carry=True)
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))

@@ -1,4 +1,8 @@
-"""Search: the records of a pool that lie nearest to given examples, in the space in which records are compared."""
+"""Search: the records of a pool that lie nearest to given examples, in the space in which records are compared.
+
+The cell of a record is its nearest example. A search keeps the nearest records of each, and takes them in turn: else
+examples in a crowd would leave none to those that stand alone.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -6,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from dal.selection.candidates import Capacity
 from dal.selection.codebook import Codebook
-from dal.selection.order import Floats64, Positions, Rows, key_order, splitmix64
+from dal.selection.order import Floats64, Positions, Rows, key_order, rank_within, splitmix64
 from dal.selection.problem import Floats32, Problem
 from dal.selection.strategy import Strategy, Traits
 
@@ -52,20 +57,23 @@ class Likeness:
         directions : bool
         """
         place = codebook.directions if directions else codebook.embed
-        points = np.unique(place(examples).astype(np.float64), axis=0)
-        return cls(codebook, directions, points, np.unique(content_hash(asked)))
+        return cls(codebook, directions, place(examples).astype(np.float64), np.unique(content_hash(asked)))
 
-    def __call__(self, X: Floats32) -> Floats64:
-        """Score records, in (0, 1]; `X` is in feature space, (n, d), without infinite values."""
+    def __call__(self, X: Floats32) -> tuple[Floats64, Positions]:
+        """Score records, in (0, 1], and find the nearest example of each, the first of equals.
+
+        `X` is in feature space, (n, d), without infinite values.
+        """
         place = self.codebook.directions if self.directions else self.codebook.embed
         squares = (self.points * self.points).sum(axis=1)
-        score = np.empty(len(X), dtype=np.float64)
+        score, cells = np.empty(len(X), dtype=np.float64), np.empty(len(X), dtype=np.int64)
         for start in range(0, len(X), _BLOCK_ROWS):
             # Doubles: the difference of large squares would lose a small distance in single precision.
             placed = place(X[start : start + _BLOCK_ROWS]).astype(np.float64)
-            nearest = (squares - 2.0 * (placed @ self.points.T)).min(axis=1) + (placed * placed).sum(axis=1)
-            score[start : start + len(placed)] = 1.0 / (1.0 + np.maximum(nearest, 0.0))
-        return score
+            stop, apart = start + len(placed), squares - 2.0 * (placed @ self.points.T)
+            nearest = apart.min(axis=1) + (placed * placed).sum(axis=1)
+            score[start:stop], cells[start:stop] = 1.0 / (1.0 + np.maximum(nearest, 0.0)), apart.argmin(axis=1)
+        return score, cells
 
     def distinct(self, X: Floats32, score: Floats64, rows: Rows, seed: int, round: int) -> Positions:
         """Find the positions, ascending, of records that are kept: the best by key of equal ones, none asked before."""
@@ -98,15 +106,25 @@ def content_hash(X: Floats32) -> npt.NDArray[np.uint64]:
         return splitmix64(splitmix64(bits) @ odd)
 
 
+def shared(capacity: Capacity, n_examples: int) -> Capacity:
+    """Return the capacity of a search: as many rows of each of several examples as make up the total."""
+    return capacity if n_examples < 2 else Capacity(capacity.total, n_examples, -(-capacity.total // n_examples))
+
+
 class Nearest:
-    """The selector of a search: the nearest records, no two of them near-duplicates, none of a record asked before."""
+    """The selector of a search: the nearest records of each example in turn.
+
+    No two of them are near-duplicates, and none is one of a record asked before.
+    """
 
     traits = Traits(weighs=False, features=True, spread=False, cells=False, proba=False)
 
     def __call__(self, problem: Problem, k: int) -> Positions:
-        """Choose up to `k` candidates by key."""
-        return problem.representatives[:k]
+        """Choose up to `k` candidates."""
+        positions = problem.representatives
+        turn = rank_within(problem.cells[positions])
+        return positions[np.lexsort((positions, turn))[:k]]
 
 
 NEAREST = Strategy(score="random", selector=Nearest(), shortlist=20, explore=0.0)
-"""The strategy of a search by examples; its score is a :class:`Likeness`."""
+"""The strategy of a search by examples; its score is a :class:`Likeness`, its capacity :func:`shared`."""

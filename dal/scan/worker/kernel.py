@@ -290,7 +290,7 @@ class _Span:
 
     def _cells_of_span(self) -> npt.NDArray[np.uint16]:
         if self.cells is None or self.cells.write:
-            return np.empty(self.interval.stop - self.interval.start, dtype=np.uint16)
+            return np.zeros(self.interval.stop - self.interval.start, dtype=np.uint16)
         cells = rows_or_fill(self.cells.array, *self.interval)
         if (cells == NO_CELL).any():
             # A chunk that was lost, as in a power cut, reads as the fill value.
@@ -336,7 +336,9 @@ class _Span:
     def _scored(self, X: Floats32, start: int, valid: npt.NDArray[np.bool_]) -> "tuple[Scored, _Inner]":
         if self.model is None:
             if self.order.likeness is not None:
-                score = self.order.likeness(_filled(X, valid, self.order.tile))[: len(X)]
+                score, cells = (each[: len(X)] for each in self.order.likeness(_filled(X, valid, self.order.tile)))
+                if self.cell_of_row is not None:
+                    self.cell_of_row[start - self.interval.start :][: len(X)] = cells
             else:
                 rows = np.arange(start, start + len(X), dtype=np.int64)
                 score = uniform(rows, self.order.seed, self.order.round)
