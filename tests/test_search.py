@@ -18,8 +18,10 @@ from dal.campaign import Search
 from dal.campaign.view import status
 from dal.cli import main
 from dal.errors import InputError
+from dal.learners.models import Model, score_block
 from dal.loop.coordinator import Coordinator
 from dal.pool import Pool
+from dal.pool.condition import Condition
 from dal.scan import Journal, Limits, Scan, sample_codebook, scan
 from dal.selection.batch import posed
 from dal.selection.order import key_order
@@ -45,11 +47,12 @@ def records() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def pool(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pool:
-    place = tmp_path_factory.mktemp("pool") / "pool.zarr"
-    return Pool.build(records, place, ids=[f"record {row}" for row in range(N)])
+    place, lang = tmp_path_factory.mktemp("pool") / "pool.zarr", np.where(np.arange(N) % 11, "en", "de")
+    ids = [f"record {row}" for row in range(N)]
+    return Pool.build(records, place, ids=ids, display={"lang": lang, "few": np.arange(N) < 9})
 
 
-def brute_force(X: np.ndarray, total: int, *, directions: bool) -> list[int]:
+def brute_force(X: np.ndarray, total: int, *, directions: bool, step: int = 1) -> list[int]:
     """Compare each record with each example, in doubles; sort by key, and drop copies of a tile and of asked ones."""
     sound = np.isfinite(X).all(axis=1)
     X = np.where(sound[:, None], X, np.float32(1))
@@ -66,7 +69,7 @@ def brute_force(X: np.ndarray, total: int, *, directions: bool) -> list[int]:
     kept = []
     for row in order.tolist():
         copy = row // LIMITS.tile_rows, X[row].tobytes()
-        if sound[row] and X[row].tobytes() not in seen and copy not in seen:
+        if sound[row] and row % step == 0 and X[row].tobytes() not in seen and copy not in seen:
             kept.append(row)
             seen.add(copy)
     of_examples = [[row for row in kept if nearest[row] == each][: total // 2] for each in range(2)]
@@ -95,6 +98,15 @@ def test_the_nearest_records_are_found_in_any_layout(
         assert other.candidates.rows.tolist() == expected
         np.testing.assert_array_equal(other.candidates.scores, here.candidates.scores)
         np.testing.assert_array_equal(other.candidates.embeddings, records[expected])
+
+
+@pytest.mark.parametrize("client", [None, "cluster"])
+def test_the_nearest_that_meet_a_condition(
+    client: str | None, pool: Pool, records: np.ndarray, request: pytest.FixtureRequest
+) -> None:
+    where, chosen = Condition.on("lang = 'de'", pool), client and request.getfixturevalue(client)
+    expected = brute_force(records, NEAREST.capacity(2, N).total, directions=False, step=11)
+    assert found(pool, records, where=where, client=chosen).candidates.rows.tolist() == expected
 
 
 def test_examples_are_searched_for_in_turn(pool: Pool, records: np.ndarray) -> None:
@@ -181,6 +193,28 @@ def test_a_batch_near_an_example(strategy: str, pool: Pool, tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("strategy", ["default", "margin"])
+def test_a_batch_within_a_condition(strategy: str, pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", strategy=strategy)
+    answered(campaign, taken(campaign, where="lang = 'de'"))
+    answered(campaign, taken(campaign, where="lang = 'de'", share=0.5))
+    answered(campaign, taken(campaign, where="few", like="record 2500", share=0.2))
+    by = {number: chosen_by(campaign, number) for number in (1, 2, 3)}
+    assert [{name: len(rows) for name, rows in by[number].items()} for number in (1, 2, 3)] == [
+        {"where": 19, "explore": 1},
+        {"where": 10, "explore": 1, "strategy": 9},
+        {"like": 4, "explore": 1, "strategy": 15},
+    ]
+    assert all(row % 11 == 0 for number in (1, 2) for row in by[number]["where"])
+    assert max(by[3]["like"]) < 9
+    # What is searched for is chosen as the whole batch would be, of a pool of these records alone.
+    scores = [each.score for each in campaign.rounds.batch(2) if each.found_by]
+    others = np.setdiff1d(np.arange(0, N, 11), [*by[1]["where"], *by[2]["where"], *BAD])
+    model = Model.loads(campaign.rounds.load_model(campaign.rounds.get(2).model))
+    left = score_block("margin", model, pool.take(others)).score
+    assert np.mean(scores) > np.quantile(left, 0.9)
+
+
 def killed(directory: str, method: str) -> None:
     """Take the next batch, and die before a step of it."""
 
@@ -241,6 +275,7 @@ def test_a_search_that_comes_late_or_finds_nothing_says_so(
         (np.zeros((1001, D)), 1.0, "1,001"),
         ("record 1", 0.0, "`share`"),
         ("record 1", 1.5, "`share`"),
+        (None, 1.0, "lang, few"),
     ],
 )
 def test_what_cannot_be_searched_for_is_refused_before_any_work(
@@ -248,7 +283,7 @@ def test_what_cannot_be_searched_for_is_refused_before_any_work(
 ) -> None:
     campaign = made(pool, tmp_path / "c")
     with pytest.raises(InputError, match=word):
-        campaign.next_batch(like=like, share=share)
+        campaign.next_batch(like=like, share=share, where=None if like is not None else "long > 3")
     assert campaign.rounds.last is None
 
 
@@ -284,6 +319,10 @@ def test_the_command_line_takes_ids_and_files(records: np.ndarray, tmp_path: Pat
     assert "10 of them were found by your search" in said
     assert campaign.rounds.last.search == Search(rows=(1000, 1001, 1002), share=0.5)
     answered(campaign, taken(campaign))
-    code, said = told("--like", "2500", "--like", str(tmp_path / "others.csv"))
+    code, said = told("--where", "f9 > 1")
+    assert code
+    assert "f0, f1" in said
+    code, said = told("--where", "f0 > 1", "--like", "2500", "--like", str(tmp_path / "others.csv"))
     assert not code, said
+    assert campaign.rounds.last.search.where == "f0 > 1"
     assert campaign.rounds.last.search.examples == tuple(tuple(records[row].tolist()) for row in (2500, 2503))

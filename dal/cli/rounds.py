@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     help="Search for records like this one: the id of a record, or a CSV file of ids or features. May be repeated.",
 )
 @click.option(
+    "--where",
+    metavar="CONDITION",
+    help="Search among the records that meet a condition on columns of the pool, such as \"lang = 'de'\".",
+)
+@click.option(
     "--share", type=click.FloatRange(0, 1, min_open=True), help="Search for this share of the batch only, such as 0.3."
 )
 def next_(
@@ -41,6 +46,7 @@ def next_(
     close: bool,
     coverage: bool,
     like: tuple[str, ...],
+    where: str | None,
     share: float | None,
 ) -> None:
     """Train, scan the pool, and write the next batch into DIRECTORY as a file to fill in."""
@@ -50,8 +56,8 @@ def next_(
     from dal.loop.search import read_likes
     from dal.loop.state import next_step
 
-    if share is not None and not like:
-        raise click.UsageError("--share is the share that is searched for; say for what by --like")
+    if share is not None and not like and where is None:
+        raise click.UsageError("--share is the share that is searched for; say for what by --like or --where")
     campaign = Campaign.open(directory)
     sought = read_likes(like, pool_of(campaign)) if like else None
     step = next_step(campaign)
@@ -59,7 +65,13 @@ def next_(
         scheduler, workers = None, 0  # nothing is scored
     with workers_chosen(scheduler, workers) as chosen, shown("scan") as show:
         given = campaign.next_batch(
-            client=chosen, progress=rows_shown(show), close=close, coverage=coverage, like=sought, share=share or 1.0
+            client=chosen,
+            progress=rows_shown(show),
+            close=close,
+            coverage=coverage,
+            like=sought,
+            where=where,
+            share=share or 1.0,
         )
     if isinstance(given, Stopped):
         _tell_stopped(given)

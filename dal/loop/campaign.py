@@ -241,6 +241,7 @@ class Campaign(CampaignStore):
         coverage: bool = False,
         reserved: Rows | Sequence[int] = (),
         like: Like | None = None,
+        where: str | None = None,
         share: float = 1.0,
     ) -> Batch | Stopped:
         """Do everything up to the next batch: close the round that is answered, train, scan, select, open.
@@ -266,6 +267,9 @@ class Campaign(CampaignStore):
         like : str, sequence of str, or ndarray of shape (m, d), optional
             Examples to search for the like of: ids of records of the pool, or features of others. The nearest records
             that were never asked come into the batch. A batch that was begun before keeps what it was begun with.
+        where : str, optional
+            A condition on columns of the pool, such as ``"lang = 'de'"``, see :mod:`dal.pool.condition`. The batch is
+            chosen as usual among the records that meet it, or, with `like`, the nearest of them.
         share : float, default=1
             Of the batch, after its explore share, that is searched for; the rest is chosen as usual.
 
@@ -276,13 +280,13 @@ class Campaign(CampaignStore):
         Raises
         ------
         InputError
-            If an example cannot be searched for.
+            If an example cannot be searched for, or a condition cannot be read.
         LearnerError
             If the learner refuses the labels, such as for too few of a class; the round is withdrawn then.
         CampaignLocked
             If another process is at work on this campaign.
         """
-        search = None if like is None else search_of(pool_of(self), like, share)
+        search = None if like is None and where is None else search_of(pool_of(self), like, where, share)
         with self.lock(), workers_of(client) as workers:
             coordinator = Coordinator(self, workers, progress, coverage=coverage, reserved=reserved, search=search)
             given = coordinator.run(close=close)

@@ -31,6 +31,7 @@ from dal.loop.batch import Batch, Composer, count_of_search, strategy_of, strate
 from dal.loop.codebook import codebook_of
 from dal.loop.measure import measured
 from dal.loop.state import COVERAGE, state_of
+from dal.pool.condition import Condition
 from dal.scan import Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.plan import seconds_alone
@@ -250,6 +251,7 @@ class Coordinator:
             with_features=True,
             missing=self._takes_missing(model),
             likeness=likeness,
+            where=None if search.where is None else Condition.on(search.where, pool),
         )
 
     def _codebook(self, current: Round, strategy: Strategy) -> tuple[Codebook, str] | tuple[None, None]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from dal.campaign.schema import Search
 from dal.errors import InputError
 from dal.pool import Pool
+from dal.pool.condition import Condition
 from dal.selection.candidates import usable
 
 MOST_EXAMPLES = 1000
@@ -20,28 +21,33 @@ Like = str | Sequence[str] | npt.NDArray[np.floating]
 """Record ids, or the features of records that need not be in the pool."""
 
 
-def search_of(pool: Pool, like: Like | None = None, share: float = 1.0) -> Search | None:
-    """Return the search for records that a person describes; None where nothing is described.
+def search_of(pool: Pool, like: Like | None, where: str | None, share: float) -> Search:
+    """Return the search for records that a person describes.
 
     Parameters
     ----------
     pool : Pool
-    like : str, sequence of str, or ndarray of shape (m, d), optional
+    like : str, sequence of str, ndarray of shape (m, d), or None
         Examples: record ids of the pool, or features.
-    share : float, default=1
+    where : str or None
+        A condition, as :meth:`dal.pool.condition.Condition.on` reads it.
+    share : float
         Of the batch, after its explore share.
 
     Raises
     ------
     InputError
-        If an example is not in the pool, or cannot be compared with its records, or the share is none.
+        If an example is not in the pool, or cannot be compared with its records, the condition cannot be read, or the
+        share is none.
     """
     if not 0 < share <= 1:
         raise InputError(f"`share` must be above 0 and at most 1, got {share}")
     rows: tuple[int, ...] = ()
     examples: tuple[tuple[float, ...], ...] = ()
+    if where is not None:
+        Condition.on(where, pool)
     if like is None:
-        return None
+        return Search(where=where, share=share)
     if isinstance(like, np.ndarray) and like.dtype.kind in "fiu":
         examples = _examples(pool, like)
     else:
@@ -52,7 +58,7 @@ def search_of(pool: Pool, like: Like | None = None, share: float = 1.0) -> Searc
         raise InputError(
             f"`like` must hold at most {MOST_EXAMPLES:,} examples, got {len(rows) + len(examples):,}; choose some"
         )
-    return Search(rows, examples, None, share)
+    return Search(rows, examples, where, share)
 
 
 def _rows(pool: Pool, record_ids: list[str]) -> tuple[int, ...]:

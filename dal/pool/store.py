@@ -659,12 +659,14 @@ class Pool:
             return np.where(found < self.n_rows, found, -1)
         return np.array([self._row_named(record_id) for record_id in record_ids], dtype=np.int64)
 
-    def display(self, rows: Rows) -> dict[str, list[object]]:
+    def display(self, rows: Rows, names: Sequence[str] | None = None) -> dict[str, list[object]]:
         """Return the display fields of `rows`: for each field its values, in the order asked.
 
         Parameters
         ----------
         rows : sequence of int
+        names : sequence of str, optional
+            The fields that are wanted; by default all.
 
         Returns
         -------
@@ -680,7 +682,7 @@ class Pool:
         wanted = self._checked(rows)
         return {
             name: from_store(take_rows(self._array(field_path(name)), wanted), self.kinds.get(name))
-            for name in self.fields
+            for name in (self.fields if names is None else names)
         }
 
     def pictures(self, rows: Rows) -> list[bytes | None]:

@@ -21,6 +21,7 @@ from dal.errors import ScanError, SettingsError
 from dal.learners.models import Model
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, place_of
 from dal.pool import Pool
+from dal.pool.condition import Condition
 from dal.scan import plan
 from dal.scan.journal import Journal
 from dal.scan.plan import LIMITS, Limits
@@ -74,6 +75,7 @@ def scan(
     skip_failed: bool = False,
     missing: bool = False,
     likeness: Likeness | None = None,
+    where: Condition | None = None,
     limits: Limits = LIMITS,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
@@ -112,6 +114,8 @@ def scan(
         Without a model, whether records with missing (NaN) features may be asked; a model knows that itself.
     likeness : Likeness, optional
         The score of a search, in place of the strategy's; without a model.
+    where : Condition, optional
+        What records must meet to be kept; all are counted in the summary.
     limits : Limits, optional
         Sizes and times by which the pass is cut and watched.
 
@@ -134,7 +138,7 @@ def scan(
         strategy.text  # noqa: B018 - refused where no text names its parts: a journal is found again by it
     order = _order(pool, model, strategy, k, random_state, round, codebook, limits)
     takes_missing = missing if model is None else model.takes_missing
-    order = replace(order, missing=takes_missing and pool.asks_missing)
+    order = replace(order, missing=takes_missing and pool.asks_missing, where=where)
     if likeness is not None:
         order = replace(order, likeness=likeness, capacity=shared(order.capacity, len(likeness.points)))
     if with_features:

@@ -223,6 +223,7 @@ class Run:
             hashlib.sha256(self.excluded.tobytes()).hexdigest(),
             self.cells.write if self.cells else None,
             order.likeness.digest() if order.likeness else "",
+            order.where.text if order.where else "",
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

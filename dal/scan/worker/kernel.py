@@ -16,6 +16,7 @@ from dal.places import Place, for_zarr
 from dal.plugins import Carried
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
+from dal.pool.condition import Condition
 from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
 from dal.scan.plan import Interval
 from dal.scan.worker.histogram import Histogram
@@ -64,6 +65,8 @@ class Order:
         How many of their class probabilities they carry as well, of the same pass of the learner: the largest ones.
     likeness : Likeness or None
         In place of the score, without a model.
+    where : Condition or None
+        What records must meet to be kept.
     """
 
     score: str | Carried
@@ -77,6 +80,7 @@ class Order:
     inner: int = 0
     proba: int = 0
     likeness: Likeness | None = None
+    where: Condition | None = None
 
     @property
     def slack(self) -> float:
@@ -336,9 +340,10 @@ class _Span:
     def _scored(self, X: Floats32, start: int, valid: npt.NDArray[np.bool_]) -> "tuple[Scored, _Inner]":
         if self.model is None:
             if self.order.likeness is not None:
-                score, cells = (each[: len(X)] for each in self.order.likeness(_filled(X, valid, self.order.tile)))
+                near, cells = self.order.likeness(_filled(X, valid, self.order.tile))
+                score = near[: len(X)]
                 if self.cell_of_row is not None:
-                    self.cell_of_row[start - self.interval.start :][: len(X)] = cells
+                    self.cell_of_row[start - self.interval.start :][: len(X)] = cells[: len(X)]
             else:
                 rows = np.arange(start, start + len(X), dtype=np.int64)
                 score = uniform(rows, self.order.seed, self.order.round)
@@ -386,6 +391,9 @@ class _Span:
         rows = np.arange(start, start + len(score), dtype=np.int64)
         ranked = self.order.capacity.ranked(score, rows, self.order.seed, self.order.round)
         positions = self.told.raised(self.best.thresholds).admit(score, ranked, cells)
+        if self.order.where is not None and len(positions):
+            # Only of those that could be kept: a condition reads columns, and takes longer than a score.
+            positions = positions[self.order.where.met_by(self.pool, rows[positions], X[positions])]
         if self.order.likeness is not None:
             distinct = self.order.likeness.distinct(
                 X[positions], score[positions], rows[positions], self.order.seed, self.order.round
