@@ -1,8 +1,8 @@
 """Conditions on the columns of a pool, in the words of SQL: ``lang = 'de' AND length > 100``.
 
 They are evaluated by SQLite, which Python brings along: its grammar is known, and gaps are NULL. An expression may read
-the columns and call functions of their values alone, so that a record meets it or not whatever the time, the process,
-and the records beside it.
+the columns and call functions of their values alone. So the time, the process and the records beside a record have no
+say in whether it meets the condition.
 """
 
 import re
