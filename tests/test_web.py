@@ -28,7 +28,7 @@ from PIL import Image
 from starlette.websockets import WebSocketDisconnect
 
 from dal import Campaign
-from dal.campaign import Annotators, Given, Queue
+from dal.campaign import Annotators, Given, Queue, Search
 from dal.campaign.control import Control
 from dal.campaign.queue import Outcome
 from dal.campaign.view import View, status_of
@@ -259,6 +259,40 @@ def test_an_earlier_record_can_be_seen_again_and_others_of_the_pool_cannot(campa
 
 
 # -- phases ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_next_batch_looks_for_more_like_marked_records(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = Campaign.create(tmp_path / "c", truth[0], ["ham", "spam"], batch_size=BATCH)
+    campaign.next_batch()
+    ann = client(campaign)
+    records = took(ann)
+
+    def marked(row: int, *, wanted: bool = True) -> dict[str, Any]:
+        return ann.post("/api/examples", json={"row": row, "wanted": wanted}).json()
+
+    rows = [each["row"] for each in records]
+    assert {each["example"] for each in records} == {False}
+    assert marked(rows[0]) == marked(rows[0]) == {"wanted": True, "examples": 1}
+    assert marked(rows[1]) == marked(rows[1]) | {"examples": 2}
+    assert marked(rows[1], wanted=False) == {"wanted": False, "examples": 1}
+    assert marked(rows[2])["examples"] == 2
+    assert [ann.get(f"/api/records/{row}").json()["example"] for row in rows[:3]] == [True, False, True]
+    assert [each["example"] for each in took(ann) if each["row"] in rows[:3]].count(True) == 2
+    never = next(row for row in range(N) if row not in rows)
+    assert "never asked" in marked(never)["detail"]
+    assert ann.get("/api/state").json()["examples"] == 2
+    # A search of another kind leaves the marks to the next round, which uses them up.
+    for where, kinds in (("record_id LIKE 'mail 1%'", {"where"}), (None, {"strategy", "explore", "like"})):
+        number = campaign.rounds.last.number
+        batch = campaign.rounds.batch(number)
+        campaign.label([each.record_id for each in batch], truth[1][[each.row for each in batch]])
+        campaign.next_batch(where=where)
+        chosen = [each.chosen_by for each in campaign.rounds.batch(number + 1)]
+        assert set(chosen) - {"explore"} == kinds - {"explore"}
+    assert chosen.count("like") == 4
+    assert campaign.rounds.last.search == Search(rows=tuple(sorted([rows[0], rows[2]])), share=0.3)
+    assert ann.get("/api/state").json()["examples"] == 0
+    assert not ann.get(f"/api/records/{rows[0]}").json()["example"]
 
 
 def test_the_state_follows_the_campaign(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:

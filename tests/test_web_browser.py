@@ -24,6 +24,7 @@ from sklearn.datasets import load_digits
 from dal import Campaign
 from dal.campaign import Annotators, Labelling, Queue, Storage
 from dal.campaign.control import Control
+from dal.campaign.examples import Examples
 from dal.loop.campaign import Batch
 from dal.pool import Pool
 from tests import databases
@@ -483,6 +484,21 @@ def test_everything_is_done_by_keyboard_alone(
     assert page.locator("#guide-text").inner_text() == f"Look twice. {EVIL}"
     shot(page, "guidelines")
     keys.press("Escape")
+    assert len(answers(campaign)) == 3
+    # More like this: by its key, and by Enter on its button, which keeps the focus.
+    shown = on_screen(page)
+    badge = page.locator("#record header", has_text="more like this")
+    keys.press("m")
+    badge.wait_for()
+    assert Examples(campaign).rows() == [int(shown.removeprefix("digit-"))]
+    assert page.locator("#more").get_attribute("aria-pressed") == "true"
+    shot(page, "more")
+    page.locator("#more").focus()
+    keys.press("Enter")
+    badge.wait_for(state="detached")
+    assert Examples(campaign).count() == 0
+    assert page.evaluate("document.activeElement.id") == "more"
+    assert f"more like {shown}" in page.locator("#say").inner_text()
     assert len(answers(campaign)) == 3
     # By the tabulator key, too: Enter presses the button that has the focus.
     page.locator("#classes button").nth(2).focus()

@@ -56,6 +56,7 @@ class Rounds:
         strategy: str,
         stop_set: int = 0,
         search: Search | None = None,
+        marked: Sequence[int] = (),
     ) -> Round:
         """Begin a round: fix, in one transaction, everything that it will be computed from.
 
@@ -73,6 +74,8 @@ class Rounds:
             Rows held back from asking.
         search : Search, optional
             What the round looks for.
+        marked : sequence of int, default=()
+            Rows whose marks the round uses up, see :class:`dal.campaign.examples.Examples`.
 
         Raises
         ------
@@ -110,6 +113,8 @@ class Rounds:
                     frozen_at=self._database.stamp(connection),
                 )
             )
+            if len(marked):
+                connection.execute(delete(schema.examples).where(schema.examples.c.row.in_(list(marked))))
             return _round(connection.execute(select(rounds).where(rounds.c.number == number)).one())
 
     def save_model(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from dal._files import as_npz, read_npz
 from dal.campaign import CampaignStore, Round, Search, Settings
+from dal.campaign.examples import Examples
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
 from dal.campaign.view import View, one_class
@@ -30,7 +31,9 @@ from dal.loop import actions
 from dal.loop.batch import Batch, Composer, count_of_search, strategy_of, strategy_of_search, wanted_of
 from dal.loop.codebook import codebook_of
 from dal.loop.measure import measured
+from dal.loop.search import MARKED_SHARE, MOST_EXAMPLES
 from dal.loop.state import COVERAGE, state_of
+from dal.pool import Pool
 from dal.pool.condition import Condition
 from dal.scan import Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
@@ -145,6 +148,7 @@ class Coordinator:
         left = pool.n_rows - len(view.never_asked(stop_set))
         if left < settings.batch_size:
             _log.warning("Only %d records were never asked: the batch is that short.", left)
+        search, marked = self._sought(pool)
         self.campaign.rounds.freeze(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,
@@ -153,9 +157,25 @@ class Coordinator:
             seed=settings.random_state,
             strategy=strategy,
             stop_set=stop_set,
-            search=self.search,
+            search=search,
+            marked=marked,
         )
         self.search = None
+
+    def _sought(self, pool: Pool) -> tuple[Search | None, list[int]]:
+        """Return what a round looks for: what the caller does, else the like of records that people have marked.
+
+        Also the rows whose marks it uses up.
+        """
+        if self.search is not None:
+            return self.search, []
+        marked = Examples(self.campaign).rows(MOST_EXAMPLES)
+        if not marked:
+            return None, []
+        # A gold record may lack features, and nobody is to see that it is one.
+        sound = usable(self.features.take(np.array(marked, np.int64)), missing=pool.asks_missing)
+        rows = [row for row, is_sound in zip(marked, sound.tolist(), strict=True) if is_sound]
+        return (Search(tuple(sorted(rows)), share=MARKED_SHARE) if rows else None), marked
 
     def _fit(self, current: Round) -> None:
         labels = self.view.labels(current.last_answer)

@@ -15,6 +15,8 @@ from dal.selection.candidates import usable
 
 MOST_EXAMPLES = 1000
 """Each record of the pool is compared with each of them."""
+MARKED_SHARE = 0.3
+"""Of the batch, after its explore share, that is searched for where people have marked records on the pages."""
 _NAMED = 5
 
 Like = str | Sequence[str] | npt.NDArray[np.floating]

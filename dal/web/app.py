@@ -31,6 +31,7 @@ from starlette.staticfiles import StaticFiles
 from dal.campaign import Account, Annotators, CampaignStore, Given, Queue
 from dal.campaign.annotators import LONGEST_SESSION
 from dal.campaign.control import Act, Control
+from dal.campaign.examples import Examples
 from dal.campaign.metrics import metrics_of
 from dal.campaign.parts import pool_of
 from dal.campaign.queue import Outcome, OwnShare
@@ -91,7 +92,8 @@ class State(Standing):
 
     `size`, `answered` and `pending` count answers here, not records, and include this person's answers beyond the
     batch.
-    Each of their answers raises `answered` and `mine` by one, so that neither shows which records are gold.
+    Each of their answers raises `answered` and `mine` by one, so that neither shows which records are gold. `examples`
+    counts the records that the team wants more of in the next batch.
     """
 
     campaign: Named
@@ -100,6 +102,7 @@ class State(Standing):
     me: Me
     mine: int
     guidelines: bool
+    examples: int
 
 
 class Record(Content):
@@ -108,6 +111,7 @@ class Record(Content):
     row: int
     record_id: str
     suggestion: tuple[int, float | None] | None = None
+    example: bool = False
 
 
 class AnswerIn(_Strict):
@@ -192,6 +196,20 @@ class HistoryOut(BaseModel):
     """Answers, the oldest first."""
 
     answers: list[PastOut]
+
+
+class ExampleIn(_Strict):
+    """A record, and whether the next batch is to hold more like it."""
+
+    row: Row
+    wanted: Annotated[bool, Field(strict=True)]
+
+
+class ExampleOut(BaseModel):
+    """Whether it is, and how many such records there are."""
+
+    wanted: bool
+    examples: int
 
 
 class GuidelinesOut(BaseModel):
@@ -300,6 +318,7 @@ class _Site:
         self.records = Records(pool_of(campaign))
         self.overviews = Overviews(campaign, self.records)
         self.control = Control(campaign)
+        self.examples = Examples(campaign)
         self.guesses = Guesses(campaign, self.records)
         self.guidelines = campaign.directory / GUIDELINES
         self.attempts = Rates(per_second=0.2, burst=20)
@@ -420,6 +439,7 @@ class _Site:
             me=me,
             mine=mine,
             guidelines=self.guidelines.is_file(),
+            examples=self.examples.count(),
         )
 
     def _own(self, name: str, given: TeamGiven) -> OwnShare:
@@ -437,8 +457,15 @@ class _Site:
         self._served |= {(me.name, each.row) for each in served}
         contents = self.records.contents([each.row for each in served])
         guesses = self.guesses.of(served) if self.options.show_suggestions else {}
+        marked = set(self.examples.rows())
         return [
-            Record(row=each.row, record_id=each.record_id, suggestion=guesses.get(each.row), **content.model_dump())
+            Record(
+                row=each.row,
+                record_id=each.record_id,
+                suggestion=guesses.get(each.row),
+                example=each.row in marked,
+                **content.model_dump(),
+            )
             for each, content in zip(served, contents, strict=True)
         ]
 
@@ -663,7 +690,19 @@ def _add_api(app: FastAPI, site: _Site) -> None:
         """Show a record that was asked."""
         site.check_served(me, row)
         content = site.records.contents([row])[0]
-        return Record(row=row, record_id=site.records.record_ids([row])[0], **content.model_dump())
+        record_id, marked = site.records.record_ids([row])[0], site.examples.rows()
+        return Record(row=row, record_id=record_id, example=row in marked, **content.model_dump())
+
+    @app.post("/api/examples")
+    def example(given: ExampleIn, me: Anyone) -> ExampleOut:
+        """Have the next batch search for more like a record that was asked, or no longer."""
+        site.check_served(me, given.row)
+        with site.turn():
+            if given.wanted:
+                site.examples.mark(given.row, site.records.record_ids([given.row])[0], me.name)
+            else:
+                site.examples.unmark(given.row)
+        return ExampleOut(wanted=given.wanted, examples=site.examples.count())
 
     @app.get(
         "/media/{row}/image", response_class=Response, responses={200: {"content": {"image/png": {}, "image/jpeg": {}}}}

@@ -7,7 +7,7 @@ export function keyOf(code) {
 
 const PLAIN = {
   u: "undo", Backspace: "undo", ArrowLeft: "back", ArrowRight: "forward", "+": "bigger", "=": "bigger", "-": "smaller",
-  g: "guidelines", "?": "help", "/": "search", w: "why",
+  g: "guidelines", "?": "help", "/": "search", w: "why", m: "more",
 };
 
 /**

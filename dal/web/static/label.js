@@ -53,6 +53,8 @@ function training() {
   );
 }
 
+const sought = () => (work.state.examples ? paragraph(`The next batch looks for more like ${work.state.examples === 1 ? "one record" : `${count(work.state.examples)} records`}.`) : null);
+
 const thanks = () => (work.state.mine ? paragraph(`Of this batch you have answered ${count(work.state.mine)}. Thank you.`) : null);
 
 function waiting() {
@@ -60,7 +62,7 @@ function waiting() {
 }
 
 function between() {
-  return notice("This batch is done", paragraph(`${work.state.answered < work.state.size ? "Enough of its records have" : "Every record of it has"} an answer. The next round starts with dal next, or automatically where dal run is running.`), thanks());
+  return notice("This batch is done", paragraph(`${work.state.answered < work.state.size ? "Enough of its records have" : "Every record of it has"} an answer. The next round starts with dal next, or automatically where dal run is running.`), sought(), thanks());
 }
 
 function paused() {
@@ -77,6 +79,7 @@ function others() {
     "You are done with this batch",
     make("p", { class: "count" }, count(left)),
     paragraph(left === 1 ? "answer is with others." : "answers are with others."),
+    sought(),
     paragraph("If others return records, you get them: this page continues automatically."),
     thanks(),
   );
@@ -156,7 +159,7 @@ function left() {
 function drawStage(name) {
   const record = name === "record" || name === "broken" ? work.current : null;
   // Redrawn only when it changes: text that somebody is selecting stays selected.
-  const key = record ? `${name} ${record.row} ${record.was ? "was" : ""} ${work.looking ? "looking" : ""}` : `${name} ${JSON.stringify(work.state)} ${work.unsent} ${work.failure?.message}`;
+  const key = record ? `${name} ${record.row} ${record.was ? "was" : ""} ${work.looking ? "looking" : ""} ${record.example ? "example" : ""}` : `${name} ${JSON.stringify(work.state)} ${work.unsent} ${work.failure?.message}`;
   if (key === drawn.key) return;
   drawn.key = key;
   if (!record) {
@@ -180,6 +183,7 @@ function heading(record) {
   if (record.refused) head.append(make("span", { class: "badge" }, `not accepted: ${record.refused}`));
   if (work.looking) head.append(make("span", { class: "badge calm" }, `your answer: ${nameOf(earlier)}; a class key changes it, → continues`));
   else if (record.was) head.append(make("span", { class: "badge calm" }, `was ${nameOf(earlier)}`));
+  if (record.example) head.append(make("span", { class: "badge calm" }, "the next batch looks for more like this"));
   if (record.suggestion) {
     const [code, sure] = record.suggestion;
     head.append(make("span", { class: "badge" }, `the model's guess: ${work.state.classes[code]}${sure === null ? "" : `, ${Math.round(100 * sure)} %`}`));
@@ -207,7 +211,8 @@ function drawClasses() {
     button.disabled = !work.current;
     button.classList.toggle("was", Boolean(earlier) && earlier.status !== "skipped" && String(earlier.label) === button.dataset.code);
   }
-  find("skip").disabled = find("reasons").disabled = !work.current;
+  find("skip").disabled = find("reasons").disabled = find("more").disabled = !work.current;
+  find("more").setAttribute("aria-pressed", String(Boolean(work.current?.example)));
   find("undo").disabled = !work.done.length || Boolean(work.failure?.barred);
 }
 
@@ -264,6 +269,11 @@ function spoken(what) {
 async function undo() {
   const entry = await work.undo();
   if (entry) spoken(`Took back ${nameOf(entry)}.`);
+}
+
+async function more() {
+  const record = await work.more();
+  if (record) say(record.example ? `The next batch looks for more like ${record.record_id}.` : `No longer for more like ${record.record_id}.`);
 }
 
 /** Close a dialog. Until the next frame its button would keep the focus, and a quick Space would press it again. */
@@ -324,7 +334,7 @@ function released(event) {
 }
 
 const ACTS = {
-  skip: () => skip(), reasons: askReason, undo, back: () => work.step(-1), forward: () => work.step(1), search, guidelines,
+  skip: () => skip(), reasons: askReason, undo, back: () => work.step(-1), forward: () => work.step(1), search, more, guidelines,
   help: () => find("help-dialog").showModal(), bigger: () => drawing.bigger(), smaller: () => drawing.smaller(),
 };
 
@@ -336,7 +346,7 @@ document.addEventListener("keydown", (event) => {
   if (meant.act === "choose") choose(meant.code);
   else ACTS[meant.act]();
 });
-for (const [id, act] of [["skip", "skip"], ["reasons", "reasons"], ["undo", "undo"], ["help", "help"], ["guidelines", "guidelines"]]) {
+for (const [id, act] of [["skip", "skip"], ["reasons", "reasons"], ["undo", "undo"], ["more", "more"], ["help", "help"], ["guidelines", "guidelines"]]) {
   find(id).addEventListener("click", (event) => { ACTS[act](); released(event); });
 }
 find("leave").addEventListener("click", logOut);

@@ -175,6 +175,23 @@ export class Work {
     this.changed();
   }
 
+  /** Have the next batch search for more like the record on screen, or no longer; give the record, null if it failed. */
+  async more() {
+    const record = this.current;
+    if (!record) return null;
+    try {
+      const { wanted, examples } = await ask("api/examples", { row: record.row, wanted: !record.example });
+      record.example = wanted;
+      this.state.examples = examples;
+      this.remark = null;
+    } catch (error) {
+      if (!(error instanceof Failure)) throw error;
+      this.remark = { kind: "warn", text: `Record ${record.record_id} could not be marked: ${error.message}` };
+    }
+    this.changed();
+    return this.remark ? null : record;
+  }
+
   step(by) {
     if (!this.done.length) return;
     const at = this.looking ? this.done.indexOf(this.looking) : this.done.length;
@@ -347,6 +364,8 @@ export class Work {
     if (before && (before.round !== state.round || before.phase !== state.phase)) {
       // What was remarked before is of the past; what came with this very state is not: that an answer was late, say.
       if (this.remark === remark) this.remark = null;
+      // The round that was begun has used the marks up.
+      for (const record of [...this.queue, ...this.done.map((each) => each.record)]) if (record && before.round !== state.round) record.example = false;
       this.renew();
     }
     this.changed();
