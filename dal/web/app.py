@@ -695,7 +695,7 @@ def _add_api(app: FastAPI, site: _Site) -> None:
 
     @app.post("/api/examples")
     def example(given: ExampleIn, me: Anyone) -> ExampleOut:
-        """Have the next batch search for more like a record that was asked, or no longer."""
+        """Mark a record that was asked, for the next batch to search for more like it, or take the mark away."""
         site.check_served(me, given.row)
         with site.turn():
             if given.wanted:
