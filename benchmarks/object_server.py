@@ -242,6 +242,7 @@ class _Connection(asyncio.Protocol):
             return
         self.busy = True
         store = self.store
+        store.counts["alone"] += not store.now
         store.now += 1
         store.peak = max(store.peak, store.now)
         query = parse_qs(url.query, keep_blank_values=True)
@@ -328,7 +329,10 @@ class Server:
         self._ask("/__reset__")
 
     def counts(self) -> Counter[str]:
-        """Return the requests by method and kind, the faults, and the connections, since they were last reset."""
+        """Return the requests by method and kind, the faults, and the connections, since they were last reset.
+
+        ``alone`` are those that came when no other waited: with a delay, that many delays pass one after another.
+        """
         return Counter(self._ask("/__counts__")["counts"])
 
     def peak(self) -> int:

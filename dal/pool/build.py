@@ -17,7 +17,8 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as first_of
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from dal._distribution import needs
 from dal.choices import ENCODINGS
-from dal.errors import DalError, PoolError, SourceError
+from dal.errors import DalError, PoolError, SourceError, StoreError
 from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool._zarr import storing_all_chunks, whole
@@ -51,17 +52,19 @@ from dal.pool.store import (
     array_of,
     damaged_key,
     description,
+    opened_at,
     opened_group,
 )
 from dal.pool.stored import PICTURE, field_path, stored_type
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 from dal.stores.lease import Held, Lease
-from dal.stores.zarr_store import ZarrObjects
+from dal.stores.objects import begun
+from dal.stores.zarr_store import BegunMeanwhile, Found, ZarrObjects
 
 _WRITERS = 16
-_WRITING_BYTES = 256 * 2**20
-"""Of units on their way to an object store at a time; a larger one goes alone."""
+_WRITING_BYTES = 260 * 2**20
+"""Of units on their way to an object store at a time: 16 chunks of 16 MiB with checksums; a larger one goes alone."""
 _SAVE_SECONDS = 5.0
 """Between two notes in an object store of the rows that are safe: a build that is killed does so much again."""
 
@@ -102,10 +105,15 @@ def build(
     opened = _source(source, how)
     _refuse_dtype(dtype, opened)
     with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
-        store = _remembering(where, held)
+        store = for_zarr(where)
+        if isinstance(store, ZarrObjects):  # together with the lock: each is a delay of the network
+            held.enter_context(_leased(where, store, store.asking("", old=True)))
         group = _existing(where, store)
         if group is not None:
-            held.enter_context(_locked(where, store, tidy=True))
+            if isinstance(store, ZarrObjects):
+                store.remember("", *_nodes(description(group).get("fields", ())))
+            else:
+                held.enter_context(_locked(where, tidy=True))
             group = _existing(where, store)  # again, because the holder of the lock may have changed it meanwhile
         if isinstance(opened, Encoded) and group is not None and not overwrite:
             opened.keep_batch_size(description(group).get("source"))
@@ -123,7 +131,7 @@ def build(
             encoding = dtype or head[0].features.dtype.name
             with _creation_errors(where):
                 if group is None:
-                    held.enter_context(_locked_new(where, store, *_nodes(head[0].fields, ids=head[0].ids is not None)))
+                    held.enter_context(_locked_new(where, store))
                 build = _create_build(
                     where,
                     store,
@@ -137,6 +145,7 @@ def build(
                     scale=scale,
                 )
             blocks = itertools.chain(head, blocks)
+        held.callback(build.close)
         build.encoded = opened if isinstance(opened, Encoded) else None
         with build.full_disk_errors():
             build.write(blocks, progress)
@@ -150,34 +159,42 @@ def build(
 def append(pool: Pool, source: object, how: Options, *, progress: Progress | None) -> Pool:
     """Append records at the end of a pool, see :meth:`dal.pool.store.Pool.append`."""
     where = pool.place
-    with _disk_errors(where), contextlib.ExitStack() as held:
-        pool.refreshed()
+    with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
+        store, listed = for_zarr(where), None
+        if isinstance(store, ZarrObjects):  # locked first: all that is known before would have to be asked for again
+            held.enter_context(_leased(where, store))
+            listed = begun(store.objects.names())
+            store.remember("", *_nodes([*pool.fields, *[PICTURE] * pool.has_pictures]))
+        pool.check_same(opened_at(where, lambda: store))
         if isinstance(where, Path) and not where.is_dir():
             raise PoolError(
                 f"a pool to append to must be a folder or a URL, got the ZIP archive {where}; unpack it first"
             )
-        group = zarr.open(_remembering(where, held), mode="r+")
-    if not isinstance(group, zarr.Group):
-        raise PoolError(f"a pool to append to must be one that dal built, got the plain Zarr array {where}")
-    state = description(group)
-    _refuse_other_encoder(where, state.get("made_from", {}), how.encoder)
-    opened = _source(source, _by_name(where, state, source, how), state)
-    if isinstance(opened, Texts) and not opened.fitted:
-        raise SourceError(
-            "`vectoriser` must be the fitted one of the pool, got one that is not fitted; it would make other features"
-        )
-    _warn_of_order(where, state.get("made_from", {}), opened)
-    with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
-        store = _remembering(where, held)
-        held.enter_context(_locked(where, store, *_nodes(state["fields"], ids=state["has_ids"])))
-        _remove_partial(where)
-        build = _Build(where, zarr.open_group(store, mode="r+"), how.sizes)
+        group = zarr.open(store, mode="r+")
+        if not isinstance(group, zarr.Group):
+            raise PoolError(f"a pool to append to must be one that dal built, got the plain Zarr array {where}")
+        state = description(group)
+        _refuse_other_encoder(where, state.get("made_from", {}), how.encoder)
+        opened = _source(source, _by_name(where, state, source, how), state)
+        if isinstance(opened, Texts) and not opened.fitted:
+            raise SourceError(
+                "`vectoriser` must be the fitted one of the pool, got one that is not fitted; it would make other "
+                "features"
+            )
+        _warn_of_order(where, state.get("made_from", {}), opened)
+        if listed is None:
+            held.enter_context(_locked(where))
+            _remove_partial(where)
+            group = zarr.open_group(store, mode="r+")
+        build = _Build(where, group, how.sizes)
+        held.callback(build.close)
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
         build.encoded = opened if isinstance(opened, Encoded) else None
         start = build.begun()
         blocks = build.checked(opened.blocks(start), start, encode)
+        indexes = _indexes(names_at(where) if listed is None else listed.result())
         with build.full_disk_errors():
-            build.append(blocks, progress, opened.n_rows, start)
+            build.append(blocks, progress, opened.n_rows, start, indexes)
         return _written(where, store)
 
 
@@ -188,19 +205,12 @@ def _written(where: Place, store: Any) -> Pool:  # noqa: ANN401 - as `for_zarr`
     return opened_group(where, zarr.open_group(store.with_read_only(read_only=True), mode="r"))
 
 
-def _remembering(where: Place, held: contextlib.ExitStack) -> Any:  # noqa: ANN401 - as `for_zarr`
-    """Return a place as Zarr takes it; of an object store, the metadata are asked for once while `held` is open."""
-    store = for_zarr(where)
-    if isinstance(store, ZarrObjects):
-        held.enter_context(store.remembering(""))
-    return store
-
-
-def _nodes(fields: Iterable[str], *, ids: bool) -> list[str]:
+def _nodes(fields: Iterable[str], *, ids: bool = True, scale: bool = True) -> list[str]:
     """Return the arrays of a pool and their groups, whose metadata are asked for together."""
     paths = [field_path(name) for name in fields]
     return [
-        *("features", "scale"),
+        "features",
+        *(["scale"] if scale else []),
         *(["ids", *_index_nodes(INDEX)] if ids else []),
         *(["fields", *paths] if paths else []),
     ]
@@ -211,13 +221,21 @@ def _index_nodes(index: str) -> list[str]:
 
 
 def _delete(store: Any, own: Nodes, *nodes: str) -> None:  # noqa: ANN401 - as `for_zarr`
-    """Delete files, and look again at the metadata of the nodes that were among them."""
+    """Delete the files of nodes, once all that was written of the pool's metadata is there."""
     if not isinstance(store, ZarrObjects):
         own.delete()
-    elif own.files:
+        return
+    store.settle()
+    if own.files:
         store.refuse_writing()
         own.delete()
-        store.remember(*nodes)
+    store.know_deleted(*nodes)
+
+
+def _settle(store: Any) -> None:  # noqa: ANN401 - as `for_zarr`
+    """Wait until what was written of the pool's metadata is there."""
+    if isinstance(store, ZarrObjects):
+        store.settle()
 
 
 def _note(where: Path) -> Path:
@@ -225,32 +243,45 @@ def _note(where: Path) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(where: Place, store: Any = None, *nodes: str, tidy: bool = False) -> Iterator[None]:  # noqa: ANN401 - as `for_zarr`
+def _leased(where: Place, store: ZarrObjects, asked: "Future[Found] | None" = None) -> Iterator[None]:
+    """Lock a pool in an object store by a lease, see :mod:`dal.stores.lease`, and remember its metadata.
+
+    Parameters
+    ----------
+    where : Url
+        The pool.
+    store : ZarrObjects
+    asked : Future, optional
+        Metadata that were asked for before.
+    """
+    try:
+        lease = Lease(store.objects)
+    except Held as error:
+        raise PoolError(f"{error} is writing to {where}; wait for it to end") from None
+    except StoreError:
+        if asked is not None:  # a store that cannot be read either is said to be so
+            store.know(asked)
+        raise
+    with contextlib.closing(lease), store.writing_if(lease.check), store.remembering():
+        if asked is not None:
+            store.know(asked)
+        yield
+
+
+@contextlib.contextmanager
+def _locked(where: Place, *, tidy: bool = False) -> Iterator[None]:
     """Lock a pool against a second writer.
 
-    The system frees the lock of a local pool when the process ends, however it ends. In an object store the lock is a
-    lease, see :mod:`dal.stores.lease`. Other stores have none.
+    The system frees the lock of a local pool when the process ends, however it ends. Of other places, object stores
+    alone have one, see `_leased`.
 
     Parameters
     ----------
     where : Path or Url
         The pool; a local folder exists.
-    store : object, optional
-        The place as Zarr takes it.
-    nodes : str
-        Groups and arrays whose metadata are needed next.
     tidy : bool, default=False
         Whether to delete the note beside it, which names the process that holds it, if the writing fails.
     """
-    if isinstance(store, ZarrObjects):
-        try:
-            lease = Lease(store.objects)
-        except Held as error:
-            raise PoolError(f"{error} is writing to {where}; wait for it to end") from None
-        with contextlib.closing(lease), store.writing_if(lease.check):
-            store.remember("", *nodes)  # again, because the holder before may have changed them
-            yield
-        return
     if isinstance(where, Url):
         yield
         return
@@ -273,16 +304,21 @@ def _locked(where: Place, store: Any = None, *nodes: str, tidy: bool = False) ->
 
 
 @contextlib.contextmanager
-def _locked_new(where: Place, store: Any, *nodes: str) -> Iterator[None]:  # noqa: ANN401 - as `for_zarr`
+def _locked_new(where: Place, store: Any) -> Iterator[None]:  # noqa: ANN401 - as `for_zarr`
     """Make the folder of a new pool and lock it; refuse one in which another process has begun a pool meanwhile."""
+    if isinstance(store, ZarrObjects):  # locked already; the root's metadata are written only if there are none
+        yield
+        return
     if isinstance(where, Path):
         where.mkdir(parents=True, exist_ok=True)
-    with _locked(where, store, *nodes, tidy=True):
+    with _locked(where, tidy=True):
         if _existing(where, store) is not None:
-            raise PoolError(
-                f"{where} must be free, got a pool begun by another process; choose another path, or run again"
-            )
+            raise _begun_meanwhile(where)
         yield
+
+
+def _begun_meanwhile(where: Place) -> PoolError:
+    return PoolError(f"{where} must be free, got a pool begun by another process; choose another path, or run again")
 
 
 def _source(source: object, how: Options, state: Mapping[str, Any] | None = None) -> Source:
@@ -511,7 +547,7 @@ def _remove_partial(where: Place) -> None:
     """Delete partial files that an interrupted Zarr left in a local pool; object stores have none."""
     if isinstance(where, Url):
         return
-    for name in ("", *_ARRAYS, *_indexes(where)):
+    for name in ("", *_ARRAYS, *_indexes(names_at(where))):
         if name and (where / name).is_symlink():  # it leads out of the pool
             continue
         for folder, folders, files in os.walk(where / name):
@@ -629,12 +665,19 @@ def _create_build(
     }
     if group is None:
         _remove_partial(where)
-        group = zarr.create_group(store, attributes={ATTRIBUTE: state})
+        nodes = _nodes(first.fields, ids=first.ids is not None, scale=scale is not None)
+        asked = store.asking(*nodes) if isinstance(store, ZarrObjects) else None
+        try:
+            group = zarr.create_group(store, attributes={ATTRIBUTE: state})
+        except BegunMeanwhile:
+            raise _begun_meanwhile(where) from None
+        if asked is not None:
+            store.know(asked)
     else:  # marked incomplete first: if the removal is interrupted, the rest is still known as a pool to start over
         _remove_partial(where)
-        own = _own(where, [*_ARRAYS, *_indexes(where)])
+        own = _own(where, [*_ARRAYS, *_indexes(names_at(where))])
         group.attrs[ATTRIBUTE] = state
-        _delete(store, own, *_nodes(first.fields, ids=first.ids is not None))
+        _delete(store, own, *_nodes(first.fields))
     if scale is not None:
         _create(group, "scale", scale.dtype, _Layout.of(sizes.field_rows, len(scale), sizes), len(scale))[:] = scale
     record_shape = first.features.shape[1:]
@@ -649,12 +692,12 @@ def _create_build(
         layout = _Layout.of(sizes.picture_rows, n_rows, sizes) if name == PICTURE else rows
         wanted.append(_Wanted(field_path(name), stored_type(kind), layout, n_rows))
     _each(where, lambda each: _create(group, *each), wanted)
-    return _Build(where, group, sizes)
+    return _Build(where, group, sizes, new=True)
 
 
-def _indexes(where: Place) -> list[str]:
-    """Return the names of the id indexes that builds and appends have made."""
-    return [name for name in names_at(where) if re.fullmatch(rf"{INDEX}(_\d+)?", name)]
+def _indexes(names: Iterable[str]) -> set[str]:
+    """Return the names of the id indexes that builds and appends have made, among those in a pool's folder."""
+    return {name for name in names if re.fullmatch(rf"{INDEX}(_\d+)?", name)}
 
 
 def _own(where: Place, names: Iterable[str]) -> Nodes:
@@ -721,27 +764,40 @@ class _Writes:
 
     def __init__(self, *, remote: bool) -> None:
         self._threads = ThreadPoolExecutor(_WRITERS, "dal-write") if remote else None
-        self._pending: deque[tuple[int, int, Future[None]]] = deque()
+        self._pending: list[tuple[int, int, Future[None]]] = []
 
     def write(self, start: int, size: int, store: Callable[[], None]) -> None:
         """Call what stores rows from `start` on, of this number of bytes, which must not change until it returns."""
         if self._threads is None:
             store()
             return
-        while self._pending and sum(size for _, size, _ in self._pending) + size > _WRITING_BYTES:
-            self._pending.popleft()[2].result()
+        # For any of them, not for the oldest: else they end together, and the network waits for the next ones.
+        while self._left() and sum(size for _, size, _ in self._pending) + size > _WRITING_BYTES:
+            first_of([future for _, _, future in self._pending], return_when=FIRST_COMPLETED)
         self._pending.append((start, size, self._threads.submit(store)))
 
     def safe(self, rows: int) -> int:
         """Return how many of the first `rows` rows are written."""
-        while self._pending and self._pending[0][2].done():
-            self._pending.popleft()[2].result()
-        return min([rows, *(start for start, _, _ in self._pending)])
+        return min([rows, *(start for start, _, _ in self._left())])
 
     def wait(self) -> None:
         """Wait for all, and raise the first error."""
-        while self._pending:
-            self._pending.popleft()[2].result()
+        for _, _, future in self._pending:
+            future.result()
+        self._left()
+
+    def _left(self) -> list[tuple[int, int, Future[None]]]:
+        """Forget those that are done, raise the first error of these, and return the others."""
+        done = [each[2] for each in self._pending if each[2].done()]
+        self._pending = [each for each in self._pending if each[2] not in done]
+        for future in done:
+            future.result()
+        return self._pending
+
+    def close(self) -> None:
+        """End, without those that have not begun."""
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
 
 
 def _store(array: "zarr.Array[Any]", start: int, values: npt.NDArray[Any]) -> None:
@@ -807,8 +863,9 @@ class _Column:
 class _Build:
     """A pool that is being written; `rows` of it are safe."""
 
-    def __init__(self, where: Place, group: zarr.Group, sizes: Sizes) -> None:
+    def __init__(self, where: Place, group: zarr.Group, sizes: Sizes, *, new: bool = False) -> None:
         self._where = where
+        self._new = new  # so that nothing of an interrupted build lies there
         self._group = group
         self._sizes = sizes
         self._state = description(group)
@@ -859,12 +916,15 @@ class _Build:
         # Written before the rows are: killed and run again, the other source would take them for its own.
         del self._state[APPENDING]
         self._group.attrs[ATTRIBUTE] = self._state
+        _settle(self._group.store)
         return 0
 
-    def append(self, blocks: Iterator[Block], progress: Progress | None, n_new: int | None, begun: int) -> None:
+    def append(
+        self, blocks: Iterator[Block], progress: Progress | None, n_new: int | None, begun: int, indexes: set[str]
+    ) -> None:
         """Write rows after the existing ones; they become visible once all are written and their ids are indexed.
 
-        The first `begun` rows are written already.
+        The first `begun` rows are written already. `indexes` are the names of those that lie there.
         """
         before = self.rows
         # Longer ones hold rows of an interrupted append.
@@ -879,7 +939,7 @@ class _Build:
             raise SourceError("`source` must have at least one row to append, got no rows")
         self._resize(rows)
         index = f"{INDEX}_{rows}"
-        self._write_index(index, rows)
+        self._write_index(index, rows, rest=index in indexes)
         old = self._state.get("index", INDEX)
         self._state.pop(APPENDING, None)
         self._state |= {"n_rows": rows, "source_rows": rows, "index": index, "kinds": self.kinds}
@@ -889,7 +949,8 @@ class _Build:
         self._group.attrs[ATTRIBUTE] = self._state
         self.rows = rows
         # Pools that are open use the previous index: it stays, older ones go.
-        _delete(self._group.store, _own(self._where, set(_indexes(self._where)) - {index, old}))
+        if older := indexes - {index, old}:
+            _delete(self._group.store, _own(self._where, older))
 
     def _note(self, encoded: Encoded, before: int, rows: int) -> None:
         """Write down the rows of an append that are safe, from which it goes on if it is interrupted."""
@@ -942,13 +1003,16 @@ class _Build:
 
     def write_index(self) -> None:
         """Write the sorted index of the ids, and refuse ids that repeat."""
-        self._write_index(INDEX, self.rows)
+        self._write_index(INDEX, self.rows, rest=not self._new)
 
-    def _write_index(self, index: str, n_rows: int) -> None:
+    def _write_index(self, index: str, n_rows: int, *, rest: bool) -> None:
+        """Write an index, and delete the rest of one that an interrupted build or append left."""
         if not self._state["has_ids"]:
             return
-        # The rest of an interrupted build or append.
-        _delete(self._group.store, _own(self._where, [index]), *_index_nodes(index))
+        if rest:
+            _delete(self._group.store, _own(self._where, [index]), *_index_nodes(index))
+        elif isinstance(self._group.store, ZarrObjects) and not self._new:
+            self._group.store.know_deleted(*_index_nodes(index))
         layout = _Layout.of(self._sizes.index_rows, n_rows, self._sizes)
         n_fence = -(-n_rows // layout.chunk_rows)
         fences = _Layout.of(self._sizes.index_rows, n_fence, self._sizes)
@@ -978,6 +1042,10 @@ class _Build:
         """Return the scale of each feature by which the existing rows are stored."""
         array = self._array("scale")
         return read_rows(array, 0, array.shape[0])
+
+    def close(self) -> None:
+        """Write no more, whatever has failed."""
+        self._writes.close()
 
     def complete(self) -> None:
         """Mark the pool as finished."""

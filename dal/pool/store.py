@@ -422,18 +422,18 @@ class Pool:
             described = seen(now)
             if described == self._described and self._group is not None and self.n_rows == described["n_rows"]:
                 return self
-            fingerprint = described.get("fingerprint")
-        else:
-            fingerprint = _digest(now)
+        self.check_same(now)
+        return self if isinstance(now, zarr.Array) else opened_group(self.place, now)
+
+    def check_same(self, now: "zarr.Array[Any] | zarr.Group") -> None:
+        """Raise an error if another pool lies there now."""
+        fingerprint = seen(now).get("fingerprint") if isinstance(now, zarr.Group) else _digest(now)
         if fingerprint != self.fingerprint:
             raise PoolError(
                 f"{self.place} must be the pool that was opened, got another pool or array; restore it, or open the "
                 "pool"
                 " again"
             )
-        if isinstance(now, zarr.Array):
-            return self
-        return opened_group(self.place, now)
 
     def append(
         self,
@@ -1036,13 +1036,22 @@ def opened_group(where: Place, group: zarr.Group) -> Pool:
 
 def _opened(where: Place, held: contextlib.ExitStack, *nodes: str) -> "zarr.Array[Any] | zarr.Group":
     """Open what lies at a place; while `held` is open, an object store is asked once for the metadata of `nodes`."""
+
+    def store() -> Any:  # noqa: ANN401 - as `for_zarr`
+        found = for_zarr(where)
+        if isinstance(found, ZarrObjects):
+            held.enter_context(found.remembering(*nodes))
+        return found
+
+    return opened_at(where, store)
+
+
+def opened_at(where: Place, store: Callable[[], Any]) -> "zarr.Array[Any] | zarr.Group":
+    """Open what lies at a place, for reading, by the place as Zarr takes it."""
     try:
         if isinstance(where, Path) and (archive := _archive_of(where)) is not None:
             return _opened_within(archive, "/".join(where.relative_to(archive).parts))
-        store = for_zarr(where)
-        if isinstance(store, ZarrObjects):
-            held.enter_context(store.remembering(*nodes))
-        return zarr.open(store, mode="r")
+        return zarr.open(store(), mode="r")
     except PoolError:
         raise
     except FileNotFoundError as error:

@@ -294,6 +294,19 @@ class Objects:
                 raise Unconditional(self.text) from None
             raise self._failed("written", name, error) from None
 
+    async def create(self, name: str, data: bytes) -> bool:
+        """Write a small object unless there is another; return whether it is this one that is there now."""
+        try:
+            if await self.put_if(name, data, None) is not None:
+                return True
+            found = await self.get(name)  # its own, where the answer to a write that succeeded was lost
+            return found is not None and bytes(found) == data
+        except Unconditional:
+            if await self.get(name) is not None:
+                return False
+            await self.put(name, data)
+            return True
+
     async def delete(self, names: Iterable[str]) -> None:
         """Delete objects by their exact names, several at a time; those that are gone are no error."""
         import obstore

@@ -1,18 +1,27 @@
 """The view that Zarr takes of the objects below a URL."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
 from dal.errors import StoreError
-from dal.stores.objects import Objects, wait
+from dal.stores.objects import Objects, begun
 
 _NODE = "zarr.json"
 _NODES_OF_OLD = (".zarray", ".zgroup", ".zattrs", ".zmetadata")
+
+
+Found = dict[str, Any]
+"""Metadata by key: bytes, None where there is none, or the error with which a store refused to say."""
+
+
+class BegunMeanwhile(Exception):
+    """A root that was not there when it was looked for is there now."""
 
 
 class _Shared:
@@ -20,6 +29,7 @@ class _Shared:
 
     def __init__(self) -> None:
         self.metadata: dict[str, bytes | None] | None = None
+        self.behind: dict[str, Future[None]] = {}
         self.may_write: Callable[[], None] = lambda: None
 
 
@@ -50,10 +60,14 @@ class ZarrObjects(Store):
 
     @contextmanager
     def remembering(self, *nodes: str) -> Iterator[None]:
-        """Ask for the metadata of each node once in the context, and write it only where it changes.
+        """Ask for the metadata of each node once in the context, and write it behind, only where it changes.
 
         Zarr asks for the same small files again and again, one after another, and each is a delay of the network. For
         a context in which nobody else writes them, or in which one moment is wanted.
+
+        A write of metadata is begun, and waited for by the next write of the root's, which tells readers of the rest;
+        by `settle`; and by the end of the context. The first metadata of a root is written at once, unless there are
+        some by then.
 
         Parameters
         ----------
@@ -64,23 +78,58 @@ class ZarrObjects(Store):
         try:
             self.remember(*nodes)
             yield
+            self.settle()
         finally:
+            with suppress(Exception):  # the error that ended the context is the one to tell
+                self.settle()
             self._shared.metadata = None
 
     def remember(self, *nodes: str) -> None:
         """Ask for the metadata of these nodes together; again, where it is known."""
-        names = [f"{node}/{_NODE}".lstrip("/") for node in nodes]
+        self.know(self.asking(*nodes))
 
-        async def ask() -> None:
+    def asking(self, *nodes: str, old: bool = False) -> "Future[Found]":
+        """Begin to ask for the metadata of these nodes, for `know`; if `old`, for a root's of Zarr's format 2 too."""
+        names = [f"{node}/{_NODE}".lstrip("/") for node in nodes] + list(_NODES_OF_OLD) * old
+
+        async def ask() -> Found:
             found = await asyncio.gather(*map(self.objects.get, names), return_exceptions=True)
-            for name, each in zip(names, found, strict=True):
-                if not isinstance(each, BaseException):
-                    self._note(name, each)
-                # A store may refuse to say of an object that is not there; where it is needed, it is asked again.
-                elif not isinstance(each, StoreError) or each.transient:
-                    raise each
+            return dict(zip(names, found, strict=True))
 
-        wait(ask())
+        return begun(ask())
+
+    def know(self, asked: "Future[Found]") -> None:
+        """Remember the metadata that were asked for."""
+        for name, each in asked.result().items():
+            if not isinstance(each, BaseException):
+                self._note(name, each)
+            # A store may refuse to say of an object that is not there; where it is needed, it is asked again.
+            elif not isinstance(each, StoreError) or each.transient:
+                raise each
+
+    def know_deleted(self, *nodes: str) -> None:
+        """Remember that nothing is there under these nodes, because this process found or left it so."""
+        for node in nodes:
+            self._note(f"{node}/{_NODE}", None)
+
+    def settle(self) -> None:
+        """Wait for the writes of metadata that were begun, and raise the first error."""
+        begun_before, self._shared.behind = self._shared.behind, {}
+        failed = [error for each in begun_before.values() if (error := each.exception()) is not None]
+        if failed:
+            raise failed[0]
+
+    def _write_behind(self, key: str, write: Callable[[], Awaitable[None]]) -> None:
+        behind = self._shared.behind
+        # The root's tell of the rest; others follow their own earlier ones alone.
+        before = [each for name, each in behind.items() if key in (name, _NODE)]
+
+        async def in_turn() -> None:
+            for each in before:
+                await asyncio.wrap_future(each)
+            await write()
+
+        behind[key] = begun(in_turn())
 
     @contextmanager
     def writing_if(self, may_write: Callable[[], None]) -> Iterator[None]:
@@ -152,11 +201,19 @@ class ZarrObjects(Store):
     async def set(self, key: str, value: Any) -> None:  # noqa: ANN401
         """Write an object."""
         self.refuse_writing()
-        data = value.as_numpy_array()
-        if (known := self._known(key)) is not None and known[0] == bytes(data):
+        data, known = value.as_numpy_array(), self._known(key)
+        if known is None:
+            await self.objects.put(key, data)
+            self._note(key, data)
+        elif known[0] == bytes(data):
             return
-        await self.objects.put(key, data)
-        self._note(key, data)
+        elif key == _NODE and known[0] is None:
+            if not await self.objects.create(key, bytes(data)):
+                raise BegunMeanwhile(self.objects.text)
+            self._note(key, data)
+        else:
+            self._note(key, data)
+            self._write_behind(key, lambda: self.objects.put(key, data))
 
     async def set_if_not_exists(self, key: str, value: Any) -> None:  # noqa: ANN401
         """Write an object unless it is there."""
@@ -165,12 +222,14 @@ class ZarrObjects(Store):
         if known is None:
             await self.objects.put(key, data, if_absent=True)
         elif known[0] is None:
-            await self.objects.put(key, data, if_absent=True)
             self._note(key, data)
+            self._write_behind(key, lambda: self.objects.put(key, data, if_absent=True))
 
     async def delete(self, key: str) -> None:
         """Delete an object."""
         self.refuse_writing()
+        if key in self._shared.behind:
+            await asyncio.wrap_future(self._shared.behind[key])
         await self.objects.delete([key])
         self._note(key, None)
 
