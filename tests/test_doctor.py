@@ -143,6 +143,7 @@ def alone(environment: dict[str, str], memory: int) -> Callable[[Facts], Facts]:
         (worker(memory_limit=0), "advice", "10.0.0.2", "no memory limit"),
         (machine(memory=700 * MIB), "fault", "10.0.0.2", "the machine has 700"),
         (machine(memory=3072 * MIB), "advice", "10.0.0.2", "4,096 MiB"),
+        (home(candidates=9000 * MIB), "fault", "here", "9,000 MiB in the coordinator"),
         (worker(threads=4), "advice", "10.0.0.2", "4 threads"),
         (worker(has_nanny=False), "advice", "10.0.0.2", "nanny"),
         (worker(environment=VARIABLES | {"OMP_NUM_THREADS": "16"}), "advice", "10.0.0.2", "OMP_NUM_THREADS is 16"),

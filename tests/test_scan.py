@@ -28,7 +28,7 @@ from dal.errors import ChunkError, ClusterError, LearnerError, SettingsError
 from dal.learners.learner import Learner
 from dal.learners.models import Model, dropout_masks
 from dal.pool import Pool
-from dal.scan import Cells, Journal, Limits, Progress, Scan, hosts, plan, sample_codebook, scan
+from dal.scan import Cells, Journal, Limits, Progress, Scan, driver, hosts, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
 from dal.scan.journal import decode, encode
 from dal.scan.merge import Best
@@ -364,6 +364,22 @@ def test_embeddings_come_from_the_pass_that_scores_and_are_counted_in_a_workers_
     narrow, wide = (hosts.worker_bytes(pool, replace(order, inner=each), 4, model) for each in (0, 50))
     assert wide.holding - narrow.holding == 3 * 4 * 50 * order.capacity.rows
     assert wide.scoring - narrow.scoring == 2 * 4 * 50 * 1024
+
+
+def test_more_candidates_than_the_coordinator_has_memory_for_are_refused(
+    pools: dict[str, Pool], models: dict[str, Model]
+) -> None:
+    pool, model, strategy = pools["built"], models["embedding"], Strategy.named("badge")
+    codebook = sample_codebook(pool, strategy.capacity(40, N).cells, 3)
+    order = driver._order(pool, model, strategy, 40, 0, 0, codebook, Limits())
+    need = driver.memory_here(pool, order, strategy, model)
+    assert need < driver.memory_here(pool, replace(order, inner=order.inner + 50), strategy, model)
+    with pytest.raises(SettingsError, match=rf"{order.capacity.rows:,} candidates.*shortlist.*than {order.inner} "):
+        run(pool, model, strategy, codebook, limits=Limits(coordinator_bytes=need - 1))
+    found = run(pool, model, strategy, codebook, limits=Limits(coordinator_bytes=need)).candidates
+    assert found.nbytes <= need <= 20 * found.nbytes
+    wide = replace(order, capacity=Capacity(10**9, 0, 0))
+    assert driver.memory_here(pool, wide, strategy, model) < 2**28, "no more than all records"
 
 
 def test_an_embedding_of_another_width_than_it_says_is_refused_before_a_campaign() -> None:

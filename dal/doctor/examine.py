@@ -32,6 +32,7 @@ from dal.errors import ClusterError, DalError
 from dal.learners.models import Model
 from dal.places import Url
 from dal.pool import Pool
+from dal.scan.driver import memory_here, with_wanted
 from dal.scan.hosts import worker_bytes
 from dal.scan.plan import WorkerBytes, tile_rows
 from dal.scan.worker.kernel import Order
@@ -125,7 +126,8 @@ def _home(directory: Path | None, pool: str | None) -> _Found:
         opened = Pool.open(pool)
     except DalError as error:
         return _Found(Home({"pool": str(error)}, pool=pool))
-    return _Found(Home(pool=opened.path), opened, predicted(opened, Strategy.named("default"), k=100, n_classes=2))
+    need, here = predicted(opened, Strategy.named("default"), k=100, n_classes=2)
+    return _Found(Home(pool=opened.path, candidates=here), opened, need)
 
 
 def _of_campaign(directory: Path) -> _Found:
@@ -137,7 +139,7 @@ def _of_campaign(directory: Path) -> _Found:
         # On such a disk the campaign is refused, which is a finding of its own.
         return _Found(home if network else replace(home, troubles={"campaign": str(error)}))
     troubles: dict[str, str] = {}
-    pool, need, objects = None, None, None
+    pool, need, here, objects = None, None, 0, None
     try:
         pool = pool_of(campaign)
     except DalError as error:
@@ -153,13 +155,14 @@ def _of_campaign(directory: Path) -> _Found:
         settings = campaign.settings
         strategy = Strategy.named(settings.strategy, settings.explore)
         wanted = settings.batch_size + math.ceil(settings.labelling.reserve * settings.batch_size)
-        need = predicted(pool, strategy, wanted, len(settings.classes), _last_model(campaign))
+        need, here = predicted(pool, strategy, wanted, len(settings.classes), _last_model(campaign))
         if strategy.capacity(wanted, pool.n_rows).cells:
             objects = campaign.objects
     home = replace(
         home,
         troubles=troubles | _database(campaign),
         pool=campaign.settings.pool,
+        candidates=here,
         store="" if objects is None else objects.place,
         needed=0 if pool is None or campaign.settings.storage.store or objects is None else 2 * pool.n_rows,
         **_server(campaign),
@@ -180,8 +183,10 @@ def _last_model(campaign: CampaignStore) -> Model | None:
         return None
 
 
-def predicted(pool: Pool, strategy: Strategy, k: int, n_classes: int, model: Model | None = None) -> WorkerBytes:
-    """Predict the memory that a scan for a batch takes in a worker, before there is a scan.
+def predicted(
+    pool: Pool, strategy: Strategy, k: int, n_classes: int, model: Model | None = None
+) -> tuple[WorkerBytes, int]:
+    """Predict the memory that a scan for a batch takes in a worker, and its candidates here, before there is a scan.
 
     Parameters
     ----------
@@ -195,8 +200,8 @@ def predicted(pool: Pool, strategy: Strategy, k: int, n_classes: int, model: Mod
     """
     capacity = strategy.capacity(k, pool.n_rows)
     tile = tile_rows(pool.n_features, model.tile_rows if model else None)
-    order = Order(strategy.scorer, capacity, tile, 0, 0, None, carry=True)
-    return worker_bytes(pool, order, n_classes, model)
+    order = with_wanted(Order(strategy.scorer, capacity, tile, 0, 0, None, carry=True), model, strategy)
+    return worker_bytes(pool, order, n_classes, model), memory_here(pool, order, strategy, model)
 
 
 def _database(campaign: CampaignStore) -> dict[str, str]:

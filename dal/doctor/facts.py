@@ -141,6 +141,8 @@ class Home:
         Seconds that the server's clock is ahead of this process's.
     pool, store : str
         Their places.
+    candidates : int
+        Bytes that the candidates of a scan are predicted to take in the coordinator; 0 without a pool.
     """
 
     troubles: Mapping[str, str] = field(default_factory=dict)
@@ -153,6 +155,7 @@ class Home:
     database_clock_off: float = 0.0
     pool: str = ""
     store: str = ""
+    candidates: int = 0
 
 
 @dataclass(frozen=True)

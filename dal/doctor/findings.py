@@ -148,6 +148,10 @@ def _memory(facts: Facts) -> Iterator[Finding]:
             what = f"the memory limits of its workers come to {limits[host] / _MIB:,.0f} MiB, the machine has"
             yield Finding("advice", host, f"{what} {has / _MIB:,.0f}", "start fewer workers there, or give each less")
     here = facts.machines[0]
+    if here.memory and facts.home.candidates > here.memory:
+        what = f"the candidates of a scan take about {facts.home.candidates / _MIB:,.0f} MiB in the coordinator, it has"
+        change = "set a smaller batch, or run it on a machine with more memory"
+        yield Finding("fault", here.host, f"{what} {here.memory / _MIB:,.0f}", change)
     if not facts.scheduler and here.memory and one * max(1, here.cores) > here.memory:
         most = here.memory // one
         what = f"one worker a core ({here.cores}) takes about {one * here.cores / _MIB:,.0f} MiB in a scan, it has"

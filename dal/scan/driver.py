@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 Rows = npt.NDArray[np.int64]
 
+_ANYWHERE_BYTES = 2**28
+"""Every coordinator has so much memory; of more it is looked up how much there is."""
+
 SAMPLE_ROWS = 20_000
 SAMPLE_BYTES = 128 * 2**20
 """Of the sample in which cells are found; a few copies of it are made."""
@@ -128,7 +131,7 @@ def scan(
     Raises
     ------
     SettingsError
-        If the strategy needs a model or a codebook that is not there.
+        If the strategy needs a model or a codebook that is not there, or more candidates than memory here has room for.
     SpanError
         If a span fails every time; the message names it.
     ClusterError
@@ -143,6 +146,7 @@ def scan(
         order = replace(order, likeness=likeness, capacity=shared(order.capacity, len(likeness.points)))
     if with_features:
         order = replace(order, carry=True)
+    _refuse_too_many(pool, order, strategy, model, limits)
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))
     # A copy: the array that a former pass has opened may have been replaced since.
     used = replace(cells) if cells is not None and order.capacity.cells else None
@@ -213,20 +217,56 @@ def _order(
             " sample_codebook(pool, n_cells, random_state)."
         )
     tile = plan.tile_rows(pool.n_features, model.tile_rows if model else None, limits)
+    order = Order(strategy.scorer, capacity, tile, seed, round, codebook if capacity.cells else None, carry=False)
+    return with_wanted(order, model, strategy)
+
+
+def with_wanted(order: Order, model: Model | None, strategy: Strategy) -> Order:
+    """Return an order with all that the strategy's selector looks at beside scores."""
     carry = strategy.traits.features
     # A score that is a hash asks no model, and a pass of the model would be its whole cost.
     inner = model.embedding_width if model is not None and carry and strategy.score != "random" else 0
-    return Order(
-        strategy.scorer,
-        capacity,
-        tile,
-        seed,
-        round,
-        codebook if capacity.cells else None,
-        carry,
-        inner=inner,
-        proba=_n_proba(strategy, model) if inner else 0,
+    return replace(order, carry=carry, inner=inner, proba=_n_proba(strategy, model) if inner else 0)
+
+
+def memory_here(pool: Pool, order: Order, strategy: Strategy, model: Model | None) -> int:
+    """Predict the memory that the candidates of a pass take in this process, in bytes.
+
+    Parameters
+    ----------
+    pool : Pool
+    order : Order
+    strategy : Strategy
+    model : Model or None
+    """
+    n_classes = len(model.classes) if model else 0
+    return plan.coordinator_bytes(
+        order.capacity,
+        pool.n_rows,
+        replace(order, carry=False).slack,
+        carried=order.inner + plan.proba_numbers(order.proba, n_classes),
+        n_features=pool.n_features if order.carry else 0,
+        added=plan.proba_numbers(_n_proba(strategy, model), n_classes),
     )
+
+
+def _refuse_too_many(pool: Pool, order: Order, strategy: Strategy, model: Model | None, limits: Limits) -> None:
+    """Refuse a pass whose candidates would not fit into the memory of this process, before it begins."""
+    need, has = memory_here(pool, order, strategy, model), limits.coordinator_bytes
+    if has is None:
+        if need <= _ANYWHERE_BYTES:
+            return
+        from distributed.system import MEMORY_LIMIT  # only here: a pass in this process imports nothing of Dask
+
+        has = int(MEMORY_LIMIT)
+    if need > has:
+        rows = min(order.capacity.rows, pool.n_rows)
+        narrower = f", or a network with fewer than {order.inner:,} embeddings" if order.inner else ""
+        raise SettingsError(
+            f"`k` must leave memory for the candidates on the coordinator, which has {has / 2**20:,.0f} MiB, got"
+            f" {rows:,} candidates, which take about {need / 2**20:,.0f} MiB; ask for a smaller batch, a shortlist"
+            f" below {strategy.shortlist}{narrower}, or run the coordinator where there is more memory"
+        )
 
 
 def sample_codebook(pool: Pool, n_cells: int, random_state: int) -> Codebook:

@@ -156,7 +156,7 @@ def worker_bytes(
     """
     order = replace(order, carry=keeps_features(order, pool, limits))
     width = pool.n_features if order.carry else 0
-    beside = order.inner + order.proba * (1 if order.proba == n_classes else 3)  # a class is told by eight bytes
+    beside = order.inner + plan.proba_numbers(order.proba, n_classes)
     return plan.worker_bytes(
         tile=order.tile,
         n_features=pool.n_features,

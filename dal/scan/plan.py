@@ -47,6 +47,8 @@ class Limits:
         Tries of a span that fails.
     probe_seconds : float
         Until a host must have answered, before the pass.
+    coordinator_bytes : int, optional
+        Memory of the coordinator. Default: what its machine, or its container, has.
     """
 
     tile_rows: int = 16_384
@@ -65,6 +67,7 @@ class Limits:
     kept_bytes: int = 128 * 2**20
     attempts: int = 3
     probe_seconds: float = 60.0
+    coordinator_bytes: int | None = None
 
 
 LIMITS = Limits()
@@ -378,6 +381,53 @@ def worker_bytes(
 def candidate_bytes(capacity: Capacity, n_features: int) -> int:
     """Return the most bytes of kept rows: 32 a row, and its features where these are wanted."""
     return capacity.rows * (32 + 4 * n_features)
+
+
+def coordinator_bytes(
+    capacity: Capacity, n_rows: int, slack: float, *, carried: int, n_features: int, added: int
+) -> int:
+    """Predict the memory that the candidates of a pass take in the coordinator.
+
+    Parameters
+    ----------
+    capacity : Capacity
+    n_rows : int
+        Of the pool.
+    slack : float
+        Rows are compressed at this multiple of what that leaves.
+    carried : int
+        Numbers that come along with a candidate of a span: embeddings of a network, probabilities.
+    n_features : int
+        Of the pool, where these are wanted in the end; else 0.
+    added : int
+        Numbers of a candidate that are asked for in the end.
+
+    Examples
+    --------
+    >>> wanted = {"carried": 0, "n_features": 128, "added": 0}
+    >>> coordinator_bytes(Capacity(10_000, 0, 0), 10**7, 4.0, **wanted) // 2**20
+    10
+    >>> coordinator_bytes(Capacity(10_000, 0, 0), 100, 4.0, **wanted) // 2**10
+    106
+    """
+    rows = min(capacity.rows, n_rows)
+    most = min(int(slack * capacity.rows) + 1024, n_rows)
+    one = candidate_bytes(Capacity(1, 0, 0), carried)
+    # Compressing copies what the order of all looks at, and all of those that stay.
+    merging = most * (one + candidate_bytes(Capacity(1, 0, 0), 0)) + rows * one
+    # The features come from several places, and are joined.
+    return max(merging, rows * (2 * one + 2 * 4 * (n_features + added)))
+
+
+def proba_numbers(n_proba: int, n_classes: int) -> int:
+    """Return the numbers of four bytes that hold some class probabilities of a candidate.
+
+    Examples
+    --------
+    >>> proba_numbers(10, 10), proba_numbers(10, 100)
+    (10, 30)
+    """
+    return n_proba * (1 if n_proba == n_classes else 3)  # a class is told by eight bytes
 
 
 def remaining(n_rows: int, done: Sequence[Interval]) -> list[Interval]:
