@@ -1044,7 +1044,7 @@ class _Build:
         return read_rows(array, 0, array.shape[0])
 
     def close(self) -> None:
-        """Write no more, whatever has failed."""
+        """Write no more."""
         self._writes.close()
 
     def complete(self) -> None:

@@ -99,7 +99,7 @@ class ZarrObjects(Store):
         return begun(ask())
 
     def know(self, asked: "Future[Found]") -> None:
-        """Remember the metadata that were asked for."""
+        """Keep the metadata that were asked for."""
         for name, each in asked.result().items():
             if not isinstance(each, BaseException):
                 self._note(name, each)
@@ -108,7 +108,7 @@ class ZarrObjects(Store):
                 raise each
 
     def know_deleted(self, *nodes: str) -> None:
-        """Remember that nothing is there under these nodes, because this process found or left it so."""
+        """Keep in mind that nothing is there under these nodes: this process has found or left it so."""
         for node in nodes:
             self._note(f"{node}/{_NODE}", None)
 
