@@ -100,13 +100,10 @@ def test_the_nearest_records_are_found_in_any_layout(
         np.testing.assert_array_equal(other.candidates.embeddings, records[expected])
 
 
-@pytest.mark.parametrize("client", [None, "cluster"])
-def test_the_nearest_that_meet_a_condition(
-    client: str | None, pool: Pool, records: np.ndarray, request: pytest.FixtureRequest
-) -> None:
-    where, chosen = Condition.on("lang = 'de'", pool), client and request.getfixturevalue(client)
+def test_the_nearest_that_meet_a_condition(pool: Pool, records: np.ndarray, cluster: Client) -> None:
+    where = Condition.on("lang = 'de'", pool)
     expected = brute_force(records, NEAREST.capacity(2, N).total, directions=False, step=11)
-    assert found(pool, records, where=where, client=chosen).candidates.rows.tolist() == expected
+    assert found(pool, records, where=where, client=cluster).candidates.rows.tolist() == expected
 
 
 def test_examples_are_searched_for_in_turn(pool: Pool, records: np.ndarray) -> None:
@@ -158,7 +155,7 @@ def distances(pool: Pool, rows: list[int], example: int) -> np.ndarray:
     return np.linalg.norm(space.embed(pool.take(rows)) - space.embed(pool.take([example])), axis=1)
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin"])
+@pytest.mark.parametrize("strategy", ["default", pytest.param("margin", marks=pytest.mark.slow)])
 def test_a_batch_near_an_example(strategy: str, pool: Pool, tmp_path: Path) -> None:
     campaign = made(pool, tmp_path / "c", strategy=strategy)
     first = taken(campaign, like="record 2500")
@@ -193,7 +190,7 @@ def test_a_batch_near_an_example(strategy: str, pool: Pool, tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin"])
+@pytest.mark.parametrize("strategy", [pytest.param("default", marks=pytest.mark.slow), "margin"])
 def test_a_batch_within_a_condition(strategy: str, pool: Pool, tmp_path: Path) -> None:
     campaign = made(pool, tmp_path / "c", strategy=strategy)
     answered(campaign, taken(campaign, where="lang = 'de'"))
@@ -225,6 +222,7 @@ def killed(directory: str, method: str) -> None:
     Campaign.open(directory).next_batch(like="record 2500", share=0.5)
 
 
+@pytest.mark.slow
 def test_killed_or_on_a_cluster_it_gives_the_same_batch(pool: Pool, tmp_path: Path, cluster: Client) -> None:
     batches, begun = {}, made(pool, tmp_path / "begun", strategy="margin")
     answered(begun, taken(begun))

@@ -122,9 +122,11 @@ class Nearest:
     def __call__(self, problem: Problem, k: int) -> Positions:
         """Choose up to `k` candidates."""
         positions = problem.representatives
+        # All of them may stand near labeled records; a search then finds nothing.
+        positions = positions[~problem.near_labeled(positions)]
         turn = rank_within(problem.cells[positions])
         return positions[np.lexsort((positions, turn))[:k]]
 
 
-NEAREST = Strategy(score="random", selector=Nearest(), shortlist=20, explore=0.0)
+NEAREST = Strategy(score="random", selector=Nearest(), shortlist=10, explore=0.0)
 """The strategy of a search by examples; its score is a :class:`Likeness`, its capacity :func:`shared`."""
