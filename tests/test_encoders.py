@@ -231,16 +231,19 @@ def test_a_pool_of_embeddings_has_a_head_as_its_learner(tmp_path: Path, monkeypa
         assert result.exit_code == 0, result.output
         return result.output
 
-    for place, options, named in (
-        (pool, [], "head"),
-        (plain, [], "logistic"),
-        (pool, ["--estimator", "logistic"], "logistic"),
+    for place, options, named, strategy in (
+        (pool, [], "head", "class_coverage"),
+        (plain, [], "logistic", "default"),
+        (pool, ["--estimator", "logistic", "--strategy", "default"], "logistic", "default"),
     ):
         directory = tmp_path / f"{named}-{len(options)}"
-        assert f"learner is {named}" in done("init", directory.name, place.path, "--classes", "no,yes", *options)
-        assert f"estimator {named};" in done("status", directory.name)
-        assert dal.Campaign.open(directory).settings.estimator == named
-    assert dal.Campaign.create("c", pool, ["no", "yes"], batch_size=40).settings.estimator == "head"
+        made = done("init", directory.name, place.path, "--classes", "no,yes", *options)
+        assert f"learner is {named} and strategy {strategy}." in made
+        assert f"estimator {named}; strategy {strategy};" in done("status", directory.name)
+        settings = dal.Campaign.open(directory).settings
+        assert (settings.estimator, settings.strategy) == (named, strategy)
+    settings = dal.Campaign.create("c", pool, ["no", "yes"], batch_size=40).settings
+    assert (settings.estimator, settings.strategy) == ("head", "class_coverage")
     replays = {
         name: dal.compare(pool, y, strategies=["random"], batch_size=40, rounds=1, **how)
         for name, how in (("default", {}), ("head", {"estimator": "head"}), ("logistic", {"estimator": "logistic"}))

@@ -250,7 +250,10 @@ class Settings(_Checked):
         default="",
     )
     strategy: str = _setting(
-        _text, f"Which records are asked: {', '.join(STRATEGIES)}, or one of your own.", default="default"
+        _text_or_none,
+        f"Which records are asked: {', '.join(STRATEGIES)}, or one of your own. By default class_coverage where an"
+        " encoder made the pool's features, else default.",
+        default="",
     )
     batch_size: int = _setting(_integer(1), "Records asked in a round.", default=100)
     random_state: int = _setting(_integer(0), "Same number, same batches.", default=0)

@@ -37,7 +37,8 @@ def init(
     if not named:
         raise click.UsageError("The classes are missing: --classes ham,spam, --class for each, or --classes-from.")
     campaign = Campaign.create(directory, pool_path, named, **grouped(chosen))
-    say(f"Made the campaign {campaign.directory}, whose learner is {campaign.settings.estimator}.")
+    parts = f"whose learner is {campaign.settings.estimator} and strategy {campaign.settings.strategy}"
+    say(f"Made the campaign {campaign.directory}, {parts}.")
     say(f"The first batch: dal next {directory}")
     say(f"To label in a browser: dal serve {directory}, and beside it dal run {directory}")
 

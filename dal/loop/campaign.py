@@ -34,7 +34,7 @@ from dal.pool import Pool
 from dal.scan import Progress
 from dal.scan.driver import sample_rows
 from dal.selection.candidates import usable
-from dal.selection.strategy import Strategy
+from dal.selection.strategy import Strategy, strategy_or_default
 from dal.texts import brief
 
 if TYPE_CHECKING:
@@ -114,7 +114,8 @@ class Campaign(CampaignStore):
             ``logistic``.
         strategy : str or Strategy
             A name as :meth:`dal.Strategy.named` reads it, or an object; a score or selector of your own in it must be a
-            function or class of a module, because settings keep its name.
+            function or class of a module, because settings keep its name. Default: ``class_coverage`` where an encoder
+            made the pool's features, else ``default``.
         stop : str, Criterion, or sequence of these
             Stopping criteria such as ``"max_labels=5000"`` or ``dal.MaxLabels(5000)``, see
             :mod:`dal.evidence.stopping`; any of them ends the campaign.
@@ -139,6 +140,7 @@ class Campaign(CampaignStore):
         elif missing_chunks is not None:
             pool = Pool.open(pool.place, missing_chunks=missing_chunks)
         estimator = chosen_or_default(estimator, pool.encoder)
+        strategy = strategy_or_default(strategy, pool.encoder)
         if explore is None:
             explore = strategy.explore if isinstance(strategy, Strategy) else Settings.explore
         if measuring.stop_set is None:

@@ -26,7 +26,7 @@ from dal.replay.curves import NO_CLASS, Codes, Replay, Rows
 from dal.scan import Progress
 from dal.scores import SLOT as SCORES
 from dal.selection.candidates import usable
-from dal.selection.strategy import SELECTORS, Strategy
+from dal.selection.strategy import SELECTORS, Strategy, strategy_or_default
 
 if TYPE_CHECKING:
     from dal.compute.client import Connectable
@@ -92,7 +92,7 @@ def simulate(
     test: TestSet,
     classes: Sequence[str],
     *,
-    strategy: str | Strategy = "default",
+    strategy: str | Strategy = Settings.strategy,
     estimator: str | BaseEstimator = Settings.estimator,
     trusted: Sequence[str] = Settings.trusted,
     batch_size: int = 50,
@@ -153,6 +153,7 @@ def simulate(
     if rounds < 1:
         raise SettingsError(f"`rounds` must be at least 1, got {rounds}")
     classes, estimator = names_of(classes), chosen_or_default(estimator, pool.encoder)
+    strategy = strategy_or_default(strategy, pool.encoder)
     test = test.coded(classes)
     ask, unknown = _asking(y, pool, classes)
     names = np.array(classes, dtype=object)

@@ -357,6 +357,21 @@ _NAMED: Mapping[str, Strategy] = {
 }
 
 
+def strategy_or_default(strategy: str | Strategy, encoder: str | None) -> str | Strategy:
+    """Return the strategy that was chosen; where none was, the name of the one that suits the pool.
+
+    Parameters
+    ----------
+    strategy : str or Strategy
+        Empty where none was chosen.
+    encoder : str or None
+        The id of the encoder that made the pool's features: they are embeddings where there is one.
+    """
+    if isinstance(strategy, str) and not strategy:
+        return "default" if encoder is None else "class_coverage"
+    return strategy
+
+
 STRATEGIES: tuple[str, ...] = (*_NAMED, *scores.NAMES)
 """The names :meth:`Strategy.named` knows."""
 
