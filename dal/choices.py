@@ -19,7 +19,7 @@ FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
 
 STRATEGIES = (
     *("default", "coverage", "power", "weighted_kmeans", "badge", "cluster_margin", "k_center", "stratified"),
-    *("class_coverage", "uncertainty_herding", "dropquery", "bait", "herding", "typiclust"),
+    *("class_coverage", "uncertainty_herding", "dropquery", "bait", "typiclust"),
     *("random", "least_confident", "margin", "ratio", "entropy"),
     *("vote_entropy", "bald", "expected_gradient_length", "dropout"),
 )

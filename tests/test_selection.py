@@ -808,17 +808,6 @@ class TestDropQuery(WeighingContract):
         assert self.strategy.capacity(100, 10**4) == Capacity(2000, 0, 0)
 
 
-class TestHerding(SelectorContract):
-    strategy = Strategy.named("herding")
-    test_takes_a_hundred_thousand_candidates = None  # the code of another one
-
-    def test_equals_plain_greedy_within_the_median_distance_to_the_nearest(self) -> None:
-        c, labeled = made_candidates(120, seed=8), made_candidates(6, seed=9).embeddings
-        # Later picks are pairs that are each other's only neighbours and tie.
-        picks = slow_facility_location(c, np.ones(120), 12, labeled, median_to_nearest(c.embeddings))
-        assert self.choose(c, 12, labeled) == c.rows[picks].tolist()
-
-
 class TestBait(WeighingContract):
     strategy = Strategy.named("bait")
 

@@ -32,7 +32,6 @@ _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
     "uncertainty_herding": facility_location,  # what differs are the candidates
     "dropquery": methods.weighted_kmeans,  # and the score
     "bait": designs.bait,
-    "herding": designs.herding,
     "typiclust": designs.typiclust,
 }
 

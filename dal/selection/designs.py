@@ -1,12 +1,9 @@
-"""Selectors that look beyond the best by score: at a sample of the pool, at Fisher information, at typical records."""
-
-from dataclasses import replace
+"""Selectors that look at more than scores and distances: at Fisher information, at what is typical."""
 
 import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans, kmeans_plusplus
 
-from dal.selection.facility_location import facility_location
 from dal.selection.order import rank_within, row_hash
 from dal.selection.problem import Floats32, Floats64, Positions, Problem, squared_distances
 
@@ -18,15 +15,6 @@ TYPICAL_AMONG = 20
 """Neighbours whose mean distance tells how typical a record is; this and the two above are the authors' values."""
 _BLOCK_ROWS = 4096
 _BLOCK_ENTRIES = 2**22
-
-
-def herding(problem: Problem, k: int) -> Positions:
-    """Choose what covers the candidates, each of the same weight, within their median distance to the nearest.
-
-    :func:`dal.selection.methods.max_herding` (MaxHerding, Bae et al. 2024) with half its bandwidth, and without its
-    care for columns with a long tail, which embeddings do not have.
-    """
-    return facility_location(replace(problem, stretch=0.5), k)
 
 
 def bait(problem: Problem, k: int) -> Positions:

@@ -54,8 +54,6 @@ class Problem:
         Class codes of the probabilities; None where they are those of all classes.
     codes : ndarray of shape (n_labeled,), int64
         Classes of the labeled records; -1 where none is known, or the selector does not look at classes.
-    stretch : float
-        The bandwidth is this many times as wide as usual.
     labeled_proba : ndarray of shape (n_labeled, n_classes), float32, or None
         Class probabilities of those; NaN of a record that the learner is not given.
     """
@@ -74,7 +72,6 @@ class Problem:
     crowd: int = 10
     classes: Positions | None = None
     codes: Positions = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    stretch: float = 1.0
     labeled_proba: Floats32 | None = None
 
     def __len__(self) -> int:
@@ -101,7 +98,7 @@ class Problem:
             width = max(self._median_to_nearest(self.labeled, np.arange(len(self.labeled))), self.crowding(self.crowd))
         else:
             width = 2.0 * self._median_to_nearest(self.embeddings[self.distinct], self.rows[self.distinct])
-        return max(self.stretch * width, self.least_bandwidth) or 1.0
+        return max(width, self.least_bandwidth) or 1.0
 
     def _median_to_nearest(self, points: Floats32, names: Rows) -> float:
         if len(points) < 2:

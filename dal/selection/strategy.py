@@ -46,7 +46,6 @@ BuiltIn = Literal[
     "uncertainty_herding",
     "dropquery",
     "bait",
-    "herding",
     "typiclust",
 ]
 
@@ -139,8 +138,7 @@ TRAITS: Mapping[BuiltIn, Traits] = {
     "uncertainty_herding": Traits(sampled=True, directions=True),
     "dropquery": Traits(directions=True),
     "bait": Traits(proba=True, sampled=True, directions=True),
-    "herding": Traits(weighs=False, spread=True, directions=True),
-    "typiclust": Traits(weighs=False, spread=True, directions=True),
+    "typiclust": Traits(weighs=False, spread=True),
 }
 
 
@@ -352,7 +350,6 @@ _NAMED: Mapping[str, Strategy] = {
     "uncertainty_herding": Strategy("margin", "uncertainty_herding"),
     "dropquery": Strategy("dropout", "dropquery", shortlist=20),
     "bait": Strategy("margin", "bait"),
-    "herding": Strategy("random", "herding"),
     "typiclust": Strategy("random", "typiclust"),
 }
 
