@@ -1,10 +1,14 @@
 """Pools of encoded records: what is encoded, once, in which batches, and what becomes of what cannot be."""
 
 import base64
+import contextlib
 import io
 import json
 import logging
+import math
 import multiprocessing
+import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Callable, Sequence
@@ -28,13 +32,16 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.pipeline import make_pipeline
 
 import dal
+from benchmarks.object_server import running
 from dal.campaign import CampaignStore, Settings
 from dal.cli import main
 from dal.encoders import VectoriserEncoder
 from dal.encoders.named import encoder_named
 from dal.errors import ClusterError, InputError, SettingsError, SourceError
 from dal.exchange import write_batch
+from dal.places import names_at
 from dal.pool import Pool, Sizes, build, encoded
+from dal.pool.apart import Apart
 from dal.pool.tables import open_table
 from dal.testing import EncoderContract
 from dal.web.records import Records
@@ -122,12 +129,13 @@ def test_a_killed_build_goes_on_from_its_last_whole_unit(tmp_path: Path) -> None
     encoder = Mortal("the end of it", file)
     interrupted(lambda: Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL))
     file.unlink()
+    encoder.log.unlink()
     with pytest.raises(SourceError, match="group_rows"):
         Pool.build(source, place, ids="id", text="text", encoder=encoder)
     pool = Pool.build(source, place, ids="id", text="text", encoder=encoder, sizes=SMALL)
-    again = {text for batch in encoder.batches for text in batch}
+    again = {text for batch in encoder.noted() for text in batch}
     assert "the end of it" in again
-    assert len(encoder.batches) < 30, "what was safe is not encoded again"
+    assert len(encoder.noted()) < 30, "what was safe is not encoded again"
     sizes = Sizes(group_texts=SMALL.group_texts)
     whole = Pool.build(
         source, tmp_path / "whole.zarr", ids="id", text="text", encoder=Mortal("none", file), sizes=sizes
@@ -153,11 +161,11 @@ def test_a_killed_append_goes_on_from_its_last_whole_unit(tmp_path: Path, monkey
     interrupted(lambda: pool.append(new, encoder=encoder, sizes=SMALL))
     file.unlink()
     assert pool.refreshed() is pool, "it has its old rows"
-    encoder.batches.clear()
+    encoder.log.unlink()
     done: list[int] = []
     longer = pool.append(new, encoder=encoder, progress=lambda rows, _: done.append(rows), sizes=SMALL)
     assert done[0] > 256
-    assert len(encoder.batches) < 30, "what was safe is not encoded again"
+    assert len(encoder.noted()) < 30, "what was safe is not encoded again"
     np.testing.assert_array_equal(longer.read(0, 600), whole.read(0, 600))
     assert longer.record_ids([100, 599]) == ["r100", "r599"]
     assert longer.display([450]) == {"text": [more[350]]}
@@ -172,10 +180,60 @@ def test_a_killed_append_goes_on_from_its_last_whole_unit(tmp_path: Path, monkey
         patch.setattr(build, "sorted_entries", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             pool.append(other, encoder=encoder, sizes=SMALL)
-    encoder.batches.clear()
+    encoder.log.unlink()
     again = pool.append(new, encoder=encoder, sizes=SMALL)
     np.testing.assert_array_equal(again.read(0, 600), whole.read(0, 600))
-    assert sum(map(len, encoder.batches)) == 498
+    assert sum(map(len, encoder.noted())) == 498
+
+
+DEADLY = """
+import sys
+from pathlib import Path
+from dal.pool import Pool, Sizes
+from tests.toy_encoders import Mortal
+encoder = Mortal("the end of it", Path(sys.argv[3]))
+encoder.batch_size = 2
+Pool.build(sys.argv[1], sys.argv[2], ids="id", text="text", encoder=encoder, sizes=Sizes(group_texts=2))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stored", [False, True])
+def test_records_that_kill_their_process_are_named_when_the_build_is_run_again(
+    stored: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values: list[str | None] = [*texts(40)]
+    deadly = [1] if stored else [1, 30]
+    for row in deadly:
+        values[row] = "the end of it"
+    source, file, folder = table(tmp_path / "texts.parquet", values), tmp_path / "deadly", tmp_path / "new"
+    file.touch()
+    encoder = Mortal("the end of it", file)
+    encoder.batch_size = 2
+    how: dict[str, Any] = {"encoder": encoder, "sizes": Sizes(group_texts=2)}
+    with contextlib.ExitStack() as stack:
+        place: Any = folder / "pool.zarr"
+        if stored:
+            place = "s3://bucket/pool.zarr"
+            for name, value in stack.enter_context(running()).environment().items():
+                monkeypatch.setenv(name, value)
+        # Not a fork: the threads of the store's client may be at work here.
+        command = [sys.executable, "-c", DEADLY, str(source), str(place), str(file)]
+        assert subprocess.run(command, cwd=Path(__file__).parents[1], check=False).returncode == -9
+        with caplog.at_level(logging.WARNING):
+            pool = Pool.build(source, place, ids="id", text="text", **how)
+        assert [(row, name) for row, name, _ in pool.unencoded["named"]] == [(row, f"r{row}") for row in deadly]
+        assert "ended the process" in pool.unencoded["named"][0][2]
+        assert "r1 " in caplog.text
+        kept = np.delete(np.arange(40), deadly)
+        np.testing.assert_array_equal(pool.take(kept)[:, :6], counted([values[row] or "" for row in kept]))
+        assert set(names_at(pool.place)) == {"features", "fields", "ids", "ids_index", "zarr.json"}
+    assert stored or [path.name for path in folder.iterdir()] == ["pool.zarr"]
+
+
+def test_work_in_a_process_apart_tells_its_own_errors() -> None:
+    with contextlib.closing(Apart(math.sqrt, "no number")) as apart, pytest.raises(TypeError, match="sqrt"):
+        apart.receive()
 
 
 def test_an_interrupted_build_is_not_resumed_by_another_encoder(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ and the pool is marked complete.
 
 import contextlib
 import errno
+import fcntl
 import itertools
 import logging
 import os
@@ -59,7 +60,7 @@ from dal.pool.stored import PICTURE, field_path, stored_type
 from dal.pool.tables import ENDINGS, Rows, is_table, open_table
 from dal.pool.texts import Texts
 from dal.stores.lease import Held, Lease
-from dal.stores.objects import begun
+from dal.stores.objects import begun, wait
 from dal.stores.zarr_store import BegunMeanwhile, Found, ZarrObjects
 
 _WRITERS = 16
@@ -68,6 +69,7 @@ _WRITING_BYTES = 260 * 2**20
 _SAVE_SECONDS = 5.0
 """Between two notes in an object store of the rows that are safe: a build that is killed does so much again."""
 
+_ENCODING = "dal.encoding"
 _ARRAYS = ("features", "ids", "fields", "scale")
 _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
 """Names of files that Zarr writes before it renames them."""
@@ -125,6 +127,7 @@ def build(
         scale = None
         if dtype == "int8":
             scale = build.scale() if build else _scale(opened)
+        held.enter_context(_noted(where, store, opened))
         blocks = checked(opened.blocks(start), start, encoder(dtype, scale), build.kinds if build else None)
         if build is None:
             head, n_rows = _head(blocks, opened.n_rows, how.sizes)
@@ -191,6 +194,7 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
         build.encoded = opened if isinstance(opened, Encoded) else None
         start = build.begun()
+        held.enter_context(_noted(where, store, opened))
         blocks = build.checked(opened.blocks(start), start, encode)
         indexes = _indexes(names_at(where) if listed is None else listed.result())
         with build.full_disk_errors():
@@ -315,6 +319,44 @@ def _locked_new(where: Place, store: Any) -> Iterator[None]:  # noqa: ANN401 - a
         if _existing(where, store) is not None:
             raise _begun_meanwhile(where)
         yield
+
+
+@contextlib.contextmanager
+def _noted(where: Place, store: Any, source: Source) -> Iterator[None]:  # noqa: ANN401 - as `for_zarr`
+    """Leave a note while this process encodes; where a process that was killed has left one, encode in another one.
+
+    A record may kill the process that decodes or encodes it, and would kill each one that goes on. The note lies beside
+    a local pool, locked by the process that is at work, and at the root of a pool in an object store.
+    """
+    if not isinstance(source, Encoded) or not source.here:
+        yield
+    elif isinstance(store, ZarrObjects):
+        source.apart = wait(store.objects.get(_ENCODING)) is not None
+        wait(store.objects.put(_ENCODING, b"a process of dal encodes, or was killed"))
+        try:
+            yield
+        finally:
+            wait(store.objects.delete([_ENCODING]))
+    elif isinstance(where, Url):
+        yield
+    else:
+        note = where.with_name(f".{where.name}.encoding")
+        with _creation_errors(where):
+            where.parent.mkdir(parents=True, exist_ok=True)
+            file = note.open("a+b")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # another process is at work, which the pool's own lock will say, or no file can be locked
+                yield
+                return
+            source.apart = file.tell() > 0
+            file.write(f"{os.getpid()}\n".encode())
+            file.flush()
+            try:
+                yield
+            finally:
+                note.unlink(missing_ok=True)
 
 
 def _begun_meanwhile(where: Place) -> PoolError:

@@ -2,11 +2,13 @@
 
 Records are encoded in groups that begin at fixed rows. A text's features depend in their last bits on the texts beside
 it, by the padding of their batch: the same groups give the same bits, whichever row a build is resumed from. While a
-group is encoded, the next one is read and decoded. On a cluster, groups are tasks, and come back in order.
+group is encoded, the next one is read and decoded. On a cluster, groups are tasks, and come back in order. After a
+process that encoded was killed, as by one of its records, the next one has them encoded in a process apart.
 """
 
 import ctypes
 import hashlib
+import itertools
 import logging
 import os
 import pickle
@@ -27,6 +29,7 @@ import numpy.typing as npt
 
 from dal.choices import GPU
 from dal.errors import ClusterError, ClusterLost, DalError, SourceError
+from dal.pool.apart import Apart, Died
 from dal.pool.fields import NAMED, Values, as_field, as_kind
 from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import MAX_FEATURES, Block, Identity, Source
@@ -242,6 +245,14 @@ class Encoded:
         self._held: Any = None
         self._on_gpus: bool | None = None  # decided by the workers that are there when the first task is sent
         self._deadly = 0
+        self._child: Apart | None = None
+        self.apart = False
+        """Whether records are encoded in a process apart, which may die of one; for builds without workers."""
+
+    @property
+    def here(self) -> bool:
+        """Whether this process encodes, and not workers."""
+        return self._client is None
 
     @property
     def identity(self) -> Identity | None:
@@ -350,19 +361,50 @@ class Encoded:
         if self._client is not None:
             yield from self._on_workers(groups)
             return
-        kind = self._records.kind
-        # One group is decoded while another one is encoded; no more are held.
-        with ThreadPoolExecutor(1, "dal-decode") as ahead:
+        if self.apart:
+            yield from self._on_child(groups)
+            return
+        taken: deque[list[Raw]] = deque()
 
-            def following() -> tuple[list[Raw], _Prepared] | None:
-                group = next(groups, None)
-                return None if group is None else (group, _prepared(self._encoder, kind, _records_of(group)))
+        def records() -> Iterator[list[Any]]:
+            for group in groups:
+                taken.append(group)
+                yield _records_of(group)
 
-            waiting = ahead.submit(following)
-            while (found := waiting.result()) is not None:
-                waiting = ahead.submit(following)
-                group, prepared = found
-                yield group, _features(self._encoder, prepared, self.batch_size)
+        for encoded in encode_ahead(self._encoder, self._records.kind, self.batch_size, records()):
+            yield taken.popleft(), encoded
+
+    def _on_child(self, groups: Iterator[list[Raw]]) -> Iterator[tuple[list[Raw], "Group"]]:
+        waiting: deque[list[Raw]] = deque()
+        _log.warning("A process that encoded these records was killed: they are encoded in a process apart.")
+        try:
+            for group in itertools.chain(groups, (None,)):
+                if group is not None:
+                    waiting.append(group)
+                    self._started().send(_records_of(group))
+                while len(waiting) > (group is not None):
+                    try:
+                        yield waiting[0], self._started().receive()
+                        waiting.popleft()
+                    except Died:
+                        self._end_child()
+                        _log.warning("records have ended the process that encoded them: they are tried in parts")
+                        for each in waiting:
+                            yield each, self._rescued(_records_of(each))
+                        waiting.clear()
+        finally:
+            self._end_child()
+
+    def _started(self) -> Apart:
+        if self._child is None:
+            self._shipped = self._shipped or Shipped.of(self._encoder)
+            self._child = Apart(encode_apart, self._shipped, self._records.kind, self.batch_size)
+        return self._child
+
+    def _end_child(self) -> None:
+        if self._child is not None:
+            self._child.close()
+            self._child = None
 
     def _on_workers(self, groups: Iterator[list[Raw]]) -> Iterator[tuple[list[Raw], "Group"]]:
         with _losses("no worker has been there to encode"):
@@ -450,24 +492,36 @@ class Encoded:
             return group, self._rescued(records)
 
     def _rescued(self, records: list[Any]) -> "Group":
-        """Encode records that have ended their workers: in halves, down to the one that does so, which is left out."""
+        """Encode records that have ended a process: in halves, down to the one that does so, which is left out."""
         if (found := self._tried(records)) is not None:
             return found
         if len(records) > 1:
             half = len(records) // 2
             return Group.joined(self._rescued(records[:half]), self._rescued(records[half:]))
-        if (found := self._tried(records)) is not None:  # a worker may die of something else
+        if (found := self._tried(records)) is not None:  # a process may die of something else
             return found
         self._deadly += 1
+        whom = "process" if self._client is None else "workers"
         if self._deadly > self._max_deadly:
             raise ClusterError(
-                f"more than {self._max_deadly} records have ended the workers that encoded them; look at the "
-                "workers' memory and at their logs, then run again: it goes on"
+                f"more than {self._max_deadly} records have ended the {whom} that encoded them; look at the memory and "
+                "at the logs there, then run again: it goes on"
             )
-        return Group(np.empty((1, 0), np.float32), {0: "it has ended the workers that encoded it"}, [None])
+        return Group(np.empty((1, 0), np.float32), {0: f"it has ended the {whom} that encoded it"}, [None])
 
     def _tried(self, records: list[Any]) -> "Group | None":
-        """Encode records on one worker and on no other; return None where it dies meanwhile."""
+        """Encode records in one process and in no other; return None where it dies meanwhile."""
+        if self._client is not None:
+            return self._tried_on_worker(records)
+        try:
+            self._started().send(records)
+            found: Group = self._started().receive()
+        except Died:
+            self._end_child()
+            return None
+        return found
+
+    def _tried_on_worker(self, records: list[Any]) -> "Group | None":
         from concurrent.futures import CancelledError
 
         from distributed import KilledWorker
@@ -630,6 +684,20 @@ def _features(encoder: Any, group: _Prepared, size: int) -> Group:  # noqa: ANN4
     return Group(features, causes, group.shown)
 
 
+def encode_ahead(encoder: Any, kind: Kind, size: int, groups: Iterator[Sequence[Any]]) -> Iterator[Group]:  # noqa: ANN401
+    """Encode groups of records one after another; one is decoded while another one is encoded, no more are held."""
+    with ThreadPoolExecutor(1, "dal-decode") as ahead:
+
+        def following() -> _Prepared | None:
+            records = next(groups, None)
+            return None if records is None else _prepared(encoder, kind, records)
+
+        waiting = ahead.submit(following)
+        while (prepared := waiting.result()) is not None:
+            waiting = ahead.submit(following)
+            yield _features(encoder, prepared, size)
+
+
 def _encode(encoder: Any, batch: list[Any]) -> Floats32:  # noqa: ANN401
     try:
         found = np.asarray(encoder.encode(batch))
@@ -787,8 +855,7 @@ class Shipped:
             packed = cloudpickle.dumps(encoder)
         except Exception as error:  # anybody's object
             raise SourceError(
-                f"`encoder` must be picklable to travel to workers, got {encoder.id}: {error}; name its module, or "
-                "encode in this process"
+                f"`encoder` must be picklable to travel to other processes, got {encoder.id}: {error}; name its module"
             ) from error
         return cls(encoder.id, hashlib.sha256(packed).hexdigest(), packed)
 
@@ -827,6 +894,12 @@ def encode_group(shipped: Shipped, kind: Kind, size: int, records: Sequence[Any]
     prepared = _prepared(encoder, kind, records)
     with lock:
         return _features(encoder, prepared, size)
+
+
+def encode_apart(shipped: Shipped, kind: Kind, size: int, groups: Iterator[Sequence[Any]]) -> Iterator[Group]:
+    """Encode groups of records in a process apart."""
+    encoder, _ = _held(shipped)
+    yield from encode_ahead(encoder, kind, size, groups)
 
 
 def fitting_on(shipped: Shipped, kind: Kind, limit: int) -> int:
