@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import clusters, large, memory, peers, scale, suite, synthetic
+from benchmarks import clusters, large, memory, peers, scale, search, suite, synthetic
 from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
 from dal.scan import plan
 from tests.clusters import own_cluster
@@ -299,3 +299,27 @@ def test_kinds_run_side_by_side_and_a_later_call_goes_on(tmp_path: Path, monkeyp
     assert called(*two) == (1, [("one", "clean"), ("one", "clean"), ("other", "failed")])
     (there / "other-broken").unlink()
     assert called(*two) == (0, [("other", "clean"), ("other", "clean")])
+
+
+def test_what_a_search_saves_is_compared_seed_by_seed() -> None:
+    """A class that is not found by the end counts as found after all labels."""
+
+    def row(share: float, seed: int, *reached: int | None) -> dict[str, object]:
+        found = dict(enumerate(reached))
+        return {
+            "case": "a",
+            "share": share,
+            "seed": seed,
+            "labels": 600,
+            "reached": found,
+            "recall": 0.5,
+            "accuracy": 0.9,
+        }
+
+    rows = [row(0.0, 0, 200, None), row(0.0, 1, 100, 300), row(0.3, 0, 100, 500), row(0.3, 1, 20, 180)]
+    default, searched = (
+        [cell.strip() for cell in line.split("|")[2:-1]] for line in search.table(rows).splitlines()[2:]
+    )
+    assert default[:3] == ["default", "2", "3 of 4"]
+    assert searched[:3] == ["search 0.3", "2", "4 of 4"]
+    assert [cell.split()[0] for cell in (default[3], searched[3], searched[4])] == ["300", "200", "-100"]
