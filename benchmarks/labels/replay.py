@@ -8,9 +8,10 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from time import process_time
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -65,6 +66,8 @@ class Replayed:
         Mean recall over the rare classes on the test set, at each point.
     digest : str
         Of the rows asked, in their order: two replays with the same digest asked the same.
+    cpu_seconds : tuple of (float, float, float)
+        Of this process to fit, to scan and to choose, in each round.
     """
 
     labels: tuple[int, ...]
@@ -73,6 +76,7 @@ class Replayed:
     rare_found: tuple[int, ...]
     rare_recall: tuple[float, ...]
     digest: str
+    cpu_seconds: tuple[tuple[float, float, float], ...] = field(compare=False)
 
 
 class Stage:
@@ -85,7 +89,7 @@ class Stage:
         self.seed = seed
         self.directory = directory
         self._spaces: dict[int, tuple[Codebook, Cells]] = {}
-        self._fits: dict[bytes, Model] = {}
+        self._fits: dict[bytes, tuple[Model, float]] = {}
 
     def space(self, n_cells: int) -> tuple[Codebook, Cells]:
         """Give the codebook of so many cells, and where the cells of the rows are kept once a scan has found them."""
@@ -99,17 +103,19 @@ class Stage:
         codebook, cells = self._spaces[n_cells]
         self._spaces[n_cells] = codebook, replace(cells, write=False)
 
-    def fit(self, rows: Rows, *, committee: bool = False) -> Model | None:
-        """Fit the learner on the labels of these rows; None where they are of one class."""
+    def fit(self, rows: Rows, *, committee: bool = False) -> tuple[Model | None, float]:
+        """Fit the learner on the labels of these rows, and return the CPU seconds; None where they are of one class."""
         rows = np.sort(rows)
         labels = self.world.y[rows]
         if len(np.unique(labels)) < 2:
-            return None
+            return None, 0.0
         name = hashlib.sha256(rows.tobytes()).digest() + bytes([committee])
         if name not in self._fits:
             # What is measured after a batch is what chooses the next one; and all strategies of a seed begin alike.
             self._fits = dict(list(self._fits.items())[:1])
-            self._fits[name] = self.learner.fit(self.world.X[rows], labels, committee=committee)
+            began = process_time()
+            model = self.learner.fit(self.world.X[rows], labels, committee=committee)
+            self._fits[name] = model, process_time() - began
         return self._fits[name]
 
 
@@ -156,6 +162,7 @@ def replay(
         rare_found=tuple(point.rare_found for point in points),
         rare_recall=tuple(point.rare_recall for point in points),
         digest=hashlib.sha256(np.concatenate(batches).tobytes()).hexdigest()[:16],
+        cpu_seconds=tuple(campaign.seconds),
     )
 
 
@@ -168,6 +175,7 @@ class _Campaign:
         self.known = NO_ROWS
         self.round = self.asked = self.explored = 0
         self.n_cells = 0
+        self.seconds: list[tuple[float, float, float]] = []
 
     def begun(self, setup: Setup, start: str) -> Rows:
         if start == "random":
@@ -186,18 +194,19 @@ class _Campaign:
         k = min(batch, stage.pool.n_rows - len(excluded))
         if k <= 0:
             return NO_ROWS
-        strategy, model = self._prepared(excluded)
-        return self._learned(self._chosen(strategy, model, k, batch, excluded))
+        model, seconds = self.stage.fit(excluded, committee=self.strategy.committee)
+        return self._learned(self._chosen(self._strategy(excluded, model), model, k, batch, excluded, seconds))
 
-    def _prepared(self, excluded: Rows) -> tuple[Strategy, Model | None]:
-        model = self.stage.fit(excluded, committee=self.strategy.committee) if len(excluded) else None
+    def _strategy(self, excluded: Rows, model: Model | None) -> Strategy:
         if model is None and len(excluded) and self.strategy.score != "random":
             # All labels are of one class: a campaign goes on by coverage then.
-            return Strategy.named("coverage", self.strategy.explore).cold(), None
-        return self.strategy if model is not None else self.strategy.cold(), model
+            return Strategy.named("coverage", self.strategy.explore).cold()
+        return self.strategy if model is not None else self.strategy.cold()
 
-    def _chosen(self, strategy: Strategy, model: Model | None, k: int, batch: int, excluded: Rows) -> Rows:
-        stage = self.stage
+    def _chosen(
+        self, strategy: Strategy, model: Model | None, k: int, batch: int, excluded: Rows, fitted: float
+    ) -> Rows:
+        stage, began = self.stage, process_time()
         codebook, cells = None, None
         n_cells = self.strategy.n_cells(batch, stage.pool.n_rows)
         if strategy.traits.features:
@@ -216,6 +225,7 @@ class _Campaign:
         )
         if found.summary.wrote_cells:
             stage.cells_are_stored(n_cells)
+        scanned = process_time()
         drawn = self._drawn(strategy, k, excluded)
         taken = np.concatenate([excluded, drawn])
         asked, inner = stage.world.X[taken], None
@@ -240,6 +250,7 @@ class _Campaign:
             asked_codes=self._codes(excluded, drawn, model),
         )
         self.explored += len(drawn)
+        self.seconds.append((fitted, scanned - began, process_time() - scanned))
         return np.array(interleaved(rows.tolist(), drawn.tolist()), dtype=np.int64)
 
     def _codes(self, labeled: Rows, drawn: Rows, model: Model | None) -> Rows:
@@ -277,7 +288,7 @@ class _Point(NamedTuple):
 
 def _measured(stage: Stage, setup: Setup, known: Rows) -> _Point:
     world = stage.world
-    model = stage.fit(known)
+    model, _ = stage.fit(known)
     labels = np.unique(world.y[known])
     predicted = np.full(len(world.test.y), labels[0])
     if model is not None:
