@@ -1,7 +1,8 @@
-"""What the default selector costs, how near it comes to exact greedy, and how it compares with apricot.
+"""What covering candidates costs, how near it comes to exact greedy, and how it compares with apricot.
 
-Candidates are a mixture of 64 clusters, ten for each record of the batch, with uniform random weights and 300 labelled
-records. Time is CPU time of one process: the machine's other work lengthens the wait, and hardly this.
+Candidates are a mixture of 64 clusters, as many for each record of the batch as the strategy has, with uniform random
+weights and 300 labelled records. Of 64 classes each candidate has probabilities of the 16 largest. Time is CPU time of
+one process: the machine's other work lengthens the wait, and hardly this.
 """
 
 import json
@@ -19,14 +20,17 @@ from rich.table import Table
 
 from benchmarks import machine
 from dal.selection.batch import posed, select
-from dal.selection.candidates import Candidates
+from dal.selection.candidates import Candidates, leading
 from dal.selection.facility_location import LEAF_ROWS, Leaf, solve_leaf
 from dal.selection.strategy import Strategy
 
 SIZES = ((1_000, 32), (10_000, 32), (100_000, 32), (10_000, 128))
 """Records of a batch, and width of a record."""
 FLAT_CANDIDATES, FLAT_BATCH = 6_000, 600
-N_LABELED = 300
+N_LABELED, N_CLASSES = 300, 64
+
+CODES = np.arange(N_LABELED) % N_CLASSES
+"""Classes of the labelled records."""
 
 Floats = npt.NDArray[np.floating]
 
@@ -48,27 +52,32 @@ def made(n: int, d: int, seed: int = 0) -> Candidates:
     of = rng.choice(64, n, p=rng.dirichlet(np.ones(64)))
     points = (centers[of] + 0.7 * rng.standard_normal((n, d))) / np.sqrt(d)
     nothing = np.full(n, -1, dtype=np.int64)
-    return Candidates(np.arange(n), rng.uniform(0.01, 1, n), nothing, nothing, points.astype(np.float32))
+    scores = rng.uniform(0.01, 1, n)
+    proba, classes = leading(rng.dirichlet(np.full(N_CLASSES, 0.05), n), 16)
+    return Candidates(np.arange(n), scores, nothing, nothing, points.astype(np.float32), proba, classes=classes)
 
 
-def cost(k: int, d: int, repeats: int) -> Cost:
-    """Time a batch of `k` out of 10 k candidates; the median of a few."""
-    candidates, labeled = made(10 * k, d), made(N_LABELED, d, seed=1).embeddings
+def cost(strategy: Strategy, k: int, d: int, repeats: int) -> Cost:
+    """Time a batch of `k` out of the candidates that the strategy has for it; the median of a few."""
+    n = strategy.shortlist * k
+    candidates, labeled = made(n, d), made(N_LABELED, d, seed=1).embeddings
     seconds = []
     for repeat in range(repeats):
         before = time.process_time()
-        rows = select(candidates, Strategy(), k, labeled, repeat, 0)
+        rows = select(candidates, strategy, k, labeled, repeat, 0, codes=CODES)
         seconds.append(time.process_time() - before)
         if len(rows) != k:
             raise RuntimeError(f"expected {k} records, got {len(rows)}")
     middle = float(np.median(seconds))
-    return Cost(k, d, middle, middle / (10 * k) * 1e6, leaf_megabytes(d, labeled))
+    return Cost(k, d, middle, middle / n * 1e6, leaf_megabytes(strategy, d, labeled))
 
 
-def leaf_megabytes(d: int, labeled: npt.NDArray[np.float32]) -> float:
+def leaf_megabytes(strategy: Strategy, d: int, labeled: npt.NDArray[np.float32]) -> float:
     """Measure the most memory that solving one full leaf takes."""
-    points = made(LEAF_ROWS, d).embeddings
-    leaf = Leaf(points, np.ones(LEAF_ROWS, np.float32), labeled, 1.0, LEAF_ROWS, 0.0)
+    given = made(LEAF_ROWS, d)
+    leaf = Leaf(given.embeddings, np.ones(LEAF_ROWS, np.float32), labeled, 1.0, LEAF_ROWS, 0.0)
+    if strategy.traits.proba:
+        leaf = leaf._replace(codes=CODES, proba=given.proba, classes=given.classes)
     tracemalloc.start()
     solve_leaf(leaf)
     peak = tracemalloc.get_traced_memory()[1]
@@ -76,13 +85,20 @@ def leaf_megabytes(d: int, labeled: npt.NDArray[np.float32]) -> float:
     return peak / 1e6
 
 
-def objective_ratio(d: int) -> float:
+def objective_ratio(strategy: Strategy, d: int) -> float:
     """Give the objective reached, over that of exact greedy on one kernel of all candidates, in double precision."""
     candidates, labeled = made(FLAT_CANDIDATES, d), made(N_LABELED, d, seed=1).embeddings
-    sigma = posed(candidates, Strategy(), labeled, 0, 0).bandwidth
+    sigma = posed(candidates, strategy, labeled, 0, 0).bandwidth
     kernel = rbf(candidates.embeddings, candidates.embeddings, sigma)
-    covered = rbf(candidates.embeddings, labeled, sigma).max(axis=1)
-    rows = select(candidates, Strategy(), FLAT_BATCH, labeled, 0, 0)
+    of_labeled = rbf(candidates.embeddings, labeled, sigma)
+    if strategy.traits.proba:
+        roots = np.zeros((FLAT_CANDIDATES, N_CLASSES))
+        np.put_along_axis(roots, np.asarray(candidates.classes), np.sqrt(np.asarray(candidates.proba)), axis=1)
+        kernel *= roots @ roots.T
+        np.fill_diagonal(kernel, 1.0)
+        of_labeled *= 0.5 + 0.5 * roots[:, CODES]
+    covered = of_labeled.max(axis=1)
+    rows = select(candidates, strategy, FLAT_BATCH, labeled, 0, 0, codes=CODES)
     flat = greedy(kernel, covered, candidates.scores, FLAT_BATCH)
     values = [candidates.scores @ np.maximum(covered, kernel[picks].max(axis=0)) for picks in (rows, flat)]
     return float(values[0] / values[1])
@@ -145,13 +161,17 @@ def against_apricot(n: int, d: int, k: int) -> dict[str, object]:
 
 @click.command("selection")
 @click.option("--sizes", type=(int, int), multiple=True, default=SIZES, help="k and d; may be given several times.")
+@click.option("--strategy", default="default", show_default=True, help="One that covers candidates.")
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--apricot/--no-apricot", default=True, show_default=True)
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the result here.")
-def command(sizes: Sequence[tuple[int, int]], repeats: int, *, apricot: bool, target: Path | None) -> None:
+def command(
+    sizes: Sequence[tuple[int, int]], strategy: str, repeats: int, *, apricot: bool, target: Path | None
+) -> None:
     """Time the choice of a batch, and compare it with exact greedy and with apricot."""
-    ratios = {d: objective_ratio(d) for d in sorted({d for _, d in sizes})}
-    costs = [{**cost(k, d, repeats)._asdict(), "objective_ratio": ratios[d]} for k, d in sizes]
+    chosen = Strategy.named(strategy)
+    ratios = {d: objective_ratio(chosen, d) for d in sorted({d for _, d in sizes})}
+    costs = [{**cost(chosen, k, d, repeats)._asdict(), "objective_ratio": ratios[d]} for k, d in sizes]
     table = Table("k", "d", "CPU s", "CPU us / candidate", "MB / leaf", "objective / exact greedy")
     for row in costs:
         numbers = [f"{row['seconds']:.2f}", f"{row['us_per_candidate']:.1f}", f"{row['leaf_megabytes']:.1f}"]
