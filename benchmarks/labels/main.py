@@ -19,7 +19,7 @@ from benchmarks.labels import published
 from benchmarks.labels.picture import picture
 from benchmarks.labels.replay import Contender, replay, staged
 from benchmarks.labels.sets import SETS, Source
-from benchmarks.labels.statistics import area, labels_to_final, mean_interval, paired
+from benchmarks.labels.statistics import area, labels_to_final, mean_interval, paired, thirds
 from benchmarks.labels.table import protocol_table, tables
 from dal._files import replacing
 from dal.errors import LearnerError
@@ -196,7 +196,10 @@ def _of_curves(replays: Sequence[Mapping], random: Sequence[Mapping]) -> dict:
     # A batch may be short where the candidates are near-duplicates: the labels of a point are then a mean.
     labels = np.mean([each["labels"][:points] for each in replays], axis=0)
     needed = labels_to_final(labels, curves, baseline)
+    parts = np.array([thirds(each["labels"], each["accuracy"]) for each in replays])
+    gains = parts - [thirds(each["labels"], each["accuracy"]) for each in random]
     found: dict = {
+        "thirds_against_random": [mean_interval(each) for each in gains.T],
         "labels": [round(float(each), 1) for each in labels],
         "curve": [round(float(each), 5) for each in curves.mean(axis=0)],
         "points_mean": float(curves.mean()),

@@ -5,6 +5,7 @@ which is larger than any difference between good strategies, cancels.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +35,21 @@ def area(labels: Sequence[float], accuracy: Sequence[float]) -> float:
     """
     x, y = np.asarray(labels, float), np.asarray(accuracy, float)
     return float(np.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def thirds(labels: Sequence[float], accuracy: Sequence[float]) -> tuple[float, float, float]:
+    """Give the area of each third of the budget, divided by the third's width.
+
+    Examples
+    --------
+    >>> [round(each, 3) for each in thirds([10, 40], [0.1, 0.4])]
+    [0.15, 0.25, 0.35]
+    """
+    x, y = np.asarray(labels, float), np.asarray(accuracy, float)
+    ends = np.linspace(x[0], x[-1], 4)
+    points = [np.unique(np.r_[low, x[(x > low) & (x < high)], high]) for low, high in pairwise(ends)]
+    first, second, third = (area(each.tolist(), np.interp(each, x, y).tolist()) for each in points)
+    return first, second, third
 
 
 def labels_to_reach(labels: Floats, accuracy: Floats, target: float) -> float:
@@ -134,7 +150,7 @@ def paired(areas: Floats, others: Floats) -> Paired:
 
     Examples
     --------
-    >>> paired(np.array([0.9, 0.8, 0.7, 0.8]), np.array([0.8, 0.7, 0.7, 0.75])).verdict
+    >>> paired(np.array([0.9, 0.8, 0.7, 0.8]), np.array([0.8, 0.7, 0.6, 0.75])).verdict
     'better'
     """
     differences = areas - others

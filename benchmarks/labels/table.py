@@ -18,6 +18,7 @@ def _table(results: Sequence[Mapping]) -> str:
         "strategy",
         "area",
         "against random",
+        "by third of the budget",
         "against margin",
         "wins / ties / losses",
         "labels to random's final",
@@ -29,6 +30,7 @@ def _table(results: Sequence[Mapping]) -> str:
             each["strategy"],
             f"{each['area']:.4f}",
             _difference(each, "random"),
+            _thirds(each),
             _difference(each, "margin"),
             _tally(each, "margin"),
             _labels(each),
@@ -83,6 +85,15 @@ def _difference(entry: Mapping, rival: str) -> str:
     low, high = against["interval"]
     half = f" ± {(high - low) / 2:.4f}" if low is not None else ""
     return f"{against['difference']:+.4f}{half} {against['verdict']}"
+
+
+def _thirds(entry: Mapping) -> str:
+    if entry["strategy"] == "random" or "thirds_against_random" not in entry:
+        return ""
+    return ", ".join(
+        f"{gain:+.3f}" + (f" ± {(high - low) / 2:.3f}" if low is not None else "")
+        for gain, low, high in entry["thirds_against_random"]
+    )
 
 
 def _tally(entry: Mapping, rival: str) -> str:
