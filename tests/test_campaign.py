@@ -29,6 +29,7 @@ from dal.campaign import (
     CampaignStore,
     ImportCounts,
     Round,
+    Search,
     Settings,
     Storage,
     answers,
@@ -36,6 +37,7 @@ from dal.campaign import (
     schema,
 )
 from dal.campaign.directory import exclusive
+from dal.campaign.examples import Examples
 from dal.campaign.view import View
 from dal.classes import class_flaw
 from dal.errors import (
@@ -638,6 +640,18 @@ def test_a_round_freezes_what_it_is_computed_from(campaign: CampaignStore) -> No
     assert frozen.excluded_digest == hashlib.sha256(excluded.tobytes()).hexdigest()
     assert frozen.parent_model == hashlib.sha256(b"model 1").hexdigest()
     assert campaign.rounds.current == frozen == campaign.rounds.all()[1] == campaign.rounds.get(2)
+
+
+def test_a_round_uses_up_the_marks_that_it_was_frozen_with(campaign: CampaignStore) -> None:
+    marks = Examples(campaign)
+    for row in (7, 5, 7, 9, 9):
+        marks.mark(row, f"id{row}", "ann")
+    marks.unmark(9)
+    assert (set(marks.rows()), marks.count()) == ({5, 7}, 2)
+    search = Search(rows=(5,), examples=((0.1, -2.0),), where="a = 'b'", share=0.3)
+    freeze(campaign, search=search, marked=[5])
+    assert marks.rows() == [7]
+    assert campaign.rounds.get(1).search == search
 
 
 def test_what_comes_after_the_freeze_belongs_to_the_next_round(campaign: CampaignStore) -> None:
