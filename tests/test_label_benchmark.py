@@ -17,9 +17,18 @@ from sklearn.svm import SVC
 from benchmarks.labels import command, published
 from benchmarks.labels.main import planned
 from benchmarks.labels.picture import picture
-from benchmarks.labels.replay import Contender, Replayed, replay, staged
+from benchmarks.labels.replay import ORACLE, Contender, Replayed, replay, staged
 from benchmarks.labels.sets import SETS, Setup, Source, World, embedded
-from benchmarks.labels.statistics import area, labels_to_final, labels_to_reach, mean_interval, paired
+from benchmarks.labels.statistics import (
+    Gains,
+    area,
+    labels_to_final,
+    labels_to_reach,
+    mean_interval,
+    paired,
+    share_closed,
+    thirds,
+)
 from dal import Campaign
 from dal.replay import Replay, TestSet, simulate
 from dal.selection.explore import uniform_rows
@@ -34,6 +43,24 @@ def test_the_area_is_the_mean_height_of_the_curve() -> None:
     # 10 labels wide at a mean of 0.6, then 20 wide at 0.75: (6 + 15) / 30.
     assert area([10, 20, 40], [0.5, 0.7, 0.8]) == pytest.approx(0.7)
     assert area([5, 6], [0.25, 0.75]) == pytest.approx(0.5)
+
+
+def test_thirds_are_areas_of_equal_parts_of_the_budget() -> None:
+    # Ends at 10, 20, 30 and 40 labels; the point at 25 lies within the second third.
+    found = thirds([10, 25, 40], [0.1, 0.4, 0.4])
+    assert found == pytest.approx((0.2, (0.35 * 5 + 0.4 * 5) / 10, 0.4))
+    assert np.mean(found) == pytest.approx(area([10, 25, 40], [0.1, 0.4, 0.4]))
+
+
+def test_the_share_of_the_gap_is_that_of_mean_gains_and_a_mean_over_sets() -> None:
+    first = Gains(np.array([[0.1, 0.0, 0.0], [0.3, 0.0, -0.2]]), np.array([[0.2, 0.1, 0.1], [0.6, 0.1, 0.3]]))
+    second = Gains(np.array([[0.1, 0.1, 0.1]] * 2), np.array([[0.1, 0.2, 0.4]] * 2))
+    assert [each.value for each in share_closed([first], resamples=50)] == pytest.approx([0.5, 0.0, -0.5])
+    both = share_closed([first, second], resamples=500)
+    assert [each.value for each in both] == pytest.approx([0.75, 0.25, -0.125])
+    # Drawn twice the first seed of the first set has a share of 0 in the last third, the second one -2/3.
+    assert both[2][1:] == pytest.approx(((0.25 - 2 / 3) / 2, 0.125))
+    assert both[0][1:] == pytest.approx((0.75, 0.75))
 
 
 @pytest.mark.parametrize(("target", "labels"), [(0.5, 10), (0.3, 10), (0.6, 15), (0.7, 20), (0.75, 40), (0.9, np.inf)])
@@ -90,6 +117,18 @@ def world() -> World:
 
 
 SETUP = Setup(lambda source: world, lambda seed: LogisticRegression(random_state=seed), 12, 12, 4, 2)  # noqa: ARG005
+
+
+@pytest.mark.slow  # sixty batches are chosen
+def test_the_oracle_asks_the_best_batch_that_any_strategy_chooses(world: World) -> None:
+    setup = replace(SETUP, rounds=1)
+    with staged(world, setup, 5) as stage:
+        oracle, *others = (
+            replay(stage, setup, Contender(Strategy.named(name, 0.0), oracle=not number))
+            for number, name in enumerate(("random", *ORACLE))
+        )
+    assert oracle.labels == (12, 24)
+    assert oracle.accuracy[1] >= max(other.accuracy[1] for other in others) > others[0].accuracy[1]
 
 
 def played_both(world: World, setup: Setup, name: str, explore: float = 0.0) -> tuple[Replayed, Replay]:

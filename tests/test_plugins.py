@@ -494,7 +494,6 @@ class TestFacilityLocation(SelectorContract):
     selector = "facility_location"
 
 
-@pytest.mark.usefixtures("example")
 class TestBait(SelectorContract):
     selector = "bait"
 
@@ -506,6 +505,7 @@ class TestTypiClust(SelectorContract):
         return Strategy("random", "typiclust")
 
 
+@pytest.mark.usefixtures("example")
 class TestOneAClassByName(SelectorContract):
     selector = "one_a_class"
 

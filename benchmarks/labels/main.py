@@ -19,21 +19,31 @@ from benchmarks.labels import published
 from benchmarks.labels.picture import picture
 from benchmarks.labels.replay import Contender, replay, staged
 from benchmarks.labels.sets import SETS, Source
-from benchmarks.labels.statistics import area, labels_to_final, mean_interval, paired, thirds
-from benchmarks.labels.table import protocol_table, tables
+from benchmarks.labels.statistics import (
+    Gains,
+    Interval,
+    area,
+    labels_to_final,
+    mean_interval,
+    paired,
+    share_closed,
+    thirds,
+)
+from benchmarks.labels.table import gap_table, protocol_table, tables
 from dal._files import replacing
 from dal.errors import LearnerError
 from dal.learners.learner import Learner
 from dal.scores import OF_GRADIENTS
 from dal.selection.strategy import STRATEGIES, Strategy
 
-PROTOCOL = "lu"
+PROTOCOL, ORACLE = "lu", "oracle"
 CONTENDERS: Mapping[str, Contender] = {
     **{name: Contender(Strategy.named(name, explore=0.0)) for name in STRATEGIES},
     "default, explore 5 %": Contender(Strategy()),
     "default, as shipped": Contender(Strategy(), start="cold"),
+    ORACLE: Contender(Strategy.named("random", explore=0.0), oracle=True),
 }
-"""Strategies by name with the explore share at 0; the default with its 5 %; and that with its own cold start."""
+"""Strategies by name with the explore share at 0; the default with its 5 %; that with its own cold start; an oracle."""
 RIVALS = ("random", "margin", "default")
 """Every strategy is compared with these."""
 
@@ -186,6 +196,32 @@ def entries(known: Cache) -> Iterator[dict]:
         yield {**entry, "replays": ordered}
 
 
+def gaps_closed(known: Cache) -> dict[str, dict[str, tuple[Interval, ...]]]:
+    """Return the share of the gap from random to the oracle that each strategy closes by third of the budget.
+
+    By set, and pooled over the sets on which a strategy, random and the oracle were played; only seeds that all three
+    have.
+    """
+    parts: dict[str, dict[str, Gains]] = {}
+    for (name, strategy), replays in known.items():
+        random, oracle = known.get((name, "random"), {}), known.get((name, ORACLE), {})
+        seeds = sorted(set(replays) & set(random) & set(oracle))
+        if strategy in ("random", ORACLE) or len(seeds) < 2:
+            continue
+        base, most, mine = (
+            np.array([thirds(group[seed]["labels"], group[seed]["accuracy"]) for seed in seeds])
+            for group in (random, oracle, replays)
+        )
+        parts.setdefault(strategy, {})[name] = Gains(mine - base, most - base)
+    return {
+        strategy: {
+            **{name: share_closed([gains]) for name, gains in by_set.items()},
+            "pooled": share_closed(list(by_set.values())),
+        }
+        for strategy, by_set in parts.items()
+    }
+
+
 def _areas(replays: Sequence[Mapping]) -> np.ndarray:
     return np.array([each["area"] if "area" in each else area(each["labels"], each["accuracy"]) for each in replays])
 
@@ -270,6 +306,7 @@ def _listed(value: str | None, known: Iterable[str], default: Sequence[str]) -> 
 @click.command("labels", help="Replay campaigns: how many labels a strategy saves, paired by seed.")
 @click.option("--sets", help="Comma-separated; 'lu' is the published protocol. Default: all.")
 @click.option("--strategies", help="Comma-separated, or separated by ';'. Default: all; random is always played.")
+@click.option("--oracle", is_flag=True, help="Also an oracle, and the share of the gap to it that strategies close.")
 @click.option("--seeds", type=click.IntRange(2), help="Replays of each; default: 10 to 100, by set.")
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of NAME.npz files.")
 @click.option("--json", "json_path", required=True, type=click.Path(dir_okay=False, path_type=Path))
@@ -279,6 +316,7 @@ def _listed(value: str | None, known: Iterable[str], default: Sequence[str]) -> 
 def command(
     sets: str | None,
     strategies: str | None,
+    oracle: bool,
     seeds: int | None,
     data: Path | None,
     json_path: Path,
@@ -288,8 +326,8 @@ def command(
 ) -> None:
     """Play what is missing, and write the file, tables and pictures."""
     console = Console()
-    chosen = _listed(strategies, CONTENDERS, list(CONTENDERS))
-    wanted = list(dict.fromkeys(["random", *chosen]))
+    chosen = _listed(strategies, CONTENDERS, [name for name in CONTENDERS if name != ORACLE])
+    wanted = list(dict.fromkeys(["random", *chosen, *[ORACLE] * oracle]))
     plan = planned(_listed(sets, [*SETS, PROTOCOL], [*SETS, PROTOCOL]), wanted, seeds, data, console)
     known = read(json_path)
     if play:
@@ -303,7 +341,8 @@ def command(
                 write(json_path, known)
     write(json_path, known)
     results = list(entries(known))
-    text = "\n\n".join([*tables([each for each in results if "/" not in each["set"]]), protocol_table(results)])
+    of_sets = [each for each in results if "/" not in each["set"]]
+    text = "\n\n".join([*tables(of_sets), gap_table(gaps_closed(known)), protocol_table(results)])
     console.print(text, markup=False, soft_wrap=True)
     facts = machine.facts()
     console.print(f"{facts['cpu']}, {facts['cores']} cores; {facts['packages']}", markup=False, soft_wrap=True)

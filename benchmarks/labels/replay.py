@@ -25,6 +25,7 @@ from dal.scan import Cells, sample_codebook, scan
 from dal.selection.batch import choose
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
+from dal.selection.order import uniform
 from dal.selection.strategy import Strategy
 
 Rows = npt.NDArray[np.int64]
@@ -42,10 +43,14 @@ class Contender:
     start : {"random", "cold"}
         Whether the first labels are drawn uniformly, the same for all strategies of a seed, or asked by the strategy's
         own cold start.
+    oracle : bool
+        Whether each batch is the best on the test set out of many that other strategies choose; `strategy` is not
+        looked at.
     """
 
     strategy: Strategy
     start: Literal["random", "cold"] = "random"
+    oracle: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def replay(
     on_batch : callable, optional
         Given the rows of each batch.
     """
-    campaign = _Campaign(stage, contender.strategy)
+    campaign = _Oracle(stage, setup) if contender.oracle else _Campaign(stage, contender.strategy)
     batches = [campaign.begun(setup, contender.start)]
     points = [_measured(stage, setup, campaign.known)]
     for _ in range(setup.rounds):
@@ -204,8 +209,16 @@ class _Campaign:
         return self.strategy if model is not None else self.strategy.cold()
 
     def _chosen(
-        self, strategy: Strategy, model: Model | None, k: int, batch: int, excluded: Rows, fitted: float
+        self,
+        strategy: Strategy,
+        model: Model | None,
+        k: int,
+        batch: int,
+        excluded: Rows,
+        fitted: float,
+        held: Rows = NO_ROWS,
     ) -> Rows:
+        """Choose a batch of `k` unlike the excluded records; those held back are not asked either."""
         stage, began = self.stage, process_time()
         codebook, cells = None, None
         n_cells = self.strategy.n_cells(batch, stage.pool.n_rows)
@@ -216,7 +229,7 @@ class _Campaign:
             model,
             strategy,
             k,
-            excluded,
+            np.union1d(excluded, held),
             random_state=stage.seed,
             round=self.round,
             codebook=codebook,
@@ -268,6 +281,53 @@ class _Campaign:
         self.asked += len(batch)
         self.known = np.concatenate([self.known, batch])
         return batch
+
+
+ORACLE = (
+    *("random", "power", "margin", "entropy", "default", "class_coverage", "uncertainty_herding"),
+    *("weighted_kmeans", "badge", "bait", "dropquery", "coverage"),
+)
+"""The strategies whose batches the oracle judges."""
+TURNS = 5
+"""Batches of each: one out of the whole pool, the others out of random halves of it."""
+
+
+class _Oracle(_Campaign):
+    """Asks in each round the batch after which the learner is best on the test set, out of those of all strategies.
+
+    In the manner of BoSS (arXiv 2603.13109), which draws candidate batches out of random parts of the pool.
+    """
+
+    def __init__(self, stage: Stage, setup: Setup) -> None:
+        super().__init__(stage, Strategy.named("random", explore=0.0))
+        self.setup = setup
+
+    def asked_next(self, batch: int) -> Rows:
+        stage, excluded = self.stage, np.sort(self.known)
+        self.round += 1
+        k = min(batch, stage.pool.n_rows - len(excluded))
+        if k <= 0:
+            return NO_ROWS
+        model, seconds = stage.fit(excluded)
+        best, most, judged = NO_ROWS, -1.0, set[bytes]()
+        for name in ORACLE:
+            self.strategy = Strategy.named(name, explore=0.0)
+            for turn in range(TURNS):
+                held = self._held(turn, k)
+                rows = self._chosen(self._strategy(excluded, model), model, k, batch, excluded, seconds, held)
+                if (mark := np.sort(rows).tobytes()) in judged:
+                    continue
+                judged.add(mark)
+                metric = _measured(stage, self.setup, np.concatenate([self.known, rows])).metric
+                if metric > most:
+                    best, most = rows, metric
+        return self._learned(best)
+
+    def _held(self, turn: int, k: int) -> Rows:
+        rows = np.arange(self.stage.pool.n_rows, dtype=np.int64)
+        if not turn or len(rows) - len(self.known) < 2 * k:
+            return NO_ROWS
+        return rows[uniform(rows, self.stage.seed, TURNS * self.round + turn) < 0.5]
 
 
 def _of_each(rows: Iterator[int], world: World, count: int) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from benchmarks.labels.published import PUBLISHED
+from benchmarks.labels.statistics import Interval
 
 
 def tables(results: Sequence[Mapping]) -> list[str]:
@@ -48,6 +49,18 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay rows out; the first column to the left, the others to the right."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def gap_table(shares: Mapping[str, Mapping[str, Sequence[Interval]]]) -> str:
+    """Lay out the shares of the gap to the oracle, one row for each strategy and set."""
+    rows = [
+        [strategy, name, *(f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]" for value, low, high in thirds)]
+        for strategy, by_set in shares.items()
+        for name, thirds in by_set.items()
+    ]
+    headings = ["strategy", "set", *(f"{each} third" for each in ("first", "second", "last"))]
+    title = "**Share of the gap from random to the oracle, %**"
+    return f"{title}\n\n{markdown(headings, rows)}" if rows else ""
 
 
 def protocol_table(results: Sequence[Mapping]) -> str:
