@@ -17,6 +17,7 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.naive_bayes import GaussianNB
@@ -962,3 +963,12 @@ def test_records_so_far_away_that_the_learner_overflows_are_not_asked(tmp_path: 
     found = scan(Pool.build(X, tmp_path / "pool.zarr"), model, Strategy.named("entropy"), 900)
     assert found.summary.tally.invalid_rows.tolist() == [17, 400]
     assert len(found.candidates) == 798
+
+
+def test_dropout_raises_no_value_beyond_what_a_learner_takes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((800, 6)).astype(np.float32)
+    model = Learner(RandomForestClassifier(5, random_state=0), CLASSES).fit(X[:100], np.arange(100) % 4)
+    X[17] = 3e38
+    found = scan(Pool.build(X, tmp_path / "pool.zarr"), model, Strategy.named("dropout"), 900)
+    assert found.candidates.rows.tolist() == list(range(800))

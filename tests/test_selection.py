@@ -19,7 +19,7 @@ from dal.selection.candidates import Candidates, Capacity, leading, shortlist
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.facility_location import LEAF_ROWS
-from dal.selection.order import best_by_key, key_order, power_keys, propensities, row_hash, uniform
+from dal.selection.order import best_by_key, key_order, power_keys, power_masses, propensities, row_hash, uniform
 from dal.selection.problem import DUPLICATE_DISTANCE
 from dal.selection.strategy import STRATEGIES, Strategy
 
@@ -545,6 +545,15 @@ class TestClassCoverage(WeighingContract):
         found = select(given, self.strategy, 30, labeled, 5, 2, codes=None if known == "none" else codes)
         assert found.tolist() == c.rows[picks].tolist()
 
+    def test_equal_records_of_two_classes_do_not_narrow_the_bandwidth(self) -> None:
+        c, labeled = made_candidates(120, seed=3), made_candidates(15, seed=4).embeddings
+        twice, codes = np.concatenate([labeled] * 2), np.repeat([0, 2], 15)
+        problems = [
+            posed(c, self.strategy, *each, 5, 2, codes=of) for each, of in (((labeled,), codes[:15]), ((twice,), codes))
+        ]
+        assert [len(each.labeled) for each in problems] == [15, 30]
+        assert problems[0].bandwidth == problems[1].bandwidth
+
     def test_the_largest_probabilities_with_their_classes_are_as_good_as_all(self) -> None:
         rng = np.random.default_rng(6)
         full = np.zeros((300, 40), np.float32)
@@ -662,6 +671,10 @@ class TestPower(SelectorContract):
             expected.append(rest[0] / sum(rest))
             rest.pop(0)
         np.testing.assert_allclose(propensities(score, beta, float((score**beta).sum() + 3.0)), expected, rtol=1e-9)
+
+    @pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
+    def test_rows_that_are_never_asked_have_no_mass(self, beta: float) -> None:
+        assert power_masses(np.array([0.5, -np.inf, 1.0]), beta).tolist() == [0.5**beta, 0.0, 1.0]
 
     def test_rows_that_are_never_asked_have_no_key(self) -> None:
         keys = power_keys(np.array([0.5, -np.inf, 0.0]), np.array([3, 4, 5]), 2.0, 0, 0)

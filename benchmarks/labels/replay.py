@@ -245,7 +245,7 @@ class _Campaign:
         if model is not None and found.candidates.inner is not None:
             inner = model.predict_embedded(asked)[1]
         proba = None
-        if model is not None and found.candidates.proba is not None and found.candidates.classes is None:
+        if model is not None and strategy.traits.asked_proba:
             proba = model.predict_proba(asked).astype(np.float32)
         rows = choose(
             found.candidates,

@@ -127,7 +127,8 @@ def _scored(
         return scored._replace(predicted=np.searchsorted(model.seen, scored.predicted))
     if name == OF_DROPOUT:
         plain = _scored("margin", model, X)
-        return of_dropout(plain, (_scored("margin", model, X * mask).predicted for mask in dropout_masks(X.shape[1])))
+        masked = (_dropped(X, mask) for mask in dropout_masks(X.shape[1]))
+        return of_dropout(plain, (_scored("margin", model, each).predicted for each in masked))
     if name in OF_ONE_MODEL and model.network is not None:
         with np.errstate(all="ignore"):
             return of_decisions(name, model.network.decisions(X), len(model.classes))
@@ -152,6 +153,14 @@ def dropout_masks(width: int) -> npt.NDArray[np.float32]:
     """
     drawn = np.stack([uniform(np.arange(width), each, 0) for each in range(MASKS)])
     return (drawn >= DROPPED).astype(np.float32) / np.float32(1 - DROPPED)
+
+
+def _dropped(X: npt.NDArray[np.float32], mask: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Multiply records by a mask; values that overflow stay finite, as learners refuse infinite ones."""
+    most = np.finfo(np.float32).max
+    with np.errstate(over="ignore"):
+        masked: npt.NDArray[np.float32] = np.clip(X * mask, -most, most)
+    return masked
 
 
 def needs_members(score: str | Carried) -> bool:

@@ -24,6 +24,9 @@ from dal.selection.strategy import Strategy
 Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
 
+_PREDICTED_AT_ONCE = 8192
+"""Records whose class probabilities are there at a time."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -205,29 +208,31 @@ class Composer:
 
     def _known(self, rows: Rows, X: Floats32, excluded: Rows, candidates: Candidates) -> "_Known":
         """Describe records by all that candidates carry; the excluded ones come first."""
-        return _Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), self._proba(X, candidates))
+        return _Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), self._proba(X))
 
     def _codes(self, excluded: Rows, X: Floats32) -> Rows:
         """Return the classes of excluded and other records: labels as of the freeze, else what the model predicts."""
         codes = np.full(len(X), -1, dtype=np.int64)
-        if self.model is None or not strategy_of(self.current, self.model).traits.proba:
+        if self.model is None or not strategy_of(self.current, self.model).traits.asked_codes:
             return codes
         labels = self.view.labels(self.current.last_answer)
         _, mine, theirs = np.intersect1d(excluded, labels.rows, return_indices=True)
         codes[mine] = labels.codes[theirs]
-        open_ones = np.flatnonzero((codes < 0) & usable(X, missing=self.missing))
-        if len(open_ones):
-            codes[open_ones] = self.model.predict_proba(X[open_ones]).argmax(axis=1)
+        unanswered = np.flatnonzero((codes < 0) & usable(X, missing=self.missing))
+        for start in range(0, len(unanswered), _PREDICTED_AT_ONCE):
+            block = unanswered[start : start + _PREDICTED_AT_ONCE]
+            codes[block] = self.model.predict_proba(X[block]).argmax(axis=1)
         return codes
 
-    def _proba(self, X: Floats32, candidates: Candidates) -> Floats32 | None:
-        """Return probabilities of records where the candidates carry those of all classes; NaN of unusable records."""
-        if self.model is None or candidates.proba is None or candidates.classes is not None:
+    def _proba(self, X: Floats32) -> Floats32 | None:
+        """Return probabilities of records where the strategy looks at these; NaN of unusable records."""
+        if self.model is None or not strategy_of(self.current, self.model).traits.asked_proba:
             return None
         proba = np.full((len(X), len(self.model.classes)), np.nan, np.float32)
-        valid = usable(X, missing=self.missing)
-        if valid.any():
-            proba[valid] = self.model.predict_proba(X[valid])
+        valid = np.flatnonzero(usable(X, missing=self.missing))
+        for start in range(0, len(valid), _PREDICTED_AT_ONCE):
+            block = valid[start : start + _PREDICTED_AT_ONCE]
+            proba[block] = self.model.predict_proba(X[block])
         return proba
 
     def _chosen(
@@ -329,7 +334,7 @@ class _Known(NamedTuple):
     codes : ndarray of int64, shape (n,)
         Classes; -1 where none is known.
     proba : ndarray of float32, shape (n, C), or None
-        Class probabilities, where candidates carry those of all classes; NaN where there are none.
+        Class probabilities, where the strategy looks at these; NaN where there are none.
     """
 
     rows: Rows

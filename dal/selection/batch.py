@@ -15,7 +15,7 @@ from dal.selection.candidates import Candidates, Capacity, shortlist, usable
 from dal.selection.codebook import Codebook
 from dal.selection.facility_location import facility_location
 from dal.selection.order import key_order, power_keys
-from dal.selection.problem import Floats32, Mapper, Positions, Problem, Rows
+from dal.selection.problem import CROWD, Floats32, Mapper, Positions, Problem, Rows
 from dal.selection.strategy import SELECTORS, BuiltIn, Selector, Strategy
 
 _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
@@ -86,10 +86,10 @@ def choose(
     asked_inner : ndarray of shape (n_asked, width), float32, optional
         The learner's own embeddings of the same records, where the candidates carry theirs; NaN where it has none.
     asked_codes : ndarray of shape (n_asked,), int64, optional
-        Their classes, for strategies that look at classes: labels, or predictions where there are none yet; -1 where
+        Their classes, for selectors that look at these: labels, or predictions where there are none yet; -1 where
         neither is known.
     asked_proba : ndarray of shape (n_asked, n_classes), float32, optional
-        Class probabilities of the same records, for selectors that look at probabilities; NaN likewise.
+        Their class probabilities, for selectors that look at these; NaN where the learner gives none.
 
     Returns
     -------
@@ -244,9 +244,9 @@ def posed(
     weights = by_key.weights
     if weights is None:
         weights = np.maximum(by_key.scores, 0.0) if strategy.traits.weighs else np.ones(len(by_key))
-    if codes is None or not strategy.traits.proba:
+    if codes is None or not strategy.traits.asked_codes:
         codes = np.full(len(labeled), -1)
-    # Equal records of different classes all count.
+    # Equal records of different classes all count, where classes do.
     known = np.column_stack([np.asarray(labeled, dtype=np.float32), codes.astype(np.float32)])
     known = known.reshape(len(labeled), by_key.embeddings.shape[1] + 1)
     known, first = np.unique(known, axis=0, return_index=True)
@@ -261,7 +261,7 @@ def posed(
         seed,
         round,
         mapper,
-        crowd=strategy.shortlist,
+        crowd=strategy.shortlist if strategy.traits.drawn else CROWD,
         classes=by_key.classes,
         codes=known[:, -1].astype(np.int64),
         labeled_proba=None if labeled_proba is None else labeled_proba[first],

@@ -23,7 +23,8 @@ _TINY = float(np.finfo(np.float64).tiny)
 class Capacity(NamedTuple):
     """The rows that a scan keeps, fixed before the pass: the best `total`, and the best `per_cell` of each cell.
 
-    ``cells`` is 0 where nothing is stratified. With a ``beta`` the best are those by :func:`power_keys`.
+    ``cells`` is 0 where nothing is stratified. With a ``beta`` the best of all are those by :func:`power_keys`, and
+    those of a cell by score.
     """
 
     total: int
@@ -101,7 +102,7 @@ class Candidates:
 
 
 def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
-    """Cut what a scan kept down to the shortlist: half by score alone, half spread over the cells.
+    """Cut what a scan kept down to the shortlist: half by score alone, half spread over the cells, or drawn.
 
     The quotas of the cells are water-filled: the largest q with sum over cells of min(kept, q) <= share of the total,
     so that small cells are exhausted and a large ambiguous one is capped.

@@ -104,7 +104,7 @@ def power_keys(score: Floats64, rows: Rows, beta: float, seed: int, round: int) 
 
 def power_masses(score: Floats64, beta: float) -> Floats64:
     """Compute the mass of each row in the lottery of :func:`power_keys`: score^beta, and 0 for those never asked."""
-    return np.where(np.isneginf(score), 0.0, np.maximum(score, np.finfo(np.float64).tiny)) ** beta
+    return np.where(np.isneginf(score), 0.0, np.maximum(score, np.finfo(np.float64).tiny) ** beta)
 
 
 def propensities(score: Floats64, beta: float, mass: float) -> Floats64:

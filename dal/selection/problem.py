@@ -21,6 +21,8 @@ Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 DUPLICATE_DISTANCE = 0.1
 """Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
 _BANDWIDTH_SAMPLE = 2000
+CROWD = 10
+"""Candidates that a pick stands for in the usual shortlist."""
 _CROWD_SAMPLE = 256
 _CROWD_ENTRIES = 2**22
 _BLOCK_ROWS = 4096
@@ -40,7 +42,7 @@ class Problem:
     proba : ndarray of shape (n, m), float32, or None
         Class probabilities, where the selector looks at them.
     labeled : ndarray of shape (n_labeled, d), float32
-        Distinct embeddings of the records asked before.
+        Embeddings of the records asked before, equal ones of the same class once.
     adaptive : bool
         Whether the bandwidth is that of the labeled records, where there are any, or that of the candidates.
     seed, round : int
@@ -69,7 +71,7 @@ class Problem:
     round: int
     mapper: Mapper = map
     least_bandwidth: float = 0.0
-    crowd: int = 10
+    crowd: int = CROWD
     classes: Positions | None = None
     codes: Positions = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     labeled_proba: Floats32 | None = None
@@ -91,11 +93,13 @@ class Problem:
         because the distances within copies of one record would collapse it to zero. 1 where there is no distance.
 
         Copies that differ a little, as in a log of events, collapse the distances of labeled records all the same, and
-        with them all diversity. So it is never less than the median distance of a candidate to its tenth neighbour:
-        a pick stands for ten candidates in the usual shortlist.
+        with them all diversity. So it is never less than the median distance of a candidate to its n-th neighbour,
+        where a pick stands for n candidates.
         """
         if self.adaptive and len(self.labeled) > 1:
-            width = max(self._median_to_nearest(self.labeled, np.arange(len(self.labeled))), self.crowding(self.crowd))
+            # Equal records of different classes would be each other's nearest, at no distance.
+            labeled = self.labeled if (self.codes < 0).all() else np.unique(self.labeled, axis=0)
+            width = max(self._median_to_nearest(labeled, np.arange(len(labeled))), self.crowding(self.crowd))
         else:
             width = 2.0 * self._median_to_nearest(self.embeddings[self.distinct], self.rows[self.distinct])
         return max(width, self.least_bandwidth) or 1.0
@@ -115,7 +119,7 @@ class Problem:
         points = self.embeddings[self.distinct]
         sample = points[np.argsort(row_hash(self.rows[self.distinct], self.seed, self.round))[:_CROWD_SAMPLE]]
         step = max(1, _CROWD_ENTRIES // len(points))
-        # The record itself is the nearest of all, so the tenth neighbour has nine and itself before it.
+        # The record itself is the nearest of all, so the n-th neighbour has n - 1 and itself before it.
         squared = [
             np.partition(squared_distances(sample[start : start + step], points), neighbour, axis=1)[:, neighbour]
             for start in range(0, len(sample), step)

@@ -64,9 +64,13 @@ class Traits(NamedTuple):
     cells : bool
         The cell of every candidate, however small the pool.
     proba : bool
-        Class probabilities of the candidates, and, unless `classes` cuts them, of the records asked before.
+        Class probabilities of the candidates.
     classes : int
         The number of these that a candidate carries, the largest ones; 0 for all.
+    asked_proba : bool
+        Class probabilities of the records asked before.
+    asked_codes : bool
+        The classes of the records asked before.
     drawn : bool
         Half of the shortlist drawn in proportion to the scores, the other half the best of the cells in turn.
     sampled : bool
@@ -81,6 +85,8 @@ class Traits(NamedTuple):
     cells: bool = False
     proba: bool = False
     classes: int = 0
+    asked_proba: bool = False
+    asked_codes: bool = False
     drawn: bool = False
     sampled: bool = False
     directions: bool = False
@@ -134,10 +140,10 @@ TRAITS: Mapping[BuiltIn, Traits] = {
     "k_center": Traits(weighs=False, features=True, spread=True, cells=False, proba=False),
     "weighted_kmeans": Traits(weighs=True, features=True, spread=True, cells=False, proba=False),
     "badge": Traits(weighs=True, features=True, spread=True, cells=False, proba=True),
-    "class_coverage": Traits(spread=True, cells=True, proba=True, classes=16, drawn=True, directions=True),
+    "class_coverage": Traits(proba=True, classes=16, asked_codes=True, drawn=True, directions=True),
     "uncertainty_herding": Traits(sampled=True, directions=True),
     "dropquery": Traits(directions=True),
-    "bait": Traits(proba=True, sampled=True, directions=True),
+    "bait": Traits(proba=True, asked_proba=True, sampled=True, directions=True),
     "typiclust": Traits(weighs=False, spread=True),
 }
 
