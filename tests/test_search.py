@@ -262,6 +262,19 @@ def test_a_search_that_comes_late_or_finds_nothing_says_so(
     assert "like" not in chosen_by(campaign, 1)
 
 
+@pytest.mark.parametrize("there", ["here", pytest.param("cluster", marks=pytest.mark.slow)])
+def test_a_condition_that_fails_on_a_record_takes_its_round_back(
+    there: str, pool: Pool, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    client = request.getfixturevalue("cluster") if there == "cluster" else None
+    campaign = made(pool, tmp_path / "c")
+    with pytest.raises(InputError, match=r"overflow.*coalesce"):
+        campaign.next_batch(where="abs(few - 9223372036854775807 - 1) > 0", client=client)
+    assert campaign.rounds.last is None
+    assert len(taken(campaign, client=client).rows) == 20
+    assert campaign.rounds.last.search is None
+
+
 @pytest.mark.parametrize(
     ("like", "share", "word"),
     [

@@ -22,7 +22,7 @@ from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
 from dal.campaign.view import View, one_class
 from dal.compute.workers import Workers
-from dal.errors import LearnerError
+from dal.errors import InputError, LearnerError
 from dal.evidence.stopping import Verdict
 from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
@@ -229,7 +229,10 @@ class Coordinator:
             )
         arrays = candidate_arrays(found.candidates)
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
-        if (searched := self._searched(current, model, codebook, alone)) is not None:
+        # A condition may fail on some record, and would again; an InputError says so.
+        with self._withdrawing(current, on=InputError):
+            searched = self._searched(current, model, codebook, alone)
+        if searched is not None:
             arrays |= {_SEARCHED + name: each for name, each in candidate_arrays(searched.candidates).items()}
             summary["search"] = {"seconds": searched.summary.seconds, "candidates": len(searched.candidates)}
         if found.candidates.inner is not None:
@@ -305,15 +308,18 @@ class Coordinator:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _withdrawing(self, current: Round) -> Iterator[None]:
-        """Take the round back if its learner refuses what was frozen.
+    def _withdrawing(self, current: Round, *, on: type[InputError] = LearnerError) -> Iterator[None]:
+        """Take the round back if its learner, or its search, refuses what was frozen.
 
-        It would refuse it again however often it is tried; the next round may freeze more labels, or another learner.
+        It would refuse it again however often it is tried; the next round may freeze more labels, another learner or
+        another search.
         """
         try:
             yield
-        except LearnerError as error:
+        except on as error:
             self.campaign.rounds.withdraw(current)
+            if not isinstance(error, LearnerError):
+                raise
             raise LearnerError(
                 f"{str(error).rstrip('.')}. Label more records, imported or asked by dal next --coverage, or choose"
                 " another learner."

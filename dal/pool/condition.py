@@ -147,10 +147,10 @@ class Condition:
                 )
                 found = connection.execute(f"SELECT ({self.text}\n) IS TRUE FROM {_TABLE} ORDER BY {_POSITION}")
                 return [bool(met) for (met,) in found]
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OverflowError, ValueError) as error:
                 raise InputError(
                     f"`where` must have a value for each record, got {self.text!r} for rows {rows[0]:,} to"
-                    f" {rows[-1]:,}: {error}"
+                    f" {rows[-1]:,}: {error}; guard it, such as by CASE or coalesce"
                 ) from error
 
 
