@@ -642,16 +642,22 @@ def test_a_round_freezes_what_it_is_computed_from(campaign: CampaignStore) -> No
     assert campaign.rounds.current == frozen == campaign.rounds.all()[1] == campaign.rounds.get(2)
 
 
-def test_a_round_uses_up_the_marks_that_it_was_frozen_with(campaign: CampaignStore) -> None:
+def test_a_batch_uses_up_the_marks_that_its_round_was_frozen_with(campaign: CampaignStore) -> None:
     marks = Examples(campaign)
-    for row in (7, 5, 7, 9, 9):
+    for row in (7, 5, 7, 9, 9, 4):
         marks.mark(row, f"id{row}", "ann")
     marks.unmark(9)
-    assert (set(marks.rows()), marks.count()) == ({5, 7}, 2)
-    search = Search(rows=(5,), examples=((0.1, -2.0),), where="a = 'b'", share=0.3)
-    freeze(campaign, search=search, marked=[5])
-    assert marks.rows() == [7]
+    assert (set(marks.rows()), marks.count()) == ({4, 5, 7}, 3)
+    search = Search(rows=(5,), examples=((0.1, -2.0),), where="a = 'b'", share=0.3, marked=(5,))
+    frozen = freeze(campaign, search=search, useless=[4])
     assert campaign.rounds.get(1).search == search
+    # A round that is withdrawn keeps the marks.
+    campaign.rounds.withdraw(frozen)
+    assert set(marks.rows()) == {5, 7}
+    frozen = freeze(campaign, search=search)
+    marks.mark(6, "id6", "ann")
+    open_batch(campaign, frozen, [7, 8])
+    assert set(marks.rows()) == {6, 7}
 
 
 def test_what_comes_after_the_freeze_belongs_to_the_next_round(campaign: CampaignStore) -> None:

@@ -22,6 +22,7 @@ from sklearn.svm import SVR
 from dal import Campaign
 from dal.campaign import Answer, Given, Labelling, Measuring, Queue
 from dal.campaign.doubts import doubtful
+from dal.campaign.examples import Examples
 from dal.campaign.parts import pool_of
 from dal.campaign.rounds import Rounds
 from dal.campaign.view import STOP_SET, status
@@ -540,12 +541,17 @@ def test_labels_that_a_learner_refuses_do_not_block_the_campaign(
     trusted = ["sklearn.calibration._CalibratedClassifier", "sklearn.calibration._SigmoidCalibration"]
     campaign = made(truth, tmp_path / "c", estimator=calibrated, trusted=trusted, batch_size=4)
     answered(campaign, truth, asked(campaign))
+    marks, row = Examples(campaign), int(campaign.rounds.asked_rows()[0])
+    marks.mark(row, f"record {row}", "ann")
     with pytest.raises(LearnerError, match=r"could not be fitted on 4 labels.*dal next --coverage"):
         campaign.next_batch()
     rows = np.arange(100, 160)
     campaign.label([f"record {row}" for row in rows], truth[1][rows])
     assert asked(campaign).number == 2
     assert campaign.rounds.get(2).trained_on == 64
+    # The round that was taken back has used no mark up.
+    assert campaign.rounds.get(2).search.rows == (row,)
+    assert marks.count() == 0
 
 
 def test_a_pool_whose_rest_is_invalid_ends_the_campaign(tmp_path: Path) -> None:

@@ -290,7 +290,8 @@ def test_the_next_batch_looks_for_more_like_marked_records(truth: tuple[Pool, np
         chosen = [each.chosen_by for each in campaign.rounds.batch(number + 1)]
         assert set(chosen) - {"explore"} == kinds - {"explore"}
     assert chosen.count("like") == 4
-    assert campaign.rounds.last.search == Search(rows=tuple(sorted([rows[0], rows[2]])), share=0.3)
+    both = tuple(sorted([rows[0], rows[2]]))
+    assert campaign.rounds.last.search == Search(rows=both, share=0.3, marked=both)
     assert ann.get("/api/state").json()["examples"] == 0
     assert not ann.get(f"/api/records/{rows[0]}").json()["example"]
 

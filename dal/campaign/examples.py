@@ -7,7 +7,7 @@ from dal.campaign.store import CampaignStore
 
 
 class Examples:
-    """The marked records of a campaign. A round that is frozen with them takes their marks away."""
+    """The marked records of a campaign. The batch that is searched for with them takes their marks away."""
 
     def __init__(self, campaign: CampaignStore) -> None:
         self._database = campaign.database

@@ -56,7 +56,7 @@ class Rounds:
         strategy: str,
         stop_set: int = 0,
         search: Search | None = None,
-        marked: Sequence[int] = (),
+        useless: Sequence[int] = (),
     ) -> Round:
         """Begin a round: fix, in one transaction, everything that it will be computed from.
 
@@ -74,8 +74,8 @@ class Rounds:
             Rows held back from asking.
         search : Search, optional
             What the round looks for.
-        marked : sequence of int, default=()
-            Rows whose marks the round uses up, see :class:`dal.campaign.examples.Examples`.
+        useless : sequence of int, default=()
+            Rows whose marks go at once, because none of them can be searched for.
 
         Raises
         ------
@@ -113,8 +113,7 @@ class Rounds:
                     frozen_at=self._database.stamp(connection),
                 )
             )
-            if len(marked):
-                connection.execute(delete(schema.examples).where(schema.examples.c.row.in_(list(marked))))
+            _unmark(connection, useless)
             return _round(connection.execute(select(rounds).where(rounds.c.number == number)).one())
 
     def save_model(
@@ -183,7 +182,8 @@ class Rounds:
     def open(self, round: Round, batch: Sequence[Asked]) -> None:
         """Open the batch for labelling, in one transaction.
 
-        Records of earlier reserves that nobody has answered or looks at go back to the pool.
+        Records of earlier reserves that nobody has answered or looks at go back to the pool. The marks that the round
+        searched for are used up.
 
         Parameters
         ----------
@@ -211,6 +211,8 @@ class Rounds:
                 "open",
                 {"opened_at": self._database.stamp(connection)},
             )
+            # Not when it was frozen: a round may be withdrawn, and the next one searches for them.
+            _unmark(connection, round.search.marked if round.search else ())
             if batch:
                 connection.execute(insert(asked), [_values(round.number, each) for each in batch])
 
@@ -455,6 +457,11 @@ def _refuse_asked(connection: Connection, wanted: set[int]) -> None:
     for row, record_id in connection.execute(select(schema.gold.c.row, schema.gold.c.record_id)):
         if row in wanted:
             raise CampaignError(f"row {row} (record {record_id!r}) is a gold record, whose label is known")
+
+
+def _unmark(connection: Connection, rows: Sequence[int]) -> None:
+    if rows:
+        connection.execute(delete(schema.examples).where(schema.examples.c.row.in_(rows)))
 
 
 def _release_reserve(connection: Connection, now: datetime) -> None:

@@ -278,13 +278,16 @@ class Search:
     where : str or None
         A condition that the records must meet.
     share : float
-        Of the batch, after its explore share.
+        Of the batch; at most what the explore share leaves.
+    marked : tuple of int
+        Rows whose marks are used up when the batch opens, see :class:`dal.campaign.examples.Examples`.
     """
 
     rows: tuple[int, ...] = ()
     examples: tuple[tuple[float, ...], ...] = ()
     where: str | None = None
     share: float = 1.0
+    marked: tuple[int, ...] = ()
 
     @property
     def by(self) -> "FoundBy":
@@ -301,7 +304,7 @@ class Search:
         """Read what `as_json` wrote."""
         told = json.loads(text)
         examples = tuple(tuple(each) for each in told["examples"])
-        return cls(tuple(told["rows"]), examples, told["where"], told["share"])
+        return cls(tuple(told["rows"]), examples, told["where"], told["share"], tuple(told.get("marked", ())))
 
     def as_json(self) -> str:
         """Write JSON."""

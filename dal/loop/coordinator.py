@@ -148,7 +148,7 @@ class Coordinator:
         left = pool.n_rows - len(view.never_asked(stop_set))
         if left < settings.batch_size:
             _log.warning("Only %d records were never asked: the batch is that short.", left)
-        search, marked = self._sought(pool)
+        search, useless = self._sought(pool)
         self.campaign.rounds.freeze(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,
@@ -158,14 +158,14 @@ class Coordinator:
             strategy=strategy,
             stop_set=stop_set,
             search=search,
-            marked=marked,
+            useless=useless,
         )
         self.search = None
 
     def _sought(self, pool: Pool) -> tuple[Search | None, list[int]]:
         """Return what a round looks for: what the caller does, else the like of records that people have marked.
 
-        Also the rows whose marks it uses up.
+        Also the rows whose marks are of no use, because none of them can be searched for.
         """
         if self.search is not None:
             return self.search, []
@@ -175,7 +175,9 @@ class Coordinator:
         # A gold record may lack features, and nobody is to see that it is one.
         sound = usable(self.features.take(np.array(marked, np.int64)), missing=pool.asks_missing)
         rows = [row for row, is_sound in zip(marked, sound.tolist(), strict=True) if is_sound]
-        return (Search(tuple(sorted(rows)), share=MARKED_SHARE) if rows else None), marked
+        if not rows:
+            return None, marked
+        return Search(tuple(sorted(rows)), share=MARKED_SHARE, marked=tuple(sorted(marked))), []
 
     def _fit(self, current: Round) -> None:
         labels = self.view.labels(current.last_answer)
