@@ -364,8 +364,8 @@ export class Work {
     if (before && (before.round !== state.round || before.phase !== state.phase)) {
       // What was remarked before is of the past; what came with this very state is not: that an answer was late, say.
       if (this.remark === remark) this.remark = null;
-      // The round that was begun has used the marks up.
-      for (const record of [...this.queue, ...this.done.map((each) => each.record)]) if (record && before.round !== state.round) record.example = false;
+      // A batch that looks for more like the marked records uses the marks up; one of another search leaves them.
+      if (!state.examples) for (const record of [...this.queue, ...this.done.map((each) => each.record)]) if (record) record.example = false;
       this.renew();
     }
     this.changed();
