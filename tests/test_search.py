@@ -212,6 +212,14 @@ def test_a_batch_within_a_condition(strategy: str, pool: Pool, tmp_path: Path) -
     assert np.mean(scores) > np.quantile(left, 0.9)
 
 
+def test_explored_records_leave_the_search_its_share(tmp_path: Path) -> None:
+    X = np.random.default_rng(0).standard_normal((40, 3))
+    campaign = made(Pool.build(X, tmp_path / "p.zarr"), tmp_path / "c", strategy="margin", explore=0.5)
+    campaign.label(["0", "1"], ["near", "far"])
+    taken(campaign, where="length(record_id) > 0", share=0.5)
+    assert {name: len(rows) for name, rows in chosen_by(campaign, 1).items()} == {"where": 10, "explore": 10}
+
+
 def killed(directory: str, method: str) -> None:
     """Take the next batch, and die before a step of it."""
 

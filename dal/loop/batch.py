@@ -123,7 +123,7 @@ class Composer:
         beside, beside_X = [*drawn, *found.rows.tolist()], np.concatenate([drawn_X, found.embeddings])
         rows, X = np.append(rows, found.rows), np.concatenate([X, found.embeddings])
         known = self._known(rows, X, excluded, candidates)
-        wanted = k - len(drawn) - (self._wanted_found() if len(found) else 0)
+        wanted = max(0, k - len(drawn) - (self._wanted_found() if len(found) else 0))
         chosen = self._chosen(candidates, known, count=wanted)
         order = interleaved(interleaved(chosen.rows.tolist(), found.rows.tolist()), drawn)
         if len(chosen) < wanted:
@@ -181,9 +181,7 @@ class Composer:
 
         As in the scan, a record is invalid, too, that is so far from all others that the model overflows.
         """
-        current, campaign = self.current, self.view.campaign
-        before = sum(campaign.rounds.batch_sizes().values())
-        count = explore_count(current.explore, before, len(campaign.rounds.explored_rows()), current.k)
+        current, count = self.current, explore_of(self.view, self.current)
         held = self.view.held_back(excluded, current.stop_set)
         draws = uniform_rows(current.n_rows, held[held < current.n_rows], current.seed, current.number)
         drawn, features = list[int](), [self._nothing()]
@@ -240,9 +238,13 @@ class Composer:
     ) -> Candidates:
         """Choose `count` candidates unlike the known records, by the round's own strategy or by that of its search."""
         current = self.current
-        usual = strategy_of(current, self.model)
-        wanted = wanted_of(self.view, current, usual) if strategy is None else self._wanted_found()
-        strategy = strategy or usual
+        if count <= 0:
+            return candidates.take(np.arange(0))
+        if strategy is None:
+            strategy = strategy_of(current, self.model)
+            wanted = wanted_of(self.view, current, strategy)
+        else:
+            wanted = wanted_of_search(self.view, current, strategy)
         cells = len(self.codebook.centers) if self.codebook else None
         capacity = strategy.capacity(wanted, current.n_rows, cells)
         if strategy is NEAREST and current.search is not None:
@@ -359,6 +361,22 @@ def reserve_of(view: View, current: Round) -> int:
 def wanted_of(view: View, current: Round, strategy: Strategy) -> int:
     """Return for how many records candidates are kept: a shortlist is long enough for the reserve as well."""
     return current.k + (reserve_of(view, current) if strategy.shortlist == 1 else 0)
+
+
+def wanted_of_search(view: View, current: Round, strategy: Strategy) -> int:
+    """Return for how many records a search keeps candidates: a shortlist has those that others may take as well."""
+    if current.search is None:
+        return 0
+    count = count_of_search(current.search, current.k)
+    if strategy.shortlist > 1:
+        return count
+    return min(current.k, count + explore_of(view, current) + reserve_of(view, current))
+
+
+def explore_of(view: View, current: Round) -> int:
+    """Return how many records of a round's batch are drawn uniformly."""
+    before, explored = sum(view.campaign.rounds.batch_sizes().values()), len(view.campaign.rounds.explored_rows())
+    return explore_count(current.explore, before, explored, current.k)
 
 
 def strategy_of_search(current: Round, model: Model | None) -> Strategy:

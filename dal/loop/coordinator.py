@@ -28,7 +28,7 @@ from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.loop import actions
-from dal.loop.batch import Batch, Composer, count_of_search, strategy_of, strategy_of_search, wanted_of
+from dal.loop.batch import Batch, Composer, strategy_of, strategy_of_search, wanted_of, wanted_of_search
 from dal.loop.codebook import codebook_of
 from dal.loop.measure import measured
 from dal.loop.search import MARKED_SHARE, MOST_EXAMPLES
@@ -251,7 +251,7 @@ class Coordinator:
         if search is None:
             return None
         pool, excluded = self.view.pool.head(current.n_rows), self.campaign.rounds.excluded_rows(current)
-        likeness = None
+        strategy, likeness = strategy_of_search(current, model), None
         if search.by == "like":
             assert codebook is not None
             told = np.array(search.examples, np.float32).reshape(-1, pool.n_features)
@@ -264,8 +264,8 @@ class Coordinator:
         return scan(
             pool,
             None if likeness else model,
-            strategy_of_search(current, model),
-            count_of_search(search, current.k),
+            strategy,
+            wanted_of_search(self.view, current, strategy),
             self.view.never_asked(current.stop_set, current),
             random_state=current.seed,
             round=current.number,
