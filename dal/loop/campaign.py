@@ -273,7 +273,7 @@ class Campaign(CampaignStore):
             A condition on columns of the pool, such as ``"lang = 'de'"``, see :mod:`dal.pool.condition`. The batch is
             chosen as usual among the records that meet it, or, with `like`, the nearest of them.
         share : float, default=1
-            Of the batch, after its explore share, that is searched for; the rest is chosen as usual.
+            Of the batch, that is searched for; at most what the explore share leaves. The rest is chosen as usual.
 
         Returns
         -------

@@ -16,7 +16,7 @@ from dal.selection.candidates import usable
 MOST_EXAMPLES = 1000
 """Each record of the pool is compared with each of them."""
 MARKED_SHARE = 0.3
-"""Of the batch, after its explore share, that is searched for where people have marked records on the pages."""
+"""Of the batch, that is searched for where people have marked records on the pages."""
 _NAMED = 5
 
 Like = str | Sequence[str] | npt.NDArray[np.floating]
@@ -34,7 +34,7 @@ def search_of(pool: Pool, like: Like | None, where: str | None, share: float) ->
     where : str or None
         A condition, as :meth:`dal.pool.condition.Condition.on` reads it.
     share : float
-        Of the batch, after its explore share.
+        Of the batch; at most what the explore share leaves.
 
     Raises
     ------
