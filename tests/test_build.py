@@ -20,6 +20,7 @@ from zarr.storage import LocalStore
 
 from dal.errors import PoolError, PoolIncomplete, SettingsError, SourceError
 from dal.pool import Block, Pool, Sizes
+from dal.pool import build as building
 from dal.pool import ids as indexing
 
 N, D = 237, 5
@@ -544,6 +545,19 @@ def test_equal_hashes_are_no_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 list(found)
         else:
             assert [row for entries in found for row in entries["row"].tolist()] == list(range(N))
+
+
+def test_what_is_on_its_way_counts_its_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    noted: list[int] = []
+
+    def write(_: object, start: int, size: int, store: Callable[[], None]) -> None:
+        noted.append(size)
+        store()
+
+    monkeypatch.setattr(building._Writes, "write", write)
+    pool = Pool.build(np.zeros((10, 1), np.float32), tmp_path / "pool.zarr", display={"note": ["x" * 10_000] * 10})
+    assert max(noted) >= 100_000
+    assert pool.display([9])["note"] == ["x" * 10_000]
 
 
 def test_a_place_where_nothing_can_be_written_is_named() -> None:

@@ -41,7 +41,7 @@ from dal.errors import ClusterError, InputError, SettingsError, SourceError
 from dal.exchange import write_batch
 from dal.places import names_at
 from dal.pool import Pool, Sizes, build, encoded
-from dal.pool.apart import Apart
+from dal.pool.apart import Apart, Died
 from dal.pool.tables import open_table
 from dal.testing import EncoderContract
 from dal.web.records import Records
@@ -233,6 +233,19 @@ def test_records_that_kill_their_process_are_named_when_the_build_is_run_again(
 
 def test_work_in_a_process_apart_tells_its_own_errors() -> None:
     with contextlib.closing(Apart(math.sqrt, "no number")) as apart, pytest.raises(TypeError, match="sqrt"):
+        apart.receive()
+
+
+class LastWord:
+    """A thing that ends the process that unpickles it, in the middle of a message to its parent."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        say = "import os, sys; os.write(int(sys.argv[1]), bytes([0, 0, 1, 0]) + b'cut'); os._exit(0)"
+        return exec, (say,)
+
+
+def test_a_process_apart_that_dies_while_it_answers_is_dead() -> None:
+    with contextlib.closing(Apart(math.sqrt, LastWord())) as apart, pytest.raises(Died):
         apart.receive()
 
 

@@ -4,19 +4,23 @@ import json
 import logging
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 import fsspec.config
 import numpy as np
+import pyarrow as pa
 import pytest
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, GzipCodec
+from zarr.core.buffer import default_buffer_prototype
 
 from benchmarks.machine import peak_bytes
 from benchmarks.object_server import Server, running
@@ -44,6 +48,7 @@ from dal.selection.strategy import Strategy
 from dal.stores.lease import NAME
 from dal.stores.objects import Objects, begun, wait
 from dal.stores.settings import Address, client_of
+from dal.stores.zarr_store import ZarrObjects
 from tests.clusters import own_cluster
 
 SECRET = "hunter2-hunter2-hunter2"
@@ -438,6 +443,78 @@ def test_a_pool_is_not_finished_before_its_metadata_are_there(server: Server, re
     assert NAME not in names_at(place_of(where))
     server.fail()
     assert Pool.build(X[:10], where, ids=list(range(10))).rows_of(["9"]).tolist() == [9]
+
+
+def _set(store: ZarrObjects, key: str, data: bytes) -> None:
+    wait(store.set(key, default_buffer_prototype().buffer.from_bytes(data)))
+
+
+def test_an_interrupted_build_waits_for_the_metadata_under_way(server: Server) -> None:
+    store = ZarrObjects(Objects("s3://bucket/interrupted.zarr"))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        with store.remembering("a"):
+            server.fail(latency=0.4)
+            _set(store, "a/zarr.json", b"new")
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    server.fail()
+    assert bytes(wait(store.objects.get("a/zarr.json")) or b"") == b"new"
+
+
+def test_metadata_that_had_to_wait_are_not_written_after_a_takeover(server: Server) -> None:
+    store = ZarrObjects(Objects("s3://bucket/taken-over.zarr"))
+    wait(store.objects.put("zarr.json", b"old"))
+    lost: list[str] = []
+
+    def check() -> None:
+        if lost:
+            raise StoreError("taken over")
+
+    def write() -> None:
+        with store.writing_if(check), store.remembering(""):
+            first: Future[None] = Future()
+            store._shared.behind["a/zarr.json"] = first
+            _set(store, "zarr.json", b"new")
+            lost.append("by another process")
+            first.set_result(None)
+
+    with pytest.raises(StoreError, match="taken over"):
+        write()
+    assert bytes(wait(store.objects.get("zarr.json")) or b"") == b"old"
+
+
+def test_a_note_that_cannot_be_deleted_fails_no_build(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    delete = Objects.delete
+
+    async def refuse(objects: Objects, names: Iterable[str]) -> None:
+        if names == ["dal.encoding"]:
+            raise StoreError("dal.encoding cannot be deleted")
+        await delete(objects, names)
+
+    class Lengths:
+        id = "lengths"
+
+        def encode(self, batch: Sequence[str]) -> np.ndarray:
+            return np.array([[len(text)] for text in batch], np.float32)
+
+    monkeypatch.setattr(Objects, "delete", refuse)
+    source = pa.table({"text": ["a", "bcd"]})
+    pool = Pool.build(source, "s3://bucket/left.zarr", text="text", encoder=Lengths())
+    assert pool.read(0, 2).ravel().tolist() == [1, 3]
+    assert "dal.encoding was left" in caplog.text
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ class Apart:
         """
         try:
             error, answer = self._peer.recv()
-        except _GONE as gone:
+        except (EOFError, OSError) as gone:  # a plain OSError where its last message is cut
             raise Died from gone
         if error is not None:
             raise error

@@ -332,22 +332,35 @@ def _noted(where: Place, store: Any, source: Source) -> Iterator[None]:  # noqa:
         yield
     elif isinstance(store, ZarrObjects):
         source.apart = wait(store.objects.get(_ENCODING)) is not None
+        store.refuse_writing()
         wait(store.objects.put(_ENCODING, b"a process of dal encodes, or was killed"))
         try:
             yield
         finally:
-            wait(store.objects.delete([_ENCODING]))
+            try:
+                store.refuse_writing()
+                wait(store.objects.delete([_ENCODING]))
+            except StoreError as error:  # the next one encodes in a process apart, and deletes it
+                _log.warning("%s/%s was left: %s", where, _ENCODING, error)
     elif isinstance(where, Url):
         yield
     else:
         note = where.with_name(f".{where.name}.encoding")
-        with _creation_errors(where):
+        try:
             where.parent.mkdir(parents=True, exist_ok=True)
             file = note.open("a+b")
+        except OSError as error:
+            raise PoolError(
+                f"{note} cannot be written: {error.strerror or error}; get write access to its folder, or choose "
+                "another one"
+            ) from error
         with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:  # another process is at work, which the pool's own lock will say, or no file can be locked
+            except OSError as error:
+                # Another process is at work, which the pool's own lock will say; or no file can be locked here.
+                if not isinstance(error, BlockingIOError) and file.tell() == 0:
+                    note.unlink(missing_ok=True)
                 yield
                 return
             source.apart = file.tell() > 0
@@ -842,6 +855,11 @@ class _Writes:
             self._threads.shutdown(cancel_futures=True)
 
 
+def _text_length(values: npt.NDArray[Any]) -> int:
+    """Return the length of all texts together, which lie outside of their array; 0 for numbers."""
+    return int(np.strings.str_len(values).sum()) if values.dtype.kind == "T" else 0
+
+
 def _store(array: "zarr.Array[Any]", start: int, values: npt.NDArray[Any]) -> None:
     array[start : start + len(values)] = values
 
@@ -887,7 +905,7 @@ class _Column:
                     _store(self.array, start, room[:held])
                 self._written.append(room)
 
-            self._writes.write(start, room.nbytes, store)
+            self._writes.write(start, room.nbytes + _text_length(room[:held]), store)
             self._begin()
             self._held = 0
 

@@ -3,8 +3,8 @@
 Zarr returns its fill value for a missing chunk, and an uncompressed chunk carries no checksum of its own. Every read of
 a pool goes through this module, by one of three ways. `ChunkFiles` opens the files of local arrays directly: several
 times faster than Zarr for uncompressed chunks, 1.7 and 1.3 times for Blosc and Zstandard. `ChunkObjects` does the same
-for object stores, by one request a chunk, and writes the chunks of a build there. `read_rows` asks Zarr for everything
-else.
+for object stores, by one request a chunk. `read_rows` asks Zarr for everything else. The first two write the
+uncompressed chunks of a build as well.
 """
 
 import asyncio

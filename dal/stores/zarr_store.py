@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import wait as all_of
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -114,6 +115,7 @@ class ZarrObjects(Store):
 
     def settle(self) -> None:
         """Wait for the writes of metadata that were begun, and raise the first error."""
+        all_of(list(self._shared.behind.values()))  # interrupted here, the end of the context waits for them again
         begun_before, self._shared.behind = self._shared.behind, {}
         failed = [error for each in begun_before.values() if (error := each.exception()) is not None]
         if failed:
@@ -127,6 +129,8 @@ class ZarrObjects(Store):
         async def in_turn() -> None:
             for each in before:
                 await asyncio.wrap_future(each)
+            if before:  # it took its time: another process may write by now; its answer may need this loop
+                await asyncio.to_thread(self.refuse_writing)
             await write()
 
         behind[key] = begun(in_turn())
