@@ -7,7 +7,7 @@ asks for the next action and gives the same batch.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from dal.loop.search import MARKED_SHARE, MOST_EXAMPLES
 from dal.loop.state import COVERAGE, state_of
 from dal.pool import Pool
 from dal.pool.condition import Condition
-from dal.scan import Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
+from dal.scan import Cells, Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.plan import seconds_alone
 from dal.selection.candidates import usable
@@ -233,7 +233,7 @@ class Coordinator:
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
         # A condition may fail on some record, and would again; an InputError says so.
         with self._withdrawing(current, on=InputError):
-            searched = self._searched(current, model, codebook, alone)
+            searched = self._searched(current, model, codebook, _readable(cells, found.summary), alone)
         if searched is not None:
             arrays |= {_SEARCHED + name: each for name, each in candidate_arrays(searched.candidates).items()}
             summary["search"] = {"seconds": searched.summary.seconds, "candidates": len(searched.candidates)}
@@ -245,7 +245,9 @@ class Coordinator:
         if codebook is not None and cells is not None and found.summary.wrote_cells:
             cells_written(cells, codebook)
 
-    def _searched(self, current: Round, model: Model | None, codebook: Codebook | None, alone: float) -> Scan | None:
+    def _searched(
+        self, current: Round, model: Model | None, codebook: Codebook | None, cells: Cells | None, alone: float
+    ) -> Scan | None:
         """Run the pass of a round's search; None where it searches for nothing."""
         search = current.search
         if search is None:
@@ -270,6 +272,7 @@ class Coordinator:
             random_state=current.seed,
             round=current.number,
             codebook=codebook,
+            cells=None if likeness else cells,  # by examples, the cell of a record is its nearest example
             client=self.workers.client_for(pool.n_rows, alone),
             journal=self._search_journal,
             progress=self.progress,
@@ -372,6 +375,13 @@ class Coordinator:
         asked = self.campaign.rounds.batch(number)
         rows = np.array([each.row for each in asked], dtype=np.int64)
         return Batch(number, rows, [each.record_id for each in asked], pending, fresh)
+
+
+def _readable(cells: Cells | None, summary: Summary) -> Cells | None:
+    """Return stored cells for a second pass to read; None where the first one has not written all of them."""
+    if cells is None or not cells.write:
+        return cells
+    return replace(cells, write=False) if summary.wrote_cells else None
 
 
 def loaded(campaign: CampaignStore, digest: str | None) -> Model | None:
