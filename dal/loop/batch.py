@@ -167,10 +167,12 @@ class Composer:
             strategy = strategy_of_search(self.current, self.model)
             known = self._known(rows, X, excluded, searched)
             found = self._chosen(searched, known, count=wanted, strategy=strategy)
+        # Others may stand behind near-duplicates of asked records that fill the list of the nearest ones.
+        among = f" among the nearest {len(searched):,}" if self.current.search.by == "like" else ""
         if not len(found):
-            _log.warning("The search found no record that was never asked: the batch is chosen as usual.")
+            _log.warning("The search found no record to ask%s: the batch is chosen as usual.", among)
         elif len(found) < wanted:
-            _log.warning("The search found %d records instead of %d.", len(found), wanted)
+            _log.warning("The search found %d records to ask instead of %d%s.", len(found), wanted, among)
         return found
 
     def _nothing(self) -> Floats32:
