@@ -106,6 +106,13 @@ def test_a_value_that_cannot_be_computed_names_its_rows(pool: Pool) -> None:
         condition.met_by(pool, np.arange(N), pool.take(np.arange(N)))
 
 
+def test_columns_that_differ_by_case_alone_are_refused_where_one_is_named(tmp_path: Path) -> None:
+    pool = Pool.build(np.zeros((9, 2)), tmp_path / "p.zarr", display={"Lang": ["de"] * 9, "lang": ["en"] * 9})
+    with pytest.raises(InputError, match="Lang, lang"):
+        Condition.on("lang = 'de'", pool)
+    assert Condition.on("record_id < '3'", pool).columns == ("record_id",)
+
+
 def test_a_pool_without_columns_has_its_record_ids(tmp_path: Path) -> None:
     pool = Pool.build(np.zeros((9, 2)), tmp_path / "p.zarr")
     with pytest.raises(InputError, match="columns are record_id"):

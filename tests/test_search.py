@@ -289,6 +289,7 @@ def test_a_condition_that_fails_on_a_record_takes_its_round_back(
         (["record 1", "nobody"], 1.0, "'nobody'"),
         ("record 3", 1.0, "'record 3'"),
         ([], 1.0, "at least one"),
+        ([1, 2], 1.0, "`like`.*str"),
         (np.zeros((2, D + 1)), 1.0, f"{D} features"),
         (np.full((1, D), np.inf), 1.0, "finite"),
         (np.zeros((1001, D)), 1.0, "1,001"),
@@ -335,7 +336,7 @@ def test_the_command_line_takes_ids_and_files(records: np.ndarray, tmp_path: Pat
     assert "--like" in said
     code, said = told("--like", "2500", "--like", str(tmp_path / "ids.csv"), "--share", "0.5")
     assert not code, said
-    assert "10 of them were found by your search" in said
+    assert "10 of them were found by a search" in said
     assert campaign.rounds.last.search == Search(rows=(1000, 1001, 1002), share=0.5)
     answered(campaign, taken(campaign))
     code, said = told("--where", "f9 > 1")

@@ -157,7 +157,7 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     if batch.fresh:
         say(f"Round {batch.number}: {len(batch.rows):,} records to label, in {path}")
         if found := sum(each.found_by is not None for each in campaign.rounds.batch(batch.number)):
-            say(f"{found:,} of them were found by your search.")
+            say(f"{found:,} of them were found by a search.")
     else:
         say(f"Round {batch.number} is open: {batch.pending:,} of {len(batch.rows):,} records are unanswered.")
     say(f"Fill in the column label with one of: {', '.join(campaign.settings.classes)}")

@@ -43,7 +43,7 @@ def search_of(pool: Pool, like: Like | None, where: str | None, share: float) ->
         share is none.
     """
     if not 0 < share <= 1:
-        raise InputError(f"`share` must be above 0 and at most 1, got {share}")
+        raise InputError(f"`share` must be above 0 and at most 1, got {share}; pass a share, such as 0.3")
     rows: tuple[int, ...] = ()
     examples: tuple[tuple[float, ...], ...] = ()
     if where is not None:
@@ -55,7 +55,7 @@ def search_of(pool: Pool, like: Like | None, where: str | None, share: float) ->
     else:
         rows = _rows(pool, [like] if isinstance(like, str) else list(like))
     if not rows and not examples:
-        raise InputError("`like` must hold at least one example, got none")
+        raise InputError("`like` must hold at least one example, got none; pass an id or features")
     if len(rows) + len(examples) > MOST_EXAMPLES:
         raise InputError(
             f"`like` must hold at most {MOST_EXAMPLES:,} examples, got {len(rows) + len(examples):,}; choose some"
@@ -64,6 +64,10 @@ def search_of(pool: Pool, like: Like | None, where: str | None, share: float) ->
 
 
 def _rows(pool: Pool, record_ids: list[str]) -> tuple[int, ...]:
+    if strange := [each for each in record_ids if not isinstance(each, str)]:
+        raise InputError(
+            f"`like` must hold record ids as str, or be an array of features, got {strange[0]!r}; pass either"
+        )
     rows = pool.rows_of(record_ids)
     unknown = [record_id for record_id, row in zip(record_ids, rows.tolist(), strict=True) if row < 0]
     if unknown:
@@ -84,7 +88,9 @@ def _examples(pool: Pool, X: npt.NDArray[np.floating]) -> tuple[tuple[float, ...
         found = found[None]
     found = found.reshape(len(found), -1)
     if found.shape[1] != pool.n_features:
-        raise InputError(f"`like` must hold {pool.n_features} features, as {pool.path}, got {found.shape[1]}")
+        raise InputError(
+            f"`like` must hold {pool.n_features} features, as {pool.path}, got {found.shape[1]}; pass one record a row"
+        )
     if not usable(found, missing=pool.asks_missing).all():
         raise InputError("`like` must hold finite features, got missing or infinite ones; leave such examples out")
     return tuple(tuple(example) for example in found.tolist())
@@ -118,15 +124,17 @@ def _read(path: Path, pool: Pool) -> list[str] | npt.NDArray[np.float32]:
             lines = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
             columns, records = list(lines.fieldnames or ()), list(lines)
     except (OSError, UnicodeError, csv.Error) as error:
-        raise InputError(f"{path} must be a CSV file in UTF-8, got: {error}") from error
+        raise InputError(f"{path} must be a CSV file in UTF-8, got: {error}; name another") from error
     if "record_id" in columns:
         return [each["record_id"] or "" for each in records]
     features = pool.feature_names
     if len(features) != pool.n_features or not set(features) <= set(columns):
         named = "" if len(features) != pool.n_features else f", or the features {', '.join(features[:_NAMED])}, ..."
-        raise InputError(f"{path} must have a column record_id{named}, got {', '.join(columns) or 'nothing'}")
+        raise InputError(
+            f"{path} must have a column record_id{named}, got {', '.join(columns) or 'nothing'}; add such columns"
+        )
     try:
         values = [[float(each[name] or "nan") for name in features] for each in records]
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path} must hold numbers as features, got: {error}") from error
+        raise InputError(f"{path} must hold numbers as features, got: {error}; mend them") from error
     return np.array(values, dtype=np.float32).reshape(len(values), len(features))

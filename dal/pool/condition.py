@@ -7,6 +7,7 @@ say in whether it meets the condition.
 
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -64,14 +65,21 @@ class Condition:
             If it is no expression, names no column or one that is not there, or asks for more than values of columns.
         """
         names = _columns(pool)
+        same = [name for name, times in Counter(name.casefold() for name in names).items() if times > 1]
         there = f"; the columns are {listed(names)}" if names else "; the pool has no columns"
         for token in _TOKEN.findall(text):
             if token in ("--", "/*", ";"):
-                raise InputError(f"`where` must be one expression without comments, got {text!r}")
+                raise InputError(f"`where` must be one expression without comments, got {text!r}; leave them out")
             if token.startswith('"') and token[1:-1].replace('""', '"').casefold() not in {n.casefold() for n in names}:
                 raise InputError(
                     f"`where` must name columns in double quotes and texts in single ones, got {token}{there}"
                 )
+        # SQLite takes names that differ by case for one.
+        if twice := [name for name in names if name.casefold() in same and name.casefold() in text.casefold()]:
+            raise InputError(
+                f"`where` must name columns that differ by more than case, got {', '.join(twice)}; rename one in the"
+                " pool"
+            )
         # No other column can be read, and a table of thousands could not be made.
         possible = tuple(name for name in names if name.casefold() in text.casefold())
         read: dict[str, None] = {}
