@@ -200,7 +200,10 @@ class _Campaign:
         if k <= 0:
             return NO_ROWS
         model, seconds = self.stage.fit(excluded, committee=self.strategy.committee)
-        return self._learned(self._chosen(self._strategy(excluded, model), model, k, batch, excluded, seconds))
+        return self._learned(self._next(model, k, batch, excluded, seconds))
+
+    def _next(self, model: Model | None, k: int, batch: int, excluded: Rows, fitted: float) -> Rows:
+        return self._chosen(self._strategy(excluded, model), model, k, batch, excluded, fitted)
 
     def _strategy(self, excluded: Rows, model: Model | None) -> Strategy:
         if model is None and len(excluded) and self.strategy.score != "random":
@@ -302,26 +305,20 @@ class _Oracle(_Campaign):
         super().__init__(stage, Strategy.named("random", explore=0.0))
         self.setup = setup
 
-    def asked_next(self, batch: int) -> Rows:
-        stage, excluded = self.stage, np.sort(self.known)
-        self.round += 1
-        k = min(batch, stage.pool.n_rows - len(excluded))
-        if k <= 0:
-            return NO_ROWS
-        model, seconds = stage.fit(excluded)
+    def _next(self, model: Model | None, k: int, batch: int, excluded: Rows, fitted: float) -> Rows:
         best, most, judged = NO_ROWS, -1.0, set[bytes]()
         for name in ORACLE:
             self.strategy = Strategy.named(name, explore=0.0)
             for turn in range(TURNS):
                 held = self._held(turn, k)
-                rows = self._chosen(self._strategy(excluded, model), model, k, batch, excluded, seconds, held)
+                rows = self._chosen(self._strategy(excluded, model), model, k, batch, excluded, fitted, held)
                 if (mark := np.sort(rows).tobytes()) in judged:
                     continue
                 judged.add(mark)
-                metric = _measured(stage, self.setup, np.concatenate([self.known, rows])).metric
+                metric = _measured(self.stage, self.setup, np.concatenate([self.known, rows])).metric
                 if metric > most:
                     best, most = rows, metric
-        return self._learned(best)
+        return best
 
     def _held(self, turn: int, k: int) -> Rows:
         rows = np.arange(self.stage.pool.n_rows, dtype=np.int64)
