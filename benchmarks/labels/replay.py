@@ -270,7 +270,7 @@ class _Campaign:
         return np.array(interleaved(rows.tolist(), drawn.tolist()), dtype=np.int64)
 
     def _codes(self, labeled: Rows, drawn: Rows, model: Model | None) -> Rows:
-        """Return the labels of records, and for those that nobody has labelled yet what the model predicts."""
+        """Return the labels of labelled records, and the model's predictions for the drawn ones."""
         if model is None or not len(drawn):
             return np.append(self.stage.world.y[labeled], np.full(len(drawn), -1))
         return np.append(self.stage.world.y[labeled], model.predict_proba(self.stage.world.X[drawn]).argmax(axis=1))

@@ -55,6 +55,9 @@ _TILE_ROWS = {
 
 _NETWORK_TILE_ROWS = 1024
 
+PREDICTED_AT_ONCE = 8192
+"""Records whose class probabilities are there at a time."""
+
 Made = TypeVar("Made")
 
 
@@ -300,6 +303,11 @@ class Model:
                 f"{self.kind}: `X` must give finite probabilities, {bad} of {len(probabilities)} rows do not"
             )
         return self.classes_[probabilities.argmax(axis=1)]
+
+    def predict_in_blocks(self, X: npt.NDArray[np.float32]) -> Iterator[Floats]:
+        """Yield what `predict_proba` returns, block by block: a thousand classes of all records may take gigabytes."""
+        for start in range(0, max(len(X), 1), PREDICTED_AT_ONCE):
+            yield self.predict_proba(X[start : start + PREDICTED_AT_ONCE])
 
     def predict_proba(self, X: npt.ArrayLike) -> Floats:
         """Return the probabilities (n, C) of all classes of the campaign; 0 for classes that the fit has not seen.

@@ -24,9 +24,6 @@ from dal.selection.strategy import Strategy
 Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
 
-_PREDICTED_AT_ONCE = 8192
-"""Records whose class probabilities are there at a time."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -219,9 +216,9 @@ class Composer:
         _, mine, theirs = np.intersect1d(excluded, labels.rows, return_indices=True)
         codes[mine] = labels.codes[theirs]
         unanswered = np.flatnonzero((codes < 0) & usable(X, missing=self.missing))
-        for start in range(0, len(unanswered), _PREDICTED_AT_ONCE):
-            block = unanswered[start : start + _PREDICTED_AT_ONCE]
-            codes[block] = self.model.predict_proba(X[block]).argmax(axis=1)
+        if len(unanswered):
+            predicted = self.model.predict_in_blocks(X[unanswered])
+            codes[unanswered] = np.concatenate([proba.argmax(axis=1) for proba in predicted])
         return codes
 
     def _proba(self, X: Floats32) -> Floats32 | None:
@@ -230,9 +227,9 @@ class Composer:
             return None
         proba = np.full((len(X), len(self.model.classes)), np.nan, np.float32)
         valid = np.flatnonzero(usable(X, missing=self.missing))
-        for start in range(0, len(valid), _PREDICTED_AT_ONCE):
-            block = valid[start : start + _PREDICTED_AT_ONCE]
-            proba[block] = self.model.predict_proba(X[block])
+        if len(valid):
+            predicted = self.model.predict_in_blocks(X[valid])
+            proba[valid] = np.concatenate([each.astype(np.float32) for each in predicted])
         return proba
 
     def _chosen(
@@ -366,7 +363,10 @@ def wanted_of(view: View, current: Round, strategy: Strategy) -> int:
 
 
 def wanted_of_search(view: View, current: Round, strategy: Strategy) -> int:
-    """Return for how many records a search keeps candidates: a shortlist has those that others may take as well."""
+    """Return the number of records for which a search keeps candidates.
+
+    A shortlist of several for each record needs no more. One of just as many needs those that others may take.
+    """
     if current.search is None:
         return 0
     count = count_of_search(current.search, current.k)

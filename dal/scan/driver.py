@@ -45,9 +45,6 @@ SAMPLE_ROWS = 20_000
 SAMPLE_BYTES = 128 * 2**20
 """Of the sample in which cells are found; a few copies of it are made."""
 
-_PREDICTED_AT_ONCE = 8192
-"""Candidates whose class probabilities are there at a time."""
-
 WRITTEN = "codebook"
 """The attribute that says by which codebook the cells were written, once all of them are."""
 
@@ -175,10 +172,8 @@ def with_proba(found: Scan, model: Model, most: int) -> Scan:
     candidates = found.candidates
     if not most or candidates.proba is not None:
         return found
-    # In blocks: a thousand classes of all candidates would take gigabytes.
-    starts = range(0, max(len(candidates), 1), _PREDICTED_AT_ONCE)
-    X = (candidates.embeddings[start : start + _PREDICTED_AT_ONCE] for start in starts)
-    proba, classes = zip(*(leading(model.predict_proba(block), most) for block in X), strict=True)
+    predicted = model.predict_in_blocks(candidates.embeddings)
+    proba, classes = zip(*(leading(block, most) for block in predicted), strict=True)
     told = None if classes[0] is None else np.concatenate(classes)
     return replace(found, candidates=replace(candidates, proba=np.concatenate(proba), classes=told))
 

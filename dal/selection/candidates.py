@@ -92,7 +92,11 @@ class Candidates:
 
     def bare(self) -> "Candidates":
         """Return the candidates without all that is wide: with what their keys need."""
-        return replace(self.without_embeddings(), proba=None, classes=None, inner=None)
+        return self.without_embeddings().without_predictions()
+
+    def without_predictions(self) -> "Candidates":
+        """Return the candidates without what a model says of them beyond the predicted class."""
+        return replace(self, proba=None, classes=None, inner=None)
 
     def take(self, positions: Positions) -> "Candidates":
         """Return the candidates at these positions, in this order."""

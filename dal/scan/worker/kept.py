@@ -45,7 +45,7 @@ class Kept:
             if not any(start < other.stop and other.start < stop for other in self._spans):
                 self._spans.append(result.interval)
                 self._rows += stop - start
-                self._best.add(replace(result.candidates, proba=None, classes=None, inner=None))
+                self._best.add(result.candidates.without_predictions())
                 self._best.tighten(self._rows)
         return replace(result, candidates=result.candidates.without_embeddings())
 
