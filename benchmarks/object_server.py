@@ -331,7 +331,7 @@ class Server:
     def counts(self) -> Counter[str]:
         """Return the requests by method and kind, the faults, and the connections, since they were last reset.
 
-        ``alone`` are those that came when no other waited: with a delay, that many delays pass one after another.
+        ``alone`` counts requests that came while no other one waited: their delays pass one after another.
         """
         return Counter(self._ask("/__counts__")["counts"])
 

@@ -38,7 +38,7 @@ def area(labels: Sequence[float], accuracy: Sequence[float]) -> float:
 
 
 def thirds(labels: Sequence[float], accuracy: Sequence[float]) -> tuple[float, float, float]:
-    """Give the area of each third of the budget, divided by the third's width.
+    """Compute the area of each third of the budget, divided by the third's width.
 
     Examples
     --------
@@ -60,7 +60,7 @@ class Gains(NamedTuple):
 
 
 def share_closed(sets: Sequence[Gains], *, resamples: int = RESAMPLES, seed: int = 0) -> tuple[Interval, ...]:
-    """Give the share of the gap from random to the oracle that a strategy closes, by third, as a mean over sets.
+    """Compute the share of the gap from random to the oracle that a strategy closes: by third, the mean over sets.
 
     A set's share is that of the mean gains. The interval is that of a bootstrap that draws seeds of each set.
 

@@ -267,7 +267,7 @@ Step = Status | Literal["none"]
 
 @dataclass(frozen=True)
 class Search:
-    """The records that a round looks for, beside those that its strategy chooses.
+    """A round's search: for a share of its batch, beside the records that its strategy chooses.
 
     Attributes
     ----------

@@ -842,7 +842,7 @@ class _Writes:
         self._left()
 
     def _left(self) -> list[tuple[int, int, Future[None]]]:
-        """Forget those that are done, raise the first error of these, and return the others."""
+        """Return the writes that are not done. Raise the first error of those that are."""
         done = [each[2] for each in self._pending if each[2].done()]
         self._pending = [each for each in self._pending if each[2] not in done]
         for future in done:
