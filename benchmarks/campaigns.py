@@ -106,17 +106,19 @@ def test_workers_die_again_and_again(twins: Twins) -> None:
         stack = ExitStack()
         running.append((stack, stack.enter_context(dask_worker(address, preload="dal.compute.preload"))))
 
-    def replace(address: str) -> None:
+    def replace(address: str, client: Client) -> None:
         stack, process = running.pop(random.randrange(len(running)))
         process.kill()
         stack.close()
         start(address)
+        # On a busy machine a worker takes longer to start than the next has to live: in the end there would be none.
+        client.wait_for_workers(len(running), timeout=120)
 
     with dask_scheduler(preload="dal.compute.preload") as address, connect(address, timeout=60) as client:
         try:
             for _ in range(4):
                 start(address)
-            with again_and_again(partial(replace, address), 4.0):
+            with again_and_again(partial(replace, address, client), 4.0):
                 play(twins, client)
         finally:
             for stack, _ in running:
