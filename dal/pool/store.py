@@ -519,7 +519,8 @@ class Pool:
         """Memory that a reader takes for what it fetches ahead, if it is allowed to; 0 where nothing is."""
         return AHEAD_BYTES if self.is_remote else 0
 
-    def _unit_rows(self, unit_bytes: int = UNIT_BYTES) -> int:
+    def unit_rows(self, unit_bytes: int = UNIT_BYTES) -> int:
+        """Return the rows that a reader reads at a time: whole chunks of at least `unit_bytes` together."""
         chunk_bytes = self.chunk_rows * self.n_features * self.dtype.itemsize
         return self.chunk_rows * min(max(1, -(-unit_bytes // chunk_bytes)), UNIT_CHUNKS)
 
@@ -535,7 +536,7 @@ class Pool:
         """
         if not self.is_remote:
             return None
-        rows = unit_rows or self._unit_rows()
+        rows = unit_rows or self.unit_rows()
         fetch = _Fetcher(self, rows)
         shard_units = self.write_rows // rows if fetch.objects and self.write_rows > self.chunk_rows else 0
         return ReadAhead(fetch, rows, rows * self.n_features * self.dtype.itemsize, shard_units, fetch.objects, budget)
@@ -775,7 +776,7 @@ class Reader:
         piece_bytes: int = PIECE_BYTES,
     ) -> None:
         self._pool = pool
-        self._unit_rows = unit_rows or pool._unit_rows(unit_bytes)
+        self._unit_rows = unit_rows or pool.unit_rows(unit_bytes)
         self._files = ChunkFiles.of(pool._features, fill=pool._fill, piece_bytes=piece_bytes)
         self._ahead = ahead or pool.read_ahead(self._unit_rows)
         self._objects = self._ahead.objects if self._ahead is not None else None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dal.scan.journal import Journal
     from dal.scan.plan import Limits
     from dal.scan.run import Progress, Scan, Summary
+    from dal.scan.waves import Carried, Reach, Waves
     from dal.scan.worker.kernel import Cells
 else:
     __getattr__ = names_of(
@@ -24,16 +25,20 @@ else:
             "dal.scan.worker.kernel": ("Cells",),
             "dal.scan.plan": ("Limits",),
             "dal.scan.run": ("Progress", "Scan", "Summary"),
+            "dal.scan.waves": ("Carried", "Reach", "Waves"),
         },
     )
 
 __all__ = [
+    "Carried",
     "Cells",
     "Journal",
     "Limits",
     "Progress",
+    "Reach",
     "Scan",
     "Summary",
+    "Waves",
     "cells_written",
     "sample_codebook",
     "scan",

@@ -27,6 +27,7 @@ from dal.scan.hosts import keeps_features, probed, prove_score, refuse_too_small
 from dal.scan.journal import Journal
 from dal.scan.plan import Interval, Limits
 from dal.scan.run import Progress, Run, Scan, with_the_rest
+from dal.scan.waves import Carried, Waves
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task
 from dal.scan.worker.spans import (
     BEGUN,
@@ -62,6 +63,8 @@ def scan_on_cluster(
     journal: Journal | None,
     progress: Callable[[Progress], None] | None,
     limits: Limits,
+    waves: Waves | None,
+    carried: Carried | None,
     *,
     skip_failed: bool,
 ) -> Scan:
@@ -69,7 +72,7 @@ def scan_on_cluster(
     hosts = probed(client, pool, cells, limits.probe_seconds, partial(_say, pool, progress))
     prove_score(client, order.score, limits.probe_seconds)
     usable = cells if hosts.cells_usable else None
-    run = Run(pool, model, order, excluded, usable, journal, progress, limits)
+    run = Run(pool, model, order, excluded, usable, journal, progress, limits, waves, carried)
     run.notes += hosts.notes
     # All to these: bits differ between kinds of processors, and a slow one would be waited for.
     gpus = gpus_of(client) if model is not None and model.wants_gpu and order.score != "random" else {}
@@ -223,7 +226,7 @@ class _Engine:
 
     def run(self) -> float | None:
         """Score everything that is left, and give the pace."""
-        while self.feed or self.rest or self.cluster.pending:
+        while self.feed or self.rest or self.cluster.pending or self._begin_more():
             self._cut_rest()
             tasks = self._next_tasks(self._window() - len(self.cluster.pending))
             if tasks:
@@ -233,6 +236,11 @@ class _Engine:
                     self._settle(task, outcome)
         scored = self.state.tally.rows - self.state.resumed_tally.rows
         return scored / self.scored_seconds if scored else None
+
+    def _begin_more(self) -> bool:
+        """Begin what follows when everything is scored; return whether anything does."""
+        self.rest = self.state.more()
+        return bool(self.rest)
 
     def _next_tasks(self, count: int) -> list[Task]:
         tasks: list[Task] = []
@@ -265,7 +273,7 @@ class _Engine:
         """Cut what follows the first, short tasks, as soon as one of them has shown the pace."""
         told = self.rows_per_second is not None or not (self.feed or self.soundings or self.cluster.pending)
         if self.rest and told:
-            rows = self.state.span_rows(self.threads, self.rows_per_second)
+            rows = self.state.span_rows(self.rest, self.threads, self.rows_per_second)
             self.feed.extend(plan.cut(self.rest, rows, self.state.order.seed))
             self.rest = []
 

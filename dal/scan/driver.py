@@ -26,6 +26,7 @@ from dal.scan import plan
 from dal.scan.journal import Journal
 from dal.scan.plan import LIMITS, Limits
 from dal.scan.run import Progress, Run, Scan
+from dal.scan.waves import Carried, Waves
 from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.candidates import leading
 from dal.selection.codebook import Codebook
@@ -76,6 +77,8 @@ def scan(
     missing: bool = False,
     likeness: Likeness | None = None,
     where: Condition | None = None,
+    waves: Waves | None = None,
+    carried: Carried | None = None,
     limits: Limits = LIMITS,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
@@ -116,6 +119,12 @@ def scan(
         The score of a search, in place of the strategy's; without a model.
     where : Condition, optional
         What records must meet to be kept; all are counted in the summary.
+    waves : Waves, optional
+        Score the pool wave after wave of whole blocks, until the last row that is kept is good enough, instead of all
+        of it. The result is exact over these blocks, and depends on nothing else. Cells are read where they are stored,
+        and not written.
+    carried : Carried, optional
+        Rows to score again beside the waves, such as those that the pass before has kept; excluded ones are left out.
     limits : Limits, optional
         Sizes and times by which the pass is cut and watched.
 
@@ -128,7 +137,8 @@ def scan(
     Raises
     ------
     SettingsError
-        If the strategy needs a model or a codebook that is not there, or more candidates than memory here has room for.
+        If the strategy needs a model or a codebook that is not there, or more candidates than memory here has room for;
+        or where waves are wanted of scores that are hashes.
     SpanError
         If a span fails every time; the message names it.
     ClusterError
@@ -147,19 +157,36 @@ def scan(
     excluded = np.unique(np.asarray(exclude, dtype=np.int64))
     # A copy: the array that a former pass has opened may have been replaced since.
     used = replace(cells) if cells is not None and order.capacity.cells else None
+    if waves is not None:
+        if model is None or order.score == "random":
+            raise SettingsError(f"`waves` must be None where records are ranked by a hash, got {waves}")
+        used = None if used is not None and used.write else used
+    if carried is not None:
+        carried = carried.without(excluded)
     unit = plan.unit_rows(order.tile, pool.write_rows)
     if used is not None and used.write and _create_cells(used.place, pool.n_rows, unit) and journal:
         journal.clear()  # its spans wrote their cells into an array that is gone
     with connect(client) as connected:
         if connected is None:
-            run = Run(pool, model, order, excluded, used, journal, progress, limits)
+            run = Run(pool, model, order, excluded, used, journal, progress, limits, waves, carried)
             found = run.in_process()
         else:
             # Only here: a pass in this process imports nothing of Dask.
             from dal.scan.cluster import scan_on_cluster
 
             found = scan_on_cluster(
-                connected, pool, model, order, excluded, used, journal, progress, limits, skip_failed=skip_failed
+                connected,
+                pool,
+                model,
+                order,
+                excluded,
+                used,
+                journal,
+                progress,
+                limits,
+                waves,
+                carried,
+                skip_failed=skip_failed,
             )
     return found if model is None else with_proba(found, model, _n_proba(strategy, model))
 

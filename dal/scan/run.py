@@ -13,11 +13,12 @@ from dal.metrics import Metric, gauge
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
-from dal.scan.merge import Best, no_thresholds
+from dal.scan.merge import LOWEST, Best, no_thresholds
 from dal.scan.plan import LIMITS, Interval, Limits
+from dal.scan.waves import Carried, Course, Reach, Waves, block_rows
 from dal.scan.worker.histogram import BINS
 from dal.scan.worker.kept import Kept
-from dal.scan.worker.kernel import KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_span
+from dal.scan.worker.kernel import KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_rows, score_span
 from dal.selection.candidates import Candidates, Capacity
 
 Floats32 = npt.NDArray[np.float32]
@@ -31,6 +32,7 @@ class Progress:
     Attributes
     ----------
     rows_done, rows_total : int
+        Of a pass by waves: the rows of those that were begun.
     rows_resumed : int
         Of those done, how many a journal brought in.
     bytes_read : int
@@ -43,6 +45,8 @@ class Progress:
         Spans that failed and were tried again.
     waiting : str
         The reason why nothing goes on just now; empty where it does.
+    wave : int
+        The wave that is scored, from 1; 0 in a full pass.
     """
 
     rows_done: int
@@ -53,6 +57,7 @@ class Progress:
     best: float | None
     failed: int
     waiting: str = ""
+    wave: int = 0
 
     @property
     def rows_per_second(self) -> float:
@@ -64,6 +69,8 @@ class Progress:
             return self.waiting
         megabytes = self.bytes_read / 2**20 / max(self.seconds, 1e-9)
         said = f"{self.rows_per_second:,.0f} rows/s, {megabytes:,.1f} MiB/s"
+        if self.wave:
+            said += f", wave {self.wave}"
         if self.best is not None:
             said += f", best score {self.best:.4f}"
         if self.failed:
@@ -108,6 +115,8 @@ class Summary:
         Spans that failed every time and were left out, where that was asked for.
     notes : tuple of str
         What the person at the coordinator should know, such as workers of different kinds.
+    reach : Reach or None
+        What a pass by waves has scored; None of a full pass.
     """
 
     tally: Tally
@@ -120,6 +129,7 @@ class Summary:
     thread_seconds: float
     skipped: tuple[Interval, ...]
     notes: tuple[str, ...]
+    reach: Reach | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +148,8 @@ class Scan:
             f"Scan: {len(self.candidates):,} candidates of {tally.rows:,} rows in {self.summary.seconds:.1f} s"
             f" ({tally.rows / max(self.summary.seconds, 1e-9):,.0f} rows/s)"
         ]
+        if self.summary.reach is not None:
+            lines.append(str(self.summary.reach))
         if tally.invalid:
             lines.append(f"{tally.invalid:,} rows hold NaN or infinite values and are never asked")
         if self.summary.skipped:
@@ -182,12 +194,16 @@ class Run:
         journal: Journal | None,
         progress: Callable[[Progress], None] | None,
         limits: Limits = LIMITS,
+        waves: Waves | None = None,
+        carried: Carried | None = None,
     ) -> None:
         self.pool = pool
         self.limits = limits
         self.model = model
         self.order = order
-        self.excluded = excluded
+        self.carried = carried or Carried(excluded[:0], np.empty((0, pool.n_features), dtype=np.float32))
+        # Scored here, and once: the waves leave them out.
+        self.excluded = np.union1d(excluded, self.carried.rows) if len(self.carried) else excluded
         self.cells = cells
         self.journal = journal
         self.progress = progress
@@ -205,10 +221,16 @@ class Run:
         self.unit = plan.unit_rows(order.tile, pool.write_rows)
         self.model_digest = model.digest if model is not None else ""
         self.row_bytes = pool.n_features * pool.dtype.itemsize
+        self.course: Course | None = None
+        if waves is not None:
+            unit = plan.unit_rows(plan.tile_rows(pool.n_features, None, limits), pool.unit_rows())
+            tile = plan.tile_rows(pool.n_features, None, limits)
+            self.course = Course(waves, pool.n_rows, block_rows(pool.n_rows, tile, unit), order.seed)
         self.digest = self._digest()
         done = self._resumed()
         self.resumed, self.resumed_tally = len(done), self.tally
-        self.left = plan.remaining(pool.n_rows, done)
+        self._score_carried()
+        self.left = plan.remaining(pool.n_rows, done) if self.course is None else self.course.resume(done)
 
     def _digest(self) -> str:
         order = self.order
@@ -224,6 +246,8 @@ class Run:
             self.cells.write if self.cells else None,
             order.likeness.digest() if order.likeness else "",
             order.where.text if order.where else "",
+            self.course and self.course.waves,
+            hashlib.sha256(self.carried.rows.tobytes()).hexdigest(),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -242,10 +266,32 @@ class Run:
         self.tally += result.tally
         self.thread_seconds += result.seconds
         if result.candidates is not None:
-            self.best.add(result.candidates)
             self.bytes_up += result.candidates.nbytes
-            top = float(np.max(result.candidates.scores))
-            self.top = top if self.top is None else max(self.top, top)
+            self._add(result.candidates)
+
+    def _add(self, candidates: Candidates) -> None:
+        self.best.add(candidates)
+        top = float(np.max(candidates.scores))
+        self.top = top if self.top is None else max(self.top, top)
+
+    def _score_carried(self) -> None:
+        """Score again what an earlier pass has kept: here, for it is little, and its features are at hand."""
+        if len(self.carried):
+            found = score_rows(self.pool, self.model, self.order, self.carried.rows, self.carried.X)
+            if found is not None:
+                self._add(found.without_embeddings())
+
+    def more(self) -> list[Interval]:
+        """Return the rows of the next wave when those of the last are scored; nothing where it was the last one."""
+        if self.course is None or not self.course or self._reach(self.course).reached >= self.course.waves.floor:
+            return []
+        return self.course.next()
+
+    def _reach(self, course: Course, kept: Candidates | None = None) -> Reach:
+        overall = self.best.tighten_now().overall
+        threshold = None if overall == LOWEST else overall
+        best = np.nan if self.top is None else self.top
+        return course.reach(self.order.capacity, kept or _no_candidates(), threshold, best, self.carried.rows)
 
     def finish(self, result: SpanResult) -> None:
         """Take in a span that was just scored."""
@@ -260,7 +306,8 @@ class Run:
             rows, resumed = self.tally.rows, self.resumed_tally.rows
             read = self.tally.bytes_read - self.resumed_tally.bytes_read
             seconds = time.perf_counter() - self.started
-            self.progress(Progress(rows, self.pool.n_rows, resumed, read, seconds, self.top, self.failed, waiting))
+            total, wave = (self.pool.n_rows, 0) if self.course is None else (self.course.rows, self.course.begun)
+            self.progress(Progress(rows, total, resumed, read, seconds, self.top, self.failed, waiting, wave))
 
     def skip(self, interval: Interval, why: str) -> None:
         """Leave a span out for good, and say why."""
@@ -283,8 +330,8 @@ class Run:
 
     def soundings(self, threads: int) -> list[Interval]:
         """Choose what is scored for the thresholds alone, where nothing has set any yet."""
-        if self.resumed:
-            return []
+        if self.resumed or self.course is not None:
+            return []  # rows of waves that are never reached must not set thresholds
         order = self.order
         chosen = plan.soundings(self.pool.n_rows, order.tile, threads, order.capacity, order.seed, self.limits)
         self._soundings = len(chosen)
@@ -311,22 +358,26 @@ class Run:
         seen = max(self.tally.rows, self.sounded_rows)
         return plan.growing_rows(seen, threads, self.order.capacity, self.limits)
 
-    def span_rows(self, threads: int, rows_per_second: float | None) -> int:
-        """Return the rows of a span for this number of threads at this pace."""
-        return plan.span_rows(self.pool.n_rows, self.row_bytes, threads, self.unit, rows_per_second, self.limits)
+    def span_rows(self, left: Sequence[Interval], threads: int, rows_per_second: float | None) -> int:
+        """Return the rows of a span of what is left for this number of threads at this pace."""
+        rows = self.pool.n_rows if self.course is None else sum(stop - start for start, stop in left)
+        return plan.span_rows(rows, self.row_bytes, threads, self.unit, rows_per_second, self.limits)
 
     def in_process(self) -> Scan:
         """Score what is left here, span after span: the specification of every other engine."""
         reader, kept = self.pool.reader(), Kept(self.order)
-        spans = plan.cut(self.left, self.span_rows(1, None), self.order.seed)
-        for number, span in enumerate(spans):
-            for expected in spans[number : number + 2]:
-                reader.expect(*expected)
-            task = self.task(span)
-            result = score_span(
-                self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells, reader
-            )
-            self.finish(kept.take_from(result))
+        left = self.left or self.more()
+        while left:
+            spans = plan.cut(left, self.span_rows(left, 1, None), self.order.seed)
+            for number, span in enumerate(spans):
+                for expected in spans[number : number + 2]:
+                    reader.expect(*expected)
+                task = self.task(span)
+                result = score_span(
+                    self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells, reader
+                )
+                self.finish(kept.take_from(result))
+            left = self.more()
         return self.result(lambda rows: with_the_rest(rows, [kept.features(rows)], self.pool.take))
 
     def result(self, features: Callable[[Rows], Floats32]) -> Scan:
@@ -339,7 +390,11 @@ class Run:
         """
         best = self.best.result() or _no_candidates()
         if self.order.carry:
-            best = replace(best, embeddings=features(best.rows))
+            carried = np.isin(best.rows, self.carried.rows)
+            X = np.empty((len(best), self.pool.n_features), dtype=np.float32)
+            X[carried] = self.carried.X[np.searchsorted(self.carried.rows, best.rows[carried])]
+            X[~carried] = features(best.rows[~carried])
+            best = replace(best, embeddings=X)
             self.bytes_up += best.embeddings.nbytes
         seconds = time.perf_counter() - self.started
         wrote_cells = self.cells is not None and self.cells.write
@@ -354,6 +409,7 @@ class Run:
             self.thread_seconds,
             tuple(self.skipped),
             tuple(self.notes),
+            None if self.course is None else self._reach(self.course, best),
         )
         return Scan(best, summary)
 

@@ -17,7 +17,7 @@ from dal.plugins import Carried
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
 from dal.pool.condition import Condition
-from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds
+from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
 from dal.scan.worker.histogram import Histogram
 from dal.scores import OF_ONE_MODEL, Scored, of_decisions
@@ -261,6 +261,33 @@ def score_span(
         reader.forget(*interval)
 
 
+def score_rows(
+    pool: Pool, model: Model | None, order: Order, rows: Rows, X: npt.NDArray[np.float32]
+) -> Candidates | None:
+    """Score rows whose features are at hand, and keep the best of them.
+
+    Parameters
+    ----------
+    pool : Pool
+    model : Model or None
+    order : Order
+    rows : ndarray of int64
+        Ascending.
+    X : ndarray of shape (n, d), float32
+
+    Returns
+    -------
+    Candidates or None
+        None where none of them can be asked.
+    """
+    with one_thread:
+        everything = no_thresholds(order.capacity)
+        span = _Span(pool, model, order, Interval(0, len(rows)), rows[:0], everything, None, None)
+        for start in range(0, len(rows), order.tile):
+            span.score_given(X[start : start + order.tile], rows[start : start + order.tile], start)
+    return span.best.result()
+
+
 class _Span:
     def __init__(
         self,
@@ -271,7 +298,7 @@ class _Span:
         excluded: Rows,
         thresholds: Thresholds,
         cells: Cells | None,
-        reader: Reader,
+        reader: Reader | None,
     ) -> None:
         self.pool = pool
         # A score that is a hash needs no model, even where there is one.
@@ -302,33 +329,46 @@ class _Span:
         return cells
 
     def score_tile(self, start: int, stop: int) -> None:
-        count, seen = stop - start, _Inner(None, None)
-        valid = np.ones(count, dtype=bool)
-        if self.shows_invalid and count == self.order.tile:
-            X, scored = self._scored_while_read(start, stop)
+        rows = np.arange(start, stop, dtype=np.int64)
+        assert self.reader is not None  # else its features are at hand
+        if self.shows_invalid and len(rows) == self.order.tile:
+            X, scored = self._scored_while_read(self.reader, start, stop)
+            self._take_in(X, rows, start, np.ones(len(rows), dtype=bool), scored, _Inner(None, None))
         else:
-            X = self.reader.read(start, stop)
-            valid[invalid_rows(X, missing=self.order.missing)] = False
-            scored, seen = self._scored(X, start, valid) if valid.any() else (_nothing(count), self._unseen(count))
+            self.score_given(self.reader.read(start, stop), rows, start)
+
+    def score_given(self, X: Floats32, rows: Rows, start: int) -> None:
+        """Score a tile whose features are at hand; `start` is its place in the span."""
+        valid = np.ones(len(rows), dtype=bool)
+        valid[invalid_rows(X, missing=self.order.missing)] = False
+        scored, seen = (
+            self._scored(X, rows, start, valid) if valid.any() else (_nothing(len(rows)), self._unseen(len(rows)))
+        )
+        self._take_in(X, rows, start, valid, scored, seen)
+
+    def _take_in(
+        self, X: Floats32, rows: Rows, start: int, valid: npt.NDArray[np.bool_], scored: Scored, seen: "_Inner"
+    ) -> None:
+        count = len(rows)
         score = scored.score[:count].astype(np.float64)
         valid &= np.isfinite(score) & np.isfinite(scored.confidence[:count])
         if seen.embeddings is not None:
             valid &= np.isfinite(seen.embeddings[:count]).all(axis=1)
-        tally = self._counted(score, scored, start, valid)
+        tally = self._counted(score, scored, rows, valid)
         score[~valid] = -np.inf
-        low, high = np.searchsorted(self.excluded, (start, stop))
+        low, high = np.searchsorted(self.excluded, (rows[0], rows[-1] + 1))
         score[self.excluded[low:high] - start] = -np.inf
         self.tally += replace(tally, mass=self._mass(score))
-        self._keep(X, score, scored.predicted, seen, start)
+        self._keep(X, score, scored.predicted, seen, rows, start)
 
-    def _scored_while_read(self, start: int, stop: int) -> tuple[Floats32, Scored]:
+    def _scored_while_read(self, reader: Reader, start: int, stop: int) -> tuple[Floats32, Scored]:
         """Multiply each block as it comes from storage: then it is in the core's cache, later it would be in memory."""
         assert self.model is not None  # with a network
         assert self.model.network is not None
         network = self.model.network
         decisions = np.empty((len(network.coef), stop - start), dtype=np.float32)
         with np.errstate(over="ignore", invalid="ignore"):
-            X = self.reader.read_in_blocks(
+            X = reader.read_in_blocks(
                 start,
                 stop,
                 network.block_rows,
@@ -337,7 +377,7 @@ class _Span:
             scored = of_decisions(self.name, decisions, len(self.model.classes))
         return X, scored._replace(predicted=self.model.seen[scored.predicted])
 
-    def _scored(self, X: Floats32, start: int, valid: npt.NDArray[np.bool_]) -> "tuple[Scored, _Inner]":
+    def _scored(self, X: Floats32, rows: Rows, start: int, valid: npt.NDArray[np.bool_]) -> "tuple[Scored, _Inner]":
         if self.model is None:
             if self.order.likeness is not None:
                 near, cells = self.order.likeness(_filled(X, valid, self.order.tile))
@@ -345,7 +385,6 @@ class _Span:
                 if self.cell_of_row is not None:
                     self.cell_of_row[start - self.interval.start :][: len(X)] = cells[: len(X)]
             else:
-                rows = np.arange(start, start + len(X), dtype=np.int64)
                 score = uniform(rows, self.order.seed, self.order.round)
             return _nothing(len(X))._replace(score=score, confidence=np.zeros(len(X))), _Inner(None, None)
         tile, seen = _filled(X, valid, self.order.tile), _Inner(None, None)
@@ -363,7 +402,7 @@ class _Span:
         proba = np.zeros((count, len(self.tally.predicted)), np.float32) if self.order.proba else None
         return _Inner(np.zeros((count, self.order.inner), np.float32), proba)
 
-    def _counted(self, score: Floats64, scored: Scored, start: int, valid: npt.NDArray[np.bool_]) -> Tally:
+    def _counted(self, score: Floats64, scored: Scored, rows: Rows, valid: npt.NDArray[np.bool_]) -> Tally:
         count = len(score)
         predicted, confidence = scored.predicted[:count], scored.confidence[:count]
         invalid = np.flatnonzero(~valid)
@@ -374,7 +413,7 @@ class _Span:
         return Tally(
             rows=count,
             invalid=len(invalid),
-            invalid_rows=(start + invalid)[:LISTED_INVALID_ROWS],
+            invalid_rows=rows[invalid][:LISTED_INVALID_ROWS],
             histogram=Histogram.of(score, unit=bool(self.name)),
             predicted=classes,
             confidence=int(np.sum(confidence, dtype=np.float64) * _CONFIDENCE_STEPS),
@@ -386,9 +425,16 @@ class _Span:
         beta = self.order.capacity.beta
         return 0 if beta is None else int(float(power_masses(score, beta).sum()) * _MASS_STEPS)
 
-    def _keep(self, X: Floats32, score: Floats64, predicted: npt.NDArray[np.int64], seen: "_Inner", start: int) -> None:
+    def _keep(
+        self,
+        X: Floats32,
+        score: Floats64,
+        predicted: npt.NDArray[np.int64],
+        seen: "_Inner",
+        rows: Rows,
+        start: int,
+    ) -> None:
         cells = self._cells_of_tile(X, start, len(score))
-        rows = np.arange(start, start + len(score), dtype=np.int64)
         ranked = self.order.capacity.ranked(score, rows, self.order.seed, self.order.round)
         positions = self.told.raised(self.best.thresholds).admit(score, ranked, cells)
         if self.order.where is not None and len(positions):
@@ -404,7 +450,7 @@ class _Span:
         proba, classes = (None, None) if seen.proba is None else leading(seen.proba[positions], self.order.proba)
         self.best.add(
             Candidates(
-                start + positions,
+                rows[positions],
                 score[positions],
                 np.full(len(positions), -1, np.int64) if cells is None else cells[positions].astype(np.int64),
                 predicted[positions],
@@ -424,6 +470,7 @@ class _Span:
         return tile
 
     def result(self, started: float) -> SpanResult:
+        assert self.reader is not None
         self.reader.finish()
         if self.cells is not None and self.cells.write and self.cell_of_row is not None:
             self.cells.array[self.interval.start : self.interval.stop] = self.cell_of_row
