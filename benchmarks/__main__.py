@@ -21,6 +21,7 @@ from benchmarks import (
     selection,
     suite,
     team,
+    waves,
     workers,
 )
 
@@ -48,6 +49,7 @@ main.add_command(remote.command)
 main.add_command(selection.command)
 main.add_command(team.command)
 main.add_command(suite.command)
+main.add_command(waves.command)
 main.add_command(workers.command)
 
 # Worker processes are spawned: they import this module again.

@@ -14,7 +14,7 @@ from dal._distribution import __version__ as __version__
 from dal._lazy import names_of
 
 if TYPE_CHECKING:
-    from dal.campaign import Labelling, Measuring, Storage
+    from dal.campaign import Labelling, Measuring, Scanning, Storage
     from dal.evidence.stopping import MaxLabels
     from dal.loop.batch import Batch
     from dal.loop.campaign import Campaign
@@ -26,7 +26,7 @@ else:
     __getattr__ = names_of(
         __name__,
         {
-            "dal.campaign": ("Labelling", "Measuring", "Storage"),
+            "dal.campaign": ("Labelling", "Measuring", "Scanning", "Storage"),
             "dal.evidence.stopping": ("MaxLabels",),
             "dal.loop.batch": ("Batch",),
             "dal.loop.campaign": ("Campaign",),
@@ -50,6 +50,7 @@ __all__ = [
     "Labelling",
     "Storage",
     "Measuring",
+    "Scanning",
     # the loop with known answers
     "compare",
     "simulate",

@@ -8,6 +8,9 @@ from typing import Literal
 Vote = Literal["majority", "dawid_skene"]
 """How several answers become a label, see :mod:`dal.evidence.votes`."""
 
+Extent = Literal["auto", "full", "waves"]
+"""How much of the pool a round scores, see :mod:`dal.scan.waves`."""
+
 Missing = Literal["refuse", "fill"]
 """Of a chunk that a plain Zarr array does not store: refuse it, or read the array's fill value."""
 

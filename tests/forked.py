@@ -10,7 +10,7 @@ from unittest import mock
 _SERVER = forkserver.ForkServer()
 _SERVER.set_forkserver_preload(
     [
-        *("tests.test_faults", "tests.test_coordinator", "tests.test_lasting"),
+        *("tests.test_faults", "tests.test_coordinator", "tests.test_lasting", "tests.test_waves_of_campaigns"),
         *("dal.cli.campaigns", "dal.cli.labels", "dal.cli.rounds", "dal.cli.explorer", "dal.web.app", "dal.web.server"),
         *(
             "dal.loop.coordinator",

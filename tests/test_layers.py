@@ -149,6 +149,7 @@ def test_the_public_names_are_pinned() -> None:
         "MaxLabels",
         "Measuring",
         "Pool",
+        "Scanning",
         "Stopped",
         "Storage",
         "Strategy",

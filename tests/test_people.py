@@ -119,6 +119,7 @@ def test_two_spellings_of_an_older_campaign_become_one_person(campaign: Campaign
             "DROP TABLE people",
             "DROP TABLE sessions",
             "ALTER TABLE imports DROP COLUMN rejected",
+            "ALTER TABLE rounds DROP COLUMN waves",
             "ALTER TABLE rounds DROP COLUMN search",
             "ALTER TABLE asked DROP COLUMN found_by",
             "DROP TABLE examples",

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Client
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal.errors import SettingsError
@@ -206,6 +206,7 @@ def test_hashes_are_not_ranked_by_waves(pools: dict[str, Pool], models: dict[str
         run(pools["built"], None, Strategy().cold(), codebook, waves=Waves(0.9))
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3_000), st.sampled_from([2, 16, 100]), st.integers(0, 9), st.integers(0, 10**6))
 def test_waves_take_each_row_once(n_rows: int, block: int, seed: int, after: int) -> None:
     order = ordered_blocks(n_rows, block, seed, after % n_rows)
@@ -248,8 +249,7 @@ def test_the_bound_holds_in_pools_where_neighbours_are_alike(length: int) -> Non
     for _ in range(400):
         chosen = by_block[rng.choice(1_000, 100, replace=False)]
         held += quantile_bound(chosen[chosen > 0], 100, 1_000, 10_000) >= 0.01
-    # In a single run of 1,000 rows there is one chance in three that no block has any: no sample can tell.
-    assert held / 400 >= (0.6 if length == 1_000 else 0.93)
+    assert held / 400 >= 0.93
 
 
 def test_blocks_are_whole_tiles() -> None:

@@ -21,7 +21,8 @@ from benchmarks.labels.sets import Setup, World
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool
-from dal.scan import Cells, sample_codebook, scan
+from dal.scan import Carried, Cells, Limits, Waves, sample_codebook, scan
+from dal.scan.plan import LIMITS
 from dal.selection.batch import choose
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
@@ -46,11 +47,20 @@ class Contender:
     oracle : bool
         Whether each batch is the best on the test set out of many that other strategies choose; `strategy` is not
         looked at.
+    waves : Waves or None
+        The terms on which rounds with a model score the pool by waves.
+    carries : bool
+        Whether what a round keeps is scored again in the next one.
+    full_every : int
+        Rounds from a full pass to the next; the one before the first is a full one.
     """
 
     strategy: Strategy
     start: Literal["random", "cold"] = "random"
     oracle: bool = False
+    waves: Waves | None = None
+    carries: bool = True
+    full_every: int = 10
 
 
 @dataclass(frozen=True)
@@ -73,6 +83,8 @@ class Replayed:
         Of the rows asked, in their order: two replays with the same digest asked the same.
     cpu_seconds : tuple of (float, float, float)
         Of this process to fit, to scan and to choose, in each round.
+    scored : tuple of float
+        Share of the pool that each round has scored.
     """
 
     labels: tuple[int, ...]
@@ -82,12 +94,16 @@ class Replayed:
     rare_recall: tuple[float, ...]
     digest: str
     cpu_seconds: tuple[tuple[float, float, float], ...] = field(compare=False)
+    scored: tuple[float, ...] = ()
 
 
 class Stage:
     """A pool of a seed with all that its replays share."""
 
-    def __init__(self, world: World, pool: Pool, learner: Learner, seed: int, directory: Path) -> None:
+    def __init__(
+        self, world: World, pool: Pool, learner: Learner, seed: int, directory: Path, limits: Limits = LIMITS
+    ) -> None:
+        self.limits = limits
         self.world = world
         self.pool = pool
         self.learner = learner
@@ -125,14 +141,14 @@ class Stage:
 
 
 @contextmanager
-def staged(world: World, setup: Setup, seed: int) -> Iterator[Stage]:
+def staged(world: World, setup: Setup, seed: int, limits: Limits = LIMITS) -> Iterator[Stage]:
     """Set a pool up for replays."""
     with tempfile.TemporaryDirectory(prefix="dal-labels-") as name:
         directory = Path(name)
         pool = Pool.build(world.X, directory / "pool.zarr")
         classes = [str(code) for code in range(world.n_classes)]
         learner = Learner(setup.learner(seed), classes, trusted=setup.trusted)
-        yield Stage(world, pool, learner, seed, directory)
+        yield Stage(world, pool, learner, seed, directory, limits)
 
 
 def replay(
@@ -148,7 +164,7 @@ def replay(
     on_batch : callable, optional
         Given the rows of each batch.
     """
-    campaign = _Oracle(stage, setup) if contender.oracle else _Campaign(stage, contender.strategy)
+    campaign = _Oracle(stage, setup) if contender.oracle else _Campaign(stage, contender)
     batches = [campaign.begun(setup, contender.start)]
     points = [_measured(stage, setup, campaign.known)]
     for _ in range(setup.rounds):
@@ -168,15 +184,21 @@ def replay(
         rare_recall=tuple(point.rare_recall for point in points),
         digest=hashlib.sha256(np.concatenate(batches).tobytes()).hexdigest()[:16],
         cpu_seconds=tuple(campaign.seconds),
+        scored=tuple(campaign.scored),
     )
 
 
 class _Campaign:
     """The coordinator's steps from fit to batch, with the state in variables."""
 
-    def __init__(self, stage: Stage, strategy: Strategy) -> None:
+    def __init__(self, stage: Stage, contender: Contender) -> None:
         self.stage = stage
-        self.strategy = strategy
+        self.contender = contender
+        self.strategy = contender.strategy
+        self.after: int | None = None
+        self.since_full = 0
+        self.carried: Carried | None = None
+        self.scored: list[float] = []
         self.known = NO_ROWS
         self.round = self.asked = self.explored = 0
         self.n_cells = 0
@@ -227,6 +249,7 @@ class _Campaign:
         n_cells = self.strategy.n_cells(batch, stage.pool.n_rows)
         if strategy.traits.features:
             codebook, cells = stage.space(n_cells)
+        waves = self._waves(strategy, model)
         found = scan(
             stage.pool,
             model,
@@ -238,7 +261,15 @@ class _Campaign:
             codebook=codebook,
             cells=cells,
             with_features=True,
+            waves=waves,
+            carried=None if waves is None else self.carried,
+            limits=stage.limits,
         )
+        if found.summary.reach is not None:
+            self.after = found.summary.reach.after
+        if model is not None and self.contender.carries:
+            self.carried = Carried(found.candidates.rows, found.candidates.embeddings)
+        self.scored.append(found.summary.tally.rows / stage.pool.n_rows)
         if found.summary.wrote_cells:
             stage.cells_are_stored(n_cells)
         scanned = process_time()
@@ -268,6 +299,20 @@ class _Campaign:
         self.explored += len(drawn)
         self.seconds.append((fitted, scanned - began, process_time() - scanned))
         return np.array(interleaved(rows.tolist(), drawn.tolist()), dtype=np.int64)
+
+    def _waves(self, strategy: Strategy, model: Model | None) -> Waves | None:
+        """Return the terms of a round by waves, as :func:`dal.loop.waves.waves_of` does."""
+        wanted = self.contender.waves
+        self.since_full += 1
+        if (
+            wanted is None
+            or model is None
+            or strategy.score == "random"
+            or self.since_full >= self.contender.full_every
+        ):
+            self.since_full = 0
+            return None
+        return replace(wanted, after=self.after)
 
     def _codes(self, labeled: Rows, drawn: Rows, model: Model | None) -> Rows:
         """Return the labels of labelled records, and the model's predictions for the drawn ones."""
@@ -302,7 +347,7 @@ class _Oracle(_Campaign):
     """
 
     def __init__(self, stage: Stage, setup: Setup) -> None:
-        super().__init__(stage, Strategy.named("random", explore=0.0))
+        super().__init__(stage, Contender(Strategy.named("random", explore=0.0)))
         self.setup = setup
 
     def _next(self, model: Model | None, k: int, batch: int, excluded: Rows, fitted: float) -> Rows:

@@ -174,29 +174,30 @@ class _Modes(NamedTuple):
         return self.means[mode] + noise, self.classes[mode]
 
 
-def imbalanced(source: Source) -> World:
-    """Give 12,000 records of 120 modes of very different weight; in the test set all modes count alike."""
+def imbalanced(source: Source, n_rows: int = 12_000) -> World:
+    """Give records of 120 modes of very different weight; in the test set all modes count alike."""
     rng = np.random.default_rng([source.seed, 2])
     modes = _Modes.drawn(rng, 120, 24, 10, spread=1.6, deviation=0.55, cap=30.0)
-    X, y = modes.records(rng, 12_000)
+    X, y = modes.records(rng, n_rows)
     test_X, test_y = modes.records(rng, 4000, evenly=True)
     X, test_X = _standardised(X, test_X)
     return World(X, y, TestSet(test_X, test_y), 10)
 
 
-def noisy(source: Source) -> World:
-    """Give 60,000 records, a tenth of them from one region in which the class is drawn by lot."""
+def noisy(source: Source, n_rows: int = 60_000) -> World:
+    """Give records, a tenth of them from one region in which the class is drawn by lot."""
     rng = np.random.default_rng([source.seed, 3])
     modes = _Modes.drawn(rng, 80, 16, 8, spread=1.5, deviation=0.6, cap=20.0)
-    X, y = modes.records(rng, 54_000)
+    lots = n_rows // 10
+    X, y = modes.records(rng, n_rows - lots)
     test_X, test_y = modes.records(rng, 4000, evenly=True)
     center = 1.5 * rng.standard_normal(16)
-    lots = center + 0.6 * rng.standard_normal((6000, 16))
-    order = rng.permutation(60_000)
-    X = np.concatenate([X, lots])[order]
-    y = np.concatenate([y, rng.integers(0, 8, 6000)])[order]
+    around = center + 0.6 * rng.standard_normal((lots, 16))
+    order = rng.permutation(n_rows)
+    X = np.concatenate([X, around])[order]
+    y = np.concatenate([y, rng.integers(0, 8, lots)])[order]
     X, test_X = _standardised(X, test_X)
-    return World(X, y, TestSet(test_X, test_y), 8, noise=order >= 54_000)
+    return World(X, y, TestSet(test_X, test_y), 8, noise=order >= n_rows - lots)
 
 
 # -- what is read from a folder ---------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Round,
         Search,
     )
-    from dal.campaign.settings import Labelling, Measuring, Settings, Storage
+    from dal.campaign.settings import Labelling, Measuring, Scanning, Settings, Storage
     from dal.campaign.store import CampaignStore
 else:
     __getattr__ = names_of(
@@ -45,7 +45,7 @@ else:
                 "Round",
                 "Search",
             ),
-            "dal.campaign.settings": ("Labelling", "Measuring", "Settings", "Storage"),
+            "dal.campaign.settings": ("Labelling", "Measuring", "Scanning", "Settings", "Storage"),
             "dal.campaign.store": ("CampaignStore",),
         },
     )
@@ -56,6 +56,7 @@ __all__ = [
     "Labelling",
     "Storage",
     "Measuring",
+    "Scanning",
     "Round",
     "Search",
     "Asked",

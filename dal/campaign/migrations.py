@@ -158,7 +158,19 @@ _TO_6 = (
     "UPDATE campaign SET schema_version = 6",
 )
 
-STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {1: _TO_2, 2: _TO_3, 3: _TO_4, 4: _TO_5, 5: _TO_6}
+_TO_7 = (
+    "ALTER TABLE rounds ADD COLUMN waves TEXT",
+    "UPDATE campaign SET schema_version = 7",
+)
+
+STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
+    1: _TO_2,
+    2: _TO_3,
+    3: _TO_4,
+    4: _TO_5,
+    5: _TO_6,
+    6: _TO_7,
+}
 """For each older version that is still read, what leads to the next one: statements, and functions between them."""
 
 

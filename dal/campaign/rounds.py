@@ -56,6 +56,7 @@ class Rounds:
         strategy: str,
         stop_set: int = 0,
         search: Search | None = None,
+        waves: Mapping[str, object] | None = None,
         useless: Sequence[int] = (),
     ) -> Round:
         """Begin a round: fix, in one transaction, everything that it will be computed from.
@@ -74,6 +75,8 @@ class Rounds:
             Rows held back from asking.
         search : Search, optional
             What the round looks for.
+        waves : mapping, optional
+            The terms of a pass by waves, as JSON can hold them; None where the whole pool is scored.
         useless : sequence of int, default=()
             Rows whose marks go at once, because none of them can be searched for.
 
@@ -105,6 +108,7 @@ class Rounds:
                     strategy=strategy,
                     stop_set=stop_set,
                     search=None if search is None else search.as_json(),
+                    waves=None if waves is None else _json(waves),
                     last_answer=upto,
                     labels=np.unique(known.rows[known.labels >= 0]).size,
                     excluded=excluded.size,
@@ -433,7 +437,7 @@ def _last_model(connection: Connection, pool: str) -> str | None:
 
 def _round(row: Row[Any]) -> Round:
     values = dict(row._mapping)
-    for name in ("notes", "summary"):
+    for name in ("notes", "summary", "waves"):
         values[name] = None if values[name] is None else json.loads(values[name])
     values["search"] = None if values["search"] is None else Search.of_json(values["search"])
     return Round(**values)

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 6
+VERSION = 7
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -77,6 +77,8 @@ rounds = Table(
     Column("stop_set", Integer, nullable=False, server_default=text("0")),
     # JSON; null where nothing was searched for.
     Column("search", Text),
+    # JSON; null where the whole pool is scored.
+    Column("waves", Text),
     Column("fitted_at", Text),
     Column("scanned_at", Text),
     Column("opened_at", Text),
@@ -320,7 +322,7 @@ class Round:
     number : int
         From 1.
     status : {"frozen", "fitted", "scanned", "open", "closed"}
-    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set, search
+    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set, search, waves
         As passed to `Rounds.freeze`; `explore` is a share.
     last_answer : int
         Id of the last answer that belongs to the round; 0 where there was none. Later ones belong to the next round.
@@ -367,6 +369,7 @@ class Round:
     summary: dict[str, Any] | None
     stop_set: int
     search: Search | None
+    waves: dict[str, Any] | None
     fitted_at: str | None
     scanned_at: str | None
     opened_at: str | None

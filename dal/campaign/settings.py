@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Self, TypeVar, get_args
 
-from dal.choices import PRESETS, STRATEGIES, Missing, Vote
+from dal.choices import PRESETS, STRATEGIES, Extent, Missing, Vote
 from dal.errors import InputError, SettingsError
 from dal.places import place_of
 from dal.texts import composed, flaw
@@ -49,7 +49,7 @@ def _in_words(each: "Field[Any]") -> str:
 
 def choices_of(each: "Field[Any]") -> tuple[str, ...]:
     """Return the values that a setting may have; none where they cannot be listed."""
-    return get_args(each.type) if each.type in (Vote, Missing) else ()
+    return get_args(each.type) if each.type in (Vote, Missing, Extent) else ()
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
@@ -220,6 +220,28 @@ class Measuring(_Checked):
         super().__post_init__()
 
 
+@documented
+@dataclass(frozen=True)
+class Scanning(_Checked):
+    """The part of the pool that a round scores."""
+
+    scan: Extent = _setting(
+        _one_of(get_args(Extent)),
+        "full: a round scores the whole pool. waves: it scores blocks of the pool in random order, until the shortlist"
+        " is good enough. auto: by waves where one process would score the whole pool for longer than people take to"
+        " answer a batch, at 5 s a record.",
+        default="auto",
+    )
+    floor: float = _setting(
+        _number(lambda share: 0 < share <= 1, "a share above 0 and at most 1"),
+        "By waves: share of the best score that the last record of the shortlist must reach.",
+        default=0.9,
+    )
+    full_every: int = _setting(
+        _integer(1), "By waves: rounds from one that scores the whole pool to the next.", default=10
+    )
+
+
 def _group(kind: type[_Checked]) -> Any:  # noqa: ANN401 - as `dataclasses.field`
     def check(name: str, value: object) -> None:
         _must(isinstance(value, kind), name, f"of the type {kind.__name__}", value)
@@ -274,6 +296,7 @@ class Settings(_Checked):
     labelling: Labelling = _group(Labelling)
     storage: Storage = _group(Storage)
     measuring: Measuring = _group(Measuring)
+    scanning: Scanning = _group(Scanning)
 
     def __post_init__(self) -> None:
         # A class has one name, whichever keyboard or file system spelt its accents.

@@ -334,6 +334,8 @@ class Status:
         Why batches are chosen by coverage though there are labels, in words; empty where they are not.
     before : str
         The accuracy on the pool that the campaign moved away from, in words; empty where it never moved.
+    scored : str
+        Which part of the pool the newest round by waves has scored, in words; empty where rounds score all of it.
     compared : str
         By which embeddings of the model records were compared last, in words; empty where by their features.
     """
@@ -355,6 +357,7 @@ class Status:
     notes: tuple[str, ...]
     left_out: str
     one_class: str
+    scored: str
     compared: str
     before: str
 
@@ -394,6 +397,7 @@ def _status_of(view: View) -> Status:
         notes=notes,
         left_out=left_out(fits[-1]) if fits else "",
         one_class=one_class(view),
+        scored=scored(campaign.rounds.all()),
         compared=compared(campaign.rounds.all()),
         before="" if before is None else f"accuracy before the move to {campaign.settings.pool}: {before.text}",
     )
@@ -445,6 +449,28 @@ def left_out(fitted: Round) -> str:
         f"round {fitted.number} was trained on {fitted.trained_on:,} labels; {count:,} were left out, because features"
         " of their records are missing or infinite"
     )
+
+
+def scored(past: Sequence[Round]) -> str:
+    """Return, in words, which part of the pool the newest scan has scored by waves; empty where it scored all of it."""
+    scans = [each for each in past if each.summary]
+    summary = scans[-1].summary if scans else None
+    if summary is None or not (reach := summary.get("reach")):
+        return ""
+    told = (
+        f"round {scans[-1].number} scored {reach['blocks'] / reach['n_blocks']:.1%} of the pool in {reach['waves']:,}"
+        f" wave{'s' if reach['waves'] > 1 else ''}, and {reach['carried']:,} candidates of the round before"
+    )
+    if summary["last"] is not None:
+        told += f"; its shortlist ends at a score of {summary['last']:.3f}"
+        full = next((each for each in reversed(scans) if each.model and not each.waves), None)
+        if full is not None and full.summary and full.summary.get("last") is not None:
+            told += f" ({full.summary['last']:.3f} in round {full.number}, which scored all)"
+    if reach["bound"] is not None:
+        told += f", within the pool's best {reach['bound']:.2%} at 95 %"
+    if reach["reached"] is None or reach["reached"] < reach["floor"]:
+        told += f"; no more of the pool reaches the floor {reach['floor']:g}"
+    return told
 
 
 def compared(past: Sequence[Round]) -> str:

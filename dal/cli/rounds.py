@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 @workers_options
 @click.option("--close", is_flag=True, help="Close the open batch with the answers it has.")
 @click.option("--coverage", is_flag=True, help="Choose this batch by coverage of the pool, without the learner.")
+@click.option("--full", is_flag=True, help="Score the whole pool for this batch, in a campaign by waves.")
 @click.option(
     "--like",
     multiple=True,
@@ -45,6 +46,7 @@ def next_(
     workers: int | None,
     close: bool,
     coverage: bool,
+    full: bool,
     like: tuple[str, ...],
     where: str | None,
     share: float | None,
@@ -69,6 +71,7 @@ def next_(
             progress=rows_shown(show),
             close=close,
             coverage=coverage,
+            full=full,
             like=sought,
             where=where,
             share=share or 1.0,
@@ -143,7 +146,7 @@ def _tell_stopped(stopped: Stopped) -> None:
 
 def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     from dal.campaign.parts import pool_of
-    from dal.campaign.view import left_out
+    from dal.campaign.view import left_out, scored
     from dal.exchange import write_batch
 
     path = directory / f"batch-{batch.number:04d}.csv"
@@ -156,6 +159,8 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
         say(f"{told}.")
     if batch.fresh:
         say(f"Round {batch.number}: {len(batch.rows):,} records to label, in {path}")
+        if told := scored(campaign.rounds.all()):
+            say(told)
         if found := sum(each.found_by is not None for each in campaign.rounds.batch(batch.number)):
             say(f"{found:,} of them were found by a search.")
     else:

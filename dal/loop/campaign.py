@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
-from dal.campaign import Answer, CampaignStore, Labelling, Measuring, Settings, Storage
+from dal.campaign import Answer, CampaignStore, Labelling, Measuring, Scanning, Settings, Storage
 from dal.campaign.features import Features
 from dal.campaign.parts import SAVED_LEARNER, pool_of
 from dal.campaign.view import Status, View, status
@@ -98,6 +98,7 @@ class Campaign(CampaignStore):
         labelling: Labelling = Settings.labelling,
         storage: Storage = Settings.storage,
         measuring: Measuring = Settings.measuring,
+        scanning: Scanning = Settings.scanning,
     ) -> Self:
         """Make a campaign; refuse everything that can be refused now, before anything is written.
 
@@ -121,7 +122,7 @@ class Campaign(CampaignStore):
             :mod:`dal.evidence.stopping`; any of them ends the campaign.
         explore : float, default=0.05, or as `strategy` has it
         missing_chunks : {"refuse", "fill"}, default as the pool was opened, else "refuse"
-        batch_size, random_state, trusted, labelling, storage, measuring
+        batch_size, random_state, trusted, labelling, storage, measuring, scanning
             As in :class:`dal.campaign.Settings`.
 
         Returns
@@ -161,6 +162,7 @@ class Campaign(CampaignStore):
             labelling=labelling,
             storage=storage,
             measuring=measuring,
+            scanning=scanning,
         )
         score = Strategy.named(settings.strategy, explore).scorer
         for text in settings.stop:
@@ -241,6 +243,7 @@ class Campaign(CampaignStore):
         progress: Callable[[Progress], None] | None = None,
         close: bool = False,
         coverage: bool = False,
+        full: bool = False,
         reserved: Rows | Sequence[int] = (),
         like: Like | None = None,
         where: str | None = None,
@@ -263,6 +266,8 @@ class Campaign(CampaignStore):
             that nobody answered are not asked again.
         coverage : bool, default=False
             Choose the new batch by coverage of the pool, as in a cold start, even though there are labels.
+        full : bool, default=False
+            Score the whole pool for the new batch, even though the campaign scores it by waves.
         reserved : array of int64, default=()
             Rows that are never asked, such as those of a test set. The campaign does not remember them: they are passed
             with every call, the same ones.
@@ -290,7 +295,9 @@ class Campaign(CampaignStore):
         """
         search = None if like is None and where is None else search_of(pool_of(self), like, where, share)
         with self.lock(), workers_of(client) as workers:
-            coordinator = Coordinator(self, workers, progress, coverage=coverage, reserved=reserved, search=search)
+            coordinator = Coordinator(
+                self, workers, progress, coverage=coverage, full=full, reserved=reserved, search=search
+            )
             given = coordinator.run(close=close)
         unused = coordinator.search is not None
         if unused and isinstance(given, Batch) and self.rounds.get(given.number).search != search:

@@ -33,9 +33,10 @@ from dal.loop.codebook import codebook_of
 from dal.loop.measure import measured
 from dal.loop.search import MARKED_SHARE, MOST_EXAMPLES
 from dal.loop.state import COVERAGE, state_of
+from dal.loop.waves import carried_of, waves_of
 from dal.pool import Pool
 from dal.pool.condition import Condition
-from dal.scan import Cells, Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
+from dal.scan import Cells, Journal, Progress, Scan, Summary, Waves, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.plan import seconds_alone
 from dal.selection.candidates import usable
@@ -72,6 +73,8 @@ class Coordinator:
         Called with each scan's progress.
     coverage : bool, default=False
         Choose the next batch by coverage of the pool, although there are labels.
+    full : bool, default=False
+        Score the whole pool in the next round that is begun, although rounds score it by waves.
     reserved : array of int64, default=()
         Rows that are never asked.
     search : Search, optional
@@ -90,6 +93,7 @@ class Coordinator:
         progress: Callable[[Progress], None] | None = None,
         *,
         coverage: bool = False,
+        full: bool = False,
         reserved: npt.ArrayLike = (),
         search: Search | None = None,
     ) -> None:
@@ -98,6 +102,7 @@ class Coordinator:
         self.workers = workers or Workers()
         self.progress = progress
         self.coverage = coverage
+        self.full = full
         self.view = View(campaign, reserved=reserved)
         self.features = Features(self.view)
 
@@ -149,18 +154,22 @@ class Coordinator:
         if left < settings.batch_size:
             _log.warning("Only %d records were never asked: the batch is that short.", left)
         search, useless = self._sought(pool)
+        k = min(settings.batch_size, left, view.left(len(view.labels().codes)))
+        learns = strategy != COVERAGE and len(np.unique(view.labels().codes)) > 1
+        waves = waves_of(self.campaign, pool, k, Strategy.named(strategy)) if learns and not self.full else None
         self.campaign.rounds.freeze(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,
-            k=min(settings.batch_size, left, view.left(len(view.labels().codes))),
+            k=k,
             explore=settings.explore,
             seed=settings.random_state,
             strategy=strategy,
             stop_set=stop_set,
             search=search,
+            waves=None if waves is None else vars(waves),
             useless=useless,
         )
-        self.search = None
+        self.search, self.full = None, False
 
     def _sought(self, pool: Pool) -> tuple[Search | None, list[int]]:
         """Return what a round looks for: what the caller does, else the like of records that people have marked.
@@ -212,6 +221,8 @@ class Coordinator:
             candidates=strategy.capacity(wanted, pool.n_rows, len(codebook.centers) if codebook else None).rows,
             rows_per_second=self._pace(model),
         )
+        # Labels may have been taken back since the round was frozen.
+        waves = None if model is None or current.waves is None else Waves(**current.waves)
         with self._withdrawing(current):
             found = scan(
                 pool,
@@ -228,6 +239,8 @@ class Coordinator:
                 progress=self.progress,
                 with_features=True,
                 missing=self._takes_missing(model),
+                waves=waves,
+                carried=None if waves is None else carried_of(self.campaign, current),
             )
         arrays = candidate_arrays(found.candidates)
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
@@ -482,5 +495,10 @@ def _summary_as_json(summary: Summary) -> dict[str, object]:
     }
     tally |= {"histogram": summary.tally.histogram.counts.tolist(), "edges": list(summary.tally.histogram.edges)}
     confidence = summary.tally.mean_confidence
+    reach = None if summary.reach is None else {name: _finite(value) for name, value in vars(summary.reach).items()}
     rest = {name: value for name, value in vars(summary).items() if name != "tally"}
-    return {**tally, **rest, "mean_confidence": None if np.isnan(confidence) else confidence}
+    return {**tally, **rest, "reach": reach, "mean_confidence": _finite(confidence)}
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not np.isfinite(value) else value

@@ -15,7 +15,7 @@ from dal.scan import plan
 from dal.scan.journal import Journal
 from dal.scan.merge import LOWEST, Best, no_thresholds
 from dal.scan.plan import LIMITS, Interval, Limits
-from dal.scan.waves import Carried, Course, Reach, Waves, block_rows
+from dal.scan.waves import Carried, Course, Reach, Waves, block_rows, nearness
 from dal.scan.worker.histogram import BINS
 from dal.scan.worker.kept import Kept
 from dal.scan.worker.kernel import KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_rows, score_span
@@ -115,6 +115,9 @@ class Summary:
         Spans that failed every time and were left out, where that was asked for.
     notes : tuple of str
         What the person at the coordinator should know, such as workers of different kinds.
+    last, best : float or None
+        Lowest and highest score of the best rows that are kept regardless of their cells. None where there are fewer
+        than wanted, and `last` where rows are drawn.
     reach : Reach or None
         What a pass by waves has scored; None of a full pass.
     """
@@ -129,7 +132,9 @@ class Summary:
     thread_seconds: float
     skipped: tuple[Interval, ...]
     notes: tuple[str, ...]
-    reach: Reach | None = None
+    last: float | None
+    best: float | None
+    reach: Reach | None
 
 
 @dataclass(frozen=True)
@@ -246,7 +251,7 @@ class Run:
             self.cells.write if self.cells else None,
             order.likeness.digest() if order.likeness else "",
             order.where.text if order.where else "",
-            self.course and self.course.waves,
+            None if self.course is None else self.course.waves,
             hashlib.sha256(self.carried.rows.tobytes()).hexdigest(),
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -283,15 +288,15 @@ class Run:
 
     def more(self) -> list[Interval]:
         """Return the rows of the next wave when those of the last are scored; nothing where it was the last one."""
-        if self.course is None or not self.course or self._reach(self.course).reached >= self.course.waves.floor:
+        if self.course is None or self.course.is_over:
             return []
-        return self.course.next()
+        reached = nearness(self.order.capacity, self._last(), self.top)
+        return [] if reached >= self.course.waves.floor else self.course.next()
 
-    def _reach(self, course: Course, kept: Candidates | None = None) -> Reach:
+    def _last(self) -> float | None:
+        """Return what ranks the last of the rows kept regardless of their cells; None while there are fewer."""
         overall = self.best.tighten_now().overall
-        threshold = None if overall == LOWEST else overall
-        best = np.nan if self.top is None else self.top
-        return course.reach(self.order.capacity, kept or _no_candidates(), threshold, best, self.carried.rows)
+        return None if overall == LOWEST else overall
 
     def finish(self, result: SpanResult) -> None:
         """Take in a span that was just scored."""
@@ -388,6 +393,7 @@ class Run:
         features : callable
             Returns the features of ascending rows; called where the order wants them.
         """
+        last = self._last()
         best = self.best.result() or _no_candidates()
         if self.order.carry:
             carried = np.isin(best.rows, self.carried.rows)
@@ -409,7 +415,9 @@ class Run:
             self.thread_seconds,
             tuple(self.skipped),
             tuple(self.notes),
-            None if self.course is None else self._reach(self.course, best),
+            None if self.order.capacity.beta is not None else last,
+            self.top,
+            None if self.course is None else self.course.reach(self.order.capacity, best, last, self.top, self.carried),
         )
         return Scan(best, summary)
 

@@ -84,8 +84,6 @@ class Reach:
         As in :class:`Waves`.
     reached : float
         What it is compared with; where it is less than `floor`, the whole pool was scored.
-    last, best : float
-        Lowest and highest score of the best rows that are kept regardless of their cells; NaN without any.
     bound : float or None
         Share of the pool's best rows among which the last kept row is, at 95 %; None where rows are drawn, or fewer
         than wanted are there.
@@ -100,8 +98,6 @@ class Reach:
     carried: int
     floor: float
     reached: float
-    last: float
-    best: float
     bound: float | None
     after: int
 
@@ -110,7 +106,7 @@ class Reach:
             f"{self.waves} wave{'s' if self.waves > 1 else ''}: {self.rows:,} rows, {self.blocks / self.n_blocks:.1%}"
         )
         if self.bound is not None:
-            said += f"; the last row kept scores {self.last:.3f}, in the pool's best {self.bound:.2%} at 95 %"
+            said += f"; the last row kept is in the pool's best {self.bound:.2%} at 95 %"
         return said if self.reached >= self.floor else f"{said}; the floor {self.floor:g} was not reached"
 
 
@@ -235,8 +231,10 @@ class Course:
         self.begun = 0
         """Waves that are scored, or were."""
 
-    def __bool__(self) -> bool:
-        return self.begun < len(self._ends)
+    @property
+    def is_over(self) -> bool:
+        """Whether the whole pool is scored."""
+        return self.begun == len(self._ends)
 
     def next(self) -> list[Interval]:
         """Begin the next wave, and return its rows."""
@@ -268,7 +266,9 @@ class Course:
     def _blocks(self) -> int:
         return self._ends[self.begun - 1] if self.begun else 0
 
-    def reach(self, capacity: Capacity, kept: Candidates, threshold: float | None, best: float, carried: Rows) -> Reach:
+    def reach(
+        self, capacity: Capacity, kept: Candidates, last: float | None, best: float | None, carried: Carried
+    ) -> Reach:
         """Describe what was scored.
 
         Parameters
@@ -276,18 +276,16 @@ class Course:
         capacity : Capacity
         kept : Candidates
             What the pass keeps.
-        threshold : float or None
+        last : float or None
             What ranks the last of the rows that are kept regardless of their cells; None where these are fewer than
             wanted.
-        best : float
-            Highest score.
-        carried : ndarray of int64
+        best : float or None
+            Highest score; None without any row.
+        carried : Carried
         """
-        drawn = capacity.beta is not None
-        last = np.nan if drawn or threshold is None else threshold
         bound = None
-        if not drawn and threshold is not None:
-            sampled = kept.rows[(kept.scores >= threshold) & ~np.isin(kept.rows, carried)]
+        if capacity.beta is None and last is not None:
+            sampled = kept.rows[(kept.scores >= last) & ~np.isin(kept.rows, carried.rows)]
             counts = np.unique(sampled // self._block, return_counts=True)[1]
             bound = quantile_bound(counts, self._blocks, len(self._order), self.rows)
         return Reach(
@@ -297,15 +295,13 @@ class Course:
             self.rows,
             len(carried),
             self.waves.floor,
-            nearness(capacity, threshold, best),
-            last,
-            best,
+            nearness(capacity, last, best),
             bound,
             int(self._order[self._blocks - 1]) * self._block,
         )
 
 
-def nearness(capacity: Capacity, threshold: float | None, best: float) -> float:
+def nearness(capacity: Capacity, last: float | None, best: float | None) -> float:
     r"""Return how near the last kept row comes to the best one: what is compared with the floor.
 
     The share of the best score that the last one has. Where rows are drawn with :math:`u^\beta` as odds, one of score
@@ -315,9 +311,8 @@ def nearness(capacity: Capacity, threshold: float | None, best: float) -> float:
     Parameters
     ----------
     capacity : Capacity
-    threshold : float or None
+    last, best : float or None
         As in :meth:`Course.reach`.
-    best : float
 
     Returns
     -------
@@ -331,19 +326,20 @@ def nearness(capacity: Capacity, threshold: float | None, best: float) -> float:
     >>> round(nearness(Capacity(10, 0, 0, beta=1.0), 2.0, 0.5), 3)
     0.932
     """
-    if threshold is None or best <= 0:
+    if last is None or best is None or best <= 0:
         return -inf
     if capacity.beta is None:
-        return threshold / best
-    return 1.0 - exp(min(capacity.beta * log(best) - threshold, 700.0))
+        return last / best
+    return 1.0 - exp(min(capacity.beta * log(best) - last, 700.0))
 
 
 def quantile_bound(counts: npt.NDArray[np.int64], blocks: int, n_blocks: int, rows: int) -> float:
     """Bound the share of the pool's rows that score at least as high as the last kept one, at 95 %.
 
-    The larger of two bounds: that of Clopper and Pearson (1934) for rows in random order, and one by the spread between
-    blocks, which are drawn without replacement, for pools in which neighbours are alike. Neither knows that scoring
-    stopped because of what it had found, which makes them a little too low.
+    The largest of three bounds: that of Clopper and Pearson (1934) for rows in random order; the same for blocks, each
+    with as many such rows as those that have some, and one by the spread between blocks, which are drawn without
+    replacement, for pools in which neighbours are alike. None knows that scoring stopped because of what it had found,
+    which makes them a little too low.
 
     Parameters
     ----------
@@ -358,7 +354,7 @@ def quantile_bound(counts: npt.NDArray[np.int64], blocks: int, n_blocks: int, ro
     --------
     >>> even, one = np.full(100, 10), np.array([1_000])
     >>> [round(quantile_bound(counts, 100, 10_000, 100_000), 4) for counts in (even, one)]
-    [0.0105, 0.0265]
+    [0.0105, 0.0466]
     >>> quantile_bound(even, 100, 100, 100_000)
     0.01
     """
@@ -368,9 +364,12 @@ def quantile_bound(counts: npt.NDArray[np.int64], blocks: int, n_blocks: int, ro
     share = found / rows
     if blocks == n_blocks:
         return share
-    exact = float(betaincinv(found + 1, max(rows - found, 1), 0.95))
     if blocks == 1:
         return 1.0
+    exact = float(betaincinv(found + 1, max(rows - found, 1), 0.95))
+    # A block without any could have held nothing else.
+    of_block = found / max(len(counts), 1) * blocks / rows if found else 1.0
+    some = of_block * float(betaincinv(len(counts) + 1, max(blocks - len(counts), 1), 0.95))
     squares = float(np.square(counts - found / blocks).sum()) + (blocks - len(counts)) * (found / blocks) ** 2
     error = sqrt((1 - blocks / n_blocks) * blocks / (blocks - 1) * squares) / rows
-    return min(1.0, max(exact, share + float(stdtrit(blocks - 1, 0.95)) * error))
+    return min(1.0, max(exact, some, share + float(stdtrit(blocks - 1, 0.95)) * error))
