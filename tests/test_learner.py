@@ -298,7 +298,7 @@ def test_kind_and_tile_rows_are_of_the_last_step() -> None:
     X, codes = records()
     found = {kind: Learner.named(kind, CLASSES).fit(X, codes) for kind in ("logistic", "forest", "hgb")}
     assert [(model.kind, model.tile_rows) for model in found.values()] == [
-        ("LogisticRegression", None),
+        ("TunedLogisticRegression", None),
         ("RandomForestClassifier", 8192),
         ("HistGradientBoostingClassifier", 4096),
     ]

@@ -13,6 +13,7 @@ _TRUSTED = (
     "collections.OrderedDict",
     "dal.learners.deep.SkorchClassifier",  # all that describes its net is looked at by itself
     "dal.learners.deep.TorchClassifier",  # the network's class or function is looked at by itself
+    "dal.learners.penalty.TunedLogisticRegression",
     "functools.partial",  # what it calls is looked at by itself
     "numpy.dtype",
     "scipy._lib.array_api_compat.numpy._aliases.asarray",  # a spline of SciPy 1.17 keeps how it makes arrays

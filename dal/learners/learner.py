@@ -34,6 +34,7 @@ from dal.learners.estimators import (
     weight_name,
 )
 from dal.learners.models import Model
+from dal.learners.penalty import TunedLogisticRegression
 from dal.learners.presets import PRESETS, Preset, import_estimator, made
 from dal.plugins import Carried
 
@@ -269,8 +270,17 @@ class Learner:
         """
         model = self._fit_once(X, labels, sample_weight, parent)
         if committee and not is_committee(model.estimator):
-            model = replace(model, bootstraps=self.bootstraps(X, labels, sample_weight))
+            model = replace(model, bootstraps=self.settled(model).bootstraps(X, labels, sample_weight))
         return model
+
+    def settled(self, model: "Model") -> Self:
+        """Return the learner with what a model of it has chosen by its labels: its fits choose nothing more."""
+        last = last_step(model.estimator)
+        if not isinstance(last, TunedLogisticRegression):
+            return self
+        estimator = cloned(self.estimator)
+        last_step(estimator).set_params(C=last.C_, least_C=last.C_)
+        return type(self)(estimator, self.classes, trusted=self.trusted)
 
     def _fit_once(
         self,

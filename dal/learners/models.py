@@ -209,6 +209,12 @@ class Model:
         """Class name of the estimator, of the last step where it is a pipeline."""
         return kind_of(self.estimator)
 
+    @property
+    def chosen(self) -> str:
+        """What the fit chose by its labels, in words, such as a penalty; empty of most estimators."""
+        found = getattr(last_step(self.estimator), "chosen_", "")
+        return found if isinstance(found, str) else ""
+
     @cached_property
     def seen(self) -> npt.NDArray[np.int64]:
         """Codes of the classes that the fit has seen, in the order of the estimator's columns."""

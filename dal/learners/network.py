@@ -16,6 +16,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from dal._threads import one_thread
 from dal.learners.estimators import last_step, rows_of, steps_before, transformed
+from dal.learners.penalty import TunedLogisticRegression
 
 Floats = npt.NDArray[np.floating[Any]]
 
@@ -111,7 +112,7 @@ class Network:
 def network_of(estimator: BaseEstimator) -> Network | None:
     """Return the estimator as matrix products; None if it is neither a logistic regression nor a network."""
     last = last_step(estimator)
-    if type(last) is LogisticRegression:
+    if type(last) in (LogisticRegression, TunedLogisticRegression):
         # One-versus-rest is no softmax.
         if last.coef_.dtype != np.float32 or (last.solver == "liblinear" and len(last.coef_) > 1):
             return None

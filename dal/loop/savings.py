@@ -40,6 +40,9 @@ def saved(campaign: CampaignStore) -> Estimate:
             X = Features(view).take(rows)
             # The learner of now may take fewer records than the one that they were drawn for.
             sound = usable(X, missing=learner.takes_missing(X.shape[1]))
+            if len(np.unique(codes[sound])) > 1:
+                # Once, not in each of two hundred fits, which would take ten times as long.
+                learner = learner.settled(learner.try_fit(X[sound], codes[sound]))
         learned, given = learned[sound[learned]], sound[judged]
         predicted = np.full(len(judged), codes[learned[0]] if len(learned) else UNLABELLED)
         if len(np.unique(codes[learned])) > 1 and given.any():

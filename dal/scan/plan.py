@@ -241,6 +241,7 @@ def share_of(capacity: Capacity, count: int) -> Capacity:
 
 _MICROSECONDS = {
     "LogisticRegression": 0.0,
+    "TunedLogisticRegression": 0.0,
     "SGDClassifier": 0.0,
     "LinearDiscriminantAnalysis": 0.0,
     "GaussianNB": 1.0,
