@@ -3,6 +3,7 @@
 import json
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -276,6 +277,37 @@ def test_class_shares_are_of_explore_answers_alone(truth: tuple[Pool, np.ndarray
     shares = status(campaign).shares
     assert [shares[name].value for name in CLASSES] == pytest.approx((counts / 60).tolist())
     assert [(shares[name].low, shares[name].high) for name in CLASSES] == [wilson(int(c), 60) for c in counts]
+
+
+def test_the_penalty_that_the_learner_chose_is_told_where_the_learner_is_named(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    rng, codes = np.random.default_rng(8), truth[1]
+    X = rng.standard_normal((N, 80), dtype=np.float32)
+    X[:, :3] += 0.5 * np.eye(3, dtype=np.float32)[codes]
+    noisy = Pool.build(X, tmp_path / "noisy.zarr"), codes
+    campaign = played(noisy, tmp_path / "c", 1, estimator="logistic", batch_size=400)
+    assert status(campaign).learner == "logistic"  # nothing is fitted yet
+    campaign.next_batch()
+    model, now = Model.loads(campaign.rounds.load_model(campaign.rounds.get(2).model)), status(campaign)
+    assert now.learner == f"logistic, {model.chosen}"
+    assert now.learner.endswith(" instead of 1, by cross-validation on 400 labels")
+    shown = " ".join(CliRunner().invoke(main, ["status", str(tmp_path / "c")]).output.split())
+    assert f"learner: {now.learner}" in shown
+    page = Overviews(campaign, Records(noisy[0])).now(Standings(campaign).now())
+    assert page.learner == now.learner
+    settings = [table for table in view_of_campaign(campaign, None)["tables"] if table["title"] == "Settings"]
+    assert ["estimator", now.learner] in settings[0]["rows"]
+    # The learner is another one since; a round of an older version has no such note; other learners choose nothing.
+    changed = CampaignStore.open(tmp_path / "c")
+    changed.settings = replace(changed.settings, estimator="forest")
+    assert status(changed).learner == "forest"
+    with campaign.database.writing() as connection:
+        connection.execute(update(rounds).values(notes=json.dumps({"warnings": []})))
+    assert status(CampaignStore.open(tmp_path / "c")).learner == "logistic"
+    other = played(truth, tmp_path / "other", 1, estimator="head")
+    other.next_batch()
+    assert status(other).learner == "head"
 
 
 @pytest.mark.slow

@@ -328,6 +328,8 @@ class Status:
         Share of each class in the pool, by the explore answers.
     notes : tuple of str
         Warnings of the learner's last fit.
+    learner : str
+        The campaign's learner, with what its last fit chose by the labels, such as a penalty.
     left_out : str
         How many labels that fit could not use, in words; empty where it used all.
     one_class : str
@@ -355,6 +357,7 @@ class Status:
     first_stops: dict[str, int]
     shares: dict[str, Estimate]
     notes: tuple[str, ...]
+    learner: str
     left_out: str
     one_class: str
     scored: str
@@ -395,12 +398,19 @@ def _status_of(view: View) -> Status:
         first_stops=view.first_stops(),
         shares=dict(zip(classes, view.shares(), strict=True)),
         notes=notes,
+        learner=_learner(campaign.settings.estimator, (fits[-1].notes or {}).get("learner", {}) if fits else {}),
         left_out=left_out(fits[-1]) if fits else "",
         one_class=one_class(view),
         scored=scored(campaign.rounds.all()),
         compared=compared(campaign.rounds.all()),
         before="" if before is None else f"accuracy before the move to {campaign.settings.pool}: {before.text}",
     )
+
+
+def _learner(name: str, fitted: Mapping[str, str]) -> str:
+    """Return the learner's name, with what its last fit chose; the learner may be another one since."""
+    chosen = fitted.get("chosen") if fitted.get("name") == name else None
+    return f"{name}, {chosen}" if chosen else name
 
 
 @dataclass(frozen=True)

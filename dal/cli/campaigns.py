@@ -57,6 +57,8 @@ def status_(directory: Path) -> None:
     state = "no round yet" if not now.round else f"round {now.round} is {now.status}"
     say(f"{state}; {now.asked:,} records asked, {now.labels:,} labelled, {now.pending:,} waiting")
     say("labels: " + ", ".join(f"{name}: {count:,}" for name, count in now.per_class.items()))
+    if now.learner != campaign.settings.estimator:
+        say(f"learner: {now.learner}")
     say(f"accuracy: {now.accuracy.text}")
     if now.before:
         say(now.before)

@@ -86,7 +86,7 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
             "header": ["setting", "value"],
             "rows": [
                 ["pool", settings.pool],
-                ["estimator", settings.estimator],
+                ["estimator", now.learner],
                 ["strategy", settings.strategy],
                 ["batch_size", f"{settings.batch_size:,}"],
                 ["explore share", f"{settings.explore:.0%}"],

@@ -201,6 +201,7 @@ class Coordinator:
             )
         notes = {
             "warnings": list(model.warnings),
+            "learner": {"name": self.campaign.settings.estimator, "chosen": model.chosen},
             "invalid_labeled": left_out,
             "measured": measured(self.view, self.features, current, model),
         }

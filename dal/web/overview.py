@@ -145,7 +145,7 @@ class Overviews:
             name=campaign.directory.name,
             pool=settings.pool,
             n_rows=past[-1].n_rows if past else campaign.n_rows,
-            learner=settings.estimator,
+            learner=known.learner,
             strategy=settings.strategy,
             labels=known.labels,
             asked=known.asked,
