@@ -351,7 +351,7 @@ def _logistic(seed: int) -> BaseEstimator:
 
 
 def _scaled_logistic(seed: int) -> BaseEstimator:
-    """Make the learner that dal presets."""
+    """Make the learner that dal presets, with the penalty from which that starts."""
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000, random_state=seed))
 
 
