@@ -211,7 +211,7 @@ class Model:
 
     @property
     def chosen(self) -> str:
-        """What the fit chose by its labels, in words, such as a penalty; empty of most estimators."""
+        """The choice of the fit by its labels, in words, such as of a penalty; empty of most estimators."""
         found = getattr(last_step(self.estimator), "chosen_", "")
         return found if isinstance(found, str) else ""
 
