@@ -1,6 +1,7 @@
 """The proof that labels are saved: its arithmetic by hand, its replays against real campaigns."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from itertools import islice, pairwise
@@ -18,7 +19,7 @@ from benchmarks.labels import command, published
 from benchmarks.labels.main import planned
 from benchmarks.labels.picture import picture
 from benchmarks.labels.replay import ORACLE, Contender, Replayed, replay, staged
-from benchmarks.labels.sets import SETS, Setup, Source, World, embedded
+from benchmarks.labels.sets import SETS, Setup, Source, World, embedded, scarce, tailed
 from benchmarks.labels.statistics import (
     Gains,
     area,
@@ -131,10 +132,12 @@ def test_the_oracle_asks_the_best_batch_that_any_strategy_chooses(world: World) 
     assert oracle.accuracy[1] >= max(other.accuracy[1] for other in others) > others[0].accuracy[1]
 
 
-def played_both(world: World, setup: Setup, name: str, explore: float = 0.0) -> tuple[Replayed, Replay]:
+def played_both(
+    world: World, setup: Setup, name: str, explore: float = 0.0, *, balance: bool = False
+) -> tuple[Replayed, Replay]:
     """Replay a strategy in memory and as a campaign, and check that both ask the same."""
     batches: list[list[int]] = []
-    contender = Contender(Strategy.named(name, explore), start="cold")
+    contender = Contender(Strategy.named(name, explore), start="cold", balance=balance)
     with staged(world, setup, 5) as stage:
         first = replay(stage, setup, contender, lambda rows: batches.append(rows.tolist()))
         real = simulate(
@@ -149,6 +152,7 @@ def played_both(world: World, setup: Setup, name: str, explore: float = 0.0) -> 
             rounds=5,
             random_state=5,
             explore=explore,
+            balance="uniform" if balance else (),
         )
     assert batches == [batch.tolist() for batch in real.batches[1:]]
     return first, real
@@ -166,6 +170,46 @@ def test_a_replay_asks_what_a_campaign_asks(world: World, name: str, explore: fl
     first, real = played_both(world, SETUP, name, explore)
     assert first.labels == real.labels
     assert first.accuracy == real.accuracy
+
+
+@pytest.mark.parametrize("name", ["margin", "class_coverage"])
+def test_a_balanced_replay_asks_what_a_balanced_campaign_asks(world: World, name: str) -> None:
+    # The last class is rare.
+    known = np.where(np.arange(3600) % 40 == 7, 2, np.arange(3600) % 2)
+    rare = replace(world, y=known[:3000], X=world.X + np.eye(3, 5, dtype=np.float32)[known[:3000]])
+    rare = replace(rare, test=TestSet(world.test.X, known[3000:]))
+    first, _ = played_both(rare, SETUP, name, 0.25, balance=True)
+    other, _ = played_both(rare, SETUP, name, 0.25)
+    assert first.digest != other.digest
+
+
+def cut(maker: Callable[[Source], World], seed: int, data: Path) -> tuple[World, list[int]]:
+    world = maker(Source(seed, data))
+    return world, np.bincount(world.y, minlength=world.n_classes).tolist()
+
+
+def test_classes_of_embeddings_are_cut_to_a_tail_and_to_a_few(tmp_path: Path) -> None:
+    (tmp_path / "embeddings").mkdir()
+    y = np.arange(1500) % 5
+    E = np.arange(3000).reshape(1500, 2).astype(np.float32)
+    np.savez(tmp_path / "embeddings" / "some.npz", E=E, y=y, test=np.arange(1500) % 50 < 9)
+    world, sizes = cut(lambda source: tailed(source, "some", 100), 3, tmp_path)
+    # A fiftieth of the most, and the same factor from each class to the next.
+    assert sorted(sizes) == [2, 5, 14, 38, 100]
+    assert world.rare == tuple(np.flatnonzero(np.array(sizes) <= 10))
+    assert np.bincount(world.test.y).tolist() == [30] * 5  # of 60, 60, 60, 60 and 30
+    for X, codes, is_test in ((world.X, world.y, False), (world.test.X, world.test.y, True)):
+        rows = X[:, 0].astype(int) // 2
+        assert (y[rows] == codes).all()
+        assert ((rows % 50 < 9) == is_test).all()
+        assert len(np.unique(rows)) == len(rows)
+    again, _ = cut(lambda source: tailed(source, "some", 100), 3, tmp_path)
+    np.testing.assert_array_equal(again.X, world.X)
+    others = [cut(lambda source: tailed(source, "some", 100), seed, tmp_path)[1] for seed in range(4)]
+    assert len({tuple(each) for each in others}) > 1
+    world, sizes = cut(lambda source: scarce(source, "some", classes=2, records=3), 3, tmp_path)
+    assert [size for size in sizes if size < 100] == [3, 3]
+    assert world.rare == tuple(np.flatnonzero(np.array(sizes) == 3))
 
 
 @pytest.mark.parametrize("name", ["default", "badge"])

@@ -14,7 +14,7 @@ def made(n: int, seed: int, levels: int, cells: int) -> Candidates:
         rows,
         rng.integers(0, levels, n) / levels,
         rng.integers(0, cells, n),
-        rng.integers(0, 4, n),
+        rng.integers(-1, 3, n),
         rng.standard_normal((n, 2)).astype(np.float32),
     )
 
@@ -25,6 +25,9 @@ def full_sort(c: Candidates, capacity: Capacity, seed: int, round: int) -> Candi
     order = key_order(c.scores, c.rows, seed, round).tolist()
     for cell in range(capacity.cells):
         keep |= set([i for i in order if c.cells[i] == cell][: capacity.per_cell])
+    order = key_order(ranked, c.rows, seed, round).tolist()
+    for code, most in enumerate(capacity.per_class):
+        keep |= set([i for i in order if c.predicted[i] == code][:most])
     return c.take(np.array(sorted(keep), dtype=np.int64))
 
 
@@ -43,6 +46,7 @@ def assert_same(a: Candidates, b: Candidates) -> None:
     parts=st.integers(1, 9),
     eager=st.booleans(),
     beta=st.sampled_from([None, 1.0]),
+    per_class=st.sampled_from([(), (3, 0, 1), (0, 12, 40)]),
 )
 @settings(max_examples=200, deadline=None)
 def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
@@ -55,9 +59,10 @@ def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
     parts: int,
     eager: bool,
     beta: float | None,
+    per_class: tuple[int, ...],
 ) -> None:
     everything = made(n, seed, levels, max(cells, 1))
-    capacity = Capacity(total, cells, per_cell if cells else 0, beta)
+    capacity = Capacity(total, cells, per_cell if cells else 0, beta, per_class)
     shuffled = np.random.default_rng(seed).permutation(n)
     merge = Best(capacity, seed, 7)
     if eager:
@@ -70,7 +75,7 @@ def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
         part = everything.take(piece)
         # A worker is told the thresholds that the merge has reached, and keeps its own best under them.
         ranked = capacity.ranked(part.scores, part.rows, seed, 7)
-        admitted = merge.thresholds.admit(part.scores, ranked, part.cells)
+        admitted = merge.thresholds.admit(part.scores, ranked, part.cells, part.predicted)
         worker = Best(capacity, seed, 7)
         worker.add(part.take(admitted))
         result = worker.result()
@@ -87,14 +92,23 @@ def test_rows_that_are_never_asked_pass_no_threshold() -> None:
     capacity = Capacity(5, 2, 3)
     scores = np.array([-np.inf, 0.0, -1e300])
     for ranked in (scores, scores - 1):
-        assert no_thresholds(capacity).admit(scores, ranked, np.array([0, 1, 0])).tolist() == [1, 2]
+        admitted = no_thresholds(capacity).admit(scores, ranked, np.array([0, 1, 0]), np.array([0, 1, 0]))
+        assert admitted.tolist() == [1, 2]
 
 
 def test_a_row_below_the_overall_threshold_passes_by_its_cell() -> None:
     thresholds = Thresholds(0.9, np.array([0.5, 0.95]))
     scores, cells = np.array([0.9, 0.6, 0.6, 0.4]), np.array([1, 0, 1, 0])
-    assert thresholds.admit(scores, scores, cells).tolist() == [0, 1]
-    assert thresholds.admit(scores, np.array([0.0, 0.1, 0.9, 0.8]), cells).tolist() == [1, 2]
+    predicted = np.array([0, 0, 0, -1])
+    assert thresholds.admit(scores, scores, cells, predicted).tolist() == [0, 1]
+    assert thresholds.admit(scores, np.array([0.0, 0.1, 0.9, 0.8]), cells, predicted).tolist() == [1, 2]
+
+
+def test_a_row_passes_by_its_class_and_none_without_one() -> None:
+    thresholds = Thresholds(0.9, None, np.array([0.5, np.inf, np.inf]))
+    scores = np.array([0.9, 0.6, 0.4, 0.8, 0.8])
+    assert thresholds.admit(scores, scores, None, np.array([1, 0, 0, 1, -1])).tolist() == [0, 1]
+    assert no_thresholds(Capacity(5, 0, 0, per_class=(2, 0))).classes.tolist() == [np.finfo(float).min, np.inf, np.inf]
 
 
 def test_joining_keeps_the_order() -> None:

@@ -121,6 +121,7 @@ def test_two_spellings_of_an_older_campaign_become_one_person(campaign: Campaign
             "ALTER TABLE imports DROP COLUMN rejected",
             "ALTER TABLE rounds DROP COLUMN waves",
             "ALTER TABLE rounds DROP COLUMN search",
+            "ALTER TABLE rounds DROP COLUMN balance",
             "ALTER TABLE asked DROP COLUMN found_by",
             "DROP TABLE examples",
             "UPDATE campaign SET schema_version = 3",

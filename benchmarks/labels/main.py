@@ -37,10 +37,13 @@ from dal.scores import OF_GRADIENTS
 from dal.selection.strategy import STRATEGIES, Strategy
 
 PROTOCOL, ORACLE = "lu", "oracle"
+BALANCED = ("class_coverage", "default", "margin", "random")
+"""Strategies that are also played with an equal share of what is asked for each class."""
 CONTENDERS: Mapping[str, Contender] = {
     **{name: Contender(Strategy.named(name, explore=0.0)) for name in STRATEGIES},
     "default, explore 5 %": Contender(Strategy()),
     "default, as shipped": Contender(Strategy(), start="cold"),
+    **{f"{name}, balanced": Contender(Strategy.named(name, explore=0.0), balance=True) for name in BALANCED},
     ORACLE: Contender(Strategy.named("random", explore=0.0), oracle=True),
 }
 """Strategies by name with the explore share at 0; the default with its 5 %; that with its own cold start; an oracle."""

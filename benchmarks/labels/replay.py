@@ -23,7 +23,8 @@ from dal.learners.models import Model
 from dal.pool import Pool
 from dal.scan import Carried, Cells, Limits, Waves, sample_codebook, scan
 from dal.scan.plan import LIMITS
-from dal.selection.batch import choose
+from dal.selection.balance import choose_balanced, kept_of_classes, quotas_of
+from dal.selection.batch import Known
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.order import uniform
@@ -44,6 +45,8 @@ class Contender:
     start : {"random", "cold"}
         Whether the first labels are drawn uniformly, the same for all strategies of a seed, or asked by the strategy's
         own cold start.
+    balance : bool
+        Whether all classes are to have an equal share of what is asked.
     oracle : bool
         Whether each batch is the best on the test set out of many that other strategies choose; `strategy` is not
         looked at.
@@ -57,6 +60,7 @@ class Contender:
 
     strategy: Strategy
     start: Literal["random", "cold"] = "random"
+    balance: bool = False
     oracle: bool = False
     waves: Waves | None = None
     carries: bool = True
@@ -199,6 +203,7 @@ class _Campaign:
         self.since_full = 0
         self.carried: Carried | None = None
         self.scored: list[float] = []
+        self.shares = [1 / stage.world.n_classes] * stage.world.n_classes if contender.balance else []
         self.known = NO_ROWS
         self.round = self.asked = self.explored = 0
         self.n_cells = 0
@@ -250,6 +255,12 @@ class _Campaign:
         if strategy.traits.features:
             codebook, cells = stage.space(n_cells)
         waves = self._waves(strategy, model)
+        drawn = self._drawn(strategy, k, excluded)
+        quotas: tuple[int, ...] = ()
+        if self.shares and model is not None:
+            labels = np.bincount(stage.world.y[excluded], minlength=stage.world.n_classes)
+            quotas = quotas_of(self.shares, labels.tolist(), k - len(drawn))
+        per_class = kept_of_classes(strategy, quotas, len(drawn))
         found = scan(
             stage.pool,
             model,
@@ -264,6 +275,7 @@ class _Campaign:
             waves=waves,
             carried=None if waves is None else self.carried,
             limits=stage.limits,
+            per_class=per_class,
         )
         if found.summary.reach is not None:
             self.after = found.summary.reach.after
@@ -273,7 +285,6 @@ class _Campaign:
         if found.summary.wrote_cells:
             stage.cells_are_stored(n_cells)
         scanned = process_time()
-        drawn = self._drawn(strategy, k, excluded)
         taken = np.concatenate([excluded, drawn])
         asked, inner = stage.world.X[taken], None
         if model is not None and found.candidates.inner is not None:
@@ -281,20 +292,18 @@ class _Campaign:
         proba = None
         if model is not None and strategy.traits.asked_proba:
             proba = model.predict_proba(asked).astype(np.float32)
-        rows = choose(
+        capacity = strategy.capacity(k, stage.pool.n_rows, len(codebook.centers) if codebook else None)
+        rows = choose_balanced(
             found.candidates,
             strategy,
             k - len(drawn),
-            capacity=strategy.capacity(k, stage.pool.n_rows, len(codebook.centers) if codebook else None),
+            quotas,
+            Known(taken, asked, inner, self._codes(excluded, drawn, model), proba),
+            capacity=capacity._replace(per_class=per_class),
             codebook=codebook,
-            asked=asked,
-            asked_inner=inner,
-            asked_proba=proba,
-            excluded=taken,
             random_state=stage.seed,
             round=self.round,
             directions=stage.learner.compares_directions,
-            asked_codes=self._codes(excluded, drawn, model),
         )
         self.explored += len(drawn)
         self.seconds.append((fitted, scanned - began, process_time() - scanned))

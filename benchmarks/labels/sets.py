@@ -8,6 +8,7 @@ import fcntl
 import gzip
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ from dal.errors import PoolIncomplete, PoolNotFound
 from dal.learners.presets import PRESETS
 from dal.pool import Pool
 from dal.replay import TestSet
+from dal.selection.order import rank_within
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int64]
@@ -301,6 +303,38 @@ def embedded(source: Source, name: str, most: int = 5_000, tested: int = 1_500) 
     return World(E[pool], y[pool], TestSet(E[test], y[test]), int(y.max()) + 1)
 
 
+RARE_EMBEDDED = 10
+"""Classes of a cut set with at most this many records count as rare."""
+
+
+def tailed(source: Source, name: str, most: int, ratio: float = 50.0) -> World:
+    """Cut the classes of embeddings to a long tail: sizes fall geometrically from `most` to a `ratio`-th of it.
+
+    The seed draws which class has which size. In the test set all classes have the same number of records.
+    """
+    whole = embedded(source, name, most=sys.maxsize, tested=sys.maxsize)
+    place = np.random.default_rng([source.seed, 78]).permutation(whole.n_classes)
+    return _cut(whole, np.round(most * ratio ** (-place / (whole.n_classes - 1))).astype(np.int64))
+
+
+def scarce(source: Source, name: str, classes: int = 5, records: int = 3) -> World:
+    """Cut some classes of embeddings, drawn by the seed, to a few records in the pool."""
+    whole = embedded(source, name, most=sys.maxsize, tested=sys.maxsize)
+    sizes = np.full(whole.n_classes, len(whole.y))
+    sizes[np.random.default_rng([source.seed, 79]).permutation(whole.n_classes)[:classes]] = records
+    return _cut(whole, sizes)
+
+
+def _cut(whole: World, sizes: Codes) -> World:
+    """Keep the first records of each class, up to its size, and as many of each class in the test set."""
+    kept = rank_within(whole.y) < sizes[whole.y]
+    tested = rank_within(whole.test.y) < np.bincount(whole.test.y, minlength=whole.n_classes).min()
+    y = whole.y[kept]
+    rare = np.flatnonzero(np.bincount(y, minlength=whole.n_classes) <= RARE_EMBEDDED)
+    test = TestSet(whole.test.X[tested], whole.test.y[tested])
+    return World(whole.X[kept], y, test, whole.n_classes, rare=tuple(rare.tolist()))
+
+
 PICTURES, TESTED, SIDE = 10_000, 5_000, 28
 
 
@@ -380,6 +414,13 @@ def _network(seed: int) -> BaseEstimator:
 EPOCHS = 30
 
 
+def _rare(world: Callable[[Source], World], file: str, initial: int, batch: int, rounds: int) -> Setup:
+    """Lay out a protocol for classes of which uniform first labels know some only."""
+    return Setup(
+        world, _head, initial, batch, rounds, seeds=10, file=f"embeddings/{file}.npz", metric="balanced accuracy"
+    )
+
+
 def _embeddings(name: str, initial: int, batch: int, rounds: int, most: int = 5_000) -> Setup:
     """Lay out the study's protocol: an equal number of first labels of each class."""
     return Setup(
@@ -430,6 +471,10 @@ SETS: Mapping[str, Setup] = {
         trusted=("benchmarks.networks.SmallNet",),
         packages=("torch",),
     ),
+    "banking77_tail": _rare(lambda source: tailed(source, "banking77", 150), "banking77", 154, 77, 8),
+    "stackoverflow_tail": _rare(lambda source: tailed(source, "stackoverflow_wl", 700), "stackoverflow_wl", 40, 20, 12),
+    "cifar10_tail": _rare(lambda source: tailed(source, "cifar10_lite0", 350), "cifar10_lite0", 20, 20, 10),
+    "stackoverflow_rare": _rare(lambda source: scarce(source, "stackoverflow_wl"), "stackoverflow_wl", 40, 50, 10),
     "pictures_lite0": Setup(
         lambda source: _encoded_pictures(source.data or Path()),
         _head,

@@ -162,6 +162,10 @@ _TO_7 = (
     "ALTER TABLE rounds ADD COLUMN waves TEXT",
     "UPDATE campaign SET schema_version = 7",
 )
+_TO_8 = (
+    "ALTER TABLE rounds ADD COLUMN balance TEXT",
+    "UPDATE campaign SET schema_version = 8",
+)
 
 STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
     1: _TO_2,
@@ -170,6 +174,7 @@ STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
     4: _TO_5,
     5: _TO_6,
     6: _TO_7,
+    7: _TO_8,
 }
 """For each older version that is still read, what leads to the next one: statements, and functions between them."""
 

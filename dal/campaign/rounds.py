@@ -57,6 +57,7 @@ class Rounds:
         stop_set: int = 0,
         search: Search | None = None,
         waves: Mapping[str, object] | None = None,
+        balance: Sequence[float] | None = None,
         useless: Sequence[int] = (),
     ) -> Round:
         """Begin a round: fix, in one transaction, everything that it will be computed from.
@@ -77,6 +78,8 @@ class Rounds:
             What the round looks for.
         waves : mapping, optional
             The terms of a pass by waves, as JSON can hold them; None where the whole pool is scored.
+        balance : sequence of float, optional
+            The share of all labels that each class is to have, by class code.
         useless : sequence of int, default=()
             Rows whose marks go at once, because none of them can be searched for.
 
@@ -109,6 +112,7 @@ class Rounds:
                     stop_set=stop_set,
                     search=None if search is None else search.as_json(),
                     waves=None if waves is None else _json(waves),
+                    balance=None if balance is None else json.dumps(list(balance)),
                     last_answer=upto,
                     labels=np.unique(known.rows[known.labels >= 0]).size,
                     excluded=excluded.size,
@@ -440,6 +444,7 @@ def _round(row: Row[Any]) -> Round:
     for name in ("notes", "summary", "waves"):
         values[name] = None if values[name] is None else json.loads(values[name])
     values["search"] = None if values["search"] is None else Search.of_json(values["search"])
+    values["balance"] = None if values["balance"] is None else tuple(json.loads(values["balance"]))
     return Round(**values)
 
 

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 7
+VERSION = 8
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -79,6 +79,8 @@ rounds = Table(
     Column("search", Text),
     # JSON; null where the whole pool is scored.
     Column("waves", Text),
+    # JSON, by class code; null where no class is to have a share.
+    Column("balance", Text),
     Column("fitted_at", Text),
     Column("scanned_at", Text),
     Column("opened_at", Text),
@@ -322,7 +324,7 @@ class Round:
     number : int
         From 1.
     status : {"frozen", "fitted", "scanned", "open", "closed"}
-    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set, search, waves
+    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set, search, waves, balance
         As passed to `Rounds.freeze`; `explore` is a share.
     last_answer : int
         Id of the last answer that belongs to the round; 0 where there was none. Later ones belong to the next round.
@@ -370,6 +372,7 @@ class Round:
     stop_set: int
     search: Search | None
     waves: dict[str, Any] | None
+    balance: tuple[float, ...] | None
     fitted_at: str | None
     scanned_at: str | None
     opened_at: str | None

@@ -6,6 +6,7 @@ imports nothing heavy, because the command line makes its options from it.
 """
 
 import json
+import math
 import os
 import textwrap
 import tomllib
@@ -282,6 +283,12 @@ class Settings(_Checked):
     stop: tuple[str, ...] = _setting(
         _texts, "Stopping criteria, such as max_labels=5000; any of them ends the campaign.", default=()
     )
+    balance: tuple[str, ...] = _setting(
+        _texts,
+        "Share of all labels that a class is to have: uniform, the same for each, or class=share, such as rare=0.2. The"
+        " batch then holds records that are predicted to be of the classes that lack most.",
+        default=(),
+    )
     explore: float = _setting(
         _share, "Share of what is asked that is drawn uniformly, to measure honestly.", default=0.05
     )
@@ -304,6 +311,7 @@ class Settings(_Checked):
             names = tuple(composed(name) if isinstance(name, str) else name for name in self.classes)
             object.__setattr__(self, "classes", names)
         super().__post_init__()
+        shares_of(self.balance, self.classes)
 
     def to_toml(self) -> str:
         """Return the settings as the tables of campaign.toml, each below its help."""
@@ -337,6 +345,48 @@ class Settings(_Checked):
         groups = {name: kind(**_arguments(tables[name])) for name, kind in GROUPS.items()}
         return cls(**_arguments(own), **groups)
 
+
+def shares_of(balance: tuple[str, ...], classes: tuple[str, ...]) -> tuple[float, ...] | None:
+    """Return the share of all labels that each class is to have; None where none is to have any.
+
+    Raises
+    ------
+    SettingsError
+        If a part of `balance` is neither ``uniform``, alone, nor a class with a share, or the shares add up to over 1.
+
+    Examples
+    --------
+    >>> shares_of(("uniform",), ("ham", "spam")), shares_of(("spam=0.2",), ("ham", "spam")), shares_of((), ("a", "b"))
+    ((0.5, 0.5), (0.0, 0.2), None)
+    """
+    if not balance:
+        return None
+    if balance == ("uniform",):
+        return tuple(1 / len(classes) for _ in classes)
+    shares = dict.fromkeys(classes, 0.0)
+    for part in balance:
+        name, _, text = part.rpartition("=")
+        name = composed(name.strip())
+        try:
+            share = float(text)
+        except ValueError:
+            share = math.nan
+        if name not in shares or not 0 < share <= 1 or shares[name]:
+            known = ", ".join(classes[:_NAMED]) + (", ..." if len(classes) > _NAMED else "")
+            raise SettingsError(
+                f"`balance` must be uniform alone, or class=share once for a class, with a share above 0 and at most 1,"
+                f" got {part!r}; name one of the classes {known}"
+            )
+        shares[name] = share
+    if math.fsum(shares.values()) > 1 + 1e-9:
+        raise SettingsError(
+            f"`balance` must have shares that add up to at most 1, got {', '.join(balance)}, which add up to"
+            f" {math.fsum(shares.values()):g}; lower some"
+        )
+    return tuple(shares.values())
+
+
+_NAMED = 5
 
 GROUPS: dict[str, type[Any]] = {
     each.name: type(each.default) for each in fields(Settings) if isinstance(each.default, _Checked)

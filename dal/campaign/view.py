@@ -5,6 +5,7 @@ once for each state of the answers and kept with it (`dal.campaign.answer_log.St
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -134,6 +135,40 @@ class View:
         known = self.labels()
         mine = np.isin(known.rows, self.campaign.rounds.explored_rows(self.campaign.pool_fingerprint if here else None))
         return known.rows[mine], known.codes[mine]
+
+    def balance(self) -> tuple["ClassBalance", ...]:
+        """Read how the labels and the newest batch compare with the shares that classes are to have.
+
+        The classes that lack most come first. Of the batch, only the records count that the strategy chose. Empty
+        where no class is to have a share.
+        """
+        past, classes = self.campaign.rounds.all(), self.campaign.settings.classes
+        opened = [each for each in past if each.opened_at is not None]
+        if not opened or opened[-1].balance is None:
+            return ()
+        newest, known = opened[-1], self.labels()
+        chosen = [each for each in self.campaign.rounds.batch(newest.number) if each.chosen_by == "strategy"]
+        predicted = Counter(each.predicted for each in chosen)
+        codes = known.codes[np.isin(known.rows, [each.row for each in chosen])]
+        labels, answered = (np.bincount(each, minlength=len(classes)).tolist() for each in (known.codes, codes))
+        quotas = (newest.summary or {}).get("quotas") or [None] * len(classes)
+        assert newest.balance is not None
+        found = [
+            ClassBalance(
+                classes[code],
+                share,
+                labels[code],
+                len(known.codes),
+                newest.number,
+                quotas[code],
+                predicted[code],
+                answered[code],
+                len(codes),
+            )
+            for code, share in enumerate(newest.balance)
+            if share
+        ]
+        return tuple(sorted(found, key=lambda each: each.labels / max(each.of, 1) - each.share))
 
     def _is_here(self, round: Round) -> bool:
         """Return whether a round was chosen from the pool of now."""
@@ -298,6 +333,48 @@ def _known(measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class ClassBalance:
+    """A class with a share that it is to have.
+
+    Attributes
+    ----------
+    name : str
+    share : float
+        Wanted, of all labels.
+    labels, of : int
+        Labels of the class, and of all classes.
+    round : int
+        The newest round with a batch.
+    quota : int or None
+        Records of its batch that were to be predicted to be of the class; None where there was no model to predict.
+    predicted : int
+        Records of it that the strategy chose, and that were predicted to be of the class.
+    answered, answers : int
+        Labels of the class, and of all classes, among the records of it that the strategy chose.
+    """
+
+    name: str
+    share: float
+    labels: int
+    of: int
+    round: int
+    quota: int | None
+    predicted: int
+    answered: int
+    answers: int
+
+    @property
+    def text(self) -> str:
+        """The balance of the class in a line."""
+        now = f"{self.labels / self.of:.1%} of {self.of:,} labels" if self.of else "no label yet"
+        said = f"balance of {self.name}: {self.share:.1%} wanted, {now}; round {self.round}: "
+        if self.quota is None:
+            return f"{said}no model yet to predict it"
+        answers = f"{self.answered:,} of {self.answers:,} answers are"
+        return f"{said}{self.quota:,} to be predicted so, {self.predicted:,} asked, {answers}"
+
+
+@dataclass(frozen=True)
 class Status:
     """The state of a campaign, for people to read.
 
@@ -326,6 +403,8 @@ class Status:
         not are left out.
     shares : dict of str to Estimate
         Share of each class in the pool, by the explore answers.
+    balance : tuple of ClassBalance
+        The classes that are to have a share of the labels, those that lack most first.
     notes : tuple of str
         Warnings of the learner's last fit.
     learner : str
@@ -356,6 +435,7 @@ class Status:
     advice: tuple[Verdict, ...]
     first_stops: dict[str, int]
     shares: dict[str, Estimate]
+    balance: tuple[ClassBalance, ...]
     notes: tuple[str, ...]
     learner: str
     left_out: str
@@ -397,6 +477,7 @@ def _status_of(view: View) -> Status:
         advice=view.advice(),
         first_stops=view.first_stops(),
         shares=dict(zip(classes, view.shares(), strict=True)),
+        balance=view.balance(),
         notes=notes,
         learner=_learner(campaign.settings.estimator, (fits[-1].notes or {}).get("learner", {}) if fits else {}),
         left_out=left_out(fits[-1]) if fits else "",

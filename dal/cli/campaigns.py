@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,10 @@ from dal.cli.terminal import say
 
 if TYPE_CHECKING:
     from dal.campaign import Settings
-    from dal.campaign.view import Status
+    from dal.campaign.view import ClassBalance, Status
 
 _LISTED_PAIRS = 5
+_LISTED_CLASSES = 10
 
 
 @click.command()
@@ -78,6 +80,7 @@ def status_(directory: Path) -> None:
     for name, share in now.shares.items():
         if share.value is not None:
             say(f"share of {name} in the pool: {share.text}")
+    tell_balance(now.balance)
     _tell_verdicts(now)
     if now.left_out:
         say(now.left_out)
@@ -86,6 +89,14 @@ def status_(directory: Path) -> None:
             say(told)
     for note in now.notes:
         say(f"the learner warned: {note}")
+
+
+def tell_balance(balance: Sequence[ClassBalance]) -> None:
+    """Print how far the classes are from the shares that they are to have, those that lack most first."""
+    for each in balance[:_LISTED_CLASSES]:
+        say(each.text)
+    if len(balance) > _LISTED_CLASSES:
+        say(f"balance: {len(balance) - _LISTED_CLASSES:,} other classes lack less")
 
 
 def _tell_verdicts(now: Status) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from dal.cli.campaigns import tell_balance
 from dal.cli.cluster import rows_shown, workers_chosen
 from dal.cli.options import workers_options
 from dal.cli.terminal import say, shown
@@ -146,7 +147,7 @@ def _tell_stopped(stopped: Stopped) -> None:
 
 def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     from dal.campaign.parts import pool_of
-    from dal.campaign.view import left_out, scored
+    from dal.campaign.view import View, left_out, scored
     from dal.exchange import write_batch
 
     path = directory / f"batch-{batch.number:04d}.csv"
@@ -163,6 +164,7 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
             say(told)
         if found := sum(each.found_by is not None for each in campaign.rounds.batch(batch.number)):
             say(f"{found:,} of them were found by a search.")
+        tell_balance(View(campaign).balance())
     else:
         say(f"Round {batch.number} is open: {batch.pending:,} of {len(batch.rows):,} records are unanswered.")
     say(f"Fill in the column label with one of: {', '.join(campaign.settings.classes)}")

@@ -2,10 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,8 @@ from dal.campaign import Asked, Round, Search
 from dal.campaign.features import Features
 from dal.campaign.view import View
 from dal.learners.models import Model, score_block
-from dal.selection.batch import choose
+from dal.selection.balance import choose_balanced, kept_of_classes, quotas_of
+from dal.selection.batch import Known
 from dal.selection.candidates import Candidates, usable
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
@@ -25,6 +26,7 @@ Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
+_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,9 @@ class Composer:
         rows, X = np.append(rows, found.rows), np.concatenate([X, found.embeddings])
         known = self._known(rows, X, excluded, candidates)
         wanted = max(0, k - len(drawn) - (self._wanted_found() if len(found) else 0))
-        chosen = self._chosen(candidates, known, count=wanted)
+        quotas = tuple((self.current.summary or {}).get("quotas", ()))
+        chosen = self._chosen(candidates, known, count=wanted, quotas=quotas)
+        self._tell_lacking(quotas, chosen)
         order = interleaved(interleaved(chosen.rows.tolist(), found.rows.tolist()), drawn)
         if len(chosen) < wanted:
             _log.warning(
@@ -131,13 +135,7 @@ class Composer:
                 k,
             )
         # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
-        known = _Known(
-            np.append(known.rows, chosen.rows),
-            np.concatenate([known.X, chosen.embeddings]),
-            None if known.inner is None or chosen.inner is None else np.concatenate([known.inner, chosen.inner]),
-            np.append(known.codes, chosen.predicted),
-            None if known.proba is None or chosen.proba is None else np.concatenate([known.proba, chosen.proba]),
-        )
+        known = known.joined(chosen)
         spare = self._chosen(candidates, known, count=reserve_of(self.view, self.current))
         room = self.view.room()
         order = order[: max(room, 1)]
@@ -203,9 +201,9 @@ class Composer:
             inner[valid] = self.model.predict_embedded(X[valid])[1]
         return inner
 
-    def _known(self, rows: Rows, X: Floats32, excluded: Rows, candidates: Candidates) -> "_Known":
+    def _known(self, rows: Rows, X: Floats32, excluded: Rows, candidates: Candidates) -> Known:
         """Describe records by all that candidates carry; the excluded ones come first."""
-        return _Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), self._proba(X))
+        return Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), self._proba(X))
 
     def _codes(self, excluded: Rows, X: Floats32) -> Rows:
         """Return the classes of excluded and other records: labels as of the freeze, else what the model predicts."""
@@ -233,7 +231,13 @@ class Composer:
         return proba
 
     def _chosen(
-        self, candidates: Candidates, known: "_Known", *, count: int, strategy: Strategy | None = None
+        self,
+        candidates: Candidates,
+        known: Known,
+        *,
+        count: int,
+        strategy: Strategy | None = None,
+        quotas: Sequence[int] = (),
     ) -> Candidates:
         """Choose `count` candidates unlike the known records, by the round's own strategy or by that of its search."""
         current = self.current
@@ -248,23 +252,36 @@ class Composer:
         capacity = strategy.capacity(wanted, current.n_rows, cells)
         if strategy is NEAREST and current.search is not None:
             capacity = shared(capacity, current.search.n_examples)
-        rows = choose(
+        rows = choose_balanced(
             candidates,
             strategy,
             count,
-            capacity=capacity,
+            quotas,
+            known,
+            capacity=capacity._replace(per_class=kept_of_quotas(self.view, current, strategy, quotas)),
             codebook=self.codebook,
-            asked=known.X,
-            asked_inner=known.inner,
-            asked_codes=known.codes,
-            asked_proba=known.proba,
-            excluded=known.rows,
             random_state=current.seed,
             round=current.number,
             directions=self.directions,
             mapper=self.mapper,
         )
         return candidates.take(np.searchsorted(candidates.rows, rows))
+
+    def _tell_lacking(self, quotas: Sequence[int], chosen: Candidates) -> None:
+        """Warn of the classes that have fewer records in the batch than their quotas."""
+        there = np.bincount(chosen.predicted[chosen.predicted >= 0], minlength=len(quotas))
+        lacking = {code: quota - int(there[code]) for code, quota in enumerate(quotas) if there[code] < quota}
+        if not lacking:
+            return
+        names, most = self.view.campaign.settings.classes, sorted(lacking, key=lambda code: -lacking[code])[:_NAMED]
+        listed = ", ".join(f"{int(there[code])} of {quotas[code]} {names[code]!r}" for code in most)
+        more = f" and {len(lacking) - len(most)} other classes lack some" if len(lacking) > len(most) else ""
+        _log.warning(
+            "The model predicts too few other records to be of classes that have a quota: the batch holds %s%s; records"
+            " of other classes take their places.",
+            listed,
+            more,
+        )
 
     def _asked(
         self,
@@ -323,28 +340,6 @@ class Composer:
         return {row: float(each[scores[row][1]]) for row, each in zip(rows, proba, strict=True)}
 
 
-class _Known(NamedTuple):
-    """Records that are not chosen, and that choices are to differ from.
-
-    Attributes
-    ----------
-    rows : ndarray of int64, shape (n,)
-    X : ndarray of float32, shape (n, d)
-    inner : ndarray of float32, shape (n, width), or None
-        The model's own embeddings, where candidates carry theirs.
-    codes : ndarray of int64, shape (n,)
-        Classes; -1 where none is known.
-    proba : ndarray of float32, shape (n, C), or None
-        Class probabilities, where the strategy looks at these; NaN where there are none.
-    """
-
-    rows: Rows
-    X: Floats32
-    inner: Floats32 | None
-    codes: Rows
-    proba: Floats32 | None
-
-
 def strategy_of(current: Round, model: Model | None) -> Strategy:
     """Return the strategy that a round froze; without a model, the one of a cold start."""
     strategy = Strategy.named(current.strategy, current.explore)
@@ -373,6 +368,27 @@ def wanted_of_search(view: View, current: Round, strategy: Strategy) -> int:
     if strategy.shortlist > 1:
         return count
     return min(current.k, count + explore_of(view, current) + reserve_of(view, current))
+
+
+def quotas_of_round(view: View, current: Round, model: Model | None) -> tuple[int, ...]:
+    """Return how many records of a round's batch are to be predicted to be of each class; none where none has a share.
+
+    Neither the explore share nor that of a search is part of it. Without a model nothing is predicted.
+    """
+    if current.balance is None or model is None:
+        return ()
+    labels = np.bincount(view.labels(current.last_answer).codes, minlength=len(current.balance))
+    return quotas_of(current.balance, labels.tolist(), max(0, current.k - _beside(view, current)))
+
+
+def kept_of_quotas(view: View, current: Round, strategy: Strategy, quotas: Sequence[int]) -> tuple[int, ...]:
+    """Return how many records of each class are kept for the quotas of a round."""
+    return kept_of_classes(strategy, quotas, _beside(view, current))
+
+
+def _beside(view: View, current: Round) -> int:
+    """Return how many records of a batch the strategy does not choose."""
+    return explore_of(view, current) + (count_of_search(current.search, current.k) if current.search else 0)
 
 
 def explore_of(view: View, current: Round) -> int:

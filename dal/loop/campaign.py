@@ -1,7 +1,7 @@
 """The campaign as its users hold it: make one, take batch after batch, label, read where it stands."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -92,6 +92,7 @@ class Campaign(CampaignStore):
         batch_size: int = Settings.batch_size,
         random_state: int = Settings.random_state,
         stop: str | Criterion | Sequence[str | Criterion] = Settings.stop,
+        balance: str | Mapping[str, float] | Sequence[str] = Settings.balance,
         explore: float | None = None,
         trusted: Sequence[str] = Settings.trusted,
         missing_chunks: Missing | None = None,
@@ -120,6 +121,9 @@ class Campaign(CampaignStore):
         stop : str, Criterion, or sequence of these
             Stopping criteria such as ``"max_labels=5000"`` or ``dal.MaxLabels(5000)``, see
             :mod:`dal.evidence.stopping`; any of them ends the campaign.
+        balance : str, mapping from str to float, or sequence of str
+            The share of all labels that a class is to have, such as ``{"rare": 0.2}``; ``"uniform"`` is the same for
+            all. Batches then hold records that are predicted to be of the classes that lack most.
         explore : float, default=0.05, or as `strategy` has it
         missing_chunks : {"refuse", "fill"}, default as the pool was opened, else "refuse"
         batch_size, random_state, trusted, labelling, storage, measuring, scanning
@@ -156,6 +160,7 @@ class Campaign(CampaignStore):
             batch_size=batch_size,
             random_state=random_state,
             stop=texts_of(stop),
+            balance=_balance_texts(balance),
             explore=explore,
             trusted=tuple(trusted),
             missing_chunks=missing_chunks or pool.missing_chunks,
@@ -506,6 +511,15 @@ def records_to_try(pool: Pool) -> npt.NDArray[np.float32]:
     """Draw the records that a learner is tried on, out of a few chunks, so that making a campaign stays cheap."""
     size = min(TRIED_ROWS, max(8, TRIED_BYTES // (4 * pool.n_features)))
     return pool.take(sample_rows(pool.n_rows, 0, size, blocks=8, block_rows=size // 8 + 1))
+
+
+def _balance_texts(balance: str | Mapping[str, float] | Sequence[str]) -> tuple[str, ...]:
+    """Return a balance as settings keep it."""
+    if isinstance(balance, str):
+        return (balance,) if balance else ()
+    if isinstance(balance, Mapping):
+        return tuple(f"{name}={share}" for name, share in balance.items())
+    return tuple(balance)
 
 
 def _stop_set_of(n_rows: int) -> int:

@@ -20,6 +20,7 @@ from dal.campaign import CampaignStore, Round, Search, Settings
 from dal.campaign.examples import Examples
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
+from dal.campaign.settings import shares_of
 from dal.campaign.view import View, one_class
 from dal.compute.workers import Workers
 from dal.errors import InputError, LearnerError
@@ -28,7 +29,16 @@ from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.loop import actions
-from dal.loop.batch import Batch, Composer, strategy_of, strategy_of_search, wanted_of, wanted_of_search
+from dal.loop.batch import (
+    Batch,
+    Composer,
+    kept_of_quotas,
+    quotas_of_round,
+    strategy_of,
+    strategy_of_search,
+    wanted_of,
+    wanted_of_search,
+)
 from dal.loop.codebook import codebook_of
 from dal.loop.measure import measured
 from dal.loop.search import MARKED_SHARE, MOST_EXAMPLES
@@ -167,6 +177,7 @@ class Coordinator:
             stop_set=stop_set,
             search=search,
             waves=None if waves is None else vars(waves),
+            balance=shares_of(settings.balance, settings.classes),
             useless=useless,
         )
         self.search, self.full = None, False
@@ -213,13 +224,16 @@ class Coordinator:
         codebook, digest = self._codebook(current, strategy)
         cells = None if codebook is None else stored_cells(self.campaign.objects.cells, current.n_rows, codebook)
         pool, wanted = self.view.pool.head(current.n_rows), wanted_of(self.view, current, strategy)
+        quotas = quotas_of_round(self.view, current, model)
+        per_class = kept_of_quotas(self.view, current, strategy, quotas)
+        capacity = strategy.capacity(wanted, pool.n_rows, len(codebook.centers) if codebook else None)
         alone = seconds_alone(
             pool.n_rows,
             pool.n_features,
             len(self.campaign.settings.classes),
             kind=_kind(model),
             members=max(1, len(model.bootstraps)) if model is not None and strategy.committee else 1,
-            candidates=strategy.capacity(wanted, pool.n_rows, len(codebook.centers) if codebook else None).rows,
+            candidates=capacity._replace(per_class=per_class).rows,
             rows_per_second=self._pace(model),
         )
         # Labels may have been taken back since the round was frozen.
@@ -242,6 +256,7 @@ class Coordinator:
                 missing=self._takes_missing(model),
                 waves=waves,
                 carried=None if waves is None else carried_of(self.campaign, current),
+                per_class=per_class,
             )
         arrays = candidate_arrays(found.candidates)
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
@@ -255,6 +270,8 @@ class Coordinator:
             summary["inner"] = found.candidates.inner.shape[1]
         if digest is not None:
             summary["codebook"] = digest
+        if quotas:
+            summary["quotas"] = list(quotas)
         self.campaign.rounds.save_scan(current, as_npz(**arrays), summary)
         if codebook is not None and cells is not None and found.summary.wrote_cells:
             cells_written(cells, codebook)

@@ -1,7 +1,7 @@
 """One campaign, played against an oracle: the real loop, with the people replaced."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +98,7 @@ def simulate(
     batch_size: int = 50,
     rounds: int = 10,
     random_state: int = 0,
+    balance: str | Mapping[str, float] | Sequence[str] = Settings.balance,
     explore: float = 0.0,
     reserved: npt.ArrayLike = (),
     watched: npt.NDArray[np.float32] | None = None,
@@ -120,7 +121,7 @@ def simulate(
         Records that are not in the pool, or are reserved.
     classes : sequence of str
         Numbers stand for themselves as text.
-    strategy, estimator, trusted, batch_size, random_state
+    strategy, estimator, trusted, batch_size, random_state, balance
         As in :meth:`dal.Campaign.create`.
     rounds : int, default=10
         Batches to ask; fewer where the pool is exhausted.
@@ -172,6 +173,7 @@ def simulate(
             strategy=kept,
             batch_size=batch_size,
             random_state=random_state,
+            balance=balance,
             explore=explore,
             measuring=Measuring(stop_set=0),
         )

@@ -79,6 +79,7 @@ def scan(
     where: Condition | None = None,
     waves: Waves | None = None,
     carried: Carried | None = None,
+    per_class: Sequence[int] = (),
     limits: Limits = LIMITS,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
@@ -125,6 +126,9 @@ def scan(
         and not written.
     carried : Carried, optional
         Rows to score again beside the waves, such as those that the pass before has kept; excluded ones are left out.
+    per_class : sequence of int, default=()
+        For each class code, how many of the best of the records that the model predicts to be of it are kept as well:
+        see :func:`dal.selection.balance.kept_of_classes`.
     limits : Limits, optional
         Sizes and times by which the pass is cut and watched.
 
@@ -148,7 +152,8 @@ def scan(
         strategy.text  # noqa: B018 - refused where no text names its parts: a journal is found again by it
     order = _order(pool, model, strategy, k, random_state, round, codebook, limits)
     takes_missing = missing if model is None else model.takes_missing
-    order = replace(order, missing=takes_missing and pool.asks_missing, where=where)
+    capacity = order.capacity._replace(per_class=tuple(per_class))
+    order = replace(order, capacity=capacity, missing=takes_missing and pool.asks_missing, where=where)
     if likeness is not None:
         order = replace(order, likeness=likeness, capacity=shared(order.capacity, len(likeness.points)))
     if with_features:

@@ -27,34 +27,57 @@ features that are held with them take longer to copy, and to find memory for, th
 class Thresholds:
     """Values below which a row cannot be among the best any more.
 
-    A row is of interest if what ranks it overall reaches `overall`, its score or the key of a draw, or if its score
-    reaches that of its cell. Rows that tie with a threshold pass: only
-    the merge, which knows all keys, may settle a tie.
+    A row is of interest if what ranks it overall, its score or the key of a draw, reaches `overall` or the value in
+    `classes` of the class that is predicted for it, or if its score reaches that of its cell. Rows that tie with a
+    threshold pass: only the merge, which knows all keys, may settle a tie.
+
+    The last of `classes` stands for rows without a prediction, whose code is -1. It is infinite, and so is that of a
+    class of which none are kept.
     """
 
     overall: float
     cells: Floats64 | None
+    classes: Floats64 | None = None
 
-    def admit(self, scores: Floats64, ranked: Floats64, cells: npt.NDArray[np.integer] | None) -> npt.NDArray[np.int64]:
+    def admit(
+        self,
+        scores: Floats64,
+        ranked: Floats64,
+        cells: npt.NDArray[np.integer] | None,
+        predicted: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.int64]:
         """Return the positions of the rows of interest, by their scores and by what ranks them overall."""
         if self.cells is None or cells is None:
-            return np.flatnonzero(ranked >= self.overall)
-        if ranked is scores:
-            return np.flatnonzero(scores >= np.minimum(self.cells, self.overall).take(cells))
-        # Scores and the keys of a draw are of different units: there is no lower one of both.
-        return np.flatnonzero((ranked >= self.overall) | (scores >= self.cells.take(cells)))
+            passing = ranked >= self.overall
+        elif ranked is scores:
+            passing = scores >= np.minimum(self.cells, self.overall).take(cells)
+        else:
+            # Scores and the keys of a draw are of different units: there is no lower one of both.
+            passing = (ranked >= self.overall) | (scores >= self.cells.take(cells))
+        if self.classes is not None:
+            passing |= ranked >= self.classes[predicted]
+        return np.flatnonzero(passing)
 
     def raised(self, other: "Thresholds") -> "Thresholds":
         """Return the higher of both, which is as safe as each."""
-        cells = self.cells
-        if cells is not None and other.cells is not None:
-            cells = np.maximum(cells, other.cells)
-        return Thresholds(max(self.overall, other.overall), cells)
+        return Thresholds(
+            max(self.overall, other.overall), _higher(self.cells, other.cells), _higher(self.classes, other.classes)
+        )
+
+
+def _higher(mine: Floats64 | None, others: Floats64 | None) -> Floats64 | None:
+    return mine if mine is None or others is None else np.maximum(mine, others)
 
 
 def no_thresholds(capacity: Capacity) -> Thresholds:
-    """Return thresholds that everything passes."""
-    return Thresholds(LOWEST, np.full(capacity.cells, LOWEST) if capacity.cells else None)
+    """Return thresholds that everything passes that may be kept."""
+    cells = np.full(capacity.cells, LOWEST) if capacity.cells else None
+    return Thresholds(LOWEST, cells, np.where(_of_classes(capacity), LOWEST, np.inf) if capacity.per_class else None)
+
+
+def _of_classes(capacity: Capacity) -> npt.NDArray[np.int64]:
+    """Return how many rows of each class are kept; none, last, of those without a prediction."""
+    return np.append(np.array(capacity.per_class, dtype=np.int64), 0)
 
 
 class Best:
@@ -81,7 +104,7 @@ class Best:
     def add(self, candidates: Candidates) -> None:
         """Take rows in; those that cannot be among the best are forgotten now or later."""
         ranked = self.capacity.ranked(candidates.scores, candidates.rows, self.seed, self.round)
-        positions = self.thresholds.admit(candidates.scores, ranked, candidates.cells)
+        positions = self.thresholds.admit(candidates.scores, ranked, candidates.cells, candidates.predicted)
         if not len(positions):
             return
         self._parts.append(candidates if len(positions) == len(candidates) else candidates.take(positions))
@@ -134,13 +157,16 @@ class Best:
         held = concatenate([part.bare() for part in self._parts])
         ranked = self.capacity.ranked(held.scores, held.rows, self.seed, self.round)
         overall = best_by_key(ranked, held.rows, self.capacity.total, self.seed, self.round)
-        raised = Thresholds(_floor(ranked[overall], self.capacity.total), None)
         keep = np.zeros(len(held), dtype=bool)
         keep[overall] = True
+        cells = classes = None
         if self.capacity.cells:
-            floors = _floors(held.scores, held.cells, self.capacity)
-            self._keep_of_cells(held, floors, keep)
-            raised = Thresholds(raised.overall, floors)
+            most = np.full(self.capacity.cells, self.capacity.per_cell)
+            cells = self._keep_of_groups(held.rows, held.scores, held.cells, most, keep)
+        if self.capacity.per_class:
+            most = _of_classes(self.capacity)
+            classes = self._keep_of_groups(held.rows, ranked, held.predicted % len(most), most, keep)
+        raised = Thresholds(_floor(ranked[overall], self.capacity.total), cells, classes)
         self.thresholds = self.thresholds.raised(raised)
         stops = np.cumsum([len(part) for part in self._parts])
         masks = np.split(keep, stops[:-1])
@@ -148,31 +174,44 @@ class Best:
         self._parts = [kept]
         self._held = len(kept)
 
-    def _keep_of_cells(self, held: Candidates, floors: Floats64, keep: npt.NDArray[np.bool_]) -> None:
-        """Mark the best of each cell by key."""
-        positions = np.flatnonzero(held.scores >= floors[held.cells])
-        cells = held.cells[positions]
-        # Keys are worth their sort in the few cells alone where rows tie with the floor.
-        crowded = (np.bincount(cells, minlength=self.capacity.cells) > self.capacity.per_cell)[cells]
+    def _keep_of_groups(
+        self,
+        rows: npt.NDArray[np.int64],
+        values: Floats64,
+        groups: npt.NDArray[np.int64],
+        most: npt.NDArray[np.int64],
+        keep: npt.NDArray[np.bool_],
+    ) -> Floats64:
+        """Mark the best of each group by the key of its values, and return the floor of each."""
+        floors = _floors(values, groups, most)
+        positions = np.flatnonzero(values >= floors[groups])
+        of = groups[positions]
+        # Keys are worth their sort in the few groups alone where rows tie with the floor.
+        crowded = (np.bincount(of, minlength=len(most)) > most)[of]
         keep[positions[~crowded]] = True
         tied = positions[crowded]
-        order = tied[key_order(held.scores[tied], held.rows[tied], self.seed, self.round)]
-        by_cell = order[np.argsort(held.cells[order], kind="stable")]
-        cells = held.cells[by_cell]
-        keep[by_cell[np.arange(len(cells)) - np.searchsorted(cells, cells) < self.capacity.per_cell]] = True
+        order = tied[key_order(values[tied], rows[tied], self.seed, self.round)]
+        by_group = order[np.argsort(groups[order], kind="stable")]
+        of = groups[by_group]
+        keep[by_group[np.arange(len(of)) - np.searchsorted(of, of) < most[of]]] = True
+        return floors
 
 
-def _floors(scores: Floats64, cells: npt.NDArray[np.int64], capacity: Capacity) -> Floats64:
-    """Return the score of the last row that each cell keeps; the lowest of all where it has room."""
+def _floors(values: Floats64, groups: npt.NDArray[np.int64], most: npt.NDArray[np.int64]) -> Floats64:
+    """Return the value of the last row that each group keeps.
+
+    It is the lowest of all where a group has room, and infinite where it keeps none.
+    """
     # Sixteen bits are sorted by counting, in a tenth of the time of sixty-four.
-    by_cell = scores[np.argsort(cells.astype(np.uint16), kind="stable")]
-    stops = np.cumsum(np.bincount(cells, minlength=capacity.cells)).tolist()
-    floors = np.full(capacity.cells, LOWEST)
-    for cell, (start, stop) in enumerate(pairwise([0, *stops])):
-        if stop - start >= capacity.per_cell:
-            of_cell, last = by_cell[start:stop], stop - start - capacity.per_cell
-            of_cell.partition(last)  # hundreds of short ones take a fraction of one long sort
-            floors[cell] = of_cell[last]
+    short = groups.astype(np.uint16) if len(most) < 2**16 else groups
+    by_group = values[np.argsort(short, kind="stable")]
+    stops = np.cumsum(np.bincount(groups, minlength=len(most))).tolist()
+    floors = np.where(most > 0, LOWEST, np.inf)
+    for group, (start, stop) in enumerate(pairwise([0, *stops])):
+        if 0 < most[group] <= stop - start:
+            of_group, last = by_group[start:stop], stop - start - most[group]
+            of_group.partition(last)  # hundreds of short ones take a fraction of one long sort
+            floors[group] = of_group[last]
     return floors
 
 

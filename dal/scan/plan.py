@@ -233,10 +233,12 @@ def share_of(capacity: Capacity, count: int) -> Capacity:
     Examples
     --------
     >>> share_of(Capacity(100_000, 256, 391), 500)
-    Capacity(total=600, cells=256, per_cell=3, beta=None)
+    Capacity(total=600, cells=256, per_cell=3, beta=None, per_class=())
     """
-    total, per_cell = -(-3 * capacity.total // count), -(-3 * capacity.per_cell // count)
-    return capacity._replace(total=total, per_cell=per_cell)
+    total, per_cell, *per_class = (
+        -(-3 * rows // count) for rows in (capacity.total, capacity.per_cell, *capacity.per_class)
+    )
+    return capacity._replace(total=total, per_cell=per_cell, per_class=tuple(per_class))
 
 
 _MICROSECONDS = {

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,38 @@ _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
 
 Mask = npt.NDArray[np.bool_]
 _LARGEST = np.float32(1e6)
+
+
+class Known(NamedTuple):
+    """Records that are not chosen, and that choices are to differ from.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (n,)
+    X : ndarray of float32, shape (n, d)
+    inner : ndarray of float32, shape (n, width), or None
+        The model's own embeddings, where candidates carry theirs.
+    codes : ndarray of int64, shape (n,)
+        Classes; -1 where none is known.
+    proba : ndarray of float32, shape (n, C), or None
+        Class probabilities, where the strategy looks at these; NaN where there are none.
+    """
+
+    rows: Rows
+    X: Floats32
+    inner: Floats32 | None
+    codes: Positions
+    proba: Floats32 | None
+
+    def joined(self, chosen: Candidates) -> "Known":
+        """Return these records and chosen candidates, of which their predictions are known."""
+        return Known(
+            np.append(self.rows, chosen.rows),
+            np.concatenate([self.X, chosen.embeddings]),
+            None if self.inner is None or chosen.inner is None else np.concatenate([self.inner, chosen.inner]),
+            np.append(self.codes, chosen.predicted),
+            None if self.proba is None or chosen.proba is None else np.concatenate([self.proba, chosen.proba]),
+        )
 
 
 def choose(

@@ -24,13 +24,15 @@ class Capacity(NamedTuple):
     """The rows that a scan keeps, fixed before the pass: the best `total`, and the best `per_cell` of each cell.
 
     ``cells`` is 0 where nothing is stratified. With a ``beta`` the best of all are those by :func:`power_keys`, and
-    those of a cell by score.
+    those of a cell by score. ``per_class`` has, for each class code, how many of the records predicted to be of it are
+    kept as well, the best in the order of the best of all; it is empty where no class has a quota.
     """
 
     total: int
     cells: int
     per_cell: int
     beta: float | None = None
+    per_class: tuple[int, ...] = ()
 
     def ranked(self, score: Floats64, rows: Rows, seed: int, round: int) -> Floats64:
         """Return the numbers by which rows are kept: their scores, or the keys of a draw with scores as odds."""
@@ -39,7 +41,7 @@ class Capacity(NamedTuple):
     @property
     def rows(self) -> int:
         """The most rows that are kept."""
-        return self.total + self.cells * self.per_cell
+        return self.total + self.cells * self.per_cell + sum(self.per_class)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ FEW = 20
 DRAWN = 2500
 """Most records of earlier batches, and of this one, on the map."""
 
+_LISTED_CLASSES = 10
 _SKIPS = 0.3
 _HASTE = 0.2
 
@@ -84,6 +85,7 @@ class Overview(BaseModel):
     budget: int | None
     accuracy: str
     classes: list[ClassCount]
+    balance: list[str]
     verdicts: list[Verdict]
     people: list[Person]
     per_hour: float
@@ -152,6 +154,7 @@ class Overviews:
             budget=self._view.budget,
             accuracy=known.accuracy.text,
             classes=[ClassCount(name=name, labels=count) for name, count in known.per_class.items()],
+            balance=[each.text for each in known.balance[:_LISTED_CLASSES]],
             verdicts=list(known.verdicts),
             people=[_person(each, known.agreement) for each in known.people],
             per_hour=lately * 3600 / PACE.total_seconds(),

@@ -301,8 +301,8 @@ class _Span:
         reader: Reader | None,
     ) -> None:
         self.pool = pool
-        # A score that is a hash needs no model, even where there is one.
-        self.model = model if order.score != "random" else None
+        # A score that is a hash needs no model, even where there is one, unless classes have quotas.
+        self.model = model if order.score != "random" or order.capacity.per_class else None
         self.order = order
         self.interval = interval
         self.excluded = excluded
@@ -392,7 +392,9 @@ class _Span:
             scored, proba, embeddings = see_block(self.order.score, self.model, tile)
             seen = _Inner(embeddings, proba.astype(np.float32) if self.order.proba else None)
         else:
-            scored = score_block(self.order.score, self.model, tile)
+            scored = score_block("margin" if self.order.score == "random" else self.order.score, self.model, tile)
+        if self.order.score == "random":
+            scored = scored._replace(score=uniform(rows, self.order.seed, self.order.round))
         return scored._replace(predicted=self.model.seen[scored.predicted]), seen
 
     def _unseen(self, count: int) -> "_Inner":
@@ -436,7 +438,7 @@ class _Span:
     ) -> None:
         cells = self._cells_of_tile(X, start, len(score))
         ranked = self.order.capacity.ranked(score, rows, self.order.seed, self.order.round)
-        positions = self.told.raised(self.best.thresholds).admit(score, ranked, cells)
+        positions = self.told.raised(self.best.thresholds).admit(score, ranked, cells, predicted[: len(score)])
         if self.order.where is not None and len(positions):
             # Only of those that could be kept: a condition reads columns, and takes longer than a score.
             positions = positions[self.order.where.met_by(self.pool, rows[positions], X[positions])]
