@@ -3,6 +3,8 @@
 import errno
 import itertools
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -545,6 +547,38 @@ def test_equal_hashes_are_no_repeats(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 list(found)
         else:
             assert [row for entries in found for row in entries["row"].tolist()] == list(range(N))
+
+
+def test_writes_under_way_keep_within_their_bytes_and_are_safe_when_they_end() -> None:
+    rng, lock = np.random.default_rng(0), threading.Lock()
+    writes, ended = building._Writes(remote=True), set[int]()
+    running = most = 0
+
+    def store(row: int, size: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += size
+            most = max(most, running)
+        time.sleep(row % 5 / 1000)
+        with lock:
+            running -= size
+            ended.add(row)
+
+    sizes = rng.integers(1, building._WRITING_BYTES // 3, 150).tolist()
+    for row, size in enumerate(sizes):
+        writes.write(row, size, lambda row=row, size=size: store(row, size))
+        with lock:
+            safe = writes.safe(row + 1)
+            assert set(range(safe)) <= ended
+    writes.write(150, 2 * building._WRITING_BYTES, lambda: store(150, 0))  # a larger one goes alone
+    writes.wait()
+    assert writes.safe(151) == 151
+    assert ended == set(range(151))
+    assert building._WRITING_BYTES // 2 < most <= building._WRITING_BYTES
+    writes.write(151, 1, lambda: [][0])
+    with pytest.raises(IndexError):
+        writes.wait()
+    writes.close()
 
 
 def test_what_is_on_its_way_counts_its_texts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

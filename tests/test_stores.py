@@ -41,6 +41,8 @@ from dal.learners.models import Model
 from dal.loop.campaign import Batch
 from dal.places import for_zarr, names_at, place_of
 from dal.pool import Pool
+from dal.pool.ids import hash_ids, sorted_entries
+from dal.pool.sizes import Sizes
 from dal.pool.sources import Block
 from dal.pool.store import ATTRIBUTE, description
 from dal.scan import scan
@@ -48,7 +50,7 @@ from dal.selection.strategy import Strategy
 from dal.stores.lease import NAME
 from dal.stores.objects import Objects, begun, wait
 from dal.stores.settings import Address, client_of
-from dal.stores.zarr_store import ZarrObjects
+from dal.stores.zarr_store import Found, ZarrObjects
 from tests.clusters import own_cluster
 
 SECRET = "hunter2-hunter2-hunter2"
@@ -404,19 +406,41 @@ def test_metadata_are_asked_for_and_written_once(server: Server) -> None:
     assert sum(server.counts()[method] for method in ("GET", "HEAD")) == 1
 
 
+def test_small_units_are_written_and_ids_read_many_at_a_time(server: Server, tmp_path: Path) -> None:
+    sizes = Sizes(chunk_bytes=64 * 4 * DIM, field_rows=16)
+    ids, where = [f"r{row}" for row in range(ROWS)], "s3://bucket/many.zarr"
+    server.fail(latency=0.3)
+    server.reset()
+    pool = Pool.build(X[:1_900], where, ids=ids[:1_900], sizes=sizes)  # 30 units and 119 of ids
+    assert server.peak() >= 64
+    assert server.counts()["GET chunk"] == 119
+    pool = pool.append(X[1_900:], ids=ids[1_900:], sizes=sizes)
+    array = zarr.open_group(for_zarr(place_of(where)), mode="r")["ids"]
+    assert isinstance(array, zarr.Array)
+    server.reset()
+    found = np.concatenate(list(sorted_entries(array, tmp_path, 1_000, ahead=20)))
+    assert server.peak() >= 64
+    server.fail()
+    hashes = hash_ids(np.array(ids, dtype=object))
+    assert found["row"].tolist() == np.argsort(hashes).tolist()
+    assert found["hash"].tolist() == np.sort(hashes).tolist()
+    np.testing.assert_array_equal(pool.read(0, ROWS), X)
+    assert pool.rows_of(ids[::-7]).tolist() == list(range(ROWS))[::-7]
+
+
 @pytest.mark.slow
 def test_a_build_and_an_append_wait_for_few_delays_of_the_network(server: Server) -> None:
     ids, where = [f"r{row}" for row in range(ROWS)], "s3://bucket/delays.zarr"
     Pool.build(X[:10], "s3://bucket/imports.zarr", ids=ids[:10]).append(X[10:20], ids=ids[10:20])
     server.fail(latency=0.25)
     server.reset()
-    # Lock and metadata, mark, chunks, the ids again, their index, completion, lock.
+    # Lock and metadata, mark, chunks, the ids again, their index, completion and lock.
     pool = Pool.build(X[:2_000], where, ids=ids[:2_000])
-    assert server.counts()["alone"] <= 7
+    assert server.counts()["alone"] <= 6
     server.reset()
-    # Lock, metadata, the unit that is begun, chunks, the ids again, their index, completion, lock.
+    # Lock and metadata, the unit that is begun, chunks, the ids again, their index, completion and lock.
     pool = pool.append(X[2_000:], ids=ids[2_000:])
-    assert server.counts()["alone"] <= 8
+    assert server.counts()["alone"] <= 6
     np.testing.assert_array_equal(pool.read(0, ROWS), X)
 
 
@@ -431,6 +455,46 @@ def test_a_pool_that_another_process_began_meanwhile_stays_as_it_is(server: Serv
         Pool.build(blocks(), objects.text)
     assert wait(_names(objects.text)) == ["zarr.json"]
     assert bytes(wait(objects.get("zarr.json")) or b"") == b"another's"
+
+
+def test_a_pool_that_another_process_wrote_meanwhile_is_not_marked_as_complete(server: Server) -> None:
+    objects = Objects("s3://bucket/written-meanwhile.zarr")
+
+    def write(done: int, total: int | None) -> None:
+        wait(objects.put("zarr.json", b"another's"))
+
+    with pytest.raises(StoreError, match="another process"):
+        Pool.build(X[:10], objects.text, progress=write)
+    assert bytes(wait(objects.get("zarr.json")) or b"") == b"another's"
+    assert NAME not in names_at(place_of(objects.text))
+
+
+def test_an_append_leaves_rows_that_came_before_its_lock(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    where = "s3://bucket/before-lock.zarr"
+    pool, asking = Pool.build(X[:100], where), ZarrObjects.asking
+
+    def slow(store: ZarrObjects, *nodes: str) -> Future[Found]:
+        asked = asking(store, *nodes)
+        asked.result()
+        monkeypatch.setattr(ZarrObjects, "asking", asking)
+        Pool.open(where).append(X[100:300])
+        return asked
+
+    monkeypatch.setattr(ZarrObjects, "asking", slow)
+    with pytest.raises(PoolError, match="another process"):
+        pool.append(X[500:600])
+    np.testing.assert_array_equal(Pool.open(where).read(0, 300), X[:300])
+    np.testing.assert_array_equal(pool.refreshed().append(X[300:310]).read(0, 310), X[:310])
+
+
+def test_a_mark_whose_answer_is_lost_is_none_of_another(server: Server) -> None:
+    where = "s3://bucket/lost-mark.zarr"
+    root = f"{where.removeprefix('s3:/')}/zarr.json"
+    pool = Pool.build(X[:10], where, progress=lambda *_: server.fail(cut=1, most=1, methods="PUT", only=root))
+    assert server.counts()["cut"] == 1
+    np.testing.assert_array_equal(Pool.open(where).read(0, 10), X[:10])
+    server.fail(cut=1, most=1, methods="PUT", only=root)
+    np.testing.assert_array_equal(pool.append(X[10:20]).read(0, 20), X[:20])
 
 
 @pytest.mark.parametrize("refused", ["features/zarr.json", "ids_index/row/zarr.json"])

@@ -18,11 +18,11 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
-from concurrent.futures import wait as first_of
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -63,9 +63,14 @@ from dal.stores.lease import Held, Lease
 from dal.stores.objects import begun, wait
 from dal.stores.zarr_store import BegunMeanwhile, Found, ZarrObjects
 
-_WRITERS = 16
-_WRITING_BYTES = 260 * 2**20
-"""Of units on their way to an object store at a time: 16 chunks of 16 MiB with checksums; a larger one goes alone."""
+_WRITERS = 128
+"""Units on their way to an object store at a time, at most: of small ones 640 a second at 200 ms a request, about as
+many as a core encodes."""
+_WRITING_BYTES = 520 * 2**20
+"""Of units on their way to an object store at a time: 32 chunks of 16 MiB with checksums; a larger one goes alone.
+Chunks share the line and arrive together: of half as many, the line would wait for a delay in each turn."""
+_READS = 32
+"""Of ids in an object store, at a time: of about 32,768 each, which take some 2 MiB."""
 _SAVE_SECONDS = 5.0
 """Between two notes in an object store of the rows that are safe: a build that is killed does so much again."""
 
@@ -79,6 +84,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
+_NONE = np.empty(0)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -163,11 +169,22 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
     """Append records at the end of a pool, see :meth:`dal.pool.store.Pool.append`."""
     where = pool.place
     with _disk_errors(where), storing_all_chunks(), contextlib.ExitStack() as held:
-        store, listed = for_zarr(where), None
-        if isinstance(store, ZarrObjects):  # locked first: all that is known before would have to be asked for again
-            held.enter_context(_leased(where, store))
-            listed = begun(store.objects.names())
-            store.remember("", *_nodes([*pool.fields, *[PICTURE] * pool.has_pictures]))
+        store = for_zarr(where)
+        if isinstance(store, ZarrObjects):  # together with the lock: each is a delay of the network
+            nodes = _nodes([*pool.fields, *[PICTURE] * pool.has_pictures])
+            held.enter_context(_leased(where, store, store.asking("", *nodes)))
+            # What is known was read before the lock was held, perhaps. Looked at again while the begun units are read.
+            unchanged, listed = store.unchanged(), begun(store.objects.names())
+
+        @cache
+        def indexes() -> set[str]:
+            """Return the names of the indexes that lie there; refuse a pool that was written before it was locked."""
+            if not isinstance(store, ZarrObjects):
+                return _indexes(names_at(where))
+            if not unchanged.result():
+                raise PoolError(f"{where} was written by another process meanwhile; run the same again")
+            return _indexes(listed.result())
+
         pool.check_same(opened_at(where, lambda: store))
         if isinstance(where, Path) and not where.is_dir():
             raise PoolError(
@@ -185,7 +202,7 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
                 "features"
             )
         _warn_of_order(where, state.get("made_from", {}), opened)
-        if listed is None:
+        if not isinstance(store, ZarrObjects):
             held.enter_context(_locked(where))
             _remove_partial(where)
             group = zarr.open_group(store, mode="r+")
@@ -193,10 +210,11 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         held.callback(build.close)
         encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
         build.encoded = opened if isinstance(opened, Encoded) else None
+        if APPENDING in state:  # what is written of it now would look like another process's
+            indexes()
         start = build.begun()
         held.enter_context(_noted(where, store, opened))
         blocks = build.checked(opened.blocks(start), start, encode)
-        indexes = _indexes(names_at(where) if listed is None else listed.result())
         with build.full_disk_errors():
             build.append(blocks, progress, opened.n_rows, start, indexes)
         return _written(where, store)
@@ -270,6 +288,9 @@ def _leased(where: Place, store: ZarrObjects, asked: "Future[Found] | None" = No
         if asked is not None:
             store.know(asked)
         yield
+        store.settle(root=False)
+        if store.knows_root:  # the last write of the root's, under way, is refused where the next holder has written it
+            lease.release()
 
 
 @contextlib.contextmanager
@@ -819,35 +840,44 @@ class _Writes:
 
     def __init__(self, *, remote: bool) -> None:
         self._threads = ThreadPoolExecutor(_WRITERS, "dal-write") if remote else None
-        self._pending: list[tuple[int, int, Future[None]]] = []
+        self._under_way: dict[Future[None], tuple[int, int]] = {}
+        """First row and bytes of each."""
+        self._bytes = 0
+        self._ended: SimpleQueue[Future[None]] = SimpleQueue()
 
     def write(self, start: int, size: int, store: Callable[[], None]) -> None:
         """Call what stores rows from `start` on, of this number of bytes, which must not change until it returns."""
         if self._threads is None:
             store()
             return
+        self._collect()
         # For any of them, not for the oldest: else they end together, and the network waits for the next ones.
-        while self._left() and sum(size for _, size, _ in self._pending) + size > _WRITING_BYTES:
-            first_of([future for _, _, future in self._pending], return_when=FIRST_COMPLETED)
-        self._pending.append((start, size, self._threads.submit(store)))
+        while self._under_way and self._bytes + size > _WRITING_BYTES:
+            self._take(self._ended.get())
+        future = self._threads.submit(store)
+        self._under_way[future] = (start, size)
+        self._bytes += size
+        future.add_done_callback(self._ended.put)
 
     def safe(self, rows: int) -> int:
         """Return how many of the first `rows` rows are written."""
-        return min([rows, *(start for start, _, _ in self._left())])
+        self._collect()
+        return min([rows, *(start for start, _ in self._under_way.values())])
 
     def wait(self) -> None:
         """Wait for all, and raise the first error."""
-        for _, _, future in self._pending:
-            future.result()
-        self._left()
+        while self._under_way:
+            self._take(self._ended.get())
 
-    def _left(self) -> list[tuple[int, int, Future[None]]]:
-        """Return the writes that are not done. Raise the first error of those that are."""
-        done = [each[2] for each in self._pending if each[2].done()]
-        self._pending = [each for each in self._pending if each[2] not in done]
-        for future in done:
-            future.result()
-        return self._pending
+    def _collect(self) -> None:
+        """Forget the writes that are done, and raise the first error."""
+        while not self._ended.empty():
+            self._take(self._ended.get())
+
+    def _take(self, ended: "Future[None]") -> None:
+        _, size = self._under_way.pop(ended)
+        self._bytes -= size
+        ended.result()
 
     def close(self) -> None:
         """End, without those that have not begun."""
@@ -869,7 +899,13 @@ class _Column:
 
     # Buffers are used again when they are written: the pages of a new one cost as much as filling it.
 
-    def __init__(self, array: "zarr.Array[Any]", writes: _Writes, rows: int = 0) -> None:
+    def __init__(
+        self,
+        array: "zarr.Array[Any]",
+        writes: _Writes,
+        rows: int = 0,
+        head: npt.NDArray[Any] = _NONE,
+    ) -> None:
         self.array = array
         self._writes = writes
         self.unit = int((array.shards or array.chunks)[0])
@@ -878,9 +914,9 @@ class _Column:
         self._chunks = chunks if chunks is not None and chunks.written_plain else None
         self._written: deque[npt.NDArray[Any]] = deque()
         self._begin()
-        self._held = rows % self.unit
+        self._held = len(head)
         if self._held:  # appended rows begin within a unit, which is written again
-            self._buffer[: self._held] = read_rows(array, rows - self._held, rows)
+            self._buffer[: self._held] = head
 
     def append(self, values: npt.NDArray[Any]) -> None:
         while len(values):
@@ -945,7 +981,7 @@ class _Build:
     def write(self, blocks: Iterator[Block], progress: Progress | None) -> None:
         """Write all rows, and save the number of safe rows on the way."""
         rows = first = self.rows
-        for rows in self._write_blocks(blocks, first):
+        for rows in self._write_blocks(blocks, first, self._heads(first)):
             if (safe := self._safe(rows)) is not None:
                 self._save(safe)
             if progress is not None:
@@ -980,17 +1016,25 @@ class _Build:
         return 0
 
     def append(
-        self, blocks: Iterator[Block], progress: Progress | None, n_new: int | None, begun: int, indexes: set[str]
+        self,
+        blocks: Iterator[Block],
+        progress: Progress | None,
+        n_new: int | None,
+        begun: int,
+        names: Callable[[], set[str]],
     ) -> None:
         """Write rows after the existing ones; they become visible once all are written and their ids are indexed.
 
-        The first `begun` rows are written already. `indexes` are the names of those that lie there.
+        The first `begun` rows are written already. `names` returns the names of the indexes that lie there, and is
+        called before anything is written.
         """
         before = self.rows
+        heads = self._heads(before + begun)
+        indexes = names()
         # Longer ones hold rows of an interrupted append.
         self._resize(before + max(begun, (n_new or 0) * self._remote))
         rows = first = before + begun
-        for rows in self._write_blocks(blocks, first):
+        for rows in self._write_blocks(blocks, first, heads):
             if self.encoded is not None and (safe := self._safe(rows)) is not None:
                 self._note(self.encoded, before, safe - before)
             if progress is not None:
@@ -1044,10 +1088,22 @@ class _Build:
 
         _each(self._where, resize, self._names())
 
-    def _write_blocks(self, blocks: Iterator[Block], first: int) -> Iterator[int]:
+    def _heads(self, first: int) -> dict[str, npt.NDArray[Any]]:
+        """Return, by array, the records before a row that share its unit, which will be written again."""
+
+        def read(name: str) -> npt.NDArray[Any]:
+            array = self._array(name)
+            start = first - first % int((array.shards or array.chunks)[0])
+            return read_rows(array, start, first) if start < first else _NONE
+
+        return dict(zip(self._names(), _each(self._where, read, self._names()), strict=True))
+
+    def _write_blocks(
+        self, blocks: Iterator[Block], first: int, heads: Mapping[str, npt.NDArray[Any]]
+    ) -> Iterator[int]:
         """Write blocks from a row on, and yield the number of rows after each."""
-        columns = _each(self._where, lambda name: self._column(name, first), self._names())
-        by_name = dict(zip(self._names(), columns, strict=True))
+        by_name = {name: _Column(whole(self._array(name)), self._writes, first, heads[name]) for name in self._names()}
+        columns = list(by_name.values())
         features, ids = by_name["features"], by_name.get("ids")
         fields = {name: by_name[field_path(name)] for name in self._state["fields"]}
         for block in blocks:
@@ -1085,7 +1141,8 @@ class _Build:
         hashes, rows = (_Column(array, self._writes) for array in arrays[:2])
         fence = []
         with self._spill() as folder:
-            for entries in sorted_entries(self._array("ids"), folder, self._sizes.bucket_entries):
+            ahead = _READS if self._remote else 0
+            for entries in sorted_entries(self._array("ids"), folder, self._sizes.bucket_entries, ahead):
                 firsts = entries["hash"][-hashes.rows % layout.chunk_rows :: layout.chunk_rows]
                 fence.append(firsts.copy())  # a view would keep every bucket in memory
                 hashes.append(entries["hash"])
@@ -1155,9 +1212,6 @@ class _Build:
         if shape != expected:
             raise SourceError(f"records must have shape {expected}, as in {self._where}, got {shape}")
         return checked(itertools.chain([given], blocks), start, encode, self.kinds)
-
-    def _column(self, name: str, first: int) -> _Column:
-        return _Column(whole(self._array(name)), self._writes, first)
 
     def _save(self, rows: int, *, complete: bool = False) -> None:
         if rows > self.rows or complete:

@@ -7,7 +7,9 @@ Two ids may share a hash, so every match is compared with the id itself.
 
 import contextlib
 import re
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,8 @@ from dal.selection.order import splitmix64
 ENTRY = np.dtype([("hash", "<u8"), ("row", "<i8")])
 MAX_BUCKETS = 256
 """Files open at a time."""
-_READ_ROWS = 2**16
-"""At a time, out of several chunks: Zarr asks an object store for these together."""
+_READ_ROWS, _READ_CHUNKS = 2**15, 8
+"""Of a read: Zarr asks a store for up to ten chunks together."""
 NAMED = 5
 COMPARED = 10_000
 """Ids with equal hashes that are read at a time."""
@@ -165,7 +167,7 @@ def _in_chunk(hashes: npt.NDArray[np.uint64], chunk: int, index: Index) -> Pairs
 
 
 def sorted_entries(
-    ids: "zarr.Array[Any]", folder: Path, bucket_entries: int, *, compared: int = COMPARED
+    ids: "zarr.Array[Any]", folder: Path, bucket_entries: int, ahead: int = 0, *, compared: int = COMPARED
 ) -> Iterator[npt.NDArray[np.void]]:
     """Yield all (hash, row) entries of the ids in ascending order, bucket by bucket.
 
@@ -177,6 +179,8 @@ def sorted_entries(
         An empty folder for the buckets, 16 bytes a row. Each file is removed after its bucket was yielded.
     bucket_entries : int
         Entries to sort in memory at a time, of 16 bytes each; more, where there are too many for 256 buckets.
+    ahead : int, default=0
+        Reads, of up to about 32,768 ids each, that are begun before they are needed: over a network.
     compared : int, default=10_000
         Ids with equal hashes to read at a time.
 
@@ -192,7 +196,7 @@ def sorted_entries(
     """
     n_buckets = min(MAX_BUCKETS, 1 << max(0, (ids.shape[0] - 1) // bucket_entries).bit_length())
     paths = [folder / f"bucket-{number:03d}" for number in range(n_buckets)]
-    _scatter(ids, paths)
+    _scatter(ids, paths, ahead)
     for path in paths:
         entries = _in_order(np.fromfile(path, dtype=ENTRY))
         refuse_repeats(entries, lambda rows: take_rows(ids, rows).tolist(), compared)
@@ -205,15 +209,12 @@ def is_bucket(path: Path) -> bool:
     return re.fullmatch(r"bucket-\d{3}", path.name) is not None and path.is_file() and not path.is_symlink()
 
 
-def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:
+def _scatter(ids: "zarr.Array[Any]", paths: list[Path], ahead: int) -> None:
     """Write the entry of every row to the bucket that the top bits of its hash select."""
     bits = len(paths).bit_length() - 1
-    unit = (ids.shards or ids.chunks)[0]
-    height = max(1, _READ_ROWS // unit) * unit
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(path.open("wb")) for path in paths]
-        for start in range(0, ids.shape[0], height):
-            texts = read_rows(ids, start, min(start + height, ids.shape[0])).astype(object)
+        for start, texts in _read(ids, ahead):
             if (texts == "").any():
                 raise ChunkError(
                     f"{ids.store_path}: `ids` from row {start} on are empty, their chunk was lost; "
@@ -224,6 +225,32 @@ def _scatter(ids: "zarr.Array[Any]", paths: list[Path]) -> None:
             buckets = (entries["hash"] >> np.uint64(1)) >> np.uint64(63 - bits)
             for bucket, positions in grouped(buckets.astype(np.int64)):
                 files[bucket].write(entries[positions].tobytes())
+
+
+def _read(ids: "zarr.Array[Any]", ahead: int) -> Iterator[tuple[int, npt.NDArray[np.object_]]]:
+    """Yield all ids in order, some rows at a time, and the first row of each part."""
+    unit, n_rows = (ids.shards or ids.chunks)[0], ids.shape[0]
+    height = min(_READ_CHUNKS, max(1, _READ_ROWS // unit)) * unit
+
+    def read(start: int) -> npt.NDArray[Any]:
+        return read_rows(ids, start, min(start + height, n_rows))
+
+    if not ahead:
+        for start in range(0, n_rows, height):
+            yield start, read(start).astype(object)
+        return
+    asked: deque[tuple[int, Future[npt.NDArray[Any]]]] = deque()
+    with ThreadPoolExecutor(ahead, "dal-ids") as threads:
+        try:
+            for start in range(0, n_rows, height):
+                if len(asked) == ahead:
+                    first, found = asked.popleft()
+                    yield first, found.result().astype(object)
+                asked.append((start, threads.submit(read, start)))
+            for first, found in asked:
+                yield first, found.result().astype(object)
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def _entries(texts: npt.NDArray[np.object_], start: int) -> npt.NDArray[np.void]:

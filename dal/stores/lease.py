@@ -63,6 +63,7 @@ class Lease:
         self._renewed = _now()
         self._turn: asyncio.Lock | None = None
         self._beating: Future[None] | None = None
+        self._releasing: Future[None] | None = None
         _held.add(self._token)
         try:
             wait(self._acquired())
@@ -77,24 +78,44 @@ class Lease:
 
     def check(self) -> None:
         """Raise an error if another process has taken the folder over; renew first where that is due."""
-        if self._beating is None:
+        if self._beating is None or self._releasing is not None:
             return
-        if not self._lost and _now() - self._renewed > BEATS * self._beat:
+        if self._is_due():
             wait(self._renewed_once())
+        self._refuse_lost()
+
+    def _is_due(self) -> bool:
+        return not self._lost and _now() - self._renewed > BEATS * self._beat
+
+    def _refuse_lost(self) -> None:
         if self._lost:
             raise StoreError(
                 f"{self._objects.text} was taken over by {self._lost}, as this process did not answer for"
                 f" {self._seconds:.0f} s; nothing more is written, see which of the two is to go on"
             )
 
+    def release(self) -> None:
+        """Begin to release the folder, unless another process has taken it over; `close` waits for it.
+
+        What is still written then must be written on a condition that the next holder breaks.
+        """
+        if self._beating is not None and self._releasing is None:
+            self._beating.cancel()
+            self._releasing = begun(self._deleted())
+
+    async def _deleted(self) -> None:
+        if self._is_due():
+            await self._renewed_once()
+        self._refuse_lost()
+        await self._objects.delete([NAME])
+
     def close(self) -> None:
         """Release the folder, unless another process has taken it over."""
-        if self._beating is None:
+        self.release()
+        if self._releasing is None:
             return
-        self._beating.cancel()
         try:
-            self.check()
-            wait(self._objects.delete([NAME]))
+            self._releasing.result()
         except StoreError as error:  # it is found to be left behind, and taken over
             _log.warning("%s/%s was left: %s", self._objects.text, NAME, error)
         finally:

@@ -294,18 +294,26 @@ class Objects:
                 raise Unconditional(self.text) from None
             raise self._failed("written", name, error) from None
 
-    async def create(self, name: str, data: bytes) -> bool:
-        """Write a small object unless there is another; return whether it is this one that is there now."""
+    async def create(self, name: str, data: bytes) -> "Version | None":
+        """Write a small object unless there is another; return its version, None if another is there.
+
+        The version is empty where the store knows no conditions.
+        """
         try:
-            if await self.put_if(name, data, None) is not None:
-                return True
-            found = await self.get(name)  # its own, where the answer to a write that succeeded was lost
-            return found is not None and bytes(found) == data
+            return await self.replace(name, data, None)
         except Unconditional:
             if await self.get(name) is not None:
-                return False
+                return None
             await self.put(name, data)
-            return True
+            return {}
+
+    async def replace(self, name: str, data: bytes, version: "Version | None") -> "Version | None":
+        """Write an object as `put_if` does, and know its own where the answer to a write that succeeded was lost."""
+        now = await self.put_if(name, data, version)
+        if now is not None:
+            return now
+        found = await self.versioned(name)
+        return found[1] if found is not None and found[0] == data else None
 
     async def delete(self, names: Iterable[str]) -> None:
         """Delete objects by their exact names, several at a time; those that are gone are no error."""

@@ -11,14 +11,15 @@ from typing import Any
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 
 from dal.errors import StoreError
-from dal.stores.objects import Objects, begun
+from dal.stores.objects import Objects, Unconditional, Version, begun
 
 _NODE = "zarr.json"
 _NODES_OF_OLD = (".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 
 Found = dict[str, Any]
-"""Metadata by key: bytes, None where there is none, or the error with which a store refused to say."""
+"""Metadata by key: bytes, the root's with their version; None where there is none, or the error with which a store
+refused to say."""
 
 
 class BegunMeanwhile(Exception):
@@ -31,6 +32,8 @@ class _Shared:
     def __init__(self) -> None:
         self.metadata: dict[str, bytes | None] | None = None
         self.behind: dict[str, Future[None]] = {}
+        self.root: Version = {}
+        """Of the root's metadata that are known; empty where it is not, or the store knows no conditions."""
         self.may_write: Callable[[], None] = lambda: None
 
 
@@ -68,14 +71,15 @@ class ZarrObjects(Store):
 
         A write of metadata is begun, and waited for by the next write of the root's, which tells readers of the rest;
         by `settle`; and by the end of the context. The first metadata of a root is written at once, unless there are
-        some by then.
+        some by then. Those of a root that was asked for are written over the known ones alone: where another process
+        has written meanwhile, it is an error.
 
         Parameters
         ----------
         nodes : str
             Paths of groups and arrays that are asked for at once, at the beginning.
         """
-        self._shared.metadata = {}
+        self._shared.metadata, self._shared.root = {}, {}
         try:
             self.remember(*nodes)
             yield
@@ -94,14 +98,16 @@ class ZarrObjects(Store):
         names = [f"{node}/{_NODE}".lstrip("/") for node in nodes] + list(_NODES_OF_OLD) * old
 
         async def ask() -> Found:
-            found = await asyncio.gather(*map(self.objects.get, names), return_exceptions=True)
-            return dict(zip(names, found, strict=True))
+            asked = [self.objects.versioned(name) if name == _NODE else self.objects.get(name) for name in names]
+            return dict(zip(names, await asyncio.gather(*asked, return_exceptions=True), strict=True))
 
         return begun(ask())
 
     def know(self, asked: "Future[Found]") -> None:
         """Keep the metadata that were asked for."""
         for name, each in asked.result().items():
+            if name == _NODE and isinstance(each, tuple):
+                each, self._shared.root = each
             if not isinstance(each, BaseException):
                 self._note(name, each)
             # A store may refuse to say of an object that is not there; where it is needed, it is asked again.
@@ -113,13 +119,45 @@ class ZarrObjects(Store):
         for node in nodes:
             self._note(f"{node}/{_NODE}", None)
 
-    def settle(self) -> None:
-        """Wait for the writes of metadata that were begun, and raise the first error."""
-        all_of(list(self._shared.behind.values()))  # interrupted here, the end of the context waits for them again
-        begun_before, self._shared.behind = self._shared.behind, {}
+    def settle(self, *, root: bool = True) -> None:
+        """Wait for the writes of metadata that were begun, but for the root's if not `root`; raise the first error."""
+        begun_before = {key: each for key, each in self._shared.behind.items() if root or key != _NODE}
+        all_of(list(begun_before.values()))  # interrupted here, the end of the context waits for them again
+        for key in begun_before:
+            del self._shared.behind[key]
         failed = [error for each in begun_before.values() if (error := each.exception()) is not None]
         if failed:
             raise failed[0]
+
+    @property
+    def knows_root(self) -> bool:
+        """Whether the root's metadata are written over the known ones alone."""
+        return any(self._shared.root.values())
+
+    def unchanged(self) -> "Future[bool]":
+        """Begin to ask whether the root's metadata are still those that are known."""
+        known = self._known(_NODE)
+
+        async def ask() -> bool:
+            found = await self.objects.versioned(_NODE)
+            return known is not None and found is not None and known[0] == found[0]
+
+        return begun(ask())
+
+    async def _put_root(self, data: bytes) -> None:
+        """Write the root's metadata over the known ones."""
+        if self.knows_root:
+            with suppress(Unconditional):
+                now = await self.objects.replace(_NODE, data, self._shared.root)
+                if now is None:
+                    raise StoreError(
+                        f"{self.objects.text}/{_NODE} was written by another process meanwhile; nothing more is"
+                        " written, see which of the two is to go on"
+                    )
+                self._shared.root = now
+                return
+        self._shared.root = {}
+        await self.objects.put(_NODE, data)
 
     def _write_behind(self, key: str, write: Callable[[], Awaitable[None]]) -> None:
         behind = self._shared.behind
@@ -186,6 +224,8 @@ class ZarrObjects(Store):
             return None if known[0] is None else prototype.buffer.from_bytes(known[0])
         found = await self.objects.get(key, start, stop)
         if byte_range is None:
+            if key == _NODE:
+                self._shared.root = {}
             self._note(key, found)
         return None if found is None else prototype.buffer.from_bytes(found)
 
@@ -212,9 +252,14 @@ class ZarrObjects(Store):
         elif known[0] == bytes(data):
             return
         elif key == _NODE and known[0] is None:
-            if not await self.objects.create(key, bytes(data)):
+            version = await self.objects.create(key, bytes(data))
+            if version is None:
                 raise BegunMeanwhile(self.objects.text)
+            self._shared.root = version
             self._note(key, data)
+        elif key == _NODE:
+            self._note(key, data)
+            self._write_behind(key, lambda: self._put_root(bytes(data)))
         else:
             self._note(key, data)
             self._write_behind(key, lambda: self.objects.put(key, data))
@@ -235,6 +280,8 @@ class ZarrObjects(Store):
         if key in self._shared.behind:
             await asyncio.wrap_future(self._shared.behind[key])
         await self.objects.delete([key])
+        if key == _NODE:
+            self._shared.root = {}
         self._note(key, None)
 
     async def list(self) -> AsyncIterator[str]:
