@@ -16,8 +16,9 @@ chunk, without the server and the workers.
 A pool of chunks of 16 MiB, one of the same chunks in shards, and one of chunks of 64 kB are read. Each repeats its
 first quarter, so that a pass is long beside the one delay with which it begins, and the records fit into memory. The
 loop reads only the first quarter of the small chunks: 16 at a time, at 200 ms, they are 80 a second.
-``build`` writes a quarter of the records as a pool, against 16 concurrent PUTs of the bytes of its chunks. Faults: a
-twentieth of all requests is refused by 503, and as many bodies are cut in their middle.
+``build`` writes a quarter of the records as a pool (``dal``), with an id for each (``dal_ids``), and appends all but
+a chunk of them to a pool of that chunk (``dal_append``), against 16 concurrent PUTs of the bytes of the chunks alone.
+Faults: a twentieth of all requests is refused by 503, and as many bodies are cut in their middle.
 """
 
 import itertools
@@ -133,6 +134,7 @@ class Pass(NamedTuple):
     name: str
     chunks: int
     run: Callable[[], npt.NDArray[np.int64]]
+    prepare: Callable[[], object] = lambda: None
 
 
 def held(server: Server, source: Pool, layout: str, directory: Path) -> Pool:
@@ -175,12 +177,19 @@ def loop(pool: Pool, model: Model, layout: str) -> npt.NDArray[np.int64]:
 
 
 def build_passes(records: Floats32) -> list[Pass]:
-    """Return the two ways to write records into the store; what was written before is deleted first."""
+    """Return the ways to write records into the store; what was written before is deleted first."""
     url, height = "s3://bucket/built.zarr", CHUNKS["chunks"] // (4 * records.shape[1])
     store = S3Store("bucket", client_options={"allow_http": True})
+    ids = np.arange(10**9, 10**9 + len(records))
 
     def dal() -> npt.NDArray[np.int64]:
         return np.arange(Pool.build(records, url).n_rows)
+
+    def dal_ids() -> npt.NDArray[np.int64]:
+        return np.arange(Pool.build(records, url, ids=ids).n_rows)
+
+    def dal_append() -> npt.NDArray[np.int64]:
+        return np.arange(height, Pool.open(url).append(records[height:]).n_rows)
 
     def plain() -> npt.NDArray[np.int64]:
         def put(start: int) -> None:
@@ -191,11 +200,17 @@ def build_passes(records: Floats32) -> list[Pass]:
         return np.arange(len(records))
 
     chunks = -(-len(records) // height)
-    return [Pass("dal", chunks, dal), Pass("loop", chunks, plain)]
+    return [
+        Pass("dal", chunks, dal),
+        Pass("loop", chunks, plain),
+        Pass("dal_append", chunks - 1, dal_append, lambda: Pool.build(records[:height], url)),
+        Pass("dal_ids", chunks, dal_ids),
+    ]
 
 
 def measured(server: Server, each: Pass) -> Passed:
     server.drop("/bucket/built.zarr")
+    each.prepare()
     server.reset()
     started, computed = time.perf_counter(), time.process_time()
     rows = each.run()
