@@ -209,6 +209,8 @@ def running(workers: int, a_process: int) -> Iterator[Cluster]:
         tempfile.TemporaryDirectory() as folder,
         local.silent(),
         dask.config.set(local._with_settings(dask.config.config)),
+        # A scheduler that shares its core with a thousand workers may not read for a minute: no peer is to give it up.
+        dask.config.set({f"distributed.comm.timeouts.{name}": f"{START_SECONDS:.0f}s" for name in ("tcp", "connect")}),
         ExitStack() as open_,
     ):
 
