@@ -17,10 +17,10 @@ from dal.selection import facility_location
 from dal.selection.batch import choose, posed, select
 from dal.selection.candidates import Candidates, Capacity, leading, shortlist
 from dal.selection.codebook import Codebook
+from dal.selection.distances import DUPLICATE_DISTANCE
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.facility_location import LEAF_ROWS
 from dal.selection.order import best_by_key, key_order, power_keys, power_masses, propensities, row_hash, uniform
-from dal.selection.problem import DUPLICATE_DISTANCE
 from dal.selection.strategy import STRATEGIES, Strategy
 
 pytestmark = pytest.mark.exact

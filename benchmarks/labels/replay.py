@@ -24,7 +24,7 @@ from dal.pool import Pool
 from dal.scan import Carried, Cells, Limits, Waves, sample_codebook, scan
 from dal.scan.plan import LIMITS
 from dal.selection.balance import choose_balanced, kept_of_classes, quotas_of
-from dal.selection.batch import Known
+from dal.selection.batch import Known, familiar
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.order import uniform
@@ -276,6 +276,15 @@ class _Campaign:
             carried=None if waves is None else self.carried,
             limits=stage.limits,
             per_class=per_class,
+            familiar=familiar(
+                strategy,
+                codebook,
+                lambda: stage.world.X[excluded],
+                directions=stage.learner.compares_directions,
+                inner=model is not None and model.embedding_width > 0,
+                random_state=stage.seed,
+                round=self.round,
+            ),
         )
         if found.summary.reach is not None:
             self.after = found.summary.reach.after

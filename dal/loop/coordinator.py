@@ -49,8 +49,10 @@ from dal.pool.condition import Condition
 from dal.scan import Cells, Journal, Progress, Scan, Summary, Waves, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.plan import seconds_alone
+from dal.selection.batch import familiar
 from dal.selection.candidates import usable
 from dal.selection.codebook import Codebook
+from dal.selection.familiar import Familiar
 from dal.selection.search import Likeness
 from dal.selection.strategy import Strategy
 
@@ -257,6 +259,7 @@ class Coordinator:
                 waves=waves,
                 carried=None if waves is None else carried_of(self.campaign, current),
                 per_class=per_class,
+                familiar=self._familiar(current, model, strategy, codebook),
             )
         arrays = candidate_arrays(found.candidates)
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
@@ -288,12 +291,12 @@ class Coordinator:
         if search.by == "like":
             assert codebook is not None
             told = np.array(search.examples, np.float32).reshape(-1, pool.n_features)
-            likeness = Likeness.to(
-                np.concatenate([self.features.take(np.array(search.rows, np.int64)), told]),
-                self.features.take(excluded),
-                codebook,
-                directions=learner_of(self.campaign).compares_directions,
-            )
+            asked, directions = self.features.take(excluded), learner_of(self.campaign).compares_directions
+            examples = np.concatenate([self.features.take(np.array(search.rows, np.int64)), told])
+            likeness = Likeness.to(examples, asked, codebook, directions=directions)
+            known = Familiar.to(asked, codebook, directions=directions, seed=current.seed, round=current.number)
+        else:
+            known = self._familiar(current, model, strategy, codebook)
         return scan(
             pool,
             None if likeness else model,
@@ -311,6 +314,21 @@ class Coordinator:
             missing=self._takes_missing(model),
             likeness=likeness,
             where=None if search.where is None else Condition.on(search.where, pool),
+            familiar=known,
+        )
+
+    def _familiar(
+        self, current: Round, model: Model | None, strategy: Strategy, codebook: Codebook | None
+    ) -> Familiar | None:
+        """Return the near-duplicates of records that were asked or answered when the round was frozen."""
+        return familiar(
+            strategy,
+            codebook,
+            lambda: self.features.take(self.campaign.rounds.excluded_rows(current)),
+            directions=learner_of(self.campaign).compares_directions,
+            inner=model is not None and model.embedding_width > 0,
+            random_state=current.seed,
+            round=current.number,
         )
 
     def _codebook(self, current: Round, strategy: Strategy) -> tuple[Codebook, str] | tuple[None, None]:

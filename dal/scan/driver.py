@@ -30,6 +30,7 @@ from dal.scan.waves import Carried, Waves
 from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.candidates import leading
 from dal.selection.codebook import Codebook
+from dal.selection.familiar import Familiar
 from dal.selection.order import row_hash
 from dal.selection.search import Likeness, shared
 from dal.selection.strategy import Strategy
@@ -80,6 +81,7 @@ def scan(
     waves: Waves | None = None,
     carried: Carried | None = None,
     per_class: Sequence[int] = (),
+    familiar: Familiar | None = None,
     limits: Limits = LIMITS,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
@@ -129,6 +131,10 @@ def scan(
     per_class : sequence of int, default=()
         For each class code, how many of the best of the records that the model predicts to be of it are kept as well:
         see :func:`dal.selection.balance.kept_of_classes`.
+    familiar : Familiar, optional
+        Records that are not kept, because they are near-duplicates of records asked before; see
+        :func:`dal.selection.batch.familiar`. Where all are, the pass is run again and keeps them: people disagree, and
+        an empty batch would end a campaign. A search finds nothing then.
     limits : Limits, optional
         Sizes and times by which the pass is cut and watched.
 
@@ -153,7 +159,8 @@ def scan(
     order = _order(pool, model, strategy, k, random_state, round, codebook, limits)
     takes_missing = missing if model is None else model.takes_missing
     capacity = order.capacity._replace(per_class=tuple(per_class))
-    order = replace(order, capacity=capacity, missing=takes_missing and pool.asks_missing, where=where)
+    asks = takes_missing and pool.asks_missing
+    order = replace(order, capacity=capacity, missing=asks, where=where, familiar=familiar)
     if likeness is not None:
         order = replace(order, likeness=likeness, capacity=shared(order.capacity, len(likeness.points)))
     if with_features:
@@ -172,14 +179,14 @@ def scan(
     if used is not None and used.write and _create_cells(used.place, pool.n_rows, unit) and journal:
         journal.clear()  # its spans wrote their cells into an array that is gone
     with connect(client) as connected:
-        if connected is None:
-            run = Run(pool, model, order, excluded, used, journal, progress, limits, waves, carried)
-            found = run.in_process()
-        else:
+
+        def kept(order: Order) -> Scan:
+            if connected is None:
+                return Run(pool, model, order, excluded, used, journal, progress, limits, waves, carried).in_process()
             # Only here: a pass in this process imports nothing of Dask.
             from dal.scan.cluster import scan_on_cluster
 
-            found = scan_on_cluster(
+            return scan_on_cluster(
                 connected,
                 pool,
                 model,
@@ -193,6 +200,10 @@ def scan(
                 carried,
                 skip_failed=skip_failed,
             )
+
+        found = kept(order)
+        if familiar is not None and not len(found.candidates) and likeness is None and where is None:
+            found = kept(replace(order, familiar=None))
     return found if model is None else with_proba(found, model, _n_proba(strategy, model))
 
 

@@ -253,6 +253,7 @@ class Run:
             order.where.text if order.where else "",
             None if self.course is None else self.course.waves,
             hashlib.sha256(self.carried.rows.tobytes()).hexdigest(),
+            order.familiar.digest() if order.familiar else "",
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

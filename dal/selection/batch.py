@@ -14,9 +14,11 @@ from dal.plugins import label_of
 from dal.selection import designs, methods
 from dal.selection.candidates import Candidates, Capacity, shortlist, usable
 from dal.selection.codebook import Codebook
+from dal.selection.distances import Floats32
 from dal.selection.facility_location import facility_location
-from dal.selection.order import key_order, power_keys
-from dal.selection.problem import CROWD, Floats32, Mapper, Positions, Problem, Rows
+from dal.selection.familiar import Familiar
+from dal.selection.order import Positions, Rows, key_order, power_keys
+from dal.selection.problem import CROWD, Mapper, Problem
 from dal.selection.strategy import SELECTORS, BuiltIn, Selector, Strategy
 
 _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
@@ -135,12 +137,48 @@ def choose(
         return select(candidates, strategy, k, no_labeled, random_state, round)
     candidates = shortlist(candidates, capacity, random_state, round)
     in_cells = strategy.traits.cells and not capacity.cells and len(codebook.centers) > 0
-    along = not strategy.traits.weighs or strategy.traits.directions
-    embed = codebook.directions if directions and along else codebook.embed
+    embed = codebook.directions if directions and _along(strategy) else codebook.embed
     placed, labeled, known = _placed(candidates, codebook, embed, asked, asked_inner, random_state, in_cells=in_cells)
     codes = None if asked_codes is None else asked_codes[known]
     proba = None if asked_proba is None else asked_proba[known]
     return select(placed, strategy, k, labeled, random_state, round, mapper=mapper, codes=codes, labeled_proba=proba)
+
+
+def familiar(
+    strategy: Strategy,
+    codebook: Codebook | None,
+    asked: Callable[[], Floats32],
+    *,
+    directions: bool,
+    inner: bool,
+    random_state: int,
+    round: int,
+) -> Familiar | None:
+    """Return the records that a scan leaves out, because they are near-duplicates of records asked before.
+
+    None where the selector would not tell near-duplicates by the asked records alone: it does not look where records
+    stand, measures distances among candidates, or compares the learner's own embeddings. None as well where candidates
+    are to be a sample of the pool.
+
+    Parameters
+    ----------
+    strategy, codebook, directions, random_state, round
+        As in :func:`choose`.
+    asked : callable
+        Reads the features of the records asked before, (n_asked, d), where they are needed.
+    inner : bool
+        Whether candidates carry the learner's own embeddings.
+    """
+    traits = strategy.traits
+    if codebook is None or inner or traits.sampled or not (traits.features and traits.weighs):
+        return None
+    along = directions and _along(strategy)
+    return Familiar.to(asked(), codebook, directions=along, seed=random_state, round=round)
+
+
+def _along(strategy: Strategy) -> bool:
+    """Return whether a strategy compares directions where the learner looks at these alone."""
+    return not strategy.traits.weighs or strategy.traits.directions
 
 
 def _placed(

@@ -4,8 +4,9 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.cluster import KMeans, kmeans_plusplus
 
-from dal.selection.order import rank_within, row_hash
-from dal.selection.problem import Floats32, Floats64, Positions, Problem, squared_distances
+from dal.selection.distances import Floats32, squared_distances
+from dal.selection.order import Floats64, Positions, rank_within, row_hash
+from dal.selection.problem import Problem
 
 RIDGE = 1e-2
 """In mean squared lengths of the records; 1 / C of the head on embeddings, whose records are of length 1."""

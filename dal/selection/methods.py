@@ -6,9 +6,10 @@ import numpy as np
 from scipy.special import ndtri
 from sklearn.cluster import KMeans, kmeans_plusplus
 
+from dal.selection.distances import Floats32, squared_distances, squared_to_nearest
 from dal.selection.facility_location import facility_location
-from dal.selection.order import rank_within, row_hash, uniform
-from dal.selection.problem import Floats32, Floats64, Positions, Problem, squared_distances, squared_to_nearest
+from dal.selection.order import Floats64, Positions, rank_within, row_hash, uniform
+from dal.selection.problem import Problem
 
 SQUASHED = 1 / 3
 """A column is squashed where the middle half of its values is narrower than this, in parts of a normal column's."""

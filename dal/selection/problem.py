@@ -9,23 +9,25 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
+from dal.selection.distances import (
+    DUPLICATE_DISTANCE,
+    Floats32,
+    Neighbourhood,
+    median_to_nearest,
+    squared_distances,
+)
 from dal.selection.order import row_hash
 
 Rows = npt.NDArray[np.int64]
 Positions = npt.NDArray[np.int64]
-Floats32 = npt.NDArray[np.float32]
 Floats64 = npt.NDArray[np.float64]
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 
-DUPLICATE_DISTANCE = 0.1
-"""Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
-_BANDWIDTH_SAMPLE = 2000
 CROWD = 10
 """Candidates that a pick stands for in the usual shortlist."""
 _CROWD_SAMPLE = 256
 _CROWD_ENTRIES = 2**22
-_BLOCK_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -99,18 +101,13 @@ class Problem:
         if self.adaptive and len(self.labeled) > 1:
             # Equal records of different classes would be each other's nearest, at no distance.
             labeled = self.labeled if (self.codes < 0).all() else np.unique(self.labeled, axis=0)
-            width = max(self._median_to_nearest(labeled, np.arange(len(labeled))), self.crowding(self.crowd))
+            width = max(self._apart(labeled, np.arange(len(labeled))), self.crowding(self.crowd))
         else:
-            width = 2.0 * self._median_to_nearest(self.embeddings[self.distinct], self.rows[self.distinct])
+            width = 2.0 * self._apart(self.embeddings[self.distinct], self.rows[self.distinct])
         return max(width, self.least_bandwidth) or 1.0
 
-    def _median_to_nearest(self, points: Floats32, names: Rows) -> float:
-        if len(points) < 2:
-            return 0.0
-        sample = points[np.argsort(row_hash(names, self.seed, self.round))[:_BANDWIDTH_SAMPLE]]
-        squared = squared_distances(sample, sample)
-        np.fill_diagonal(squared, np.inf)
-        return float(np.median(np.sqrt(squared.min(axis=1))))
+    def _apart(self, points: Floats32, names: Rows) -> float:
+        return median_to_nearest(points, names, self.seed, self.round)
 
     def crowding(self, neighbour: int) -> float:
         """Compute the median distance of a distinct candidate to its n-th neighbour; 0 where there are no n."""
@@ -144,13 +141,7 @@ class Problem:
 
     def near_labeled(self, positions: Positions) -> npt.NDArray[np.bool_]:
         """Mark those of these positions that are near-duplicates of a labeled record."""
-        if not len(self.labeled) or not len(positions):
-            return np.zeros(len(positions), dtype=bool)
-        tree = cKDTree(self.labeled.astype(np.float64))
-        points = self.embeddings[positions].astype(np.float64)
-        # The bound is exclusive; the distance itself still counts as near.
-        bound = np.nextafter(self.duplicate_distance, np.inf)
-        return np.asarray(np.isfinite(tree.query(points, distance_upper_bound=bound)[0]))
+        return Neighbourhood(self.labeled, self.duplicate_distance)(self.embeddings[positions])
 
     def leaders(self, positions: Positions) -> npt.NDArray[np.bool_]:
         """Mark those of these positions that are not near-duplicates of a marked one before them."""
@@ -167,25 +158,6 @@ class Problem:
                 near = np.array(tree.query_ball_point(points[index], self.duplicate_distance))
                 keep[near[near > index]] = False
         return keep
-
-
-def squared_distances(a: Floats32, b: Floats32) -> Floats32:
-    """Compute all squared distances, (len(a), len(b)), never below zero."""
-    squared: Floats32 = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
-    np.maximum(squared, 0, out=squared)
-    return squared
-
-
-def squared_to_nearest(points: Floats32, others: Floats32) -> Floats32:
-    """Compute the squared distance of each point to the nearest of the others; infinity where there are none."""
-    nearest = np.full(len(points), np.inf, dtype=np.float32)
-    for start in range(0, len(points), _BLOCK_ROWS):
-        block = points[start : start + _BLOCK_ROWS]
-        for first in range(0, len(others), _BLOCK_ROWS):
-            squared = squared_distances(block, others[first : first + _BLOCK_ROWS])
-            part = nearest[start : start + _BLOCK_ROWS]
-            np.minimum(part, squared.min(axis=1), out=part)
-    return nearest
 
 
 def _first_of_equals(points: Floats32) -> Positions:

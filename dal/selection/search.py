@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 from dal.selection.candidates import Capacity
 from dal.selection.codebook import Codebook
+from dal.selection.distances import Floats32
 from dal.selection.order import Floats64, Positions, Rows, key_order, rank_within, splitmix64
-from dal.selection.problem import Floats32, Problem
+from dal.selection.problem import Problem
 from dal.selection.strategy import Strategy, Traits
 
 _BLOCK_ROWS = 512

@@ -23,6 +23,7 @@ from dal.scan.worker.histogram import Histogram
 from dal.scores import OF_ONE_MODEL, Scored, of_decisions
 from dal.selection.candidates import Candidates, Capacity, leading, usable
 from dal.selection.codebook import Codebook
+from dal.selection.familiar import Familiar
 from dal.selection.order import power_masses, uniform
 from dal.selection.search import Likeness
 
@@ -37,7 +38,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 9
+KERNEL_VERSION = 10
 """Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
@@ -67,6 +68,8 @@ class Order:
         In place of the score, without a model.
     where : Condition or None
         What records must meet to be kept.
+    familiar : Familiar or None
+        Records that are not kept.
     """
 
     score: str | Carried
@@ -81,6 +84,7 @@ class Order:
     proba: int = 0
     likeness: Likeness | None = None
     where: Condition | None = None
+    familiar: Familiar | None = None
 
     @property
     def slack(self) -> float:
@@ -442,6 +446,8 @@ class _Span:
         if self.order.where is not None and len(positions):
             # Only of those that could be kept: a condition reads columns, and takes longer than a score.
             positions = positions[self.order.where.met_by(self.pool, rows[positions], X[positions])]
+        if self.order.familiar is not None and len(positions):
+            positions = positions[~self.order.familiar(X[positions])]
         if self.order.likeness is not None:
             distinct = self.order.likeness.distinct(
                 X[positions], score[positions], rows[positions], self.order.seed, self.order.round

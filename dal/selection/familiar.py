@@ -1,0 +1,84 @@
+"""Familiar records: the near-duplicates of records asked before, which a scan leaves out of its candidates.
+
+A selector picks none of them anyway. But they may fill the list of candidates, and nothing is left to pick from then.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from dal.selection.candidates import usable
+from dal.selection.codebook import Codebook
+from dal.selection.distances import DUPLICATE_DISTANCE, Floats32, Mask, Neighbourhood, median_to_nearest
+from dal.selection.order import row_hash
+
+MOST_NUMBERS = 2**22
+"""Of the points that a scan brings to each worker: 16 MiB. Selectors look at all of them."""
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """The records of a pool that are near-duplicates of records asked before.
+
+    Attributes
+    ----------
+    codebook : Codebook
+        The space in which records are compared.
+    directions : bool
+        Whether directions are compared, or standardised features.
+    near : Neighbourhood
+        Of the asked records in this space.
+    """
+
+    codebook: Codebook
+    directions: bool
+    near: Neighbourhood
+
+    @classmethod
+    def to(
+        cls,
+        asked: Floats32,
+        codebook: Codebook,
+        *,
+        directions: bool,
+        seed: int,
+        round: int,
+        most_numbers: int = MOST_NUMBERS,
+    ) -> "Familiar | None":
+        """Return the records that are familiar once these are asked; None where there is no distance to tell it by.
+
+        As for a selector, a near-duplicate is nearer than a tenth of the median distance of an asked record to its
+        nearest other one.
+
+        Parameters
+        ----------
+        asked : ndarray of shape (n, d), float32
+            Features of the records asked before.
+        codebook : Codebook
+        directions : bool
+        seed, round : int
+            Of the hashes.
+        most_numbers : int
+            Of the features of asked records that are looked at: those with the least hashes.
+        """
+        place = codebook.directions if directions else codebook.embed
+        points = np.unique(place(asked[usable(asked, missing=True)]), axis=0)
+        names = np.arange(len(points))
+        distance = DUPLICATE_DISTANCE * median_to_nearest(points, names, seed, round)
+        if not distance:
+            return None
+        most = max(1, most_numbers // points.shape[1])
+        points = points[np.sort(np.argsort(row_hash(names, seed, round))[:most])]
+        return cls(codebook, directions, Neighbourhood(points, distance))
+
+    def __call__(self, X: Floats32) -> Mask:
+        """Mark the familiar ones of records, (n, d) in feature space, without infinite values."""
+        place = self.codebook.directions if self.directions else self.codebook.embed
+        return self.near(place(X))
+
+    def digest(self) -> str:
+        """Name the records by all that tells them."""
+        sha = hashlib.sha256(f"{self.codebook.digest()} {self.directions} {self.near.distance!r}".encode())
+        sha.update(np.ascontiguousarray(self.near.points).tobytes())
+        return sha.hexdigest()
