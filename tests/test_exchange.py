@@ -52,6 +52,9 @@ class InMemory:
         index = {record_id: row for row, record_id in enumerate(self.ids)}
         return np.array([index.get(record_id, -1) for record_id in record_ids], np.int64)
 
+    def record_ids(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        return [self.ids[row] for row in rows.tolist()]
+
     def display(self, rows: npt.NDArray[np.int64]) -> dict[str, list[object]]:
         return {name: [values[row - 100] for row in rows.tolist()] for name, values in self.shown.items()}
 

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from dal.choices import FORMATS
-from dal.cli.options import system_user
+from dal.cli.options import system_user, workers_options
 from dal.cli.terminal import say, shown
 
 if TYPE_CHECKING:
     from dal.campaign import CampaignStore
     from dal.exchange import ImportReport
+    from dal.loop.copies import Group
 
 _LISTED_LINES = 20
 
@@ -90,7 +91,23 @@ def _tell_import(report: ImportReport) -> None:
 @click.option("--round", "number", type=int, help="Default: the newest.")
 @_format_option
 @click.option("--labels", is_flag=True, help="The labelled set instead: every label, and all that led to it.")
-def export(directory: Path, file: Path, number: int | None, file_format: str | None, labels: bool) -> None:
+@click.option(
+    "--copies",
+    type=click.IntRange(1),
+    metavar="N",
+    help="With --labels: also up to N near-duplicates of each labelled record, with its label, marked as copies.",
+)
+@workers_options
+def export(
+    directory: Path,
+    file: Path,
+    number: int | None,
+    file_format: str | None,
+    labels: bool,
+    copies: int | None,
+    scheduler: str | None,
+    workers: int | None,
+) -> None:
     """Write a batch with the answers known so far to FILE."""
     from dal.campaign import CampaignStore
     from dal.campaign.parts import pool_of
@@ -100,11 +117,25 @@ def export(directory: Path, file: Path, number: int | None, file_format: str | N
     if labels:
         if number is not None:
             raise click.UsageError("--labels writes all rounds: leave out --round.")
-        written = write_labels(campaign, pool_of(campaign), file, file_format=file_format)
-        say(f"Wrote {written:,} labels to {file}")
+        found = None if copies is None else _copies(campaign, copies, scheduler, workers)
+        pairs = None if found is None else (found.rows, found.of)
+        written = write_labels(campaign, pool_of(campaign), file, file_format=file_format, copies=pairs)
+        say(f"Wrote {written:,} labels{'' if found is None else f' and {len(found.rows):,} copies'} to {file}")
+        if found is not None and found.full:
+            say(f"Records with {copies:,} copies or more: {found.full:,}. Name a larger --copies for all of them.")
         return
+    if copies is not None or scheduler is not None or workers is not None:
+        raise click.UsageError("--copies belongs to --labels, and workers to --copies")
     lines = write_batch(campaign, pool_of(campaign), _round_of(campaign, number), file, file_format=file_format)
     say(f"Wrote {lines:,} lines to {file}")
+
+
+def _copies(campaign: CampaignStore, most: int, scheduler: str | None, workers: int | None) -> Group:
+    from dal.cli.cluster import rows_shown, workers_chosen
+    from dal.loop.copies import copies_of
+
+    with workers_chosen(scheduler, workers) as chosen, shown("copies") as show:
+        return copies_of(campaign, most=most, workers=chosen, progress=rows_shown(show))
 
 
 def _round_of(campaign: CampaignStore, number: int | None) -> int:

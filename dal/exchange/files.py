@@ -74,6 +74,9 @@ class Records(Protocol):
     def rows_of(self, record_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """Return the rows of record ids, -1 where unknown."""
 
+    def record_ids(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """Return the record ids of rows, in the order asked."""
+
     def display(self, rows: npt.NDArray[np.int64]) -> dict[str, list[object]]:
         """Return the display fields of rows, in the order asked."""
 

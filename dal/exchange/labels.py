@@ -2,11 +2,13 @@
 
 import codecs
 import json
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet
 
@@ -17,6 +19,8 @@ from dal.errors import LabelError
 from dal.exchange.files import Records
 from dal.exchange.formats import arrow_type, as_json, columns_for, csv_bytes, csv_cell
 from dal.texts import guarded
+
+Rows = npt.NDArray[np.int64]
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -54,6 +58,7 @@ COLUMNS = pa.schema(
         ("predicted", pa.string()),
         ("confidence", pa.float64()),
         ("model", pa.string()),
+        ("copy_of", pa.string()),
     ]
 )
 """Columns of the table; `docs/exchange.md` describes each."""
@@ -76,6 +81,7 @@ def write_labels(
     path: str | Path,
     *,
     file_format: str | None = None,
+    copies: tuple[Rows, Rows] | None = None,
     at_once: int = READ_AT_ONCE,
 ) -> int:
     """Write every answered record, with its label and its history, as Parquet, CSV or JSON lines.
@@ -92,13 +98,16 @@ def write_labels(
     path : str or Path
     file_format : str, optional
         One of `LABEL_FORMATS`. Default: by the suffix of `path`.
+    copies : tuple of ndarray of int64, optional
+        Rows of near-duplicates, and for each the row of the labelled record whose label it is given; see
+        :func:`dal.loop.copies.copies_of`. They come last. They have no answers, and a `copy_of`.
     at_once : int, default=4096
         Records that are in memory at a time.
 
     Returns
     -------
     int
-        Number of records with a label.
+        Number of records with a label of their own, from answers.
 
     Raises
     ------
@@ -121,6 +130,8 @@ def write_labels(
             batch = _batch(block, pool, campaign.settings.classes, labels, rounds)
             sink.write(file, batch.replace_schema_metadata(about))
             first = False
+        for batch in _copies(copies, at_once, pool, campaign.settings.classes, labels):
+            sink.write(file, batch.replace_schema_metadata(about))
         sink.close()
     return len(labels)
 
@@ -208,7 +219,30 @@ def _batch(
     rounds: dict[int, Round],
 ) -> "pa.RecordBatch":
     names: dict[int | None, str | None] = {None: None, **dict(enumerate(classes))}
-    records = [_record(events, asking, names, labels, rounds) for events, asking in block]
+    return _shown([_record(events, asking, names, labels, rounds) for events, asking in block], pool)
+
+
+def _copies(
+    copies: tuple[Rows, Rows] | None, at_once: int, pool: Records, classes: tuple[str, ...], labels: dict[int, int]
+) -> Iterator["pa.RecordBatch"]:
+    """Give near-duplicates the labels of their records, but for those that have none any more."""
+    rows, of = (np.empty(0, np.int64),) * 2 if copies is None else copies
+    kept = np.isin(of, np.fromiter(labels, np.int64, len(labels)))
+    rows, of = rows[kept], of[kept]
+    for start in range(0, len(rows), at_once):
+        block, originals = rows[start : start + at_once], of[start : start + at_once]
+        nothing: dict[str, Any] = {"votes": 0, "annotators": [], "answers": [], "chosen_by": "copy"}
+        records = [
+            nothing | {"row": row, "record_id": own, "label": classes[labels[original]], "copy_of": copied}
+            for row, own, original, copied in zip(
+                block.tolist(), pool.record_ids(block), originals.tolist(), pool.record_ids(originals), strict=True
+            )
+        ]
+        yield _shown(records, pool)
+
+
+def _shown(records: list[dict[str, Any]], pool: Records) -> "pa.RecordBatch":
+    """Make the table of records, with the pool's display fields."""
     fixed = pa.RecordBatch.from_pylist(records, schema=COLUMNS)
     shown = pool.display(np.array([record["row"] for record in records], dtype=np.int64))
     for field, name in columns_for(pool.fields, COLUMNS.names).items():
@@ -249,4 +283,5 @@ def _record(
         "predicted": names[asked.predicted] if asked else None,
         "confidence": asked and asked.confidence,
         "model": number and rounds[number].model,
+        "copy_of": None,
     }

@@ -30,9 +30,9 @@ from dal.scan.waves import Carried, Waves
 from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.candidates import leading
 from dal.selection.codebook import Codebook
-from dal.selection.familiar import Familiar
+from dal.selection.familiar import Copies, Familiar
 from dal.selection.order import row_hash
-from dal.selection.search import Likeness, shared
+from dal.selection.search import Likeness
 from dal.selection.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def scan(
     with_features: bool = False,
     skip_failed: bool = False,
     missing: bool = False,
-    likeness: Likeness | None = None,
+    likeness: Likeness | Copies | None = None,
     where: Condition | None = None,
     waves: Waves | None = None,
     carried: Carried | None = None,
@@ -118,8 +118,8 @@ def scan(
         span that fails is scored again in its smallest units, of whole tiles and chunks, and only these are left out.
     missing : bool, default=False
         Without a model, whether records with missing (NaN) features may be asked; a model knows that itself.
-    likeness : Likeness, optional
-        The score of a search, in place of the strategy's; without a model.
+    likeness : Likeness or Copies, optional
+        The score of a search, or of near-duplicates, in place of the strategy's; without a model.
     where : Condition, optional
         What records must meet to be kept; all are counted in the summary.
     waves : Waves, optional
@@ -162,7 +162,7 @@ def scan(
     asks = takes_missing and pool.asks_missing
     order = replace(order, capacity=capacity, missing=asks, where=where, familiar=familiar)
     if likeness is not None:
-        order = replace(order, likeness=likeness, capacity=shared(order.capacity, len(likeness.points)))
+        order = replace(order, likeness=likeness, capacity=likeness.capacity(order.capacity))
     if with_features:
         order = replace(order, carry=True)
     _refuse_too_many(pool, order, strategy, model, limits)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial import cKDTree
 
-from dal.selection.order import Floats64, Rows, row_hash
+from dal.selection.order import Floats64, Positions, Rows, row_hash
 
 Floats32 = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -41,17 +41,22 @@ class Neighbourhood:
 
     def __call__(self, points: Floats32) -> Mask:
         """Mark the points, (m, d), that lie within the distance of any of the given ones."""
-        near = np.zeros(len(points), dtype=bool)
+        return np.isfinite(self.nearest(points)[0])
+
+    def nearest(self, points: Floats32) -> tuple[Floats64, Positions]:
+        """Find the nearest given point of each point, (m, d), and how far it is; infinity where it is too far."""
+        apart = np.full(len(points), np.inf)
+        which = np.zeros(len(points), dtype=np.int64)
         if not len(self.points) or not self.points.shape[1]:
-            return near
+            return apart, which
         for start in range(0, len(points), _BLOCK_ROWS):
             block = points[start : start + _BLOCK_ROWS].astype(np.float64)
             positions = np.arange(len(block))
             if self._screen is not None:
                 axes, shadows, distance = self._screen
-                positions = np.flatnonzero(_within(shadows, block @ axes, distance))
-            near[start + positions] = _within(self._tree, block[positions], self.distance)
-        return near
+                positions = np.flatnonzero(np.isfinite(_nearest(shadows, block @ axes, distance)[0]))
+            apart[start + positions], which[start + positions] = _nearest(self._tree, block[positions], self.distance)
+        return apart, which
 
     @cached_property
     def _tree(self) -> cKDTree:
@@ -76,10 +81,10 @@ class Neighbourhood:
         return axes, cKDTree(points @ axes), self.distance + 1e-9 * (1.0 + float(np.abs(points).max()))
 
 
-def _within(tree: cKDTree, points: Floats64, distance: float) -> Mask:
+def _nearest(tree: cKDTree, points: Floats64, distance: float) -> tuple[Floats64, Positions]:
     # The bound is exclusive; the distance itself still counts as near.
-    bound = np.nextafter(distance, np.inf)
-    return np.asarray(np.isfinite(tree.query(points, distance_upper_bound=bound)[0]), dtype=bool)
+    apart, which = tree.query(points, distance_upper_bound=np.nextafter(distance, np.inf))
+    return apart, np.where(np.isfinite(apart), which, 0)
 
 
 def median_to_nearest(points: Floats32, names: Rows, seed: int, round: int) -> float:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dal.selection.candidates import usable
+from dal.selection.candidates import Capacity, usable
 from dal.selection.codebook import Codebook
 from dal.selection.distances import DUPLICATE_DISTANCE, Floats32, Mask, Neighbourhood, median_to_nearest
-from dal.selection.order import row_hash
+from dal.selection.order import Floats64, Positions, Rows, row_hash
 
 MOST_NUMBERS = 2**22
 """Of the points that a scan brings to each worker: 16 MiB. Selectors look at all of them."""
@@ -74,11 +74,49 @@ class Familiar:
 
     def __call__(self, X: Floats32) -> Mask:
         """Mark the familiar ones of records, (n, d) in feature space, without infinite values."""
+        return np.isfinite(self.nearest(X)[0])
+
+    def nearest(self, X: Floats32) -> tuple[Floats64, Positions]:
+        """Find the nearest asked record of each familiar record, and how far it is; infinity for the others."""
         place = self.codebook.directions if self.directions else self.codebook.embed
-        return self.near(place(X))
+        return self.near.nearest(place(X))
 
     def digest(self) -> str:
         """Name the records by all that tells them."""
         sha = hashlib.sha256(f"{self.codebook.digest()} {self.directions} {self.near.distance!r}".encode())
         sha.update(np.ascontiguousarray(self.near.points).tobytes())
         return sha.hexdigest()
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The score by which a scan finds the near-duplicates of labelled records: 1 / (1 + the squared distance), or 0.
+
+    The cell of a record is its nearest labelled one; a record of score 0 is none's near-duplicate, and not kept.
+
+    Attributes
+    ----------
+    familiar : Familiar
+    most : int
+        Records of each cell that are kept, the nearest ones.
+    """
+
+    familiar: Familiar
+    most: int
+
+    def __call__(self, X: Floats32) -> tuple[Floats64, Positions]:
+        """Score records, in [0, 1], and find their cells."""
+        apart, which = self.familiar.nearest(X)
+        return 1.0 / (1.0 + apart * apart), which
+
+    def distinct(self, X: Floats32, score: Floats64, rows: Rows, seed: int, round: int) -> Positions:  # noqa: ARG002
+        """Find the positions of records that are kept: of copies, too."""
+        return np.flatnonzero(score > 0)
+
+    def capacity(self, capacity: Capacity) -> Capacity:  # noqa: ARG002
+        """Return what a scan keeps: of each labelled record as many."""
+        return Capacity(1, len(self.familiar.near.points), self.most)
+
+    def digest(self) -> str:
+        """Name the score by its content; a scan names what it keeps."""
+        return f"copies {self.familiar.digest()}"

@@ -83,6 +83,10 @@ class Likeness:
         first = np.unique(hashes, return_index=True)[1]
         return np.sort(order[first[~np.isin(hashes[first], self.known)]])
 
+    def capacity(self, capacity: Capacity) -> Capacity:
+        """Return what a search keeps out of as many rows in all."""
+        return shared(capacity, len(self.points))
+
     def digest(self) -> str:
         """Name the score by its content."""
         sha = hashlib.sha256(f"{self.codebook.digest()} {self.directions}".encode())

@@ -23,7 +23,7 @@ from dal.scan.worker.histogram import Histogram
 from dal.scores import OF_ONE_MODEL, Scored, of_decisions
 from dal.selection.candidates import Candidates, Capacity, leading, usable
 from dal.selection.codebook import Codebook
-from dal.selection.familiar import Familiar
+from dal.selection.familiar import Copies, Familiar
 from dal.selection.order import power_masses, uniform
 from dal.selection.search import Likeness
 
@@ -64,7 +64,7 @@ class Order:
         Width of the learner's own embeddings that candidates carry; 0 where they carry none.
     proba : int
         How many of their class probabilities they carry as well, of the same pass of the learner: the largest ones.
-    likeness : Likeness or None
+    likeness : Likeness, Copies or None
         In place of the score, without a model.
     where : Condition or None
         What records must meet to be kept.
@@ -82,7 +82,7 @@ class Order:
     missing: bool = False
     inner: int = 0
     proba: int = 0
-    likeness: Likeness | None = None
+    likeness: Likeness | Copies | None = None
     where: Condition | None = None
     familiar: Familiar | None = None
 
