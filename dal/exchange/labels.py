@@ -225,7 +225,7 @@ def _batch(
 def _copies(
     copies: tuple[Rows, Rows] | None, at_once: int, pool: Records, classes: tuple[str, ...], labels: dict[int, int]
 ) -> Iterator["pa.RecordBatch"]:
-    """Give near-duplicates the labels of their records, but for those that have none any more."""
+    """Label near-duplicates as their records are labelled; leave those out whose record has no label any more."""
     rows, of = (np.empty(0, np.int64),) * 2 if copies is None else copies
     kept = np.isin(of, np.fromiter(labels, np.int64, len(labels)))
     rows, of = rows[kept], of[kept]

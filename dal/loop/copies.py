@@ -60,7 +60,7 @@ def copies_of(
 ) -> Group:
     """Find the near-duplicates of a campaign's labelled records, by one exact pass over its pool.
 
-    They are told by the distance by which the default strategy tells that a record was asked before. Nothing is stored:
+    They are within the distance that makes a record familiar to the default strategy. Nothing is stored:
     what an answer stands for changes with the answer.
 
     Parameters
