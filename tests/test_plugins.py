@@ -468,7 +468,7 @@ def test_workers_score_by_ones_own_and_one_that_cannot_import_it_is_named_before
     pool, codes = three_classes(tmp_path / "pool.zarr")
     model, strategy = fitted(pool, codes), Strategy(dal_example.Doubt(power=0.5), "top")
     expected = scan(pool, model, strategy, 20)
-    with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as client:
+    with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as client:
         found = scan(pool, model, strategy, 20, client=client)
         np.testing.assert_array_equal(found.candidates.rows, expected.candidates.rows)
         np.testing.assert_array_equal(found.candidates.scores, expected.candidates.scores)

@@ -55,7 +55,7 @@ def twin(
     if waves.after is not None:
         at = order.index(waves.after // TILE)
         order = order[at + 1 :] + order[: at + 1]
-    count = 32
+    count = max(32, -(-waves.rows_for_each * capacity.total // TILE))
     while True:
         declared = {row for block in order[:count] for row in range(TILE * block, min(TILE * block + TILE, N))}
         left = sorted((declared | set(carried.tolist())) - set(ASKED) - set(np.flatnonzero(bad).tolist()))
@@ -75,12 +75,12 @@ def twin(
 
 
 CASES = [
-    ("logistic", Strategy(), Waves(0.9)),
-    ("logistic", Strategy(), Waves(0.98, after=TILE * 17)),
-    ("plain", Strategy.named("margin"), Waves(0.95, after=20_010)),
-    ("plain", Strategy.named("class_coverage"), Waves(0.8, after=0)),
-    ("forest", Strategy.named("margin"), Waves(0.9)),
-    ("embedding", Strategy.named("badge"), Waves(0.9, after=1_000)),
+    ("logistic", Strategy(), Waves(0.9, rows_for_each=1)),
+    ("logistic", Strategy(), Waves(0.98, TILE * 17, rows_for_each=12)),
+    ("plain", Strategy.named("margin"), Waves(0.95, 20_010, rows_for_each=1)),
+    ("plain", Strategy.named("class_coverage"), Waves(0.8, 0, rows_for_each=1)),
+    ("forest", Strategy.named("margin"), Waves(0.9, rows_for_each=1)),
+    ("embedding", Strategy.named("badge"), Waves(0.9, 1_000, rows_for_each=1)),
     ("logistic", Strategy(), Waves(0.9999)),
 ]
 
@@ -126,7 +126,7 @@ def test_every_layout_gives_what_a_sort_of_the_declared_blocks_gives(
 def test_workers_give_the_same_as_one_process(
     pools: dict[str, Pool], models: dict[str, Model], records: np.ndarray, cluster: Client
 ) -> None:
-    strategy, waves = Strategy(), Waves(0.99, after=640)
+    strategy, waves = Strategy(), Waves(0.99, 640, rows_for_each=1)
     codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
     carried = Carried(CARRIED, records[CARRIED])
     told: list[Progress] = []
@@ -148,7 +148,7 @@ def test_workers_give_the_same_as_one_process(
 def test_a_pass_killed_after_any_span_goes_on_and_ends_the_same(
     pools: dict[str, Pool], models: dict[str, Model], records: np.ndarray, tmp_path: Path
 ) -> None:
-    strategy, waves, limits = Strategy(), Waves(0.99, after=640), replace(LIMITS, span_bytes=TILE * 48 * 8)
+    strategy, waves, limits = Strategy(), Waves(0.99, 640, rows_for_each=1), replace(LIMITS, span_bytes=TILE * 48 * 8)
     codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
     options = {"waves": waves, "carried": Carried(CARRIED, records[CARRIED]), "limits": limits}
     whole = run(pools["built"], models["logistic"], strategy, codebook, **options)
@@ -183,7 +183,7 @@ def test_cells_are_read_where_they_are_stored_and_never_written(
     pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path
 ) -> None:
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
-    options = {"waves": Waves(0.9), "limits": LIMITS}
+    options = {"waves": Waves(0.9, rows_for_each=1), "limits": LIMITS}
     plain = run(pools["built"], models["logistic"], Strategy(), codebook, **options)
     cells = Cells(tmp_path / "cells.zarr", write=True)
     found = run(pools["built"], models["logistic"], Strategy(), codebook, cells=cells, **options)

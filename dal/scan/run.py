@@ -230,7 +230,9 @@ class Run:
         if waves is not None:
             unit = plan.unit_rows(plan.tile_rows(pool.n_features, None, limits), pool.unit_rows())
             tile = plan.tile_rows(pool.n_features, None, limits)
-            self.course = Course(waves, pool.n_rows, block_rows(pool.n_rows, tile, unit), order.seed)
+            self.course = Course(
+                waves, pool.n_rows, block_rows(pool.n_rows, tile, unit), order.seed, order.capacity.total
+            )
         self.digest = self._digest()
         done = self._resumed()
         self.resumed, self.resumed_tally = len(done), self.tally

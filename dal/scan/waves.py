@@ -38,10 +38,15 @@ class Waves:
     after : int or None
         The first row of the block after which the first wave begins, in the order of blocks; None at the beginning of
         the order.
+    rows_for_each : int
+        Rows that are scored at least for each row that is kept regardless of its cell. Where a tenth of the pool is
+        about as uncertain as can be, such as records whose class is drawn by lot, a tenth of what is scored reaches any
+        floor, and holds nothing else.
     """
 
     floor: float
     after: int | None = None
+    rows_for_each: int = 40
 
 
 @dataclass(frozen=True)
@@ -157,8 +162,8 @@ def ordered_blocks(n_rows: int, block: int, seed: int, after: int | None) -> Row
     return np.roll(order, -int(np.searchsorted(hashes[order], row_hash(first, seed, _ORDER)[0], side="right")))
 
 
-def wave_ends(n_blocks: int) -> list[int]:
-    """Return how many blocks are scored after each wave: half as many again with each.
+def wave_ends(n_blocks: int, least: int = 0) -> list[int]:
+    """Return how many blocks are scored after each wave: half as many again with each, from the `least` of the first.
 
     Waves of one size would be too many where the whole pool is scored in the end, and each costs a pause of all
     workers.
@@ -167,10 +172,10 @@ def wave_ends(n_blocks: int) -> list[int]:
     --------
     >>> wave_ends(10_000)
     [100, 150, 225, 338, 507, 761, 1142, 1713, 2570, 3855, 5783, 8675, 10000]
-    >>> wave_ends(40), wave_ends(20)
-    ([32, 40], [20])
+    >>> wave_ends(40), wave_ends(20), wave_ends(100, least=70)
+    ([32, 40], [20], [70, 100])
     """
-    ends = [min(max(_LEAST_BLOCKS, -(-n_blocks // _FIRST_SHARE)), n_blocks)]
+    ends = [min(max(least, _LEAST_BLOCKS, -(-n_blocks // _FIRST_SHARE)), n_blocks)]
     while ends[-1] < n_blocks:
         ends.append(min(-(-3 * ends[-1] // 2), n_blocks))
     return ends
@@ -220,14 +225,16 @@ class Course:
     block : int
         Rows of a block.
     seed : int
+    total : int
+        Rows that are kept regardless of their cells.
     """
 
-    def __init__(self, waves: Waves, n_rows: int, block: int, seed: int) -> None:
+    def __init__(self, waves: Waves, n_rows: int, block: int, seed: int, total: int) -> None:
         self.waves = waves
         self._n_rows = n_rows
         self._block = block
         self._order = ordered_blocks(n_rows, block, seed, waves.after)
-        self._ends = wave_ends(len(self._order))
+        self._ends = wave_ends(len(self._order), -(-waves.rows_for_each * total // block))
         self.begun = 0
         """Waves that are scored, or were."""
 
