@@ -5,19 +5,29 @@ the other scores it by waves. `cost` plays a real campaign on a generated pool o
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
+import zarr
+from rich.progress import track
+from zarr.codecs import Crc32cCodec
 
+import dal
 from benchmarks import machine
 from benchmarks.labels.replay import Contender, Stage, replay, staged
 from benchmarks.labels.sets import SETS, Setup, Source, World, embedded, imbalanced, noisy
 from benchmarks.labels.statistics import area, paired
 from dal._files import replacing
+from dal.compute.local import local_cluster
+from dal.pool import Pool
 from dal.scan import Limits, Waves
 from dal.selection.strategy import Strategy
 
@@ -147,3 +157,124 @@ def loss(sets: str, seeds: int | None, floors: str, alone: bool, data: Path | No
                     with replacing(into) as partial:
                         partial.write(json.dumps(known).encode())
         click.echo(f"\n{name}\n{_shown(lost({each: of_set[each] for each in contenders}), seeds or setup.seeds)}")
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+CLASSES, BASE_ROWS, SEED, CHUNK_BYTES = 4, 1 << 20, 3, 8 * 2**20
+STEPS = 30.0
+"""Of int8 in a standard deviation."""
+
+
+def _turned(n_rows: int, dim: int, dtype: str) -> Iterator[npt.NDArray[Any]]:
+    """Yield a block of Gaussian records again and again, each time turned at random."""
+    rng = np.random.default_rng(SEED)
+    base = rng.standard_normal((BASE_ROWS, dim), dtype=np.float32)
+    for start in range(0, n_rows, BASE_ROWS):
+        turn = np.linalg.qr(rng.standard_normal((dim, dim)))[0].astype(np.float32)
+        turned = (base @ turn)[: n_rows - start]
+        yield np.clip(np.rint(turned * STEPS), -127, 127).astype(dtype) if dtype == "int8" else turned.astype(dtype)
+
+
+def _classes(X: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.int64]:
+    """Tell classes apart by planes, one of them bent."""
+    X = X / STEPS if dtype == "int8" else X
+    return (X[:, 0] + 0.3 * X[:, 1] ** 2 > 0.3).astype(np.int64) + 2 * (X[:, 2] > 0.5 * X[:, 3])
+
+
+def _pool(directory: Path, n_rows: int, dim: int, dtype: str) -> Pool:
+    """Write the pool as a plain Zarr array with checksums, or open it if it is already there."""
+    place = directory / f"turned-{n_rows}x{dim}-{dtype}.zarr"
+    if not place.exists():
+        partial = place.with_suffix(".part")
+        height = CHUNK_BYTES // (dim * np.dtype(dtype).itemsize)
+        array = zarr.create_array(
+            partial,
+            shape=(n_rows, dim),
+            chunks=(min(height, n_rows), dim),
+            dtype=dtype,
+            compressors=[Crc32cCodec()],
+            overwrite=True,
+        )
+        blocks = track(_turned(n_rows, dim, dtype), "writing the pool", total=-(-n_rows // BASE_ROWS), transient=True)
+        for number, block in enumerate(blocks):
+            array[BASE_ROWS * number : BASE_ROWS * number + len(block)] = block
+        partial.rename(place)
+    return Pool.open(place)
+
+
+def rounds_of(pool: Pool, folder: Path, *, rounds: int, batch: int, workers: int) -> list[dict[str, Any]]:
+    """Play a campaign by waves on a local cluster; return the figures of each round."""
+    campaign = dal.Campaign.create(
+        folder,
+        pool,
+        [str(code) for code in range(CLASSES)],
+        batch_size=batch,
+        random_state=1,
+        scanning=dal.Scanning(scan="waves"),
+    )
+    found = []
+    with local_cluster(workers) as client:
+        for _ in range(rounds):
+            began = perf_counter()
+            given = campaign.next_batch(client=client)
+            seconds = perf_counter() - began
+            assert isinstance(given, dal.Batch)
+            campaign.label(given, _classes(pool.take(given.rows), str(pool.dtype)).astype(str))
+            summary = campaign.rounds.get(given.number).summary or {}
+            found.append(
+                {
+                    "round": given.number,
+                    "by": "waves" if summary["reach"] else "all",
+                    "seconds": seconds,
+                    "scan": summary["seconds"],
+                    "scored": summary["rows"] / pool.n_rows,
+                    "bytes": summary["bytes_read"],
+                    "waves": summary["reach"]["waves"] if summary["reach"] else 0,
+                    "worker": max(client.run(machine.peak_bytes).values()),
+                    "coordinator": machine.peak_bytes(),
+                }
+            )
+            click.echo(_line(found[-1]))
+    return found
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    cells = [row["round"], row["by"], f"{row['scored']:.2%}", row["waves"], f"{row['bytes'] / 2**30:.2f}"]
+    cells += [f"{row['scan']:.1f}", f"{row['seconds']:.1f}"]
+    cells += [f"{row['worker'] / 2**20:,.0f}", f"{row['coordinator'] / 2**20:,.0f}"]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+HEAD = """| round | by | rows scored | waves | GiB read | scan, s | whole round, s | worker, MiB | coordinator, MiB |
+|---:|---|---:|---:|---:|---:|---:|---:|---:|"""
+
+
+@command.command()
+@click.option("--rows", type=click.IntRange(min=100_000), default=100_000_000, show_default=True)
+@click.option("--dim", type=click.IntRange(min=4), default=16, show_default=True, help="Features of a record.")
+@click.option("--dtype", type=click.Choice(["int8", "float16", "float32"]), default="int8", show_default=True)
+@click.option("--rounds", type=click.IntRange(min=3), default=20, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--workers", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--directory", type=click.Path(path_type=Path, file_okay=False), help="Where the pool is kept.")
+@click.option("--json", "into", type=click.Path(path_type=Path, dir_okay=False), help="Figures are written here.")
+def cost(
+    rows: int, dim: int, dtype: str, rounds: int, batch: int, workers: int, directory: Path | None, into: Path | None
+) -> None:
+    """Play a campaign by waves on a large generated pool, and time its rounds against those that score all of it."""
+    click.echo(", ".join(f"{name} {value}" for name, value in machine.facts().items()))
+    with tempfile.TemporaryDirectory(prefix="dal-waves-") as name:
+        pool = _pool(directory or Path(name), rows, dim, dtype)
+        click.echo(HEAD)
+        found = rounds_of(pool, Path(name) / "campaign", rounds=rounds, batch=batch, workers=workers)
+    if into is not None:
+        with replacing(into) as partial:
+            partial.write(json.dumps({"machine": machine.facts(), "rows": rows, "rounds": found}).encode())
+    # The first round has no model.
+    whole = [each for each in found[1:] if each["by"] == "all"]
+    if whole:
+        for part in ("scan", "seconds"):
+            by_waves = median(each[part] for each in found if each["by"] == "waves")
+            share = by_waves / median(each[part] for each in whole)
+            click.echo(f"{part}: a round by waves {by_waves:.1f} s, {share:.1%} of one that scores all")
