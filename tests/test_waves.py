@@ -11,9 +11,9 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dal.errors import SettingsError
+from dal.errors import ChunkError, SettingsError
 from dal.learners.models import Model
-from dal.pool import Pool
+from dal.pool import Pool, Sizes
 from dal.scan import Carried, Cells, Journal, Limits, Progress, Waves, sample_codebook
 from dal.scan.plan import Interval
 from dal.scan.waves import block_rows, intervals_of, ordered_blocks, quantile_bound, wave_ends, without
@@ -255,3 +255,24 @@ def test_the_bound_holds_in_pools_where_neighbours_are_alike(length: int) -> Non
 def test_blocks_are_whole_tiles() -> None:
     for n_rows in (100, 10**6, 10**8, 10**10):
         assert block_rows(n_rows, 4_096, 3 * 4_096) % 4_096 == 0
+
+
+def test_a_wave_whose_chunk_is_damaged_ends_and_goes_on_once_it_is_mended(
+    records: np.ndarray, models: dict[str, Model], tmp_path: Path
+) -> None:
+    pool = Pool.build(records, tmp_path / "pool.zarr", sizes=Sizes(chunk_bytes=TILE * records.shape[1] * 4))
+    assert pool.chunk_rows == TILE
+    codebook = sample_codebook(pool, Strategy().capacity(40, N).cells, 3)
+    options = {"waves": Waves(0.9, rows_for_each=1), "limits": LIMITS}
+    expected = run(pool, models["logistic"], Strategy(), codebook, **options)
+    number = ordered_blocks(N, TILE, 11, None)[3]
+    damaged = tmp_path / "pool.zarr" / "features" / "c" / str(number) / "0"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    journal = Journal(tmp_path / "journal")
+    with pytest.raises(ChunkError, match=rf"chunk c/{number}/0 \(rows {TILE * number} to"):
+        run(pool, models["logistic"], Strategy(), codebook, journal=journal, **options)
+    damaged.write_bytes(whole)
+    found = run(pool, models["logistic"], Strategy(), codebook, journal=journal, **options)
+    assert_same(found.candidates, expected.candidates)
+    assert found.summary.reach == expected.summary.reach
