@@ -48,7 +48,7 @@ from rich.table import Table
 from benchmarks import machine, synthetic
 from dal.compute.local import local_cluster
 from dal.pool import Pool
-from dal.scan import Journal, cluster, plan
+from dal.scan import Journal, Waves, cluster, plan
 from dal.scan.merge import Best, Thresholds, no_thresholds
 from dal.scan.plan import Interval
 from dal.scan.run import Run
@@ -85,6 +85,9 @@ class VirtualPool:
     @property
     def dtype(self) -> np.dtype:
         return np.dtype(np.float32)
+
+    def unit_rows(self) -> int:
+        return self.chunk_rows
 
 
 class Flight(NamedTuple):
@@ -195,17 +198,21 @@ class Source:
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def simulate(pool: VirtualPool, capacity: Capacity, workers: int, rate: float) -> dict[str, object]:
+def simulate(
+    pool: VirtualPool, capacity: Capacity, workers: int, rate: float, waves: Waves | None
+) -> dict[str, object]:
     """Let the real engine carry a pass through, and say what it took."""
     order = Order("margin", capacity, plan.tile_rows(pool.n_features), SEED, 0, None, carry=False)
     with tempfile.TemporaryDirectory() as folder:
-        state = Run(cast("Pool", pool), None, order, synthetic.NO_ROWS, None, Journal(Path(folder) / "journal"), None)
+        journal = Journal(Path(folder) / "journal")
+        state = Run(cast("Pool", pool), None, order, synthetic.NO_ROWS, None, journal, None, waves=waves)
         threads = VirtualCluster(workers, rate, order)
         cluster._Engine(state, cast("cluster._Cluster", threads), skip_failed=False).run()
         found = state.result(lambda rows: np.empty((len(rows), 0), dtype=np.float32))
         threads._enter()
     return {
-        "rows": found.summary.tally.rows,
+        "rows": pool.n_rows,
+        "scored": found.summary.tally.rows,
         "workers": workers,
         "rate": rate,
         "tasks": threads.tasks,
@@ -213,7 +220,7 @@ def simulate(pool: VirtualPool, capacity: Capacity, workers: int, rate: float) -
         "overhead": threads.coordinator_seconds / threads.now,
         "coordinator_seconds": threads.coordinator_seconds,
         "pass_seconds": threads.now,
-        "ideal_seconds": pool.n_rows / rate / workers,
+        "ideal_seconds": found.summary.tally.rows / rate / workers,
         "bytes_up": found.summary.bytes_up,
         "peak_mb": machine.peak_bytes() / 2**20,
     }
@@ -249,12 +256,24 @@ def _sent_back(task: Task) -> SpanResult:
 def table(results: Sequence[Mapping]) -> Table:
     """Lay results out for reading."""
     drawn = Table(title="the coordinator, simulated")
-    headings = ("rows", "workers", "tasks", "pass s", "ideal s", "coordinator s", "overhead", "sent MiB", "peak MiB")
+    headings = (
+        "rows",
+        "scored",
+        "workers",
+        "tasks",
+        "pass s",
+        "ideal s",
+        "coordinator s",
+        "overhead",
+        "sent MiB",
+        "peak MiB",
+    )
     for heading in headings:
         drawn.add_column(heading, justify="right")
     for result in results:
         drawn.add_row(
             f"{result['rows']:.0e}",
+            f"{result['scored']:.1e}",
             str(result["workers"]),
             f"{result['tasks']:,}",
             f"{result['pass_seconds']:.1f}",
@@ -318,11 +337,11 @@ def picture(results: Sequence[Mapping]) -> str:
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def measured(rows: int, dim: int, workers: int, rate: float) -> dict[str, object]:
+def measured(rows: int, dim: int, workers: int, rate: float, waves: Waves | None) -> dict[str, object]:
     """Simulate one pass in a process of its own, whose peak memory is then that of this pass."""
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as executor:
-        told = executor.submit(simulate, VirtualPool(rows, dim), capacity_of(rows), workers, rate).result()
+        told = executor.submit(simulate, VirtualPool(rows, dim), capacity_of(rows), workers, rate, waves).result()
     return {"capacity": capacity_of(rows)._asdict(), "dim": dim, **told}
 
 
@@ -335,6 +354,7 @@ def measured(rows: int, dim: int, workers: int, rate: float) -> dict[str, object
 )
 @click.option("--rate", type=float, default=1e6, show_default=True, help="Rows per second of a worker's one thread.")
 @click.option("--dim", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--waves", is_flag=True, help="Score the pool by waves, to a floor of 0.9.")
 @click.option("--dask/--no-dask", default=True, show_default=True, help="Measure what Dask takes a task, too.")
 @click.option(
     "--picture", "svg_path", type=click.Path(path_type=Path, dir_okay=False), help="Draw the curve here, SVG."
@@ -347,12 +367,14 @@ def command(
     workers: tuple[int, ...],
     rate: float,
     dim: int,
+    waves: bool,
     dask: bool,
     svg_path: Path | None,
     json_path: Path | None,
 ) -> None:
     """Coordinator's share of a pass over a pool that is not there, on workers that are not there."""
-    results = [measured(int(n_rows), dim, threads, rate) for n_rows, threads in product(rows, workers)]
+    terms = Waves(0.9) if waves else None
+    results = [measured(int(n_rows), dim, threads, rate, terms) for n_rows, threads in product(rows, workers)]
     if dask:
         with local_cluster(1) as client:
             dask_ms_per_task(client)  # the first tasks of a cluster take longer

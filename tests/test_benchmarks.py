@@ -165,7 +165,7 @@ def test_a_query_beside_other_libraries_finds_what_a_plain_sort_finds(tmp_path: 
 
 def test_the_simulation_scores_every_row_once_and_counts_time_both_ways() -> None:
     pool = scale.VirtualPool(20_000_000, 128)
-    told = scale.simulate(pool, scale.Capacity(2000, 8, 250), 4, 1e6)
+    told = scale.simulate(pool, scale.Capacity(2000, 8, 250), 4, 1e6, None)
     assert told["rows"] == 20_000_000
     assert 2000 <= told["candidates"] <= 2000 + 8 * 250
     assert told["pass_seconds"] > told["ideal_seconds"] * 0.9
@@ -178,7 +178,7 @@ def test_the_simulation_scores_every_row_once_and_counts_time_both_ways() -> Non
 @pytest.mark.slow
 def test_ten_times_the_rows_send_hardly_more_to_the_coordinator() -> None:
     small, large = (
-        scale.simulate(scale.VirtualPool(n_rows, 128), scale.Capacity(2000, 8, 250), 24, 1e4)
+        scale.simulate(scale.VirtualPool(n_rows, 128), scale.Capacity(2000, 8, 250), 24, 1e4, None)
         for n_rows in (20_000_000, 200_000_000)
     )
     assert large["tasks"] > 3 * small["tasks"]

@@ -22,7 +22,8 @@ _ORDER = -2
 """In place of a round: the order of blocks is the same for a whole campaign. -1 draws the stop set."""
 _LEAST_BLOCKS = 32
 """In a sorted pool neighbours are alike: of fewer blocks a wave would show too few of its places."""
-_FEWEST_READ_UNITS = 1_000
+_FEWEST_READ_UNITS, _MOST_BLOCKS = 1_000, 50_000
+"""Each block of a wave is a task at least, which costs Dask 1 to 2 ms."""
 _FIRST_SHARE = 100
 
 
@@ -116,7 +117,7 @@ class Reach:
 
 
 def block_rows(n_rows: int, tile: int, unit: int) -> int:
-    """Return the rows of a block: one unit of reading, or a part of it in a pool of few units.
+    """Return the rows of a block: one unit of reading, a part of it in a pool of few units, or several in one of many.
 
     Parameters
     ----------
@@ -129,11 +130,12 @@ def block_rows(n_rows: int, tile: int, unit: int) -> int:
 
     Examples
     --------
-    >>> block_rows(10**9, 16_384, 524_288), block_rows(10**8, 16_384, 524_288), block_rows(10**6, 16_384, 524_288)
-    (524288, 65536, 16384)
+    >>> [block_rows(n_rows, 16_384, 524_288) // 16_384 for n_rows in (10**6, 10**8, 10**9, 10**11)]
+    [1, 4, 32, 128]
     """
     if n_rows >= _FEWEST_READ_UNITS * unit:
-        return unit
+        units = -(-n_rows // (_MOST_BLOCKS * unit))
+        return unit << (units - 1).bit_length()
     tiles = n_rows // (_FEWEST_READ_UNITS * tile)
     return tile << max(0, tiles.bit_length() - 1)
 

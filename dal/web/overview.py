@@ -162,7 +162,11 @@ class Overviews:
             left_high=high,
             warnings=[
                 *known.notes,
-                *(each for each in (known.left_out, known.one_class, known.scored, known.compared, known.before) if each),
+                *(
+                    each
+                    for each in (known.left_out, known.one_class, known.scored, known.compared, known.before)
+                    if each
+                ),
                 *_warnings(known.per_class, known.people, past),
             ],
             actions=self._control.history()[-20:][::-1],
