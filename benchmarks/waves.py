@@ -60,13 +60,13 @@ def _limits(n_rows: int) -> Limits:
     return Limits(tile_rows=1 << max(4, (n_rows // BLOCKS).bit_length() - 1))
 
 
-def _contenders(strategy: str, floors: Sequence[float], *, alone: bool) -> dict[str, Contender]:
+def _contenders(strategy: str, floors: Sequence[float], each: int, *, alone: bool) -> dict[str, Contender]:
     chosen = Strategy.named(strategy, explore=0.05)
     found = {"full": Contender(chosen)}
     for floor in floors:
-        found[f"{floor:g}"] = Contender(chosen, waves=Waves(floor))
+        found[f"{floor:g}"] = Contender(chosen, waves=Waves(floor, rows_for_each=each))
         if alone:
-            found[f"{floor:g} alone"] = Contender(chosen, waves=Waves(floor), carries=False)
+            found[f"{floor:g} alone"] = Contender(chosen, waves=Waves(floor, rows_for_each=each), carries=False)
     return found
 
 
@@ -133,10 +133,19 @@ def command() -> None:
 @click.option("--sets", default=",".join(LARGE), show_default=True, help="Separated by commas.")
 @click.option("--seeds", type=click.IntRange(min=2), help="Default: by set.")
 @click.option("--floors", default="0.9", show_default=True, help="Separated by commas.")
+@click.option(
+    "--rows-for-each",
+    type=click.IntRange(min=1),
+    default=Waves.rows_for_each,
+    show_default=True,
+    help="Rows that are scored at least for each of the shortlist.",
+)
 @click.option("--alone", is_flag=True, help="Also without scoring the candidates of the round before again.")
 @click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of data sets.")
 @click.option("--json", "into", type=click.Path(path_type=Path, dir_okay=False), help="Replays are kept here.")
-def loss(sets: str, seeds: int | None, floors: str, alone: bool, data: Path | None, into: Path | None) -> None:
+def loss(
+    sets: str, seeds: int | None, floors: str, rows_for_each: int, alone: bool, data: Path | None, into: Path | None
+) -> None:
     """Replay campaigns by waves and by full passes in pairs, and compare their learning curves."""
     click.echo(", ".join(f"{name} {value}" for name, value in machine.facts().items()))
     known: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -144,7 +153,7 @@ def loss(sets: str, seeds: int | None, floors: str, alone: bool, data: Path | No
         known = json.loads(into.read_text())
     for name in sets.split(","):
         setup, strategy = LARGE[name]
-        contenders = _contenders(strategy, [float(each) for each in floors.split(",")], alone=alone)
+        contenders = _contenders(strategy, [float(each) for each in floors.split(",")], rows_for_each, alone=alone)
         of_set = known.setdefault(name, {})
         for seed in range(seeds or setup.seeds):
             todo = {each: how for each, how in contenders.items() if len(of_set.get(each, ())) <= seed}
