@@ -10,9 +10,10 @@ from distributed import Client
 
 import dal
 from dal.campaign.view import scored, status
-from dal.errors import SettingsError
+from dal.errors import CampaignError, SettingsError
 from dal.loop import waves as terms
 from dal.loop.campaign import Campaign
+from dal.loop.coordinator import Coordinator
 from dal.pool import Pool
 from dal.scan import Progress
 from tests.forked import Process
@@ -73,8 +74,9 @@ def test_rounds_go_on_where_the_last_wave_ended(undisturbed: tuple[Campaign, lis
     by_waves = [reach for reach in found if reach is not None]
     assert all(reach["reached"] >= 0.999 for reach in by_waves)
     assert all(32 <= reach["blocks"] < TILES for reach in by_waves)
-    begun = [each.waves["after"] for each in campaign.rounds.all() if each.waves]
-    assert begun == [None, *(reach["after"] for reach in by_waves[:-1])]
+    frozen = [each.waves for each in campaign.rounds.all() if each.waves]
+    assert [each["after"] for each in frozen] == [None, *(reach["after"] for reach in by_waves[:-1])]
+    assert [each["carries"] for each in frozen] == [None, 2, 3, 5]
     assert by_waves[0]["carried"] == 0  # of a cold start, which scores nothing
     assert all(reach["carried"] > 100 for reach in by_waves[1:])
     full, waves = campaign.rounds.get(5).summary, campaign.rounds.get(4).summary
@@ -85,7 +87,8 @@ def test_rounds_go_on_where_the_last_wave_ended(undisturbed: tuple[Campaign, lis
     told = scored(campaign.rounds.all())
     share = f"{by_waves[-1]['blocks'] / TILES:.1%}"
     assert told.startswith(f"round 6 scored {share} of the pool in {by_waves[-1]['waves']} wave")
-    assert f"({full['last']:.3f} in round 5, which scored all), within the pool's best" in told
+    assert f"its best 200 records score {campaign.rounds.get(6).summary['last']:.3f} or more" in told
+    assert f"({full['last']:.3f} in round 5, which scored all), and are within the pool's best" in told
     assert status(campaign).scored == told
 
 
@@ -149,6 +152,49 @@ def test_a_floor_that_nothing_reaches_ends_as_a_full_pass_and_says_so(
     assert played(waves, 2, records) == played(whole, 2, records)
     assert status(waves).scored.endswith("; no more of the pool reaches the floor 1")
     assert status(whole).scored == ""
+
+
+def test_a_full_pass_that_comes_too_late_is_said(
+    pool: Pool, records: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    campaign = made(pool, tmp_path / "campaign", WAVES)
+    played(campaign, 1, records)
+    campaign.next_batch()
+    campaign.next_batch(full=True)
+    assert "Round 2 was begun by waves before this call, and keeps its batch" in caplog.text
+
+
+def test_where_the_candidates_of_the_round_before_are_lost_the_whole_pool_is_scored(
+    pool: Pool, records: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    campaign = made(pool, tmp_path / "campaign", WAVES)
+    played(campaign, 2, records)
+    for path in (campaign.directory / "rounds").glob("0002-candidates-*.npz"):
+        path.unlink()
+    played(campaign, 1, records)
+    assert "This round scores the whole pool instead" in caplog.text
+    assert [reach is None for reach in reaches(campaign)] == [True, False, True]
+    # Lost once it is frozen, it takes the round back, and the next call goes on.
+    with campaign.lock():
+        campaign.rounds.close(campaign.rounds.get(3))
+        Coordinator(campaign).freeze()
+    for path in (campaign.directory / "rounds").glob("0003-candidates-*.npz"):
+        path.unlink()
+    with pytest.raises(CampaignError, match="candidates"):
+        campaign.next_batch()
+    played(campaign, 1, records)
+    assert [reach is None for reach in reaches(campaign)] == [True, False, True, True]
+
+
+def test_rounds_without_a_model_are_no_full_passes(pool: Pool, records: np.ndarray, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "campaign", WAVES)
+    played(campaign, 2, records)
+    played(campaign, 1, records, coverage=True)
+    played(campaign, 3, records)
+    rounds = campaign.rounds.all()
+    # Three rounds by waves after the first one, whatever came between; the fourth scores the whole pool.
+    assert [each.waves is None for each in rounds] == [True, False, True, False, False, True]
+    assert [each.waves["carries"] for each in rounds if each.waves] == [None, 2, 4]
 
 
 def test_appended_records_are_in_later_waves(pool: Pool, records: np.ndarray, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ class _Modes(NamedTuple):
 
 
 def imbalanced(source: Source, n_rows: int = 12_000) -> World:
-    """Give records of 120 modes of very different weight; in the test set all modes count alike."""
+    """Draw records of 120 modes of very different weight; in the test set all modes count alike."""
     rng = np.random.default_rng([source.seed, 2])
     modes = _Modes.drawn(rng, 120, 24, 10, spread=1.6, deviation=0.55, cap=30.0)
     X, y = modes.records(rng, n_rows)
@@ -187,7 +187,7 @@ def imbalanced(source: Source, n_rows: int = 12_000) -> World:
 
 
 def noisy(source: Source, n_rows: int = 60_000) -> World:
-    """Give records, a tenth of them from one region in which the class is drawn by lot."""
+    """Draw records, a tenth of them from one region in which the class is drawn by lot."""
     rng = np.random.default_rng([source.seed, 3])
     modes = _Modes.drawn(rng, 80, 16, 8, spread=1.5, deviation=0.6, cap=20.0)
     lots = n_rows // 10

@@ -548,20 +548,34 @@ def scored(past: Sequence[Round]) -> str:
     summary = scans[-1].summary if scans else None
     if summary is None or not (reach := summary.get("reach")):
         return ""
-    told = (
-        f"round {scans[-1].number} scored {reach['blocks'] / reach['n_blocks']:.1%} of the pool in {reach['waves']:,}"
-        f" wave{'s' if reach['waves'] > 1 else ''}, and {reach['carried']:,} candidates of the round before"
+    newest = scans[-1]
+    text = (
+        f"round {newest.number} scored {reach['blocks'] / reach['n_blocks']:.1%} of the pool in {reach['waves']:,}"
+        f" wave{'s' if reach['waves'] > 1 else ''}, and {reach['carried']:,} candidates of a round before"
     )
     if summary["last"] is not None:
-        told += f"; its shortlist ends at a score of {summary['last']:.3f}"
-        full = next((each for each in reversed(scans) if each.model and not each.waves), None)
-        if full is not None and full.summary and full.summary.get("last") is not None:
-            told += f" ({full.summary['last']:.3f} in round {full.number}, which scored all)"
+        text += f"; its best {summary['total']:,} records score {summary['last']:.3f} or more"
+        full = next((each for each in reversed(scans) if _scored_all_like(each, newest)), None)
+        if full is not None and full.summary:
+            text += f" ({full.summary['last']:.3f} in round {full.number}, which scored all)"
     if reach["bound"] is not None:
-        told += f", within the pool's best {reach['bound']:.2%} at 95 %"
-    if reach["reached"] is None or reach["reached"] < reach["floor"]:
-        told += f"; no more of the pool reaches the floor {reach['floor']:g}"
-    return told
+        text += f", and are within the pool's best {reach['bound']:.2%} at 95 %"
+    if reach["reached"] is None:
+        text += "; too few could be asked, or no score is above 0, so that all of the pool was scored"
+    elif reach["reached"] < reach["floor"]:
+        text += f"; no more of the pool reaches the floor {reach['floor']:g}"
+    return text
+
+
+def _scored_all_like(each: Round, newest: Round) -> bool:
+    """Return whether a round scored the whole pool in the way in which the newest one scored a part of it."""
+    if not each.model or each.waves or (each.summary or {}).get("last") is None:
+        return False
+
+    def way(of: Round) -> tuple[object, ...]:
+        return of.pool_fingerprint, of.strategy, (of.summary or {}).get("total")
+
+    return way(each) == way(newest)
 
 
 def compared(past: Sequence[Round]) -> str:

@@ -153,9 +153,10 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     path = directory / f"batch-{batch.number:04d}.csv"
     if not path.exists():
         write_batch(campaign, pool_of(campaign), batch.number, path)
-    invalid = (campaign.rounds.get(batch.number).summary or {}).get("invalid", 0)
-    if batch.fresh and invalid:
-        say(f"{invalid:,} records hold NaN or infinite values: they are never asked.")
+    summary = campaign.rounds.get(batch.number).summary or {}
+    if batch.fresh and (invalid := summary.get("invalid", 0)):
+        part = f" of the {summary['rows']:,} that were scored" if summary.get("reach") else ""
+        say(f"{invalid:,} records{part} hold NaN or infinite values: they are never asked.")
     if batch.fresh and (told := left_out(campaign.rounds.get(batch.number))):
         say(f"{told}.")
     if batch.fresh:

@@ -395,7 +395,7 @@ def pauses(rounds: Sequence[Pause]) -> figure:
 
 
 def score_histogram(counts: npt.NDArray[np.integer] | Sequence[int], edges: tuple[float, float] = (0.0, 1.0)) -> figure:
-    """Draw the number of records of the pool by score.
+    """Draw the number of scored records by score.
 
     Parameters
     ----------

@@ -304,6 +304,9 @@ class Campaign(CampaignStore):
                 self, workers, progress, coverage=coverage, full=full, reserved=reserved, search=search
             )
             given = coordinator.run(close=close)
+        if coordinator.full and isinstance(given, Batch) and self.rounds.get(given.number).waves is not None:
+            told = "Round %d was begun by waves before this call, and keeps its batch; ask for a full pass again."
+            _log.warning(told, given.number)
         unused = coordinator.search is not None
         if unused and isinstance(given, Batch) and self.rounds.get(given.number).search != search:
             told = "Round %d was begun before this search, and keeps its batch; search again for the next."

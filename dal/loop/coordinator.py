@@ -23,7 +23,7 @@ from dal.campaign.parts import learner_of
 from dal.campaign.settings import shares_of
 from dal.campaign.view import View, one_class
 from dal.compute.workers import Workers
-from dal.errors import InputError, LearnerError
+from dal.errors import CampaignError, DalError, InputError, LearnerError
 from dal.evidence.stopping import Verdict
 from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
@@ -43,10 +43,10 @@ from dal.loop.codebook import codebook_of
 from dal.loop.measure import measured
 from dal.loop.search import MARKED_SHARE, MOST_EXAMPLES
 from dal.loop.state import COVERAGE, state_of
-from dal.loop.waves import carried_of, waves_of
+from dal.loop.waves import taken, waves_of
 from dal.pool import Pool
 from dal.pool.condition import Condition
-from dal.scan import Cells, Journal, Progress, Scan, Summary, Waves, cells_written, scan, stored_cells
+from dal.scan import Cells, Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.plan import seconds_alone
 from dal.selection.batch import familiar
@@ -178,7 +178,7 @@ class Coordinator:
             strategy=strategy,
             stop_set=stop_set,
             search=search,
-            waves=None if waves is None else vars(waves),
+            waves=waves,
             balance=shares_of(settings.balance, settings.classes),
             useless=useless,
         )
@@ -239,7 +239,12 @@ class Coordinator:
             rows_per_second=self._pace(model),
         )
         # Labels may have been taken back since the round was frozen.
-        waves = None if model is None or current.waves is None else Waves(**current.waves)
+        waves, carried = None, None
+        if model is not None and current.waves is not None:
+            with self._withdrawing(current, on=CampaignError):
+                waves, carried = taken(self.campaign, current.waves)
+            if model.wants_gpu:
+                carried = None  # they would be scored here, perhaps without a GPU, and get other bits than the others
         with self._withdrawing(current):
             found = scan(
                 pool,
@@ -257,7 +262,7 @@ class Coordinator:
                 with_features=True,
                 missing=self._takes_missing(model),
                 waves=waves,
-                carried=None if waves is None else carried_of(self.campaign, current),
+                carried=carried,
                 per_class=per_class,
                 familiar=self._familiar(current, model, strategy, codebook),
             )
@@ -362,11 +367,11 @@ class Coordinator:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _withdrawing(self, current: Round, *, on: type[InputError] = LearnerError) -> Iterator[None]:
-        """Take the round back if its learner, or its search, refuses what was frozen.
+    def _withdrawing(self, current: Round, *, on: type[DalError] = LearnerError) -> Iterator[None]:
+        """Take the round back if its learner, or its search, refuses what was frozen, or some of it is lost.
 
-        It would refuse it again however often it is tried; the next round may freeze more labels, another learner or
-        another search.
+        It would refuse it again however often it is tried; the next round may freeze more labels, another learner,
+        another search, or a full pass.
         """
         try:
             yield

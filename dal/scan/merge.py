@@ -132,6 +132,20 @@ class Best:
             self._compress()
         return self.thresholds
 
+    def settle(self) -> tuple[float | None, float | None]:
+        """Drop all that is not among the best; describe what is left.
+
+        Returns
+        -------
+        last : float or None
+            What ranks the last of the rows kept regardless of their cells; None while these are fewer than wanted.
+        best : float or None
+            Highest score that is kept, the same for any order in which rows came; None without any.
+        """
+        self.tighten_now()
+        last = None if self.thresholds.overall == LOWEST else self.thresholds.overall
+        return last, max((float(np.max(part.scores)) for part in self._parts if len(part)), default=None)
+
     def raise_to(self, thresholds: Thresholds) -> None:
         """Take thresholds over that rows counted elsewhere have reached; the rows themselves are yet to come."""
         self.thresholds = self.thresholds.raised(thresholds)

@@ -13,7 +13,7 @@ from dal.metrics import Metric, gauge
 from dal.pool import Pool
 from dal.scan import plan
 from dal.scan.journal import Journal
-from dal.scan.merge import LOWEST, Best, no_thresholds
+from dal.scan.merge import Best, no_thresholds
 from dal.scan.plan import LIMITS, Interval, Limits
 from dal.scan.waves import Carried, Course, Reach, Waves, block_rows, nearness
 from dal.scan.worker.histogram import BINS
@@ -82,7 +82,7 @@ def progress_metrics(progress: Progress | None = None) -> list[Metric]:
     """Return the newest progress of a scan in numbers to watch; zeros before the first."""
     now = progress or Progress(0, 0, 0, 0, 0.0, None, 0)
     return [
-        gauge("dal_scan_rows", "Rows of the pool, in the scan that runs or ran last.", now.rows_total),
+        gauge("dal_scan_rows", "Rows to score, in the scan that runs or ran last.", now.rows_total),
         gauge("dal_scan_rows_done", "Rows of it that are scored.", now.rows_done),
         gauge("dal_scan_rows_per_second", "Pace of it so far.", now.rows_per_second),
         gauge("dal_scan_bytes_read", "Bytes of features that it has read.", now.bytes_read),
@@ -115,9 +115,10 @@ class Summary:
         Spans that failed every time and were left out, where that was asked for.
     notes : tuple of str
         What the person at the coordinator should know, such as workers of different kinds.
+    total : int
+        Rows that are kept regardless of their cells, where there are as many.
     last, best : float or None
-        Lowest and highest score of the best rows that are kept regardless of their cells. None where there are fewer
-        than wanted, and `last` where rows are drawn.
+        Lowest score of these, and the highest of all; `last` is None where they are fewer, or drawn.
     reach : Reach or None
         What a pass by waves has scored; None of a full pass.
     """
@@ -132,6 +133,7 @@ class Summary:
     thread_seconds: float
     skipped: tuple[Interval, ...]
     notes: tuple[str, ...]
+    total: int
     last: float | None
     best: float | None
     reach: Reach | None
@@ -285,21 +287,17 @@ class Run:
     def _score_carried(self) -> None:
         """Score again what an earlier pass has kept: here, for it is little, and its features are at hand."""
         if len(self.carried):
-            found = score_rows(self.pool, self.model, self.order, self.carried.rows, self.carried.X)
+            found, mass = score_rows(self.pool, self.model, self.order, self.carried.rows, self.carried.X)
+            self.tally += replace(Tally.zero(len(self.tally.predicted)), mass=mass)
             if found is not None:
-                self._add(found.without_embeddings())
+                self._add(found)
 
     def more(self) -> list[Interval]:
         """Return the rows of the next wave when those of the last are scored; nothing where it was the last one."""
         if self.course is None or self.course.is_over:
             return []
-        reached = nearness(self.order.capacity, self._last(), self.top)
+        reached = nearness(self.order.capacity, *self.best.settle())
         return [] if reached >= self.course.waves.floor else self.course.next()
-
-    def _last(self) -> float | None:
-        """Return what ranks the last of the rows kept regardless of their cells; None while there are fewer."""
-        overall = self.best.tighten_now().overall
-        return None if overall == LOWEST else overall
 
     def finish(self, result: SpanResult) -> None:
         """Take in a span that was just scored."""
@@ -396,7 +394,7 @@ class Run:
         features : callable
             Returns the features of ascending rows; called where the order wants them.
         """
-        last = self._last()
+        last, highest = self.best.settle()
         best = self.best.result() or _no_candidates()
         if self.order.carry:
             carried = np.isin(best.rows, self.carried.rows)
@@ -418,11 +416,18 @@ class Run:
             self.thread_seconds,
             tuple(self.skipped),
             tuple(self.notes),
+            self.order.capacity.total,
             None if self.order.capacity.beta is not None else last,
-            self.top,
-            None if self.course is None else self.course.reach(self.order.capacity, best, last, self.top, self.carried),
+            highest,
+            self._reach(best, last, highest),
         )
         return Scan(best, summary)
+
+    def _reach(self, kept: Candidates, last: float | None, best: float | None) -> Reach | None:
+        if self.course is None:
+            return None
+        skipped = sum(stop - start for start, stop in self.skipped)
+        return self.course.reach(self.order.capacity, kept, last, best, self.carried, skipped)
 
 
 def _no_candidates() -> Candidates:

@@ -11,6 +11,7 @@ from math import exp, inf, log, sqrt
 import numpy as np
 import numpy.typing as npt
 
+from dal.errors import SettingsError
 from dal.scan.plan import Interval, remaining
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.order import row_hash
@@ -34,20 +35,31 @@ class Waves:
     Attributes
     ----------
     floor : float
-        The share of the best score that the last kept row must reach, in (0, 1). Where rows are drawn with their scores
-        as odds: 1 - the chance of the best one to be drawn.
+        The share of the best score that the last kept row must reach, above 0 and at most 1. Where rows are drawn with
+        their scores as odds: 1 - the chance of the best one to be drawn.
     after : int or None
         The first row of the block after which the first wave begins, in the order of blocks; None at the beginning of
         the order.
     rows_for_each : int
         Rows that are scored at least for each row that is kept regardless of its cell. Where a tenth of the pool is
-        about as uncertain as can be, such as records whose class is drawn by lot, a tenth of what is scored reaches any
-        floor, and holds nothing else.
+        about as uncertain as can be, such as records whose class is drawn by lot, a shortlist of a tenth of what is
+        scored reaches any floor, and has no room for other records.
+
+    Raises
+    ------
+    SettingsError
+        If one of them has another value.
     """
 
     floor: float
     after: int | None = None
     rows_for_each: int = 40
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor <= 1:
+            raise SettingsError(f"`floor` must be above 0 and at most 1, got {self.floor!r}")
+        if self.rows_for_each < 1:
+            raise SettingsError(f"`rows_for_each` must be at least 1, got {self.rows_for_each!r}")
 
 
 @dataclass(frozen=True)
@@ -91,8 +103,8 @@ class Reach:
     reached : float
         What it is compared with; where it is less than `floor`, the whole pool was scored.
     bound : float or None
-        Share of the pool's best rows among which the last kept row is, at 95 %; None where rows are drawn, or fewer
-        than wanted are there.
+        Share of the pool's best rows that holds all rows kept regardless of their cells, at 95 %; None where rows are
+        drawn, or fewer than wanted are there.
     after : int
         First row of the last block, where the next round begins.
     """
@@ -108,12 +120,12 @@ class Reach:
     after: int
 
     def __str__(self) -> str:
-        said = (
+        text = (
             f"{self.waves} wave{'s' if self.waves > 1 else ''}: {self.rows:,} rows, {self.blocks / self.n_blocks:.1%}"
         )
         if self.bound is not None:
-            said += f"; the last row kept is in the pool's best {self.bound:.2%} at 95 %"
-        return said if self.reached >= self.floor else f"{said}; the floor {self.floor:g} was not reached"
+            text += f"; the best are within the pool's best {self.bound:.2%} at 95 %"
+        return text if self.reached >= self.floor else f"{text}; the floor {self.floor:g} was not reached"
 
 
 def block_rows(n_rows: int, tile: int, unit: int) -> int:
@@ -252,17 +264,18 @@ class Course:
         return intervals_of(self._order[start : self._ends[self.begun - 1]], self._block, self._n_rows)
 
     def resume(self, done: Sequence[Interval]) -> list[Interval]:
-        """Begin the last wave of which something is done, and return what is left of it.
+        """Begin all waves up to the last of which something is done, and return what is left of them.
 
-        The waves before it did not reach the floor: else it would not have been begun.
+        Those before it did not reach the floor: else it would not have been begun. Rows of them that were skipped are
+        tried again.
         """
-        wave = self.next()
+        left = self.next()
         if done:
             numbers = np.array([start // self._block for start, _ in done], dtype=np.int64)
             last = int(np.max(np.flatnonzero(np.isin(self._order, numbers))))
             while last >= self._ends[self.begun - 1]:
-                wave = self.next()
-        return without(wave, done, self._n_rows)
+                left += self.next()
+        return without(sorted(left), done, self._n_rows)
 
     @property
     def rows(self) -> int:
@@ -276,7 +289,13 @@ class Course:
         return self._ends[self.begun - 1] if self.begun else 0
 
     def reach(
-        self, capacity: Capacity, kept: Candidates, last: float | None, best: float | None, carried: Carried
+        self,
+        capacity: Capacity,
+        kept: Candidates,
+        last: float | None,
+        best: float | None,
+        carried: Carried,
+        skipped: int = 0,
     ) -> Reach:
         """Describe what was scored.
 
@@ -291,17 +310,22 @@ class Course:
         best : float or None
             Highest score; None without any row.
         carried : Carried
+        skipped : int, default=0
+            Rows of the waves that could not be scored.
         """
-        bound = None
+        bound, rows = None, self.rows - skipped
         if capacity.beta is None and last is not None:
-            sampled = kept.rows[(kept.scores >= last) & ~np.isin(kept.rows, carried.rows)]
-            counts = np.unique(sampled // self._block, return_counts=True)[1]
-            bound = quantile_bound(counts, self._blocks, len(self._order), self.rows)
+            among = kept.rows[kept.scores >= last]
+            known = np.isin(among, carried.rows)
+            counts = np.unique(among[~known] // self._block, return_counts=True)[1]
+            # The carried ones are not drawn like the others: they are known to be in the pool.
+            bound = quantile_bound(counts, self._blocks, len(self._order), rows)
+            bound = min(1.0, bound + int(known.sum()) / self._n_rows)
         return Reach(
             self.begun,
             self._blocks,
             len(self._order),
-            self.rows,
+            rows,
             len(carried),
             self.waves.floor,
             nearness(capacity, last, best),
@@ -343,7 +367,7 @@ def nearness(capacity: Capacity, last: float | None, best: float | None) -> floa
 
 
 def quantile_bound(counts: npt.NDArray[np.int64], blocks: int, n_blocks: int, rows: int) -> float:
-    """Bound the share of the pool's rows that score at least as high as the last kept one, at 95 %.
+    """Bound the share of the pool's rows that rank before the last kept one, at 95 %.
 
     The largest of three bounds: that of Clopper and Pearson (1934) for rows in random order; the same for blocks, each
     with as many such rows as those that have some, and one by the spread between blocks, which are drawn without

@@ -359,7 +359,8 @@ def _warnings(per_class: dict[str, int], work: Sequence[Work], past: list[Round]
             yield f"{each.name} gave {each.hasty:,} of the last answers in less than {Activity.HASTY_SECONDS} s each."
     invalid = max((int((each.summary or {}).get("invalid", 0)) for each in past), default=0)
     if invalid:
-        yield f"{invalid:,} records of the pool hold NaN or infinite values: they are never asked."
+        least = "At least " if any((each.summary or {}).get("reach") for each in past) else ""
+        yield f"{least}{invalid:,} records of the pool hold NaN or infinite values: they are never asked."
 
 
 # -- exports -----------------------------------------------------------------------------------------------------------

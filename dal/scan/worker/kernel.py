@@ -267,7 +267,7 @@ def score_span(
 
 def score_rows(
     pool: Pool, model: Model | None, order: Order, rows: Rows, X: npt.NDArray[np.float32]
-) -> Candidates | None:
+) -> tuple[Candidates | None, int]:
     """Score rows whose features are at hand, and keep the best of them.
 
     Parameters
@@ -281,15 +281,17 @@ def score_rows(
 
     Returns
     -------
-    Candidates or None
-        None where none of them can be asked.
+    candidates : Candidates or None
+        Without features; None where none of the rows can be asked.
+    mass : int
+        As in :class:`Tally`.
     """
     with one_thread:
-        everything = no_thresholds(order.capacity)
+        everything, order = no_thresholds(order.capacity), replace(order, carry=False)
         span = _Span(pool, model, order, Interval(0, len(rows)), rows[:0], everything, None, None)
         for start in range(0, len(rows), order.tile):
             span.score_given(X[start : start + order.tile], rows[start : start + order.tile], start)
-    return span.best.result()
+    return span.best.result(), span.tally.mass
 
 
 class _Span:
