@@ -87,7 +87,8 @@ def test_quotas_fill_the_classes_that_lack_most(share: list[float], labels: list
         # Never beyond the share, nor beyond a multiple of what an even batch would have; a fraction is rounded.
         assert 0 <= quota <= max(0, np.ceil(each * total - known + 1e-6))
         assert quota <= np.ceil(MOST * each * k) + 1
-    lacking = [min(each * total - known, MOST * each * k) for each, known in zip(shares, labels, strict=True)]
+    most = [min(np.ceil(round(MOST * each * k, 9)), k) for each in shares]
+    lacking = [min(each * total - known, up_to) for each, known, up_to in zip(shares, labels, most, strict=True)]
     if sum(max(0, each) for each in lacking) <= k:
         assert all(quota >= np.floor(each - 1e-6) for quota, each in zip(quotas, lacking, strict=True))
     elif k:
@@ -296,21 +297,24 @@ def test_a_batch_without_a_model_has_no_quota_and_says_so(pool: Pool, labels: np
     assert status(campaign).balance == ()
     answered(campaign, labels)
     assert [each.quota for each in status(campaign).balance] == [None, None, None]
-    assert "no model yet" in status(campaign).balance[0].text
+    assert "chosen without a model" in status(campaign).balance[0].text
 
 
-def test_a_class_that_nobody_has_seen_is_waited_for_aloud(
+def test_a_class_that_no_label_names_takes_no_places_of_others(
     pool: Pool, labels: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    campaign = made(pool, tmp_path / "c", balance=["rare=0.3"])
+    campaign = made(pool, tmp_path / "c", balance=["rare=0.3", f"{CLASSES[1]}=0.6"])
     rows = [row for row in range(0, 300, 10) if labels[row] != 2]
     campaign.label(campaign_ids(rows), [CLASSES[labels[row]] for row in rows])
     with caplog.at_level(logging.WARNING, "dal"):
         batch = campaign.next_batch()
     assert isinstance(batch, Batch)
     assert len(batch.rows) == 40
-    assert "0 of 20 'rare'" in caplog.text
-    assert status(campaign).balance[0].predicted == 0
+    assert "No label names rare yet, so that none can be predicted" in caplog.text
+    summary = campaign.rounds.get(1).summary
+    assert summary is not None
+    assert summary["quotas"][2] == 0
+    assert summary["quotas"] == list(quotas_of((0.0, 0.6, 0.0), np.bincount(labels[rows], minlength=3), 38))
 
 
 def killed(directory: str, method: str) -> None:

@@ -18,7 +18,7 @@ from dal.pool import Pool
 from dal.scan import Progress
 from tests.forked import Process
 
-TILE, TILES, FULL = 16_384, 96, 4
+TILE, TILES, FULL = 16_384, 56, 4
 N = TILE * TILES - 77
 
 
@@ -199,14 +199,14 @@ def test_rounds_without_a_model_are_no_full_passes(pool: Pool, records: np.ndarr
 
 def test_appended_records_are_in_later_waves(pool: Pool, records: np.ndarray, tmp_path: Path) -> None:
     place = tmp_path / "pool.zarr"
-    half = TILE * 40 + 5
+    half = TILE * 34 + 5
     Pool.build(records[:half], place)
     campaign = made(Pool.open(place), tmp_path / "campaign", WAVES)
     before = played(campaign, 2, records)
     Pool.open(place).append(records[half:])
     after = played(Campaign.open(campaign.directory), 2, records)
     found = [reach for reach in reaches(campaign) if reach]
-    assert [reach["n_blocks"] for reach in found] == [41, TILES, TILES]
+    assert [reach["n_blocks"] for reach in found] == [35, TILES, TILES]
     assert max(map(max, before)) < half
     assert max(map(max, after)) >= half
 
@@ -218,7 +218,7 @@ def test_by_default_waves_wait_for_a_pool_whose_pass_takes_longer_than_people(
     played(campaign, 2, records)
     assert reaches(campaign) == [None, None]
     # A batch of 20 is answered in a thousandth of the time.
-    monkeypatch.setattr(terms, "SECONDS_A_RECORD", 0.005)
+    monkeypatch.setattr(terms, "SECONDS_A_RECORD", 0.001)
     played(campaign, 1, records)
     assert reaches(campaign)[-1] is not None
 

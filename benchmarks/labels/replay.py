@@ -259,7 +259,8 @@ class _Campaign:
         quotas: tuple[int, ...] = ()
         if self.shares and model is not None:
             labels = np.bincount(stage.world.y[excluded], minlength=stage.world.n_classes)
-            quotas = quotas_of(self.shares, labels.tolist(), k - len(drawn))
+            shares = [share if count else 0.0 for share, count in zip(self.shares, labels.tolist(), strict=True)]
+            quotas = quotas_of(shares, labels.tolist(), k - len(drawn))
         per_class = kept_of_classes(strategy, quotas, len(drawn))
         found = scan(
             stage.pool,

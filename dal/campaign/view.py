@@ -346,7 +346,7 @@ class ClassBalance:
     round : int
         The newest round with a batch.
     quota : int or None
-        Records of its batch that were to be predicted to be of the class; None where there was no model to predict.
+        Records of its batch that were to be predicted to be of the class; None where it was chosen without a model.
     predicted : int
         Records of it that the strategy chose, and that were predicted to be of the class.
     answered, answers : int
@@ -369,7 +369,7 @@ class ClassBalance:
         now = f"{self.labels / self.of:.1%} of {self.of:,} labels" if self.of else "no label yet"
         said = f"balance of {self.name}: {self.share:.1%} wanted, {now}; round {self.round}: "
         if self.quota is None:
-            return f"{said}no model yet to predict it"
+            return f"{said}chosen without a model, so that none were to be predicted so"
         answers = f"{self.answered:,} of {self.answers:,} answers are"
         return f"{said}{self.quota:,} to be predicted so, {self.predicted:,} asked, {answers}"
 

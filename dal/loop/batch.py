@@ -26,6 +26,9 @@ Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
+
+NAMED = 5
+"""Classes that a warning names at most."""
 _NAMED = 5
 
 
@@ -373,12 +376,21 @@ def wanted_of_search(view: View, current: Round, strategy: Strategy) -> int:
 def quotas_of_round(view: View, current: Round, model: Model | None) -> tuple[int, ...]:
     """Return how many records of a round's batch are to be predicted to be of each class; none where none has a share.
 
-    Neither the explore share nor that of a search is part of it. Without a model nothing is predicted.
+    Neither the explore share nor that of a search is part of it. Without a model nothing is predicted, and a class that
+    no label names cannot be: its quota would take places from classes that can.
     """
     if current.balance is None or model is None:
         return ()
     labels = np.bincount(view.labels(current.last_answer).codes, minlength=len(current.balance))
-    return quotas_of(current.balance, labels.tolist(), max(0, current.k - _beside(view, current)))
+    shares = [share if count else 0.0 for share, count in zip(current.balance, labels.tolist(), strict=True)]
+    unknown = [model.classes[code] for code, share in enumerate(current.balance) if share and not labels[code]]
+    if unknown:
+        more = f" and {len(unknown) - NAMED} other classes" if len(unknown) > NAMED else ""
+        _log.warning(
+            "No label names %s yet, so that none can be predicted to be so: search for one.",
+            ", ".join(unknown[:NAMED]) + more,
+        )
+    return quotas_of(shares, labels.tolist(), max(0, current.k - _beside(view, current)))
 
 
 def kept_of_quotas(view: View, current: Round, strategy: Strategy, quotas: Sequence[int]) -> tuple[int, ...]:

@@ -522,6 +522,8 @@ def _balance_texts(balance: str | Mapping[str, float] | Sequence[str]) -> tuple[
         return (balance,) if balance else ()
     if isinstance(balance, Mapping):
         return tuple(f"{name}={share}" for name, share in balance.items())
+    if not isinstance(balance, Sequence):
+        raise SettingsError(f"`balance` must be uniform, or shares such as rare=0.2, got {balance!r}")
     return tuple(balance)
 
 

@@ -31,7 +31,8 @@ SECONDS_A_RECORD = 5.0
 def waves_of(campaign: CampaignStore, pool: Pool, k: int, strategy: Strategy) -> dict[str, Any] | None:
     """Return the terms on which the next round scores the pool by waves; None where it scores the whole pool.
 
-    The first round of a pool scores all of it, as does each `full_every`-th one.
+    The first round of a pool scores all of it, as does each `full_every`-th one. So do all rounds in which classes have
+    quotas: waves end when the best of all are good enough, and tell nothing of the best of a rare class.
 
     Parameters
     ----------
@@ -49,7 +50,7 @@ def waves_of(campaign: CampaignStore, pool: Pool, k: int, strategy: Strategy) ->
         :func:`taken`.
     """
     wanted = campaign.settings.scanning
-    if wanted.scan == "full" or strategy.score == "random":
+    if wanted.scan == "full" or strategy.score == "random" or campaign.settings.balance:
         return None
     past = [each for each in campaign.rounds.all() if each.summary and each.pool_fingerprint == pool.fingerprint]
     if not past or _since_all(past) + 1 >= wanted.full_every:
