@@ -1,5 +1,6 @@
 """Records asked once: near-duplicates of those asked before are left out of the candidates, exactly."""
 
+import pickle
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from dal._files import read_npz
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool
-from dal.scan import Journal, Limits, Scan, sample_codebook, scan
+from dal.scan import Journal, Limits, Progress, Scan, sample_codebook, scan
 from dal.selection.batch import familiar
 from dal.selection.codebook import Codebook
 from dal.selection.distances import DUPLICATE_DISTANCE, Neighbourhood
@@ -125,6 +126,7 @@ def test_a_scan_keeps_the_best_that_are_not_familiar_in_any_layout(
     ):
         assert other.candidates.rows.tolist() == expected
         np.testing.assert_array_equal(other.candidates.scores, here.candidates.scores)
+    assert other.summary.spans_resumed == other.summary.spans > 0
     # All are counted, and another set of asked records is another pass.
     assert here.summary.tally.rows == N
     fewer = replace(which, near=replace(which.near, points=which.near.points[:-1]))
@@ -138,6 +140,50 @@ def test_where_all_are_familiar_they_are_asked_again(pool: Pool, records: np.nda
     plain = scan(pool, model, WIDE, 15, ASKED, limits=LIMITS)
     again = scan(pool, model, WIDE, 15, ASKED, limits=LIMITS, familiar=everything)
     assert again.candidates.rows.tolist() == plain.candidates.rows.tolist()
+
+
+def test_killed_in_the_second_pass_it_goes_on_there(
+    pool: Pool, records: np.ndarray, model: Model, tmp_path: Path
+) -> None:
+    (tmp_path / "journals").mkdir()
+    space = sample_codebook(pool, 0, 3)
+    everything = Familiar(space, directions=False, near=Neighbourhood(space.embed(records[ASKED]), 1e9))
+    limits = Limits(tile_rows=512, span_bytes=1)
+    odd = zarr.create_array(tmp_path / "odd.zarr", shape=records.shape, chunks=(777, D), dtype="float32")
+    odd[:] = records
+    pool = Pool.open(tmp_path / "odd.zarr")
+    options = {"limits": limits, "familiar": everything, "journal": Journal(tmp_path / "journals" / "journal")}
+    plain = scan(pool, model, WIDE, 15, ASKED, limits=limits)
+    spans, done = plain.summary.spans, []
+    assert spans > 4
+
+    class Killed(Exception):
+        pass
+
+    def killed(progress: Progress) -> None:
+        done.append(progress.rows_done)
+        if len(done) == 2 * spans - 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        scan(pool, model, WIDE, 15, ASKED, progress=killed, **options)
+    found = scan(pool, model, WIDE, 15, ASKED, **options)
+    assert found.summary.spans_resumed == spans - 2
+    assert found.candidates.rows.tolist() == plain.candidates.rows.tolist()
+    # Another round is not taken for one whose first pass has found nothing.
+    told: list[Progress] = []
+    scan(pool, model, WIDE, 15, ASKED, round=1, progress=told.append, **options)
+    assert len(told) == 2 * spans
+    options["journal"].clear()
+    assert not list((tmp_path / "journals").iterdir())
+
+
+def test_what_travels_to_workers_leaves_search_trees_out(records: np.ndarray, pool: Pool) -> None:
+    near = Neighbourhood(np.random.default_rng(0).standard_normal((300, 40)).astype(np.float32), 0.5)
+    before = len(pickle.dumps(near))
+    expected = near(records[:50, :1].repeat(40, axis=1))
+    assert len(pickle.dumps(near)) == before
+    assert pickle.loads(pickle.dumps(near))(records[:50, :1].repeat(40, axis=1)).tolist() == expected.tolist()
 
 
 def test_of_many_asked_records_a_part_is_looked_at(records: np.ndarray, pool: Pool) -> None:
@@ -201,7 +247,10 @@ def test_a_spot_of_copies_is_asked_once_over_rounds(pool: Pool, tmp_path: Path) 
     assert len(of_spot) <= 1
 
 
-def test_a_search_looks_behind_the_copies_of_asked_records(pool: Pool, tmp_path: Path) -> None:
+def test_a_search_looks_behind_the_copies_of_asked_records(records: np.ndarray, tmp_path: Path) -> None:
+    X, noise = records.copy(), 1e-4 * np.random.default_rng(2).standard_normal((1_500, D))
+    X[SPOT:3_500], X[3_500:3_600] = X[SPOT] + noise[:1_400], X[7] + noise[1_400:]
+    pool = Pool.build(X, tmp_path / "pool.zarr")
     campaign = Campaign.create(
         tmp_path / "c", pool, ["even", "odd"], batch_size=12, random_state=5, explore=0.0, strategy="default"
     )
@@ -212,3 +261,15 @@ def test_a_search_looks_behind_the_copies_of_asked_records(pool: Pool, tmp_path:
     assert len(found.rows) == 12
     assert not [row for row in found.rows if SPOT <= row < 3_500]
     assert len([row for row in found.rows if row == 7 or 3_500 <= row < 3_600]) <= 1
+
+
+def test_a_search_finds_a_class_that_is_narrow_in_a_large_pool(records: np.ndarray, tmp_path: Path) -> None:
+    X = records.copy()
+    X[SPOT:3_500] = 5.0 + 0.05 * np.random.default_rng(2).standard_normal((3_500 - SPOT, D))
+    campaign = Campaign.create(
+        tmp_path / "c", Pool.build(X, tmp_path / "pool.zarr"), ["even", "odd"], batch_size=12, explore=0.0
+    )
+    batches(campaign, 1)
+    campaign.label([str(SPOT)], ["even"])
+    for found in batches(campaign, 2, like=[str(SPOT)]):
+        assert [row for row in found.rows if SPOT <= row < 3_500] == found.rows.tolist()

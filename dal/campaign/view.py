@@ -559,7 +559,7 @@ def scored(past: Sequence[Round]) -> str:
         if full is not None and full.summary:
             text += f" ({full.summary['last']:.3f} in round {full.number}, which scored all)"
     if reach["bound"] is not None:
-        text += f", and are within the pool's best {reach['bound']:.2%} at 95 %"
+        text += f", and are within the best {reach['bound']:.2%} of what may be asked at 95 %"
     if reach["reached"] is None:
         text += "; too few could be asked, or no score is above 0, so that all of the pool was scored"
     elif reach["reached"] < reach["floor"]:

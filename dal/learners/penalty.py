@@ -143,7 +143,7 @@ class _Part:
         self._X, self._codes, self._weights = X[~held], codes[~held], weights[~held]
         self._model = LogisticRegression(max_iter=max_iter, warm_start=True)
         # A record can be judged where others of its class are learned from.
-        held = held & np.isin(codes, self._codes)
+        held = held & np.isin(codes, self._codes) & (weights > 0)
         self._held, self.codes, self.held_weights = X[held], codes[held], weights[held]
 
     @property

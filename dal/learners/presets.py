@@ -17,7 +17,7 @@ def _logistic(random_state: int) -> "BaseEstimator":  # noqa: ARG001 - nothing i
 
     from dal.learners.penalty import TunedLogisticRegression
 
-    # Named as scikit-learn's own, for grids of parameters that people have.
+    # Named as scikit-learn's own, for grids of C that people have.
     return Pipeline([("standardscaler", StandardScaler()), ("logisticregression", TunedLogisticRegression())])
 
 

@@ -52,6 +52,7 @@ from dal.scan.plan import seconds_alone
 from dal.selection.batch import familiar
 from dal.selection.candidates import usable
 from dal.selection.codebook import Codebook
+from dal.selection.distances import DUPLICATE_DISTANCE
 from dal.selection.familiar import Familiar
 from dal.selection.search import Likeness
 from dal.selection.strategy import Strategy
@@ -300,6 +301,10 @@ class Coordinator:
             examples = np.concatenate([self.features.take(np.array(search.rows, np.int64)), told])
             likeness = Likeness.to(examples, asked, codebook, directions=directions)
             known = Familiar.to(asked, codebook, directions=directions, seed=current.seed, round=current.number)
+            if known is not None:
+                # Of the asked records, which lie far apart in a large pool: a whole class may be nearer to its example.
+                close = DUPLICATE_DISTANCE * known.near.distance
+                known = replace(known, near=replace(known.near, distance=close))
         else:
             known = self._familiar(current, model, strategy, codebook)
         return scan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
 import re
@@ -180,7 +181,7 @@ def scan(
         journal.clear()  # its spans wrote their cells into an array that is gone
     with connect(client) as connected:
 
-        def kept(order: Order) -> Scan:
+        def kept(order: Order, journal: Journal | None) -> Scan:
             if connected is None:
                 return Run(pool, model, order, excluded, used, journal, progress, limits, waves, carried).in_process()
             # Only here: a pass in this process imports nothing of Dask.
@@ -201,9 +202,14 @@ def scan(
                 skip_failed=skip_failed,
             )
 
-        found = kept(order)
-        if familiar is not None and not len(found.candidates) and likeness is None and where is None:
-            found = kept(replace(order, familiar=None))
+        # A journal keeps one pass. Once the second has begun, the first is known to have found nothing.
+        asks_again, again = familiar is not None and likeness is None and where is None, None
+        if journal is not None and familiar is not None:
+            named = (familiar.digest(), random_state, round, model and model.digest, pool.fingerprint)
+            again = journal.of_second_pass(hashlib.sha256(repr(named).encode()).hexdigest())
+        found = None if asks_again and again is not None and again.is_begun else kept(order, journal)
+        if found is None or (asks_again and not len(found.candidates)):
+            found = kept(replace(order, familiar=None), again)
     return found if model is None else with_proba(found, model, _n_proba(strategy, model))
 
 

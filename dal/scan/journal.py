@@ -18,6 +18,8 @@ from dal.scan.worker.histogram import Histogram
 from dal.scan.worker.kernel import SpanResult, Tally
 from dal.selection.candidates import Candidates
 
+_SECOND = "-again-"
+"""Between the names of a journal and of a pass, in the name of the journal of the pass that follows it."""
 FILE_NAME, FEATURES = "spans", "embeddings"
 _HEAD = struct.Struct("<QI")
 """Before each record: the length of what follows, and its CRC-32."""
@@ -45,6 +47,15 @@ class Journal:
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
+
+    def of_second_pass(self, digest: str) -> "Journal":
+        """Return the journal of a pass that follows where this one's, named by the digest, has found nothing."""
+        return Journal(self.directory.with_name(f"{self.directory.name}{_SECOND}{digest[:16]}"))
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether it holds a pass."""
+        return self.directory.is_dir() and any(self.directory.iterdir())
 
     def open(self, digest: str) -> None:
         """Begin or go on with the pass of this digest; spans of any other are deleted."""
@@ -94,6 +105,8 @@ class Journal:
 
     def clear(self) -> None:
         """Delete the passes, when the result is safe elsewhere; what else lies in the directory stays."""
+        for second in self.directory.parent.glob(f"{self.directory.name}{_SECOND}*"):
+            Journal(second).clear()
         with suppress(OSError):
             for folder in self.directory.iterdir():
                 _remove_pass(folder)

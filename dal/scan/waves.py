@@ -103,8 +103,9 @@ class Reach:
     reached : float
         What it is compared with; where it is less than `floor`, the whole pool was scored.
     bound : float or None
-        Share of the pool's best rows that holds all rows kept regardless of their cells, at 95 %; None where rows are
-        drawn, or fewer than wanted are there.
+        Rows that may be asked and rank before the last row kept regardless of its cell, as a share of the pool's rows,
+        at most, at 95 %. Rows asked before and their near-duplicates are not among them. None where rows are drawn, or
+        fewer than wanted are there.
     after : int
         First row of the last block, where the next round begins.
     """
@@ -124,7 +125,7 @@ class Reach:
             f"{self.waves} wave{'s' if self.waves > 1 else ''}: {self.rows:,} rows, {self.blocks / self.n_blocks:.1%}"
         )
         if self.bound is not None:
-            text += f"; the best are within the pool's best {self.bound:.2%} at 95 %"
+            text += f"; the best are within the best {self.bound:.2%} of what may be asked at 95 %"
         return text if self.reached >= self.floor else f"{text}; the floor {self.floor:g} was not reached"
 
 

@@ -39,6 +39,10 @@ class Neighbourhood:
     points: Floats32
     distance: float
 
+    def __reduce__(self) -> tuple[type["Neighbourhood"], tuple[Floats32, float]]:
+        """Leave the trees out, which are twice as large as the points and quickly made."""
+        return Neighbourhood, (self.points, self.distance)
+
     def __call__(self, points: Floats32) -> Mask:
         """Mark the points, (m, d), that lie within the distance of any of the given ones."""
         return np.isfinite(self.nearest(points)[0])
@@ -98,6 +102,17 @@ def median_to_nearest(points: Floats32, names: Rows, seed: int, round: int) -> f
     squared = squared_distances(sample, sample)
     np.fill_diagonal(squared, np.inf)
     return float(np.median(np.sqrt(squared.min(axis=1))))
+
+
+def exact_median_to_nearest(points: Floats32, names: Rows, seed: int, round: int) -> float:
+    """Compute what :func:`median_to_nearest` does in double precision, slowly: it is alike on all machines.
+
+    A product of matrices loses half of the digits of small distances, others on each kind of processor.
+    """
+    if len(points) < 2:
+        return 0.0
+    sample = points[np.argsort(row_hash(names, seed, round))[:_SAMPLE]].astype(np.float64)
+    return float(np.median(cKDTree(sample).query(sample, k=2)[0][:, 1]))
 
 
 def squared_distances(a: Floats32, b: Floats32) -> Floats32:

@@ -10,7 +10,7 @@ import numpy as np
 
 from dal.selection.candidates import Capacity, usable
 from dal.selection.codebook import Codebook
-from dal.selection.distances import DUPLICATE_DISTANCE, Floats32, Mask, Neighbourhood, median_to_nearest
+from dal.selection.distances import DUPLICATE_DISTANCE, Floats32, Mask, Neighbourhood, exact_median_to_nearest
 from dal.selection.order import Floats64, Positions, Rows, row_hash
 
 MOST_NUMBERS = 2**22
@@ -65,7 +65,7 @@ class Familiar:
         place = codebook.directions if directions else codebook.embed
         points = np.unique(place(asked[usable(asked, missing=True)]), axis=0)
         names = np.arange(len(points))
-        distance = DUPLICATE_DISTANCE * median_to_nearest(points, names, seed, round)
+        distance = DUPLICATE_DISTANCE * exact_median_to_nearest(points, names, seed, round)
         if not distance:
             return None
         most = max(1, most_numbers // points.shape[1])
