@@ -367,11 +367,11 @@ class ClassBalance:
     def text(self) -> str:
         """The balance of the class in a line."""
         now = f"{self.labels / self.of:.1%} of {self.of:,} labels" if self.of else "no label yet"
-        said = f"balance of {self.name}: {self.share:.1%} wanted, {now}; round {self.round}: "
+        text = f"balance of {self.name}: {self.share:.1%} wanted, {now}; round {self.round}: "
         if self.quota is None:
-            return f"{said}chosen without a model, so that none were to be predicted so"
+            return f"{text}chosen without a model, so that none were to be predicted so"
         answers = f"{self.answered:,} of {self.answers:,} answers are"
-        return f"{said}{self.quota:,} to be predicted so, {self.predicted:,} asked, {answers}"
+        return f"{text}{self.quota:,} to be predicted so, {self.predicted:,} asked, {answers}"
 
 
 @dataclass(frozen=True)

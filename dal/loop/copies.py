@@ -98,7 +98,7 @@ def copies_of(
             f"`campaign` must have at most {room:,} different labelled records of {pool.n_features} features, got"
             f" {len(points):,}; export the labels without copies"
         )
-    told = Familiar.to(
+    around = Familiar.to(
         X,
         codebook,
         directions=learner.compares_directions,
@@ -106,9 +106,9 @@ def copies_of(
         round=0,
         most_numbers=points.size,
     )
-    if told is None:
+    if around is None:
         return nothing
-    familiar = Familiar(codebook, told.directions, Neighbourhood(points, told.near.distance))
+    familiar = Familiar(codebook, around.directions, Neighbourhood(points, around.near.distance))
     found = scan(
         pool,
         None,
@@ -124,4 +124,4 @@ def copies_of(
         likeness=Copies(familiar, most),
     ).candidates
     full = int((np.bincount(found.cells, minlength=len(points)) >= most).sum())
-    return Group(found.rows, labelled[first[found.cells]], told.near.distance, full)
+    return Group(found.rows, labelled[first[found.cells]], around.near.distance, full)
