@@ -406,6 +406,7 @@ def test_metadata_are_asked_for_and_written_once(server: Server) -> None:
     assert sum(server.counts()[method] for method in ("GET", "HEAD")) == 1
 
 
+@pytest.mark.slow
 def test_small_units_are_written_and_ids_read_many_at_a_time(server: Server, tmp_path: Path) -> None:
     sizes = Sizes(chunk_bytes=64 * 4 * DIM, field_rows=16)
     ids, where = [f"r{row}" for row in range(ROWS)], "s3://bucket/many.zarr"

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dal.errors import ChunkError, SettingsError
+from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool, Sizes
 from dal.scan import Carried, Cells, Journal, Limits, Progress, Waves, plan, sample_codebook
@@ -22,24 +23,34 @@ from dal.selection.candidates import Candidates, Capacity
 from dal.selection.codebook import Codebook
 from dal.selection.order import power_keys, row_hash
 from dal.selection.strategy import Strategy
+from tests import toy_learners
 from tests.test_scan import (
+    CLASSES,
     N,
     assert_same,
     full_sort,
     invalid_of,
     kernel_scores,
-    models,
     pools,
     records,
     run,
 )
 
-__all__ = ["models", "pools", "records"]  # fixtures
+__all__ = ["pools", "records"]  # fixtures
 
 TILE, BLOCKS = 64, 313
 LIMITS = Limits(tile_rows=TILE)
 ASKED = [7, 4095, 4096, 19_999]
 CARRIED = np.array([3, 4095, 4097, 9_000, 12_345, 12_346, 20_005])
+
+
+@pytest.fixture(scope="module")
+def models(records: np.ndarray) -> dict[str, Model]:
+    X, y = records[100:400], np.random.default_rng(1).integers(0, 4, 300)
+    names = {"logistic": "logistic", "plain": "sklearn.linear_model:LogisticRegression", "forest": "forest"}
+    made = {key: Learner.named(name, CLASSES, random_state=0).fit(X, y) for key, name in names.items()}
+    made["embedding"] = Learner(toy_learners.Embedding(), CLASSES, trusted=toy_learners.NAMES).fit(X, y)
+    return made
 
 
 def twin(
@@ -161,6 +172,7 @@ def test_rows_that_fail_in_an_early_wave_are_tried_again_and_counted(
     assert reach.rows == again.rows - 10
 
 
+@pytest.mark.slow
 @pytest.mark.exact
 def test_workers_give_the_same_as_one_process(
     pools: dict[str, Pool], models: dict[str, Model], records: np.ndarray, cluster: Client
@@ -279,7 +291,7 @@ def test_what_is_left_is_what_is_not_done(intervals: Sequence[int], done: Sequen
     assert rows(without(paired(intervals), paired(done), 60)) == rows(paired(intervals)) - rows(paired(done))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+@pytest.mark.parametrize("share", [0.95, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.0, 0.3))])
 def test_the_bound_holds_with_rows_that_are_carried_over(share: float) -> None:
     """Nine rows in a hundred are scored, and this share of the best 200 is carried over."""
     n_rows, block, total, held = 200_000, 200, 200, 0

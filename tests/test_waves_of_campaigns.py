@@ -92,6 +92,7 @@ def test_rounds_go_on_where_the_last_wave_ended(undisturbed: tuple[Campaign, lis
     assert status(campaign).scored == told
 
 
+@pytest.mark.slow
 def test_workers_ask_the_same(
     pool: Pool, records: np.ndarray, undisturbed: tuple[Campaign, list[list[int]]], cluster: Client, tmp_path: Path
 ) -> None:
@@ -134,6 +135,7 @@ def test_killed_twenty_times_in_mid_wave_it_asks_the_same(
     assert reaches(campaign) == reaches(undisturbed[0])
 
 
+@pytest.mark.slow
 def test_a_full_pass_can_be_asked_for(
     pool: Pool, records: np.ndarray, undisturbed: tuple[Campaign, list[list[int]]], tmp_path: Path
 ) -> None:
@@ -186,6 +188,7 @@ def test_where_the_candidates_of_the_round_before_are_lost_the_whole_pool_is_sco
     assert [reach is None for reach in reaches(campaign)] == [True, False, True, True]
 
 
+@pytest.mark.slow
 def test_rounds_without_a_model_are_no_full_passes(pool: Pool, records: np.ndarray, tmp_path: Path) -> None:
     campaign = made(pool, tmp_path / "campaign", WAVES)
     played(campaign, 2, records)
@@ -197,6 +200,7 @@ def test_rounds_without_a_model_are_no_full_passes(pool: Pool, records: np.ndarr
     assert [each.waves["carries"] for each in rounds if each.waves] == [None, 2, 4]
 
 
+@pytest.mark.slow
 def test_appended_records_are_in_later_waves(pool: Pool, records: np.ndarray, tmp_path: Path) -> None:
     place = tmp_path / "pool.zarr"
     half = TILE * 34 + 5
@@ -223,6 +227,7 @@ def test_by_default_waves_wait_for_a_pool_whose_pass_takes_longer_than_people(
     assert reaches(campaign)[-1] is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["random", "coverage"])
 def test_strategies_that_rank_by_hash_score_the_whole_pool(
     strategy: str, pool: Pool, records: np.ndarray, tmp_path: Path
