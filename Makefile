@@ -15,10 +15,9 @@ INSTALL = $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python
 # That first use keeps what it compiled, also where the environment forbids it, as images of containers do: otherwise each
 # process compiles all of its imports, which takes six seconds of nine.
 unexport PYTHONDONTWRITEBYTECODE
-# Each process has clusters of its own, so that more of them pay only where tests wait for long, as the slow ones do.
+# Each process has clusters of its own. One more than there usually are cores: tests wait for a part of their time.
 PYTEST = python -m pytest -n $(PROCESSES) --dist worksteal
-PROCESSES = 2
-test: PROCESSES = $(if $(CI),3,2)
+PROCESSES = 3
 
 .PHONY: demo test test-matrix test-lowest test-torch bench docs image clean environment environment-test environment-lowest environment-torch
 

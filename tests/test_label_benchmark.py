@@ -172,6 +172,7 @@ def test_a_replay_asks_what_a_campaign_asks(world: World, name: str, explore: fl
     assert first.accuracy == real.accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["margin", "class_coverage"])
 def test_a_balanced_replay_asks_what_a_balanced_campaign_asks(world: World, name: str) -> None:
     # The last class is rare.

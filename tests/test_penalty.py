@@ -72,6 +72,7 @@ def test_noise_asks_for_a_stronger_penalty_and_clear_classes_do_not() -> None:
     assert TunedLogisticRegression(least_C=0.25).fit(*drawn(600, 90, told=0.4)).C_ == 0.25
 
 
+@pytest.mark.slow
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_the_order_of_the_labels_does_not_matter(seed: int) -> None:

@@ -127,6 +127,7 @@ def test_what_is_no_place_is_refused(said: str) -> None:
 # -- pools, campaigns and stores under any name ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(NAMES, st.booleans())
 @example("thesis#2", True)

@@ -55,6 +55,7 @@ def test_a_replay_ends_where_the_pool_does(tmp_path: Path, world: tuple[Pool, np
 @pytest.mark.parametrize(
     "kind", [int, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (str, float, bool, object))]
 )
+@pytest.mark.slow
 def test_numbers_are_names_and_never_positions(
     tmp_path: Path, world: tuple[Pool, np.ndarray, TestSet], kind: type
 ) -> None:

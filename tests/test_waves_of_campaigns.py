@@ -146,6 +146,7 @@ def test_a_full_pass_can_be_asked_for(
     assert [reach is None for reach in reaches(campaign)] == [True, False, True, False]
 
 
+@pytest.mark.slow
 def test_a_floor_that_nothing_reaches_ends_as_a_full_pass_and_says_so(
     pool: Pool, records: np.ndarray, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_a_full_pass_that_comes_too_late_is_said(
     assert "Round 2 was begun by waves before this call, and keeps its batch" in caplog.text
 
 
+@pytest.mark.slow
 def test_where_the_candidates_of_the_round_before_are_lost_the_whole_pool_is_scored(
     pool: Pool, records: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
