@@ -230,11 +230,9 @@ class Run:
         self.row_bytes = pool.n_features * pool.dtype.itemsize
         self.course: Course | None = None
         if waves is not None:
-            unit = plan.unit_rows(plan.tile_rows(pool.n_features, None, limits), pool.unit_rows())
             tile = plan.tile_rows(pool.n_features, None, limits)
-            self.course = Course(
-                waves, pool.n_rows, block_rows(pool.n_rows, tile, unit), order.seed, order.capacity.total
-            )
+            block = block_rows(pool.n_rows, tile, plan.unit_rows(tile, pool.unit_rows()))
+            self.course = Course(waves, pool.n_rows, block, order.seed, order.capacity.total)
         self.digest = self._digest()
         done = self._resumed()
         self.resumed, self.resumed_tally = len(done), self.tally
@@ -397,11 +395,9 @@ class Run:
         last, highest = self.best.settle()
         best = self.best.result() or _no_candidates()
         if self.order.carry:
-            carried = np.isin(best.rows, self.carried.rows)
-            X = np.empty((len(best), self.pool.n_features), dtype=np.float32)
-            X[carried] = self.carried.X[np.searchsorted(self.carried.rows, best.rows[carried])]
-            X[~carried] = features(best.rows[~carried])
-            best = replace(best, embeddings=X)
+            own = np.isin(self.carried.rows, best.rows)
+            carried = (self.carried.rows[own], self.carried.X[own])
+            best = replace(best, embeddings=with_the_rest(best.rows, [carried], features))
             self.bytes_up += best.embeddings.nbytes
         seconds = time.perf_counter() - self.started
         wrote_cells = self.cells is not None and self.cells.write
@@ -449,14 +445,14 @@ def with_the_rest(
     take : callable
         Reads rows from the pool.
     """
-    missing = np.ones(len(rows), dtype=bool)
     found = [(np.searchsorted(rows, own), features) for own, features in parts if len(own)]
+    if not found:
+        return take(rows)
+    missing = np.ones(len(rows), dtype=bool)
     for positions, _ in found:
         missing[positions] = False
     if missing.any():
         found.append((np.flatnonzero(missing), take(rows[missing])))
-    if not found:
-        return take(rows)
     X = np.empty((len(rows), found[0][1].shape[1]), dtype=np.float32)
     for positions, features in found:
         X[positions] = features
