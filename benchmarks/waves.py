@@ -33,7 +33,7 @@ from dal.selection.strategy import Strategy
 
 ROWS = 200_000
 BLOCKS = 1_000
-"""A set has at least so many blocks, of which a first wave takes 32: a few rows each, since real pools are larger."""
+"""The least number of blocks of a set. A first wave takes 32 of them, so that they are small where sets are."""
 
 
 def _sorted(source: Source) -> World:
@@ -186,7 +186,7 @@ def _turned(n_rows: int, dim: int, dtype: str) -> Iterator[npt.NDArray[Any]]:
 
 
 def _classes(X: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.int64]:
-    """Tell classes apart by planes, one of them bent."""
+    """Return the class of each record: its sides of two surfaces, one of them bent."""
     X = X / STEPS if dtype == "int8" else X
     return (X[:, 0] + 0.3 * X[:, 1] ** 2 > 0.3).astype(np.int64) + 2 * (X[:, 2] > 0.5 * X[:, 3])
 
@@ -271,7 +271,7 @@ HEAD = """| round | by | rows scored | waves | GiB read | scan, s | whole round,
 def cost(
     rows: int, dim: int, dtype: str, rounds: int, batch: int, workers: int, directory: Path | None, into: Path | None
 ) -> None:
-    """Play a campaign by waves on a large generated pool, and time its rounds against those that score all of it."""
+    """Play a campaign by waves on a generated pool, and time its rounds against one that scores the whole pool."""
     click.echo(", ".join(f"{name} {value}" for name, value in machine.facts().items()))
     with tempfile.TemporaryDirectory(prefix="dal-waves-") as name:
         pool = _pool(directory or Path(name), rows, dim, dtype)

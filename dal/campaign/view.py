@@ -404,7 +404,7 @@ class Status:
     shares : dict of str to Estimate
         Share of each class in the pool, by the explore answers.
     balance : tuple of ClassBalance
-        The classes that are to have a share of the labels, those that lack most first.
+        The classes with a share of the labels as a target, the farthest below it first.
     notes : tuple of str
         Warnings of the learner's last fit.
     learner : str

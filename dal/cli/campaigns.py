@@ -92,7 +92,7 @@ def status_(directory: Path) -> None:
 
 
 def tell_balance(balance: Sequence[ClassBalance]) -> None:
-    """Print how far the classes are from the shares that they are to have, those that lack most first."""
+    """Print how far the classes are from their target shares, the farthest below first."""
     for each in balance[:_LISTED_CLASSES]:
         say(each.text)
     if len(balance) > _LISTED_CLASSES:

@@ -17,7 +17,8 @@ Codes = npt.NDArray[np.integer[Any]]
 FOLDS = 5
 STEP = 4.0
 FEWEST, MOST = 30, 5_000
-"""Records to choose by: below, the given penalty stays; above, so many are drawn by hash, as all would take minutes."""
+"""Least and largest number of records to choose by. With fewer, the given penalty stays. Of more, a part is drawn by
+hash: all would take minutes."""
 
 OF_LOSS, OF_MISTAKES = 2.0, 1.0
 """Standard errors within which a larger C counts as no worse than the best one."""

@@ -27,9 +27,8 @@ Floats32 = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
 
-NAMED = 5
-"""Classes that a warning names at most."""
 _NAMED = 5
+"""Classes that a warning names at most."""
 
 
 @dataclass(frozen=True)
@@ -363,7 +362,8 @@ def wanted_of(view: View, current: Round, strategy: Strategy) -> int:
 def wanted_of_search(view: View, current: Round, strategy: Strategy) -> int:
     """Return the number of records for which a search keeps candidates.
 
-    A shortlist of several for each record needs no more. One of just as many needs those that others may take.
+    A shortlist of several records for each one has room for others. A shortlist of one needs more: the explore share
+    and the reserve may take some.
     """
     if current.search is None:
         return 0
@@ -385,10 +385,10 @@ def quotas_of_round(view: View, current: Round, model: Model | None) -> tuple[in
     shares = [share if count else 0.0 for share, count in zip(current.balance, labels.tolist(), strict=True)]
     unknown = [model.classes[code] for code, share in enumerate(current.balance) if share and not labels[code]]
     if unknown:
-        more = f" and {len(unknown) - NAMED} other classes" if len(unknown) > NAMED else ""
+        more = f" and {len(unknown) - _NAMED} other classes" if len(unknown) > _NAMED else ""
         _log.warning(
             "No label names %s yet, so that none can be predicted to be so: search for one.",
-            ", ".join(unknown[:NAMED]) + more,
+            ", ".join(unknown[:_NAMED]) + more,
         )
     return quotas_of(shares, labels.tolist(), max(0, current.k - _beside(view, current)))
 

@@ -128,7 +128,7 @@ def scan(
         of it. The result is exact over these blocks, and depends on nothing else. Cells are read where they are stored,
         and not written.
     carried : Carried, optional
-        Rows to score again beside the waves, such as those that the pass before has kept; excluded ones are left out.
+        Rows to score again beside the waves, such as the candidates of the pass before. Excluded rows are left out.
     per_class : sequence of int, default=()
         For each class code, how many of the best of the records that the model predicts to be of it are kept as well:
         see :func:`dal.selection.balance.kept_of_classes`.
