@@ -257,6 +257,27 @@ def test_a_logout_takes_records_back_and_asks_for_the_link(
     assert len(Queue(campaign).lease("bob", 10)) == 9
 
 
+@pytest.mark.parametrize("button", ["Log out", "Stop for now"])
+def test_one_who_stops_while_an_answer_is_under_way_holds_no_records(
+    digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened, button: str
+) -> None:
+    campaign = made(digits, tmp_path / "c", batch_size=10)
+    campaign.next_batch()
+    link = Annotators(campaign).add("ann", "annotator")
+    page = opened()
+    page.goto(f"{serve(campaign).url}enter#{link}")
+    in_state(page, "record")
+    held: list[Route] = []
+    page.route("**/api/answers", lambda route: held.append(route), times=1)
+    with page.expect_request("**/api/answers"):
+        page.keyboard.press("1")
+    page.get_by_role("button", name=button).click()
+    with page.expect_response("**/api/release"):
+        held[0].continue_()
+    assert len(answers(campaign)) == 1
+    assert len(Queue(campaign).lease("bob", 10)) == 9
+
+
 def test_an_image_that_the_server_could_not_give_in_time_comes_when_it_is_back(
     digits: tuple[str, np.ndarray], tmp_path: Path, serve: Serve, opened: Opened
 ) -> None:

@@ -26,7 +26,7 @@ export class Work {
     this.finished = false;
     this.dry = false; // the server had no more records when it was asked last
     this.outbox = null;
-    this.busy = false;
+    this.exchanging = null; // the promise of the exchange under way
     this.again = false;
     this.pause = 0;
     this.timer = 0;
@@ -215,10 +215,13 @@ export class Work {
 
   /** Hand the records in hand back, for others. */
   async finish() {
-    const rows = this.queue.map((record) => record.row);
-    this.queue = [];
     this.finished = true;
     this.looking = null;
+    this.changed();
+    await this.exchanging; // it may bring more records, after these were handed back
+    if (!this.finished) return; // resumed meanwhile
+    const rows = this.queue.map((record) => record.row);
+    this.queue = [];
     this.changed();
     try {
       if (rows.length) await ask("api/release", { rows });
@@ -258,13 +261,13 @@ export class Work {
   // -- the server ----------------------------------------------------------------------------------------------------
 
   /** Send what is unsent, and take as many records as are missing. One request at a time; calls meanwhile make one more. */
-  async sync() {
-    if (this.busy) {
-      this.again = true;
-      return;
-    }
+  sync() {
+    if (this.exchanging) this.again = true;
+    return (this.exchanging ??= this.#exchangeAll());
+  }
+
+  async #exchangeAll() {
     clearTimeout(this.timer);
-    this.busy = true;
     try {
       do {
         this.again = false;
@@ -276,7 +279,7 @@ export class Work {
     } catch (error) {
       this.#failed(error, () => this.sync());
     } finally {
-      this.busy = false;
+      this.exchanging = null;
     }
     this.changed();
   }
