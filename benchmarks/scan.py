@@ -24,9 +24,10 @@ dal_first, dal_cells
     their features. The first scan of a campaign computes the cell of every row and writes it; later ones read it. Both
     are left out where the pool is too small for cells.
 
-With ``--dtype`` the pool is a narrow one of the same records, and only dal and hand, which decode it, take part; the
-result says which share of the candidates a float32 pool gives as well. With ``--layout`` it is a plain Zarr array of
-another layout, for dal, hand and plain. ``start_seconds`` is the median time of a scan of a single chunk.
+With ``--dtype`` the pool is a narrow one of the same records, and only dal and hand, which decode it, take part, beside
+both on the float32 pool (dal_float32, hand_float32); the result says which share of the candidates that one gives.
+With ``--layout`` it is a plain Zarr array of another layout, for dal, hand and plain. ``start_seconds`` is the median
+time of a scan of a single chunk.
 """
 
 import itertools
@@ -38,7 +39,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +74,8 @@ CANDIDATES = 10_000
 NUMPY_BLOCK_ROWS = 16_384
 AGREEMENT = 0.999
 DECODING = ("dal", "hand")
+EXACT = "_float32"
+"""Ends the names of those that scan the float32 pool beside a narrow one."""
 OPENING = ("dal", "hand", "plain")
 CELLS = ("dal_first", "dal_cells")
 SHORTLIST = 10
@@ -266,8 +269,8 @@ def _dim(job: Job) -> int:
 
 
 @contextmanager
-def started(job: Job, count: int) -> Iterator[tuple[Client, dict[str, Contender]]]:
-    """Start every contender's processes, and end them afterwards; give dal's cluster as well."""
+def started(job: Job, count: int) -> Iterator[tuple[Client, list[ProcessPoolExecutor], dict[str, Contender]]]:
+    """Start every contender's processes, and end them afterwards; give dal's cluster and those of loops as well."""
     settings = SETTINGS["distributed"]["nanny"]["pre-spawn-environ"]
     with ExitStack() as stack:
         processes = [stack.enter_context(_process(settings)) for _ in range(count)]
@@ -286,7 +289,7 @@ def started(job: Job, count: int) -> Iterator[tuple[Client, dict[str, Contender]
             codebook = sample_codebook(job.pool(), wanted, random_state=0)
             contenders["dal_first"] = lambda: dal_cells_pass(job, client, codebook, write=True)
             contenders["dal_cells"] = lambda: dal_cells_pass(job, client, codebook, write=False)
-        yield client, contenders
+        yield client, processes, contenders
 
 
 @contextmanager
@@ -301,7 +304,7 @@ def _process(settings: Mapping[str, object]) -> Iterator[ProcessPoolExecutor]:
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def measure(contenders: dict[str, Contender], repeats: int, pool_path: Path) -> dict[str, list[float]]:
+def measure(contenders: dict[str, Contender], repeats: int, *pool_paths: Path) -> dict[str, list[float]]:
     """Time the contenders in turn, the order rotated, and reversed every other time."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
@@ -309,7 +312,8 @@ def measure(contenders: dict[str, Contender], repeats: int, pool_path: Path) -> 
         shift = repeat % len(names)
         order = names[shift:] + names[:shift]
         for name in order if repeat % 2 == 0 else reversed(order):
-            _into_page_cache(pool_path)
+            for path in pool_paths:
+                _into_page_cache(path)
             started_at = time.perf_counter()
             contenders[name]()
             seconds[name].append(time.perf_counter() - started_at)
@@ -388,10 +392,9 @@ def table(result: Mapping) -> Table:
     return drawn
 
 
-def agreement_with_float32(exact: Pool, model: Model, found: Found) -> float:
-    """Say which share of what a narrow pool gave the float32 pool of the same records gives, too."""
-    expected = scan(exact, model, Strategy.named("margin"), len(found.rows)).candidates
-    return len(np.intersect1d(found.rows, expected.rows)) / len(found.rows)
+def agreement_with_float32(found: Found, exact: Found) -> float:
+    """Return the share of what a narrow pool gave that the float32 pool of the same records gives, too."""
+    return len(np.intersect1d(found.rows, exact.rows)) / len(found.rows)
 
 
 def run(
@@ -418,11 +421,18 @@ def run(
         tile = plan.tile_rows(dim, model.tile_rows)
         job = Job(pool.path, str(saved), rows, tile, min(CANDIDATES, rows), str(Path(folder) / "cells.zarr"))
         load_before = machine.load()
-        with started(job, processes) as (client, every):
+        with started(job, processes) as (client, by_hand, every):
             contenders = {name: every[name] for name in every if taking_part is None or name in taking_part}
             found = {name: contender() for name, contender in contenders.items()}
             shares = agreement(found, job)
-            seconds = measure(contenders, repeats, Path(pool.path))
+            paths = [Path(pool.path)]
+            if dtype != "float32":
+                of_exact = replace(job, pool_path=exact.path)
+                beside = {"dal": lambda: dal_pass(of_exact, client), "hand": lambda: hand_pass(of_exact, by_hand)}
+                contenders |= {name + EXACT: beside[name] for name in DECODING}
+                exactly = {name + EXACT: agreement_with_float32(found["dal"], beside[name]()) for name in DECODING}
+                shares, paths = shares | exactly, [*paths, Path(exact.path)]
+            seconds = measure(contenders, repeats, *paths)
             start = start_seconds(directory, model, client)
     return {
         "rows": rows,
@@ -431,7 +441,7 @@ def run(
         "dtype": dtype,
         "layout": layout,
         "start_seconds": start,
-        "agreement_with_float32": 1.0 if dtype == "float32" else agreement_with_float32(exact, model, found["dal"]),
+        "agreement_with_float32": shares.get("dal" + EXACT, 1.0),
         "learner": learner,
         "estimator": repr(model.estimator),
         "repeats": repeats,
@@ -463,7 +473,7 @@ def run(
     type=click.Choice(["float32", "float16", "bfloat16", "int8"]),
     default="float32",
     show_default=True,
-    help="How the pool stores the records; but for float32, dal and hand alone.",
+    help="How the pool stores the records; but for float32, dal and hand alone, on that pool and the float32 one.",
 )
 @click.option(
     "--layout",

@@ -50,7 +50,10 @@ def test_scan_measures_all_contenders_in_one_run(tmp_path: Path) -> None:
 def test_a_narrow_pool_is_scanned_by_those_that_decode_it(tmp_path: Path) -> None:
     result = run(tmp_path, 12_000, 8, "logistic", 1, 1, "int8")
     assert result["dtype"] == "int8"
-    assert list(result["seconds"]) == ["dal", "hand"]
+    assert list(result["seconds"]) == ["dal", "hand", "dal_float32", "hand_float32"]
+    seconds = {name: times[0] for name, times in result["seconds"].items()}
+    assert result["ratio"]["dal_float32"] == pytest.approx(seconds["dal_float32"] / seconds["dal"])
+    assert result["agreement"]["dal_float32"] == result["agreement_with_float32"]
     exact = synthetic.pool_of(tmp_path, 12_000, 8)
     narrow = synthetic.narrowed(exact, "int8")
     assert narrow.encoding == "int8"

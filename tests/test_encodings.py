@@ -189,6 +189,42 @@ def test_float16_keeps_nan_and_makes_infinite_what_is_beyond(tmp_path: Path) -> 
     np.testing.assert_array_equal(got, np.array([[np.nan, np.inf, -np.inf, 65504, 0]], np.float32))
 
 
+def test_every_half_is_decoded_as_numpy_casts_it() -> None:
+    every = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)]
+    for halves in (every, every[::-1], finite, finite[np.signbit(finite)], every[np.isnan(every)]):
+        for values in (halves.reshape(-1, 2)[3:], halves.reshape(-1, 2)[3:].astype(">f2")):
+            got = np.full(values.shape, 7, np.float32)
+            decoder("float16", None)(values, got)
+            expected = values.astype(np.float32)
+            np.testing.assert_array_equal(got, expected)
+            np.testing.assert_array_equal(np.signbit(got), np.signbit(expected))
+
+
+def test_halves_that_are_no_numbers_stay_where_they_are() -> None:
+    X = np.random.default_rng(3).standard_normal((50, 3)).astype(np.float16)
+    for value in (np.inf, -np.inf, np.nan, -np.nan):
+        holed = X.copy()
+        holed[[7, 7, 49], [0, 2, 1]] = value
+        got = np.empty((50, 6), np.float32)
+        decoder("float16", None)(holed, got[:, ::2])
+        np.testing.assert_array_equal(got[:, ::2], holed.astype(np.float32))
+    decoder("float16", None)(X[:0], np.empty((0, 3), np.float32))
+
+
+@pytest.mark.parametrize("width", [1, 3, 16, 5000, 8192, 10_001])
+@pytest.mark.parametrize("height", [0, 1, 7, 2731])
+def test_int8_of_any_width_is_multiplied_feature_by_feature(width: int, height: int) -> None:
+    height = min(height, 2**18 // width)
+    rng = np.random.default_rng(width)
+    steps = rng.integers(-127, 128, (height, width)).astype(np.int8)
+    scale = rng.random(width, dtype=np.float32) + np.float32(0.1)
+    expected = steps.astype(np.float32) * scale
+    for got in (np.empty((height, width), np.float32), np.empty((height, 2 * width), np.float32)[:, ::2]):
+        decoder("int8", scale)(steps, got)
+        np.testing.assert_array_equal(got, expected)
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.tuples(FLOATS, FLOATS).filter(lambda two: np.isfinite(two).all()), min_size=1))
 def test_int8_is_within_half_a_step(values: list[tuple[float, float]]) -> None:
