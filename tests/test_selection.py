@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from scipy.stats import norm, rankdata
 from sklearn.cluster import kmeans_plusplus
 from sklearn.datasets import load_digits
@@ -1023,6 +1024,20 @@ def test_cells_of_wide_records_lie_along_the_axes_on_which_records_differ_most()
     chosen = distances[np.arange(len(cells)), cells]
     np.testing.assert_allclose(chosen, distances.min(axis=1), atol=1e-6)
     assert len(np.unique(cells)) == 20
+
+
+@given(st.data())
+def test_of_equally_near_centers_the_first_is_the_cell_in_any_block(data: st.DataObject) -> None:
+    # Small integers: single precision is exact, so that ties are ties.
+    small = st.integers(-4, 4)
+    centers = data.draw(hnp.arrays(np.float32, st.tuples(st.integers(1, 30), st.just(4)), elements=small))
+    X = data.draw(hnp.arrays(np.float32, st.tuples(st.integers(1, 300), st.just(4)), elements=small))
+    X[data.draw(hnp.arrays(bool, X.shape))] = np.nan
+    mean = data.draw(hnp.arrays(np.float32, 4, elements=small))
+    codebook = Codebook(mean, np.full(4, 0.5, np.float32), np.eye(4, dtype=np.float32), centers)
+    placed = np.where(np.isnan(X), 0, X - mean)
+    expected = [min(range(len(centers)), key=lambda cell: ((record - centers[cell]) ** 2).sum()) for record in placed]
+    np.testing.assert_array_equal(codebook.assign(X), expected)
 
 
 def test_huge_values_are_embedded_as_finite_ones() -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,9 @@ CELL_AXES = 16
 reading and scoring by a linear model, in 16 about as long."""
 
 
-_BLOCK_ROWS = 512
+_BLOCK_ROWS = 128
+"""Records whose cells are found at once: distances to 256 centers, 128 KiB, stay in the core's cache, and OpenBLAS
+multiplies these without packing them first."""
 
 
 MOST_DEVIATIONS = np.float32(1e4)
@@ -109,19 +112,37 @@ class Codebook:
         ``X`` is in feature space, (n, d); what is missing (NaN) is taken for the mean. It is taken in blocks that stay
         in the core's cache.
         """
-        projection = self.axes / (self.scale * np.float32(np.sqrt(X.shape[1])))[:, None]
-        halves = 0.5 * (self.centers * self.centers).sum(axis=1)
+        projection, nearness = self._factors
         cells = np.empty(len(X), dtype=np.uint16)
+        # Room that is used again: its pages stay in the cache.
+        centred = np.empty((min(_BLOCK_ROWS, len(X)), X.shape[1]), dtype=np.float32)
+        along = np.ones((len(centred), len(nearness)), dtype=np.float32)
+        near = np.empty((len(centred), nearness.shape[1]), dtype=np.float32)
         # What overflows far from everything else is put into some cell, and always into the same one.
         with np.errstate(over="ignore", invalid="ignore"):
             for start in range(0, len(X), _BLOCK_ROWS):
-                centred = X[start : start + _BLOCK_ROWS] - self.mean
-                along = centred @ projection
-                if np.isnan(along).any():
+                count = min(_BLOCK_ROWS, len(X) - start)
+                block = np.subtract(X[start : start + count], self.mean, out=centred[:count])
+                projected = block @ projection
+                if np.isnan(projected).any():
                     # All of the block again: the last bits of a product depend on its height.
-                    along = np.where(np.isnan(centred), np.float32(0), centred) @ projection
-                cells[start : start + len(along)] = (halves - along @ self.centers.T).argmin(axis=1)
+                    block[np.isnan(block)] = 0.0
+                    projected = block @ projection
+                along[:count, :-1] = projected
+                np.matmul(along[:count], nearness, out=near[:count])
+                cells[start : start + count] = near[:count].argmax(axis=1)
         return cells
+
+    @cached_property
+    def _factors(self) -> tuple[Floats32, Floats32]:
+        r"""The matrices by which centred records are multiplied: onto the axes, and on to the centers.
+
+        A record :math:`z` along the axes is nearest to the center :math:`c` with the largest :math:`z c - c^2 / 2`; the
+        last row of the second matrix holds the halves, for a column of ones in the records.
+        """
+        projection = self.axes / (self.scale * np.float32(np.sqrt(len(self.mean))))[:, None]
+        halves = 0.5 * (self.centers * self.centers).sum(axis=1)
+        return projection, np.ascontiguousarray(np.vstack([self.centers.T, -halves]))  # a tenth faster by rows
 
     def digest(self) -> str:
         """Name the codebook by its content."""
