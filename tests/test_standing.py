@@ -28,6 +28,7 @@ from dal.explorer.run import run_of_campaign
 from dal.learners.models import Model
 from dal.loop.coordinator import Coordinator
 from dal.loop.savings import saved
+from dal.loop.state import next_step
 from dal.map import map_of
 from dal.pool import Pool
 from dal.web.overview import Overviews
@@ -370,7 +371,9 @@ def test_a_status_is_read_over_a_few_connections_and_keeps_none(truth: tuple[Poo
         assert len(opened) == 2, "one snapshot for all that is read"
         saved(campaign)
         assert len(opened) == 3
-        assert len(closed) == 3
+        next_step(campaign)
+        assert len(opened) == 4
+        assert len(closed) == 4
     finally:
         for name, listener in listeners:
             event.remove(Connections, name, listener)

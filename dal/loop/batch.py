@@ -405,7 +405,9 @@ def _beside(view: View, current: Round) -> int:
 
 def explore_of(view: View, current: Round) -> int:
     """Return how many records of a round's batch are drawn uniformly."""
-    before, explored = sum(view.campaign.rounds.batch_sizes().values()), len(view.campaign.rounds.explored_rows())
+    rounds = view.campaign.rounds
+    with view.campaign.database.snapshot():
+        before, explored = sum(rounds.batch_sizes().values()), len(rounds.explored_rows())
     return explore_count(current.explore, before, explored, current.k)
 
 

@@ -154,22 +154,23 @@ class Coordinator:
 
     def freeze(self) -> None:
         """Open a round: fix everything that it will be computed from."""
-        pool, settings, view = self.view.grown_pool(), self.campaign.settings, self.view
-        strategy = COVERAGE if self.coverage else settings.strategy
-        # Refused now: people may edit campaign.toml, and what a round has frozen stays.
-        Strategy.named(strategy, settings.explore)
-        check_weights(learner_of(self.campaign), settings)
-        if not self.coverage and (reason := one_class(view)):
-            _log.warning("%s.", reason)
-            strategy = COVERAGE
-        stop_set = settings.measuring.stop_set or 0
-        left = pool.n_rows - len(view.never_asked(stop_set))
-        if left < settings.batch_size:
-            _log.warning("Only %d records were never asked: the batch is that short.", left)
-        search, useless = self._sought(pool)
-        k = min(settings.batch_size, left, view.left(len(view.labels().codes)))
-        learns = strategy != COVERAGE and len(np.unique(view.labels().codes)) > 1
-        waves = waves_of(self.campaign, pool, k, Strategy.named(strategy)) if learns and not self.full else None
+        with self.campaign.database.snapshot():
+            pool, settings, view = self.view.grown_pool(), self.campaign.settings, self.view
+            strategy = COVERAGE if self.coverage else settings.strategy
+            # Refused now: people may edit campaign.toml, and what a round has frozen stays.
+            Strategy.named(strategy, settings.explore)
+            check_weights(learner_of(self.campaign), settings)
+            if not self.coverage and (reason := one_class(view)):
+                _log.warning("%s.", reason)
+                strategy = COVERAGE
+            stop_set = settings.measuring.stop_set or 0
+            left = pool.n_rows - len(view.never_asked(stop_set))
+            if left < settings.batch_size:
+                _log.warning("Only %d records were never asked: the batch is that short.", left)
+            search, useless = self._sought(pool)
+            k = min(settings.batch_size, left, view.left(len(view.labels().codes)))
+            learns = strategy != COVERAGE and len(np.unique(view.labels().codes)) > 1
+            waves = waves_of(self.campaign, pool, k, Strategy.named(strategy)) if learns and not self.full else None
         self.campaign.rounds.freeze(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,

@@ -16,9 +16,10 @@ def next_step(campaign: CampaignStore) -> Action:
 
 
 def state_of(view: View) -> State:
-    """Read a campaign's state as the loop takes it."""
-    now, last = view.position(), view.campaign.rounds.last
-    trainable = (
-        last is not None and last.strategy != COVERAGE and len(np.unique(view.labels(last.last_answer).codes)) > 1
-    )
-    return State(now.round, now.step, trainable, now.pending, now.spare, view.verdicts())
+    """Read a campaign's state, at one moment, as the loop takes it."""
+    with view.campaign.database.snapshot():
+        now, last = view.position(), view.campaign.rounds.last
+        trainable = (
+            last is not None and last.strategy != COVERAGE and len(np.unique(view.labels(last.last_answer).codes)) > 1
+        )
+        return State(now.round, now.step, trainable, now.pending, now.spare, view.verdicts())
