@@ -17,6 +17,9 @@ Missing = Literal["refuse", "fill"]
 ENCODINGS = ("float32", "float16", "bfloat16", "int8", "uint8")
 """How a pool stores its features, see :mod:`dal.pool.encodings`."""
 
+AUTO = "auto"
+"""In place of an encoding: the narrowest that leaves scores as they are, see :mod:`dal.pool.narrowing`."""
+
 FORMATS = ("csv", "jsonl", "parquet", "prodigy", "label-studio")
 """Formats of files of answers, see :mod:`dal.exchange`."""
 

@@ -288,7 +288,7 @@ def test_blocks_are_refused_for_int8(tmp_path: Path) -> None:
 
 def test_unknown_dtypes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        SourceError, match="`dtype` must be one of float32, float16, bfloat16, int8, uint8, got 'float8'"
+        SourceError, match="`dtype` must be one of float32, float16, bfloat16, int8, uint8, auto, got 'float8'"
     ):
         Pool.build(records(), tmp_path / "pool.zarr", dtype="float8")
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dal.choices import ENCODERS, ENCODINGS, Missing
+from dal.choices import AUTO, ENCODERS, ENCODINGS, Missing
 from dal.cli.options import missing_chunks_option, split, workers_options
 from dal.cli.terminal import as_bytes, say, shown
 
@@ -44,8 +44,9 @@ def pool() -> None:
 @click.option("--display", default="", help="Columns to show to annotators, separated by commas.")
 @click.option(
     "--dtype",
-    type=click.Choice(ENCODINGS),
-    help="How to store the features; narrow types are read faster and are less exact. Default: float32, or uint8 kept.",
+    type=click.Choice((AUTO, *ENCODINGS)),
+    help="How to store the features; narrow types are read faster and are less exact. auto: the narrowest of int8, "
+    "float16 and float32 that leaves the scores of a sample as they are. Default: float32, or uint8 kept.",
 )
 @click.option("--text", help="Column of texts to make the features from; it is shown as well.")
 @click.option("--vectoriser", help="What does so: module:object, a transformer of scikit-learn, fitted or not.")
@@ -211,6 +212,10 @@ def _describe(opened: Pool) -> None:
 
     shape = " x ".join(str(length) for length in opened.record_shape)
     say(f"{opened.path}: {opened.n_rows:,} records of {shape} {opened.encoding}, {as_bytes(opened.nbytes)}")
+    if opened.evidence:
+        from dal.pool.narrowing import evidence_text
+
+        say(evidence_text(opened.evidence))
     if opened.feature_names:
         say(f"features: {listed(opened.feature_names)}")
     if opened.left_out:

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from queue import SimpleQueue
@@ -31,16 +31,17 @@ import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from dal._distribution import needs
-from dal.choices import ENCODINGS
+from dal.choices import AUTO, ENCODINGS
 from dal.errors import DalError, PoolError, SourceError, StoreError
 from dal.locks import locked
 from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool._zarr import storing_all_chunks, whole
 from dal.pool.chunks import ChunkFiles, ChunkObjects, read_rows
 from dal.pool.encoded import TEXTS_AT_ONCE, Encoded, RawArrays, RawSource, RawTexts, joined
-from dal.pool.encodings import Encode, Floats32, encoder, scale_of
+from dal.pool.encodings import Encode, Floats32, encoder, scale_of, scale_of_largest
 from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
+from dal.pool.narrowing import FIRST_ROWS, Evidence, dtype_by_evidence, sample_of
 from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import Block, Source, checked, open_source
 from dal.pool.store import (
@@ -130,14 +131,25 @@ def build(
         start = build.rows if build else 0
         if build and isinstance(opened, Encoded):
             opened.resume(build.missing)
-        scale = None
-        if dtype == "int8":
-            scale = build.scale() if build else _scale(opened)
         held.enter_context(_noted(where, store, opened))
-        blocks = checked(opened.blocks(start), start, encoder(dtype, scale), build.kinds if build else None)
+        given, stored = opened.blocks(start), dtype
+        evidence, scale = None, None
+        if dtype == AUTO and build:
+            stored = build.encoding
+        elif dtype == AUTO:
+            given, evidence, scale = _judged(opened, given)
+            stored = evidence.chosen if evidence else None
+        if stored != "int8":
+            scale = None
+        elif build:
+            scale = build.scale()
+        elif scale is None:
+            scale = _scale(opened)
+        encode = _Saying(encoder(stored, scale))
+        blocks = checked(given, start, encode, build.kinds if build else None)
         if build is None:
             head, n_rows = _head(blocks, opened.n_rows, how.sizes)
-            encoding = dtype or head[0].features.dtype.name
+            encoding = stored or head[0].features.dtype.name
             with _creation_errors(where):
                 if group is None:
                     held.enter_context(_locked_new(where, store))
@@ -152,6 +164,7 @@ def build(
                     encoding=encoding,
                     identity=identity,
                     scale=scale,
+                    evidence=evidence,
                 )
             blocks = itertools.chain(head, blocks)
         held.callback(build.close)
@@ -162,6 +175,7 @@ def build(
             if isinstance(where, Path):  # before the pool is marked complete, so that a killed build can be run again
                 _note(where).unlink(missing_ok=True)
             build.complete()
+        encode.warn(where)
         return _written(where, store)
 
 
@@ -208,7 +222,7 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
             group = zarr.open_group(store, mode="r+")
         build = _Build(where, group, how.sizes)
         held.callback(build.close)
-        encode = encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None)
+        encode = _Saying(encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None))
         build.encoded = opened if isinstance(opened, Encoded) else None
         if APPENDING in state:  # what is written of it now would look like another process's
             indexes()
@@ -217,6 +231,7 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         blocks = build.checked(opened.blocks(start), start, encode)
         with build.full_disk_errors():
             build.append(blocks, progress, opened.n_rows, start, indexes)
+        encode.warn(where)
         return _written(where, store)
 
 
@@ -575,8 +590,8 @@ def _creation_errors(where: Place) -> Iterator[None]:
 
 
 def _refuse_dtype(dtype: str | None, source: Source) -> None:
-    if dtype is not None and dtype not in ENCODINGS:
-        raise SourceError(f"`dtype` must be one of {', '.join(ENCODINGS)}, got {dtype!r}")
+    if dtype is not None and dtype not in (*ENCODINGS, AUTO):
+        raise SourceError(f"`dtype` must be one of {', '.join((*ENCODINGS, AUTO))}, got {dtype!r}")
     if dtype in ("int8", "uint8") and isinstance(source, Encoded):
         raise SourceError(
             f"`dtype` must be float32, bfloat16 or float16 for encoded records, which may be missing, got {dtype}"
@@ -590,6 +605,33 @@ def _refuse_dtype(dtype: str | None, source: Source) -> None:
 
 def _scale(source: Source) -> Floats32:
     return scale_of(block.features for block in checked(source.blocks(0), 0, encoder("float32")))
+
+
+def _judged(source: Source, blocks: Iterator[Block]) -> tuple[Iterator[Block], Evidence | None, Floats32 | None]:
+    """Return the blocks of a source again, the evidence for a stored type, and the int8 scale; None for uint8.
+
+    All records are read once for it, but of a source that can be read or encoded only once, the first ones.
+    """
+    whole = not source.single and not isinstance(source, Encoded)
+    firsts: list[Block] = []
+    seen: list[npt.NDArray[Any]] = []
+
+    def noted() -> Iterator[Block]:
+        for block in blocks:
+            firsts.append(block)
+            yield block
+
+    for stored in checked(noted(), 0, encoder(None)):
+        seen.append(stored.features)
+        if whole or sum(map(len, seen)) >= FIRST_ROWS:
+            break
+    given = itertools.chain(firsts, blocks)
+    if not seen or seen[0].dtype == np.uint8:
+        return given, None, None
+    as_floats = encoder("float32")
+    records = (block.features for block in checked(source.blocks(0), 0, as_floats)) if whole else iter(seen)
+    sample = sample_of(records, whole=whole)
+    return given, dtype_by_evidence(sample), scale_of_largest(sample.largest)
 
 
 def _existing(where: Place, store: Any) -> zarr.Group | None:  # noqa: ANN401 - as `for_zarr`
@@ -724,6 +766,7 @@ def _create_build(
     encoding: str,
     identity: Mapping[str, Any] | None,
     scale: Floats32 | None,
+    evidence: Evidence | None,
 ) -> "_Build":
     """Lay out a new pool, in place of an existing one."""
     state = {
@@ -738,6 +781,7 @@ def _create_build(
         "has_ids": first.ids is not None,
         "encoding": encoding,
         "source": identity,
+        **({"evidence": asdict(evidence)} if evidence else {}),
     }
     if group is None:
         _remove_partial(where)
@@ -956,6 +1000,31 @@ class _Column:
         self._buffer: npt.NDArray[Any] = self._room if self._chunks is None else self._chunks.records(self._room)
 
 
+class _Saying:
+    """Encodes, and counts the records of which float16 makes a value infinite that is none: they are never asked."""
+
+    def __init__(self, encode: Encode) -> None:
+        self._encode = encode
+        self._records = 0
+
+    def __call__(self, features: npt.NDArray[Any], row: int) -> npt.NDArray[Any]:
+        stored = self._encode(features, row)
+        if stored.dtype == np.float16 and (infinite := np.isinf(stored)).any():
+            beyond = (infinite & np.isfinite(features)).reshape(len(stored), -1)
+            self._records += int(beyond.any(axis=1).sum())
+        return stored
+
+    def warn(self, where: Place) -> None:
+        """Warn of such records, if there are any."""
+        if self._records:
+            _log.warning(
+                "%s: %d records have values beyond float16 (65,504), stored as infinite: they are never asked; build"
+                " a pool of float32 for them",
+                where,
+                self._records,
+            )
+
+
 class _Build:
     """A pool that is being written; `rows` of it are safe."""
 
@@ -1154,6 +1223,12 @@ class _Build:
         self._writes.wait()
         # Known with the index itself, in the one write of the attributes that follows.
         self._state |= {"version": VERSION, "id_hash": HASH}
+
+    @property
+    def encoding(self) -> str:
+        """The stored type of the features."""
+        name: str = self._state["encoding"]
+        return name
 
     def scale(self) -> Floats32:
         """Return the scale of each feature by which the existing rows are stored."""

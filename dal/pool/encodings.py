@@ -107,6 +107,11 @@ def scale_of(blocks: Iterable[Features]) -> Floats32:
             _refuse_not_finite(features, row)
         largest = np.maximum(largest, of_block)
         row += len(block)
+    return scale_of_largest(largest)
+
+
+def scale_of_largest(largest: Floats32) -> Floats32:
+    """Return the int8 scale of features by their largest magnitudes, see `scale_of`."""
     # A subnormal scale is too coarse for 127 steps to reach the maximum, and the largest scale times 127 would
     # overflow.
     most = np.nextafter(np.float32(np.finfo(np.float32).max / STEPS), np.float32(0))

@@ -184,6 +184,9 @@ class Pool:
         Whether it holds a small picture of each record, see `pictures`: in pools of encoded pictures.
     unencoded : mapping
         The records that could not be encoded: their ``count``, and as ``named`` row, id and cause of the first ones.
+    evidence : mapping
+        In a pool that was built by ``dtype="auto"``, the attributes of the :class:`dal.pool.narrowing.Evidence` for its
+        type; empty in others.
     packing : Packing or None
         Conversion of a plain array's values, where its attributes ask for one.
     missing_chunks : {"refuse", "fill"}
@@ -214,6 +217,7 @@ class Pool:
         self.left_out: tuple[str, ...] = tuple(made_from.get("left_out", ()))
         self.encoder: str | None = made_from.get("encoder")
         self.unencoded: Mapping[str, Any] = described.get("unencoded", {})
+        self.evidence: Mapping[str, Any] = described.get("evidence", {})
         self.fingerprint: str = described.get("fingerprint") or _digest(features)
         # While records are being appended, the arrays may be longer than the number of rows in the description.
         self.n_rows = int(described.get("n_rows", features.shape[0]))
@@ -303,7 +307,10 @@ class Pool:
             Stored type of the features, each rounded to float32 first. ``"float32"``; ``"float16"`` and ``"bfloat16"``,
             rounded to nearest even, with values beyond their range infinite; ``"int8"``, 127 steps to each side of zero
             for each feature; ``"uint8"``, for whole numbers from 0 to 255. int8 needs an extra pass over the source, so
-            no iterable of `Block`; int8 and uint8 refuse NaN. Default: float32, or uint8 for a source of uint8.
+            no iterable of `Block`; int8 and uint8 refuse NaN. ``"auto"``, the narrowest of int8, float16 and float32
+            that leaves the scores of a sample as they are, see :mod:`dal.pool.narrowing`; it takes the same extra pass,
+            but looks at the first records alone of a source that can be read or encoded only once, and keeps uint8.
+            `Pool.evidence` has the figures. Default: float32, or uint8 for a source of uint8.
         sizes : Sizes, optional
             Of the chunks and shards that are written, and of what is read and sorted at a time, such as
             ``Sizes(chunk_bytes=4 * 2**20)``. The defaults suit files and object stores alike.

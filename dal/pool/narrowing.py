@@ -1,0 +1,229 @@
+"""The choice of a stored type by evidence: scores of a sample of a pool, by its features as they are and narrowed.
+
+When a pool is built there are no labels and no model. So the scores are those of random linear models of two classes,
+which pass through the middle of the records: a record's score is its nearness to the boundary, in the order of which
+margin, entropy and least confidence all rank two classes. Half of the models weigh features by their standard
+deviations, as a scaler does; half by the range of their middle half, on which outliers have no say: an int8 step grows
+with the largest value, and leaves nothing of a heavy-tailed feature's many small ones.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.pool.encodings import Floats32, decoder, encoder, scale_of_largest
+from dal.selection.order import row_hash
+
+SAMPLED_ROWS = 20_000
+SAMPLED_BYTES = 32 * 2**20
+LEAST_ROWS = 1000
+"""Below them, the best 1 % are fewer than ten records; such a pool is small anyway."""
+FIRST_ROWS = 2000
+"""Of a source that can be read or encoded only once: they wait in memory until the type is known."""
+BEST = 0.01
+KEPT = 0.95
+"""Least share of the best scores that a type must keep to be chosen, by either way to weigh features."""
+_MODELS = 32
+_TIE = 1e-6
+"""Scores apart by this part of their spread are equal: many records may be, such as duplicates."""
+_PART = 1024
+
+_Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Some records of a source, and the largest values of all that were read.
+
+    Attributes
+    ----------
+    features : ndarray of float32, shape (n, d)
+    largest : ndarray of float32, shape (d,)
+        Largest finite magnitude of each feature among all records that were read.
+    finite : bool
+        Whether all values that were read are finite.
+    read : int
+        Number of records that were read.
+    whole : bool
+        Whether these are all records of the source, not its first ones.
+    """
+
+    features: Floats32
+    largest: Floats32
+    finite: bool
+    read: int
+    whole: bool
+
+
+def sample_of(blocks: Iterable[Floats32], *, whole: bool, most_rows: int = SAMPLED_ROWS) -> Sample:
+    """Return the records with the least hashes of their rows: the same ones for any blocks.
+
+    Parameters
+    ----------
+    blocks : iterable of arrays of float32, shape (n, ...)
+        Records, from the first one on.
+    whole : bool
+        Whether these are all records.
+    most_rows : int, default=20,000
+        Size of the sample, or less, where these would take more than 32 MiB.
+    """
+    kept: Floats32 = np.empty((0, 0), np.float32)
+    hashes = np.empty(0, np.uint64)
+    largest: Floats32 = np.zeros(1, np.float32)
+    finite, row = True, 0
+    for block in filter(len, blocks):
+        features = block.reshape(len(block), -1)
+        most = max(1, min(most_rows, SAMPLED_BYTES // features[:1].nbytes))
+        magnitudes = np.abs(features)
+        if not (usual := np.isfinite(magnitudes)).all():
+            finite, magnitudes = False, np.where(usual, magnitudes, np.float32(0))
+        largest = np.maximum(largest, magnitudes.max(axis=0))
+        own = row_hash(np.arange(row, row + len(features)), 0, 0)
+        row += len(features)
+        below = own < np.max(hashes) if len(hashes) == most else np.ones(len(own), np.bool_)
+        hashes = np.concatenate([hashes, own[below]])
+        kept = np.concatenate([kept.reshape(-1, features.shape[1]), features[below]])
+        if len(hashes) > most:
+            least = np.sort(np.argpartition(hashes, most)[:most])
+            hashes, kept = hashes[least], kept[least]
+    return Sample(kept, largest, finite, row, whole)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The type that was chosen, and the figures by which it was.
+
+    Attributes
+    ----------
+    chosen : str
+        The narrowest type of int8 and float16 that keeps 0.95 of the best scores, else float32.
+    kept : mapping of str to float
+        By type, the share of the best 1 % of scores that it keeps.
+    error : mapping of str to float
+        By type, the root mean square of a score's change, as a part of the scores' standard deviation.
+    refused : mapping of str to str
+        Types that could not be looked at, and why.
+    sampled, read : int
+        Number of records in the sample, and of those that it was drawn from.
+    whole : bool
+        Whether it was drawn from all records, not from the first ones.
+    """
+
+    chosen: str
+    kept: Mapping[str, float]
+    error: Mapping[str, float]
+    refused: Mapping[str, str]
+    sampled: int
+    read: int
+    whole: bool
+
+
+def dtype_by_evidence(sample: Sample) -> Evidence:
+    """Choose the narrowest type that leaves the scores of a sample as they are.
+
+    Parameters
+    ----------
+    sample : Sample
+
+    Returns
+    -------
+    Evidence
+    """
+    X, largest = sample.features, sample.largest
+    kept: dict[str, float] = {}
+    error: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    if len(X) < LEAST_ROWS:
+        few = f"fewer than {LEAST_ROWS:,} records to judge by"
+        refused = {"int8": few, "float16": few}
+    elif not sample.whole:
+        refused["int8"] = "its scale takes a pass over all records"
+    elif not sample.finite:
+        refused["int8"] = "it has no NaN and no infinity"
+    beyond = int(np.isinf(_narrowed(largest[None], "float16", None)).sum())
+    if beyond and "float16" not in refused:
+        refused["float16"] = f"{beyond} of {len(largest)} features exceed 65,504"
+    types = [name for name in ("int8", "float16") if name not in refused]
+    if types:
+        weights = _weights(X)
+        full = _scores(X, *weights)
+        for name in types:
+            narrow = _scores(_narrowed(X, name, scale_of_largest(largest)), *weights)
+            kept[name], error[name] = _kept(full, narrow), _error(full, narrow)
+    chosen = next((name for name in types if kept[name] >= KEPT), "float32")
+    return Evidence(chosen, kept, error, refused, len(X), sample.read, sample.whole)
+
+
+def evidence_text(evidence: Mapping[str, Any]) -> str:
+    """Return a line that says how a type was chosen.
+
+    Parameters
+    ----------
+    evidence : mapping
+        The attributes of an `Evidence`, as a pool keeps them.
+
+    Examples
+    --------
+    >>> found = Evidence("float16", {"int8": 0.614, "float16": 0.9987}, {}, {}, 20_000, 60_000, True)
+    >>> evidence_text(vars(found))
+    'float16 by evidence: of the best 1 % of scores int8 keeps 0.614, float16 0.999; 0.95 is asked (20,000 of 60,000
+    records)'
+    """
+    found = [f"{name} keeps {share:.3f}" for name, share in evidence["kept"].items()]
+    reasons = [f"no {name}: {reason}" for name, reason in evidence["refused"].items()]
+    of = f"{evidence['sampled']:,} of {'' if evidence['whole'] else 'the first '}{evidence['read']:,} records"
+    shares = [f"of the best 1 % of scores {', '.join(found)}; {KEPT} is asked"] if found else []
+    return f"{evidence['chosen']} by evidence: {'; '.join([*shares, *reasons])} ({of})"
+
+
+def _narrowed(X: Floats32, name: str, scale: Floats32 | None) -> Floats32:
+    """Return features as they are read after they were stored."""
+    scale = scale if name == "int8" else None
+    found = np.empty(X.shape, np.float32)
+    decoder(name, scale)(encoder(name, scale)(X, 0), found)
+    return found
+
+
+def _weights(X: Floats32) -> tuple[_Floats, _Floats]:
+    """Return the centre of each feature, and the weights (d, 2 x models): by deviations, then by quartiles."""
+    with np.errstate(invalid="ignore"):
+        held = np.where(np.isfinite(X), X, np.float32(np.nan))
+    gone = np.isnan(held).all(axis=0)
+    held[:, gone] = 0
+    centre = np.nanmean(held, axis=0, dtype=np.float64)
+    deviation = np.nanstd(held, axis=0, dtype=np.float64)
+    low, high = np.nanquantile(held, [0.25, 0.75], axis=0).astype(np.float64)
+    middle = np.where(high > low, high - low, deviation)
+    drawn = np.random.default_rng(0).standard_normal((X.shape[1], 2 * _MODELS))
+    units = np.repeat(np.stack([deviation, middle], axis=1), _MODELS, axis=1)
+    return centre, np.divide(drawn, units, out=np.zeros_like(drawn), where=units > 0)
+
+
+def _scores(X: Floats32, centre: _Floats, weights: _Floats) -> _Floats:
+    """Return decision values (n, models), a part of the records at a time; a missing feature counts as its mean."""
+    found = np.empty((len(X), weights.shape[1]))
+    for start in range(0, len(X), _PART):
+        away = X[start : start + _PART] - centre
+        away[~np.isfinite(away)] = 0
+        np.matmul(away, weights, out=found[start : start + _PART])
+    return found
+
+
+def _kept(full: _Floats, narrow: _Floats) -> float:
+    """Return the share of the best by narrow features that is among the best by full ones; of ties, any are."""
+    k = max(1, round(len(full) * BEST))
+    middle, spread = np.median(full, axis=0), full.std(axis=0)
+    far, far_narrow = np.abs(full - middle), np.abs(narrow - middle)
+    farthest = np.partition(far, k - 1, axis=0)[k - 1] + _TIE * spread
+    best = np.argsort(far_narrow, axis=0, kind="stable")[:k]
+    shares = (np.take_along_axis(far, best, axis=0) <= farthest).mean(axis=0)
+    return float(shares.reshape(2, _MODELS).mean(axis=1).min())
+
+
+def _error(full: _Floats, narrow: _Floats) -> float:
+    spread = full.std(axis=0)
+    changes = np.sqrt(((full - narrow) ** 2).mean(axis=0))
+    return float(np.median(np.divide(changes, spread, out=np.zeros_like(changes), where=spread > 0)))
