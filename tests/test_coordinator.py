@@ -514,6 +514,42 @@ def test_answers_that_come_after_the_freeze_belong_to_the_next_round(
     assert campaign.rounds.get(3).trained_on == 62
 
 
+def test_killed_while_the_rest_of_a_batch_is_answered_the_batch_is_the_same(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(close_at=0.8))
+    first = asked(campaign)
+    answered(campaign, truth, first, 24)
+    shutil.copytree(tmp_path / "c", tmp_path / "undisturbed")
+    expected = asked(Campaign.open(tmp_path / "undisturbed"))
+
+    queue, rest = Queue(campaign), set(first.rows[24:].tolist())
+    served: list[int] = []
+
+    def answer(count: int) -> None:
+        rows = [each.row for each in queue.lease("ann", count)]
+        given = queue.answer("ann", [Given(f"ann {row}", row, "submitted", int(truth[1][row])) for row in rows])
+        assert [(each.result, each.late) for each in given] == [("new", False)] * count
+        served.extend(rows)
+
+    for method in STEPS[:3]:
+        process = Process(target=killed_next_batch, args=(str(tmp_path / "c"), method, "after"))
+        process.start()
+        process.join(60)
+        assert process.exitcode == -signal.SIGKILL
+        answer(1)
+    second = asked(campaign)
+    assert second.rows.tolist() == expected.rows.tolist()
+    assert campaign.rounds.get(2).trained_on == 24
+    answer(3)
+    assert set(served) == rest, "before the records of the second batch"
+    answered(campaign, truth, second, 24)
+    third = asked(campaign)
+    assert campaign.rounds.get(3).trained_on == 54
+    rows = [*first.rows.tolist(), *second.rows.tolist(), *third.rows.tolist()]
+    assert len(set(rows)) == len(rows)
+
+
 # -- what people do to campaign.toml, and what a round can come to ----------------------------------------------------
 
 

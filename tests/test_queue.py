@@ -15,6 +15,7 @@ from sqlalchemy import select
 from dal.campaign import Account, Annotators, CampaignStore, Given, Labelling, Leased, Queue, Settings, Storage
 from dal.campaign.activity import Activity
 from dal.campaign.schema import annotators as accounts
+from dal.campaign.view import resting
 from dal.errors import CampaignError, InputError, LabelError
 from tests import databases
 from tests.batches import batch_of
@@ -41,11 +42,16 @@ class Clock:
 
 
 def made(
-    directory: Path, *, overlap: int = 1, gold: float = 0.0, rows: Sequence[int] = ROWS, reserve: int = 0
+    directory: Path,
+    *,
+    overlap: int = 1,
+    gold: float = 0.0,
+    close_at: float = 1.0,
+    rows: Sequence[int] = ROWS,
+    reserve: int = 0,
 ) -> CampaignStore:
-    chosen = replace(
-        CHOSEN, labelling=Labelling(overlap=overlap, gold=gold), storage=Storage(database=databases.fresh())
-    )
+    labelling = Labelling(overlap=overlap, gold=gold, close_at=close_at)
+    chosen = replace(CHOSEN, labelling=labelling, storage=Storage(database=databases.fresh()))
     campaign = CampaignStore.make(directory, chosen, pool_fingerprint="f00d", n_rows=1000)
     opened(campaign, rows, reserve)
     return campaign
@@ -310,6 +316,109 @@ def test_answers_to_a_closed_batch_are_late_and_count_in_the_next_round(queue: Q
     opened(campaign, [1, 2])
     assert campaign.rounds.get(2).labels == 1
     assert sorted(rows_of(queue.lease("ann", 5))) == [1, 2]
+
+
+# -- the rest of a batch -----------------------------------------------------------------------------------------------
+
+
+def closed_with(campaign: CampaignStore, answers: int) -> tuple[Queue, list[int]]:
+    """Close the first batch when some of it is answered, and give its other rows."""
+    queue = Queue(campaign)
+    mine = rows_of(queue.lease("ann", len(ROWS)))
+    queue.answer("ann", [says(f"a{row}", row) for row in mine[:answers]])
+    queue.release("ann", ROWS)
+    campaign.rounds.close(campaign.rounds.get(1))
+    return queue, sorted(mine[answers:])
+
+
+def test_the_rest_of_a_batch_is_served_before_the_next_one(tmp_path: Path) -> None:
+    campaign = made(tmp_path / "c", close_at=0.5)
+    queue, rest = closed_with(campaign, 3)
+    assert {number: rows.tolist() for number, rows in campaign.rounds.resting().items()} == {1: rest}
+    assert resting(campaign) == "round 2 is made ready without waiting for 3 records of round 1"
+    first, *others = rows_of(queue.lease("bob", 9))
+    assert sorted([first, *others]) == rest
+    (outcome,) = queue.answer("bob", [says("b1", first)])
+    assert not outcome.late
+    queue.release("bob", others)
+
+    opened(campaign, [1, 2], reserve=1)
+    assert campaign.rounds.get(2).labels == 4, "all answers up to the freeze"
+    served = queue.lease("bob", 9)
+    assert [(each.row, each.round, each.reserve) for each in served[2:]] == [(1, 2, False), (2, 2, True)]
+    assert sorted(rows_of(served[:2])) == sorted(others)
+    assert [each.round for each in served[:2]] == [1, 1]
+    assert resting(campaign) == "before round 2, people are served 2 records of round 1"
+    before = queue.own_share("bob")
+    (outcome,) = queue.answer("bob", [says("b2", served[0].row)])
+    assert not outcome.late
+    after = queue.own_share("bob")
+    assert (after.batch, after.beyond - before.beyond) == (0, 1), "each answer raises what a person sees by one"
+    assert queue.progress("bob").answered == 0, "of the second batch"
+
+    # The round after that one serves no rest of the first any more, except what somebody holds.
+    queue.answer("bob", [says("b3", 1)])
+    queue.release("bob", [served[1].row, 2])
+    campaign.rounds.close(campaign.rounds.get(2))
+    opened(campaign, [3])
+    assert rows_of(queue.lease("bob", 9)) == [3]
+    assert campaign.rounds.resting() == {}
+    assert resting(campaign) == ""
+
+
+def test_a_batch_that_was_closed_with_fewer_answers_has_no_rest(tmp_path: Path) -> None:
+    campaign = made(tmp_path / "c", close_at=0.5)
+    held = rows_of(Queue(campaign).lease("cat", 1))
+    queue, rest = closed_with(campaign, 2)
+    assert campaign.rounds.resting() == {}
+    opened(campaign, [1, 2])
+    # What cat held when it was closed comes in after the freeze: half is answered now, and still nothing is served.
+    (outcome,) = queue.answer("cat", [says("c1", held[0])])
+    assert outcome.late
+    assert campaign.rounds.pending(1) == 3
+    assert sorted(rows_of(queue.lease("bob", 9))) == [1, 2]
+    assert len(rest) == 3
+    assert campaign.rounds.resting() == {}
+
+
+def test_a_campaign_that_waits_for_all_answers_has_no_rest(tmp_path: Path) -> None:
+    campaign = made(tmp_path / "c")
+    queue, _ = closed_with(campaign, 5)
+    opened(campaign, [1, 2])
+    assert sorted(rows_of(queue.lease("bob", 9))) == [1, 2]
+
+
+def test_the_rest_waits_for_as_many_people_as_the_overlap(tmp_path: Path) -> None:
+    campaign = made(tmp_path / "c", overlap=2, close_at=0.5)
+    queue = Queue(campaign)
+    for who in ("ann", "bob"):
+        queue.lease(who, 9)
+        queue.answer(who, [says(f"{who}{row}", row) for row in ROWS[:3]])
+    queue.answer("ann", [says("ann4", ROWS[3])])
+    for who in ("ann", "bob"):
+        queue.release(who, ROWS)
+    campaign.rounds.close(campaign.rounds.get(1))
+    opened(campaign, [1, 2])
+    assert campaign.rounds.resting()[1].tolist() == sorted(ROWS[3:])
+    assert sorted(rows_of(queue.lease("ann", 2))) == sorted(ROWS[4:])
+    assert sorted(rows_of(queue.lease("bob", 3))) == sorted(ROWS[3:])
+    # An answer that is taken back makes its record wait again.
+    queue.answer("bob", [says("b3", ROWS[3])])
+    assert ROWS[3] not in campaign.rounds.resting()[1]
+    assert not queue.undo("bob", "b3", "u3").late
+    assert ROWS[3] in campaign.rounds.resting()[1]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_gold_is_as_late_as_the_rest_of_its_batch(closed: bool, tmp_path: Path) -> None:
+    campaign = made(tmp_path / "c", gold=0.5, close_at=0.5)
+    queue, rest = closed_with(campaign, 3)
+    campaign.answers.add_gold([(600, "id600", 1)])
+    assert 600 in rows_of(queue.lease("bob", 9))
+    if closed:
+        opened(campaign, [1, 2])
+    outcomes = queue.answer("bob", [says("b1", 600), says("b2", rest[0])])
+    assert [each.late for each in outcomes] == [False, False]
 
 
 def test_names_are_names(queue: Queue) -> None:

@@ -10,16 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from dal import Campaign
 from dal.campaign import Asked, Given, Labelling, Queue
 from dal.campaign.rounds import Rounds
-from dal.campaign.view import pauses
+from dal.campaign.view import pauses, status
+from dal.cli import main
 from dal.errors import CampaignLocked
 from dal.loop.actions import Close, Wait
 from dal.loop.campaign import Batch, Stopped
 from dal.loop.state import next_step
 from dal.pool import Pool
+from dal.web.state import Standings
 
 CLASSES = ("red", "green", "blue")
 N, D = 4_000, 5
@@ -76,6 +79,25 @@ def test_what_is_left_and_the_reserve_are_served_while_the_next_batch_is_prepare
     # Whoever still holds a record of the old reserve is not robbed of it, and the answer counts.
     assert says(queue, "bob", held, truth[1]) == ["new", "new"]
     assert set(held) <= set(campaign.answers.latest().rows.tolist())
+
+
+def test_a_run_says_that_it_does_not_wait_for_the_rest(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(close_at=0.8))
+    answered(campaign, truth, campaign.next_batch(), 8)
+    ended, said = threading.Event(), []
+    campaign.run(on_batch=lambda _: ended.set(), on_rest=said.append, ended=ended)
+    assert said == ["round 2 is being made ready while people are served 2 records of round 1"]
+    told = "before round 2, people are served 2 records of round 1"
+    assert status(campaign).resting == told
+    assert Standings(campaign).now().resting == told
+    shown = CliRunner().invoke(main, ["status", str(campaign.directory)])
+    assert told in shown.output
+
+
+def test_a_budget_has_room_for_the_rest_of_a_batch(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(close_at=0.8), stop=["max_labels=18"])
+    answered(campaign, truth, campaign.next_batch(), 8)
+    assert len(campaign.next_batch().rows) == 18 - 8 - 2
 
 
 @pytest.mark.parametrize("strategy", ["margin", "default", "random"])
@@ -250,6 +272,7 @@ def test_a_team_works_through_a_campaign_that_runs_by_itself(truth: tuple[Pool, 
     for number in opened:
         answers = sum(asked.row in set(rows) for asked in campaign.rounds.batch(number))
         assert answers >= 16
+        assert answers == 20 or number > 2, "the rest of a batch is served before the next one"
 
 
 @pytest.mark.slow

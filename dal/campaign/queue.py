@@ -9,6 +9,9 @@ Each annotator gets the records in an order of their own, by hash: two people wh
 records first, and what the ranking does to people (the hardest first) is spread evenly. The reserve follows in its
 ranking. Gold records, whose answers are known, come in between, as often as `Settings.gold` says and at places that a
 hash decides; nothing that is given out tells them from others.
+
+A round may close before all of its batch is answered (`Settings.close_at`). Its rest is served on: while the next batch
+is prepared, and then before that batch.
 """
 
 import hashlib
@@ -24,6 +27,7 @@ from sqlalchemy import Connection, Row, Subquery, and_, case, delete, exists, fu
 from dal.campaign import answers as ledger
 from dal.campaign.leases import LEASE, holds
 from dal.campaign.people import enrolled, spelling
+from dal.campaign.rests import resting
 from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
 from dal.campaign.store import CampaignStore
 from dal.errors import LabelError
@@ -163,7 +167,7 @@ class OwnShare:
     batch : int
         Records of the batch that they have answered.
     beyond : int
-        Records that they answered beyond it: of its reserve, and gold ones.
+        Records that they answered beyond it: of its reserve, of rounds before, and gold ones.
     """
 
     batch: int
@@ -171,9 +175,17 @@ class OwnShare:
 
 
 class _Serving(NamedTuple):
+    """The newest batch; `resting` are closed rounds whose rest is served, see :func:`dal.campaign.rests.resting`."""
+
     number: int
     open: bool
     opened_at: str = ""
+    resting: Sequence[int] = ()
+
+    @property
+    def takes(self) -> bool:
+        """Whether answers to the batch are in time."""
+        return self.open or self.number in self.resting
 
 
 class _Target(NamedTuple):
@@ -202,7 +214,7 @@ class Queue:
     def lease(self, annotator: str, n: int) -> list[Leased]:
         """Serve up to `n` records: those that the annotator holds, with their leases renewed, then new ones."""
         with self._writing(annotator) as (connection, annotator, now):
-            serving = _serving(connection)
+            serving = self._serving(connection)
             held, free = self._servable(connection, annotator, serving, now)
             held_gold, free_gold = self._servable_gold(connection, annotator, now)
             mine = self._as_served(connection, annotator, held + held_gold)[:n]
@@ -262,7 +274,7 @@ class Queue:
             found = connection.execute(mine).one_or_none()
             if found is None:
                 return _refused(new_event_id, f"{event_id!r} is not your latest answer to a record")
-            target = _target(connection, found.row, annotator)
+            target = self._target(connection, found.row, annotator)
             late = target is None or not target.open
             undone = Answer(found.row, found.record_id, annotator, "skipped")
             self._append(connection, undone, new_event_id, now, status="retracted", round=found.round, late=late)
@@ -291,7 +303,7 @@ class Queue:
     def progress(self, annotator: str) -> Progress:
         """Count how far the batch is."""
         with self._database.reading() as connection:
-            serving, annotator = _serving(connection), spelling(connection, annotator)
+            serving, annotator = self._serving(connection), spelling(connection, annotator)
             slots = self._slots(annotator, self._database.now(connection), serving.number)
             batch, free = ~slots.c.reserve, self._is_free(slots)
             overlap = self._settings.labelling.overlap
@@ -323,17 +335,18 @@ class Queue:
             before.c.row == answers.c.row, before.c.annotator == answers.c.annotator
         )
         with self._database.reading() as connection:
-            serving, annotator = _serving(connection), spelling(connection, annotator)
+            serving, annotator = self._serving(connection), spelling(connection, annotator)
             own = ledger.standing(answers.c.annotator == annotator, upto=upto).with_only_columns(func.count())
-            asked_now = own.join(asked, asked.c.row == answers.c.row).where(asked.c.round == serving.number)
-            known = own.join(gold, gold.c.row == answers.c.row).where(
-                first.correlate(answers).scalar_subquery() >= serving.opened_at
-            )
-            batch, reserve, known_now = (
+            since = first.correlate(answers).scalar_subquery() >= serving.opened_at
+            of_rounds = own.join(asked, asked.c.row == answers.c.row)
+            asked_now = of_rounds.where(asked.c.round == serving.number)
+            rest = of_rounds.where(asked.c.round != serving.number, since)
+            known = own.join(gold, gold.c.row == answers.c.row).where(since)
+            batch, *beyond = (
                 connection.scalar(query) or 0
-                for query in (asked_now.where(~asked.c.reserve), asked_now.where(asked.c.reserve), known)
+                for query in (asked_now.where(~asked.c.reserve), asked_now.where(asked.c.reserve), rest, known)
             )
-        return OwnShare(batch, reserve + known_now)
+        return OwnShare(batch, sum(beyond))
 
     def was_served(self, annotator: str, row: int) -> bool:
         """Return whether this annotator holds a record, or has answered it."""
@@ -371,15 +384,18 @@ class Queue:
     ) -> tuple[list[int], list[int]]:
         """Find the rows that the annotator holds, and those that could be next, in the annotator's order."""
         slots = self._slots(annotator, now)
-        served = slots.c.round == serving.number
+        served = or_(slots.c.round == serving.number, and_(slots.c.round.in_(list(serving.resting)), ~slots.c.reserve))
         found = connection.execute(
-            select(slots.c.row, slots.c.rank, slots.c.reserve, slots.c.held).where(
+            select(slots.c.row, slots.c.rank, slots.c.round, slots.c.reserve, slots.c.held).where(
                 or_(served, slots.c.held), self._is_free(slots)
             )
         ).all()
-        batch = self._ordered(annotator, [each.row for each in found if not each.reserve and not each.held], _ORDER)
+        batch = [each for each in found if not each.reserve and not each.held]
+        # The round after the next one is to learn from the rest of a round before.
+        before = self._ordered(annotator, [each.row for each in batch if each.round != serving.number], _ORDER)
+        newest = self._ordered(annotator, [each.row for each in batch if each.round == serving.number], _ORDER)
         reserve = sorted((each.rank, each.row) for each in found if each.reserve and not each.held)
-        return [each.row for each in found if each.held], batch + [row for _, row in reserve]
+        return [each.row for each in found if each.held], before + newest + [row for _, row in reserve]
 
     def _servable_gold(self, connection: Connection, annotator: str, now: datetime) -> tuple[list[int], list[int]]:
         own = ledger.standing(answers.c.row == gold.c.row, answers.c.annotator == annotator)
@@ -467,7 +483,7 @@ class Queue:
         if (seen := _event(connection, given.event_id)) is not None:
             again = (seen.annotator, seen.row) == (annotator, given.row) and seen.status != "retracted"
             return Outcome(given.event_id, "repeated", seen.late) if again else _refused(given.event_id, _TAKEN)
-        target = _target(connection, given.row, annotator)
+        target = self._target(connection, given.row, annotator)
         if target is None:
             return _refused(given.event_id, f"row {given.row} was never served")
         answer = given.of(target.record_id, annotator)
@@ -493,6 +509,31 @@ class Queue:
         connection.execute(insert(answers).values(event_id=event_id, source=self._source, **columns, **values))
 
     # -- inside ------------------------------------------------------------------------------------------------------
+
+    def _serving(self, connection: Connection) -> _Serving:
+        opened = select(rounds.c.number, rounds.c.status, rounds.c.opened_at).where(rounds.c.opened_at.is_not(None))
+        newest = connection.execute(opened.order_by(rounds.c.number.desc()).limit(1)).one_or_none()
+        if newest is None:
+            return _Serving(0, open=False)
+        rests = resting(connection, self._settings.labelling)
+        return _Serving(newest.number, newest.status == "open", newest.opened_at, rests)
+
+    def _target(self, connection: Connection, row: int, annotator: str) -> _Target | None:
+        serving = self._serving(connection)
+        batch = select(asked.c.record_id, asked.c.round, rounds.c.status, asked.c.reserve).join(rounds)
+        found = connection.execute(batch.where(asked.c.row == row)).one_or_none()
+        if found is not None:
+            # The reserve is there for when the batch is closed, and the rest of a round is served on.
+            in_time = found.status == "open" or found.reserve or found.round in serving.resting
+            return _Target(found.record_id, found.round, in_time)
+        record_id = connection.scalar(select(gold.c.record_id).where(gold.c.row == row))
+        # Before the first batch nothing was served, and whatever were taken then would be known for gold.
+        if record_id is None or not serving.number:
+            return None
+        # Late when a record of the batch in which it was answered would be, or lateness would tell the two apart.
+        mine = select(func.min(answers.c.received_at)).where(answers.c.row == row, answers.c.annotator == annotator)
+        first = connection.scalar(mine)
+        return _Target(record_id, None, open=serving.takes and (first is None or first >= serving.opened_at))
 
     @contextmanager
     def _writing(self, annotator: str) -> Iterator[tuple[Connection, str, datetime]]:
@@ -523,30 +564,5 @@ def _refused(event_id: str, reason: str) -> Outcome:
     return Outcome(event_id, "refused", reason=reason)
 
 
-def _serving(connection: Connection) -> _Serving:
-    opened = select(rounds.c.number, rounds.c.status, rounds.c.opened_at).where(rounds.c.opened_at.is_not(None))
-    newest = connection.execute(opened.order_by(rounds.c.number.desc()).limit(1)).one_or_none()
-    if newest is None:
-        return _Serving(0, open=False)
-    return _Serving(newest.number, newest.status == "open", newest.opened_at)
-
-
 def _event(connection: Connection, event_id: str) -> Row[Any] | None:
     return connection.execute(select(answers).where(answers.c.event_id == event_id)).one_or_none()
-
-
-def _target(connection: Connection, row: int, annotator: str) -> _Target | None:
-    batch = select(asked.c.record_id, asked.c.round, rounds.c.status, asked.c.reserve).join(rounds)
-    found = connection.execute(batch.where(asked.c.row == row)).one_or_none()
-    if found is not None:
-        # The reserve is there for when the batch is closed.
-        return _Target(found.record_id, found.round, found.status == "open" or found.reserve)
-    record_id = connection.scalar(select(gold.c.record_id).where(gold.c.row == row))
-    serving = _serving(connection)
-    # Before the first batch nothing was served, and whatever were taken then would be known for gold.
-    if record_id is None or not serving.number:
-        return None
-    # Late when a record of the batch in which it was answered would be, or lateness would tell the two apart.
-    mine = select(func.min(answers.c.received_at)).where(answers.c.row == row, answers.c.annotator == annotator)
-    first = connection.scalar(mine)
-    return _Target(record_id, None, open=serving.open and (first is None or first >= serving.opened_at))

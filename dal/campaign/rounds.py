@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, delete, exists, func, insert, or_, select, update
 
 from dal.campaign import answers as ledger
 from dal.campaign import schema
@@ -18,6 +18,7 @@ from dal.campaign.answer_log import AnswerLog
 from dal.campaign.database import Database
 from dal.campaign.leases import held
 from dal.campaign.objects import Objects, digest_of
+from dal.campaign.rests import resting, waits
 from dal.campaign.schema import Asked, Round, Search, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, InputError
@@ -309,22 +310,24 @@ class Rounds:
             return dict([tuple(row) for row in connection.execute(query)])
 
     def pending(self, number: int) -> int:
-        """Count the records of a round's batch that fewer annotators have answered than the settings' overlap.
-
-        A skip counts as an answer here: a record that nobody can tell does not hold the round for ever.
-        """
+        """Count the records of a round's batch that fewer annotators have answered than the settings' overlap."""
         with self._database.reading() as connection:
-            return connection.scalar(select(func.count()).select_from(asked).where(self._waits(number))) or 0
+            return connection.scalar(select(func.count()).where(waits(number, self._settings.labelling))) or 0
 
     def waiting_rows(self, number: int) -> npt.NDArray[np.int64]:
         """Read the rows that `pending` counts, ascending."""
         with self._database.reading() as connection:
-            rows = connection.scalars(select(asked.c.row).where(self._waits(number))).all()
-        return np.sort(np.array(rows, dtype=np.int64))
+            return self._waiting(connection, number)
 
-    def _waits(self, number: int) -> ColumnElement[bool]:
-        given = ledger.answers_given(asked.c.row)
-        return and_(asked.c.round == number, ~asked.c.reserve, given < self._settings.labelling.overlap)
+    def resting(self) -> dict[int, npt.NDArray[np.int64]]:
+        """Read the rows that lack answers and are still served, of closed rounds that have some, the newest first."""
+        with self._database.reading() as connection:
+            found = {each: self._waiting(connection, each) for each in resting(connection, self._settings.labelling)}
+        return {number: rows for number, rows in found.items() if len(rows)}
+
+    def _waiting(self, connection: Connection, number: int) -> npt.NDArray[np.int64]:
+        rows = connection.scalars(select(asked.c.row).where(waits(number, self._settings.labelling))).all()
+        return np.sort(np.array(rows, dtype=np.int64))
 
     def begun(self, number: int) -> bool:
         """Return whether anybody has answered a record of a round's batch, or holds one now."""

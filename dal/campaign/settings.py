@@ -171,7 +171,8 @@ class Labelling(_Checked):
     )
     close_at: float = _setting(
         _number(lambda share: 0 < share <= 1, "a share above 0 and at most 1"),
-        "Share of a batch whose answers are waited for. The others may come later, and count from the next round on.",
+        "Share of a batch whose answers are waited for. The next round is prepared from these, while people answer the"
+        " others, which count from the round after it on.",
         default=1.0,
     )
     reserve: float = _setting(
@@ -179,6 +180,17 @@ class Labelling(_Checked):
         "Records beyond the batch, as a share of it, to work on while the next batch is prepared.",
         default=0.0,
     )
+
+    def spare(self, size: int) -> int:
+        """Return how many records of a batch need not be waited for.
+
+        Examples
+        --------
+        >>> Labelling(close_at=0.9).spare(10), Labelling(close_at=0.85).spare(10), Labelling().spare(10)
+        (1, 1, 0)
+        """
+        # The rounding is of shares people write, such as 0.9 of 10, which in binary is a little more than 9.
+        return size - math.ceil(round(self.close_at * size, 9))
 
 
 @documented

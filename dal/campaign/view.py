@@ -4,7 +4,6 @@ Reading changes nothing and takes no lock. Costly derivations of the answers, su
 once for each state of the answers and kept with it (`dal.campaign.answer_log.Standing`), so a page may poll.
 """
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -117,9 +116,7 @@ class View:
     def _awaited(self, current: Round) -> tuple[int, int]:
         rounds = self.campaign.rounds
         size = rounds.batch_size(current.number)
-        # The rounding is of shares people write, such as 0.9 of 10, which in binary is a little more than 9.
-        needed = math.ceil(round(self.campaign.settings.labelling.close_at * size, 9))
-        return rounds.pending(current.number), size - needed
+        return rounds.pending(current.number), self.campaign.settings.labelling.spare(size)
 
     # -- labels ------------------------------------------------------------------------------------------------------
 
@@ -264,9 +261,10 @@ class View:
         return self.campaign.n_rows if self.budget is None else self.budget - labels
 
     def room(self) -> int:
-        """Return how many more records may be asked now: answers came since the freeze, and people hold records."""
-        known, held = self.labels().rows, self.campaign.rounds.in_hand()
-        return self.left(len(known) + len(np.setdiff1d(held, known)))
+        """Return how many more records may be asked now: answers came since the freeze, and others are to come."""
+        known, rounds = self.labels().rows, self.campaign.rounds
+        coming = np.concatenate([rounds.in_hand(), *rounds.resting().values()])
+        return self.left(len(known) + len(np.setdiff1d(coming, known)))
 
     # -- stopping ----------------------------------------------------------------------------------------------------
 
@@ -419,6 +417,8 @@ class Status:
         Which part of the pool the newest round by waves has scored, in words; empty where rounds score all of it.
     compared : str
         By which embeddings of the model records were compared last, in words; empty where by their features.
+    resting : str
+        How many records of earlier rounds wait that the newest one does not wait for, in words; empty where none do.
     """
 
     round: int
@@ -442,6 +442,7 @@ class Status:
     one_class: str
     scored: str
     compared: str
+    resting: str
     before: str
 
 
@@ -484,6 +485,7 @@ def _status_of(view: View) -> Status:
         one_class=one_class(view),
         scored=scored(campaign.rounds.all()),
         compared=compared(campaign.rounds.all()),
+        resting=resting(campaign),
         before="" if before is None else f"accuracy before the move to {campaign.settings.pool}: {before.text}",
     )
 
@@ -576,6 +578,21 @@ def _scored_all_like(each: Round, newest: Round) -> bool:
         return of.pool_fingerprint, of.strategy, (of.summary or {}).get("total")
 
     return way(each) == way(newest)
+
+
+def resting(campaign: CampaignStore) -> str:
+    """Return, in words, how many records wait that the newest round does not wait for; empty where there are none."""
+    last, rests = campaign.rounds.last, campaign.rounds.resting()
+    if last is None or not rests:
+        return ""
+    count = sum(len(rows) for rows in rests.values())
+    of = f"round{'s' if len(rests) > 1 else ''} {' and '.join(map(str, sorted(rests)))}"
+    records = f"{count:,} record{'s' if count > 1 else ''} of {of}"
+    if last.status == "open":
+        return f"before round {last.number}, people are served {records}"
+    if last.status == "closed":
+        return f"round {last.number + 1} is made ready without waiting for {records}"
+    return f"round {last.number} is being made ready while people are served {records}"
 
 
 def compared(past: Sequence[Round]) -> str:

@@ -116,6 +116,7 @@ def run_(directory: Path, scheduler: str | None, workers: int | None, metrics: s
             client=chosen,
             progress=progressed,
             on_batch=lambda batch: say(f"Round {batch.number} is open: {len(batch.rows):,} records to label"),
+            on_rest=lambda text: say(f"{text[:1].upper()}{text[1:]}"),
         )
     if ended is not None:
         _tell_stopped(ended)

@@ -268,7 +268,7 @@ class Campaign(CampaignStore):
             Called with the scan's progress.
         close : bool, default=False
             Close an open batch with the answers it has, once there is one, or somebody holds a record of it. Records
-            that nobody answered are not asked again.
+            that nobody answered are not asked again, except where the share `close_at` of the batch was answered.
         coverage : bool, default=False
             Choose the new batch by coverage of the pool, as in a cold start, even though there are labels.
         full : bool, default=False
@@ -319,14 +319,15 @@ class Campaign(CampaignStore):
         client: "Connectable | Workers" = None,
         progress: Callable[[Progress], None] | None = None,
         on_batch: Callable[[Batch], None] | None = None,
+        on_rest: Callable[[str], None] | None = None,
         ended: Event | None = None,
         patience: float = 1.0,
     ) -> Stopped | None:
         """Carry on round after round, as the answers come in, until a criterion ends the campaign.
 
         People answer through the queue (`dal.campaign.Queue`), by imports, or both. A round is closed when the share
-        ``close_at`` of its batch is answered; while the next batch is prepared, the queue serves what is left of it,
-        and then its reserve.
+        ``close_at`` of its batch is answered. Its rest is served on, while the next batch is prepared and then before
+        that batch; where it runs out, the reserve is served meanwhile.
 
         Parameters
         ----------
@@ -336,6 +337,8 @@ class Campaign(CampaignStore):
             Called with each scan's progress.
         on_batch : callable, optional
             Given each batch once it is open.
+        on_rest : callable, optional
+            Given a sentence where the next batch is prepared while records of the last one wait for answers.
         ended : threading.Event, optional
             Set, it ends the waiting; the campaign goes on when it is run again.
         patience : float, default=1
@@ -353,7 +356,7 @@ class Campaign(CampaignStore):
         """
         ended = ended or Event()
         with self.lock(), workers_of(client) as workers:
-            coordinator = Coordinator(self, workers, progress)
+            coordinator = Coordinator(self, workers, progress, on_rest=on_rest)
             while not ended.is_set():
                 given = coordinator.run(close=False)
                 if isinstance(given, Stopped):

@@ -21,7 +21,7 @@ from dal.campaign.examples import Examples
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
 from dal.campaign.settings import shares_of
-from dal.campaign.view import View, one_class
+from dal.campaign.view import View, one_class, resting
 from dal.compute.workers import Workers
 from dal.errors import CampaignError, DalError, InputError, LearnerError
 from dal.evidence.stopping import Verdict
@@ -92,6 +92,8 @@ class Coordinator:
         Rows that are never asked.
     search : Search, optional
         What the next round that is begun looks for.
+    on_rest : callable, optional
+        Called with a sentence where a round is frozen while records of the last batch wait for answers.
 
     Attributes
     ----------
@@ -109,8 +111,10 @@ class Coordinator:
         full: bool = False,
         reserved: npt.ArrayLike = (),
         search: Search | None = None,
+        on_rest: Callable[[str], None] | None = None,
     ) -> None:
         self.search = search
+        self.on_rest = on_rest
         self.campaign = campaign
         self.workers = workers or Workers()
         self.progress = progress
@@ -185,6 +189,8 @@ class Coordinator:
             useless=useless,
         )
         self.search, self.full = None, False
+        if self.on_rest is not None and (text := resting(self.campaign)):
+            self.on_rest(text)
 
     def _sought(self, pool: Pool) -> tuple[Search | None, list[int]]:
         """Return what a round looks for: what the caller does, else the like of records that people have marked.

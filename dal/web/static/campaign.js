@@ -50,7 +50,11 @@ function draw(overview) {
   drawFigures(overview);
 }
 
-function left({ standing, left_low, left_high }) {
+function left(overview) {
+  return [timeLeft(overview), overview.standing.resting].filter(Boolean).join("; ");
+}
+
+function timeLeft({ standing, left_low, left_high }) {
   if (standing.phase === "training") return standing.usual_pause ? `the next one usually takes ${span(standing.usual_pause)}` : "the next one is in preparation";
   if (standing.reasons.length) return standing.reasons.join(" ");
   if (left_low === null) return standing.pending ? "time left: shown after 20 answers in 15 minutes" : "";
