@@ -59,7 +59,7 @@ def command(people: int, rounds: int, batch: int, rows: int, think: float, path:
             campaign = Campaign.create(
                 directory / name, pool, CLASSES, batch_size=batch, stop=[f"max_rounds={rounds}"], **options
             )
-            figures[name] = told = _played(campaign, codes, people, think)
+            figures[name] = told = played(campaign, codes, people, think)
             print(
                 f"{name}: {told['answers']} answers in {told['seconds']:.0f} s; pauses of {told['pause_median']:.1f} s,"
                 f" the median ({told['pause_parts']}); people waited {told['waited_share']:.1%} of their time,"
@@ -69,9 +69,12 @@ def command(people: int, rounds: int, batch: int, rows: int, think: float, path:
         path.write_text(json.dumps(figures, indent=2), encoding="utf-8")
 
 
-def _played(campaign: Campaign, codes: np.ndarray, people: int, think: float) -> dict[str, object]:
+def played(
+    campaign: Campaign, codes: np.ndarray, people: int, think: float, patience: float = 0.1
+) -> dict[str, object]:
+    """Let people answer a campaign that runs by itself in another process; return how they waited, and its pauses."""
     context = multiprocessing.get_context("spawn")
-    coordinator = context.Process(target=_run, args=(campaign.directory,))
+    coordinator = context.Process(target=_run, args=(campaign.directory, patience))
     coordinator.start()
     over, team = threading.Event(), [Person() for _ in range(people)]
     # Until the first batch is there nobody can work: that start is not what is measured.
@@ -103,13 +106,15 @@ def _played(campaign: Campaign, codes: np.ndarray, people: int, think: float) ->
         "pause_parts": ", ".join(f"{part} {value:.2f}" for part, value in parts.items()),
         "waited_share": sum(waits) / (seconds * people),
         "waits_per_person": len(waits) / people,
+        "wait_median": float(np.median(waits)) if waits else 0.0,
         "longest_wait": max(waits, default=0.0),
+        "unanswered": sum(campaign.rounds.pending(each.number) for each in campaign.rounds.all()[:-1]),
     }
 
 
-def _run(directory: Path) -> None:
+def _run(directory: Path, patience: float) -> None:
     with local_cluster() as client:
-        Campaign.open(directory).run(client=client, patience=0.1)
+        Campaign.open(directory).run(client=client, patience=patience)
 
 
 def _work(

@@ -25,6 +25,7 @@ from benchmarks import machine
 from benchmarks.labels.replay import Contender, Stage, replay, staged
 from benchmarks.labels.sets import SETS, Setup, Source, World, embedded, imbalanced, noisy
 from benchmarks.labels.statistics import area, paired
+from benchmarks.team import played as answered
 from dal._files import replacing
 from dal.compute.local import local_cluster
 from dal.pool import Pool
@@ -147,13 +148,46 @@ def loss(
     sets: str, seeds: int | None, floors: str, rows_for_each: int, alone: bool, data: Path | None, into: Path | None
 ) -> None:
     """Replay campaigns by waves and by full passes in pairs, and compare their learning curves."""
+    chosen = {name: LARGE[name] for name in sets.split(",")}
+    of_floors = [float(each) for each in floors.split(",")]
+    _compare(
+        {name: setup for name, (setup, _) in chosen.items()},
+        {name: _contenders(by, of_floors, rows_for_each, alone=alone) for name, (_, by) in chosen.items()},
+        seeds,
+        data,
+        into,
+    )
+
+
+@command.command()
+@click.option("--sets", default="digits,imbalanced,noisy", show_default=True, help="Separated by commas.")
+@click.option("--seeds", type=click.IntRange(min=2), help="Default: by set.")
+@click.option("--close-at", "shares", default="0.9,0.8", show_default=True, help="Separated by commas.")
+@click.option("--data", type=click.Path(path_type=Path, exists=True, file_okay=False), help="Folder of data sets.")
+@click.option("--json", "into", type=click.Path(path_type=Path, dir_okay=False), help="Replays are kept here.")
+def late(sets: str, seeds: int | None, shares: str, data: Path | None, into: Path | None) -> None:
+    """Replay campaigns whose rounds begin before all of a batch is answered, in pairs with others that wait."""
+    strategy = Strategy.named("default", explore=0.05)
+    contenders = {"full": Contender(strategy)}
+    contenders |= {share: Contender(strategy, close_at=float(share)) for share in shares.split(",")}
+    setups = {name: SETS[name] for name in sets.split(",")}
+    _compare(setups, dict.fromkeys(setups, contenders), seeds, data, into)
+
+
+def _compare(
+    setups: Mapping[str, Setup],
+    of_sets: Mapping[str, Mapping[str, Contender]],
+    seeds: int | None,
+    data: Path | None,
+    into: Path | None,
+) -> None:
+    """Replay the contenders of each set from the same first labels, and print how they compare with the first one."""
     click.echo(", ".join(f"{name} {value}" for name, value in machine.facts().items()))
     known: dict[str, dict[str, list[dict[str, Any]]]] = {}
     if into is not None and into.exists():
         known = json.loads(into.read_text())
-    for name in sets.split(","):
-        setup, strategy = LARGE[name]
-        contenders = _contenders(strategy, [float(each) for each in floors.split(",")], rows_for_each, alone=alone)
+    for name, setup in setups.items():
+        contenders = of_sets[name]
         of_set = known.setdefault(name, {})
         for seed in range(seeds or setup.seeds):
             todo = {each: how for each, how in contenders.items() if len(of_set.get(each, ())) <= seed}
@@ -287,3 +321,54 @@ def cost(
             by_waves = median(each[part] for each in found if each["by"] == "waves")
             share = by_waves / median(each[part] for each in whole)
             click.echo(f"{part}: a round by waves {by_waves:.1f} s, {share:.1%} of one that scores all")
+
+
+# -- pause -------------------------------------------------------------------------------------------------------------
+
+
+@command.command()
+@click.option("--rows", type=click.IntRange(min=100_000), default=10_000_000, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=3), default=8, show_default=True)
+@click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option("--think", default=0.3, show_default=True, help="Seconds for an answer, in the middle.")
+@click.option("--people", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--scan", "scans", default="full,waves", show_default=True, help="Separated by commas.")
+@click.option("--close-at", "shares", default="1,0.9", show_default=True, help="Separated by commas.")
+@click.option("--directory", type=click.Path(path_type=Path, file_okay=False), help="Where the pool is kept.")
+def pause(
+    rows: int,
+    rounds: int,
+    batch: int,
+    think: float,
+    people: int,
+    scans: str,
+    shares: str,
+    directory: Path | None,
+) -> None:
+    """Let people answer a campaign that runs by itself, and time how long they have no record between two batches.
+
+    Thinking is scaled down, so that the rest of a batch lasts shorter than in a campaign.
+    """
+    click.echo(", ".join(f"{name} {value}" for name, value in machine.facts().items()))
+    click.echo("| scan | close_at | a pause, s | of it | people had no record | s each | at most | left unanswered |")
+    click.echo("|---|---:|---:|---|---:|---:|---:|---:|")
+    with tempfile.TemporaryDirectory(prefix="dal-waves-") as name:
+        pool = _pool(directory or Path(name), rows, 16, "int8")
+        blocks = (pool.read(start, min(start + BASE_ROWS, rows)) for start in range(0, rows, BASE_ROWS))
+        codes = np.concatenate([_classes(np.asarray(block, np.float32), "int8") for block in blocks])
+        for scan in scans.split(","):
+            for share in shares.split(","):
+                campaign = dal.Campaign.create(
+                    Path(name) / f"{scan}-{share}",
+                    pool,
+                    [str(code) for code in range(CLASSES)],
+                    batch_size=batch,
+                    random_state=1,
+                    stop=f"max_rounds={rounds}",
+                    scanning=dal.Scanning(scan=scan),
+                    labelling=dal.Labelling(close_at=float(share)),
+                )
+                told = answered(campaign, codes, people, think, patience=1.0)
+                waits = [f"{told[each]:.1f}" for each in ("waits_per_person", "wait_median", "longest_wait")]
+                cells = [scan, share, f"{told['pause_median']:.1f}", told["pause_parts"], *waits, told["unanswered"]]
+                click.echo(f"| {' | '.join(map(str, cells))} |")

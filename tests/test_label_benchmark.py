@@ -31,8 +31,10 @@ from benchmarks.labels.statistics import (
     thirds,
 )
 from dal import Campaign
+from dal.campaign import Labelling
 from dal.replay import Replay, TestSet, simulate
 from dal.selection.explore import uniform_rows
+from dal.selection.order import uniform
 from dal.selection.strategy import STRATEGIES, Strategy
 from tests import toy_learners
 from tests.toy_learners import Embedding
@@ -252,10 +254,14 @@ def test_embeddings_are_split_as_their_file_says_or_by_the_seed(tmp_path: Path) 
             assert rows.max() < 150
 
 
-def test_a_replay_with_labels_at_the_start_asks_what_a_campaign_asks(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("close_at", [1.0, 0.75])
+def test_a_replay_with_labels_at_the_start_asks_what_a_campaign_asks(
+    close_at: float, world: World, tmp_path: Path
+) -> None:
     batches: list[list[int]] = []
+    contender = Contender(Strategy.named("default", 0.0), close_at=close_at)
     with staged(world, SETUP, 3) as stage:
-        replay(stage, SETUP, Contender(Strategy.named("default", 0.0)), lambda rows: batches.append(rows.tolist()))
+        replay(stage, SETUP, contender, lambda rows: batches.append(rows.tolist()))
         campaign = Campaign.create(
             tmp_path / "campaign",
             stage.pool,
@@ -264,13 +270,18 @@ def test_a_replay_with_labels_at_the_start_asks_what_a_campaign_asks(world: Worl
             batch_size=12,
             random_state=3,
             explore=0,
+            labelling=Labelling(close_at=close_at),
         )
         rows = np.array(list(islice(uniform_rows(3000, np.empty(0, np.int64), 3, 0), 12)))
         campaign.label(stage.pool.record_ids(rows), world.y[rows])
+        late = rows[:0]
         for batch in batches:
             given = campaign.next_batch()
             assert given.rows.tolist() == batch
-            campaign.label(given, world.y[given.rows])
+            campaign.label(stage.pool.record_ids(late), world.y[late])
+            order = given.rows[np.argsort(uniform(given.rows, 3, given.number))]
+            late, in_time = np.split(order, [round(12 * (1 - close_at))])
+            campaign.label(stage.pool.record_ids(in_time), world.y[in_time])
     assert len(batches) == 4
 
 

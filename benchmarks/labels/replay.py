@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.labels.sets import Setup, World
+from dal.campaign import Labelling
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool
@@ -56,6 +57,8 @@ class Contender:
         Whether what a round keeps is scored again in the next one.
     full_every : int
         Rounds from a full pass to the next; the one before the first is a full one.
+    close_at : float
+        Share of a batch whose labels the next batch is chosen by; the rest come in time for the batch after it.
     """
 
     strategy: Strategy
@@ -65,6 +68,7 @@ class Contender:
     waves: Waves | None = None
     carries: bool = True
     full_every: int = 10
+    close_at: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -204,7 +208,7 @@ class _Campaign:
         self.carried: Carried | None = None
         self.scored: list[float] = []
         self.shares = [1 / stage.world.n_classes] * stage.world.n_classes if contender.balance else []
-        self.known = NO_ROWS
+        self.known = self.late = NO_ROWS
         self.round = self.asked = self.explored = 0
         self.n_cells = 0
         self.seconds: list[tuple[float, float, float]] = []
@@ -226,7 +230,7 @@ class _Campaign:
         k = min(batch, stage.pool.n_rows - len(excluded))
         if k <= 0:
             return NO_ROWS
-        model, seconds = self.stage.fit(excluded, committee=self.strategy.committee)
+        model, seconds = self.stage.fit(np.setdiff1d(excluded, self.late), committee=self.strategy.committee)
         return self._learned(self._next(model, k, batch, excluded, seconds))
 
     def _next(self, model: Model | None, k: int, batch: int, excluded: Rows, fitted: float) -> Rows:
@@ -334,10 +338,14 @@ class _Campaign:
         return replace(wanted, after=self.after)
 
     def _codes(self, labeled: Rows, drawn: Rows, model: Model | None) -> Rows:
-        """Return the labels of labelled records, and the model's predictions for the drawn ones."""
-        if model is None or not len(drawn):
-            return np.append(self.stage.world.y[labeled], np.full(len(drawn), -1))
-        return np.append(self.stage.world.y[labeled], model.predict_proba(self.stage.world.X[drawn]).argmax(axis=1))
+        """Return the labels of labelled records, and the model's predictions for late and drawn ones."""
+        codes, late = self.stage.world.y[labeled], np.isin(labeled, self.late)
+        if model is None or not (late.any() or len(drawn)):
+            return np.append(codes, np.full(len(drawn), -1))
+        rows = np.append(labeled[late], drawn)
+        predicted = model.predict_proba(self.stage.world.X[rows]).argmax(axis=1)
+        codes[late] = predicted[: late.sum()]
+        return np.append(codes, predicted[late.sum() :])
 
     def _drawn(self, strategy: Strategy, k: int, excluded: Rows) -> Rows:
         count = explore_count(strategy.explore, self.asked, self.explored, k)
@@ -347,6 +355,9 @@ class _Campaign:
     def _learned(self, batch: Rows) -> Rows:
         self.asked += len(batch)
         self.known = np.concatenate([self.known, batch])
+        # People get a batch in an order by hash.
+        order = np.argsort(uniform(batch, self.stage.seed, self.round), kind="stable")
+        self.late = batch[order[: Labelling(close_at=self.contender.close_at).spare(len(batch))]]
         return batch
 
 
