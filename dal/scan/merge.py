@@ -168,7 +168,8 @@ class Best:
 
     def _compress(self) -> None:
         # Features, most of the bytes by far, are copied of those alone that are kept.
-        held = concatenate([part.bare() for part in self._parts])
+        bare = [part.bare() for part in self._parts]
+        held = concatenate(bare)
         ranked = self.capacity.ranked(held.scores, held.rows, self.seed, self.round)
         overall = best_by_key(ranked, held.rows, self.capacity.total, self.seed, self.round)
         keep = np.zeros(len(held), dtype=bool)
@@ -182,9 +183,13 @@ class Best:
             classes = self._keep_of_groups(held.rows, ranked, held.predicted % len(most), most, keep)
         raised = Thresholds(_floor(ranked[overall], self.capacity.total), cells, classes)
         self.thresholds = self.thresholds.raised(raised)
-        stops = np.cumsum([len(part) for part in self._parts])
-        masks = np.split(keep, stops[:-1])
-        kept = concatenate([part.take(np.flatnonzero(mask)) for part, mask in zip(self._parts, masks, strict=True)])
+        if all(part is own for part, own in zip(bare, self._parts, strict=True)):
+            # As on the coordinator, which holds hundreds of spans: one copy of all costs a fraction of one of each.
+            kept = held.take(np.flatnonzero(keep))
+        else:
+            stops = np.cumsum([len(part) for part in self._parts])
+            masks = np.split(keep, stops[:-1])
+            kept = concatenate([part.take(np.flatnonzero(mask)) for part, mask in zip(self._parts, masks, strict=True)])
         self._parts = [kept]
         self._held = len(kept)
 

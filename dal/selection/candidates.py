@@ -93,7 +93,9 @@ class Candidates:
         return replace(self, embeddings=np.empty((len(self), 0), dtype=np.float32))
 
     def bare(self) -> "Candidates":
-        """Return the candidates without all that is wide: with what their keys need."""
+        """Return the candidates without all that is wide: with what their keys need; themselves, if that is all."""
+        if not self.embeddings.shape[1] and self.proba is self.classes is self.inner is None:
+            return self
         return self.without_embeddings().without_predictions()
 
     def without_predictions(self) -> "Candidates":
