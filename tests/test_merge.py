@@ -7,7 +7,7 @@ from dal.selection.candidates import Candidates, Capacity
 from dal.selection.order import key_order, power_keys
 
 
-def made(n: int, seed: int, levels: int, cells: int) -> Candidates:
+def made(n: int, seed: int, levels: int, cells: int, width: int = 2) -> Candidates:
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(np.arange(3_000, 3_000 + 10 * n), n, replace=False)).astype(np.int64)
     return Candidates(
@@ -15,7 +15,7 @@ def made(n: int, seed: int, levels: int, cells: int) -> Candidates:
         rng.integers(0, levels, n) / levels,
         rng.integers(0, cells, n),
         rng.integers(-1, 3, n),
-        rng.standard_normal((n, 2)).astype(np.float32),
+        rng.standard_normal((n, width)).astype(np.float32),
     )
 
 
@@ -47,6 +47,7 @@ def assert_same(a: Candidates, b: Candidates) -> None:
     eager=st.booleans(),
     beta=st.sampled_from([None, 1.0]),
     per_class=st.sampled_from([(), (3, 0, 1), (0, 12, 40)]),
+    width=st.sampled_from([0, 2]),  # of features, which the coordinator does not hold
 )
 @settings(max_examples=200, deadline=None)
 def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
@@ -60,8 +61,9 @@ def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
     eager: bool,
     beta: float | None,
     per_class: tuple[int, ...],
+    width: int,
 ) -> None:
-    everything = made(n, seed, levels, max(cells, 1))
+    everything = made(n, seed, levels, max(cells, 1), width)
     capacity = Capacity(total, cells, per_cell if cells else 0, beta, per_class)
     shuffled = np.random.default_rng(seed).permutation(n)
     merge = Best(capacity, seed, 7)
