@@ -94,7 +94,7 @@ class Candidates:
 
     def bare(self) -> "Candidates":
         """Return the candidates without all that is wide: with what their keys need; themselves, if that is all."""
-        if not self.embeddings.shape[1] and self.proba is self.classes is self.inner is None:
+        if not self.embeddings.shape[1] and self.proba is None and self.classes is None and self.inner is None:
             return self
         return self.without_embeddings().without_predictions()
 
