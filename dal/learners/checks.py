@@ -122,10 +122,10 @@ def takes_missing(learner: "Learner", n_features: int) -> bool:
 def _try_missing(learner: "Learner", n_features: int) -> bool:
     for n in _FEW, _tried_rows(_MORE, n_features):
         # Learners of counts refuse numbers around zero, and some scalers leave nothing of small counts.
-        made = _made_up_records(n, n_features, 2), _made_up_counts(n, n_features)
-        found = [_try_missing_on(learner, *each) for each in made]
-        if any(each is not None for each in found):
-            return any(found)
+        numbers = _try_missing_on(learner, *_made_up_records(n, n_features, 2))
+        counts = None if numbers else _try_missing_on(learner, *_made_up_counts(n, n_features))
+        if numbers is not None or counts is not None:
+            return bool(numbers or counts)
     return False
 
 
