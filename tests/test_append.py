@@ -48,10 +48,17 @@ def named(first: int, count: int) -> dict[str, object]:
     }
 
 
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool for tests to copy."""
+    path = tmp_path_factory.mktemp("built") / "pool.zarr"
+    build_small(OLD, path, **named(0, 101))
+    return path
+
+
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    build_small(OLD, tmp_path / "pool.zarr", **named(0, 101))
-    return tmp_path / "pool.zarr"
+def path(built: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(built, tmp_path / "pool.zarr")
 
 
 def same(pool: Pool, n_rows: int) -> None:

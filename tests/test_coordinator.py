@@ -466,15 +466,23 @@ def killed_next_batch(directory: str, method: str, when: str) -> None:
 STEPS = ["freeze", "save_model", "save_scan", "open"]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(truth: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A campaign whose first batch is answered, and the same one with its second batch open."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    campaign = made(truth, folder / "answered")
+    answered(campaign, truth, asked(campaign))
+    asked(Campaign.open(shutil.copytree(folder / "answered", folder / "open")))
+    return folder / "answered", folder / "open"
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("method", STEPS)
 def test_killed_at_any_step_the_batch_is_the_same(
-    method: str, when: str, truth: tuple[Pool, np.ndarray], tmp_path: Path
+    method: str, when: str, undisturbed: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    campaign = made(truth, tmp_path / "c")
-    answered(campaign, truth, asked(campaign))
-    shutil.copytree(tmp_path / "c", tmp_path / "undisturbed")
-    expected = asked(Campaign.open(tmp_path / "undisturbed"))
+    campaign = Campaign.open(shutil.copytree(undisturbed[0], tmp_path / "c"))
+    expected = Campaign.open(undisturbed[1]).rounds.batch(2)
 
     process = Process(target=killed_next_batch, args=(str(tmp_path / "c"), method, when))
     process.start()
@@ -487,9 +495,9 @@ def test_killed_at_any_step_the_batch_is_the_same(
     # Before anything of round 2 is durable, round 1 is still to be closed or just closed.
     assert isinstance(step, kinds[reached])
     batch = asked(campaign)
-    assert batch.rows.tolist() == expected.rows.tolist()
+    assert batch.rows.tolist() == [a.row for a in expected]
     assert [(a.score, a.predicted, a.explore) for a in campaign.rounds.batch(2)] == [
-        (a.score, a.predicted, a.explore) for a in Campaign.open(tmp_path / "undisturbed").rounds.batch(2)
+        (a.score, a.predicted, a.explore) for a in expected
     ]
     if method != "freeze" and not (method == "save_model" and when == "before"):
         # What was committed is loaded, never fitted again: the digest is the one that the dead process wrote.

@@ -172,14 +172,21 @@ def test_settings_that_cannot_be_read_are_said_with_their_file(
         Campaign.open(tmp_path / "c")
 
 
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The file of a campaign's settings, and its text."""
+    path = created(tmp_path_factory.mktemp("described") / "c").directory / "campaign.toml"
+    return path, path.read_text()
+
+
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"(?m)^(\w+) =", CHOSEN.to_toml())) - {"classes"}))
 @pytest.mark.parametrize("value", ["[[1]]", "{ a = 1 }", "1979-05-27", "nan", "true", '["a", 1]', "-1"])
-def test_a_setting_of_another_type_is_refused_by_its_name(name: str, value: str, tmp_path: Path) -> None:
-    path = created(tmp_path / "c").directory / "campaign.toml"
-    lines = path.read_text().splitlines()
+def test_a_setting_of_another_type_is_refused_by_its_name(name: str, value: str, described: tuple[Path, str]) -> None:
+    path, text = described
+    lines = text.splitlines()
     path.write_text("\n".join(f"{name} = {value}" if line.startswith(f"{name} =") else line for line in lines))
     with pytest.raises(SettingsError, match=rf"campaign\.toml: `{name}`"):
-        Campaign.open(tmp_path / "c")
+        Campaign.open(path.parent)
 
 
 def test_a_directory_in_the_place_of_the_settings_is_said(tmp_path: Path) -> None:

@@ -53,15 +53,23 @@ def read(pool: Pool, start: int, stop: int) -> np.ndarray:
     return found
 
 
-@pytest.fixture
-def pool(tmp_path: Path) -> Pool:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool for tests to copy."""
     display = {
         "text": [f"text {row}" if row % 3 else "" for row in range(N)],
         "year": np.arange(N, dtype=np.int32) + 1900,
         "size": np.arange(N) / 4,
         "new": np.arange(N) % 2 == 0,
     }
-    return build_small(records(), tmp_path / "pool.zarr", ids=names(), display=display)
+    path = tmp_path_factory.mktemp("built") / "pool.zarr"
+    build_small(records(), path, ids=names(), display=display)
+    return path
+
+
+@pytest.fixture
+def pool(built: Path, tmp_path: Path) -> Pool:
+    return Pool.open(shutil.copytree(built, tmp_path / "pool.zarr"))
 
 
 def foreign(path: Path, values: np.ndarray, **layout: object) -> Path:

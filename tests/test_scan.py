@@ -4,8 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -77,6 +78,12 @@ def pools(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> dict
         array[:] = records
         made[name] = Pool.open(folder / f"{name}.zarr")
     return made
+
+
+@pytest.fixture(scope="module")
+def codebook_of(pools: dict[str, Pool]) -> Callable[[int], Codebook]:
+    """A function that makes the codebook of a number of cells, once."""
+    return cache(lambda cells: sample_codebook(pools["built"], cells, 3))
 
 
 @pytest.fixture(scope="module")
@@ -281,10 +288,15 @@ CASES = [
 @pytest.mark.exact
 @pytest.mark.parametrize(("learner", "strategy"), CASES)
 def test_every_layout_gives_what_a_full_sort_gives(
-    learner: str | None, strategy: Strategy, pools: dict[str, Pool], models: dict[str, Model], records: np.ndarray
+    learner: str | None,
+    strategy: Strategy,
+    pools: dict[str, Pool],
+    models: dict[str, Model],
+    records: np.ndarray,
+    codebook_of: Callable[[int], Codebook],
 ) -> None:
     model = models[learner] if learner else None
-    codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
+    codebook = codebook_of(strategy.capacity(40, N).cells)
     tile = plan.tile_rows(D, model.tile_rows if model else None)
     bad = invalid_of(records, model)
     expected = full_sort(records, model, strategy, 40, [7, 4095, 4096, 19_999], codebook, tile, bad)
@@ -336,10 +348,15 @@ def test_small_tiles_and_spans_in_any_order_change_nothing(pools: dict[str, Pool
 
 @pytest.mark.parametrize(("learner", "strategy"), CASES)
 def test_two_workers_give_the_same_as_one_process(
-    learner: str | None, strategy: Strategy, pools: dict[str, Pool], models: dict[str, Model], cluster: Client
+    learner: str | None,
+    strategy: Strategy,
+    pools: dict[str, Pool],
+    models: dict[str, Model],
+    cluster: Client,
+    codebook_of: Callable[[int], Codebook],
 ) -> None:
     model = models[learner] if learner else None
-    codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
+    codebook = codebook_of(strategy.capacity(40, N).cells)
     alone = run(pools["built"], model, strategy, codebook)
     seen: list[Progress] = []
     for name in ("built", "odd"):

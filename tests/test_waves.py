@@ -1,7 +1,8 @@
 """Passes by waves against a sort of the declared blocks, on real stores and with real worker processes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -42,6 +43,12 @@ TILE, BLOCKS = 64, 313
 LIMITS = Limits(tile_rows=TILE)
 ASKED = [7, 4095, 4096, 19_999]
 CARRIED = np.array([3, 4095, 4097, 9_000, 12_345, 12_346, 20_005])
+
+
+@pytest.fixture(scope="module")
+def codebook_of(pools: dict[str, Pool]) -> Callable[[int], Codebook]:
+    """A function that makes the codebook of a number of cells, once."""
+    return cache(lambda cells: sample_codebook(pools["built"], cells, 3))
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +119,10 @@ def test_every_layout_gives_what_a_sort_of_the_declared_blocks_gives(
     pools: dict[str, Pool],
     models: dict[str, Model],
     records: np.ndarray,
+    codebook_of: Callable[[int], Codebook],
 ) -> None:
     model = models[learner]
-    codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
+    codebook = codebook_of(strategy.capacity(40, N).cells)
     rows = CARRIED if carries else CARRIED[:0]
     kept = np.setdiff1d(rows, ASKED)
     expected, blocks, reached = twin(records, model, strategy, codebook, waves, kept)

@@ -48,10 +48,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
     return Pool.build(X, tmp_path_factory.mktemp("faults") / "pool.zarr", display={"text": text})
 
 
-@pytest.fixture
-def campaign(pool: Pool, tmp_path: Path) -> Campaign:
+def asked(directory: Path, pool: Pool) -> Campaign:
     made = Campaign.create(
-        tmp_path / "secret-place",
+        directory,
         pool,
         ["ham", "spam"],
         batch_size=BATCH,
@@ -60,6 +59,19 @@ def campaign(pool: Pool, tmp_path: Path) -> Campaign:
     )
     made.next_batch()
     return made
+
+
+@pytest.fixture(scope="module")
+def untouched(pool: Pool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A campaign with an open batch, for tests to copy."""
+    return asked(tmp_path_factory.mktemp("untouched") / "secret-place", pool).directory
+
+
+@pytest.fixture
+def campaign(pool: Pool, untouched: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Campaign:
+    if "backend" in request.fixturenames:  # a copy would use the same database
+        return asked(tmp_path / "secret-place", pool)
+    return Campaign.open(shutil.copytree(untouched, tmp_path / "secret-place"))
 
 
 def client(campaign: Campaign, **options: bool) -> TestClient:
