@@ -18,6 +18,9 @@ unexport PYTHONDONTWRITEBYTECODE
 # Each process has clusters of its own. One more than there usually are cores: tests wait for a part of their time.
 PYTEST = python -m pytest -n $(PROCESSES) --dist worksteal
 PROCESSES = 3
+# Threads of linear algebra in processes that share the cores wait for each other by spinning, which takes up to ten times
+# the processor time of one thread. Tests of threads set their number themselves, and .ci/exact runs with several.
+ONE_THREAD = OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
 .PHONY: demo test test-matrix test-lowest test-torch bench docs image clean environment environment-test environment-lowest environment-torch
 
@@ -30,7 +33,7 @@ test: environment-test
 	$(BIN)/ruff check .
 	@echo "Types are checked beside the tests, which wait for much of their time."
 	@$(BIN)/mypy & types=$$!; \
-	$(BIN)/$(PYTEST) $(if $(CI),,-m "not slow"); tests=$$?; \
+	$(ONE_THREAD) $(BIN)/$(PYTEST) $(if $(CI),,-m "not slow"); tests=$$?; \
 	wait $$types && exit $$tests
 
 # Each Python with the newest versions of all dependencies, and the oldest Python with the lowest ones. Each has an
@@ -42,10 +45,10 @@ python-of = $(or $(call working,$(call installed,$(1))),$(if $(UV),$(1)))
 
 test-on-%:
 	$(MAKE) PYTHON=$(call python-of,$*) VENV=.venv-$* environment-test
-	.venv-$*/bin/$(PYTEST) -m "not slow" $(TESTS)
+	$(ONE_THREAD) .venv-$*/bin/$(PYTEST) -m "not slow" $(TESTS)
 
 test-lowest: environment-lowest
-	.venv-lowest/bin/$(PYTEST) -m "not slow" $(TESTS)
+	$(ONE_THREAD) .venv-lowest/bin/$(PYTEST) -m "not slow" $(TESTS)
 
 # What needs torch; everything else is tested without it.
 test-torch: environment-torch
