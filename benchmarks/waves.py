@@ -5,6 +5,7 @@ the other scores it by waves. `cost` plays a real campaign on a generated pool o
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -18,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from rich.progress import track
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 from zarr.codecs import Crc32cCodec
 
 import dal
@@ -43,6 +46,47 @@ def _sorted(source: Source) -> World:
     return replace(world, X=world.X[order], y=world.y[order])
 
 
+def grown(world: World, seed: int, *, features: int | None = None, neighbours: int = 10) -> World:
+    """Grow a set of embeddings: each new record lies between one of the pool and a near one of its class.
+
+    The records of the test set stay as they are.
+
+    Parameters
+    ----------
+    world : World
+    seed : int
+    features : int, optional
+        Principal components of the pool that are kept of each record; default: all features.
+    neighbours : int, default=10
+        How near: among so many of the class.
+    """
+    X, test = world.X, world.test
+    if features is not None:
+        components = PCA(features, random_state=seed).fit(X)
+        X, test = components.transform(X), replace(test, X=components.transform(test.X))
+    rng = np.random.default_rng([seed, 79])
+    source = rng.integers(0, len(X), ROWS - len(X))
+    other = np.empty_like(source)
+    for code in range(world.n_classes):
+        of_class = np.flatnonzero(world.y == code)
+        new = np.flatnonzero(world.y[source] == code)
+        near = NearestNeighbors(n_neighbors=neighbours).fit(X[of_class]).kneighbors(return_distance=False)
+        place = np.searchsorted(of_class, source[new])
+        other[new] = of_class[near[place, rng.integers(0, neighbours, len(new))]]
+    between = X[source] + rng.random((len(source), 1), dtype=np.float32) * (X[other] - X[source])
+    order = rng.permutation(ROWS)
+    y = np.concatenate([world.y, world.y[source]])
+    return replace(world, X=np.concatenate([X, between])[order].astype(np.float32), y=y[order], test=test)
+
+
+def _grown(name: str, features: int | None = None) -> Setup:
+    return replace(
+        SETS[name],
+        world=lambda source: grown(embedded(source, name, sys.maxsize), source.seed, features=features),
+        seeds=8,
+    )
+
+
 LARGE: Mapping[str, tuple[Setup, str]] = {
     "imbalanced": (replace(SETS["imbalanced"], world=lambda source: imbalanced(source, ROWS), seeds=8), "default"),
     "imbalanced_sorted": (replace(SETS["imbalanced"], world=_sorted, seeds=8), "default"),
@@ -53,6 +97,8 @@ LARGE: Mapping[str, tuple[Setup, str]] = {
         replace(SETS["stackoverflow_wl"], world=lambda source: embedded(source, "stackoverflow_wl", 18_000), seeds=8),
         "class_coverage",
     ),
+    "stackoverflow_wl_grown": (_grown("stackoverflow_wl"), "class_coverage"),
+    "cifar10_lite0_grown": (_grown("cifar10_lite0", features=128), "class_coverage"),
 }
 """Sets made large, with the strategy that is the default for their features."""
 
