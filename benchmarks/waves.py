@@ -80,11 +80,13 @@ def grown(world: World, seed: int, *, features: int | None = None, neighbours: i
 
 
 def _grown(name: str, features: int | None = None) -> Setup:
-    return replace(
-        SETS[name],
-        world=lambda source: grown(embedded(source, name, sys.maxsize), source.seed, features=features),
-        seeds=8,
-    )
+    setup = SETS[name]
+
+    def world(source: Source) -> World:
+        whole = embedded(source, name, sys.maxsize) if "embeddings" in (setup.file or "") else setup.world(source)
+        return grown(whole, source.seed, features=features)
+
+    return replace(setup, world=world, seeds=8)
 
 
 LARGE: Mapping[str, tuple[Setup, str]] = {
@@ -92,13 +94,13 @@ LARGE: Mapping[str, tuple[Setup, str]] = {
     "imbalanced_sorted": (replace(SETS["imbalanced"], world=_sorted, seeds=8), "default"),
     "noisy": (replace(SETS["noisy"], world=lambda source: noisy(source, ROWS), seeds=8), "default"),
     "kddcup": (replace(SETS["kddcup"], seeds=8), "default"),
-    "fashion": (replace(SETS["fashion"], initial=100, batch=100, rounds=12, seeds=5), "default"),
-    "stackoverflow_wl": (
-        replace(SETS["stackoverflow_wl"], world=lambda source: embedded(source, "stackoverflow_wl", 18_000), seeds=8),
-        "class_coverage",
-    ),
-    "stackoverflow_wl_grown": (_grown("stackoverflow_wl"), "class_coverage"),
-    "cifar10_lite0_grown": (_grown("cifar10_lite0", features=128), "class_coverage"),
+    "digits": (_grown("digits"), "default"),
+    "satimage": (replace(_grown("satimage"), seeds=5), "default"),
+    "letter": (replace(_grown("letter"), seeds=5), "default"),
+    "sms_spam": (_grown("sms_spam"), "default"),
+    "fashion": (replace(_grown("fashion", features=64), initial=100, batch=100, rounds=12, seeds=5), "default"),
+    "stackoverflow_wl": (_grown("stackoverflow_wl"), "class_coverage"),
+    "cifar10_lite0": (_grown("cifar10_lite0", features=128), "class_coverage"),
 }
 """Sets made large, with the strategy that is the default for their features."""
 
