@@ -194,6 +194,8 @@ def test_a_name_that_a_package_does_not_offer_is_named() -> None:
 def test_a_package_that_is_not_installed_is_named_with_the_line_that_installs_it(
     package: str, name: str, missing: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Importing it again puts another module into the package: the first one goes back, for the tests that follow.
+    monkeypatch.setattr(dal, package, import_module(f"dal.{package}"))
     for module in [each for each in sys.modules if each.split(".")[0] == missing or each.startswith(f"dal.{package}")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, missing, None)
