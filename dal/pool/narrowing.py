@@ -158,7 +158,7 @@ def dtype_by_evidence(sample: Sample) -> Evidence:
 
 
 def evidence_text(evidence: Mapping[str, Any]) -> str:
-    """Return a line that says how a type was chosen.
+    r"""Return a line that says how a type was chosen.
 
     Parameters
     ----------
@@ -168,9 +168,9 @@ def evidence_text(evidence: Mapping[str, Any]) -> str:
     Examples
     --------
     >>> found = Evidence("float16", {"int8": 0.614, "float16": 0.9987}, {}, {}, 20_000, 60_000, True)
-    >>> evidence_text(vars(found))
-    'float16 by evidence: of the best 1 % of scores int8 keeps 0.614, float16 0.999; 0.95 is asked (20,000 of 60,000
-    records)'
+    >>> print(evidence_text(vars(found)).replace("; ", ";\n"))
+    float16 by evidence: of the best 1 % of scores int8 keeps 0.614, float16 keeps 0.999;
+    0.95 is asked (20,000 of 60,000 records)
     """
     found = [f"{name} keeps {share:.3f}" for name, share in evidence["kept"].items()]
     reasons = [f"no {name}: {reason}" for name, reason in evidence["refused"].items()]
