@@ -14,12 +14,13 @@ from click.testing import CliRunner
 
 from dal import Campaign
 from dal.campaign import Asked, Given, Labelling, Queue
-from dal.campaign.rounds import Rounds
-from dal.campaign.view import pauses, status
+from dal.campaign.rounds import Round, Rounds
+from dal.campaign.view import View, pauses, status
 from dal.cli import main
 from dal.errors import CampaignLocked
 from dal.loop.actions import Close, Wait
 from dal.loop.campaign import Batch, Stopped
+from dal.loop.coordinator import Coordinator
 from dal.loop.state import next_step
 from dal.pool import Pool
 from dal.web.state import Standings
@@ -98,6 +99,42 @@ def test_a_budget_has_room_for_the_rest_of_a_batch(truth: tuple[Pool, np.ndarray
     campaign = made(truth, tmp_path / "c", labelling=Labelling(close_at=0.8), stop=["max_labels=18"])
     answered(campaign, truth, campaign.next_batch(), 8)
     assert len(campaign.next_batch().rows) == 18 - 8 - 2
+
+
+@pytest.mark.parametrize("close_at", [0.5, 0.8, 0.9])
+@pytest.mark.parametrize("overlap", [1, 2])
+def test_a_budget_is_used_up_and_not_exceeded(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, close_at: float, overlap: int
+) -> None:
+    labelling = Labelling(close_at=close_at, overlap=overlap, reserve=0.5)
+    campaign = made(truth, tmp_path / "c", labelling=labelling, stop=["max_labels=30"])
+    queue = Queue(campaign)
+    while isinstance(batch := campaign.next_batch(), Batch):
+        while View(campaign).waiting():
+            for who in ("ann", "bob")[:overlap]:
+                assert set(says(queue, who, [each.row for each in queue.lease(who, 1)], truth[1])) == {"new"}
+    assert batch.verdicts[0].criterion == "max_labels"
+    assert len(campaign.answers.labels().rows) == 30
+    assert sum(campaign.rounds.batch_sizes().values()) == 30
+    assert not queue.lease("ann", 9)
+
+
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_a_batch_is_as_large_whenever_the_rest_before_it_is_skipped(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skipped: int
+) -> None:
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(close_at=0.8), stop=["max_labels=18"])
+    answered(campaign, truth, campaign.next_batch(), 8)
+    queue, select = Queue(campaign), Coordinator._select
+
+    def selected(coordinator: Coordinator, current: Round) -> None:
+        rows = [each.row for each in queue.lease("ann", skipped)]
+        queue.answer("ann", [Given(f"s{row}", row, "skipped") for row in rows])
+        assert len(rows) == skipped
+        select(coordinator, current)
+
+    monkeypatch.setattr(Coordinator, "_select", selected)
+    assert len(campaign.next_batch().rows) == 8
 
 
 @pytest.mark.parametrize("strategy", ["margin", "default", "random"])

@@ -115,8 +115,13 @@ class View:
 
     def _awaited(self, current: Round) -> tuple[int, int]:
         rounds = self.campaign.rounds
-        size = rounds.batch_size(current.number)
-        return rounds.pending(current.number), self.campaign.settings.labelling.spare(size)
+        waiting = rounds.waiting_rows(current.number)
+        spare = self.campaign.settings.labelling.spare(rounds.batch_size(current.number))
+        # A batch that uses up the budget, once it and the rest before it are labelled, is the last one: a round that
+        # does not wait for it would find no label left to ask for, and ask for one too many.
+        if spare and self.budget is not None and self.left(self._to_be_known(waiting, *rounds.resting().values())) <= 0:
+            spare = 0
+        return len(waiting), spare
 
     # -- labels ------------------------------------------------------------------------------------------------------
 
@@ -260,11 +265,26 @@ class View:
         """Return how many more labels may be asked for, where `labels` are known."""
         return self.campaign.n_rows if self.budget is None else self.budget - labels
 
-    def room(self) -> int:
-        """Return how many more records may be asked now: answers came since the freeze, and others are to come."""
-        known, rounds = self.labels().rows, self.campaign.rounds
-        coming = np.concatenate([rounds.in_hand(), *rounds.resting().values()])
-        return self.left(len(known) + len(np.setdiff1d(coming, known)))
+    def room(self, *, held: bool = False) -> int:
+        """Return how many more records the next batch may hold: labels of the last batch's rest are still to come.
+
+        The rest before that one is not served any more when the next batch opens.
+
+        Parameters
+        ----------
+        held : bool, default=False
+            Count records that somebody holds now as labelled, too.
+        """
+        rounds = self.campaign.rounds
+        with self.campaign.database.snapshot():
+            last = rounds.last
+            opened = 0 if last is None else last.number if last.opened_at is not None else last.number - 1
+            coming = [rows for number, rows in rounds.resting().items() if number == opened]
+            return self.left(self._to_be_known(*coming, *([rounds.in_hand()] if held else [])))
+
+    def _to_be_known(self, *coming: Rows) -> int:
+        """Count the records that are labelled, and those without a label among the rows `coming`."""
+        return len(np.unique(np.concatenate([self.labels().rows, *coming])))
 
     # -- stopping ----------------------------------------------------------------------------------------------------
 

@@ -139,7 +139,8 @@ class Composer:
         # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
         known = known.joined(chosen)
         spare = self._chosen(candidates, known, count=reserve_of(self.view, self.current))
-        room = self.view.room()
+        # Answers came since the freeze, and others are in hand.
+        room = self.view.room(held=True)
         order = order[: max(room, 1)]
         spare = spare.take(np.arange(min(len(spare), max(room - len(order), 0))))
         chosen = candidates.take(np.searchsorted(candidates.rows, np.append(chosen.rows, spare.rows)))

@@ -158,8 +158,8 @@ class Coordinator:
 
     def freeze(self) -> None:
         """Open a round: fix everything that it will be computed from."""
+        pool, settings, view = self.view.grown_pool(), self.campaign.settings, self.view
         with self.campaign.database.snapshot():
-            pool, settings, view = self.view.grown_pool(), self.campaign.settings, self.view
             strategy = COVERAGE if self.coverage else settings.strategy
             # Refused now: people may edit campaign.toml, and what a round has frozen stays.
             Strategy.named(strategy, settings.explore)
@@ -172,7 +172,8 @@ class Coordinator:
             if left < settings.batch_size:
                 _log.warning("Only %d records were never asked: the batch is that short.", left)
             search, useless = self._sought(pool)
-            k = min(settings.batch_size, left, view.left(len(view.labels().codes)))
+            # Without the rest, that is to be labelled: else the batch would depend on how much of it is by the choice.
+            k = min(settings.batch_size, left, max(1, view.room()))
             learns = strategy != COVERAGE and len(np.unique(view.labels().codes)) > 1
             waves = waves_of(self.campaign, pool, k, Strategy.named(strategy)) if learns and not self.full else None
         self.campaign.rounds.freeze(
