@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from dal import Campaign
-from dal.campaign import Annotators, Labelling, Measuring
+from dal.campaign import Annotators, Given, Labelling, Measuring, Queue
 from dal.pool import Pool
 from dal.web import Limits, Options, create_app
 from dal.web.guesses import Guesses
@@ -154,3 +154,35 @@ def test_gold_keeps_its_place_among_the_records_in_hand(campaign: Campaign) -> N
         ask(ann, "/api/renew", {"rows": told[-1][::-1]})
     assert any(row in GOLD for row in told[0])
     assert [rows[: len(before)] for before, rows in pairwise(told)] == told[:-1]
+
+
+def test_gold_beside_the_rest_of_a_cold_start_has_no_suggestion_either(tmp_path: Path) -> None:
+    codes = np.arange(N) % 2
+    X = np.random.default_rng(1).normal(3.0 * codes[:, None], 1.0, (N, 3)).astype(np.float32)
+    pool = Pool.build(X, tmp_path / "pool.zarr")
+    labelling = Labelling(gold=0.5, close_at=0.5)
+    campaign = Campaign.create(tmp_path / "c", pool, ["ham", "spam"], batch_size=BATCH, labelling=labelling)
+    campaign.answers.add_gold([(row, str(row), int(codes[row])) for row in GOLD])
+    first = campaign.next_batch()
+    campaign.label(first.record_ids[:5], codes[first.rows[:5]])
+    second = campaign.next_batch()
+    assert second.number == 2
+    queue, guesses = Queue(campaign), Guesses(campaign, Records(pool))
+
+    def suggested(n: int) -> list[tuple[bool, int, bool]]:
+        served = queue.lease("ann", n)
+        told = guesses.of(served)
+        return [(each.row in GOLD, each.round, each.row in told) for each in served]
+
+    # One at a time, a gold one may be all that is served.
+    seen = []
+    while len(seen) < 5 + BATCH + 3:
+        seen += suggested(1)
+        (served,) = queue.lease("ann", 1)
+        queue.answer("ann", [Given(f"a{served.row}", served.row, "submitted", 0)])
+    for _, number, has_suggestion in seen:
+        assert has_suggestion == (number == 2)
+    numbers = [number for _, number, _ in seen]
+    assert numbers == sorted(numbers), "the rest first, with the gold ones in between"
+    assert {is_gold for is_gold, number, _ in seen if number == 1} == {True, False}
+    assert {is_gold for is_gold, number, _ in seen if number == 2} == {True, False}

@@ -221,7 +221,7 @@ class Queue:
             served = self._served(connection, annotator, now)
             new = self._mixed(annotator, free, free_gold, served, n - len(mine))
             self._hold(connection, annotator, mine + new, now)
-            return self._leased(connection, annotator, serving, mine + new, now)
+            return self._leased(connection, annotator, serving, mine + new, free[:1], now)
 
     def renew(self, annotator: str, rows: Sequence[int]) -> list[int]:
         """Hold records for another `LEASE`, and give those that are still held.
@@ -445,22 +445,28 @@ class Queue:
             )
 
     def _leased(
-        self, connection: Connection, annotator: str, serving: _Serving, rows: list[int], now: datetime
+        self, connection: Connection, annotator: str, serving: _Serving, rows: list[int], after: list[int], now: datetime
     ) -> list[Leased]:
-        wanted = select(asked).where(asked.c.row.in_(rows))
+        """Describe the rows that are served; those `after` them come next."""
+        wanted = select(asked).where(asked.c.row.in_([*rows, *after]))
         found = {each.row: each for each in connection.execute(wanted)}
-        size = connection.scalar(select(func.count()).select_from(asked).where(asked.c.round == serving.number)) or 1
         known = {each.row: each for each in connection.execute(select(gold).where(gold.c.row.in_(rows)))}
         until = now + LEASE
         served = []
+        # A gold record is of the round of the one beside it. Beside the rest of a cold start, which has no suggestions,
+        # one of the newest round would be the only one with a suggestion.
+        beside = next((found[row].round for row in [*rows, *after] if row in found), serving.number)
         for row in rows:
             if (record := found.get(row)) is not None:
                 suggestion = None if record.predicted is None else (record.predicted, record.confidence)
                 place = (record.round, record.rank, until, suggestion, record.reserve)
+                beside = record.round
             else:
                 record = known[row]
+                of_round = select(func.count()).select_from(asked).where(asked.c.round == beside)
+                size = connection.scalar(of_round) or 1
                 rank = int(row_hash(np.array([row]), self._seed(annotator), _GOLD_ORDER)[0]) % size
-                place = (serving.number, rank, until, None, False)
+                place = (beside, rank, until, None, False)
             served.append(Leased(row, record.record_id, *place))
         return served
 

@@ -15,6 +15,8 @@ Guess = tuple[int, float | None]
 
 _log = logging.getLogger(__name__)
 
+_ROUNDS = 4  # whose gold records are remembered; people are served records of two rounds, and hold a few of others
+
 
 class Guesses:
     """Suggestions for all records that are served, whether a round predicted them or not.
@@ -30,13 +32,13 @@ class Guesses:
         self._campaign = campaign
         self._records = records
         self._working = threading.Lock()
-        self._for: tuple[int, frozenset[int]] = (0, frozenset())
-        self._known: dict[int, Guess] | None = {}
+        self._gold: frozenset[int] = frozenset()
+        self._known: dict[int, dict[int, Guess] | None] = {}  # by round
 
     def of(self, served: Sequence[Leased]) -> dict[int, Guess]:
-        """Return the class that the round's model predicts for each record, and its probability.
+        """Return the class that the model of its round predicts for each record, and its probability.
 
-        If the model cannot predict gold records, no suggestion is returned for any record: a missing one would show
+        If a model cannot predict gold records, no suggestion is returned for any record: a missing one would show
         which are gold.
 
         Parameters
@@ -49,19 +51,21 @@ class Guesses:
             By row: class code and probability.
         """
         predicted = {each.row: each.suggestion for each in served if each.suggestion is not None}
-        wanted = max((each.round for each in served), default=0), frozenset(self._campaign.answers.gold())
-        if not all(wanted):
+        numbers, gold = {each.round for each in served}, frozenset(self._campaign.answers.gold())
+        if not numbers or not gold:
             return predicted
         # All gold records at once, for every request: one that holds a gold record must not take longer.
         with self._working:
-            if wanted != self._for:
-                self._known, self._for = self._predicted(*wanted), wanted
-            known = self._known
-        if known is None:
+            if gold != self._gold:
+                self._known, self._gold = {}, gold
+            for number in numbers - self._known.keys():
+                self._known[number] = self._predicted(number, gold)
+            known = {number: self._known[number] for number in numbers}
+            self._known = dict(sorted(self._known.items())[-_ROUNDS:])
+        if None in known.values():
             return {}
-        return predicted | {
-            each.row: known[each.row] for each in served if each.row in known and each.suggestion is None
-        }
+        guessed = {each.row: (known[each.round] or {}).get(each.row) for each in served if each.suggestion is None}
+        return predicted | {row: guess for row, guess in guessed.items() if guess is not None}
 
     def _predicted(self, number: int, gold: frozenset[int]) -> dict[int, Guess] | None:
         chosen, rows = self._campaign.rounds.get(number), sorted(gold)
