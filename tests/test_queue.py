@@ -14,8 +14,9 @@ from sqlalchemy import select
 
 from dal.campaign import Account, Annotators, CampaignStore, Given, Labelling, Leased, Queue, Settings, Storage
 from dal.campaign.activity import Activity
+from dal.campaign.control import Control
 from dal.campaign.schema import annotators as accounts
-from dal.campaign.view import resting
+from dal.campaign.view import rest_text
 from dal.errors import CampaignError, InputError, LabelError
 from tests import databases
 from tests.batches import batch_of
@@ -334,8 +335,8 @@ def closed_with(campaign: CampaignStore, answers: int) -> tuple[Queue, list[int]
 def test_the_rest_of_a_batch_is_served_before_the_next_one(tmp_path: Path) -> None:
     campaign = made(tmp_path / "c", close_at=0.5)
     queue, rest = closed_with(campaign, 3)
-    assert {number: rows.tolist() for number, rows in campaign.rounds.resting().items()} == {1: rest}
-    assert resting(campaign) == "round 2 is made ready without waiting for 3 records of round 1"
+    assert {number: rows.tolist() for number, rows in campaign.rounds.rest_rows().items()} == {1: rest}
+    assert rest_text(campaign) == "3 records of round 1 still lack answers"
     first, *others = rows_of(queue.lease("bob", 9))
     assert sorted([first, *others]) == rest
     (outcome,) = queue.answer("bob", [says("b1", first)])
@@ -348,7 +349,7 @@ def test_the_rest_of_a_batch_is_served_before_the_next_one(tmp_path: Path) -> No
     assert [(each.row, each.round, each.reserve) for each in served[2:]] == [(1, 2, False), (2, 2, True)]
     assert sorted(rows_of(served[:2])) == sorted(others)
     assert [each.round for each in served[:2]] == [1, 1]
-    assert resting(campaign) == "before round 2, people are served 2 records of round 1"
+    assert rest_text(campaign) == "before round 2, people are served 2 records of round 1"
     before = queue.own_share("bob")
     (outcome,) = queue.answer("bob", [says("b2", served[0].row)])
     assert not outcome.late
@@ -362,15 +363,15 @@ def test_the_rest_of_a_batch_is_served_before_the_next_one(tmp_path: Path) -> No
     campaign.rounds.close(campaign.rounds.get(2))
     opened(campaign, [3])
     assert rows_of(queue.lease("bob", 9)) == [3]
-    assert campaign.rounds.resting() == {}
-    assert resting(campaign) == ""
+    assert campaign.rounds.rest_rows() == {}
+    assert rest_text(campaign) == ""
 
 
 def test_a_batch_that_was_closed_with_fewer_answers_has_no_rest(tmp_path: Path) -> None:
     campaign = made(tmp_path / "c", close_at=0.5)
     held = rows_of(Queue(campaign).lease("cat", 1))
     queue, rest = closed_with(campaign, 2)
-    assert campaign.rounds.resting() == {}
+    assert campaign.rounds.rest_rows() == {}
     opened(campaign, [1, 2])
     # What cat held when it was closed comes in after the freeze: half is answered now, and still nothing is served.
     (outcome,) = queue.answer("cat", [says("c1", held[0])])
@@ -378,7 +379,31 @@ def test_a_batch_that_was_closed_with_fewer_answers_has_no_rest(tmp_path: Path) 
     assert campaign.rounds.pending(1) == 3
     assert sorted(rows_of(queue.lease("bob", 9))) == [1, 2]
     assert len(rest) == 3
-    assert campaign.rounds.resting() == {}
+    assert campaign.rounds.rest_rows() == {}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_an_answer_that_is_taken_back_leaves_the_rest_of_its_round(tmp_path: Path, frozen: bool) -> None:
+    campaign = made(tmp_path / "c", close_at=0.5)
+    queue, rest = closed_with(campaign, 3)
+    last = queue.history("ann", 1)[0]
+    if frozen:
+        opened(campaign, [1, 2])
+    assert not queue.undo("ann", str(last.event_id), "u1").late
+    if not frozen:
+        opened(campaign, [1, 2])
+    assert campaign.rounds.rest_rows()[1].tolist() == sorted([*rest, last.row])
+    queue.release("ann", ROWS)
+    assert sorted(rows_of(queue.lease("bob", 9))[:4]) == sorted([*rest, last.row])
+
+
+def test_in_a_pause_nobody_is_said_to_be_served_the_rest(tmp_path: Path) -> None:
+    campaign = made(tmp_path / "c", close_at=0.5)
+    closed_with(campaign, 3)
+    opened(campaign, [1, 2])
+    assert rest_text(campaign) == "before round 2, people are served 3 records of round 1"
+    Control(campaign).tell("pause", "boss")
+    assert rest_text(campaign) == "3 records of round 1 still lack answers"
 
 
 def test_a_campaign_that_waits_for_all_answers_has_no_rest(tmp_path: Path) -> None:
@@ -399,14 +424,14 @@ def test_the_rest_waits_for_as_many_people_as_the_overlap(tmp_path: Path) -> Non
         queue.release(who, ROWS)
     campaign.rounds.close(campaign.rounds.get(1))
     opened(campaign, [1, 2])
-    assert campaign.rounds.resting()[1].tolist() == sorted(ROWS[3:])
+    assert campaign.rounds.rest_rows()[1].tolist() == sorted(ROWS[3:])
     assert sorted(rows_of(queue.lease("ann", 2))) == sorted(ROWS[4:])
     assert sorted(rows_of(queue.lease("bob", 3))) == sorted(ROWS[3:])
     # An answer that is taken back makes its record wait again.
     queue.answer("bob", [says("b3", ROWS[3])])
-    assert ROWS[3] not in campaign.rounds.resting()[1]
+    assert ROWS[3] not in campaign.rounds.rest_rows()[1]
     assert not queue.undo("bob", "b3", "u3").late
-    assert ROWS[3] in campaign.rounds.resting()[1]
+    assert ROWS[3] in campaign.rounds.rest_rows()[1]
 
 
 @pytest.mark.parametrize("closed", [False, True])

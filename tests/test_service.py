@@ -89,10 +89,20 @@ def test_a_run_says_that_it_does_not_wait_for_the_rest(truth: tuple[Pool, np.nda
     campaign.run(on_batch=lambda _: ended.set(), on_rest=said.append, ended=ended)
     assert said == ["round 2 is being made ready while people are served 2 records of round 1"]
     told = "before round 2, people are served 2 records of round 1"
-    assert status(campaign).resting == told
-    assert Standings(campaign).now().resting == told
+    assert status(campaign).rest == told
+    assert Standings(campaign).now().rest == told
     shown = CliRunner().invoke(main, ["status", str(campaign.directory)])
     assert told in shown.output
+
+
+def test_a_criterion_ends_a_campaign_without_the_rest_of_its_last_batch(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    campaign = made(truth, tmp_path / "c", labelling=Labelling(close_at=0.8), stop=["max_rounds=1"])
+    answered(campaign, truth, campaign.next_batch(), 8)
+    assert isinstance(campaign.next_batch(), Stopped)
+    standing = Standings(campaign).now()
+    assert (standing.phase, standing.rest) == ("stopped", "2 records of round 1 still lack answers")
 
 
 def test_a_budget_has_room_for_the_rest_of_a_batch(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:

@@ -267,9 +267,9 @@ def standing(*conditions: ColumnElement[bool], upto: int | None = None) -> Selec
     return select(answers).where(answers.c.status != "retracted", ~exists().where(*again), *conditions)
 
 
-def answers_given(row: Column[int], upto: int | None = None) -> ScalarSelect[int]:
-    """Count the annotators whose answer to a record counts, skips included, of the answers up to an id."""
-    counted = standing(answers.c.row == row, upto=upto).with_only_columns(func.count())
+def answers_given(row: Column[int]) -> ScalarSelect[int]:
+    """Count the annotators whose answer to a record counts, skips included."""
+    counted = standing(answers.c.row == row).with_only_columns(func.count())
     return counted.correlate(row.table).scalar_subquery()
 
 

@@ -10,8 +10,8 @@ records first, and what the ranking does to people (the hardest first) is spread
 ranking. Gold records, whose answers are known, come in between, as often as `Settings.gold` says and at places that a
 hash decides; nothing that is given out tells them from others.
 
-A round may close before all of its batch is answered (`Settings.close_at`). Its rest is served on: while the next batch
-is prepared, and then before that batch.
+A round may close before all of its batch is answered (`Labelling.close_at`). Its rest is served on: while the next
+batch is prepared, and then before that batch.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ from sqlalchemy import Connection, Row, Subquery, and_, case, delete, exists, fu
 from dal.campaign import answers as ledger
 from dal.campaign.leases import LEASE, holds
 from dal.campaign.people import enrolled, spelling
-from dal.campaign.rests import resting
+from dal.campaign.rests import resting_rounds
 from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
 from dal.campaign.store import CampaignStore
 from dal.errors import LabelError
@@ -174,18 +174,12 @@ class OwnShare:
     beyond: int
 
 
-class _Serving(NamedTuple):
-    """The newest batch; `resting` are closed rounds whose rest is served, see :func:`dal.campaign.rests.resting`."""
+class _Newest(NamedTuple):
+    """The newest round whose batch was opened; number 0 before the first."""
 
     number: int
     open: bool
     opened_at: str = ""
-    resting: Sequence[int] = ()
-
-    @property
-    def takes(self) -> bool:
-        """Whether answers to the batch are in time."""
-        return self.open or self.number in self.resting
 
 
 class _Target(NamedTuple):
@@ -197,7 +191,9 @@ class _Target(NamedTuple):
 
 
 class Queue:
-    """The queue of a campaign's open batch, and its reserve; safe to use from many threads and processes.
+    """The queue of a campaign's open batch, its reserve, and the rest of the batch before.
+
+    Safe to use from many threads and processes.
 
     Parameters
     ----------
@@ -214,14 +210,14 @@ class Queue:
     def lease(self, annotator: str, n: int) -> list[Leased]:
         """Serve up to `n` records: those that the annotator holds, with their leases renewed, then new ones."""
         with self._writing(annotator) as (connection, annotator, now):
-            serving = self._serving(connection)
-            held, free = self._servable(connection, annotator, serving, now)
+            newest = self._newest(connection)
+            held, free = self._servable(connection, annotator, newest, now)
             held_gold, free_gold = self._servable_gold(connection, annotator, now)
             mine = self._as_served(connection, annotator, held + held_gold)[:n]
             served = self._served(connection, annotator, now)
             new = self._mixed(annotator, free, free_gold, served, n - len(mine))
             self._hold(connection, annotator, mine + new, now)
-            return self._leased(connection, annotator, serving, mine + new, free[:1], now)
+            return self._leased(connection, annotator, newest, mine + new, free[:1], now)
 
     def renew(self, annotator: str, rows: Sequence[int]) -> list[int]:
         """Hold records for another `LEASE`, and give those that are still held.
@@ -303,8 +299,8 @@ class Queue:
     def progress(self, annotator: str) -> Progress:
         """Count how far the batch is."""
         with self._database.reading() as connection:
-            serving, annotator = self._serving(connection), spelling(connection, annotator)
-            slots = self._slots(annotator, self._database.now(connection), serving.number)
+            newest, annotator = self._newest(connection), spelling(connection, annotator)
+            slots = self._slots(annotator, self._database.now(connection), newest.number)
             batch, free = ~slots.c.reserve, self._is_free(slots)
             overlap = self._settings.labelling.overlap
             complete = slots.c.given >= overlap
@@ -322,7 +318,7 @@ class Queue:
                 ).select_from(slots)
             ).one()
         batch_size, answered, given, mine, left, held, reserve = counts
-        return Progress(serving.number, serving.open, batch_size, answered, int(given), upto, mine, left, held, reserve)
+        return Progress(newest.number, newest.open, batch_size, answered, int(given), upto, mine, left, held, reserve)
 
     def own_share(self, annotator: str, upto: int | None = None) -> OwnShare:
         """Count what this annotator has done for the newest batch, as of the answer with the id `upto`.
@@ -335,12 +331,14 @@ class Queue:
             before.c.row == answers.c.row, before.c.annotator == answers.c.annotator
         )
         with self._database.reading() as connection:
-            serving, annotator = self._serving(connection), spelling(connection, annotator)
+            newest, annotator = self._newest(connection), spelling(connection, annotator)
             own = ledger.standing(answers.c.annotator == annotator, upto=upto).with_only_columns(func.count())
-            since = first.correlate(answers).scalar_subquery() >= serving.opened_at
+            # The answer itself is looked at before those of a person to its record, which takes longer.
+            answered_since = answers.c.received_at >= newest.opened_at
+            since = and_(answered_since, first.correlate(answers).scalar_subquery() >= newest.opened_at)
             of_rounds = own.join(asked, asked.c.row == answers.c.row)
-            asked_now = of_rounds.where(asked.c.round == serving.number)
-            rest = of_rounds.where(asked.c.round != serving.number, since)
+            asked_now = of_rounds.where(asked.c.round == newest.number)
+            rest = of_rounds.where(asked.c.round != newest.number, since)
             known = own.join(gold, gold.c.row == answers.c.row).where(since)
             batch, *beyond = (
                 connection.scalar(query) or 0
@@ -380,11 +378,12 @@ class Queue:
         return and_(~slots.c.answered, slots.c.given + slots.c.others < self._settings.labelling.overlap)
 
     def _servable(
-        self, connection: Connection, annotator: str, serving: _Serving, now: datetime
+        self, connection: Connection, annotator: str, newest: _Newest, now: datetime
     ) -> tuple[list[int], list[int]]:
         """Find the rows that the annotator holds, and those that could be next, in the annotator's order."""
         slots = self._slots(annotator, now)
-        served = or_(slots.c.round == serving.number, and_(slots.c.round.in_(list(serving.resting)), ~slots.c.reserve))
+        resting = resting_rounds(connection, self._settings.labelling)
+        served = or_(slots.c.round == newest.number, and_(slots.c.round.in_(resting), ~slots.c.reserve))
         found = connection.execute(
             select(slots.c.row, slots.c.rank, slots.c.round, slots.c.reserve, slots.c.held).where(
                 or_(served, slots.c.held), self._is_free(slots)
@@ -392,10 +391,10 @@ class Queue:
         ).all()
         batch = [each for each in found if not each.reserve and not each.held]
         # The round after the next one is to learn from the rest of a round before.
-        before = self._ordered(annotator, [each.row for each in batch if each.round != serving.number], _ORDER)
-        newest = self._ordered(annotator, [each.row for each in batch if each.round == serving.number], _ORDER)
+        rest = self._ordered(annotator, [each.row for each in batch if each.round != newest.number], _ORDER)
+        chosen = self._ordered(annotator, [each.row for each in batch if each.round == newest.number], _ORDER)
         reserve = sorted((each.rank, each.row) for each in found if each.reserve and not each.held)
-        return [each.row for each in found if each.held], before + newest + [row for _, row in reserve]
+        return [each.row for each in found if each.held], rest + chosen + [row for _, row in reserve]
 
     def _servable_gold(self, connection: Connection, annotator: str, now: datetime) -> tuple[list[int], list[int]]:
         own = ledger.standing(answers.c.row == gold.c.row, answers.c.annotator == annotator)
@@ -445,7 +444,7 @@ class Queue:
             )
 
     def _leased(
-        self, connection: Connection, annotator: str, serving: _Serving, rows: list[int], after: list[int], now: datetime
+        self, connection: Connection, annotator: str, newest: _Newest, rows: list[int], after: list[int], now: datetime
     ) -> list[Leased]:
         """Describe the rows that are served; those `after` them come next."""
         wanted = select(asked).where(asked.c.row.in_([*rows, *after]))
@@ -455,7 +454,7 @@ class Queue:
         served = []
         # A gold record is of the round of the one beside it. Beside the rest of a cold start, which has no suggestions,
         # one of the newest round would be the only one with a suggestion.
-        beside = next((found[row].round for row in [*rows, *after] if row in found), serving.number)
+        beside = next((found[row].round for row in [*rows, *after] if row in found), newest.number)
         for row in rows:
             if (record := found.get(row)) is not None:
                 suggestion = None if record.predicted is None else (record.predicted, record.confidence)
@@ -516,30 +515,36 @@ class Queue:
 
     # -- inside ------------------------------------------------------------------------------------------------------
 
-    def _serving(self, connection: Connection) -> _Serving:
+    def _newest(self, connection: Connection) -> _Newest:
         opened = select(rounds.c.number, rounds.c.status, rounds.c.opened_at).where(rounds.c.opened_at.is_not(None))
-        newest = connection.execute(opened.order_by(rounds.c.number.desc()).limit(1)).one_or_none()
-        if newest is None:
-            return _Serving(0, open=False)
-        rests = resting(connection, self._settings.labelling)
-        return _Serving(newest.number, newest.status == "open", newest.opened_at, rests)
+        found = connection.execute(opened.order_by(rounds.c.number.desc()).limit(1)).one_or_none()
+        return (
+            _Newest(0, open=False) if found is None else _Newest(found.number, found.status == "open", found.opened_at)
+        )
+
+    def _rests(self, connection: Connection, number: int) -> bool:
+        """Return whether the rest of a round is served; it takes a look at each record of two batches."""
+        return number in resting_rounds(connection, self._settings.labelling)
 
     def _target(self, connection: Connection, row: int, annotator: str) -> _Target | None:
-        serving = self._serving(connection)
         batch = select(asked.c.record_id, asked.c.round, rounds.c.status, asked.c.reserve).join(rounds)
         found = connection.execute(batch.where(asked.c.row == row)).one_or_none()
         if found is not None:
             # The reserve is there for when the batch is closed, and the rest of a round is served on.
-            in_time = found.status == "open" or found.reserve or found.round in serving.resting
+            in_time = found.status == "open" or found.reserve or self._rests(connection, found.round)
             return _Target(found.record_id, found.round, in_time)
+        newest = self._newest(connection)
         record_id = connection.scalar(select(gold.c.record_id).where(gold.c.row == row))
         # Before the first batch nothing was served, and whatever were taken then would be known for gold.
-        if record_id is None or not serving.number:
+        if record_id is None or not newest.number:
             return None
         # Late when a record of the batch in which it was answered would be, or lateness would tell the two apart.
         mine = select(func.min(answers.c.received_at)).where(answers.c.row == row, answers.c.annotator == annotator)
         first = connection.scalar(mine)
-        return _Target(record_id, None, open=serving.takes and (first is None or first >= serving.opened_at))
+        in_time = (first is None or first >= newest.opened_at) and (
+            newest.open or self._rests(connection, newest.number)
+        )
+        return _Target(record_id, None, in_time)
 
     @contextmanager
     def _writing(self, annotator: str) -> Iterator[tuple[Connection, str, datetime]]:

@@ -1,22 +1,21 @@
 """The rest of a batch: records that a round did not wait for, and that the queue serves beside the next batch."""
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, select, true
 
 from dal.campaign import answers as ledger
-from dal.campaign.schema import asked, rounds
+from dal.campaign.schema import answers, asked, rounds
 from dal.campaign.settings import Labelling
 
 
-def waits(number: int, labelling: Labelling, *, upto: int | None = None) -> ColumnElement[bool]:
-    """Return the condition that a record is of a round's batch and lacks answers, of those up to an id.
+def waits(number: int, labelling: Labelling) -> ColumnElement[bool]:
+    """Return the condition that a record is of a round's batch and lacks answers.
 
     A skip counts as an answer here: a record that nobody can tell does not hold the round for ever.
     """
-    given = ledger.answers_given(asked.c.row, upto)
-    return and_(asked.c.round == number, ~asked.c.reserve, given < labelling.overlap)
+    return and_(_of_batch(number), ledger.answers_given(asked.c.row) < labelling.overlap)
 
 
-def resting(connection: Connection, labelling: Labelling) -> list[int]:
+def resting_rounds(connection: Connection, labelling: Labelling) -> list[int]:
     """Return the closed rounds whose rest is served: of the newest batch and the one before, the newest round first.
 
     A round rests if the share of its batch that is waited for was answered when the next round was frozen, or is now
@@ -30,8 +29,20 @@ def resting(connection: Connection, labelling: Labelling) -> list[int]:
 
 
 def _is_enough(connection: Connection, number: int, labelling: Labelling) -> bool:
-    """Return whether enough of a batch was answered for its round to close, as of the freeze of the next one."""
+    """Return whether enough of a batch was answered for its round to close, as of the freeze of the next one.
+
+    An answer that was taken back counts: its undoing may come between the closing and the freeze, and must not take the
+    whole rest with it.
+    """
     upto = connection.scalar(select(rounds.c.last_answer).where(rounds.c.number == number + 1))
-    size = connection.scalar(select(func.count()).where(asked.c.round == number, ~asked.c.reserve)) or 0
-    pending = connection.scalar(select(func.count()).where(waits(number, labelling, upto=upto))) or 0
+    people = select(func.count(answers.c.annotator.distinct())).where(
+        answers.c.row == asked.c.row, true() if upto is None else answers.c.id <= upto
+    )
+    lacks = people.correlate(asked).scalar_subquery() < labelling.overlap
+    size = connection.scalar(select(func.count()).where(_of_batch(number))) or 0
+    pending = connection.scalar(select(func.count()).where(_of_batch(number), lacks)) or 0
     return pending <= labelling.spare(size)
+
+
+def _of_batch(number: int) -> ColumnElement[bool]:
+    return and_(asked.c.round == number, ~asked.c.reserve)

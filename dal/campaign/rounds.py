@@ -18,7 +18,7 @@ from dal.campaign.answer_log import AnswerLog
 from dal.campaign.database import Database
 from dal.campaign.leases import held
 from dal.campaign.objects import Objects, digest_of
-from dal.campaign.rests import resting, waits
+from dal.campaign.rests import resting_rounds, waits
 from dal.campaign.schema import Asked, Round, Search, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, InputError
@@ -252,7 +252,8 @@ class Rounds:
     def close(self, round: Round) -> None:
         """End a round; records of its batch that nobody has answered stay asked, and can still be answered.
 
-        Until the next batch is open the queue goes on to serve them: such answers count from the next round on.
+        Where they are the rest of the batch, the queue serves them on, see :mod:`dal.campaign.rests`. Answers to them
+        count from the next freeze on.
         """
         with self._database.writing() as connection:
             _advance(connection, round.number, ("open",), "closed", {"closed_at": self._database.stamp(connection)})
@@ -319,10 +320,11 @@ class Rounds:
         with self._database.reading() as connection:
             return self._waiting(connection, number)
 
-    def resting(self) -> dict[int, npt.NDArray[np.int64]]:
+    def rest_rows(self) -> dict[int, npt.NDArray[np.int64]]:
         """Read the rows that lack answers and are still served, of closed rounds that have some, the newest first."""
         with self._database.reading() as connection:
-            found = {each: self._waiting(connection, each) for each in resting(connection, self._settings.labelling)}
+            resting = resting_rounds(connection, self._settings.labelling)
+            found = {each: self._waiting(connection, each) for each in resting}
         return {number: rows for number, rows in found.items() if len(rows)}
 
     def _waiting(self, connection: Connection, number: int) -> npt.NDArray[np.int64]:

@@ -119,7 +119,11 @@ class View:
         spare = self.campaign.settings.labelling.spare(rounds.batch_size(current.number))
         # A batch that uses up the budget, once it and the rest before it are labelled, is the last one: a round that
         # does not wait for it would find no label left to ask for, and ask for one too many.
-        if spare and self.budget is not None and self.left(self._to_be_known(waiting, *rounds.resting().values())) <= 0:
+        if (
+            spare
+            and self.budget is not None
+            and self.left(self._to_be_known(waiting, *rounds.rest_rows().values())) <= 0
+        ):
             spare = 0
         return len(waiting), spare
 
@@ -279,7 +283,7 @@ class View:
         with self.campaign.database.snapshot():
             last = rounds.last
             opened = 0 if last is None else last.number if last.opened_at is not None else last.number - 1
-            coming = [rows for number, rows in rounds.resting().items() if number == opened]
+            coming = [rows for number, rows in rounds.rest_rows().items() if number == opened]
             return self.left(self._to_be_known(*coming, *([rounds.in_hand()] if held else [])))
 
     def _to_be_known(self, *coming: Rows) -> int:
@@ -437,7 +441,7 @@ class Status:
         Which part of the pool the newest round by waves has scored, in words; empty where rounds score all of it.
     compared : str
         By which embeddings of the model records were compared last, in words; empty where by their features.
-    resting : str
+    rest : str
         How many records of earlier rounds wait that the newest one does not wait for, in words; empty where none do.
     """
 
@@ -462,7 +466,7 @@ class Status:
     one_class: str
     scored: str
     compared: str
-    resting: str
+    rest: str
     before: str
 
 
@@ -505,7 +509,7 @@ def _status_of(view: View) -> Status:
         one_class=one_class(view),
         scored=scored(campaign.rounds.all()),
         compared=compared(campaign.rounds.all()),
-        resting=resting(campaign),
+        rest=rest_text(campaign),
         before="" if before is None else f"accuracy before the move to {campaign.settings.pool}: {before.text}",
     )
 
@@ -600,18 +604,19 @@ def _scored_all_like(each: Round, newest: Round) -> bool:
     return way(each) == way(newest)
 
 
-def resting(campaign: CampaignStore) -> str:
+def rest_text(campaign: CampaignStore) -> str:
     """Return, in words, how many records wait that the newest round does not wait for; empty where there are none."""
-    last, rests = campaign.rounds.last, campaign.rounds.resting()
+    last, rests = campaign.rounds.last, campaign.rounds.rest_rows()
     if last is None or not rests:
         return ""
     count = sum(len(rows) for rows in rests.values())
     of = f"round{'s' if len(rests) > 1 else ''} {' and '.join(map(str, sorted(rests)))}"
     records = f"{count:,} record{'s' if count > 1 else ''} of {of}"
+    # Nobody is served anything in a pause, and once a round is closed a criterion may have ended the campaign.
+    if last.status == "closed" or Control(campaign).in_force is not None:
+        return f"{records} still lack{'' if count > 1 else 's'} answers"
     if last.status == "open":
         return f"before round {last.number}, people are served {records}"
-    if last.status == "closed":
-        return f"round {last.number + 1} is made ready without waiting for {records}"
     return f"round {last.number} is being made ready while people are served {records}"
 
 

@@ -21,7 +21,7 @@ from dal.campaign.examples import Examples
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
 from dal.campaign.settings import shares_of
-from dal.campaign.view import View, one_class, resting
+from dal.campaign.view import View, one_class, rest_text
 from dal.compute.workers import Workers
 from dal.errors import CampaignError, DalError, InputError, LearnerError
 from dal.evidence.stopping import Verdict
@@ -190,7 +190,7 @@ class Coordinator:
             useless=useless,
         )
         self.search, self.full = None, False
-        if self.on_rest is not None and (text := resting(self.campaign)):
+        if self.on_rest is not None and (text := rest_text(self.campaign)):
             self.on_rest(text)
 
     def _sought(self, pool: Pool) -> tuple[Search | None, list[int]]:

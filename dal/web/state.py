@@ -12,7 +12,7 @@ from dal.campaign import CampaignStore, Queue, Round
 from dal.campaign.activity import Activity
 from dal.campaign.control import Control
 from dal.campaign.schema import Step
-from dal.campaign.view import View, resting
+from dal.campaign.view import View, rest_text
 
 Phase = Literal["waiting", "training", "open", "between", "paused", "stopped"]
 
@@ -36,8 +36,8 @@ class Standing(BaseModel):
         Records of the newest batch; those with all answers that they need; the rest.
     active
         People who hold records now.
-    resting
-        How many records of earlier rounds wait, in words, see :func:`dal.campaign.view.resting`.
+    rest
+        How many records of earlier rounds wait, in words, see :func:`dal.campaign.view.rest_text`.
     """
 
     phase: Phase
@@ -50,7 +50,7 @@ class Standing(BaseModel):
     answered: int
     pending: int
     active: int
-    resting: str
+    rest: str
 
 
 class Given(NamedTuple):
@@ -114,7 +114,7 @@ class Standings:
             answered=answered,
             pending=pending,
             active=self._activity.active(),
-            resting=resting(self._campaign),
+            rest=rest_text(self._campaign),
         )
         return standing, Given(progress.given, progress.batch * self._overlap, progress.upto)
 

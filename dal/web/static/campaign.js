@@ -8,7 +8,7 @@ const PHASES = { waiting: "not begun", training: "preparing the next batch", ope
 const ASKED = {
   pause: ["Pause the campaign?", "Annotators get no records until you go on. Unanswered records go back; answers being sent are kept.", "Pause"],
   resume: ["Go on?", "Annotators get records again.", "Go on"],
-  close: ["Close this round early?", "The learner learns from the answers so far. Unanswered records of this batch are not asked again; late answers are kept.", "Close the round"],
+  close: ["Close this round early?", "The learner learns from the answers so far. Unanswered records of this batch are not asked again, unless the share close_at is answered. Late answers are kept.", "Close the round"],
   stop: ["Stop the campaign?", "Annotators get no records, and no further round begins. Nothing is deleted, and you can go on later.", "Stop the campaign"],
 };
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -51,7 +51,8 @@ function draw(overview) {
 }
 
 function left(overview) {
-  return [timeLeft(overview), overview.standing.resting].filter(Boolean).join("; ");
+  const texts = [timeLeft(overview), overview.standing.rest].filter(Boolean);
+  return texts.join(texts[0]?.endsWith(".") ? " " : "; ");
 }
 
 function timeLeft({ standing, left_low, left_high }) {
