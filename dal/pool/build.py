@@ -11,6 +11,7 @@ import errno
 import fcntl
 import itertools
 import logging
+import math
 import os
 import re
 import secrets
@@ -38,10 +39,10 @@ from dal.places import Nodes, NotOurs, Place, Url, for_zarr, names_at, place_of
 from dal.pool._zarr import storing_all_chunks, whole
 from dal.pool.chunks import ChunkFiles, ChunkObjects, read_rows
 from dal.pool.encoded import TEXTS_AT_ONCE, Encoded, RawArrays, RawSource, RawTexts, joined
-from dal.pool.encodings import Encode, Floats32, encoder, scale_of, scale_of_largest
+from dal.pool.encodings import Encode, Floats32, encoder, may_be_infinite, scale_of, scale_of_largest
 from dal.pool.fields import Values, kind_of, to_store
 from dal.pool.ids import HASH, is_bucket, sorted_entries
-from dal.pool.narrowing import FIRST_ROWS, Evidence, dtype_by_evidence, sample_of
+from dal.pool.narrowing import FIRST_ROWS, Evidence, dtype_by_evidence, rows_to_judge, sample_of
 from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import Block, Source, checked, open_source
 from dal.pool.store import (
@@ -77,6 +78,8 @@ _SAVE_SECONDS = 5.0
 
 _ENCODING = "dal.encoding"
 _ARRAYS = ("features", "ids", "fields", "scale")
+_BEYOND = "beyond_float16"
+"""Attribute of a build or an append that is under way."""
 _PARTIAL = re.compile(r".+\.[0-9a-f]{32}\.partial")
 """Names of files that Zarr writes before it renames them."""
 
@@ -146,6 +149,8 @@ def build(
         elif scale is None:
             scale = _scale(opened)
         encode = _Saying(encoder(stored, scale))
+        if build:
+            encode.resume(build.beyond)
         blocks = checked(given, start, encode, build.kinds if build else None)
         if build is None:
             head, n_rows = _head(blocks, opened.n_rows, how.sizes)
@@ -169,6 +174,7 @@ def build(
             blocks = itertools.chain(head, blocks)
         held.callback(build.close)
         build.encoded = opened if isinstance(opened, Encoded) else None
+        build.saying = encode
         with build.full_disk_errors():
             build.write(blocks, progress)
             build.write_index()
@@ -224,6 +230,7 @@ def append(pool: Pool, source: object, how: Options, *, progress: Progress | Non
         held.callback(build.close)
         encode = _Saying(encoder(state["encoding"], build.scale() if state["encoding"] == "int8" else None))
         build.encoded = opened if isinstance(opened, Encoded) else None
+        build.saying = encode
         if APPENDING in state:  # what is written of it now would look like another process's
             indexes()
         start = build.begun()
@@ -594,12 +601,13 @@ def _refuse_dtype(dtype: str | None, source: Source) -> None:
         raise SourceError(f"`dtype` must be one of {', '.join((*ENCODINGS, AUTO))}, got {dtype!r}")
     if dtype in ("int8", "uint8") and isinstance(source, Encoded):
         raise SourceError(
-            f"`dtype` must be float32, bfloat16 or float16 for encoded records, which may be missing, got {dtype}"
+            "`dtype` must be float32, bfloat16, float16 or auto for encoded records, which may be missing, got "
+            f"{dtype}; leave it out, or take auto"
         )
     if dtype == "int8" and source.single:
         raise SourceError(
             "`source` must be readable twice for int8, which takes a first pass for the scale of each feature, got an "
-            "iterable of Block or a stream; pass an array, a table or a file, or take bfloat16"
+            "iterable of Block or a stream; pass an array, a table or a file, or take auto or bfloat16"
         )
 
 
@@ -610,7 +618,8 @@ def _scale(source: Source) -> Floats32:
 def _judged(source: Source, blocks: Iterator[Block]) -> tuple[Iterator[Block], Evidence | None, Floats32 | None]:
     """Return the blocks of a source again, the evidence for a stored type, and the int8 scale; None for uint8.
 
-    All records are read once for it, but of a source that can be read or encoded only once, the first ones.
+    All records are read once for it, but of a source that can be read or encoded only once, the first ones: these wait
+    in memory until the type is known. Records too wide to judge are read no further than their first block.
     """
     whole = not source.single and not isinstance(source, Encoded)
     firsts: list[Block] = []
@@ -621,14 +630,18 @@ def _judged(source: Source, blocks: Iterator[Block]) -> tuple[Iterator[Block], E
             firsts.append(block)
             yield block
 
+    n_seen, wanted = 0, 1
     for stored in checked(noted(), 0, encoder(None)):
         seen.append(stored.features)
-        if whole or sum(map(len, seen)) >= FIRST_ROWS:
+        n_seen += len(stored.features)
+        wanted = rows_to_judge(math.prod(stored.features.shape[1:]), FIRST_ROWS)
+        if whole or stored.features.dtype == np.uint8 or n_seen >= wanted:
             break
     given = itertools.chain(firsts, blocks)
     if not seen or seen[0].dtype == np.uint8:
         return given, None, None
     as_floats = encoder("float32")
+    whole = whole and wanted > 0
     records = (block.features for block in checked(source.blocks(0), 0, as_floats)) if whole else iter(seen)
     sample = sample_of(records, whole=whole)
     return given, dtype_by_evidence(sample), scale_of_largest(sample.largest)
@@ -1005,23 +1018,35 @@ class _Saying:
 
     def __init__(self, encode: Encode) -> None:
         self._encode = encode
-        self._records = 0
+        self._rows: list[npt.NDArray[np.intp]] = []
+        self._before = 0
 
     def __call__(self, features: npt.NDArray[Any], row: int) -> npt.NDArray[Any]:
         stored = self._encode(features, row)
-        if stored.dtype == np.float16 and (infinite := np.isinf(stored)).any():
-            beyond = (infinite & np.isfinite(features)).reshape(len(stored), -1)
-            self._records += int(beyond.any(axis=1).sum())
+        if stored.dtype == np.float16 and may_be_infinite(stored):
+            beyond = (np.isinf(stored) & np.isfinite(features)).reshape(len(stored), -1).any(axis=1)
+            self._rows.append(row + np.flatnonzero(beyond))
         return stored
+
+    def resume(self, records: int) -> None:
+        """Start from the number of them that an interrupted build has written down."""
+        self._before = records
+
+    def before(self, row: int) -> int:
+        """Return their number before a row; later calls name no earlier one."""
+        rows = np.concatenate([np.empty(0, np.intp), *self._rows])
+        self._before += int((rows < row).sum())
+        self._rows = [rows[rows >= row]]
+        return self._before
 
     def warn(self, where: Place) -> None:
         """Warn of such records, if there are any."""
-        if self._records:
+        if records := self._before + sum(map(len, self._rows)):
             _log.warning(
                 "%s: %d records have values beyond float16 (65,504), stored as infinite: they are never asked; build"
                 " a pool of float32 for them",
                 where,
-                self._records,
+                records,
             )
 
 
@@ -1040,6 +1065,13 @@ class _Build:
         self._saved_at = time.monotonic()
         self.encoded: Encoded | None = None
         """The source that knows which records could not be encoded; the pool keeps their names."""
+        self.saying: _Saying | None = None
+        """The encoder that knows how many records exceed float16, which is written down until all are written."""
+
+    @property
+    def beyond(self) -> int:
+        """Number of records among the safe rows that exceed float16."""
+        return int(self._state.get(_BEYOND, 0))
 
     @property
     def missing(self) -> Mapping[str, Any]:
@@ -1077,6 +1109,8 @@ class _Build:
             and (noted["source"], noted["before"]) == (source, self.rows)
         ):
             self.encoded.resume(noted["unencoded"])
+            if self.saying is not None:
+                self.saying.resume(noted.get(_BEYOND, 0))
             return int(noted["rows"])
         # Written before the rows are: killed and run again, the other source would take them for its own.
         del self._state[APPENDING]
@@ -1132,6 +1166,8 @@ class _Build:
             return
         unencoded = encoded.missing_before(rows)
         self._state[APPENDING] = {"source": source, "before": before, "rows": rows, "unencoded": unencoded}
+        if self.saying is not None and (records := self.saying.before(rows)):
+            self._state[APPENDING][_BEYOND] = records
         self._group.attrs[ATTRIBUTE] = self._state
 
     def _safe(self, rows: int) -> int | None:
@@ -1293,6 +1329,9 @@ class _Build:
             self._state |= {"n_rows": rows, "complete": complete}
             if self.encoded is not None:
                 self._state["unencoded"] = self.encoded.missing_before(rows)
+            self._state.pop(_BEYOND, None)
+            if self.saying is not None and not complete and (records := self.saying.before(rows)):
+                self._state[_BEYOND] = records
             self._group.attrs[ATTRIBUTE] = self._state
             self.rows = rows
 

@@ -103,10 +103,18 @@ def damaged_key(described: Description) -> str | None:
         "fields": _are_texts(described.get("fields", [])),
         "kinds": isinstance(kinds, dict) and _are_texts(list(kinds.values())) and set(kinds.values()) <= set(KINDS),
         "made_from": _are_texts(features),
+        "evidence": "evidence" not in described or _is_evidence(described["evidence"]),
         "id_hash": isinstance(described.get("id_hash", ""), str),
         "index": re.fullmatch(rf"{INDEX}(_\d+)?", str(described.get("index", INDEX))) is not None,
     }
     return next((name for name, is_sound in sound.items() if not is_sound), None)
+
+
+def _is_evidence(values: object) -> bool:
+    kinds = {"chosen": str, "kept": dict, "refused": dict, "sampled": int, "read": int, "whole": bool}
+    if not isinstance(values, dict) or not all(type(values.get(name)) is kind for name, kind in kinds.items()):
+        return False
+    return all(isinstance(share, int | float) and 0 <= share <= 1 for share in values["kept"].values())
 
 
 def _are_texts(values: object) -> bool:
