@@ -31,7 +31,7 @@ from dal.loop.savings import saved
 from dal.loop.state import next_step
 from dal.map import map_of
 from dal.pool import Pool
-from dal.web.overview import Overviews
+from dal.web.overview import PACE, Overviews, time_left
 from dal.web.records import Records
 from dal.web.state import Standings
 
@@ -141,6 +141,20 @@ def test_every_reader_counts_labels_by_the_campaigns_vote(truth: tuple[Pool, np.
     sources = [each.data for each in points.select({"type": ColumnDataSource}) if "record" in each.data]
     said = {record: label for data in sources for record, label in zip(data["record"], data["label"], strict=True)}
     assert said == {str(row): CLASSES[codes[row]] for row in rows}
+
+
+def test_the_time_left_is_that_of_the_batch_and_of_the_rest_before_it(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    pool, codes = truth
+    campaign = played(truth, tmp_path / "c", 0, labelling=Labelling(close_at=0.8))
+    first = campaign.next_batch()
+    campaign.label(first.record_ids[:32], codes[first.rows[:32]])
+    second = campaign.next_batch()
+    campaign.label(second.record_ids[:10], codes[second.rows[:10]])
+    page = Overviews(campaign, Records(pool)).now(Standings(campaign).now())
+    assert (page.left_low, page.left_high) == time_left(30 + 8, 42, PACE)
+    assert page.standing.pending == 30
 
 
 def test_labels_of_one_class_are_told_by_page_and_command_until_there_is_another(

@@ -95,7 +95,8 @@ class Outcome:
         ``same`` as this annotator's answer before; ``repeated``: this very event was there already, and nothing was
         done; ``refused``: see `reason`.
     late : bool
-        It came after the lease had ended, or its round was closed: it is kept, and counts from the next round on.
+        It came after the lease had ended, or its round was closed and its record not served on. It is kept, and counts
+        from the next round on.
     reason : str
         Why it was refused; else empty.
     """

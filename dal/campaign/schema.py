@@ -128,7 +128,7 @@ answers = Table(
     Column("skip_reason", Text),
     # What was suggested is what the batch's model predicted: `asked.predicted` and `confidence`, and `rounds.model`.
     Column("suggestion_shown", Boolean),
-    # Given without a lease that was still held, or to a batch that was closed.
+    # Given without a lease that was still held, or to a closed batch whose rest was not served on.
     Column("late", Boolean, nullable=False, server_default=false()),
     # Chosen by the client, so that an answer sent again is told from another one; files have none.
     Column("event_id", Text, unique=True),
@@ -496,7 +496,7 @@ class Event:
     suggestion_shown : bool or None
         Whether the annotator saw it; None where it is not known.
     late : bool
-        Given without a lease that was still held, or to a batch that was closed.
+        Given without a lease that was still held, or to a closed batch whose rest was not served on.
     event_id : str or None
         The client's own; None where it came in a file.
     """

@@ -69,7 +69,8 @@ def resume(directory: Path) -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 def close(directory: Path) -> None:
     """Close the open round of the campaign in DIRECTORY with the answers it has."""
-    _tell(directory, "close", "Closed. Unanswered records of the batch are not asked again; late answers are kept.")
+    told = "Closed. Unanswered records of the batch are not asked again, unless the share close_at is answered. "
+    _tell(directory, "close", f"{told}Late answers are kept.")
 
 
 @click.command()

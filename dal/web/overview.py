@@ -141,7 +141,8 @@ class Overviews:
         known = status_of(self._view)
         past = campaign.rounds.all()
         lately = self._activity.lately(PACE)
-        low, high = time_left(standing.pending, lately, PACE)
+        rest = sum(map(len, campaign.rounds.rest_rows().values())) if standing.pending else 0
+        low, high = time_left(standing.pending + rest, lately, PACE)
         return Overview(
             standing=standing,
             name=campaign.directory.name,
