@@ -39,6 +39,7 @@ _MODELS = 32
 _TIE = 1e-6
 """Scores apart by this part of their spread are equal: many records may be, such as duplicates."""
 _PART = 1024
+_COLUMNS = 32
 
 _Floats = npt.NDArray[np.float64]
 
@@ -235,8 +236,8 @@ def _narrowed(X: Floats32, name: str, scale: Floats32 | None) -> Floats32:
 def _weights(X: Floats32) -> tuple[_Floats, _Floats]:
     """Return the centre of each feature, and the weights (d, 2 x models): by deviations, then by quartiles."""
     centre, deviation, middle = np.empty((3, X.shape[1]))
-    for start in range(0, X.shape[1], _PART):
-        part = slice(start, start + _PART)
+    for start in range(0, X.shape[1], _COLUMNS):
+        part = slice(start, start + _COLUMNS)
         columns = X[:, part].T.astype(np.float64, order="C")  # the squares of large float32 are infinite
         columns[~np.isfinite(columns)] = np.nan
         columns[np.isnan(columns).all(axis=1)] = 0
