@@ -75,7 +75,7 @@ NUMPY_BLOCK_ROWS = 16_384
 AGREEMENT = 0.999
 DECODING = ("dal", "hand")
 EXACT = "_float32"
-"""Ends the names of those that scan the float32 pool beside a narrow one."""
+"""Suffix of the contenders that scan the float32 pool, where the other pool is narrow."""
 OPENING = ("dal", "hand", "plain")
 CELLS = ("dal_first", "dal_cells")
 SHORTLIST = 10

@@ -2,6 +2,9 @@
 
 `loss` replays campaigns in pairs, with the same pool, first labels and seeds: one scores the whole pool in each round,
 the other scores it by waves. `cost` plays a real campaign on a generated pool of any size, and times its rounds.
+`late` replays campaigns in pairs, too: one learns from all of a batch before the next one is chosen, the other from a
+share of it. `pause` lets people answer a campaign that runs by itself, and times how long they have no record between
+two batches.
 """
 
 import json
@@ -47,7 +50,7 @@ def _sorted(source: Source) -> World:
 
 
 def grown(world: World, seed: int, *, features: int | None = None, neighbours: int = 10) -> World:
-    """Grow a set of embeddings: each new record lies between one of the pool and a near one of its class.
+    """Grow a set: each new record lies between one of the pool and a near one of its class.
 
     The records of the test set stay as they are.
 
@@ -58,7 +61,7 @@ def grown(world: World, seed: int, *, features: int | None = None, neighbours: i
     features : int, optional
         Principal components of the pool that are kept of each record; default: all features.
     neighbours : int, default=10
-        How near: among so many of the class.
+        Number of nearest records of the class, of which one is drawn.
     """
     X, test = world.X, world.test
     if features is not None:
