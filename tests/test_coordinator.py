@@ -158,7 +158,15 @@ def test_same_seed_same_batches_and_another_seed_others(truth: tuple[Pool, np.nd
     assert batches("c", 8) != first
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin", "random", "coverage", "badge", "bald"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "default",
+        "random",
+        "badge",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("margin", "coverage", "bald")),
+    ],
+)
 def test_a_cluster_gives_the_same_batches_as_this_process(
     strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client
 ) -> None:

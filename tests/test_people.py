@@ -58,7 +58,9 @@ def by_python(campaign: CampaignStore, tmp_path: Path, name: str) -> None:
     assert campaign.answers.add([Answer(101, "r1", name, "submitted", 1)], source="x").changed == 1
 
 
-@pytest.mark.parametrize("way", [by_file, by_default, by_page, by_python])
+@pytest.mark.parametrize(
+    "way", [by_file, by_page, *(pytest.param(way, marks=pytest.mark.slow) for way in (by_default, by_python))]
+)
 @pytest.mark.parametrize("spelling", SPELLINGS)
 def test_one_person_cannot_fill_an_overlap_of_two(
     campaign: CampaignStore, tmp_path: Path, way: Callable[[CampaignStore, Path, str], None], spelling: str

@@ -346,7 +346,10 @@ def test_small_tiles_and_spans_in_any_order_change_nothing(pools: dict[str, Pool
     assert summary_of(spans) == summary_of(whole)
 
 
-@pytest.mark.parametrize(("learner", "strategy"), CASES)
+@pytest.mark.parametrize(
+    ("learner", "strategy"),
+    [case if at % 2 == 0 else pytest.param(*case, marks=pytest.mark.slow) for at, case in enumerate(CASES)],
+)
 def test_two_workers_give_the_same_as_one_process(
     learner: str | None,
     strategy: Strategy,

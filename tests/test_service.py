@@ -111,8 +111,14 @@ def test_a_budget_has_room_for_the_rest_of_a_batch(truth: tuple[Pool, np.ndarray
     assert len(campaign.next_batch().rows) == 18 - 8 - 2
 
 
-@pytest.mark.parametrize("close_at", [0.5, 0.8, 0.9])
-@pytest.mark.parametrize("overlap", [1, 2])
+@pytest.mark.parametrize(
+    ("close_at", "overlap"),
+    [
+        (0.8, 1),
+        (0.9, 2),
+        *(pytest.param(*rare, marks=pytest.mark.slow) for rare in [(0.5, 1), (0.9, 1), (0.5, 2), (0.8, 2)]),
+    ],
+)
 def test_a_budget_is_used_up_and_not_exceeded(
     truth: tuple[Pool, np.ndarray], tmp_path: Path, close_at: float, overlap: int
 ) -> None:
