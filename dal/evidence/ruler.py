@@ -103,10 +103,10 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
         raise InputError(f"`successes` must be from 0 to `n`, got {successes} of {n}")
     if n == 0:
         return 0.0, 1.0
-    return _wilson(successes / n, n, confidence)
+    return share_interval(successes / n, n, confidence)
 
 
-def _wilson(share: float, n: float, confidence: float) -> tuple[float, float]:
+def share_interval(share: float, n: float, confidence: float) -> tuple[float, float]:
     """Compute the interval of a share of `n` records; a weighted share has an effective number that is no integer."""
     z2 = critical_value(confidence) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -379,6 +379,6 @@ def lure(losses: npt.ArrayLike, probabilities: npt.ArrayLike, n_pool: int, confi
     # Of records drawn without replacement a share M / N of the variance is gone.
     variance = float(weighted.var(ddof=1)) * (1 - n / n_pool) / n
     spread = mean * (1 - mean)
-    low, high = _wilson(mean, spread / variance if spread > 0 and variance > 0 else effective, confidence)
+    low, high = share_interval(mean, spread / variance if spread > 0 and variance > 0 else effective, confidence)
     text = f"{mean:.3f} ({low:.3f} to {high:.3f}, {100 * confidence:g} %) on {n} records, corrected for their choice"
     return Estimate(mean, low, high, n, text)

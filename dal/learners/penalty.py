@@ -1,6 +1,5 @@
 """Penalty: a logistic regression that shrinks its coefficients further where its labels show that this pays."""
 
-import hashlib
 import warnings
 from typing import Any, Self
 
@@ -10,6 +9,8 @@ from scipy.special import log_softmax
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import check_array
+
+from dal.evidence.folds import dealt, marks_of
 
 Floats = npt.NDArray[np.floating[Any]]
 Codes = npt.NDArray[np.integer[Any]]
@@ -172,14 +173,9 @@ def held_out(X: Floats, codes: Codes) -> tuple[Codes, Codes]:
     The folds have the same number of each class, but for one. Equal records share a fold: a record of doubtful class is
     there once for each of its classes.
     """
-    marks = np.array([hashlib.blake2b(record, digest_size=8).digest() for record in X], dtype="S8").view(">u8")
+    marks = marks_of(X)
     order = np.lexsort((codes, marks))[:MOST]
-    _, firsts, groups = np.unique(marks[order], return_index=True, return_inverse=True)
-    classes = codes[order][firsts]
-    folds = np.empty(len(firsts), dtype=np.int64)
-    # Classes go on where the one before has ended, so that the first folds do not get all that is left over.
-    folds[np.argsort(classes, kind="stable")] = np.arange(len(firsts)) % FOLDS
-    return order, folds[groups]
+    return order, dealt(marks[order], codes[order], FOLDS)
 
 
 def nearest(values: Floats, shares: Floats, errors: float) -> int:
