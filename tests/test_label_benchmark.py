@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from benchmarks.labels import command, published
-from benchmarks.labels.main import planned
+from benchmarks.labels.main import jobs, planned
 from benchmarks.labels.picture import picture
 from benchmarks.labels.replay import ORACLE, Contender, Replayed, replay, staged
 from benchmarks.labels.sets import SETS, Setup, Source, World, embedded, scarce, tailed
@@ -364,8 +364,113 @@ def test_what_a_sets_learner_cannot_be_asked_is_left_out(tmp_path: Path) -> None
     told = StringIO()
     wanted = ["random", "expected_gradient_length", "vote_entropy"]
     plan = planned(["digits", "satimage"], wanted, 3, tmp_path, Console(file=told, width=200))
-    assert plan == {"digits": (3, wanted), "satimage": (3, ["random", "vote_entropy"])}
+    assert plan == {"digits": dict.fromkeys(wanted, 3), "satimage": {"random": 3, "vote_entropy": 3}}
     assert told.getvalue() == "left out: expected_gradient_length on satimage, whose learner it cannot ask\n"
+
+
+def test_what_the_promises_take_is_played_where_no_strategy_is_named(tmp_path: Path) -> None:
+    (tmp_path / "embeddings").mkdir()
+    for name in ("stackoverflow_wl", "trec"):
+        (tmp_path / "embeddings" / f"{name}.npz").touch()
+    names, console = ["digits", "stackoverflow_wl", "trec"], Console(file=StringIO())
+    most = dict.fromkeys(("random", "margin", "default", "class_coverage"), 20)
+    plan = planned(names, [], None, tmp_path, console)
+    assert plan == {
+        "digits": dict.fromkeys(("random", "margin", "default"), 50),
+        "stackoverflow_wl": {**most, "oracle": 4},
+        "trec": most,
+    }
+    # Of the oracle's four seeds two are missing.
+    known = {("stackoverflow_wl", each): {seed: {} for seed in range(20)} for each in most}
+    known["stackoverflow_wl", "oracle"] = {0: {}, 2: {}}
+    todo = list(jobs({"stackoverflow_wl": plan["stackoverflow_wl"]}, known, None))
+    assert [(job.seed, job.strategies) for job in todo] == [(1, ("oracle",)), (3, ("oracle",))]
+    plan = planned(["digits"], ["margin"], 3, tmp_path, console, oracle=True)
+    assert plan == {"digits": {"random": 3, "margin": 3, "oracle": 3}}
+
+
+def played_replays(name: str, strategy: str, gain: tuple[float, ...], **more: object) -> dict:
+    """Make replays of three seeds whose curve is a straight line and a gain at each of its four points."""
+    replays = [
+        {
+            "seed": seed,
+            "digest": "",
+            "labels": [10, 20, 30, 40],
+            "accuracy": [
+                0.5 + 0.01 * seed + 0.1 * point + each + 0.0001 * seed * (strategy != "random")
+                for point, each in enumerate(gain)
+            ],
+            "noise": [],
+            "rare_found": [0] * 4,
+            "rare_recall": [0.0] * 4,
+            **more,
+        }
+        for seed in range(3)
+    ]
+    return {"set": name, "strategy": strategy, "replays": replays}
+
+
+def boiled(entries: list[dict], folder: Path) -> str:
+    (folder / "labels.json").write_text(json.dumps(entries))
+    options = ["--no-play", f"--json={folder / 'labels.json'}", f"--tables={folder / 'tables.md'}"]
+    assert CliRunner().invoke(command, options, catch_exceptions=False).exit_code == 0
+    return (folder / "tables.md").read_text()
+
+
+LEVEL, AHEAD = (0.0,) * 4, (0.0, 0.04, 0.04, 0.04)
+EMBEDDED = ("stackoverflow_wl", "trec", "banking77")
+
+
+def the_replays_of_all_promises() -> dict[tuple[str, str], dict]:
+    kept = [
+        *(played_replays(name, each, LEVEL) for name in EMBEDDED for each in ("random", "margin", "default")),
+        *(played_replays(name, "class_coverage", AHEAD) for name in EMBEDDED),
+        played_replays("trec", "oracle", (0.0, 0.05, 0.05, 0.05)),
+        *(played_replays("fashion", each, LEVEL) for each in ("random", "margin")),
+        played_replays("fashion", "default", (0.0, 0.001, 0.001, 0.001)),
+        played_replays("noisy", "random", LEVEL, noise=[0.3, 0.3, 0.3]),
+        played_replays("noisy", "default", AHEAD, noise=[0.1, 0.15, 0.2]),
+        *(played_replays("kddcup", each, LEVEL, rare_found=[0, 1, 2, 3]) for each in ("random", "margin")),
+        played_replays("kddcup", "default", AHEAD, rare_found=[0, 2, 3, 4]),
+    ]
+    return {(each["set"], each["strategy"]): each for each in kept}
+
+
+def test_one_command_shows_the_promises_and_the_gap_to_the_oracle(tmp_path: Path) -> None:
+    text = boiled(list(the_replays_of_all_promises().values()), tmp_path)
+    promises = text.split("**Promises of the default**")[1]
+    assert promises.count("| kept |") - 1 == 7  # one is the heading
+    assert "80 %, 80 %, 80 %" in promises
+    assert "| class_coverage | pooled | 80 [" in text
+    row = next(line for line in text.splitlines() if line.startswith("| trec | class_coverage | 3 |"))
+    # The gain rises to .04 in the first third.
+    assert "| +0.020 ± 0.000, +0.040 ± 0.000, +0.040 ± 0.000 | none |" in row
+    assert boiled([], tmp_path).count("| not played |") == 7
+
+
+def test_promises_that_are_broken_are_said_to_be(tmp_path: Path) -> None:
+    replays = the_replays_of_all_promises()
+    for broken in (
+        played_replays("trec", "class_coverage", (0.0, 0.04, 0.04, -0.2)),
+        played_replays("fashion", "margin", AHEAD),
+        played_replays("noisy", "default", AHEAD, noise=[0.1, 0.15, 0.3]),
+        played_replays("kddcup", "margin", LEVEL, rare_found=[0, 2, 3, 5]),
+    ):
+        replays[broken["set"], broken["strategy"]] = broken
+    promises = boiled(list(replays.values()), tmp_path).split("**Promises of the default**")[1]
+    lines = [line for line in promises.splitlines() if "| not kept |" in line]
+    assert len(lines) == 7
+    words = [
+        "trec (last)",
+        "trec (-0.7)",
+        "banking77 (+3.3) of 3",
+        "worse",
+        "18.3 %",
+        "4.0, and 5.0 by margin",
+        "-159 %",
+    ]
+    for line, word in zip(lines, words, strict=True):
+        assert word in line
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from benchmarks import machine
 from benchmarks.labels import published
 from benchmarks.labels.picture import picture
+from benchmarks.labels.promises import FORMER, judged, promises_table, summary_table
 from benchmarks.labels.replay import Contender, replay, staged
 from benchmarks.labels.sets import SETS, Source
 from benchmarks.labels.statistics import (
@@ -51,6 +52,8 @@ RIVALS = ("random", "margin", "default")
 """Every strategy is compared with these."""
 
 Cache = dict[tuple[str, str], dict[int, dict]]
+Plan = Mapping[str, Mapping[str, int]]
+"""Seeds of each strategy on each set."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,13 @@ def play(job: Job) -> dict[str, dict]:
 # -- what there is, and what is missing -------------------------------------------------------------------------------
 
 
-def jobs(plan: Mapping[str, tuple[int, Sequence[str]]], known: Cache, data: Path | None) -> Iterator[Job]:
-    """Give the jobs that a plan of seeds and strategies for each set still lacks."""
-    for name, (seeds, strategies) in plan.items():
-        for seed in range(seeds):
-            missing = tuple(each for each in strategies if seed not in known.get((name, each), {}))
+def jobs(plan: Plan, known: Cache, data: Path | None) -> Iterator[Job]:
+    """Yield the jobs that a plan still lacks."""
+    for name, strategies in plan.items():
+        for seed in range(max(strategies.values())):
+            missing = tuple(
+                each for each, seeds in strategies.items() if seed < seeds and seed not in known.get((name, each), {})
+            )
             if missing:
                 yield Job(name, seed, missing, data)
 
@@ -120,13 +125,11 @@ def same(before: Mapping, again: Mapping) -> bool:
     return bool(np.isclose(before["area"], again["area"], rtol=0, atol=1e-9))
 
 
-def stale(
-    plan: Mapping[str, tuple[int, Sequence[str]]], known: Cache, data: Path | None, workers: "Workers"
-) -> set[tuple[str, str]]:
+def stale(plan: Plan, known: Cache, data: Path | None, workers: "Workers") -> set[tuple[str, str]]:
     """Find the replays of other code: those whose first seed comes out otherwise now."""
     firsts = [
         Job(name, min(known[name, strategy]), (strategy,), data)
-        for name, (_, strategies) in plan.items()
+        for name, strategies in plan.items()
         for strategy in strategies
         if known.get((name, strategy))
     ]
@@ -264,10 +267,19 @@ def _as_dict(comparison: object) -> dict:
 
 
 def planned(
-    sets: Sequence[str], strategies: Sequence[str], seeds: int | None, data: Path | None, console: Console
-) -> dict[str, tuple[int, Sequence[str]]]:
-    """Say what is to be played on which set, leaving out what there is no data for."""
-    plan: dict[str, tuple[int, Sequence[str]]] = {}
+    sets: Sequence[str],
+    strategies: Sequence[str],
+    seeds: int | None,
+    data: Path | None,
+    console: Console,
+    *,
+    oracle: bool = False,
+) -> dict[str, dict[str, int]]:
+    """Return what is to be played on which set, and leave out what there is no data for.
+
+    Without strategies, those that the promises take, and the oracle where its replays are few hours.
+    """
+    plan: dict[str, dict[str, int]] = {}
     for name in sets:
         group = [f"{PROTOCOL}/{each}" for each in published.PUBLISHED] if name == PROTOCOL else [name]
         for each in group:
@@ -277,12 +289,18 @@ def planned(
             elif name != PROTOCOL and (lacking := [p for p in SETS[each].packages if find_spec(p) is None]):
                 console.print(f"left out: {each}, because {', '.join(lacking)} cannot be imported")
             elif name == PROTOCOL:
-                plan[each] = (seeds or published.SEEDS, ("random", "margin"))
+                plan[each] = dict.fromkeys(("random", "margin"), seeds or published.SEEDS)
             else:
-                able = [strategy for strategy in strategies if _able(each, strategy)]
-                for strategy in sorted(set(strategies) - set(able)):
+                setup = SETS[each]
+                wanted = dict.fromkeys(["random", *(strategies or ["margin", FORMER, setup.default])])
+                able = [strategy for strategy in wanted if _able(each, strategy)]
+                for strategy in sorted(set(wanted) - set(able)):
                     console.print(f"left out: {strategy} on {each}, whose learner it cannot ask")
-                plan[each] = (seeds or SETS[each].seeds, able)
+                plan[each] = dict.fromkeys(able, seeds or setup.seeds)
+                if oracle:
+                    plan[each][ORACLE] = seeds or setup.seeds
+                elif setup.oracle and not strategies:
+                    plan[each][ORACLE] = min(seeds or setup.oracle, setup.oracle)
     return plan
 
 
@@ -306,9 +324,14 @@ def _listed(value: str | None, known: Iterable[str], default: Sequence[str]) -> 
     return chosen
 
 
-@click.command("labels", help="Replay campaigns: how many labels a strategy saves, paired by seed.")
+@click.command(
+    "labels", help="Replay campaigns: how many labels a strategy saves, and whether the default's promises hold."
+)
 @click.option("--sets", help="Comma-separated; 'lu' is the published protocol. Default: all.")
-@click.option("--strategies", help="Comma-separated, or separated by ';'. Default: all; random is always played.")
+@click.option(
+    "--strategies",
+    help="Comma-separated, or separated by ';', or 'all'; random is always played. Default: what the promises take.",
+)
 @click.option("--oracle", is_flag=True, help="Also an oracle, and the share of the gap to it that strategies close.")
 @click.option("--seeds", type=click.IntRange(2), help="Replays of each; default: 10 to 100, by set.")
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help="Folder of NAME.npz files.")
@@ -329,9 +352,9 @@ def command(
 ) -> None:
     """Play what is missing, and write the file, tables and pictures."""
     console = Console()
-    chosen = _listed(strategies, CONTENDERS, [name for name in CONTENDERS if name != ORACLE])
-    wanted = list(dict.fromkeys(["random", *chosen, *[ORACLE] * oracle]))
-    plan = planned(_listed(sets, [*SETS, PROTOCOL], [*SETS, PROTOCOL]), wanted, seeds, data, console)
+    every = [name for name in CONTENDERS if name != ORACLE]
+    chosen = every if strategies == "all" else _listed(strategies, CONTENDERS, [])
+    plan = planned(_listed(sets, [*SETS, PROTOCOL], [*SETS, PROTOCOL]), chosen, seeds, data, console, oracle=oracle)
     known = read(json_path)
     if play:
         with Workers(console) as workers:
@@ -345,7 +368,9 @@ def command(
     write(json_path, known)
     results = list(entries(known))
     of_sets = [each for each in results if "/" not in each["set"]]
-    text = "\n\n".join([*tables(of_sets), gap_table(gaps_closed(known)), protocol_table(results)])
+    shares = gaps_closed(known)
+    promises = promises_table(judged(of_sets, shares))
+    text = "\n\n".join([*tables(of_sets), protocol_table(results), summary_table(of_sets), gap_table(shares), promises])
     console.print(text, markup=False, soft_wrap=True)
     facts = machine.facts()
     console.print(f"{facts['cpu']}, {facts['cores']} cores; {facts['packages']}", markup=False, soft_wrap=True)

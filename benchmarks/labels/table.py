@@ -30,9 +30,9 @@ def _table(results: Sequence[Mapping]) -> str:
         row = [
             each["strategy"],
             f"{each['area']:.4f}",
-            _difference(each, "random"),
-            _thirds(each),
-            _difference(each, "margin"),
+            difference(each, "random"),
+            thirds(each),
+            difference(each, "margin"),
             _tally(each, "margin"),
             _labels(each),
         ]
@@ -54,9 +54,9 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def gap_table(shares: Mapping[str, Mapping[str, Sequence[Interval]]]) -> str:
     """Lay out the shares of the gap to the oracle, one row for each strategy and set."""
     rows = [
-        [strategy, name, *(f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]" for value, low, high in thirds)]
+        [strategy, name, *(f"{100 * value:.0f} [{100 * low:.0f}, {100 * high:.0f}]" for value, low, high in by_third)]
         for strategy, by_set in shares.items()
-        for name, thirds in by_set.items()
+        for name, by_third in by_set.items()
     ]
     headings = ["strategy", "set", *(f"{each} third" for each in ("first", "second", "last"))]
     title = "**Share of the gap from random to the oracle, %**"
@@ -91,7 +91,8 @@ def _names(results: Sequence[Mapping]) -> list[str]:
     return list(dict.fromkeys(each["set"] for each in results))
 
 
-def _difference(entry: Mapping, rival: str) -> str:
+def difference(entry: Mapping, rival: str) -> str:
+    """Return the difference of the areas from those of a rival as text, with its interval."""
     against = entry["against"].get(rival)
     if against is None:
         return ""
@@ -100,7 +101,8 @@ def _difference(entry: Mapping, rival: str) -> str:
     return f"{against['difference']:+.4f}{half} {against['verdict']}"
 
 
-def _thirds(entry: Mapping) -> str:
+def thirds(entry: Mapping) -> str:
+    """Return the differences of the areas from random's by third of the budget as text, with their intervals."""
     if entry["strategy"] == "random" or "thirds_against_random" not in entry:
         return ""
     return ", ".join(
