@@ -98,6 +98,26 @@ def test_a_tree_that_asks_nothing_is_one_leaf() -> None:
     assert predicted(fitted, X[:0]).shape == (0, 2)
 
 
+def test_leaves_that_add_the_same_are_one_row() -> None:
+    X, codes = np.random.default_rng(0).standard_normal((300, 4)).astype(np.float32), np.resize(np.arange(5), 300)
+    fitted = RandomForestClassifier(20, random_state=0).fit(X, codes)
+    laid_out = Trees.of(fitted)
+    assert laid_out is not None
+    assert sum(each.get_n_leaves() for each in fitted.estimators_) > 1000
+    assert sorted(laid_out.leaves.tolist(), reverse=True) == np.eye(5).tolist()
+    assert predicted(fitted, X[3:]).tobytes() == fitted.predict_proba(X[3:]).tobytes()
+
+
+@pytest.mark.parametrize("same_hashes", [False, True])
+def test_rows_are_one_where_all_bits_are(same_hashes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = np.array([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.25, 0.75], [1.0, 0.0]])
+    if same_hashes:  # so that (1, 0) and (0, 1) have the same sum
+        monkeypatch.setattr(trees, "row_hash", lambda rows, *_: np.zeros(len(rows), np.uint64))
+    distinct, place = trees._distinct(rows)
+    assert distinct[place].tobytes() == rows.tobytes()
+    assert len(distinct) == (6 if same_hashes else 4)
+
+
 def test_what_asks_more_than_a_threshold_is_not_laid_out() -> None:
     X, codes = labelled(0, 60, 2, 2)
     with_categories = HistGradientBoostingClassifier(max_iter=3, categorical_features=[0], min_samples_leaf=1)
