@@ -11,6 +11,7 @@ from benchmarks import (
     finetune,
     labels,
     large,
+    learners,
     memory,
     pages,
     peers,
@@ -43,6 +44,7 @@ main.add_command(memory.command)
 main.add_command(scale.command)
 main.add_command(labels.command)
 main.add_command(large.command)
+main.add_command(learners.command)
 main.add_command(pages.command)
 main.add_command(peers.command)
 main.add_command(remote.command)

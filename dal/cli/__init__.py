@@ -31,6 +31,7 @@ _COMMANDS = {
     "map": "rounds:map_",
     "finetune": "finetuning:finetune",
     "label": "labels:label",
+    "learner": "learners:learner",
     "annotator": "people:annotator",
     "serve": "pages:serve",
     "pause": "pages:pause",

@@ -48,7 +48,7 @@ def finetune(
     from dal.cli.pools import encoding_client
     from dal.encoders.named import encoder_named
     from dal.encoders.tuning import Tuning
-    from dal.loop.campaign import Campaign, records_to_try
+    from dal.loop.campaign import Campaign
     from dal.loop.finetune import finetune as carry_out
     from dal.pool.build import Options
 
@@ -63,7 +63,6 @@ def finetune(
             given,
             how,
             tuning,
-            records_to_try,
             lambda what, done, of: show(done, of, what),
         )
     say(f"{campaign.directory} goes on with {pool_path}. The next batch: dal next {directory}")

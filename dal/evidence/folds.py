@@ -34,9 +34,11 @@ def grouped(X: npt.NDArray[np.float32]) -> Marks:
     one of them knows the others, and would be judged too well by them.
     """
     distinct, firsts, of = np.unique(marks_of(X), return_index=True, return_inverse=True)
+    if len(distinct) < 2:
+        return distinct[of]
     # In double precision, around their mean: a product of matrices loses the digits of small distances.
     points = np.asarray(X[firsts], dtype=np.float64)
-    points = points - np.nanmean(np.where(np.isfinite(points), points, 0), axis=0)
+    points = points - np.where(np.isfinite(points), points, 0).mean(axis=0)
     nearest = np.concatenate([_between(points, start).min(axis=1) for start in range(0, len(points), _BLOCK)])
     reached = nearest[np.isfinite(nearest)]
     if not len(reached):

@@ -17,7 +17,7 @@ from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
 from dal.figures import Table
 from dal.learners.learner import Learner
-from dal.loop.campaign import records_to_try
+from dal.loop.learners import records_to_try
 from dal.map import PoolMap
 from dal.pool import Pool
 from dal.replay import Comparison, Replay, TestSet, compare, compare_side_by_side

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, CampaignStore, Labelling, Measuring, Scanning, Settings, Storage
+from dal.campaign.choice import Comparison
 from dal.campaign.features import Features
 from dal.campaign.parts import SAVED_LEARNER, pool_of
 from dal.campaign.view import Status, View, status
@@ -26,25 +27,22 @@ from dal.learners.models import Model
 from dal.learners.presets import Preset, chosen_or_default
 from dal.loop.actions import Stop
 from dal.loop.batch import Batch
-from dal.loop.coordinator import Coordinator, Stopped, check_weights, fitted, loaded
-from dal.loop.measure import read_holdout
+from dal.loop.coordinator import Coordinator, Stopped, fitted, loaded
+from dal.loop.learners import Named, check_learner, compare_learners, records_to_try
 from dal.loop.search import Like, search_of
 from dal.loop.state import next_step
 from dal.pool import Pool
 from dal.scan import Progress
-from dal.scan.driver import sample_rows
-from dal.selection.candidates import usable
 from dal.selection.strategy import Strategy, strategy_or_default
 from dal.texts import brief
 
 if TYPE_CHECKING:
     from dal.compute.client import Connectable
 
-__all__ = ["Batch", "Campaign", "Stopped", "records_to_try"]
+__all__ = ["Batch", "Campaign", "Stopped"]
 
 Rows = npt.NDArray[np.int64]
 _log = logging.getLogger(__name__)
-TRIED_ROWS, TRIED_BYTES = 1280, 64 * 2**20
 
 
 class Campaign(CampaignStore):
@@ -169,7 +167,6 @@ class Campaign(CampaignStore):
             measuring=measuring,
             scanning=scanning,
         )
-        score = Strategy.named(settings.strategy, explore).scorer
         for text in settings.stop:
             parse(text)
         held = measuring.stop_set or 0
@@ -178,12 +175,7 @@ class Campaign(CampaignStore):
         if held > pool.n_rows // 2:
             raise SettingsError(f"`stop_set` must be at most half of the pool's {pool.n_rows:,} records, got {held:,}")
         named = Learner.of(estimator, settings.classes, random_state=random_state, trusted=settings.trusted)
-        apart = read_holdout(settings, pool.n_features)
-        check_weights(named, settings)
-        weighted = labelling.vote == "dawid_skene"
-        named.check(pool.n_features, score, records=records_to_try(pool), weighted=weighted)
-        if apart is not None and not usable(apart[0], missing=named.takes_missing(pool.n_features)).all():
-            raise SettingsError("`holdout` must hold features that the learner takes, got NaN or infinite ones")
+        check_learner(named, settings, pool, records_to_try(pool))
         saved = named.dumps() if settings.estimator == SAVED_LEARNER else None
         return cls.make(directory, settings, pool_fingerprint=pool.fingerprint, n_rows=pool.n_rows, learner=saved)
 
@@ -467,7 +459,7 @@ class Campaign(CampaignStore):
         from dal.pool.build import Options
 
         how = Options(ids, None, display, text, None, header, None, None, encoder, images, client)
-        finetune(self, source, pool, encoder, how, tuning or Tuning(), records_to_try, progress)
+        finetune(self, source, pool, encoder, how, tuning or Tuning(), progress)
         return type(self).open(self.directory)
 
     def fit(self) -> Model:
@@ -484,6 +476,41 @@ class Campaign(CampaignStore):
         """
         view = View(self)
         return fitted(self, view.labels(), Features(view), parent=self._newest())[0]
+
+    def compare_learners(
+        self,
+        learners: Sequence[Named] = (),
+        *,
+        client: "Connectable | Workers" = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Comparison:
+        """Compare other learners with the one in use, on the labels so far.
+
+        Each is fitted on four fifths of the labels and judged on the rest, fifteen times. The labels are weighted to
+        the pool, and the interval of a difference allows for the fits sharing their records: with few labels the
+        verdict is that it is too early to tell. Nothing is changed.
+
+        Parameters
+        ----------
+        learners : sequence of str, estimator or function
+            As the `estimator` of :meth:`create`; a ``GridSearchCV`` searches its grid in each fit. Default: the
+            presets.
+        client : distributed.Client, Cluster or str, optional
+            Where to fit; without one, in this process.
+        progress : callable, optional
+            Called with the fits that are done, and of how many.
+
+        Returns
+        -------
+        Comparison
+
+        Raises
+        ------
+        LearnerError
+            If a learner cannot be used, or not fitted on a part of the labels.
+        """
+        with workers_of(client) as workers:
+            return compare_learners(self, learners, workers=workers, progress=progress)
 
     def status(self) -> Status:
         """Read where the campaign stands: labels, accuracy, agreement, criteria. Changes nothing."""
@@ -511,12 +538,6 @@ class Campaign(CampaignStore):
     def _newest(self) -> str | None:
         """Return the digest of the newest stored model of the campaign's pool."""
         return self.rounds.newest_model(self.pool_fingerprint)
-
-
-def records_to_try(pool: Pool) -> npt.NDArray[np.float32]:
-    """Draw the records that a learner is tried on, out of a few chunks, so that making a campaign stays cheap."""
-    size = min(TRIED_ROWS, max(8, TRIED_BYTES // (4 * pool.n_features)))
-    return pool.take(sample_rows(pool.n_rows, 0, size, blocks=8, block_rows=size // 8 + 1))
 
 
 def _balance_texts(balance: str | Mapping[str, float] | Sequence[str]) -> tuple[str, ...]:

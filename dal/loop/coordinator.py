@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dal._files import as_npz, read_npz
-from dal.campaign import CampaignStore, Round, Search, Settings
+from dal.campaign import CampaignStore, Round, Search
 from dal.campaign.examples import Examples
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
@@ -40,6 +39,7 @@ from dal.loop.batch import (
     wanted_of_search,
 )
 from dal.loop.codebook import codebook_of
+from dal.loop.learners import beating, check_weights
 from dal.loop.measure import measured
 from dal.loop.search import MARKED_SHARE, MOST_EXAMPLES
 from dal.loop.state import COVERAGE, state_of
@@ -62,7 +62,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_BEAT_SECONDS = 30.0
 _SEARCHED = "searched-"
 """Before the names of the arrays of a search's candidates, in the file of a round's candidates."""
 
@@ -514,29 +513,9 @@ def _fitted_on(client: "Client", learner: Learner, fit: Callable[[], Model]) -> 
 
 
 def fitted_there(fit: Callable[[], Model], _: int, beat: Callable[[], None]) -> bytes:
-    """Fit on a worker, and return the saved model; beat meanwhile, for a fit may take hours."""
-    ended = Event()
-
-    def live() -> None:
-        while not ended.wait(_BEAT_SECONDS):
-            beat()
-
-    pulse = Thread(target=live, daemon=True)
-    pulse.start()
-    try:
+    """Fit on a worker, and return the saved model; beat meanwhile."""
+    with beating(beat):
         return fit().dumps()
-    finally:
-        ended.set()
-        pulse.join()
-
-
-def check_weights(learner: Learner, settings: Settings) -> None:
-    """Refuse a learner that takes no weights where the campaign's vote gives some."""
-    if settings.labelling.vote == "dawid_skene" and not learner.takes_weights:
-        raise LearnerError(
-            "`estimator.fit` must take sample_weight for the vote dawid_skene, which weights records by how sure their"
-            " label is; choose another learner, or the vote majority."
-        )
 
 
 def _kind(model: Model | None) -> str | None:

@@ -20,6 +20,7 @@ from dal.campaign.view import View
 from dal.encoders.named import tunable
 from dal.encoders.tuning import Tunable, Tuning, tuned
 from dal.errors import CampaignError, DalError, PoolError, SettingsError, SourceError
+from dal.loop.learners import records_to_try
 from dal.places import Place, place_of
 from dal.pool import Pool
 from dal.pool.build import Options, build, raw_records
@@ -40,7 +41,6 @@ def finetune(
     encoder: object,
     how: Options,
     tuning: Tuning,
-    records_to_try: Callable[[Pool], Any],
     progress: Progress | None = None,
 ) -> tuple[CampaignStore, Path]:
     """Train, encode, move; see :meth:`dal.Campaign.finetune`.

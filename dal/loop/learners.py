@@ -1,0 +1,392 @@
+"""Learners of a campaign: tried before they are used, and compared on the labels there are."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event, Thread
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+
+from dal._threads import one_thread
+from dal.campaign import CampaignStore, Settings
+from dal.campaign.choice import Candidate, Comparison
+from dal.campaign.features import Features
+from dal.campaign.parts import learner_of
+from dal.campaign.view import View
+from dal.compute.workers import Workers
+from dal.errors import LearnerError, SettingsError
+from dal.evidence.comparison import Judged, compare, margin_strata, raked
+from dal.evidence.folds import again, dealt, grouped, lacking
+from dal.evidence.votes import Labels
+from dal.learners.estimators import kind_of
+from dal.learners.learner import Learner
+from dal.learners.models import Model, score_block
+from dal.learners.presets import PRESETS, Preset
+from dal.loop.measure import read_holdout
+from dal.pool import Pool
+from dal.scan.driver import sample_rows
+from dal.selection.candidates import usable
+from dal.selection.strategy import Strategy
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+Floats32 = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+Named: TypeAlias = str | BaseEstimator | Preset
+
+TRIED_ROWS, TRIED_BYTES = 1280, 64 * 2**20
+FOLDS, REPEATS = 5, 3
+MOST_LABELS = 5_000
+"""Labels that learners are compared by; of more, a part is drawn by the hash of their records."""
+SAMPLED = 1_000
+"""Records of the pool that the labelled ones are weighted to."""
+FEWEST_SAMPLED = 200
+
+_TIMED_ROWS = 4096
+_BEAT_SECONDS = 30.0
+_SECONDS_OF_FIT = 0.3 * FOLDS * REPEATS
+
+
+def records_to_try(pool: Pool) -> Floats32:
+    """Draw the records that a learner is tried on, out of a few chunks, so that making a campaign stays cheap."""
+    size = min(TRIED_ROWS, max(8, TRIED_BYTES // (4 * pool.n_features)))
+    return pool.take(sample_rows(pool.n_rows, 0, size, blocks=8, block_rows=size // 8 + 1))
+
+
+def check_weights(learner: Learner, settings: Settings) -> None:
+    """Refuse a learner that takes no weights where the campaign's vote gives some."""
+    if settings.labelling.vote == "dawid_skene" and not learner.takes_weights:
+        raise LearnerError(
+            "`estimator.fit` must take sample_weight for the vote dawid_skene, which weights records by how sure their"
+            " label is; choose another learner, or the vote majority."
+        )
+
+
+# -- comparing ---------------------------------------------------------------------------------------------------------
+
+
+class Known(NamedTuple):
+    """Labelled records, as learners are given them.
+
+    Attributes
+    ----------
+    X : ndarray of float32, shape (n, d)
+        Read once.
+    labels : Labels
+        Of the same records.
+    """
+
+    X: Floats32
+    labels: Labels
+
+    def part(self, positions: Integers) -> "Known":
+        """Return the records at some positions."""
+        rows, codes, proba = self.labels.rows, self.labels.codes, self.labels.proba
+        part = Labels(rows[positions], codes[positions], None if proba is None else proba[positions])
+        return Known(self.X[positions], part)
+
+    def truth(self, n_classes: int) -> Floats:
+        """Return the probability of each class, (n, C)."""
+        given = self.labels.proba
+        return np.eye(n_classes)[self.labels.codes] if given is None else given
+
+
+def compared(
+    learners: Mapping[str, Learner],
+    known: Known,
+    sample: Floats32,
+    n_rows: int,
+    *,
+    client: "Client | None" = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Compare learners on labelled records, by repeated cross-validation that is weighted to the pool.
+
+    Parameters
+    ----------
+    learners : mapping from str to Learner
+        The one in use first.
+    known : Known
+        Records that all learners take.
+    sample : ndarray of float32, shape (m, d)
+        Records drawn uniformly from the pool, all of which the learners take.
+    n_rows : int
+        Of the pool.
+    client : Client, optional
+        Of the cluster that fits the folds; by default this process does.
+    progress : callable, optional
+        Called with the fits that are done, and of how many.
+
+    Raises
+    ------
+    LearnerError
+        If a learner cannot be fitted on a part of the labels.
+    """
+    tried = judge(learners, known, sample, client=client, progress=progress)
+    in_use, n = next(iter(learners)), tried.n
+    if tried.too_early:
+        return Comparison(in_use, n, (), tried.too_early)
+    candidates = tuple(
+        Candidate(**vars(each), fit_seconds=seconds, pass_seconds=n_rows / pace)
+        for each, seconds, pace in zip(
+            compare(tried.judged, tried.folds, tried.weights), tried.fit_seconds, tried.rows_per_second, strict=True
+        )
+    )
+    worth = 1 / float((tried.weights.mean(axis=0) ** 2).sum())
+    weighted = (
+        f"The {n:,} labelled records are weighted to the pool by what {in_use} predicts of them, and at which margin,"
+        f" against {len(sample):,} records of the pool; they weigh as much as {worth:,.0f} drawn at random."
+    )
+    return Comparison(in_use, n, candidates, notes=(weighted,))
+
+
+class Tried(NamedTuple):
+    """Learners judged on `n` records that were held out.
+
+    Attributes
+    ----------
+    n : int
+    judged : tuple of Judged
+    folds, weights : ndarray of shape (repeats, n)
+    fit_seconds, rows_per_second : tuple of float
+        Of each learner: of one fit in the median, and scored by one core.
+    too_early : str
+        Why none was judged; all else is empty then.
+    """
+
+    n: int
+    judged: tuple[Judged, ...] = ()
+    folds: Integers = np.empty((REPEATS, 0), np.int64)
+    weights: Floats = np.empty((REPEATS, 0))
+    fit_seconds: tuple[float, ...] = ()
+    rows_per_second: tuple[float, ...] = ()
+    too_early: str = ""
+
+
+def judge(
+    learners: Mapping[str, Learner],
+    known: Known,
+    sample: Floats32,
+    *,
+    client: "Client | None" = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Tried:
+    """Fit learners on parts of the labels, and judge them on the rest; as `compared` documents it."""
+    groups = grouped(known.X)
+    if len(groups) > MOST_LABELS:
+        drawn = np.sort(np.lexsort((known.labels.codes, groups))[:MOST_LABELS])
+        known, groups = known.part(drawn), groups[drawn]
+    n, codes = len(groups), known.labels.codes
+    if reason := lacking(groups, codes, FOLDS):
+        return Tried(n, too_early=reason)
+    folds = np.stack([dealt(again(groups, repeat), codes, FOLDS) for repeat in range(REPEATS)])
+    n_classes = len(next(iter(learners.values())).classes)
+    trial = _Trial(tuple(learners.items()), known, folds, sample)
+    items = [(at, repeat, fold) for at in range(len(learners)) for repeat in range(REPEATS) for fold in range(FOLDS)]
+    proba = np.zeros((len(learners), REPEATS, n, n_classes))
+    of_pool = np.zeros((REPEATS, FOLDS, len(sample), n_classes))
+    seconds, paces = np.zeros((len(learners), REPEATS, FOLDS)), np.zeros(len(learners))
+    for done, ((at, repeat, fold), found) in enumerate(_worked(client, trial, items), 1):
+        proba[at, repeat, folds[repeat] == fold] = found.proba
+        seconds[at, repeat, fold] = found.seconds
+        if found.of_pool is not None:
+            of_pool[repeat, fold] = found.of_pool
+        if found.rows_per_second is not None:
+            paces[at] = found.rows_per_second
+        if progress is not None:
+            progress(done, len(items))
+    truth = known.truth(n_classes)
+    return Tried(
+        n,
+        tuple(Judged.of(name, proba[at], truth) for at, name in enumerate(learners)),
+        folds,
+        np.stack([_weights(held, there.reshape(-1, n_classes)) for held, there in zip(proba[0], of_pool, strict=True)]),
+        tuple(np.median(seconds.reshape(len(learners), -1), axis=1).tolist()),
+        tuple(paces.tolist()),
+    )
+
+
+def _weights(proba: Floats, of_pool: Floats) -> Floats:
+    """Weigh held-out records by the predicted class and the margin of the learner in use, to those of the pool."""
+    (mine, my_margin), (theirs, their_margin) = map(_predicted, (proba, of_pool))
+    bins = margin_strata(my_margin, their_margin)
+    return raked([mine, bins[0]], [theirs, bins[1]])
+
+
+def _predicted(proba: Floats) -> tuple[Integers, Floats]:
+    best = np.partition(proba, -2, axis=1)
+    return proba.argmax(axis=1), best[:, -1] - best[:, -2]
+
+
+# -- fitting the folds -------------------------------------------------------------------------------------------------
+
+Item = tuple[int, int, int]
+"""A learner, a repeat and a fold, by number."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    learners: tuple[tuple[str, Learner], ...]
+    known: Known
+    folds: Integers
+    sample: Floats32
+
+
+class _Found(NamedTuple):
+    """Probabilities of the records that a fold holds out, and costs; of the learner in use, also those of the pool."""
+
+    proba: Floats
+    of_pool: Floats | None
+    seconds: float
+    rows_per_second: float | None
+
+
+def _worked(client: "Client | None", trial: _Trial, items: Sequence[Item]) -> Iterator[tuple[Item, _Found]]:
+    if client is None:
+        return ((item, held_out(trial, item)) for item in items)
+    from dal.compute.work import each_on
+
+    return each_on(client, held_out, items, trial)
+
+
+@one_thread
+def held_out(trial: _Trial, item: Item, beat: Callable[[], None] | None = None) -> _Found:
+    """Fit a learner without a fold, and predict that; on a worker, beat meanwhile."""
+    with beating(beat):
+        at, repeat, fold = item
+        name, learner = trial.learners[at]
+        out = trial.folds[repeat] == fold
+        kept = trial.known.part(np.flatnonzero(~out))
+        positions, codes, weights = kept.labels.weighted()
+        began = perf_counter()
+        try:
+            model = learner.try_fit(kept.X[positions], codes, weights)
+        except LearnerError as error:
+            raise LearnerError(f"{name} cannot be compared: {error}") from error
+        seconds = perf_counter() - began
+        return _Found(
+            _finite(model, trial.known.X[out]),
+            _finite(model, trial.sample) if at == 0 else None,
+            seconds,
+            _pace(model, trial.sample) if repeat == fold == 0 else None,
+        )
+
+
+def _finite(model: Model, X: Floats32) -> Floats:
+    # A record far from all others may overflow an estimator: it has then no class there.
+    return np.nan_to_num(model.predict_proba(X).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _pace(model: Model, sample: Floats32) -> float:
+    """Measure the rows a second that one core scores."""
+    block = np.resize(sample, (_TIMED_ROWS, sample.shape[1]))
+    score_block("margin", model, block)  # compiles what it scores with
+    began = perf_counter()
+    score_block("margin", model, block)
+    return _TIMED_ROWS / (perf_counter() - began)
+
+
+@contextmanager
+def beating(beat: Callable[[], None] | None) -> Iterator[None]:
+    """Send a beat every half a minute while the context lasts, for a fit may take hours."""
+    if beat is None:
+        yield
+        return
+    ended = Event()
+
+    def live(beat: Callable[[], None] = beat) -> None:
+        while not ended.wait(_BEAT_SECONDS):
+            beat()
+
+    pulse = Thread(target=live, daemon=True)
+    pulse.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        pulse.join()
+
+
+# -- of a campaign -----------------------------------------------------------------------------------------------------
+
+
+def compare_learners(
+    campaign: CampaignStore,
+    candidates: Sequence[Named] = (),
+    *,
+    workers: Workers | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Comparison:
+    """Compare learners with the one that a campaign uses, see `dal.Campaign.compare_learners`."""
+    view, settings = View(campaign), campaign.settings
+    with campaign.database.snapshot():
+        labels, in_use = view.labels(), settings.estimator
+        annotators = set(campaign.answers.latest().annotators)
+    pool, features = view.grown_pool(), Features(view)
+    learners = {in_use: learner_of(campaign)}
+    tried = records_to_try(pool)
+    for candidate in candidates or [name for name in PRESETS if name != in_use]:
+        learner = Learner.of(candidate, settings.classes, random_state=settings.random_state, trusted=settings.trusted)
+        name = candidate if isinstance(candidate, str) else _name_of(learner, learners)
+        if name == in_use:
+            continue
+        check_learner(learner, settings, pool, tried, beside=campaign.directory)
+        learners[name] = learner
+    missing = all(each.takes_missing(pool.n_features) for each in learners.values())
+    X, sample = features.take(labels.rows), _sample(view, features)
+    sound = usable(X, missing=missing)
+    found = compared(
+        learners,
+        Known(X, labels).part(np.flatnonzero(sound)),
+        sample[usable(sample, missing=missing)],
+        pool.n_rows,
+        client=None if workers is None else workers.client_for(len(labels.rows), _SECONDS_OF_FIT * len(learners)),
+        progress=progress,
+    )
+    notes = list(found.notes)
+    if left_out := int((~sound).sum()):
+        notes.append(f"{left_out:,} labels are left out, whose features are missing or infinite.")
+    if len(annotators) == 1:
+        notes.append(f"All answers are of {annotators.pop()}: their mistakes count as right, for all learners.")
+    return Comparison(found.in_use, found.labels, found.candidates, found.too_early, tuple(notes))
+
+
+def check_learner(learner: Learner, settings: Settings, pool: Pool, tried: Floats32, *, beside: Path = Path()) -> None:
+    """Refuse a learner that a campaign could not use.
+
+    Raises
+    ------
+    LearnerError
+        If it cannot be fitted, saved or scored with, or takes no weights where labels have some.
+    SettingsError
+        If the holdout has records that it does not take.
+    """
+    apart = read_holdout(settings, pool.n_features, beside)
+    check_weights(learner, settings)
+    weighted = settings.labelling.vote == "dawid_skene"
+    score = Strategy.named(settings.strategy, settings.explore).scorer
+    learner.check(pool.n_features, score, records=tried, weighted=weighted)
+    if apart is not None and not usable(apart[0], missing=learner.takes_missing(pool.n_features)).all():
+        raise SettingsError("`holdout` must hold features that the learner takes, got NaN or infinite ones")
+
+
+def _name_of(learner: Learner, others: Mapping[str, object]) -> str:
+    """Return a name for a learner that was passed as an object: of its kind, numbered where that is taken."""
+    kind = kind_of(learner.estimator)
+    names = [kind, *(f"{kind} {number}" for number in range(2, len(others) + 2))]
+    return next(name for name in names if name not in others)
+
+
+def _sample(view: View, features: Features) -> Floats32:
+    """Read records drawn uniformly from the pool: the stop set, whose features are kept, where it is large enough."""
+    stop_set = view.campaign.settings.measuring.stop_set or 0
+    if stop_set >= FEWEST_SAMPLED:
+        return features.stop_set(stop_set)[:: -(-stop_set // SAMPLED)]
+    return features.take(sample_rows(view.pool.n_rows, view.campaign.settings.random_state, SAMPLED))

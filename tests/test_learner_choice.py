@@ -1,0 +1,221 @@
+"""The choice of learner: compared on the labels of real campaigns."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from distributed import Client, LocalCluster
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.naive_bayes import GaussianNB
+from sklearn.tree import DecisionTreeClassifier
+
+from dal import Campaign, Labelling, Pool
+from dal.campaign.choice import Candidate, Comparison
+from dal.cli import main
+from dal.errors import LearnerError
+from dal.evidence.comparison import compare
+from dal.evidence.votes import Labels
+from dal.learners.learner import Learner
+from dal.loop.learners import Known, compared, judge
+
+CLASSES = ("in", "out")
+TREE = "sklearn.tree:DecisionTreeClassifier"
+PLAIN = "sklearn.linear_model:LogisticRegression"
+
+
+def crossed(n: int, seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Draw records whose class no line separates, and a tree does with ease."""
+    X = np.random.default_rng(seed).uniform(-1, 1, (n, 2)).astype(np.float32)
+    return X, ((X[:, 0] > 0) != (X[:, 1] > 0)).astype(np.int64)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    X, _ = crossed(3_000)
+    X[7] = np.nan
+    return Pool.build(X, tmp_path_factory.mktemp("choice") / "pool.zarr")
+
+
+def made(pool: Pool, folder: Path, labels: int, **options: object) -> Campaign:
+    campaign = Campaign.create(folder, pool, CLASSES, **{"estimator": PLAIN, "batch_size": 10, **options})
+    rows = np.random.default_rng(1).permutation(np.arange(10, 3_000))[:labels]
+    campaign.label([str(row) for row in rows], crossed(3_000)[1][rows], annotator="ann")
+    return campaign
+
+
+def test_a_learner_that_is_better_is_named_with_its_interval_and_costs(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 200)
+    found = campaign.compare_learners([TREE, GaussianNB()])
+    assert [each.name for each in found.candidates] == [PLAIN, TREE, "GaussianNB"]
+    plain, tree, naive = found.candidates
+    assert (plain.verdict, tree.verdict) == ("in use", "better")
+    assert naive.verdict != "better"
+    assert 0.2 < tree.difference_low < tree.difference < tree.difference_high
+    assert tree.accuracy == pytest.approx(plain.accuracy + tree.difference)
+    X, y = crossed(20_000, seed=5)
+    model = Learner(DecisionTreeClassifier(random_state=0), CLASSES).fit(*labelled(campaign, pool))
+    assert tree.low <= (model.predict_proba(X).argmax(axis=1) == y).mean() <= tree.high
+    assert tree.fit_seconds > 0
+    assert tree.pass_seconds > 0
+    assert found.best is tree
+    assert "has overtaken" in found.text
+    assert any("ann" in note for note in found.notes)
+    assert Comparison.of_json(found.as_json()) == found
+
+
+def labelled(campaign: Campaign, pool: Pool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    known = campaign.answers.labels()
+    return pool.take(known.rows), known.codes
+
+
+def test_few_labels_are_too_early_and_nothing_is_fitted(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = made(pool, tmp_path / "c", 39)
+    monkeypatch.setattr("dal.loop.learners.held_out", None)
+    found = campaign.compare_learners([TREE])
+    assert found.candidates == ()
+    assert "39 different labelled records" in found.too_early
+    empty = Campaign.create(tmp_path / "empty", pool, CLASSES, estimator=PLAIN, batch_size=10)
+    assert "0 different labelled records" in empty.compare_learners([TREE]).too_early
+
+
+def test_equal_learners_have_not_overtaken(pool: Pool, tmp_path: Path) -> None:
+    found = made(pool, tmp_path / "c", 60).compare_learners([LogisticRegression()])
+    assert found.best is None
+    assert found.candidates[1].difference == 0
+    assert found.candidates[1].verdict == "too early to tell"
+    assert "stays" in found.text
+
+
+def test_a_grid_is_searched_in_each_fit(pool: Pool, tmp_path: Path) -> None:
+    """A depth chosen on all labels would judge itself by records that chose it."""
+    searched = GridSearchCV(DecisionTreeClassifier(random_state=0), {"max_depth": [1, 6]}, cv=3)
+    found = made(pool, tmp_path / "c", 120).compare_learners([searched])
+    assert found.candidates[1].name == "GridSearchCV"
+    assert found.candidates[1].verdict == "better"
+
+
+def test_learners_that_cannot_be_used_are_refused_before_any_fit(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = made(pool, tmp_path / "c", 100)
+    monkeypatch.setattr("dal.loop.learners.held_out", None)
+    with pytest.raises(LearnerError, match="nothing_here"):
+        campaign.compare_learners(["nothing_here"])
+    with pytest.raises(LearnerError, match="classifier"):
+        campaign.compare_learners(["sklearn.linear_model:Ridge"])
+
+
+def test_features_of_labelled_records_are_read_once(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = made(pool, tmp_path / "c", 100)
+    known = set(campaign.answers.labels().rows.tolist())
+    read: list[int] = []
+    take = Pool.take
+
+    def counted(self: Pool, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        if set(np.asarray(rows).tolist()) == known:
+            read.extend(rows)
+        return take(self, rows)
+
+    monkeypatch.setattr(Pool, "take", counted)
+    campaign.compare_learners([TREE, GaussianNB()])
+    assert len(read) == len(known)
+
+
+def test_labels_without_features_are_left_out_with_a_note(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 60)
+    campaign.label(["7"], ["in"], annotator="bob")
+    found = campaign.compare_learners([GaussianNB()])
+    assert found.labels == 60
+    assert any(note.startswith("1 label") for note in found.notes)
+    assert not any("All answers" in note for note in found.notes)
+
+
+def test_workers_fit_the_same(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 80)
+    here = campaign.compare_learners([GaussianNB()])
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        there = campaign.compare_learners([GaussianNB()], client=client)
+    for one, other in zip(here.candidates, there.candidates, strict=True):
+        for name in ("accuracy", "difference", "difference_low", "brier", "calibration", "verdict"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-9)
+
+
+def test_doubtful_labels_are_learned_from_and_judged_by_their_probabilities() -> None:
+    X, y = crossed(300)
+    doubted = np.where(np.arange(300) % 3 == 0, 0.7, 1.0)
+    truth = np.stack([1 - doubted, doubted], axis=1)
+    truth[y == 0] = truth[y == 0][:, ::-1]
+    learners = {"tree": Learner(DecisionTreeClassifier(random_state=0), CLASSES)}
+    sure = judge(learners, Known(X, Labels(np.arange(300), y)), X[:200])
+    unsure = judge(learners, Known(X, Labels(np.arange(300), y, truth)), X[:200])
+    assert sure.judged[0].correct.mean() == pytest.approx(0.97, abs=0.04)
+    assert unsure.judged[0].correct.mean() == pytest.approx(0.97 - 0.1, abs=0.05)
+    assert set(np.unique(unsure.judged[0].correct.round(6))) == {0, 0.3, 0.7, 1}
+
+
+def test_the_order_of_labels_changes_nothing() -> None:
+    X, y = crossed(90)
+    order = np.random.default_rng(2).permutation(90)
+    learners = {name: Learner.named(name, CLASSES) for name in (PLAIN, "sklearn.naive_bayes:GaussianNB")}
+    one, other = (judge(learners, Known(X[rows], Labels(rows, y[rows])), X[:50]) for rows in (np.arange(90), order))
+    assert np.array_equal(one.folds[:, order], other.folds)
+    results = [compare(each.judged, each.folds, each.weights)[1] for each in (one, other)]
+    assert vars(results[0]) == pytest.approx(vars(results[1]), abs=1e-6)
+
+
+def test_weights_undo_the_choice_of_hard_records() -> None:
+    """Of records near the border alone, a learner looks bad; weighted to the pool, nearly as good as it is there."""
+    rng = np.random.default_rng(0)
+    X = rng.standard_normal((20_000, 3)).astype(np.float32)
+    y = (X[:, 0] + 0.5 * rng.standard_normal(20_000) > 0).astype(np.int64)
+    near = rng.random(20_000) < np.where(np.abs(X[:, 0]) < 0.4, 0.06, 0.006)
+    rows = np.flatnonzero(near)
+    learners = {name: Learner.named(name, CLASSES) for name in (PLAIN, "sklearn.naive_bayes:GaussianNB")}
+    known = Known(X[rows], Labels(rows, y[rows]))
+    found = compared(learners, known, X[:1000], len(X)).candidates[0]
+    model = learners[PLAIN].fit(X[rows], y[rows])
+    true = float((model.predict_proba(X).argmax(axis=1) == y).mean())
+    tried = judge(learners, known, X[:1000])
+    plain = compare(tried.judged, tried.folds, np.ones_like(tried.weights))[0].accuracy
+    assert plain < true - 0.05
+    assert found.accuracy == pytest.approx(true, abs=0.03)
+    assert found.low <= true <= found.high
+
+
+def test_votes_with_weights_are_compared(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 80, labelling=Labelling(vote="dawid_skene"))
+    assert campaign.compare_learners([TREE]).candidates[1].verdict == "better"
+    with pytest.raises(LearnerError, match="sample_weight"):
+        campaign.compare_learners(["sklearn.neighbors:KNeighborsClassifier"])
+
+
+def test_the_command_draws_a_table_and_changes_nothing(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 120)
+    ran = CliRunner().invoke(main, ["learner", "compare", str(tmp_path / "c"), "--learner", TREE, "--workers", "0"])
+    assert ran.exit_code == 0, ran.output
+    assert f"{TREE} has overtaken {PLAIN}" in ran.output
+    assert "120 labelled records are weighted to the pool" in ran.output
+    assert campaign.rounds.last is None
+    few = made(pool, tmp_path / "few", 5)
+    ran = CliRunner().invoke(main, ["learner", "compare", str(few.directory), "--learner", TREE, "--workers", "0"])
+    assert ran.exit_code == 0
+    assert "Too early to tell" in ran.output
+
+
+def test_a_comparison_that_is_open_says_so() -> None:
+    def candidate(name: str, verdict: str) -> Candidate:
+        return Candidate(name, 0.9, 0.8, 0.95, 0.0, -0.1, 0.1, 0.1, 0.1, verdict, 1.0, 1.0)  # type: ignore[arg-type]
+
+    use = candidate("a", "in use")
+    assert "whether b would" in Comparison("a", 50, (use, candidate("b", "too early to tell"))).text
+    assert "no other one is better" in Comparison("a", 50, (use, candidate("b", "worse"))).text
