@@ -30,6 +30,8 @@ from benchmarks.labels.statistics import (
     share_closed,
     thirds,
 )
+from benchmarks.labels.table import safety_table
+from benchmarks.labels.varied import VARIED
 from dal import Campaign
 from dal.campaign import Labelling
 from dal.replay import Replay, TestSet, simulate
@@ -53,6 +55,28 @@ def test_thirds_are_areas_of_equal_parts_of_the_budget() -> None:
     found = thirds([10, 25, 40], [0.1, 0.4, 0.4])
     assert found == pytest.approx((0.2, (0.35 * 5 + 0.4 * 5) / 10, 0.4))
     assert np.mean(found) == pytest.approx(area([10, 25, 40], [0.1, 0.4, 0.4]))
+
+
+def test_the_table_of_safety_names_the_sets_on_which_a_strategy_is_below_random() -> None:
+    def entry(name: str, strategy: str, gain: float, end: float, third: float) -> dict:
+        return {
+            "set": name,
+            "strategy": strategy,
+            "seeds": 5,
+            "area": 0.5,
+            "against": {"random": {"difference": gain, "interval": (gain - 0.02, gain + 0.02)}},
+            "end_against_random": (end, end - 0.02, end + 0.02),
+            "thirds_against_random": [(third, third - 0.02, third + 0.02), (0.0, -0.02, 0.02), (0.0, -0.02, 0.02)],
+        }
+
+    random = [{"set": name, "strategy": "random", "seeds": 5, "area": 0.5, "against": {}} for name in ("one", "other")]
+    text = safety_table(
+        [*random, entry("one", "margin", 0.04, -0.03, 0.0), entry("other", "margin", -0.06, 0.01, -0.5)]
+    )
+    assert "| `one` | 5 | 50.0 | **+4.0 ± 2.0** | **-3.0 ± 2.0** |" in text
+    assert "| `other` | 5 | 50.0 | **-6.0 ± 2.0** | +1.0 ± 2.0 |" in text
+    assert "| margin | 2 | -1.00 | other | one | other |" in text
+    assert not safety_table([])
 
 
 def test_the_share_of_the_gap_is_that_of_mean_gains_and_a_mean_over_sets() -> None:
@@ -326,6 +350,27 @@ def test_the_sets_are_paired_by_seed_and_differ_between_seeds() -> None:
     shares = np.bincount(lots.y[lots.noise], minlength=8) / 6000
     assert np.abs(shares - 1 / 8).max() < 0.02
     assert np.linalg.norm(lots.X[lots.noise].std(axis=0)) < np.linalg.norm(lots.X.std(axis=0))
+
+
+def test_the_varied_sets_are_paired_by_seed_and_each_is_what_its_name_says() -> None:
+    made = {name: setup for name, setup in VARIED.items() if setup.file is None}
+    assert len(VARIED) >= 60
+    for name, setup in made.items():
+        one, same, other = (setup.world(Source(seed, None)) for seed in (1, 1, 2))
+        assert np.array_equal(one.X, same.X), name
+        assert np.array_equal(one.test.y, same.test.y), name
+        assert one.X.shape != other.X.shape or not np.array_equal(one.X, other.X), name
+        assert one.X.dtype == np.float32, name
+        assert len(one.X) == len(one.y) > setup.initial + setup.rounds * setup.batch or name in ("v_iris", "v_wine")
+        assert set(np.unique(one.test.y)) <= set(range(one.n_classes)), name
+    nested = made["concentric_10d_inner_30"].world(Source(4, None))
+    assert (nested.y == 0).mean() == pytest.approx(0.3, abs=0.03)
+    assert nested.X[nested.y == 1].std() / nested.X[nested.y == 0].std() == pytest.approx(1.5, abs=0.05)
+    assert np.abs(nested.X[nested.y == 0].mean(axis=0) - nested.X[nested.y == 1].mean(axis=0)).max() < 0.2
+    corners = made["xor"].world(Source(4, None))
+    assert ((corners.X[:, 0] > 0) ^ (corners.X[:, 1] > 0) == corners.y).mean() > 0.97
+    moved = made["flipped_shifted"].world(Source(4, None))
+    assert moved.test.X[:, 0].mean() > moved.X[:, 0].mean() + 0.5
 
 
 # -- the published protocol -------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from benchmarks.labels import published
 from benchmarks.labels.picture import picture
 from benchmarks.labels.promises import FORMER, judged, promises_table, summary_table
 from benchmarks.labels.replay import Contender, replay, staged
-from benchmarks.labels.sets import SETS, Source
+from benchmarks.labels.sets import SETS, Setup, Source
 from benchmarks.labels.statistics import (
     Gains,
     Interval,
@@ -30,14 +30,16 @@ from benchmarks.labels.statistics import (
     share_closed,
     thirds,
 )
-from benchmarks.labels.table import gap_table, protocol_table, tables
+from benchmarks.labels.table import gap_table, protocol_table, safety_table, tables
+from benchmarks.labels.varied import VARIED
 from dal._files import replacing
 from dal.errors import LearnerError
 from dal.learners.learner import Learner
 from dal.scores import OF_GRADIENTS
 from dal.selection.strategy import STRATEGIES, Strategy
 
-PROTOCOL, ORACLE = "lu", "oracle"
+PROTOCOL, ORACLE, GROUP = "lu", "oracle", "varied"
+SETUPS: Mapping[str, Setup] = {**SETS, **VARIED}
 BALANCED = ("class_coverage", "default", "margin", "random")
 """Strategies that are also played with an equal share of what is asked for each class."""
 CONTENDERS: Mapping[str, Contender] = {
@@ -84,7 +86,7 @@ def play(job: Job) -> dict[str, dict]:
             for query in ("random", "margin")
             if query in job.strategies
         }
-    setup = SETS[job.name]
+    setup = SETUPS[job.name]
     world = setup.world(Source(job.seed, job.data))
     with staged(world, setup, job.seed) as stage:
         return {name: {"seed": job.seed, **asdict(replay(stage, setup, CONTENDERS[name]))} for name in job.strategies}
@@ -242,6 +244,7 @@ def _of_curves(replays: Sequence[Mapping], random: Sequence[Mapping]) -> dict:
     gains = parts - [thirds(each["labels"], each["accuracy"]) for each in random]
     found: dict = {
         "thirds_against_random": [mean_interval(each) for each in gains.T],
+        "end_against_random": mean_interval(curves[:, -1] - baseline[:, -1]),
         "labels": [round(float(each), 1) for each in labels],
         "curve": [round(float(each), 5) for each in curves.mean(axis=0)],
         "points_mean": float(curves.mean()),
@@ -283,15 +286,15 @@ def planned(
     for name in sets:
         group = [f"{PROTOCOL}/{each}" for each in published.PUBLISHED] if name == PROTOCOL else [name]
         for each in group:
-            file = f"{each.removeprefix(PROTOCOL + '/')}.npz" if name == PROTOCOL else SETS[each].file
+            file = f"{each.removeprefix(PROTOCOL + '/')}.npz" if name == PROTOCOL else SETUPS[each].file
             if file is not None and not (data is not None and (data / file).exists()):
                 console.print(f"left out: {each}, because there is no {file} (pass --data DIR)")
-            elif name != PROTOCOL and (lacking := [p for p in SETS[each].packages if find_spec(p) is None]):
+            elif name != PROTOCOL and (lacking := [p for p in SETUPS[each].packages if find_spec(p) is None]):
                 console.print(f"left out: {each}, because {', '.join(lacking)} cannot be imported")
             elif name == PROTOCOL:
                 plan[each] = dict.fromkeys(("random", "margin"), seeds or published.SEEDS)
             else:
-                setup = SETS[each]
+                setup = SETUPS[each]
                 wanted = dict.fromkeys(["random", *(strategies or ["margin", FORMER, setup.default])])
                 able = [strategy for strategy in wanted if _able(each, strategy)]
                 for strategy in sorted(set(wanted) - set(able)):
@@ -310,7 +313,7 @@ def _able(name: str, strategy: str) -> bool:
     if score != OF_GRADIENTS:
         return True
     try:
-        Learner(SETS[name].learner(0), ["one", "other"]).check(n_features=3, score=score)
+        Learner(SETUPS[name].learner(0), ["one", "other"]).check(n_features=3, score=score)
     except LearnerError:
         return False
     return True
@@ -327,7 +330,9 @@ def _listed(value: str | None, known: Iterable[str], default: Sequence[str]) -> 
 @click.command(
     "labels", help="Replay campaigns: how many labels a strategy saves, and whether the default's promises hold."
 )
-@click.option("--sets", help="Comma-separated; 'lu' is the published protocol. Default: all.")
+@click.option(
+    "--sets", help="Comma-separated; 'lu' is the published protocol, 'varied' many small sets. Default: all but those."
+)
 @click.option(
     "--strategies",
     help="Comma-separated, or separated by ';', or 'all'; random is always played. Default: what the promises take.",
@@ -354,7 +359,9 @@ def command(
     console = Console()
     every = [name for name in CONTENDERS if name != ORACLE]
     chosen = every if strategies == "all" else _listed(strategies, CONTENDERS, [])
-    plan = planned(_listed(sets, [*SETS, PROTOCOL], [*SETS, PROTOCOL]), chosen, seeds, data, console, oracle=oracle)
+    names = _listed(sets, [*SETUPS, PROTOCOL, GROUP], [*SETS, PROTOCOL])
+    names = [each for name in names for each in (VARIED if name == GROUP else [name])]
+    plan = planned(names, chosen, seeds, data, console, oracle=oracle)
     known = read(json_path)
     if play:
         with Workers(console) as workers:
@@ -367,10 +374,13 @@ def command(
                 write(json_path, known)
     write(json_path, known)
     results = list(entries(known))
-    of_sets = [each for each in results if "/" not in each["set"]]
+    of_sets = [each for each in results if each["set"] in SETS]
+    varied = safety_table([each for each in results if each["set"] in VARIED])
     shares = gaps_closed(known)
     promises = promises_table(judged(of_sets, shares))
-    text = "\n\n".join([*tables(of_sets), protocol_table(results), summary_table(of_sets), gap_table(shares), promises])
+    text = "\n\n".join(
+        [*tables(of_sets), varied, protocol_table(results), summary_table(of_sets), gap_table(shares), promises]
+    )
     console.print(text, markup=False, soft_wrap=True)
     facts = machine.facts()
     console.print(f"{facts['cpu']}, {facts['cores']} cores; {facts['packages']}", markup=False, soft_wrap=True)

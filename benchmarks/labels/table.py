@@ -51,6 +51,55 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def safety_table(results: Sequence[Mapping]) -> str:
+    """Lay out how strategies compare with random on many sets: one row each, and the sets on which one is below it."""
+    strategies = [each for each in dict.fromkeys(entry["strategy"] for entry in results) if each != "random"]
+    known = {(entry["set"], entry["strategy"]): entry for entry in results}
+    rows, below = [], []
+    for name in _names(results):
+        base = known[name, "random"]
+        row = [f"`{name}`", str(base["seeds"]), f"{100 * base['area']:.1f}"]
+        rows.append([*row, *(cell for each in strategies for cell in _safety(known.get((name, each))))])
+    for each in strategies:
+        entries = [known[name, each] for name in _names(results) if "end_against_random" in known.get((name, each), {})]
+        of_area = [entry["set"] for entry in entries if _is_below(entry["against"]["random"]["interval"])]
+        of_end = [entry["set"] for entry in entries if _is_below(entry["end_against_random"][1:])]
+        of_third = [e["set"] for e in entries if any(_is_below(third[1:]) for third in e["thirds_against_random"])]
+        mean = 100 * sum(entry["against"]["random"]["difference"] for entry in entries) / max(len(entries), 1)
+        below.append(
+            [
+                each,
+                str(len(entries)),
+                f"{mean:+.2f}",
+                *(", ".join(part) or "none" for part in (of_area, of_end, of_third)),
+            ]
+        )
+    if not rows:
+        return ""
+    headings = ["set", "seeds", "random", *(f"{each}{part}" for each in strategies for part in (", area", ", end"))]
+    summary = ["strategy", "sets", "mean over random", "below in area", "below at the end", "below in a third"]
+    title = "**Points over random**, with 95 % intervals; bold where they leave out nothing"
+    return f"{title}\n\n{markdown(headings, rows)}\n\n{markdown(summary, below)}"
+
+
+def _safety(entry: Mapping | None) -> list[str]:
+    if entry is None or "end_against_random" not in entry:
+        return ["", ""]
+    against = entry["against"]["random"]
+    return [_points(against["difference"], *against["interval"]), _points(*entry["end_against_random"])]
+
+
+def _points(value: float, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return f"{100 * value:+.1f}"
+    text = f"{100 * value:+.1f} ± {50 * (high - low):.1f}"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _is_below(interval: Sequence[float | None]) -> bool:
+    return interval[1] is not None and interval[1] < 0
+
+
 def gap_table(shares: Mapping[str, Mapping[str, Sequence[Interval]]]) -> str:
     """Lay out the shares of the gap to the oracle, one row for each strategy and set."""
     rows = [
