@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from dal.errors import InputError
 from dal.evidence.ruler import (
     RoundRecord,
     accuracy,
+    beaten_by_one_class,
     class_shares,
     explore_counts,
     labels_saved,
@@ -312,3 +314,38 @@ def test_lure_says_when_a_few_records_carry_everything() -> None:
 def test_lure_refuses_what_it_cannot_correct(losses: list[float], q: list[float], n: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         lure(losses, q, n)
+
+
+# -- a model against one class for all records ------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 3)), max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_a_model_is_beaten_by_one_class_where_the_sign_test_says_so(answers: list[tuple[bool, int]]) -> None:
+    right, codes = [each for each, _ in answers], [code for _, code in answers]
+    common = min(range(4), key=lambda code: (-codes.count(code), code))
+    lost = sum(1 for each, code in answers if code == common and not each)
+    differ = lost + sum(1 for each, code in answers if code != common and each)
+    beaten = differ > 0 and binomtest(lost, differ, alternative="greater").pvalue < 0.01
+    assert beaten_by_one_class(right, codes) == (common if beaten else None)
+    shuffled = np.random.default_rng(len(answers)).permutation(len(answers))
+    assert beaten_by_one_class([right[at] for at in shuffled], [codes[at] for at in shuffled]) == (
+        common if beaten else None
+    )
+
+
+def test_few_models_as_good_as_one_class_are_warned_of() -> None:
+    rng = np.random.default_rng(8)
+    warned = 0
+    for _ in range(2000):
+        codes = (rng.random(100) < 0.4).astype(int)
+        right = rng.random(100) < 0.6  # as often as class 0
+        warned += beaten_by_one_class(right.tolist(), codes.tolist()) is not None
+    assert warned < 40
+    codes = (rng.random(100) < 0.25).astype(int)
+    assert beaten_by_one_class((rng.random(100) < 0.45).tolist(), codes.tolist()) == 0
+
+
+def test_predictions_without_their_classes_are_refused() -> None:
+    with pytest.raises(InputError, match="codes"):
+        beaten_by_one_class([True], [])

@@ -177,6 +177,34 @@ def test_labels_of_one_class_are_told_by_page_and_command_until_there_is_another
         assert status(campaign).one_class == ""
 
 
+def test_a_model_that_one_class_beats_is_told_by_page_and_command(
+    truth: tuple[Pool, np.ndarray], tmp_path: Path
+) -> None:
+    """The chosen records have other classes than the explore share, as where one class surrounds the other."""
+    pool, codes = truth
+    campaign = Campaign.create(tmp_path / "c", pool, CLASSES, batch_size=40, explore=0.5, random_state=3)
+    first = campaign.next_batch()
+    campaign.label(first, codes[first.rows])
+    assert status(campaign).unskilled == ""
+    batch = campaign.next_batch()
+    explored = {each.row: each.predicted for each in campaign.rounds.batch(2) if each.explore}
+    campaign.label(batch, [CLASSES[1 - (row in explored)] for row in batch.rows.tolist()])
+    right = sum(code == 0 for code in explored.values())
+    assert right < len(explored) == 20
+    text = status(campaign).unskilled
+    assert (
+        f"Of the newest 20 explore answers the model predicted {right} rightly, and {CLASSES[0]!r} for all would"
+        in text
+    )
+    assert "have been right 20 times" in text
+    page = Overviews(campaign, Records(pool)).now(Standings(campaign).now())
+    assert text in page.warnings
+    printed = " ".join(CliRunner().invoke(main, ["status", str(campaign.directory)]).output.split())
+    assert text in printed
+    campaign.label(batch, codes[batch.rows])
+    assert status(campaign).unskilled == ""
+
+
 def test_an_edit_of_the_stop_set_does_not_change_a_round_that_is_frozen(
     truth: tuple[Pool, np.ndarray], tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from dal.campaign.schema import Round, Step
 from dal.campaign.store import CampaignStore
 from dal.errors import PoolError, PoolNotFound, SettingsError
 from dal.evidence.agreement import Agreement
-from dal.evidence.ruler import Estimate, RoundRecord, accuracy, class_shares
+from dal.evidence.ruler import NEWEST, Estimate, RoundRecord, accuracy, beaten_by_one_class, class_shares
 from dal.evidence.stopping import Criterion, Verdict, advice, as_they_ended, first_stop, label_budget, parse
 from dal.evidence.votes import Labels
 from dal.selection.explore import uniform_rows
@@ -218,7 +218,7 @@ class View:
             RoundRecord(
                 number=each.number,
                 labels=each.labels,
-                explore_correct=sum(ruled.get(each.number, ())),
+                explore_correct=sum(right for right, _ in ruled.get(each.number, ())),
                 explore_asked=len(ruled.get(each.number, ())),
                 hours=self._hours(datetime.fromisoformat(each.frozen_at)),
                 never_asked=each.n_rows - each.stop_set - each.excluded - sizes.get(each.number, 0),
@@ -228,15 +228,37 @@ class View:
             if each.status == "closed"
         ]
 
-    def _ruled(self) -> dict[int, list[bool]]:
-        """Return, by round, whether the model was right on each labelled explore record."""
+    def _ruled(self) -> dict[int, list[tuple[bool, int]]]:
+        """Return, by round, of each labelled explore record whether the model was right, and its class code."""
         drawn, known = self.campaign.rounds.explore_predictions(), self.labels()
-        ruled: dict[int, list[bool]] = {}
+        ruled: dict[int, list[tuple[bool, int]]] = {}
         for row, given in zip(known.rows.tolist(), known.codes.tolist(), strict=True):
             if row in drawn:
                 number, code = drawn[row]
-                ruled.setdefault(number, []).append(code == given)
+                ruled.setdefault(number, []).append((code == given, given))
         return ruled
+
+    def unskilled(self) -> str:
+        """Return, in words, that naming one class for all records beats the model; empty where it does not, clearly.
+
+        By the newest explore answers of rounds on the pool of now, whole rounds until there are a hundred.
+        """
+        here = {each.number for each in self.campaign.rounds.all() if self._is_here(each)}
+        newest: list[tuple[bool, int]] = []
+        for number, ruled in sorted(self._ruled().items(), reverse=True):
+            if number in here and len(newest) < NEWEST:
+                newest += ruled
+        right, codes = [each for each, _ in newest], [code for _, code in newest]
+        code = beaten_by_one_class(right, codes)
+        if code is None:
+            return ""
+        name = self.campaign.settings.classes[code]
+        return (
+            f"Of the newest {len(newest):,} explore answers the model predicted {sum(right):,} rightly, and {name!r}"
+            f" for all would have been right {codes.count(code):,} times: what is asked may mislead the learner, or"
+            " it cannot tell these classes apart. Ask by the strategy random for some rounds, and try another learner,"
+            " such as forest"
+        )
 
     def _hours(self, moment: datetime) -> float:
         return (moment - self.campaign.created_at).total_seconds() / 3600
@@ -437,6 +459,8 @@ class Status:
         Why batches are chosen by coverage though there are labels, in words; empty where they are not.
     before : str
         The accuracy on the pool that the campaign moved away from, in words; empty where it never moved.
+    unskilled : str
+        That naming one class for all records beats the model, in words; empty where it does not, clearly.
     scored : str
         Which part of the pool the newest round by waves has scored, in words; empty where rounds score all of it.
     compared : str
@@ -464,6 +488,7 @@ class Status:
     learner: str
     left_out: str
     one_class: str
+    unskilled: str
     scored: str
     compared: str
     rest: str
@@ -507,6 +532,7 @@ def _status_of(view: View) -> Status:
         learner=_learner(campaign.settings.estimator, (fits[-1].notes or {}).get("learner", {}) if fits else {}),
         left_out=left_out(fits[-1]) if fits else "",
         one_class=one_class(view),
+        unskilled=view.unskilled(),
         scored=scored(campaign.rounds.all()),
         compared=compared(campaign.rounds.all()),
         rest=rest_text(campaign),

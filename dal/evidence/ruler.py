@@ -28,6 +28,10 @@ FEWEST_EFFECTIVE = 30
 """Equally weighted records that weighted ones must be worth."""
 FARTHEST = 4
 """How many times the explore answers the learning curve of random sampling is followed beyond them."""
+NEWEST = 100
+"""Explore answers, the newest ones, by which a model is compared with naming one class for all records."""
+CHANCE = 0.01
+"""Probability of a warning about a model that is as often right as one class named for all records."""
 
 
 @dataclass(frozen=True)
@@ -195,6 +199,44 @@ def class_shares(counts: Sequence[int], confidence: float = 0.95) -> list[Estima
         value = count / n if n else None
         shares.append(Estimate(value, low, high, n, text or "not enough evidence: no explore answers"))
     return shares
+
+
+def beaten_by_one_class(right: Sequence[bool], codes: Sequence[int]) -> int | None:
+    """Return the class that is right more often, named for all records, than the model, by more than chance.
+
+    A model ends there where the learner cannot represent the classes, such as a linear one of which one class surrounds
+    the other, and what was asked has other shares of them than the pool: chosen records teach it to name the smaller
+    class far too often. An exact one-sided sign test on the records of which one of the two is right and one wrong.
+
+    Parameters
+    ----------
+    right : sequence of bool
+        Of each explore answer, whether the model predicted it before it learned from it.
+    codes : sequence of int
+        Class codes of the answers.
+
+    Returns
+    -------
+    int or None
+        The most frequent class of the answers, the lowest code of several; None where it is not clearly better.
+
+    Examples
+    --------
+    >>> beaten_by_one_class([False] * 9 + [True], [0] * 9 + [1]) is None  # 9 against 1: by chance in 11 of 1,024 cases
+    True
+    >>> beaten_by_one_class([False] * 10 + [True], [0] * 10 + [1])
+    0
+    """
+    if len(right) != len(codes):
+        raise InputError(f"`codes` must be {len(right)} class codes, one for each prediction, got {len(codes)}")
+    if not codes:
+        return None
+    counts = np.bincount(np.asarray(codes, dtype=np.int64))
+    common = int(np.argmax(counts))
+    lost = sum(not each and code == common for each, code in zip(right, codes, strict=True))
+    won = sum(each and code != common for each, code in zip(right, codes, strict=True))
+    tail = sum(math.comb(lost + won, count) for count in range(lost, lost + won + 1))
+    return common if tail < CHANCE * 2 ** (lost + won) else None
 
 
 # -- labels saved -----------------------------------------------------------------------------------------------------

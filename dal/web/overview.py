@@ -165,7 +165,14 @@ class Overviews:
                 *known.notes,
                 *(
                     each
-                    for each in (known.left_out, known.one_class, known.scored, known.compared, known.before)
+                    for each in (
+                        known.left_out,
+                        known.one_class,
+                        known.unskilled,
+                        known.scored,
+                        known.compared,
+                        known.before,
+                    )
                     if each
                 ),
                 *_warnings(known.per_class, known.people, past),
