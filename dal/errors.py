@@ -17,6 +17,7 @@ The tree is grouped by what the reader of the message does about it::
     |   |-- CampaignLocked           another coordinator is at work: wait for it, or end it
     |   |-- DatabaseError            its database fails for the moment: mend it, then do the same again
     |   `-- CampaignMismatch         this is another campaign's directory, pool or version
+    |-- ProgramError                 look at the program that answers as an annotator, then run again
     |-- ServerError                  look at the labelling tool's server, then run again
     |-- StoreError                   look at the object store, or the credentials for it, then run again
     `-- ScanError                    run again: finished spans are kept
@@ -96,6 +97,10 @@ class DatabaseError(CampaignError):
 
 class CampaignMismatch(CampaignError):
     """The directory, the pool or the version belongs to another campaign."""
+
+
+class ProgramError(DalError):
+    """A program that answers as an annotator fails, or answers what cannot be taken; earlier answers are kept."""
 
 
 class ServerError(DalError):

@@ -126,6 +126,8 @@ def test_two_spellings_of_an_older_campaign_become_one_person(campaign: Campaign
             "ALTER TABLE rounds DROP COLUMN balance",
             "ALTER TABLE asked DROP COLUMN found_by",
             "DROP TABLE examples",
+            "ALTER TABLE answers DROP COLUMN alone",
+            "DROP TABLE machines",
             "UPDATE campaign SET schema_version = 3",
         ):
             connection.execute(text(statement))

@@ -10,6 +10,7 @@ from sqlalchemy import Row, distinct, func, select
 
 from dal.campaign import answers as ledger
 from dal.campaign.leases import holds
+from dal.campaign.people import by_people
 from dal.campaign.schema import answers, leases
 from dal.campaign.store import CampaignStore
 
@@ -61,8 +62,8 @@ class Activity:
             return connection.scalar(holders) or 0
 
     def work(self) -> list[Work]:
-        """Return the work of each annotator, by name."""
-        standing = ledger.standing().subquery()
+        """Return the work of each person, by name."""
+        standing = ledger.standing(by_people(answers.c.annotator)).subquery()
         counts = select(
             standing.c.annotator,
             func.count(),
@@ -91,16 +92,17 @@ class Activity:
         ]
 
     def lately(self, span: timedelta) -> int:
-        """Count the answers within the last `span`."""
+        """Count the answers of people within the last `span`."""
         with self._database.reading() as connection:
             since = (self._database.now(connection) - span).isoformat()
-            query = select(func.count()).where(answers.c.received_at >= since, answers.c.status != "retracted")
-            return connection.scalar(query) or 0
+            given = answers.c.received_at >= since, answers.c.status != "retracted", by_people(answers.c.annotator)
+            return connection.scalar(select(func.count()).where(*given)) or 0
 
     def arrivals(self) -> list[datetime]:
-        """Read when the answers came, the first one first; UTC."""
+        """Read when the answers of people came, the first one first; UTC."""
+        given = select(answers.c.received_at).where(by_people(answers.c.annotator)).order_by(answers.c.id)
         with self._database.reading() as connection:
-            found = connection.scalars(select(answers.c.received_at).order_by(answers.c.id))
+            found = connection.scalars(given)
             return [datetime.fromisoformat(at) for at in found]
 
     def standing(self, upto: int, after: int = 0, limit: int = 1000) -> list[Row[Any]]:

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import Row, delete, insert, select, update
 
-from dal.campaign.people import enrolled, spelling
+from dal.campaign.people import enrolled, is_machine, spelling
 from dal.campaign.schema import annotators, sessions
 from dal.campaign.store import CampaignStore
 from dal.errors import InputError
@@ -70,6 +70,8 @@ class Annotators:
         token = secrets.token_urlsafe(32)
         with self._database.writing() as connection:
             name = enrolled(connection, name)
+            if is_machine(connection, name):
+                raise InputError(f"`name` must be a person's, got {name!r}, which is a machine's; choose another name")
             active = select(annotators.c.name).where(annotators.c.name == name, annotators.c.revoked_at.is_(None))
             if connection.scalar(active) is not None:
                 raise InputError(f"{name!r} has a token already: revoke it before giving another one")

@@ -17,6 +17,7 @@ from dal.campaign.schema import Answer, AnswerFile, Answers, Asked, Event, Impor
 from dal.campaign.settings import Settings
 from dal.errors import LabelError
 from dal.evidence.agreement import Agreement, agreement
+from dal.evidence.machines import Judged, MachineAnswers, judge, with_machines
 from dal.evidence.votes import Labels, label
 from dal.texts import folded
 
@@ -27,20 +28,36 @@ READ_AT_ONCE = 4096
 
 @dataclass
 class Standing:
-    """The answers that count at some moment; labels and agreement are computed once, when they are first needed."""
+    """The answers that count at some moment; labels and agreement are computed once, when they are first needed.
+
+    `answers` are those of people; machines are kept apart, so that nothing takes them for people.
+    """
 
     answers: Answers
+    of_machines: dict[str, MachineAnswers]
     settings: Settings
 
     @cached_property
     def agreement(self) -> Agreement:
-        """The agreement of the annotators; it takes a bootstrap."""
+        """The agreement of people; it takes a bootstrap."""
         given = self.answers
         return agreement(given.rows, given.annotators, given.labels, seed=self.settings.random_state)
 
     @cached_property
     def labels(self) -> Labels:
-        """The label of each record by the campaign's vote."""
+        """The label of each record by the campaign's vote; where no person gave one, by a machine that counts alone."""
+        judged = self.machines
+        return with_machines(self.by_people, [(given, judged[name]) for name, given in self.of_machines.items()])
+
+    @cached_property
+    def machines(self) -> dict[str, Judged]:
+        """How good each machine is, by the labels of people."""
+        n_classes = len(self.settings.classes)
+        return {name: judge(given, self.by_people, n_classes) for name, given in self.of_machines.items()}
+
+    @cached_property
+    def by_people(self) -> Labels:
+        """The label of each record by the vote of people alone."""
         given, chosen = self.answers, self.settings
         columns = given.rows, given.annotators, given.labels
         return label(*columns, vote=chosen.labelling.vote, n_classes=len(chosen.classes), seed=chosen.random_state)
@@ -126,14 +143,14 @@ class AnswerLog:
             return Imported(counts, conflicts, torn, contradictory, superseded=superseded)
 
     def latest(self, upto: int | None = None, *, asked_in: int | None = None) -> Answers:
-        """Read the latest answer of each annotator to each record.
+        """Read the latest answer of each person to each record.
 
         Parameters
         ----------
         upto : int, optional
             Only answers up to this id, such as a round's `last_answer`.
         asked_in : int, optional
-            Only answers to the records of this round's batch.
+            Only answers to the records of this round's batch; those of machines that count alone as well.
         """
         with self._database.reading() as connection:
             if asked_in is not None:
@@ -286,7 +303,7 @@ class AnswerLog:
         upto = last if upto is None else min(upto, last)
         found = self._standing.get(upto)
         if found is None:
-            found = Standing(ledger.latest(connection, upto), self._settings)
+            found = Standing(ledger.latest(connection, upto), ledger.of_machines(connection, upto), self._settings)
             # What a round froze, and what stands now.
             self._standing = dict([*self._standing.items(), (upto, found)][-2:])
         return found

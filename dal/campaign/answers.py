@@ -7,7 +7,8 @@ so memory is bounded by one batch of inserts for any file.
 from collections.abc import Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import groupby, islice
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,18 +20,22 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     Subquery,
+    and_,
     case,
     delete,
     exists,
+    false,
     func,
     insert,
     literal,
+    or_,
     select,
     tuple_,
     union,
 )
 
 from dal.campaign.leases import held
+from dal.campaign.people import by_people
 from dal.campaign.schema import (
     RETRACTED,
     SKIPPED,
@@ -50,7 +55,11 @@ from dal.campaign.schema import (
     staged,
 )
 from dal.errors import LabelError
+from dal.evidence.machines import MachineAnswers
 from dal.texts import as_seconds, brief, flaw, name_flaw, time_flaw
+
+ALL_PLACES = 2**20
+"""More annotators than answer one record."""
 
 LISTED = 1000
 """Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
@@ -156,10 +165,11 @@ def latest(
     to_gold: bool = False,
     read_at_once: int = 16384,
 ) -> Answers:
-    """Read the latest answer of each annotator to each record, of those up to an id and to one batch's records.
+    """Read the latest answer of each person to each record, of those up to an id and to one batch's records.
 
     An answer that was taken back is none. Answers to gold records judge annotators, and nobody learns from them: they
-    are read by themselves, or not at all.
+    are read by themselves, or not at all. Of one batch, the answers of machines are read as well that count alone: its
+    other records wait for people, who are not to see what a machine said.
     """
     is_gold = answers.c.row.in_(select(gold.c.row))
     wanted = is_gold if to_gold else ~is_gold
@@ -169,10 +179,11 @@ def latest(
     if asked_in is not None:
         last = last.join(asked, asked.c.row == answers.c.row).where(asked.c.round == asked_in)
     ids = last.subquery()
+    whose = by_people(answers.c.annotator) if asked_in is None else or_(by_people(answers.c.annotator), answers.c.alone)
     query = (
         select(answers.c.row, func.coalesce(answers.c.label, SKIPPED), answers.c.id, answers.c.annotator)
         .join(ids, answers.c.id == ids.c.id)
-        .where(answers.c.status != "retracted")
+        .where(answers.c.status != "retracted", whose)
         .order_by(answers.c.row, answers.c.annotator)
         .execution_options(yield_per=read_at_once)
     )
@@ -189,8 +200,32 @@ def latest(
     return Answers(columns[0], annotators, columns[1], columns[2])
 
 
+def of_machines(connection: Connection, upto: int) -> dict[str, MachineAnswers]:
+    """Read the latest answer of each machine to each record, of those up to an id; by name, in the order of coming."""
+    last = select(func.max(answers.c.id)).where(~by_people(answers.c.annotator), answers.c.id <= upto)
+    known = last.group_by(answers.c.row, answers.c.annotator)
+    backed = and_(asked.c.predicted == answers.c.label, ~asked.c.explore)
+    query = (
+        select(
+            answers.c.annotator,
+            answers.c.row,
+            func.coalesce(answers.c.label, SKIPPED),
+            func.coalesce(backed, false()),
+            answers.c.alone,
+        )
+        .outerjoin(asked, asked.c.row == answers.c.row)
+        .where(answers.c.id.in_(known), answers.c.status != "retracted", answers.c.row.not_in(select(gold.c.row)))
+        .order_by(answers.c.annotator, answers.c.id)
+    )
+    found = {}
+    for name, lines in groupby(connection.execute(query), key=itemgetter(0)):
+        columns = np.array([tuple(line)[1:] for line in lines], np.int64).reshape(-1, 4).T
+        found[name] = MachineAnswers(columns[0], columns[1], columns[2].astype(bool), columns[3].astype(bool))
+    return found
+
+
 def excluded_now(connection: Connection, now: datetime) -> npt.NDArray[np.int64]:
-    """Read the rows asked, answered or gold, ascending.
+    """Read the rows asked, answered by people, or gold, ascending.
 
     A record of a reserve is asked once somebody answers it. Until then the next batch may have it, unless somebody
     holds it now.
@@ -199,7 +234,7 @@ def excluded_now(connection: Connection, now: datetime) -> npt.NDArray[np.int64]
 
 
 def excluded_at(connection: Connection, round: int, upto: int) -> npt.NDArray[np.int64]:
-    """Read the rows asked before a round, answered up to an id, or gold before the round, ascending.
+    """Read the rows asked before a round, answered by people up to an id, or gold before the round, ascending.
 
     Who holds a record of a reserve passes, so it does not count: the same rows come out whenever this is read.
     """
@@ -213,7 +248,8 @@ def _excluded(
     answered: ColumnElement[bool] | None = None,
     known: ColumnElement[bool] | None = None,
 ) -> npt.NDArray[np.int64]:
-    answered_rows, gold_rows = select(answers.c.row), select(gold.c.row)
+    # Of a record that only a machine has labelled, unasked, people may know more.
+    answered_rows, gold_rows = select(answers.c.row).where(by_people(answers.c.annotator)), select(gold.c.row)
     if answered is not None and known is not None:
         answered_rows, gold_rows = answered_rows.where(answered), gold_rows.where(known)
     return np.sort(_integers(connection.scalars(union(asked_rows, answered_rows, gold_rows)).all()))
@@ -239,7 +275,8 @@ def answered_rows(connection: Connection, upto: int) -> npt.NDArray[np.int64]:
 
 
 def _events() -> Select[Any]:
-    own = [answers.c[field.name] for field in fields(Event) if field.name in answers.c]
+    own: list[ColumnElement[Any]] = [answers.c[field.name] for field in fields(Event) if field.name in answers.c]
+    own.append((~by_people(answers.c.annotator)).label("machine"))
     suggested = asked.c.predicted, asked.c.confidence, case((asked.c.predicted.is_not(None), rounds.c.model))
     return select(*own, *(column.label(name) for column, name in zip(suggested, _SUGGESTED, strict=True))).select_from(
         answers.outerjoin(asked, asked.c.row == answers.c.row).outerjoin(rounds, rounds.c.number == asked.c.round)
@@ -268,9 +305,16 @@ def standing(*conditions: ColumnElement[bool], upto: int | None = None) -> Selec
 
 
 def answers_given(row: Column[int]) -> ScalarSelect[int]:
-    """Count the annotators whose answer to a record counts, skips included."""
-    counted = standing(answers.c.row == row).with_only_columns(func.count())
+    """Count the people whose answer to a record counts, skips included.
+
+    A machine's answer that counts alone is worth as many as any overlap asks for, and its other ones none.
+    """
+    counted = standing(answers.c.row == row).with_only_columns(func.coalesce(func.sum(_places()), 0))
     return counted.correlate(row.table).scalar_subquery()
+
+
+def _places() -> ColumnElement[int]:
+    return case((answers.c.alone, ALL_PLACES), (by_people(answers.c.annotator), 1), else_=0)
 
 
 def last_id(connection: Connection) -> int:

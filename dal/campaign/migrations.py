@@ -167,6 +167,22 @@ _TO_8 = (
     "UPDATE campaign SET schema_version = 8",
 )
 
+
+def _machines(connection: Connection) -> None:
+    """Let programs be annotators; PostgreSQL compares their names to those of answers only in the same order."""
+    server = connection.dialect.name == "postgresql"
+    name, price, no = ('TEXT COLLATE "C"', "DOUBLE PRECISION", "false") if server else ("TEXT", "DOUBLE", "0")
+    connection.exec_driver_sql(f"ALTER TABLE answers ADD COLUMN alone BOOLEAN DEFAULT {no} NOT NULL")
+    connection.exec_driver_sql(
+        f"CREATE TABLE machines (name {name} NOT NULL, cost {price}, cap BIGINT, PRIMARY KEY (name))"
+    )
+
+
+_TO_9: tuple[str | Callable[[Connection], None], ...] = (
+    _machines,
+    "UPDATE campaign SET schema_version = 9",
+)
+
 STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
     1: _TO_2,
     2: _TO_3,
@@ -175,6 +191,7 @@ STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
     5: _TO_6,
     6: _TO_7,
     7: _TO_8,
+    8: _TO_9,
 }
 """For each older version that is still read, what leads to the next one: statements, and functions between them."""
 

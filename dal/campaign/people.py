@@ -1,8 +1,8 @@
 """The people of a campaign: each is one person, however the name is spelt, and is shown as it was spelt first."""
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Column, ColumnElement, Connection, exists, func, insert, select, update
 
-from dal.campaign.schema import people, staged
+from dal.campaign.schema import machines, people, staged
 from dal.texts import folded, shown_name
 
 
@@ -21,6 +21,16 @@ def spelling(connection: Connection, name: str) -> str:
 def is_enrolled(connection: Connection, name: str) -> bool:
     """Return whether the campaign knows a person of this name."""
     return known_name(connection, name) is not None
+
+
+def by_people(annotator: Column[str]) -> ColumnElement[bool]:
+    """Return the condition that an annotator is a person, not a machine."""
+    return annotator.not_in(select(machines.c.name))
+
+
+def is_machine(connection: Connection, name: str) -> bool:
+    """Return whether an annotator, under the name that the campaign knows it by, is a machine."""
+    return bool(connection.scalar(select(exists().where(machines.c.name == name))))
 
 
 def enrolled(connection: Connection, name: str) -> str:

@@ -26,7 +26,7 @@ from sqlalchemy import Connection, Row, Subquery, and_, case, delete, exists, fu
 
 from dal.campaign import answers as ledger
 from dal.campaign.leases import LEASE, holds
-from dal.campaign.people import enrolled, spelling
+from dal.campaign.people import enrolled, is_machine, spelling
 from dal.campaign.rests import resting_rounds
 from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
 from dal.campaign.store import CampaignStore
@@ -479,6 +479,8 @@ class Queue:
                 for each in given
             ]
         known = enrolled(connection, annotator)
+        if is_machine(connection, known):
+            return [_refused(each.event_id, _not_a_person(known)) for each in given]
         return [self._answer(connection, known, each, now) for each in given]
 
     def _answer(self, connection: Connection, annotator: str, given: Given, now: datetime) -> Outcome:
@@ -553,7 +555,10 @@ class Queue:
         if wrong := name_flaw(annotator):
             raise LabelError(f"`annotator` must be the name of a person, got one that {wrong}")
         with self._database.writing() as connection:
-            yield connection, enrolled(connection, annotator), self._database.now(connection)
+            known = enrolled(connection, annotator)
+            if is_machine(connection, known):
+                raise LabelError(_not_a_person(known))
+            yield connection, known, self._database.now(connection)
 
     def _seed(self, annotator: str) -> int:
         return int.from_bytes(hashlib.sha256(annotator.encode()).digest()[:8]) ^ self._settings.random_state
@@ -570,6 +575,10 @@ class Queue:
 _EVENT_ID_CHARACTERS = 200  # databases index it
 _NO_EVENT_ID = f"the event id must have 1 to {_EVENT_ID_CHARACTERS} characters"
 _TAKEN = "this event id belongs to something else"
+
+
+def _not_a_person(name: str) -> str:
+    return f"`annotator` must be the name of a person, got {name!r}, which is a machine's; take another name"
 
 
 def _refused(event_id: str, reason: str) -> Outcome:

@@ -1,8 +1,9 @@
 """The rest of a batch: records that a round did not wait for, and that the queue serves beside the next batch."""
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select, true
+from sqlalchemy import ColumnElement, Connection, and_, exists, func, select, true
 
 from dal.campaign import answers as ledger
+from dal.campaign.people import by_people
 from dal.campaign.schema import answers, asked, rounds
 from dal.campaign.settings import Labelling
 
@@ -35,10 +36,10 @@ def _is_enough(connection: Connection, number: int, labelling: Labelling) -> boo
     whole rest with it.
     """
     upto = connection.scalar(select(rounds.c.last_answer).where(rounds.c.number == number + 1))
-    people = select(func.count(answers.c.annotator.distinct())).where(
-        answers.c.row == asked.c.row, true() if upto is None else answers.c.id <= upto
-    )
-    lacks = people.correlate(asked).scalar_subquery() < labelling.overlap
+    then = answers.c.row == asked.c.row, true() if upto is None else answers.c.id <= upto
+    people = select(func.count(answers.c.annotator.distinct())).where(*then, by_people(answers.c.annotator))
+    few = people.correlate(asked).scalar_subquery() < labelling.overlap
+    lacks = and_(few, ~exists().where(*then, answers.c.alone).correlate(asked))
     size = connection.scalar(select(func.count()).where(_of_batch(number))) or 0
     pending = connection.scalar(select(func.count()).where(_of_batch(number), lacks)) or 0
     return pending <= labelling.spare(size)

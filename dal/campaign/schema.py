@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 8
+VERSION = 9
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -132,6 +132,8 @@ answers = Table(
     Column("late", Boolean, nullable=False, server_default=false()),
     # Chosen by the client, so that an answer sent again is told from another one; files have none.
     Column("event_id", Text, unique=True),
+    # A machine's, that counts as the label while no person has labelled the record.
+    Column("alone", Boolean, nullable=False, server_default=false()),
     CheckConstraint(
         "(status = 'submitted' and label is not null) or (status in ('skipped', 'retracted') and label is null)"
     ),
@@ -190,6 +192,18 @@ annotators = Table(
     Column("created_at", Text, nullable=False),
     Column("revoked_at", Text),
     CheckConstraint("role in ('annotator', 'manager')"),
+)
+
+# Annotators that are programs; all others are people. One whose answers are there never changes its kind.
+machines = Table(
+    "machines",
+    metadata,
+    # As `people.name` has it.
+    Column("name", _Name, primary_key=True),
+    # Of one answer, in the user's currency; null where nobody said.
+    Column("cost", Double),
+    # Answers that it may give in all; null for any number.
+    Column("cap", BigInteger),
 )
 
 # Browsers that came in with a token; a logout deletes the line.
@@ -497,6 +511,10 @@ class Event:
         Whether the annotator saw it; None where it is not known.
     late : bool
         Given without a lease that was still held, or to a closed batch whose rest was not served on.
+    machine : bool
+        Whether the annotator is a program.
+    alone : bool
+        A machine's, that counts as the label while no person has labelled the record.
     event_id : str or None
         The client's own; None where it came in a file.
     """
@@ -519,6 +537,8 @@ class Event:
     suggested_by: str | None
     suggestion_shown: bool | None
     late: bool
+    machine: bool
+    alone: bool
     event_id: str | None
 
 

@@ -175,6 +175,18 @@ class Labelling(_Checked):
         " others, which count from the round after it on.",
         default=1.0,
     )
+    machine_check: float = _setting(
+        _number(lambda share: 0 < share <= 1, "a share above 0 and at most 1"),
+        "Of the records that a machine's answer could settle, the share that people answer as well, drawn at random, to"
+        " see how often it is right. People answer all others: the explore share, and where machine and model differ.",
+        default=0.1,
+    )
+    machine_accuracy: float = _setting(
+        _number(lambda share: 0 < share <= 1, "a share above 0 and at most 1"),
+        "Lower end of the 95 % interval of the share in which a machine is right where people have checked it, from"
+        " which on its answers settle records without a person.",
+        default=0.9,
+    )
     reserve: float = _setting(
         _number(lambda share: 0 <= share <= 10, "a multiple of the batch from 0 to 10"),
         "Records beyond the batch, as a share of it, to work on while the next batch is prepared.",

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Control
+from dal.campaign.machines import Machines, MachineWork
 from dal.campaign.parts import other_pool, pool_of
 from dal.campaign.schema import Round, Step
 from dal.campaign.store import CampaignStore
@@ -433,9 +434,11 @@ class Status:
     accuracy : Estimate
         By the user's holdout, else by the explore answers of the last five rounds.
     agreement : Agreement
-        How far annotators agree.
+        How far people agree.
     people : tuple of Work
-        The work of each annotator, by name.
+        The work of each person, by name.
+    machines : tuple of MachineWork
+        The work of each machine, by name.
     gold : dict of str to tuple of int
         Of each annotator, right answers to gold records, and all.
     verdicts : tuple of Verdict
@@ -478,6 +481,7 @@ class Status:
     accuracy: Estimate
     agreement: Agreement
     people: tuple[Work, ...]
+    machines: tuple[MachineWork, ...]
     gold: dict[str, tuple[int, int]]
     verdicts: tuple[Verdict, ...]
     advice: tuple[Verdict, ...]
@@ -522,6 +526,7 @@ def _status_of(view: View) -> Status:
         accuracy=accuracy(view.history(), rounds=5),
         agreement=campaign.answers.standing().agreement,
         people=tuple(Activity(campaign).work()),
+        machines=tuple(Machines(campaign).work()),
         gold=_gold_results(campaign),
         verdicts=view.verdicts(),
         advice=view.advice(),

@@ -33,6 +33,7 @@ _COMMANDS = {
     "label": "labels:label",
     "learner": "learners:learner",
     "annotator": "people:annotator",
+    "machine": "machines:machine",
     "serve": "pages:serve",
     "pause": "pages:pause",
     "resume": "pages:resume",

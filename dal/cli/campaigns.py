@@ -70,6 +70,8 @@ def status_(directory: Path) -> None:
         equal, together = now.agreement.with_others(each.name)
         alike = "" if equal is None else f"; alike with others in {equal:.0%} of {together:,}"
         say(f"annotator {each.name}: {each.answers:,} answers{skipped}{pace}{alike}")
+    for machine in now.machines:
+        say(machine.text)
     say(f"agreement: {now.agreement.text}")
     for pair in now.agreement.pairs[:_LISTED_PAIRS]:
         kappa = "" if pair.kappa is None else f", Cohen's kappa {pair.kappa:.2f}"

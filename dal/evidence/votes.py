@@ -250,11 +250,16 @@ def _vote_shares(record: Integers, code: Integers, n_records: int, n_classes: in
 
 def _log_confusion(given: "sparse.csr_array", posterior: Floats, n_annotators: int, n_classes: int) -> Floats:
     """Estimate, per annotator and answer, the logarithm of its probability under each true class."""
-    prior = np.full((n_classes, n_classes), 1 / (n_classes - 1))
-    np.fill_diagonal(prior, 2)
-    counts = (given.T @ posterior).reshape(n_annotators, n_classes, n_classes) + prior
+    counts = (given.T @ posterior).reshape(n_annotators, n_classes, n_classes) + prior_answers(n_classes)
     log_theta: Floats = np.log(counts / counts.sum(axis=1, keepdims=True)).reshape(-1, n_classes)
     return log_theta
+
+
+def prior_answers(n_classes: int) -> Floats:
+    """Return the answers that each annotator is given in advance, 2 on the diagonal and 1 shared by the others."""
+    prior = np.full((n_classes, n_classes), 1 / (n_classes - 1))
+    np.fill_diagonal(prior, 2)
+    return prior
 
 
 def _normalised(joint: Floats) -> Floats:

@@ -88,6 +88,7 @@ class Overview(BaseModel):
     balance: list[str]
     verdicts: list[Verdict]
     people: list[Person]
+    machines: list[str]
     per_hour: float
     left_low: float | None
     left_high: float | None
@@ -158,6 +159,7 @@ class Overviews:
             balance=[each.text for each in known.balance[:_LISTED_CLASSES]],
             verdicts=list(known.verdicts),
             people=[_person(each, known.agreement) for each in known.people],
+            machines=[each.text for each in known.machines],
             per_hour=lately * 3600 / PACE.total_seconds(),
             left_low=low,
             left_high=high,

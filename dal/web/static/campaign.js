@@ -68,6 +68,7 @@ function drawLists(overview) {
   find("verdicts").replaceChildren(...(overview.verdicts.length
     ? overview.verdicts.map((each) => make("li", {}, make("b", {}, each.stop ? "Stop: " : ""), each.reason))
     : [make("li", {}, "No criterion was chosen: the campaign continues until a manager stops it.")]));
+  find("machines").replaceChildren(...overview.machines.map((text) => make("li", {}, text)));
   find("balance").replaceChildren(...overview.balance.map((text) => make("li", {}, text)));
   find("people").replaceChildren(...overview.people.map((each) => make("tr", {},
     make("th", { scope: "row" }, each.name), make("td", {}, count(each.answers)), make("td", {}, each.answers ? `${Math.round((100 * each.skipped) / each.answers)} %` : "–"),

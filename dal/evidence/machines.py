@@ -1,0 +1,187 @@
+"""Machines as annotators: how often a program is right, by the people who answered the same records.
+
+People do not answer a random share of what a machine answers. They answer every record on which it differs from the
+model, and of the others only a share. A plain count of agreement would say how good the machine is on its worst
+records. So the answers are split in two, and each part is weighted by its size:
+
+*backed*
+    the machine and the model that chose the batch say the same. Such a record is settled without a person once the
+    machine is trusted, except for a share that is drawn at random. These are checks of exactly the answers that count
+    alone.
+*others*
+    all other answers; people get each of these records.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dal.evidence.ruler import Estimate, share_interval
+from dal.evidence.votes import Labels, prior_answers
+from dal.selection.order import Rows, uniform
+
+Codes = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+
+CHECKS = 200
+"""Newest checks that decide whether a machine is trusted: it may have become another one."""
+
+_DRAWN = -2
+"""Stands for the round in the hash that draws the records to check: no round has it."""
+
+
+@dataclass(frozen=True)
+class MachineAnswers:
+    """The latest answers of one machine, in the order in which they came.
+
+    Attributes
+    ----------
+    rows : ndarray of int64, shape (n,)
+    codes : ndarray of int64, shape (n,)
+        Class codes; negative where the machine skipped the record.
+    backed : ndarray of bool, shape (n,)
+        Whether the model that chose the batch predicted the same class, of a record outside of the explore share.
+    alone : ndarray of bool, shape (n,)
+        Whether the answer counts without a person's.
+    """
+
+    rows: Rows
+    codes: Codes
+    backed: Flags
+    alone: Flags
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How good a machine is.
+
+    Attributes
+    ----------
+    checked : int
+        Records that the machine and people labelled.
+    accuracy : Estimate
+        Share of its labels that are those of people, over all of its labels.
+    backed : Estimate
+        The same where the model said the same, over the newest checks.
+    confusion : ndarray of float64, shape (C, C)
+        ``confusion[c, l]``: how often the machine answers l where people say c; weighted as `accuracy` is.
+    meaning : ndarray of float64, shape (C, C)
+        ``meaning[l, c]``: the probability that a backed answer l is of the class c.
+    """
+
+    checked: int
+    accuracy: Estimate
+    backed: Estimate
+    confusion: Floats
+    meaning: Floats
+
+
+def drawn_to_check(rows: npt.ArrayLike, share: float, seed: int) -> Flags:
+    """Return which records people answer beside a trusted machine: a share of all, by hash, whatever it answers."""
+    return np.asarray(uniform(np.asarray(rows, np.int64), seed, _DRAWN) < share)
+
+
+def judge(given: MachineAnswers, people: Labels, n_classes: int) -> Judged:
+    """Compare a machine's answers with the labels that people gave the same records.
+
+    Parameters
+    ----------
+    given : MachineAnswers
+    people : Labels
+        The vote of people alone.
+    n_classes : int
+
+    Examples
+    --------
+    >>> answers = np.array([0, 0, 1, 1, 1])
+    >>> backed = np.array([True, True, True, True, False])
+    >>> given = MachineAnswers(np.arange(5), answers, backed, np.zeros(5, bool))
+    >>> judge(given, Labels(np.array([0, 2, 4]), np.array([0, 1, 0])), 2).accuracy.value
+    0.8
+    """
+    labelled = given.codes >= 0
+    rows, codes, backed = given.rows[labelled], given.codes[labelled], given.backed[labelled]
+    at = np.searchsorted(people.rows, rows)
+    checked = np.isin(rows, people.rows)
+    truth = np.full(len(rows), -1, np.int64)
+    truth[checked] = people.codes[at[checked]]
+    counts = np.stack([_counts(truth, codes, checked & part, n_classes) for part in (backed, ~backed)])
+    sizes = np.array([backed.sum(), (~backed).sum()], np.float64)
+    newest = np.flatnonzero(checked & backed)[-CHECKS:]
+    right = (truth[newest] == codes[newest]).mean() if len(newest) else 0.0
+    return Judged(
+        int(checked.sum()),
+        _weighted_accuracy(counts, sizes),
+        estimate(float(right), len(newest), len(newest)),
+        _confusion(counts, sizes),
+        _meaning(counts[0]),
+    )
+
+
+def with_machines(people: Labels, given: list[tuple[MachineAnswers, Judged]]) -> Labels:
+    """Add to the labels of people those of machines that count alone, for records that no person has labelled.
+
+    A label is the most probable class of what the machine answered, by its checks. Where the vote of people gives
+    probabilities, it has these as well.
+    """
+    rows, codes, proba = [people.rows], [people.codes], [] if people.proba is None else [people.proba]
+    known = people.rows
+    for answers, judged in given:
+        # Two machines that settle a record say the same, and the first one is heard.
+        own = answers.alone & (answers.codes >= 0) & ~np.isin(answers.rows, known)
+        meant = judged.meaning[answers.codes[own]]
+        rows.append(answers.rows[own])
+        codes.append(meant.argmax(axis=1).astype(np.int64))
+        proba.append(meant)
+        known = np.concatenate([known, answers.rows[own]])
+    order = np.argsort(known, kind="stable")
+    every = np.concatenate(proba)[order] if people.proba is not None else None
+    return Labels(known[order], np.concatenate(codes)[order], every)
+
+
+def _counts(truth: Codes, codes: Codes, chosen: Flags, n_classes: int) -> Floats:
+    """Count records by the class that people gave, then by the machine's answer."""
+    pairs = truth[chosen] * n_classes + codes[chosen]
+    found: Floats = np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes).astype(np.float64)
+    return found
+
+
+def _weighted_accuracy(counts: Floats, sizes: Floats) -> Estimate:
+    """Estimate a share over two parts of which different shares are known (a stratified sample, Cochran 1977, 5.3).
+
+    The interval is Wilson's, for as many plain records as would give the same variance.
+    """
+    known = counts.sum(axis=(1, 2))
+    if ((known == 0) & (sizes > 0)).any() or not known.any():
+        return estimate(0.0, 0, 0)
+    there = sizes > 0
+    right, known, weights = np.trace(counts, axis1=1, axis2=2)[there], known[there], sizes[there] / sizes.sum()
+    # Half a record each way: a part without an error is not known without error.
+    softened = (right + 0.5) / (known + 1)
+    mean, variance = float(weights @ softened), float(weights**2 @ (softened * (1 - softened) / known))
+    n = float(known.sum())
+    return estimate(float(weights @ (right / known)), min(n, mean * (1 - mean) / variance), int(n))
+
+
+def estimate(share: float, effective: float, n: int) -> Estimate:
+    """Return a share of `n` records, with the interval of as many as `effective`; nothing is known of none."""
+    if not n:
+        return Estimate(None, 0.0, 1.0, 0, "not enough evidence: people have not checked it")
+    low, high = share_interval(share, effective, 0.95)
+    return Estimate(share, low, high, n, f"{share:.3f} ({low:.3f} to {high:.3f}, 95 %) on {n:,} records")
+
+
+def _confusion(counts: Floats, sizes: Floats) -> Floats:
+    known = counts.sum(axis=(1, 2))
+    scale = np.divide(sizes, known, out=np.zeros(2), where=known > 0)
+    joint = np.einsum("s,scl->cl", scale, counts) + prior_answers(counts.shape[1])
+    matrix: Floats = joint / joint.sum(axis=1, keepdims=True)
+    return matrix
+
+
+def _meaning(counts: Floats) -> Floats:
+    joint = counts.T + prior_answers(len(counts))
+    matrix: Floats = joint / joint.sum(axis=1, keepdims=True)
+    return matrix
