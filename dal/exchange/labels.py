@@ -38,6 +38,8 @@ ANSWER = pa.struct(
         ("suggestion_shown", pa.bool_()),
         ("source", pa.string()),
         ("late", pa.bool_()),
+        ("machine", pa.bool_()),
+        ("alone", pa.bool_()),
     ]
 )
 _EVENT_FIELDS = [ANSWER.field(at).name for at in range(ANSWER.num_fields)]
