@@ -134,6 +134,8 @@ def scene(request: pytest.FixtureRequest, mails: Path, tmp_path: Path, monkeypat
     for name in ("cert.pem", "key.pem"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
+    # A page calls it python, as it is called in an environment that is active.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "of the reader's account")
     if request.param in {"docs/exchange.md", "docs/explorer.md"}:
         ok("init", "campaign", "pool.zarr", "--classes", "ham,spam", "--batch-size", "20")

@@ -31,6 +31,9 @@ from dal.evidence.machines import CHECKS, MachineAnswers, drawn_to_check, judge,
 from dal.evidence.ruler import wilson
 from dal.evidence.votes import Labels
 from dal.exchange import ask_machine, write_batch, write_labels
+from dal.web.overview import Overviews
+from dal.web.records import Records
+from dal.web.state import Standings
 from tests import databases
 from tests.batches import batch_of
 from tests.test_exchange import InMemory
@@ -618,6 +621,9 @@ def test_the_command_says_what_happened(tmp_path: Path) -> None:
     assert "60 records answered" in done.output
     assert "40 records were not asked" in done.output
     assert CliRunner().invoke(main, ["status", str(campaign.directory)]).output.count("machine llm: 60 answers") == 1
+    page = Overviews(campaign, Records(dal.Pool.open(tmp_path / "pool.zarr"))).now(Standings(campaign).now())
+    assert [text.partition(",")[0] for text in page.machines] == ["machine llm: 60 answers"]
+    assert (page.people, page.per_hour) == ([], 0)
     failed = CliRunner().invoke(main, [*words[:-1], " ".join(program(tmp_path, "sys.exit('no key')")), "--cap", "70"])
     assert failed.exit_code == 1
     assert "no key" in failed.output

@@ -51,7 +51,7 @@ class Standing:
 
     @cached_property
     def machines(self) -> dict[str, Judged]:
-        """How good each machine is, by the labels of people."""
+        """The judgement of each machine by the labels of people."""
         n_classes = len(self.settings.classes)
         return {name: judge(given, self.by_people, n_classes) for name, given in self.of_machines.items()}
 

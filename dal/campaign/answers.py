@@ -169,7 +169,7 @@ def latest(
 
     An answer that was taken back is none. Answers to gold records judge annotators, and nobody learns from them: they
     are read by themselves, or not at all. Of one batch, the answers of machines are read as well that count alone: its
-    other records wait for people, who are not to see what a machine said.
+    other records wait for people, who are not to see the answer of a machine.
     """
     is_gold = answers.c.row.in_(select(gold.c.row))
     wanted = is_gold if to_gold else ~is_gold

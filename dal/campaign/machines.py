@@ -40,7 +40,7 @@ class MachineWork:
     answers, skipped, alone : int
         Its answers, and those of them that are skipped, and that count without a person's.
     cost : float or None
-        Of all its answers; None where nobody said what one costs.
+        Of all its answers; None where the price of one is unknown.
     left : int or None
         Answers that its cap leaves; None without a cap.
     accuracy, backed : Estimate
@@ -128,8 +128,8 @@ class Machines:
         """Add a machine's answers, class codes or None for skipped records; return how many count alone.
 
         An answer counts alone where the machine is trusted, the model that chose the batch predicted the same class,
-        nobody has said otherwise, and the record is neither in the explore share nor drawn to be checked. A record that
-        the machine has answered is left as it is.
+        nobody has answered otherwise, and the record is neither in the explore share nor drawn to be checked. A record
+        that the machine has answered is left as it is.
 
         Raises
         ------

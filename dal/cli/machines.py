@@ -1,4 +1,4 @@
-"""Machines: have programs answer as annotators of their own kind."""
+"""Machines: let programs answer as annotators of their own kind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dal.cli.terminal import say, shown
 
 @click.group()
 def machine() -> None:
-    """Have programs answer, as annotators of their own kind."""
+    """Let programs answer, as annotators of their own kind."""
 
 
 @machine.command("answer")
@@ -26,7 +26,7 @@ def machine() -> None:
 def answer(
     directory: Path, name: str, command: str, cost: float | None, cap: int | None, at_once: int, seconds: float
 ) -> None:
-    """Have a program answer the open batch of the campaign in DIRECTORY under NAME.
+    """Let a program answer the open batch of the campaign in DIRECTORY under NAME.
 
     It reads the records as JSON lines, and writes a JSON line with record_id and label for each, in any order. People
     answer the records on which it differs from the model, a share of the others, and the explore share. Run it after

@@ -55,7 +55,7 @@ class MachineAnswers:
 
 @dataclass(frozen=True)
 class Judged:
-    """How good a machine is.
+    """A machine by the labels that people gave the same records.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class Judged:
     accuracy : Estimate
         Share of its labels that are those of people, over all of its labels.
     backed : Estimate
-        The same where the model said the same, over the newest checks.
+        The same where the model predicts the same class, over the newest checks.
     confusion : ndarray of float64, shape (C, C)
         ``confusion[c, l]``: how often the machine answers l where people say c; weighted as `accuracy` is.
     meaning : ndarray of float64, shape (C, C)
@@ -79,7 +79,7 @@ class Judged:
 
 
 def drawn_to_check(rows: npt.ArrayLike, share: float, seed: int) -> Flags:
-    """Return which records people answer beside a trusted machine: a share of all, by hash, whatever it answers."""
+    """Return which records people answer beside a trusted machine: a share of all, by hash, for any answer."""
     return np.asarray(uniform(np.asarray(rows, np.int64), seed, _DRAWN) < share)
 
 

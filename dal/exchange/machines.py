@@ -1,4 +1,4 @@
-"""Have a program answer the open batch, as an annotator of its own kind.
+"""Run a program on the open batch, as an annotator of its own kind.
 
 The program reads JSON lines from its standard input, one a record, and writes JSON lines to its standard output, in
 any order::
@@ -67,7 +67,7 @@ def ask_machine(
     seconds: float = 300.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Asking:
-    """Have a program answer the records of the open batch that it has not answered, and store its answers.
+    """Run a program on the records of the open batch that it has not answered, and store its answers.
 
     Run again after any end, it asks only for the records that have no answer of the machine.
 
