@@ -1,9 +1,12 @@
-"""Scan throughput: dal against four ways to find the same records without it.
+"""Scan throughput: dal, on a cluster and without one, against four ways to find the same records without it.
 
 All find the 10,000 rows of smallest margin in one pool, with one fitted estimator, in as many processes:
 
 dal
     ``dal.scan.scan`` on a local cluster.
+threads
+    The same without a cluster: on threads of the calling process, as a pass of a few seconds runs where nobody asked
+    for workers.
 hand
     The same function that dal's workers run (reader, scoring, check for invalid rows, counting, accumulator), once a
     process, on an even share of the pool: the difference is what Dask and the coordinator cost.
@@ -76,7 +79,7 @@ AGREEMENT = 0.999
 DECODING = ("dal", "hand")
 EXACT = "_float32"
 """Suffix of the contenders that scan the float32 pool, where the other pool is narrow."""
-OPENING = ("dal", "hand", "plain")
+OPENING = ("dal", "threads", "hand", "plain")
 CELLS = ("dal_first", "dal_cells")
 SHORTLIST = 10
 STARTS = 7
@@ -191,6 +194,13 @@ def dal_pass(job: Job, client: Client) -> Found:
     return Found(found.rows, found.scores)
 
 
+def threads_pass(job: Job, threads: int) -> Found:
+    """Scan with dal in this process."""
+    limits = plan.Limits(threads=threads)
+    found = scan(job.pool(), job.model(), Strategy.named("margin"), job.candidates, limits=limits).candidates
+    return Found(found.rows, found.scores)
+
+
 def dal_cells_pass(job: Job, client: Client, codebook: Codebook, *, write: bool) -> Found:
     """Scan with dal's default strategy, and give as many of the best by score as the others do."""
     cells, k = Cells(place_of(job.cells_path), write), job.candidates // SHORTLIST
@@ -279,6 +289,7 @@ def started(job: Job, count: int) -> Iterator[tuple[Client, list[ProcessPoolExec
         client = stack.enter_context(local_cluster(count))
         contenders = {
             "dal": lambda: dal_pass(job, client),
+            "threads": lambda: threads_pass(job, count),
             "hand": lambda: hand_pass(job, processes),
             "plain": lambda: plain_pass(job, processes),
             "dask_ml": lambda: dask_ml_pass(job, client, dask_ml_block_rows(job.n_rows, count)),
@@ -338,11 +349,13 @@ def agreement(found: Mapping[str, Found], job: Job) -> dict[str, float]:
     Raises
     ------
     click.ClickException
-        If dal and hand differ at all, or two others in more than a thousandth of their rows.
+        If dal, threads and hand differ at all, or two others in more than a thousandth of their rows.
     """
-    ours, hand = found["dal"], found["hand"]
-    if not (np.array_equal(ours.rows, hand.rows) and np.array_equal(ours.scores, hand.scores)):
-        raise click.ClickException("dal and the hand loop did not find the same rows and scores.")
+    ours = found["dal"]
+    for name in ("hand", "threads"):
+        same = found.get(name, ours)
+        if not (np.array_equal(ours.rows, same.rows) and np.array_equal(ours.scores, same.scores)):
+            raise click.ClickException(f"dal and {name} did not find the same rows and scores.")
     lowest = float(np.min(ours.scores))
     for one, other in itertools.combinations(found, 2):
         share = _in_common(found[one].rows, found[other].rows, lowest, job)
@@ -369,7 +382,7 @@ def report(rows: int, seconds: dict[str, list[float]]) -> dict[str, object]:
         "seconds": seconds,
         "rows_per_second": rates,
         "ratio": {name: rates["dal"] / rate for name, rate in rates.items() if name != "dal"},
-        "of_hand": {name: rates[name] / rates["hand"] for name in ("dal", *CELLS) if name in rates},
+        "of_hand": {name: rates[name] / rates["hand"] for name in ("dal", "threads", *CELLS) if name in rates},
     }
 
 

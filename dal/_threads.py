@@ -4,6 +4,7 @@ Fits, codebooks, scores and the choice of a batch run below `one_thread`, so tha
 sixty-four compute the same bits.
 """
 
+import os
 import sys
 import threading
 from contextlib import ContextDecorator
@@ -80,3 +81,10 @@ def _set(library: Any, count: int) -> None:  # noqa: ANN401
 
 one_thread = _OneThread()
 """A context and a decorator below which linear algebra runs on one thread."""
+
+
+def cores() -> int:
+    """Count the cores that threads of this process may use, at most ``OMP_NUM_THREADS``: 1 in dal's workers."""
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    return min(own, int(limit)) if limit.isdigit() and int(limit) else own

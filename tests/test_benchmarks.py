@@ -22,7 +22,7 @@ from tests.clusters import own_cluster
 
 ROOT = Path(__file__).parents[1]
 CANDIDATE_BYTES = 32
-CONTENDERS = ["dal", "hand", "plain", "dask_ml", "numpy"]
+CONTENDERS = ["dal", "threads", "hand", "plain", "dask_ml", "numpy"]
 
 
 @pytest.mark.slow
@@ -41,7 +41,8 @@ def test_scan_measures_all_contenders_in_one_run(tmp_path: Path) -> None:
     assert all(len(times) == 1 and times[0] > 0 for times in result["seconds"].values())
     assert result["ratio"]["numpy"] == pytest.approx(result["seconds"]["numpy"][0] / result["seconds"]["dal"][0])
     assert min(result["agreement"].values()) >= 0.999
-    assert result["of_hand"] == {"dal": result["ratio"]["hand"]}
+    assert result["of_hand"]["dal"] == result["ratio"]["hand"]
+    assert list(result["of_hand"]) == ["dal", "threads"]
     assert 0 < result["start_seconds"] < 60
     assert {"cores", "cpu", "python", "packages"} <= set(result["machine"])
 
@@ -127,10 +128,11 @@ def test_agreement_refuses_a_contender_that_names_a_row_twice(job: Job, found: F
         agreement({"dal": found, "hand": found, "numpy": twice}, job)
 
 
-def test_agreement_wants_the_hand_loop_to_be_exact(job: Job, found: Found) -> None:
+@pytest.mark.parametrize("other", ["hand", "threads"])
+def test_agreement_wants_dals_own_functions_to_be_exact(other: str, job: Job, found: Found) -> None:
     nearly = Found(found.rows, np.nextafter(found.scores, 1))
-    with pytest.raises(click.ClickException, match="hand loop"):
-        agreement({"dal": found, "hand": nearly}, job)
+    with pytest.raises(click.ClickException, match=f"dal and {other}"):
+        agreement({"dal": found, other: nearly}, job)
 
 
 def test_contenders_take_turns_in_another_order_each_time(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -32,6 +33,7 @@ from dal.learners.models import Model, dropout_masks
 from dal.pool import Pool
 from dal.scan import Cells, Journal, Limits, Progress, Scan, driver, hosts, plan, sample_codebook, scan
 from dal.scan import cluster as cluster_engine
+from dal.scan import run as run_module
 from dal.scan.journal import decode, encode
 from dal.scan.merge import Best
 from dal.scan.run import Run
@@ -708,6 +710,90 @@ def test_stored_cells_are_read_back_and_change_nothing(
     assert not read.summary.wrote_cells
 
 
+# -- threads of this process ------------------------------------------------------------------------------------------
+
+COMPILED = {None, "logistic", "plain", "head", "mlp", "forest", "hgb"}
+"""Learners of `models` that dal's own kernels score; a forest's committee is asked through scikit-learn."""
+
+
+@pytest.mark.exact
+@pytest.mark.parametrize(("learner", "strategy"), CASES)
+def test_threads_give_what_one_gives_and_run_no_code_of_others(
+    learner: str | None,
+    strategy: Strategy,
+    pools: dict[str, Pool],
+    models: dict[str, Model],
+    codebook_of: Callable[[int], Codebook],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = models[learner] if learner else None
+    codebook = codebook_of(strategy.capacity(40, N).cells)
+    limits = Limits(tile_rows=512, span_bytes=1, shortest_seconds=0.0, threads=1)
+    alone = run(pools["odd"], model, strategy, codebook, limits=limits)
+    assert alone.summary.spans >= 20
+    scored, met = set(), threading.Barrier(3)
+    score_span = run_module.score_span
+
+    def met_in_the_first_three(*given: object) -> SpanResult:
+        name = threading.current_thread().name
+        if name.startswith("dal-scan") and name not in scored:
+            scored.add(name)
+            met.wait(30)
+        return score_span(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(run_module, "score_span", met_in_the_first_three)
+    together = run(pools["odd"], model, strategy, codebook, limits=replace(limits, threads=3))
+    assert_same(together.candidates, alone.candidates)
+    assert summary_of(together) == summary_of(alone)
+    simple = strategy.score in ("random", "margin", "entropy", "ratio", "least_confident")
+    assert len(scored) == (3 if learner in COMPILED and simple else 0)
+
+
+def test_threads_write_the_cells_that_one_writes(
+    pools: dict[str, Pool], models: dict[str, Model], codebook_of: Callable[[int], Codebook], tmp_path: Path
+) -> None:
+    codebook, found = codebook_of(Strategy().capacity(40, N).cells), []
+    for threads in (1, 3):
+        limits = Limits(tile_rows=512, span_bytes=1, threads=threads)
+        cells = Cells(tmp_path / f"{threads}.zarr", write=True)
+        found.append(run(pools["odd"], models["logistic"], Strategy(), codebook, cells=cells, limits=limits))
+        read = run(
+            pools["odd"], models["plain"], Strategy(), codebook, cells=replace(cells, write=False), limits=limits
+        )
+        found.append(read)
+    assert_same(found[2].candidates, found[0].candidates)
+    assert_same(found[3].candidates, found[1].candidates)
+    written = [zarr.open_array(tmp_path / f"{threads}.zarr", mode="r")[:] for threads in (1, 3)]
+    np.testing.assert_array_equal(written[1], written[0])
+    assert len(np.unique(written[0])) > 2
+
+
+def test_a_span_that_fails_ends_the_pass_of_all_threads(
+    pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, journal = Limits(tile_rows=512, span_bytes=1, threads=3), Journal(tmp_path / "journal")
+    last = plan.cut([plan.Interval(0, N)], plan.unit_rows(512, 777), 0)[-1]
+    score_span = run_module.score_span
+
+    def damaged(*given: object) -> SpanResult:
+        if given[3] == last:
+            raise ChunkError("no checksum fits")
+        return score_span(*given)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "score_span", damaged)
+        with pytest.raises(ChunkError, match="no checksum fits"):
+            scan(pools["odd"], models["plain"], Strategy.named("margin"), 30, journal=journal, limits=limits)
+    assert not any(each.name.startswith("dal-scan") for each in threading.enumerate())
+    mended = scan(pools["odd"], models["plain"], Strategy.named("margin"), 30, journal=journal, limits=limits)
+    assert mended.summary.spans_resumed >= mended.summary.spans - 6  # of each thread two were sent
+    limits = Limits(tile_rows=512, threads=1)
+    assert_same(
+        mended.candidates,
+        scan(pools["odd"], models["plain"], Strategy.named("margin"), 30, limits=limits).candidates,
+    )
+
+
 # -- the journal ------------------------------------------------------------------------------------------------------
 
 
@@ -777,8 +863,11 @@ def test_what_a_power_cut_tore_is_scored_again(damage: str, pools: dict[str, Poo
 
 
 @pytest.mark.exact
-def test_finished_spans_are_not_scored_again(pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path) -> None:
-    limits = Limits(tile_rows=512, span_bytes=1)
+@pytest.mark.parametrize("threads", [1, 3])
+def test_finished_spans_are_not_scored_again(
+    threads: int, pools: dict[str, Pool], models: dict[str, Model], tmp_path: Path
+) -> None:
+    limits = Limits(tile_rows=512, span_bytes=1, threads=threads)
     codebook = sample_codebook(pools["built"], Strategy().capacity(40, N).cells, 3)
     journal = Journal(tmp_path / "journal")
     expected = run(pools["odd"], models["forest"], Strategy(), codebook, limits=limits)

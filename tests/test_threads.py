@@ -1,6 +1,7 @@
 """The same bits on one core and on many: what fits, scores and chooses runs on one thread, whoever calls it."""
 
 import io
+import os
 import sys
 import threading
 import types
@@ -19,7 +20,7 @@ from sklearn.preprocessing import FunctionTransformer
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from dal import Campaign
-from dal._threads import one_thread
+from dal._threads import cores, one_thread
 from dal.campaign import Measuring
 from dal.learners.learner import Learner
 from dal.learners.models import Model
@@ -79,6 +80,13 @@ def test_a_library_that_is_imported_meanwhile_is_limited_as_well(monkeypatch: py
             with one_thread:
                 assert threads_now("blas") == {1}
         assert threads_now("blas") == {3}
+
+
+@pytest.mark.parametrize(("limit", "most"), [("1", 1), ("3", 3), ("0", None), ("all", None), ("", None)])
+def test_cores_are_no_more_than_openmp_may_use(limit: str, most: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", limit)
+    assert cores() == (most or 7)
 
 
 # -- what runs below it -----------------------------------------------------------------------------------------------

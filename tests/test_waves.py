@@ -160,6 +160,10 @@ def test_spans_in_any_order_reach_the_same(
         other = run(pools["built"], models["logistic"], strategy, codebook, **options)
         assert_same(other.candidates, first.candidates)
         assert (other.summary.reach, other.summary.best) == (first.summary.reach, first.summary.best)
+    options["limits"] = replace(LIMITS, span_bytes=1, threads=3)
+    together = run(pools["odd"], models["logistic"], strategy, codebook, **options)
+    assert_same(together.candidates, first.candidates)
+    assert (together.summary.reach, together.summary.best) == (first.summary.reach, first.summary.best)
 
 
 @pytest.mark.exact
@@ -204,10 +208,12 @@ def test_workers_give_the_same_as_one_process(
 
 
 @pytest.mark.exact
+@pytest.mark.parametrize("threads", [1, 3])
 def test_a_pass_killed_after_any_span_goes_on_and_ends_the_same(
-    pools: dict[str, Pool], models: dict[str, Model], records: np.ndarray, tmp_path: Path
+    threads: int, pools: dict[str, Pool], models: dict[str, Model], records: np.ndarray, tmp_path: Path
 ) -> None:
-    strategy, waves, limits = Strategy(), Waves(0.99, 640, rows_for_each=1), replace(LIMITS, span_bytes=TILE * 48 * 8)
+    strategy, waves = Strategy(), Waves(0.99, 640, rows_for_each=1)
+    limits = replace(LIMITS, span_bytes=TILE * 48 * 8, threads=threads)
     codebook = sample_codebook(pools["built"], strategy.capacity(40, N).cells, 3)
     options = {"waves": waves, "carried": Carried(CARRIED, records[CARRIED]), "limits": limits}
     whole = run(pools["built"], models["logistic"], strategy, codebook, **options)
@@ -216,7 +222,7 @@ def test_a_pass_killed_after_any_span_goes_on_and_ends_the_same(
     class Killed(Exception):
         pass
 
-    for number in range(1, whole.summary.spans, 5):
+    for number in range(1, whole.summary.spans, 5 * threads):
         journal, done = Journal(tmp_path / str(number)), []
 
         def killed(progress: Progress, number: int = number, done: list[int] = done) -> None:

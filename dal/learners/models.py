@@ -27,6 +27,7 @@ from dal.learners.estimators import (
     last_step,
     plain_scikit_learn,
     rows_of,
+    steps_before,
 )
 from dal.learners.network import ACTIVATIONS, Floats, Network, network_of
 from dal.learners.trees import FORESTS, Trees
@@ -240,6 +241,13 @@ class Model:
         """Whether it predicts on a GPU where there is one."""
         network = deep_of(self.estimator)
         return network is not None and network.wants_gpu
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether dal's own products or trees score records by one model: no code of others, and none that locks."""
+        if self.network is not None:
+            return self.network.steps is None
+        return steps_before(self.estimator) is None and self._trees is not None
 
     @property
     def embedding_width(self) -> int:

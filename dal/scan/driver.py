@@ -107,7 +107,8 @@ def scan(
     cells : Cells, optional
         Where the cell of each row is kept from one pass to the next; without it they are computed each time.
     client : distributed.Client, Cluster or str, optional
-        Where the pass runs, see :func:`dal.compute.client.connect`. Without one: in this process, span after span.
+        Where the pass runs, see :func:`dal.compute.client.connect`. Without one: in this process, on several threads
+        where dal's own kernels score, see :class:`Limits`.
     journal : Journal, optional
         Keeps finished spans, so that the same pass, begun again, goes on.
     progress : callable, optional

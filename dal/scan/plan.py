@@ -49,6 +49,11 @@ class Limits:
         Until a host must have answered, before the pass.
     coordinator_bytes : int, optional
         Memory of the coordinator. Default: what its machine, or its container, has.
+    threads : int, optional
+        Of a pass in this process, where dal's own kernels score; with any other learner it is one. Default: one for
+        each core, at most `most_threads`.
+    most_threads : int
+        Each holds a chunk and a few tiles, and more than a few wait for Python's lock.
     """
 
     tile_rows: int = 16_384
@@ -68,6 +73,8 @@ class Limits:
     attempts: int = 3
     probe_seconds: float = 60.0
     coordinator_bytes: int | None = None
+    threads: int | None = None
+    most_threads: int = 4
 
 
 LIMITS = Limits()

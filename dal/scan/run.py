@@ -1,16 +1,19 @@
 """The state of one pass over the pool: what is done, what is left, what has been kept."""
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from dal._threads import cores
 from dal.learners.models import Model
 from dal.metrics import Metric, gauge
-from dal.pool import Pool
+from dal.pool import Pool, Reader
 from dal.scan import plan
 from dal.scan.journal import Journal
 from dal.scan.merge import Best, no_thresholds
@@ -19,6 +22,7 @@ from dal.scan.waves import Carried, Course, Reach, Waves, block_rows, nearness
 from dal.scan.worker.histogram import BINS
 from dal.scan.worker.kept import Kept
 from dal.scan.worker.kernel import KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_rows, score_span
+from dal.scores import OF_ONE_MODEL
 from dal.selection.candidates import Candidates, Capacity
 
 Floats32 = npt.NDArray[np.float32]
@@ -368,21 +372,77 @@ class Run:
         return plan.span_rows(rows, self.row_bytes, threads, self.unit, rows_per_second, self.limits)
 
     def in_process(self) -> Scan:
-        """Score what is left here, span after span: the specification of every other engine."""
-        reader, kept = self.pool.reader(), Kept(self.order)
+        """Score what is left here: the specification of every other engine."""
+        kept = Kept(self.order) if self.order.carry else None
+        reader = self.pool.reader()
         left = self.left or self.more()
         while left:
-            spans = plan.cut(left, self.span_rows(left, 1, None), self.order.seed)
-            for number, span in enumerate(spans):
-                for expected in spans[number : number + 2]:
-                    reader.expect(*expected)
-                task = self.task(span)
-                result = score_span(
-                    self.pool, self.model, self.order, span, task.excluded, task.thresholds, self.cells, reader
-                )
-                self.finish(kept.take_from(result))
+            threads = self._threads(left)
+            if threads > 1:
+                self._score_side_by_side(left, threads, kept)
+            else:
+                self._score_in_turn(left, reader, kept)
             left = self.more()
-        return self.result(lambda rows: with_the_rest(rows, [kept.features(rows)], self.pool.take))
+
+        def features(rows: Rows) -> Floats32:
+            return with_the_rest(rows, [] if kept is None else [kept.features(rows)], self.pool.take)
+
+        return self.result(features)
+
+    def _threads(self, left: Sequence[Interval]) -> int:
+        """Return the threads that score what is left here; one where they would run code that is not dal's own."""
+        score = self.order.score
+        plain = isinstance(score, str) and score in (*OF_ONE_MODEL, "random") and not self.order.inner
+        ours = self.model is None or (plain and self.model.is_compiled)
+        if not ours or self.pool.is_remote:  # one thread computes as fast as most networks bring records
+            return 1
+        units = sum(-(-stop // self.unit) - start // self.unit for start, stop in left)
+        return min(units, self.limits.threads or min(cores(), self.limits.most_threads))
+
+    def _score_in_turn(self, left: Sequence[Interval], reader: Reader, kept: Kept | None) -> None:
+        spans = plan.cut(left, self.span_rows(left, 1, None), self.order.seed)
+        for number, span in enumerate(spans):
+            for expected in spans[number : number + 2]:
+                reader.expect(*expected)
+            self.finish(self._scored(self.task(span), reader, kept))
+
+    def _score_side_by_side(self, left: Sequence[Interval], threads: int, kept: Kept | None) -> None:
+        """Score spans on threads of this process; all that is not scoring stays on this one."""
+        feed, pace = plan.Feed(), 0.0
+        feed.extend(plan.cut(left, self.span_rows(left, threads, None), self.order.seed))
+        of_thread = threading.local()
+
+        def scored(task: Task) -> SpanResult:
+            # Taken away meanwhile: a span that fails leaves its reader in the middle of a chunk.
+            reader = of_thread.__dict__.pop("reader", None) or self.pool.reader()
+            result = self._scored(task, reader, kept)
+            of_thread.reader = reader
+            return result
+
+        running: set[Future[SpanResult]] = set()
+        with ThreadPoolExecutor(threads, "dal-scan") as executor:
+            try:
+                while feed or running:
+                    while feed and len(running) < 2 * threads:
+                        shrinking = plan.shrinking_rows(feed.rows, threads, pace, self.limits)
+                        # One unit until the pace is known: an interrupt waits for the spans that run.
+                        most = min(shrinking, int(pace * self.limits.span_seconds))
+                        running.add(executor.submit(scored, self.task(feed.next(most, self.unit))))
+                    ended, running = wait(running, return_when=FIRST_COMPLETED)
+                    for each in sorted(ended, key=lambda one: one.exception() is not None):  # what succeeded counts
+                        result = each.result()
+                        pace = (result.interval.stop - result.interval.start) / max(result.seconds, 1e-9)
+                        self.finish(result)
+            finally:
+                executor.shutdown(cancel_futures=True)
+
+    def _scored(self, task: Task, reader: Reader, kept: Kept | None) -> SpanResult:
+        # Of now, not of when the task was made: the best so far may have come closer since.
+        thresholds = task.thresholds.raised(self.best.thresholds)
+        result = score_span(
+            self.pool, self.model, self.order, task.interval, task.excluded, thresholds, self.cells, reader
+        )
+        return result if kept is None else kept.take_from(result)
 
     def result(self, features: Callable[[Rows], Floats32]) -> Scan:
         """Return the candidates and the summary, when nothing is left to do.
