@@ -1,4 +1,4 @@
-"""The choice of learner: compared on the labels of real campaigns."""
+"""The choice of learner: compared on the labels of real campaigns, and switched between their rounds."""
 
 from pathlib import Path
 
@@ -11,18 +11,23 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.naive_bayes import GaussianNB
 from sklearn.tree import DecisionTreeClassifier
+from sqlalchemy import text
 
 from dal import Campaign, Labelling, Pool
-from dal.campaign.choice import Candidate, Comparison
+from dal.campaign.choice import Candidate, Choice, Comparison
 from dal.cli import main
-from dal.errors import LearnerError
+from dal.errors import InputError, LearnerError
 from dal.evidence.comparison import compare
 from dal.evidence.votes import Labels
+from dal.explorer.report import view_of_campaign
 from dal.learners.learner import Learner
+from dal.loop.batch import Batch
+from dal.loop.coordinator import Coordinator
 from dal.loop.learners import Known, compared, judge
 
 CLASSES = ("in", "out")
 TREE = "sklearn.tree:DecisionTreeClassifier"
+NAIVE = "sklearn.naive_bayes:GaussianNB"
 PLAIN = "sklearn.linear_model:LogisticRegression"
 
 
@@ -49,7 +54,7 @@ def made(pool: Pool, folder: Path, labels: int, **options: object) -> Campaign:
 def test_a_learner_that_is_better_is_named_with_its_interval_and_costs(pool: Pool, tmp_path: Path) -> None:
     campaign = made(pool, tmp_path / "c", 200)
     found = campaign.compare_learners([TREE, GaussianNB()])
-    assert [each.name for each in found.candidates] == [PLAIN, TREE, "GaussianNB"]
+    assert [each.name for each in found.candidates] == [PLAIN, TREE, "GaussianNB()"]
     plain, tree, naive = found.candidates
     assert (plain.verdict, tree.verdict) == ("in use", "better")
     assert naive.verdict != "better"
@@ -95,7 +100,7 @@ def test_a_grid_is_searched_in_each_fit(pool: Pool, tmp_path: Path) -> None:
     """A depth chosen on all labels would judge itself by records that chose it."""
     searched = GridSearchCV(DecisionTreeClassifier(random_state=0), {"max_depth": [1, 6]}, cv=3)
     found = made(pool, tmp_path / "c", 120).compare_learners([searched])
-    assert found.candidates[1].name == "GridSearchCV"
+    assert found.candidates[1].name == "GridSearchCV()"
     assert found.candidates[1].verdict == "better"
 
 
@@ -219,3 +224,150 @@ def test_a_comparison_that_is_open_says_so() -> None:
     use = candidate("a", "in use")
     assert "whether b would" in Comparison("a", 50, (use, candidate("b", "too early to tell"))).text
     assert "no other one is better" in Comparison("a", 50, (use, candidate("b", "worse"))).text
+
+
+# -- switching ---------------------------------------------------------------------------------------------------------
+
+
+def played(campaign: Campaign, rounds: int) -> list[list[int]]:
+    """Play rounds, and return their batches."""
+    y, batches = crossed(3_000)[1], []
+    for _ in range(rounds):
+        batch = campaign.next_batch()
+        assert isinstance(batch, Batch)
+        batches.append(batch.rows.tolist())
+        campaign.label(batch, y[batch.rows])
+    return batches
+
+
+def test_a_switch_holds_from_the_next_round_on(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 60)
+    played(campaign, 1)
+    open_batch = campaign.rounds.batch(1)
+    switched = campaign.switch_learner(NAIVE, "it is faster", person="ann")
+    assert (switched.learner, switched.before, switched.since, switched.labels) == (NAIVE, PLAIN, 1, 70)
+    assert campaign.rounds.batch(1) == open_batch
+    assert campaign.model.kind == "LogisticRegression"
+    assert campaign.fit().kind == "GaussianNB"
+    played(campaign, 1)
+    assert campaign.model.kind == "GaussianNB"
+    assert [each.learner for each in campaign.rounds.all()] == [PLAIN, NAIVE]
+    again = Campaign.open(campaign.directory)
+    assert again.learner == NAIVE
+    assert again.settings.estimator == PLAIN
+    now = again.status()
+    assert now.learner.startswith(NAIVE)
+    assert now.switched == switched.text
+    assert "ann" in now.switched
+    assert "it is faster" in now.switched
+
+
+def test_a_round_that_was_frozen_keeps_its_learner_when_it_is_resumed(pool: Pool, tmp_path: Path) -> None:
+    """The switch comes between two processes: the second one ends the round that the first one has begun."""
+    kept, switched = (made(pool, tmp_path / name, 60) for name in ("kept", "switched"))
+    for campaign in (kept, switched):
+        Coordinator(campaign).freeze()
+    switched.switch_learner(NAIVE, "another one")
+    batches = [played(Campaign.open(campaign.directory), 1) for campaign in (kept, switched)]
+    assert batches[0] == batches[1]
+    assert switched.model.kind == "LogisticRegression"
+    assert played(kept, 1) != played(switched, 1)
+    assert switched.model.kind == "GaussianNB"
+
+
+def test_a_coordinator_that_is_at_work_hears_of_a_switch(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 60)
+    at_work = Campaign.open(campaign.directory)
+    played(at_work, 1)
+    campaign.switch_learner(NAIVE, "another one")
+    played(at_work, 1)
+    assert at_work.model.kind == "GaussianNB"
+
+
+def test_an_estimator_of_ones_own_is_saved_and_switched_to_again(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 60, estimator=LogisticRegression())
+    assert campaign.learner == "saved"
+    name = campaign.switch_learner(DecisionTreeClassifier(max_depth=3, random_state=0), "it is better").learner
+    played(campaign, 1)
+    assert Campaign.open(campaign.directory).model.estimator.get_params()["max_depth"] == 3
+    campaign.switch_learner("saved", "back to the first one")
+    played(campaign, 1)
+    assert campaign.model.kind == "LogisticRegression"
+    assert [each.learner for each in campaign.rounds.all()] == [name, "saved"]
+
+
+def test_a_learner_that_starts_warm_starts_from_its_own_models_alone(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, parents = made(pool, tmp_path / "c", 60), []
+    fit = Learner.fit
+
+    def noted(self: Learner, *given: object, parent: object = None, **named: object) -> object:
+        parents.append(None if parent is None else parent.kind)  # type: ignore[attr-defined]
+        return fit(self, *given, **named)
+
+    monkeypatch.setattr(Learner, "fit", noted)
+    monkeypatch.setattr(Learner, "starts_warm", True)
+    played(campaign, 2)
+    campaign.switch_learner(NAIVE, "another one")
+    played(campaign, 2)
+    assert parents == [None, "LogisticRegression", None, "GaussianNB"]
+
+
+def test_a_switch_needs_a_reason_another_learner_and_one_that_can_be_used(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 150)
+    with pytest.raises(InputError, match="reason"):
+        campaign.switch_learner(TREE)
+    with pytest.raises(InputError, match="in use"):
+        campaign.switch_learner(PLAIN, "again")
+    with pytest.raises(LearnerError, match="classifier"):
+        campaign.switch_learner("sklearn.linear_model:Ridge", "no classifier")
+    with pytest.raises(InputError, match="stored"):
+        campaign.switch_learner(TREE, "half a \ud800")
+    assert campaign.learner == PLAIN
+    found = campaign.compare_learners([TREE, NAIVE])
+    with pytest.raises(InputError, match="reason"):
+        campaign.switch_learner(NAIVE)
+    assert found.best is not None
+    assert campaign.switch_learner(TREE).reason.startswith(found.best.text)
+    assert Choice(campaign).warning() == ""
+
+
+def test_status_next_and_report_warn_and_tell_of_a_switch(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 150)
+
+    def ran(*words: str) -> str:
+        result = CliRunner().invoke(main, words)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    place = str(campaign.directory)
+    ran("learner", "compare", place, "--learner", TREE, "--workers", "0")
+    warning = f"{TREE} has overtaken {PLAIN}"
+    assert warning in ran("next", place, "--workers", "0")
+    assert warning in ran("status", place)
+    assert f"dal learner switch c {TREE}" in campaign.status().overtaken
+    assert f"from {PLAIN} to {TREE} after round 1" in ran("learner", "switch", place, TREE, "--person", "eve")
+    told = ran("status", place)
+    assert warning not in told
+    assert "eve switched the learner" in told
+    [table] = [each for each in view_of_campaign(campaign, None)["tables"] if each["title"].startswith("Switches")]
+    assert table["rows"][0][:5] == ["1", "150", PLAIN, TREE, "eve"]
+
+
+def test_an_older_campaign_is_switched(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 60)
+    played(campaign, 1)
+    with campaign.database.writing() as connection:  # as version 9 kept it
+        for statement in (
+            "ALTER TABLE rounds DROP COLUMN learner",
+            "DROP TABLE switches",
+            "DROP TABLE comparisons",
+            "UPDATE campaign SET schema_version = 9",
+        ):
+            connection.execute(text(statement))
+    opened = Campaign.open(campaign.directory)
+    assert opened.rounds.get(1).learner is None
+    opened.switch_learner(NAIVE, "another one")
+    played(opened, 1)
+    assert opened.model.kind == "GaussianNB"

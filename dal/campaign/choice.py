@@ -1,11 +1,18 @@
-"""The choice of learner: how candidates compare with the learner in use, as values that a campaign keeps."""
+"""The choice of learner: comparisons with the learner in use, and switches to another one, as a campaign keeps them."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from typing import Any, Self
 
+from sqlalchemy import func, insert, select
+
+from dal.campaign.schema import comparisons, rounds, switches
+from dal.campaign.store import CampaignStore
+from dal.errors import InputError
 from dal.evidence.comparison import Compared
+from dal.texts import flaw
 
 
 @dataclass(frozen=True)
@@ -117,3 +124,125 @@ class Comparison:
                 )
             )
         return header, rows
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A change of the learner.
+
+    Attributes
+    ----------
+    learner, before : str
+        The learner from then on, and the one before.
+    since : int
+        The newest round then, which keeps the learner before; 0 before the first.
+    labels : int
+        Labels then.
+    person, reason : str
+    at : datetime
+        UTC.
+    """
+
+    learner: str
+    before: str
+    since: int
+    labels: int
+    person: str
+    reason: str
+    at: datetime
+
+    @property
+    def text(self) -> str:
+        """The switch in a sentence."""
+        when = f"after round {self.since}" if self.since else "before the first round"
+        what = f"{self.person} switched the learner from {self.before} to {self.learner} {when}"
+        return f"{what}, with {self.labels:,} labels: {self.reason.rstrip('.')}."
+
+
+class Choice:
+    """The learner of a campaign: compared with others, and switched.
+
+    A switch holds from the round on that is frozen next: a round keeps the learner that it was frozen with, however
+    often its coordinator is killed.
+    """
+
+    def __init__(self, campaign: CampaignStore) -> None:
+        self._campaign = campaign
+        self._database = campaign.database
+
+    def keep(self, comparison: Comparison, last_answer: int) -> None:
+        """Keep a comparison, with the last answer that it knew."""
+        with self._database.writing() as connection:
+            number = 1 + (connection.scalar(select(func.max(comparisons.c.number))) or 0)
+            connection.execute(
+                insert(comparisons).values(
+                    number=number,
+                    last_answer=last_answer,
+                    result=comparison.as_json(),
+                    at=self._database.stamp(connection),
+                )
+            )
+
+    def newest(self) -> Comparison | None:
+        """Read the newest comparison with the learner in use; None where there is none."""
+        with self._database.reading() as connection:
+            newest = select(comparisons.c.result).order_by(comparisons.c.number.desc()).limit(1)
+            found = connection.scalar(newest)
+        comparison = None if found is None else Comparison.of_json(found)
+        return comparison if comparison is not None and comparison.in_use == self._campaign.learner else None
+
+    def warning(self) -> str:
+        """Return, in a sentence, that another learner has overtaken the one in use; empty where none has."""
+        newest = self.newest()
+        if newest is None or newest.best is None:
+            return ""
+        name, place = newest.best.name, self._campaign.directory.name
+        how = "Campaign.switch_learner in Python" if name.endswith(")") else f"dal learner switch {place} {name}"
+        return f"{newest.text} To use it: {how}"
+
+    def switch(self, learner: str, person: str, reason: str = "", *, compared_as: str = "") -> Switch:
+        """Use another learner from the next round on, and remember who wanted it and why.
+
+        Without a reason, it is the newest comparison, where that finds this learner to be better.
+
+        Parameters
+        ----------
+        learner, person, reason : str
+        compared_as : str, optional
+            The learner's name in comparisons, where that is another one.
+
+        Raises
+        ------
+        InputError
+            If it is the learner in use, or there is no reason.
+        """
+        before, newest, reason = self._campaign.learner, self.newest(), " ".join(reason.split())
+        for name, given in (("reason", reason), ("person", person)):
+            if wrong := flaw(given):
+                raise InputError(f"`{name}` must be text that can be stored, got {given!r}, which {wrong}")
+        if learner == before:
+            raise InputError(f"`learner` must be another one than {before}, which is in use, got {learner}")
+        if not reason and newest is not None:
+            names = {learner, compared_as}
+            better = [each for each in newest.candidates if each.name in names and each.verdict == "better"]
+            reason = f"{better[0].text}, on {newest.labels:,} labels" if better else ""
+        if not reason:
+            raise InputError(
+                f"`reason` must say why, got none, and no comparison finds {learner} to be better; compare learners"
+                " first, or give a reason"
+            )
+        labels = len(self._campaign.answers.labels().rows)
+        with self._database.writing() as connection:
+            since = connection.scalar(select(func.max(rounds.c.number))) or 0
+            number = 1 + (connection.scalar(select(func.max(switches.c.number))) or 0)
+            at = self._database.stamp(connection)
+            values = Switch(learner, before, since, labels, person, reason, datetime.fromisoformat(at))
+            connection.execute(insert(switches).values(**{**vars(values), "number": number, "at": at}))
+        return values
+
+    def switches(self) -> list[Switch]:
+        """List all switches, the first one first."""
+        columns = [switches.c[each.name] for each in fields(Switch)]
+        with self._database.reading() as connection:
+            found = [each._mapping for each in connection.execute(select(*columns).order_by(switches.c.number))]
+        return [Switch(**{**each, "at": datetime.fromisoformat(each["at"])}) for each in found]

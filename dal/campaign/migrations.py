@@ -183,6 +183,31 @@ _TO_9: tuple[str | Callable[[Connection], None], ...] = (
     "UPDATE campaign SET schema_version = 9",
 )
 
+_TO_10 = (
+    "ALTER TABLE rounds ADD COLUMN learner TEXT",
+    """
+    CREATE TABLE switches (
+        number INTEGER NOT NULL PRIMARY KEY,
+        learner TEXT NOT NULL,
+        before TEXT NOT NULL,
+        since INTEGER NOT NULL,
+        labels BIGINT NOT NULL,
+        person TEXT NOT NULL,
+        reason TEXT NOT NULL,
+        at TEXT NOT NULL
+    )
+    """,
+    """
+    CREATE TABLE comparisons (
+        number INTEGER NOT NULL PRIMARY KEY,
+        last_answer BIGINT NOT NULL,
+        result TEXT NOT NULL,
+        at TEXT NOT NULL
+    )
+    """,
+    "UPDATE campaign SET schema_version = 10",
+)
+
 STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
     1: _TO_2,
     2: _TO_3,
@@ -192,6 +217,7 @@ STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
     6: _TO_7,
     7: _TO_8,
     8: _TO_9,
+    9: _TO_10,
 }
 """For each older version that is still read, what leads to the next one: statements, and functions between them."""
 

@@ -4,6 +4,7 @@
 
 from typing import TYPE_CHECKING
 
+from dal.campaign.objects import digest_of
 from dal.campaign.store import CampaignStore
 from dal.errors import CampaignMismatch
 from dal.places import place_of
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 SAVED_LEARNER = "saved"
 """The learner's name in the settings where an estimator object was passed; it is saved with the campaign."""
+_SWITCHED = f"{SAVED_LEARNER}-"
+"""Before the digest, in the name of a learner that was passed as an object to switch to."""
 
 
 FINETUNING = "finetune.json"
@@ -48,8 +51,20 @@ def other_pool(campaign: CampaignStore) -> CampaignMismatch:
     )
 
 
-def learner_of(campaign: CampaignStore) -> "Learner":
-    """Return the learner that a campaign was made with.
+def save_learner(campaign: CampaignStore, learner: "Learner") -> str:
+    """Save a learner that was passed as an object beside the campaign, and return its name."""
+    data = learner.dumps()
+    name = f"{_SWITCHED}{digest_of(data)[:12]}"
+    campaign.objects.write(_file_of(name), data)
+    return name
+
+
+def _file_of(name: str) -> str:
+    return f"learner-{name.removeprefix(_SWITCHED)}.skops"
+
+
+def learner_of(campaign: CampaignStore, name: str | None = None) -> "Learner":
+    """Return the learner of a name, such as a round froze it; by default the one that the campaign uses.
 
     Raises
     ------
@@ -58,9 +73,8 @@ def learner_of(campaign: CampaignStore) -> "Learner":
     """
     from dal.learners.learner import Learner
 
-    settings = campaign.settings
-    if settings.estimator != SAVED_LEARNER:
-        return Learner.named(
-            settings.estimator, settings.classes, random_state=settings.random_state, trusted=settings.trusted
-        )
-    return Learner.loads(campaign.load_learner(), settings.classes, trusted=settings.trusted)
+    settings, name = campaign.settings, name or campaign.learner
+    if name == SAVED_LEARNER or name.startswith(_SWITCHED):
+        data = campaign.load_learner() if name == SAVED_LEARNER else campaign.load_learner(_file_of(name))
+        return Learner.loads(data, settings.classes, trusted=settings.trusted)
+    return Learner.named(name, settings.classes, random_state=settings.random_state, trusted=settings.trusted)

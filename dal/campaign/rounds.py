@@ -59,6 +59,7 @@ class Rounds:
         search: Search | None = None,
         waves: Mapping[str, object] | None = None,
         balance: Sequence[float] | None = None,
+        learner: str | None = None,
         useless: Sequence[int] = (),
     ) -> Round:
         """Begin a round: fix, in one transaction, everything that it will be computed from.
@@ -81,6 +82,8 @@ class Rounds:
             The terms of a pass by waves, as JSON can hold them; None where the whole pool is scored.
         balance : sequence of float, optional
             The share of all labels that each class is to have, by class code.
+        learner : str, optional
+            Name of what learns.
         useless : sequence of int, default=()
             Rows whose marks go at once, because none of them can be searched for.
 
@@ -114,6 +117,7 @@ class Rounds:
                     search=None if search is None else search.as_json(),
                     waves=None if waves is None else _json(waves),
                     balance=None if balance is None else json.dumps(list(balance)),
+                    learner=learner,
                     last_answer=upto,
                     labels=np.unique(known.rows[known.labels >= 0]).size,
                     excluded=excluded.size,

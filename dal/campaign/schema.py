@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 9
+VERSION = 10
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -81,6 +81,8 @@ rounds = Table(
     Column("waves", Text),
     # JSON, by class code; null where no class is to have a share.
     Column("balance", Text),
+    # The learner's name; null in rounds of older versions.
+    Column("learner", Text),
     Column("fitted_at", Text),
     Column("scanned_at", Text),
     Column("opened_at", Text),
@@ -228,6 +230,31 @@ actions = Table(
     CheckConstraint("act in ('pause', 'resume', 'close', 'stop')"),
 )
 
+# Changes of the learner; the newest is in force, from the round on that is frozen next.
+switches = Table(
+    "switches",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("learner", Text, nullable=False),
+    Column("before", Text, nullable=False),
+    # The newest round then, which keeps the learner before; 0 before the first.
+    Column("since", Integer, nullable=False),
+    Column("labels", BigInteger, nullable=False),
+    Column("person", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("at", Text, nullable=False),
+)
+
+# Comparisons of learners, as JSON, with the last answer that they knew.
+comparisons = Table(
+    "comparisons",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("last_answer", BigInteger, nullable=False),
+    Column("result", Text, nullable=False),
+    Column("at", Text, nullable=False),
+)
+
 imports = Table(
     "imports",
     metadata,
@@ -338,7 +365,7 @@ class Round:
     number : int
         From 1.
     status : {"frozen", "fitted", "scanned", "open", "closed"}
-    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set, search, waves, balance
+    pool_fingerprint, n_rows, k, explore, seed, strategy, stop_set, search, waves, balance, learner
         As passed to `Rounds.freeze`; `explore` is a share.
     last_answer : int
         Id of the last answer that belongs to the round; 0 where there was none. Later ones belong to the next round.
@@ -387,6 +414,7 @@ class Round:
     search: Search | None
     waves: dict[str, Any] | None
     balance: tuple[float, ...] | None
+    learner: str | None
     fitted_at: str | None
     scanned_at: str | None
     opened_at: str | None

@@ -162,10 +162,18 @@ class CampaignStore:
         """
         return coordinator_lock(self.directory, self.database)
 
-    def load_learner(self) -> bytes:
-        """Read the learner that was given as an object when the campaign was made."""
-        data = self.objects.find(LEARNER)
+    @property
+    def learner(self) -> str:
+        """The learner in use: the one that the campaign was last switched to, else the settings' `estimator`."""
+        switches = schema.switches
+        with self.database.reading() as connection:
+            newest = select(switches.c.learner).order_by(switches.c.number.desc()).limit(1)
+            return connection.scalar(newest) or self.settings.estimator
+
+    def load_learner(self, file: str = LEARNER) -> bytes:
+        """Read a learner that was given as an object: when the campaign was made, or in a switch."""
+        data = self.objects.find(file)
         if data is None:
-            place = f"{self.objects.place}/{LEARNER}"
+            place = f"{self.objects.place}/{file}"
             raise CampaignError(f"the campaign's learner was saved as {place}, which is gone: restore it")
         return data

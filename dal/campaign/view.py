@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal.campaign.activity import Activity, Work
+from dal.campaign.choice import Choice
 from dal.campaign.control import Control
 from dal.campaign.machines import Machines, MachineWork
 from dal.campaign.parts import other_pool, pool_of
@@ -456,6 +457,10 @@ class Status:
         Warnings of the learner's last fit.
     learner : str
         The campaign's learner, with what its last fit chose by the labels, such as a penalty.
+    switched : str
+        The last change of the learner, in words; empty where there was none.
+    overtaken : str
+        That another learner is better than the one in use, by the newest comparison, in words; empty where none is.
     left_out : str
         How many labels that fit could not use, in words; empty where it used all.
     one_class : str
@@ -490,6 +495,8 @@ class Status:
     balance: tuple[ClassBalance, ...]
     notes: tuple[str, ...]
     learner: str
+    switched: str
+    overtaken: str
     left_out: str
     one_class: str
     unskilled: str
@@ -534,7 +541,9 @@ def _status_of(view: View) -> Status:
         shares=dict(zip(classes, view.shares(), strict=True)),
         balance=view.balance(),
         notes=notes,
-        learner=_learner(campaign.settings.estimator, (fits[-1].notes or {}).get("learner", {}) if fits else {}),
+        learner=_learner(campaign.learner, (fits[-1].notes or {}).get("learner", {}) if fits else {}),
+        switched="".join(each.text for each in Choice(campaign).switches()[-1:]),
+        overtaken=Choice(campaign).warning(),
         left_out=left_out(fits[-1]) if fits else "",
         one_class=one_class(view),
         unskilled=view.unskilled(),

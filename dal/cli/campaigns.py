@@ -61,6 +61,9 @@ def status_(directory: Path) -> None:
     say("labels: " + ", ".join(f"{name}: {count:,}" for name, count in now.per_class.items()))
     if now.learner != campaign.settings.estimator:
         say(f"learner: {now.learner}")
+    for told in (now.switched, now.overtaken):
+        if told:
+            say(told)
     say(f"accuracy: {now.accuracy.text}")
     if now.before:
         say(now.before)

@@ -1,4 +1,4 @@
-"""Learners: compare others with the one in use."""
+"""Learners: compare others with the one in use, and switch to one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 import click
 
 from dal.choices import PRESETS
-from dal.cli.options import workers_options
+from dal.cli.options import system_user, workers_options
 from dal.cli.terminal import draw, say, shown
 
 
 @click.group()
 def learner() -> None:
-    """Compare learners on the labels so far."""
+    """Compare learners on the labels so far, and switch to another one."""
 
 
 @learner.command("compare")
@@ -30,7 +30,8 @@ def learner() -> None:
 def compare(directory: Path, learners: tuple[str, ...], scheduler: str | None, workers: int | None) -> None:
     """Compare other learners with the one that the campaign in DIRECTORY uses, on its labels so far.
 
-    Each is fitted on four fifths of the labels and judged on the rest, fifteen times. Nothing is changed.
+    Each is fitted on four fifths of the labels and judged on the rest, fifteen times. The result is
+    kept, and nothing else is changed.
     """
     from dal.cli.cluster import workers_chosen
     from dal.figures.table import Table
@@ -46,3 +47,20 @@ def compare(directory: Path, learners: tuple[str, ...], scheduler: str | None, w
     say(found.text)
     for note in found.notes:
         say(note)
+
+
+@learner.command("switch")
+@click.argument("directory", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.option("--reason", default="", help="Why. Default: the last comparison, where it finds NAME to be better.")
+@click.option("--person", help="Who wants it. Default: your user name.")
+def switch(directory: Path, name: str, reason: str, person: str | None) -> None:
+    """Use the learner NAME from the next round of the campaign in DIRECTORY on.
+
+    A round that has begun keeps its learner and its batch. A dal run that is at work need not be started again.
+    """
+    from dal.loop.campaign import Campaign
+
+    switched = Campaign.open(directory).switch_learner(name, reason, person=person or system_user())
+    say(switched.text)
+    say("It holds from the next round on.")

@@ -147,6 +147,7 @@ def _tell_stopped(stopped: Stopped) -> None:
 
 
 def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
+    from dal.campaign.choice import Choice
     from dal.campaign.parts import pool_of
     from dal.campaign.view import View, left_out, scored
     from dal.exchange import write_batch
@@ -167,6 +168,8 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
         if found := sum(each.found_by is not None for each in campaign.rounds.batch(batch.number)):
             say(f"{found:,} of them were found by a search.")
         tell_balance(View(campaign).balance())
+        if told := Choice(campaign).warning():
+            say(told)
     else:
         say(f"Round {batch.number} is open: {batch.pending:,} of {len(batch.rows):,} records are unanswered.")
     say(f"Fill in the column label with one of: {', '.join(campaign.settings.classes)}")

@@ -4,6 +4,7 @@ from typing import Any
 
 from dal.campaign import CampaignStore
 from dal.campaign.activity import Work
+from dal.campaign.choice import Choice
 from dal.campaign.parts import pool_of
 from dal.campaign.view import Status, View, status
 from dal.evidence.agreement import Agreement
@@ -93,6 +94,14 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
                 ["random_state", str(settings.random_state)],
                 ["classes", ", ".join(settings.classes)],
                 ["began", campaign.created_at.isoformat(" ", "minutes")],
+            ],
+        },
+        {
+            "title": "Switches of the learner",
+            "header": ["after round", "labels", "from", "to", "by", "reason"],
+            "rows": [
+                [str(each.since), f"{each.labels:,}", each.before, each.learner, each.person, each.reason]
+                for each in Choice(campaign).switches()
             ],
         },
         {"title": "Warnings", "header": ["the learner warned"], "rows": [[note] for note in now.notes]},

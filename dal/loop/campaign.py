@@ -1,5 +1,6 @@
 """The campaign as its users hold it: make one, take batch after batch, label, read where it stands."""
 
+import getpass
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from sklearn.base import BaseEstimator
 
 from dal.campaign import Answer, CampaignStore, Labelling, Measuring, Scanning, Settings, Storage
-from dal.campaign.choice import Comparison
+from dal.campaign.choice import Comparison, Switch
 from dal.campaign.features import Features
 from dal.campaign.parts import SAVED_LEARNER, pool_of
 from dal.campaign.view import Status, View, status
@@ -28,7 +29,7 @@ from dal.learners.presets import Preset, chosen_or_default
 from dal.loop.actions import Stop
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator, Stopped, fitted, loaded
-from dal.loop.learners import Named, check_learner, compare_learners, records_to_try
+from dal.loop.learners import Named, check_learner, compare_learners, records_to_try, switch_learner
 from dal.loop.search import Like, search_of
 from dal.loop.state import next_step
 from dal.pool import Pool
@@ -488,7 +489,7 @@ class Campaign(CampaignStore):
 
         Each is fitted on four fifths of the labels and judged on the rest, fifteen times. The labels are weighted to
         the pool, and the interval of a difference allows for the fits sharing their records: with few labels the
-        verdict is that it is too early to tell. Nothing is changed.
+        verdict is that it is too early to tell. The result is kept, and nothing else is changed.
 
         Parameters
         ----------
@@ -511,6 +512,34 @@ class Campaign(CampaignStore):
         """
         with workers_of(client) as workers:
             return compare_learners(self, learners, workers=workers, progress=progress)
+
+    def switch_learner(self, learner: Named, reason: str = "", *, person: str = "") -> Switch:
+        """Use another learner from the next round on, and remember when and why.
+
+        A round that has begun keeps the learner that it was begun with, and its batch. A run of the campaign that is at
+        work need not be started again.
+
+        Parameters
+        ----------
+        learner : str, estimator or function
+            As the `estimator` of :meth:`create`; an estimator is saved beside the campaign.
+        reason : str, optional
+            Why. Default: the last comparison, where it finds this learner to be better.
+        person : str, optional
+            Who wants it. Default: the system's user.
+
+        Returns
+        -------
+        Switch
+
+        Raises
+        ------
+        LearnerError
+            If the campaign could not use the learner.
+        InputError
+            If it is in use already, or there is no reason.
+        """
+        return switch_learner(self, learner, person or getpass.getuser(), reason)
 
     def status(self) -> Status:
         """Read where the campaign stands: labels, accuracy, agreement, criteria. Changes nothing."""

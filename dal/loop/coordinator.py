@@ -162,7 +162,8 @@ class Coordinator:
             strategy = COVERAGE if self.coverage else settings.strategy
             # Refused now: people may edit campaign.toml, and what a round has frozen stays.
             Strategy.named(strategy, settings.explore)
-            check_weights(learner_of(self.campaign), settings)
+            learner = self.campaign.learner
+            check_weights(learner_of(self.campaign, learner), settings)
             if not self.coverage and (reason := one_class(view)):
                 _log.warning("%s.", reason)
                 strategy = COVERAGE
@@ -186,6 +187,7 @@ class Coordinator:
             search=search,
             waves=waves,
             balance=shares_of(settings.balance, settings.classes),
+            learner=learner,
             useless=useless,
         )
         self.search, self.full = None, False
@@ -216,13 +218,14 @@ class Coordinator:
                 self.campaign,
                 labels,
                 self.features,
+                learner=current.learner,
                 parent=current.parent_model,
                 committee=Strategy.named(current.strategy).committee,
                 client=self.workers.client,
             )
         notes = {
             "warnings": list(model.warnings),
-            "learner": {"name": self.campaign.settings.estimator, "chosen": model.chosen},
+            "learner": {"name": current.learner or self.campaign.learner, "chosen": model.chosen},
             "invalid_labeled": left_out,
             "measured": measured(self.view, self.features, current, model),
         }
@@ -268,7 +271,7 @@ class Coordinator:
                 journal=self._journal,
                 progress=self.progress,
                 with_features=True,
-                missing=self._takes_missing(model),
+                missing=self._takes_missing(current, model),
                 waves=waves,
                 carried=carried,
                 per_class=per_class,
@@ -304,7 +307,10 @@ class Coordinator:
         if search.by == "like":
             assert codebook is not None
             told = np.array(search.examples, np.float32).reshape(-1, pool.n_features)
-            asked, directions = self.features.take(excluded), learner_of(self.campaign).compares_directions
+            asked, directions = (
+                self.features.take(excluded),
+                learner_of(self.campaign, current.learner).compares_directions,
+            )
             examples = np.concatenate([self.features.take(np.array(search.rows, np.int64)), told])
             likeness = Likeness.to(examples, asked, codebook, directions=directions)
             known = Familiar.to(asked, codebook, directions=directions, seed=current.seed, round=current.number)
@@ -328,7 +334,7 @@ class Coordinator:
             journal=self._search_journal,
             progress=self.progress,
             with_features=True,
-            missing=self._takes_missing(model),
+            missing=self._takes_missing(current, model),
             likeness=likeness,
             where=None if search.where is None else Condition.on(search.where, pool),
             familiar=known,
@@ -342,7 +348,7 @@ class Coordinator:
             strategy,
             codebook,
             lambda: self.features.take(self.campaign.rounds.excluded_rows(current)),
-            directions=learner_of(self.campaign).compares_directions,
+            directions=learner_of(self.campaign, current.learner).compares_directions,
             inner=model is not None and model.embedding_width > 0,
             random_state=current.seed,
             round=current.number,
@@ -369,8 +375,8 @@ class Coordinator:
             current,
             model,
             self._codebook(current, strategy_of(current, model))[0],
-            missing=self._takes_missing(model),
-            directions=learner_of(self.campaign).compares_directions,
+            missing=self._takes_missing(current, model),
+            directions=learner_of(self.campaign, current.learner).compares_directions,
             mapper=self._mapper(),
         ).compose(candidates_from(arrays), excluded, candidates_from(searched) if searched else None)
         self.features.keep(current.number, composed.rows, composed.X)
@@ -405,12 +411,12 @@ class Coordinator:
     def _model(self, current: Round) -> Model | None:
         return loaded(self.campaign, current.model)
 
-    def _takes_missing(self, model: Model | None) -> bool:
+    def _takes_missing(self, current: Round, model: Model | None) -> bool:
         """Return whether a round asks records with missing features; a model knows it as of when it was fitted."""
         pool = self.view.pool
         if model is not None:
             return model.takes_missing and pool.asks_missing
-        return pool.asks_missing and learner_of(self.campaign).takes_missing(pool.n_features)
+        return pool.asks_missing and learner_of(self.campaign, current.learner).takes_missing(pool.n_features)
 
     def _pace(self, model: Model | None) -> float | None:
         """Return the rows a second of one thread in the fastest scan yet with such a model; None before the first."""
@@ -461,12 +467,14 @@ def fitted(
     features: Features,
     *,
     parent: str | None,
+    learner: str | None = None,
     committee: bool = False,
     client: "Client | None" = None,
 ) -> tuple[Model, int]:
-    """Fit the campaign's learner on labels; return the model, and how many of them the learner could not be given.
+    """Fit a learner on labels; return the model, and how many of them the learner could not be given.
 
-    A learner that starts warm goes on from the model whose digest is `parent`. One that wants a GPU is fitted on a
+    It is the learner in use, or the named one that a round froze. One that starts warm goes on from the model whose
+    digest is `parent`, where that is its own. One that wants a GPU is fitted on a
     worker of the client that declares one, where this process has none.
 
     Raises
@@ -474,8 +482,9 @@ def fitted(
     LearnerError
         If the others are of fewer than two classes, or the learner refuses them.
     """
-    learner, X = learner_of(campaign), features.take(labels.rows)
-    valid = usable(X, missing=learner.takes_missing(X.shape[1]))
+    name = learner or campaign.learner
+    used, X = learner_of(campaign, name), features.take(labels.rows)
+    valid = usable(X, missing=used.takes_missing(X.shape[1]))
     positions, codes, weights = labels.weighted()
     sound = valid[positions]
     left_out = int((~valid).sum())
@@ -486,17 +495,22 @@ def fitted(
             " ones, such as hgb"
         )
     fit = partial(
-        learner.fit,
+        used.fit,
         X[positions[sound]],
         codes[sound],
         None if weights is None else weights[sound],
         committee=committee,
-        parent=loaded(campaign, parent) if learner.starts_warm else None,
+        parent=loaded(campaign, parent) if used.starts_warm and _is_of(campaign, parent, name) else None,
     )
-    model = fit() if client is None else _fitted_on(client, learner, fit)
+    model = fit() if client is None else _fitted_on(client, used, fit)
     if not np.isfinite(model.predict_proba(X[valid][:1000])).all(axis=1).any():
         raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
     return model, left_out
+
+
+def _is_of(campaign: CampaignStore, model: str | None, learner: str) -> bool:
+    """Return whether a model is of this learner, and not of the one before a switch."""
+    return any(each.model == model and each.learner in (None, learner) for each in campaign.rounds.all())
 
 
 def _fitted_on(client: "Client", learner: Learner, fit: Callable[[], Model]) -> Model:

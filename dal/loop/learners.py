@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event, Thread
 from time import perf_counter
@@ -14,9 +14,9 @@ from sklearn.base import BaseEstimator
 
 from dal._threads import one_thread
 from dal.campaign import CampaignStore, Settings
-from dal.campaign.choice import Candidate, Comparison
+from dal.campaign.choice import Candidate, Choice, Comparison, Switch
 from dal.campaign.features import Features
-from dal.campaign.parts import learner_of
+from dal.campaign.parts import learner_of, save_learner
 from dal.campaign.view import View
 from dal.compute.workers import Workers
 from dal.errors import LearnerError, SettingsError
@@ -327,13 +327,13 @@ def compare_learners(
     """Compare learners with the one that a campaign uses, see `dal.Campaign.compare_learners`."""
     view, settings = View(campaign), campaign.settings
     with campaign.database.snapshot():
-        labels, in_use = view.labels(), settings.estimator
+        labels, in_use, last_answer = view.labels(), campaign.learner, campaign.answers.last_id()
         annotators = set(campaign.answers.latest().annotators)
     pool, features = view.grown_pool(), Features(view)
-    learners = {in_use: learner_of(campaign)}
+    learners = {in_use: learner_of(campaign, in_use)}
     tried = records_to_try(pool)
     for candidate in candidates or [name for name in PRESETS if name != in_use]:
-        learner = Learner.of(candidate, settings.classes, random_state=settings.random_state, trusted=settings.trusted)
+        learner = _learner(campaign, candidate)
         name = candidate if isinstance(candidate, str) else _name_of(learner, learners)
         if name == in_use:
             continue
@@ -355,7 +355,27 @@ def compare_learners(
         notes.append(f"{left_out:,} labels are left out, whose features are missing or infinite.")
     if len(annotators) == 1:
         notes.append(f"All answers are of {annotators.pop()}: their mistakes count as right, for all learners.")
-    return Comparison(found.in_use, found.labels, found.candidates, found.too_early, tuple(notes))
+    comparison = replace(found, notes=tuple(notes))
+    Choice(campaign).keep(comparison, last_answer)
+    return comparison
+
+
+def switch_learner(campaign: CampaignStore, learner: Named, person: str, reason: str) -> Switch:
+    """Use another learner in a campaign, see `dal.Campaign.switch_learner`."""
+    settings, view = campaign.settings, View(campaign)
+    other = _learner(campaign, learner)
+    pool = view.grown_pool()
+    check_learner(other, settings, pool, records_to_try(pool), beside=campaign.directory)
+    name = learner if isinstance(learner, str) else save_learner(campaign, other)
+    return Choice(campaign).switch(name, person, reason, compared_as=_name_of(other, {}))
+
+
+def _learner(campaign: CampaignStore, given: Named) -> Learner:
+    """Return a learner by its name, the ones that were saved with the campaign included, or of an object."""
+    if isinstance(given, str):
+        return learner_of(campaign, given)
+    settings = campaign.settings
+    return Learner.of(given, settings.classes, random_state=settings.random_state, trusted=settings.trusted)
 
 
 def check_learner(learner: Learner, settings: Settings, pool: Pool, tried: Floats32, *, beside: Path = Path()) -> None:
@@ -380,7 +400,7 @@ def check_learner(learner: Learner, settings: Settings, pool: Pool, tried: Float
 def _name_of(learner: Learner, others: Mapping[str, object]) -> str:
     """Return a name for a learner that was passed as an object: of its kind, numbered where that is taken."""
     kind = kind_of(learner.estimator)
-    names = [kind, *(f"{kind} {number}" for number in range(2, len(others) + 2))]
+    names = [f"{kind}()", *(f"{kind}({number})" for number in range(2, len(others) + 2))]
     return next(name for name in names if name not in others)
 
 

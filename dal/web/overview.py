@@ -168,6 +168,8 @@ class Overviews:
                 *(
                     each
                     for each in (
+                        known.overtaken,
+                        known.switched,
                         known.left_out,
                         known.one_class,
                         known.unskilled,
