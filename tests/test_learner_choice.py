@@ -13,7 +13,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.tree import DecisionTreeClassifier
 from sqlalchemy import text
 
-from dal import Campaign, Labelling, Pool
+from dal import Campaign, Labelling, Measuring, Pool
 from dal.campaign.choice import Candidate, Choice, Comparison
 from dal.cli import main
 from dal.errors import InputError, LearnerError
@@ -371,3 +371,47 @@ def test_an_older_campaign_is_switched(pool: Pool, tmp_path: Path) -> None:
     opened.switch_learner(NAIVE, "another one")
     played(opened, 1)
     assert opened.model.kind == "GaussianNB"
+
+
+# -- advice ------------------------------------------------------------------------------------------------------------
+
+
+def kept(campaign: Campaign) -> list[int]:
+    with campaign.database.reading() as connection:
+        return list(connection.scalars(text("SELECT last_answer FROM comparisons ORDER BY number")))
+
+
+def test_learners_are_compared_again_as_labels_grow(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.loop.learners.PRESETS", {TREE: None, NAIVE: None})
+    campaign = made(pool, tmp_path / "c", 100, batch_size=20, measuring=Measuring(advise_every=50))
+    played(campaign, 7)
+    # Batches are open at 100, 120, ... labels; an answer has one id.
+    assert kept(campaign) == [100, 160, 220]
+    assert f"{TREE} has overtaken" in campaign.status().overtaken
+    twin = made(pool, tmp_path / "twin", 100, batch_size=20)
+    played(twin, 7)
+    assert kept(twin) == []
+    assert [each.row for each in twin.rounds.batch(7)] == [each.row for each in campaign.rounds.batch(7)]
+
+
+def test_a_comparison_that_fails_ends_no_round(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise LearnerError("no fit")
+
+    monkeypatch.setattr("dal.loop.coordinator.compare_learners", fails)
+    campaign = made(pool, tmp_path / "c", 100, measuring=Measuring(advise_every=50))
+    assert len(played(campaign, 1)[0]) == 10
+    assert "no fit" in caplog.text
+
+
+def test_a_preset_that_cannot_be_used_is_left_out_with_its_reason(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.loop.learners.PRESETS", {NAIVE: None, "sklearn.linear_model:Ridge": None})
+    found = made(pool, tmp_path / "c", 60).compare_learners()
+    assert [each.name for each in found.candidates] == [PLAIN, NAIVE]
+    assert any("Ridge is left out" in note for note in found.notes)

@@ -191,6 +191,11 @@ class Choice:
         comparison = None if found is None else Comparison.of_json(found)
         return comparison if comparison is not None and comparison.in_use == self._campaign.learner else None
 
+    def last_answer(self) -> int | None:
+        """Read the last answer that the newest comparison knew; None where learners were never compared."""
+        with self._database.reading() as connection:
+            return connection.scalar(select(comparisons.c.last_answer).order_by(comparisons.c.number.desc()).limit(1))
+
     def warning(self) -> str:
         """Return, in a sentence, that another learner has overtaken the one in use; empty where none has."""
         newest = self.newest()

@@ -238,6 +238,12 @@ class Measuring(_Checked):
         " Accuracy is then measured on them.",
         default="",
     )
+    advise_every: int = _setting(
+        _integer(0),
+        "Labels from one comparison of the learner in use with the presets to the next; 0: none. It is made once a"
+        " batch is open, and takes seconds to minutes of one process.",
+        default=0,
+    )
 
     def __post_init__(self) -> None:
         if isinstance(self.holdout, os.PathLike):

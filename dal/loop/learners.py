@@ -331,13 +331,19 @@ def compare_learners(
         annotators = set(campaign.answers.latest().annotators)
     pool, features = view.grown_pool(), Features(view)
     learners = {in_use: learner_of(campaign, in_use)}
-    tried = records_to_try(pool)
+    tried, unusable = records_to_try(pool), list[str]()
     for candidate in candidates or [name for name in PRESETS if name != in_use]:
         learner = _learner(campaign, candidate)
         name = candidate if isinstance(candidate, str) else _name_of(learner, learners)
         if name == in_use:
             continue
-        check_learner(learner, settings, pool, tried, beside=campaign.directory)
+        try:
+            check_learner(learner, settings, pool, tried, beside=campaign.directory)
+        except LearnerError as error:
+            if candidates:
+                raise
+            unusable.append(f"{name} is left out, because this campaign could not use it: {error}")
+            continue
         learners[name] = learner
     missing = all(each.takes_missing(pool.n_features) for each in learners.values())
     X, sample = features.take(labels.rows), _sample(view, features)
@@ -350,7 +356,7 @@ def compare_learners(
         client=None if workers is None else workers.client_for(len(labels.rows), _SECONDS_OF_FIT * len(learners)),
         progress=progress,
     )
-    notes = list(found.notes)
+    notes = [*found.notes, *unusable]
     if left_out := int((~sound).sum()):
         notes.append(f"{left_out:,} labels are left out, whose features are missing or infinite.")
     if len(annotators) == 1:
