@@ -2,12 +2,12 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dal.scan.merge import Best, Thresholds, concatenate, no_thresholds
+from dal.scan.merge import Best, Thresholds, concatenate, distinct, no_thresholds
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.order import key_order, power_keys
 
 
-def made(n: int, seed: int, levels: int, cells: int, width: int = 2) -> Candidates:
+def made(n: int, seed: int, levels: int, cells: int, width: int = 2, kinds: int | None = None) -> Candidates:
     rng = np.random.default_rng(seed)
     rows = np.sort(rng.choice(np.arange(3_000, 3_000 + 10 * n), n, replace=False)).astype(np.int64)
     return Candidates(
@@ -16,19 +16,31 @@ def made(n: int, seed: int, levels: int, cells: int, width: int = 2) -> Candidat
         rng.integers(0, cells, n),
         rng.integers(-1, 3, n),
         rng.standard_normal((n, width)).astype(np.float32),
+        # Equal records of different scores and cells, which is more than there is.
+        content=None if kinds is None else rng.integers(0, kinds, n).astype(np.uint64),
     )
 
 
 def full_sort(c: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:
     ranked = c.scores if capacity.beta is None else power_keys(c.scores, c.rows, capacity.beta, seed, round)
-    keep = set(key_order(ranked, c.rows, seed, round)[: capacity.total].tolist())
+    keep = set(firsts(c, key_order(ranked, c.rows, seed, round).tolist())[: capacity.total])
     order = key_order(c.scores, c.rows, seed, round).tolist()
     for cell in range(capacity.cells):
-        keep |= set([i for i in order if c.cells[i] == cell][: capacity.per_cell])
+        keep |= set(firsts(c, [i for i in order if c.cells[i] == cell])[: capacity.per_cell])
     order = key_order(ranked, c.rows, seed, round).tolist()
     for code, most in enumerate(capacity.per_class):
-        keep |= set([i for i in order if c.predicted[i] == code][:most])
+        keep |= set(firsts(c, [i for i in order if c.predicted[i] == code])[:most])
     return c.take(np.array(sorted(keep), dtype=np.int64))
+
+
+def firsts(c: Candidates, order: list[int]) -> list[int]:
+    seen, found = set(), []
+    for position in order:
+        kind = position if c.content is None else int(c.content[position])
+        if kind not in seen:
+            found.append(position)
+        seen.add(kind)
+    return found
 
 
 def assert_same(a: Candidates, b: Candidates) -> None:
@@ -48,6 +60,7 @@ def assert_same(a: Candidates, b: Candidates) -> None:
     beta=st.sampled_from([None, 1.0]),
     per_class=st.sampled_from([(), (3, 0, 1), (0, 12, 40)]),
     width=st.sampled_from([0, 2]),  # of features, which the coordinator does not hold
+    kinds=st.sampled_from([None, 3, 40, 10**6]),  # of content
 )
 @settings(max_examples=200, deadline=None)
 def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
@@ -62,8 +75,9 @@ def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
     beta: float | None,
     per_class: tuple[int, ...],
     width: int,
+    kinds: int | None,
 ) -> None:
-    everything = made(n, seed, levels, max(cells, 1), width)
+    everything = made(n, seed, levels, max(cells, 1), width, kinds)
     capacity = Capacity(total, cells, per_cell if cells else 0, beta, per_class)
     shuffled = np.random.default_rng(seed).permutation(n)
     merge = Best(capacity, seed, 7)
@@ -79,7 +93,8 @@ def test_any_order_and_grouping_keeps_what_a_full_sort_keeps(
         ranked = capacity.ranked(part.scores, part.rows, seed, 7)
         admitted = merge.thresholds.admit(part.scores, ranked, part.cells, part.predicted)
         worker = Best(capacity, seed, 7)
-        worker.add(part.take(admitted))
+        bare = part.take(admitted)
+        worker.add(bare.take(distinct(bare, capacity, seed, 7)))
         result = worker.result()
         if result is not None:
             merge.add(result)

@@ -24,6 +24,7 @@ from dal.pool import Pool
 from dal.pool.condition import Condition
 from dal.scan import Journal, Limits, Scan, sample_codebook, scan
 from dal.selection.batch import posed
+from dal.selection.once import Once
 from dal.selection.order import key_order
 from dal.selection.search import NEAREST, Likeness
 from tests.forked import Process
@@ -53,7 +54,7 @@ def pool(records: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pool:
 
 
 def brute_force(X: np.ndarray, total: int, *, directions: bool, step: int = 1) -> list[int]:
-    """Compare each record with each example, in doubles; sort by key, and drop copies of a tile and of asked ones."""
+    """Compare each record with each example, in doubles; sort by key, and drop copies of others and of asked ones."""
     sound = np.isfinite(X).all(axis=1)
     X = np.where(sound[:, None], X, np.float32(1))
     sample = X[sound].astype(np.float64)  # the sample of a small pool is all of it
@@ -68,18 +69,18 @@ def brute_force(X: np.ndarray, total: int, *, directions: bool, step: int = 1) -
     seen = {X[row].tobytes() for row in ASKED}
     kept = []
     for row in order.tolist():
-        copy = row // LIMITS.tile_rows, X[row].tobytes()
-        if sound[row] and row % step == 0 and X[row].tobytes() not in seen and copy not in seen:
+        if sound[row] and row % step == 0 and X[row].tobytes() not in seen:
             kept.append(row)
-            seen.add(copy)
+            seen.add(X[row].tobytes())
     of_examples = [[row for row in kept if nearest[row] == each][: total // 2] for each in range(2)]
     return sorted({*kept[:total], *of_examples[0], *of_examples[1]})
 
 
 def found(pool: Pool, records: np.ndarray, *, directions: bool = False, **options: object) -> Scan:
-    likeness = Likeness.to(records[EXAMPLES], records[ASKED], sample_codebook(pool, 0, 3), directions=directions)
+    likeness = Likeness.to(records[EXAMPLES], sample_codebook(pool, 0, 3), directions=directions)
     options = {"limits": LIMITS, **options}
-    return scan(pool, None, NEAREST, 2, ASKED, random_state=11, round=4, likeness=likeness, **options)
+    once = Once.after(records[ASKED])
+    return scan(pool, None, NEAREST, 2, ASKED, random_state=11, round=4, likeness=likeness, once=once, **options)
 
 
 @pytest.mark.parametrize("directions", [False, True])

@@ -25,7 +25,7 @@ from dal.pool import Pool
 from dal.scan import Carried, Cells, Limits, Waves, sample_codebook, scan
 from dal.scan.plan import LIMITS
 from dal.selection.balance import choose_balanced, kept_of_classes, quotas_of
-from dal.selection.batch import Known, familiar
+from dal.selection.batch import Known, familiar, once
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.order import uniform
@@ -290,6 +290,7 @@ class _Campaign:
                 random_state=stage.seed,
                 round=self.round,
             ),
+            once=once(strategy, lambda: stage.world.X[excluded]),
         )
         if found.summary.reach is not None:
             self.after = found.summary.reach.after

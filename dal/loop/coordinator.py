@@ -50,11 +50,12 @@ from dal.pool.condition import Condition
 from dal.scan import Cells, Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
 from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.plan import seconds_alone
-from dal.selection.batch import familiar
+from dal.selection.batch import familiar, once
 from dal.selection.candidates import usable
 from dal.selection.codebook import Codebook
 from dal.selection.distances import DUPLICATE_DISTANCE
 from dal.selection.familiar import Familiar
+from dal.selection.once import Once
 from dal.selection.search import Likeness
 from dal.selection.strategy import Strategy
 
@@ -278,6 +279,7 @@ class Coordinator:
                 carried=carried,
                 per_class=per_class,
                 familiar=self._familiar(current, model, strategy, codebook),
+                once=once(strategy, lambda: self.features.take(self.campaign.rounds.excluded_rows(current))),
             )
         arrays = candidate_arrays(found.candidates)
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
@@ -314,7 +316,8 @@ class Coordinator:
                 learner_of(self.campaign, current.learner).compares_directions,
             )
             examples = np.concatenate([self.features.take(np.array(search.rows, np.int64)), told])
-            likeness = Likeness.to(examples, asked, codebook, directions=directions)
+            likeness = Likeness.to(examples, codebook, directions=directions)
+            own: Once | None = Once.after(asked)
             known = Familiar.to(asked, codebook, directions=directions, seed=current.seed, round=current.number)
             if known is not None:
                 # Of the asked records, which lie far apart in a large pool: a whole class may be nearer to its example.
@@ -322,6 +325,7 @@ class Coordinator:
                 known = replace(known, near=replace(known.near, distance=close))
         else:
             known = self._familiar(current, model, strategy, codebook)
+            own = once(strategy, lambda: self.features.take(excluded))
         return scan(
             pool,
             None if likeness else model,
@@ -340,6 +344,7 @@ class Coordinator:
             likeness=likeness,
             where=None if search.where is None else Condition.on(search.where, pool),
             familiar=known,
+            once=own,
         )
 
     def _familiar(

@@ -32,6 +32,7 @@ from dal.scan.worker.kernel import NO_CELL, Cells, Order
 from dal.selection.candidates import leading
 from dal.selection.codebook import Codebook
 from dal.selection.familiar import Copies, Familiar
+from dal.selection.once import Once
 from dal.selection.order import row_hash
 from dal.selection.search import Likeness
 from dal.selection.strategy import Strategy
@@ -83,6 +84,7 @@ def scan(
     carried: Carried | None = None,
     per_class: Sequence[int] = (),
     familiar: Familiar | None = None,
+    once: Once | None = None,
     limits: Limits = LIMITS,
 ) -> Scan:
     """Score every record of the pool and keep the candidates for a batch of `k`.
@@ -137,6 +139,9 @@ def scan(
         Records that are not kept, because they are near-duplicates of records asked before; see
         :func:`dal.selection.batch.familiar`. Where all are, the pass is run again and keeps them: people disagree, and
         an empty batch would end a campaign. A search finds nothing then.
+    once : Once, optional
+        Of equal records one is kept, the best by key, and none that equals a record asked before, unless all do; see
+        :func:`dal.selection.batch.once`. Where records are drawn, equal ones are drawn as one, with the odds of all.
     limits : Limits, optional
         Sizes and times by which the pass is cut and watched.
 
@@ -162,7 +167,7 @@ def scan(
     takes_missing = missing if model is None else model.takes_missing
     capacity = order.capacity._replace(per_class=tuple(per_class))
     asks = takes_missing and pool.asks_missing
-    order = replace(order, capacity=capacity, missing=asks, where=where, familiar=familiar)
+    order = replace(order, capacity=capacity, missing=asks, where=where, familiar=familiar, once=once)
     if likeness is not None:
         order = replace(order, likeness=likeness, capacity=likeness.capacity(order.capacity))
     if with_features:
@@ -204,13 +209,15 @@ def scan(
             )
 
         # A journal keeps one pass. Once the second has begun, the first is known to have found nothing.
-        asks_again, again = familiar is not None and likeness is None and where is None, None
-        if journal is not None and familiar is not None:
-            named = (familiar.digest(), random_state, round, model and model.digest, pool.fingerprint)
+        leaves_out = familiar is not None or (once is not None and len(once.known) > 0)
+        asks_again, again = leaves_out and likeness is None and where is None, None
+        if journal is not None and leaves_out:
+            digests = [each and each.digest() for each in (familiar, once)]
+            named = (digests, random_state, round, model and model.digest, pool.fingerprint)
             again = journal.of_second_pass(hashlib.sha256(repr(named).encode()).hexdigest())
         found = None if asks_again and again is not None and again.is_begun else kept(order, journal)
         if found is None or (asks_again and not len(found.candidates)):
-            found = kept(replace(order, familiar=None), again)
+            found = kept(replace(order, familiar=None, once=once and once.again()), again)
     return found if model is None else with_proba(found, model, _n_proba(strategy, model))
 
 

@@ -21,6 +21,7 @@ from dal.selection.candidates import Candidates
 _SECOND = "-again-"
 """Between the names of a journal and of a pass, in the name of the journal of the pass that follows it."""
 FILE_NAME, FEATURES = "spans", "embeddings"
+_OPTIONAL = ("proba", "classes", "inner", "content")
 _HEAD = struct.Struct("<QI")
 """Before each record: the length of what follows, and its CRC-32."""
 
@@ -190,7 +191,7 @@ def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:
         "predicted": candidates.predicted,
         FEATURES: candidates.embeddings,
     }
-    seen = {"proba": candidates.proba, "classes": candidates.classes, "inner": candidates.inner}
+    seen = {name: getattr(candidates, name) for name in _OPTIONAL}
     return arrays | {name: array for name, array in seen.items() if array is not None}
 
 
@@ -202,5 +203,5 @@ def candidates_from(arrays: Mapping[str, np.ndarray]) -> Candidates:
         arrays["cells"],
         arrays["predicted"],
         arrays[FEATURES],
-        **{name: arrays.get(name) for name in ("proba", "classes", "inner")},
+        **{name: arrays.get(name) for name in _OPTIONAL},
     )

@@ -1,7 +1,8 @@
 """Keeping the best rows of a pass, on a worker and on the coordinator alike. Pure.
 
 ``best(A ∪ B) = best(best(A) ∪ best(B))`` for a strict total order, so what is kept is the same set for any order and
-grouping in which rows arrive: that is all there is to the scan's exactness.
+grouping in which rows arrive: that is all there is to the scan's exactness. It holds as well where the best are those
+of different content, each the best by key of its equals: what ranks before a row keeps ranking before its equals.
 """
 
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal.selection.candidates import Candidates, Capacity
+from dal.selection.once import first_of_equals
 from dal.selection.order import best_by_key, key_order
 
 Floats64 = npt.NDArray[np.float64]
@@ -154,7 +156,7 @@ class Best:
         """Return the best rows, ascending by row; None if there are none."""
         if not self._parts:
             return None
-        if self._held > self.capacity.total:
+        if self._held > self.capacity.total or self._parts[0].content is not None:
             self._compress()
         held = concatenate(self._parts)
         # Those of one span are in order already, and taking them all would copy their features once more.
@@ -171,16 +173,17 @@ class Best:
         bare = [part.bare() for part in self._parts]
         held = concatenate(bare)
         ranked = self.capacity.ranked(held.scores, held.rows, self.seed, self.round)
-        overall = best_by_key(ranked, held.rows, self.capacity.total, self.seed, self.round)
+        among = self._first_of_equals(held, ranked, None)
+        overall = among[best_by_key(ranked[among], held.rows[among], self.capacity.total, self.seed, self.round)]
         keep = np.zeros(len(held), dtype=bool)
         keep[overall] = True
         cells = classes = None
         if self.capacity.cells:
             most = np.full(self.capacity.cells, self.capacity.per_cell)
-            cells = self._keep_of_groups(held.rows, held.scores, held.cells, most, keep)
+            cells = self._keep_of_groups(held, held.scores, held.cells, most, keep)
         if self.capacity.per_class:
             most = _of_classes(self.capacity)
-            classes = self._keep_of_groups(held.rows, ranked, held.predicted % len(most), most, keep)
+            classes = self._keep_of_groups(held, ranked, held.predicted % len(most), most, keep)
         raised = Thresholds(_floor(ranked[overall], self.capacity.total), cells, classes)
         self.thresholds = self.thresholds.raised(raised)
         if all(part is own for part, own in zip(bare, self._parts, strict=True)):
@@ -193,27 +196,48 @@ class Best:
         self._parts = [kept]
         self._held = len(kept)
 
+    def _first_of_equals(
+        self, held: Candidates, values: Floats64, groups: npt.NDArray[np.int64] | None
+    ) -> npt.NDArray[np.int64]:
+        return np.flatnonzero(first_of_equals(held.content, groups, values, held.rows, self.seed, self.round))
+
     def _keep_of_groups(
         self,
-        rows: npt.NDArray[np.int64],
+        held: Candidates,
         values: Floats64,
         groups: npt.NDArray[np.int64],
         most: npt.NDArray[np.int64],
         keep: npt.NDArray[np.bool_],
     ) -> Floats64:
         """Mark the best of each group by the key of its values, and return the floor of each."""
+        among = self._first_of_equals(held, values, groups)
+        rows, values, groups = held.rows[among], values[among], groups[among]
         floors = _floors(values, groups, most)
         positions = np.flatnonzero(values >= floors[groups])
         of = groups[positions]
         # Keys are worth their sort in the few groups alone where rows tie with the floor.
         crowded = (np.bincount(of, minlength=len(most)) > most)[of]
-        keep[positions[~crowded]] = True
+        keep[among[positions[~crowded]]] = True
         tied = positions[crowded]
         order = tied[key_order(values[tied], rows[tied], self.seed, self.round)]
         by_group = order[np.argsort(groups[order], kind="stable")]
         of = groups[by_group]
-        keep[by_group[np.arange(len(of)) - np.searchsorted(of, of) < most[of]]] = True
+        keep[among[by_group[np.arange(len(of)) - np.searchsorted(of, of) < most[of]]]] = True
         return floors
+
+
+def distinct(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> npt.NDArray[np.int64]:
+    """Return the positions of rows that are the best of their equals in one of the orders by which rows are kept."""
+    ranked = capacity.ranked(candidates.scores, candidates.rows, seed, round)
+    orders: list[tuple[Floats64, npt.NDArray[np.int64] | None]] = [(ranked, None)]
+    if capacity.cells:
+        orders.append((candidates.scores, candidates.cells))
+    if capacity.per_class:
+        orders.append((ranked, candidates.predicted))
+    first = np.zeros(len(candidates), dtype=bool)
+    for values, groups in orders:
+        first |= first_of_equals(candidates.content, groups, values, candidates.rows, seed, round)
+    return np.flatnonzero(first)
 
 
 def _floors(values: Floats64, groups: npt.NDArray[np.int64], most: npt.NDArray[np.int64]) -> Floats64:

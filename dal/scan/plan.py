@@ -389,8 +389,8 @@ def worker_bytes(
 
 
 def candidate_bytes(capacity: Capacity, n_features: int) -> int:
-    """Return the most bytes of kept rows: 32 a row, and its features where these are wanted."""
-    return capacity.rows * (32 + 4 * n_features)
+    """Return the most bytes of kept rows: 40 a row, and its features where these are wanted."""
+    return capacity.rows * (40 + 4 * n_features)
 
 
 def coordinator_bytes(

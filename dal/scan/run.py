@@ -260,6 +260,7 @@ class Run:
             None if self.course is None else self.course.waves,
             hashlib.sha256(self.carried.rows.tobytes()).hexdigest(),
             order.familiar.digest() if order.familiar else "",
+            order.once.digest() if order.once else "",
         )
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 

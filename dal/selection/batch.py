@@ -17,6 +17,7 @@ from dal.selection.codebook import Codebook
 from dal.selection.distances import Floats32
 from dal.selection.facility_location import facility_location
 from dal.selection.familiar import Familiar
+from dal.selection.once import Once
 from dal.selection.order import Positions, Rows, key_order, power_keys
 from dal.selection.problem import CROWD, Mapper, Problem
 from dal.selection.strategy import SELECTORS, BuiltIn, Selector, Strategy
@@ -174,6 +175,19 @@ def familiar(
         return None
     along = directions and _along(strategy)
     return Familiar.to(asked(), codebook, directions=along, seed=random_state, round=round)
+
+
+def once(strategy: Strategy, asked: Callable[[], Floats32]) -> Once | None:
+    """Return the rule by which a scan keeps one of equal records; None where candidates are to be a sample of the pool.
+
+    Parameters
+    ----------
+    strategy : Strategy
+    asked : callable
+        Reads the features of the records asked before, (n_asked, d), where they are needed.
+    """
+    samples = strategy.score == "random" or strategy.selector == "power" or strategy.traits.sampled
+    return None if samples else Once.after(asked())
 
 
 def _along(strategy: Strategy) -> bool:

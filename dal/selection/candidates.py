@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from dal.selection.once import first_of_equals
 from dal.selection.order import Floats64, Positions, Rows, best_by_key, key_order, power_keys, power_masses, rank_within
 
 Floats32 = npt.NDArray[np.float32]
@@ -67,6 +68,8 @@ class Candidates:
         The learner's own embeddings, as those of a network's last layer, where it has some and the selector looks.
     weights : ndarray of shape (n,), float64, or None
         What each record of a shortlist stands for; None where it is its score.
+    content : ndarray of shape (n,), uint64, or None
+        Hashes of the features, where one of equal records is kept; see :func:`dal.selection.once.content_hash`.
     """
 
     rows: Rows
@@ -78,6 +81,7 @@ class Candidates:
     inner: Floats32 | None = field(default=None)
     weights: Floats64 | None = field(default=None)
     classes: Positions | None = field(default=None)
+    content: npt.NDArray[np.uint64] | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -145,11 +149,16 @@ def _half_drawn(candidates: Candidates, capacity: Capacity, seed: int, round: in
     beta = capacity.beta or 0.0
     order = key_order(candidates.scores, candidates.rows, seed, round)
     best = order[:0]
+    content = candidates.content
     if capacity.cells:
+        order = order[first_of_equals(content, None, candidates.scores, candidates.rows, seed, round)[order]]
         in_turn = np.argsort(rank_within(candidates.cells[order]), kind="stable")
         best = order[in_turn[: int(STRATIFIED_SHARE * capacity.total)]]
-    rest = np.setdiff1d(np.arange(len(candidates)), best)
-    keys = capacity.ranked(candidates.scores[rest], candidates.rows[rest], seed, round)
+    # Of equal records one may be the best of its cell, and another be drawn.
+    keys = capacity.ranked(candidates.scores, candidates.rows, seed, round)
+    rest = np.flatnonzero(first_of_equals(content, None, keys, candidates.rows, seed, round))
+    rest = np.setdiff1d(rest, best) if content is None else rest[~np.isin(content[rest], content[best])]
+    keys = keys[rest]
     last = best_by_key(keys, candidates.rows[rest], capacity.total - len(best), seed, round)
     # A last record of score 0 has a key near the logarithm of the smallest number, whose exponential would overflow.
     threshold = max(float(np.min(keys[last])), _LEAST_KEY) if len(last) else 0.0

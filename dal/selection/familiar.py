@@ -11,7 +11,7 @@ import numpy as np
 from dal.selection.candidates import Capacity, usable
 from dal.selection.codebook import Codebook
 from dal.selection.distances import DUPLICATE_DISTANCE, Floats32, Mask, Neighbourhood, exact_median_to_nearest
-from dal.selection.order import Floats64, Positions, Rows, row_hash
+from dal.selection.order import Floats64, Positions, row_hash
 
 MOST_NUMBERS = 2**22
 """Of the points that a scan brings to each worker: 16 MiB. Selectors look at all of them."""
@@ -108,10 +108,6 @@ class Copies:
         """Score records, in [0, 1], and find their cells."""
         apart, which = self.familiar.nearest(X)
         return 1.0 / (1.0 + apart * apart), which
-
-    def distinct(self, X: Floats32, score: Floats64, rows: Rows, seed: int, round: int) -> Positions:  # noqa: ARG002
-        """Find the positions of records that are kept: of copies, too."""
-        return np.flatnonzero(score > 0)
 
     def capacity(self, capacity: Capacity) -> Capacity:  # noqa: ARG002
         """Return what a scan keeps: of each labelled record as many."""

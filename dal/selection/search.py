@@ -8,12 +8,11 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from dal.selection.candidates import Capacity
 from dal.selection.codebook import Codebook
 from dal.selection.distances import Floats32
-from dal.selection.order import Floats64, Positions, Rows, key_order, rank_within, splitmix64
+from dal.selection.order import Floats64, Positions, rank_within
 from dal.selection.problem import Problem
 from dal.selection.strategy import Strategy, Traits
 
@@ -24,9 +23,6 @@ _BLOCK_ROWS = 512
 class Likeness:
     """The score of a search: 1 / (1 + the squared distance to the nearest example).
 
-    Logs hold thousands of copies of one record, which would be all that is found. Of equal records in a tile only the
-    best by key is kept, and none that equals a record asked before.
-
     Attributes
     ----------
     codebook : Codebook
@@ -35,30 +31,25 @@ class Likeness:
         Whether directions are compared, or standardised features.
     points : ndarray of shape (m, d), float64
         The examples in this space.
-    known : ndarray of uint64
-        Ascending hashes of the records asked before, by :func:`content_hash`.
     """
 
     codebook: Codebook
     directions: bool
     points: Floats64
-    known: npt.NDArray[np.uint64]
 
     @classmethod
-    def to(cls, examples: Floats32, asked: Floats32, codebook: Codebook, *, directions: bool) -> "Likeness":
+    def to(cls, examples: Floats32, codebook: Codebook, *, directions: bool) -> "Likeness":
         """Return the likeness to examples.
 
         Parameters
         ----------
         examples : ndarray of shape (m, d), float32
             Their features.
-        asked : ndarray of shape (n, d), float32
-            Features of the records asked before.
         codebook : Codebook
         directions : bool
         """
         place = codebook.directions if directions else codebook.embed
-        return cls(codebook, directions, place(examples).astype(np.float64), np.unique(content_hash(asked)))
+        return cls(codebook, directions, place(examples).astype(np.float64))
 
     def __call__(self, X: Floats32) -> tuple[Floats64, Positions]:
         """Score records, in (0, 1], and find the nearest example of each, the first of equals.
@@ -76,13 +67,6 @@ class Likeness:
             score[start:stop], cells[start:stop] = 1.0 / (1.0 + np.maximum(nearest, 0.0)), apart.argmin(axis=1)
         return score, cells
 
-    def distinct(self, X: Floats32, score: Floats64, rows: Rows, seed: int, round: int) -> Positions:
-        """Find the positions, ascending, of records that are kept: the best by key of equal ones, none asked before."""
-        order = key_order(score, rows, seed, round)
-        hashes = content_hash(X[order])
-        first = np.unique(hashes, return_index=True)[1]
-        return np.sort(order[first[~np.isin(hashes[first], self.known)]])
-
     def capacity(self, capacity: Capacity) -> Capacity:
         """Return what a search keeps out of as many rows in all."""
         return shared(capacity, len(self.points))
@@ -90,25 +74,8 @@ class Likeness:
     def digest(self) -> str:
         """Name the score by its content."""
         sha = hashlib.sha256(f"{self.codebook.digest()} {self.directions}".encode())
-        for part in (self.points, self.known):
-            sha.update(np.ascontiguousarray(part).tobytes())
+        sha.update(np.ascontiguousarray(self.points).tobytes())
         return sha.hexdigest()
-
-
-def content_hash(X: Floats32) -> npt.NDArray[np.uint64]:
-    """Hash the features of each record: equal records have equal hashes.
-
-    Examples
-    --------
-    >>> hashes = content_hash(np.array([[0.0, 1.0], [-0.0, 1.0], [1.0, 0.0]], np.float32))
-    >>> bool(hashes[0] == hashes[1]), bool(hashes[0] == hashes[2])
-    (True, False)
-    """
-    # Adding 0 turns -0.0 into 0.0: equal numbers must have equal bits.
-    bits = np.ascontiguousarray(X + np.float32(0)).view(np.uint32).astype(np.uint64)
-    odd = splitmix64(np.arange(X.shape[1], dtype=np.uint64)) | np.uint64(1)
-    with np.errstate(over="ignore"):
-        return splitmix64(splitmix64(bits) @ odd)
 
 
 def shared(capacity: Capacity, n_examples: int) -> Capacity:

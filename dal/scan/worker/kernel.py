@@ -17,13 +17,14 @@ from dal.plugins import Carried
 from dal.pool import Pool, Reader
 from dal.pool.chunks import rows_or_fill
 from dal.pool.condition import Condition
-from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds, no_thresholds
+from dal.scan.merge import SLACK, SLACK_WITH_FEATURES, Best, Thresholds, distinct, no_thresholds
 from dal.scan.plan import Interval
 from dal.scan.worker.histogram import Histogram
 from dal.scores import OF_ONE_MODEL, Scored, of_decisions
 from dal.selection.candidates import Candidates, Capacity, leading, usable
 from dal.selection.codebook import Codebook
 from dal.selection.familiar import Copies, Familiar
+from dal.selection.once import Once, content_hash
 from dal.selection.order import power_masses, uniform
 from dal.selection.search import Likeness
 
@@ -38,7 +39,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 11
+KERNEL_VERSION = 12
 """Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
@@ -70,6 +71,8 @@ class Order:
         What records must meet to be kept.
     familiar : Familiar or None
         Records that are not kept.
+    once : Once or None
+        Whether one of equal records is kept, and which are not.
     """
 
     score: str | Carried
@@ -85,6 +88,7 @@ class Order:
     likeness: Likeness | Copies | None = None
     where: Condition | None = None
     familiar: Familiar | None = None
+    once: Once | None = None
 
     @property
     def slack(self) -> float:
@@ -448,25 +452,39 @@ class _Span:
         if self.order.where is not None and len(positions):
             # Only of those that could be kept: a condition reads columns, and takes longer than a score.
             positions = positions[self.order.where.met_by(self.pool, rows[positions], X[positions])]
-        if self.order.familiar is not None and len(positions):
-            positions = positions[~self.order.familiar(X[positions])]
         if self.order.likeness is not None:
-            distinct = self.order.likeness.distinct(
-                X[positions], score[positions], rows[positions], self.order.seed, self.order.round
-            )
-            positions = positions[distinct]
+            positions = positions[score[positions] > 0]
         if not len(positions):
             return
+        once, familiar = self.order.once, self.order.familiar
+        looks = self.order.carry or once is not None or familiar is not None
+        own = X[positions] if looks else np.empty((len(positions), 0), np.float32)
+        bare = Candidates(
+            rows[positions],
+            score[positions],
+            np.full(len(positions), -1, np.int64) if cells is None else cells[positions].astype(np.int64),
+            predicted[positions],
+            np.empty((len(positions), 0), np.float32),
+            content=None if once is None else content_hash(own),
+        )
+        left = np.arange(len(bare))
+        if once is not None and bare.content is not None:
+            left = left[once.fresh(bare.content)]
+            # Equal records are alike in all that follows, and one of each is looked at.
+            left = left[distinct(bare.take(left), self.order.capacity, self.order.seed, self.order.round)]
+        if familiar is not None and len(left):
+            left = left[~familiar(own[left])]
+        if not len(left):
+            return
+        if len(left) < len(positions):
+            positions, bare, own = positions[left], bare.take(left), own[left]
         proba, classes = (None, None) if seen.proba is None else leading(seen.proba[positions], self.order.proba)
         self.best.add(
-            Candidates(
-                rows[positions],
-                score[positions],
-                np.full(len(positions), -1, np.int64) if cells is None else cells[positions].astype(np.int64),
-                predicted[positions],
-                X[positions] if self.order.carry else np.empty((len(positions), 0), np.float32),
-                proba,
-                None if seen.embeddings is None else seen.embeddings[positions],
+            replace(
+                bare,
+                embeddings=own if self.order.carry else bare.embeddings,
+                proba=proba,
+                inner=None if seen.embeddings is None else seen.embeddings[positions],
                 classes=classes,
             )
         )
