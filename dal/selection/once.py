@@ -1,7 +1,7 @@
 """Equal records, of which a batch is to hold one: logs hold thousands of copies of one event.
 
 "Equal" is an equivalence, unlike "within a distance": which record of a group is kept does not depend on the order in
-which records come, so that a scan keeps one of each exactly. Records are told apart by a hash of their features.
+which records come, so that a scan keeps one of each exactly. A hash of their features tells records apart.
 """
 
 import hashlib
