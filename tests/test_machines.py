@@ -31,6 +31,8 @@ from dal.evidence.machines import CHECKS, MachineAnswers, drawn_to_check, judge,
 from dal.evidence.ruler import wilson
 from dal.evidence.votes import Labels
 from dal.exchange import ask_machine, write_batch, write_labels
+from dal.exchange.program import Program
+from dal.loop.batch import reserve_of
 from dal.web.overview import Overviews
 from dal.web.records import Records
 from dal.web.state import Standings
@@ -68,10 +70,10 @@ def campaign(tmp_path: Path, backend: str) -> CampaignStore:
 
 
 def answered(campaign: CampaignStore, code: int | None = 1, *, trusted: bool = True, name: str = "llm") -> None:
-    """Have a machine give one answer to all records that wait for it."""
+    """Have a machine give one answer to all records that wait for it, trusted with each class or with none."""
     machines = Machines(campaign)
     machines.enrol(name)
-    machines.add(name, [(each, code) for each in machines.waiting(name)], trusted=trusted)
+    machines.add(name, [(each, code) for each in machines.waiting(name)], trusted=(0, 1) if trusted else ())
 
 
 def alone_rows(campaign: CampaignStore) -> set[int]:
@@ -162,6 +164,50 @@ def test_people_come_first_and_checks_say_what_an_answer_means(proba: bool) -> N
     assert with_machines(people, [(nothing, judge(nothing, people, 2))]).rows.tolist() == checked.tolist()
 
 
+@pytest.mark.parametrize(("n_checks", "wrong", "expected"), [(1, 1, 1), (9, 9, 1), (11, 6, 1), (12, 10, 0), (0, 0, 1)])
+def test_an_answer_keeps_its_class_unless_most_of_ten_checks_say_another(
+    n_checks: int, wrong: int, expected: int
+) -> None:
+    rows = np.arange(50, 90)
+    codes = np.ones(40, np.int64)
+    given = MachineAnswers(rows, codes, np.ones(40, bool), np.ones(40, bool))
+    truth = np.where(np.arange(n_checks) < wrong, 0, 1)
+    people = Labels(rows[:n_checks], truth, np.eye(2)[truth])
+    found = with_machines(people, [(given, judge(given, people, 2))])
+    assert found.codes[n_checks:].tolist() == [expected] * (40 - n_checks)
+    assert found.codes[:n_checks].tolist() == truth.tolist()
+    assert found.proba is not None
+    assert (found.proba[np.arange(40), found.codes] >= found.proba.max(axis=1)).all()
+
+
+def test_a_class_between_two_others_without_a_majority_keeps_the_answer() -> None:
+    rows, codes = np.arange(7, 30), np.full(23, 2)
+    given = MachineAnswers(rows, codes, np.ones(23, bool), np.ones(23, bool))
+    people = Labels(rows[:12], np.array([0] * 6 + [1] * 5 + [2]))
+    assert with_machines(people, [(given, judge(given, people, 3))]).codes[12:].tolist() == [2] * 11
+    people = Labels(rows[:12], np.array([0] * 7 + [1] * 4 + [2]))
+    assert with_machines(people, [(given, judge(given, people, 3))]).codes[12:].tolist() == [0] * 11
+
+
+def test_a_rare_class_is_trusted_by_its_own_checks() -> None:
+    """Of 95 to 5, a machine that always says the common class is right in 95 %, and its rare answers are unknown."""
+    rng = np.random.default_rng(0)
+    rows, truth = np.arange(30, 430), (rng.random(400) < 0.05).astype(np.int64)
+    nothing = np.zeros(400, bool)
+
+    def judged(codes: np.ndarray) -> frozenset[int]:
+        return judge(MachineAnswers(rows, codes, ~nothing, nothing), Labels(rows, truth), 2).trusted(0.9)
+
+    assert judged(np.zeros(400, np.int64)) == {0}
+    assert judged(truth) == {0, 1}
+    few = truth.copy()
+    few[np.flatnonzero(truth)[9:]] = 0
+    assert judged(few) == {0}, "nine checks are too few"
+    eager = truth.copy()
+    eager[np.flatnonzero(truth == 0)[::20]] = 1
+    assert judged(eager) == {0}, "half of its rare answers are wrong"
+
+
 def test_the_records_to_check_are_drawn_whatever_the_answer_and_more_of_them_hold_the_fewer() -> None:
     rows = np.arange(10**9, 10**9 + 20_000)
     few, more = (drawn_to_check(rows, share, seed=5) for share in (0.1, 0.3))
@@ -213,6 +259,63 @@ def test_a_trusted_answer_is_enough_for_any_overlap_unless_somebody_said_otherwi
     expected = {row for row in range(100, 118) if not drawn[row - 100] and not (row < 110 and row % 2 == 0)}
     assert alone_rows(campaign) == expected
     assert set(campaign.rounds.waiting_rows(1).tolist()) == set(range(100, 120)) - expected
+
+
+def test_only_answers_of_trusted_classes_count_alone(tmp_path: Path, backend: str) -> None:
+    campaign = started(tmp_path / "c")
+    machines = Machines(campaign)
+    machines.enrol("llm")
+    machines.add("llm", [(each, 1) for each in machines.waiting("llm")], trusted={0})
+    assert alone_rows(campaign) == set()
+
+
+def test_what_people_hold_or_skip_is_theirs(tmp_path: Path, backend: str) -> None:
+    campaign = started(tmp_path / "c", overlap=3)
+    machines = Machines(campaign)
+    machines.enrol("llm")
+    waiting = machines.waiting("llm")
+    assert len(waiting) == 20
+    held = {each.row for each in Queue(campaign).lease("bob", 5)}
+    assert len(held) == 5
+    assert {each.row for each in machines.waiting("llm")} == {each.row for each in waiting} - held
+    skipped = {row for row in range(100, 112) if row not in held}
+    campaign.answers.add([Answer(row, f"r{row - 100}", "ann", "skipped") for row in skipped], source="x")
+    machines.add("llm", [(each, 1) for each in waiting], trusted={1})
+    drawn = drawn_to_check(np.arange(100, 118), 0.25, 0)
+    assert alone_rows(campaign) == {row for row in range(112, 118) if not drawn[row - 100]} - held
+
+
+@pytest.mark.parametrize("change", ["closed", "answered"])
+def test_what_changed_while_the_program_ran_needs_no_machine(tmp_path: Path, backend: str, change: str) -> None:
+    campaign = started(tmp_path / "c")
+    machines = Machines(campaign)
+    machines.enrol("llm")
+    waiting = machines.waiting("llm")
+    if change == "closed":
+        campaign.rounds.close(campaign.rounds.get(1))
+    else:
+        campaign.answers.add([Answer(each.row, each.record_id, "ann", "submitted", 1) for each in waiting], source="x")
+    machines.add("llm", [(each, 1) for each in waiting], trusted={1})
+    assert alone_rows(campaign) == set()
+
+
+def test_a_round_freezes_all_labels_and_no_reserve_goes_beyond_the_budget(tmp_path: Path, backend: str) -> None:
+    asked = Labelling(machine_check=0.25, reserve=2.0)
+    storage = Storage(database=databases.fresh())
+    chosen = replace(CHOSEN, labelling=asked, storage=storage, stop=("max_labels=30",))
+    campaign = CampaignStore.make(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=POOL.n_rows)
+    opened(campaign, range(100, 120))
+    campaign.answers.add([Answer(row, f"r{row - 100}", "ann", "submitted", 1) for row in (100, 119)], source="x")
+    answered(campaign)
+    answered(campaign, 0, name="other")
+    campaign.rounds.close(campaign.rounds.get(1))
+    opened(campaign, range(200, 204))
+    frozen = campaign.rounds.get(2)
+    settled = alone_rows(campaign)
+    assert len(settled) > 2
+    assert campaign.answers.labels(frozen.last_answer).rows.tolist() == sorted(settled | {100, 119})
+    assert frozen.labels == len(settled) + 2
+    assert reserve_of(View(campaign), frozen) == min(8, 30 - frozen.labels - 4)
 
 
 def test_without_a_model_and_where_machines_differ_people_answer(tmp_path: Path, backend: str) -> None:
@@ -334,9 +437,10 @@ def ids_of(campaign: CampaignStore, name: str = "llm") -> list[str]:
         "for record in reversed(read()): say(record['record_id'])",
         "for line in iter(sys.stdin.readline, ''): say(json.loads(line)['record_id'], confidence=.5)",
         "sys.stdout.write('\\n'.join(json.dumps({'record_id': r['record_id'], 'label': 'dog'}) for r in read()))",
+        "print('\\n \\n', flush=True)\nfor r in read(): print(); say(r['record_id'])",
         "sys.stderr.write('x' * 300_000 + '\\n')\n" + ALL,
     ],
-    ids=["all", "reversed", "each", "no newline at the end", "loud"],
+    ids=["all", "reversed", "each", "no newline at the end", "blank lines", "loud"],
 )
 def test_a_program_answers_in_any_order_and_nobody_is_asked_twice(
     campaign: CampaignStore, tmp_path: Path, text: str
@@ -464,6 +568,91 @@ def test_a_cap_and_a_price(campaign: CampaignStore, tmp_path: Path) -> None:
     assert ask_machine(campaign, POOL, "llm", command, cap=6).answers == 1
 
 
+def test_what_is_imported_under_its_name_costs_a_machine_nothing(campaign: CampaignStore, tmp_path: Path) -> None:
+    command = program(tmp_path, ALL)
+    ask_machine(campaign, POOL, "llm", command, cost=0.5, cap=8)
+    campaign.answers.add([Answer(row, f"r{row - 100}", "llm", "skipped") for row in range(100, 108)], source="file:x")
+    [work] = status(campaign).machines
+    assert (work.cost, work.left, work.answers, work.skipped) == (4.0, 0, 8, 8)
+    assert ask_machine(campaign, POOL, "llm", command, cap=10).answers == 2
+
+
+def test_without_an_open_batch_there_is_nothing_to_ask(campaign: CampaignStore, tmp_path: Path) -> None:
+    campaign.rounds.close(campaign.rounds.get(1))
+    with pytest.raises(CampaignError, match="no batch is open; run dal next first"):
+        ask_machine(campaign, POOL, "llm", program(tmp_path, ALL))
+
+
+def during(campaign: CampaignStore, tmp_path: Path, change: Callable[[], object]) -> list[tuple[int, int]]:
+    """Run a program five records at a time, and change something after the first ones."""
+    seen: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        if done == 5 and not seen:
+            change()
+        if done % 5 == 0:
+            seen.append((done, total))
+
+    text = "for line in [json.dumps({'record_id': r['record_id'], 'label': 'dog'}) for r in read()]: print(line)"
+    ask_machine(campaign, POOL, "llm", program(tmp_path, text), at_once=5, progress=progress)
+    return seen
+
+
+def test_a_long_run_heeds_a_pause(campaign: CampaignStore, tmp_path: Path) -> None:
+    with pytest.raises(CampaignError, match="boss has paused"):
+        during(campaign, tmp_path, lambda: Control(campaign).tell("pause", "boss"))
+    assert len(ids_of(campaign)) == 5
+
+
+def test_a_long_run_heeds_the_end_of_its_round(campaign: CampaignStore, tmp_path: Path) -> None:
+    def closed() -> None:
+        campaign.rounds.close(campaign.rounds.get(1))
+        opened(campaign, range(200, 220))
+
+    assert during(campaign, tmp_path, closed) == [(5, 20)]
+
+
+def test_a_long_run_heeds_what_people_answer_and_a_new_cap(campaign: CampaignStore, tmp_path: Path) -> None:
+    def changed() -> None:
+        given = [Answer(row, f"r{row - 100}", "ann", "submitted", 1) for row in range(105, 109)]
+        campaign.answers.add(given, source="x")
+        Machines(campaign).enrol("llm", cap=10)
+
+    assert during(campaign, tmp_path, changed) == [(5, 20), (10, 10)]
+    assert ids_of(campaign) == [f"r{at}" for at in (*range(5), *range(9, 14))]
+
+
+def test_a_long_run_trusts_as_of_now(campaign: CampaignStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trusted: list[frozenset[int]] = [frozenset(), frozenset(), frozenset({1}), frozenset({1})]
+    monkeypatch.setattr(Machines, "trusted_answers", lambda *_: trusted.pop(0))
+    during(campaign, tmp_path, lambda: None)
+    drawn = drawn_to_check(np.arange(110, 118), 0.25, 0)
+    assert alone_rows(campaign) == {row for row in range(110, 118) if not drawn[row - 110]}
+
+
+def test_time_that_the_listener_takes_is_not_the_programs() -> None:
+    """The clock of the listener goes on by an hour with each line."""
+    text = "import time\nfor at in range(3): print(at, flush=True); time.sleep(.2)"
+    replies = Program([sys.executable, "-c", text], 60.0).replies(b"")
+    clock, late = time.monotonic, 0.0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dal.exchange.program.time.monotonic", lambda: clock() + late)
+        lines = []
+        for each in replies:
+            lines += each
+            late += 3600
+    assert lines == [b"0", b"1", b"2"]
+
+
+def test_where_the_end_of_a_program_cannot_be_awaited_it_is_not_run(
+    campaign: CampaignStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "pidfd_open")
+    with pytest.raises(InputError, match="use Linux"):
+        ask_machine(campaign, POOL, "llm", program(tmp_path, ALL))
+    assert ids_of(campaign) == []
+
+
 def test_a_paused_campaign_asks_no_machine(campaign: CampaignStore, tmp_path: Path) -> None:
     Control(campaign).tell("pause", "boss")
     with pytest.raises(CampaignError, match="boss has paused"):
@@ -519,7 +708,7 @@ def played(campaign: dal.Campaign, machine: Callable[[int, int | None], int | No
         batch = campaign.next_batch()
         assert isinstance(batch, dal.loop.campaign.Batch)
         given = [(each, machine(each.row, each.predicted)) for each in machines.waiting("llm")]
-        machines.add("llm", given, trusted=machines.is_trusted("llm"))
+        machines.add("llm", given, trusted=machines.trusted_answers("llm"))
         rows = campaign.rounds.waiting_rows(batch.number)
         campaign.label([f"r{row}" for row in rows.tolist()], truth_of(3000)[rows], annotator="ann")
         by_people.append(len(rows))
@@ -538,7 +727,7 @@ def test_a_machine_that_is_wrong_always_or_says_what_the_model_says_hurts_no_lab
     assert len(known.rows) == 400
     assert (known.codes == truth_of(3000)[known.rows]).all()
     [work] = campaign.status().machines
-    assert (work.alone, work.trusted) == (0, False)
+    assert (work.alone, work.trusted) == (0, ())
     assert "people answer every record" in work.text
 
 
@@ -556,7 +745,7 @@ def test_a_good_machine_saves_answers_and_the_ruler_stays_with_people(tmp_path: 
     people = {row for row, name in zip(*_latest(campaign), strict=True) if name == "ann"}
     assert set(explored.tolist()) & set(known.rows.tolist()) <= people
     [work] = campaign.status().machines
-    assert work.trusted
+    assert work.trusted == CLASSES
     assert work.accuracy.value == 1.0
     assert work.alone == 500 - sum(by_people)
 
@@ -569,9 +758,9 @@ def _latest(campaign: CampaignStore) -> tuple[list[int], list[str]]:
 def test_a_machine_that_becomes_bad_is_trusted_no_longer(tmp_path: Path) -> None:
     campaign = real(tmp_path, machine_check=0.5)
     played(campaign, lambda row, _: row % 2, rounds=3)
-    assert Machines(campaign).is_trusted("llm")
+    assert Machines(campaign).trusted_answers("llm") == {0, 1}
     played(campaign, lambda _, predicted: predicted, rounds=3)
-    assert not Machines(campaign).is_trusted("llm")
+    assert not Machines(campaign).trusted_answers("llm")
     assert played(campaign, lambda _, predicted: predicted, rounds=1) == [100]
 
 

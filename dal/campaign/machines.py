@@ -1,19 +1,21 @@
 """Machines: annotators that are programs, with their price and their cap, and the records that wait for them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import ColumnElement, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, insert, or_, select, update
 
 from dal.campaign import answers as ledger
 from dal.campaign import schema
 from dal.campaign.answer_log import Standing
-from dal.campaign.people import enrolled, is_machine, spelling
+from dal.campaign.leases import held
+from dal.campaign.people import by_people, enrolled, is_machine, spelling
 from dal.campaign.schema import Answer, Asked, answers, asked, machines, rounds
 from dal.campaign.store import CampaignStore
 from dal.errors import InputError, LabelError
-from dal.evidence.machines import Judged, drawn_to_check, estimate
+from dal.evidence.machines import LEAST, drawn_to_check, estimate
 from dal.evidence.ruler import Estimate
 from dal.texts import name_flaw
 
@@ -45,8 +47,8 @@ class MachineWork:
         Answers that its cap leaves; None without a cap.
     accuracy, backed : Estimate
         See :class:`dal.evidence.machines.Judged`.
-    trusted : bool
-        Whether its next answers may count alone.
+    trusted : tuple of str
+        The classes that its next answers may settle records with.
     text : str
         The same in a line.
     """
@@ -59,7 +61,7 @@ class MachineWork:
     left: int | None
     accuracy: Estimate
     backed: Estimate
-    trusted: bool
+    trusted: tuple[str, ...]
     text: str
 
 
@@ -108,28 +110,42 @@ class Machines:
         with self._database.reading() as connection:
             name = spelling(connection, name)
             cap = connection.scalar(select(machines.c.cap).where(machines.c.name == name))
-            given = connection.scalar(select(func.count()).where(answers.c.annotator == name)) or 0
+            given = connection.scalar(select(func.count()).where(answers.c.annotator == name, _bought)) or 0
         return None if cap is None else max(0, cap - given)
 
     def waiting(self, name: str) -> list[Asked]:
         """Read the records of the open batch that wait for answers, and that a machine has not answered, by rank.
 
-        The reserve is not among them: it is there for people who would have nothing to do.
+        Records that somebody looks at are left out. So is the reserve: it is there for people who would have nothing to
+        do.
         """
         columns = [asked.c[each] for each in ("row", "record_id", "rank", "score", "predicted", "explore")]
         with self._database.reading() as connection:
             own = exists().where(answers.c.row == asked.c.row, answers.c.annotator == spelling(connection, name))
-            few = ledger.answers_given(asked.c.row) < self._labelling.overlap
+            free = self._free(self._database.now(connection))
             opened = asked.c.round.in_(select(rounds.c.number).where(rounds.c.status == "open"))
-            query = select(*columns).where(opened, ~asked.c.reserve, few, ~own.correlate(asked))
+            query = select(*columns).where(opened, ~asked.c.reserve, free, ~own.correlate(asked))
             return [Asked(*found) for found in connection.execute(query.order_by(asked.c.rank))]
 
-    def add(self, name: str, given: Sequence[tuple[Asked, int | None]], *, trusted: bool) -> int:
+    def _free(self, now: datetime) -> ColumnElement[bool]:
+        """Return the condition that an asked record lacks answers, and that nobody looks at it."""
+        few = ledger.answers_given(asked.c.row) < self._labelling.overlap
+        return and_(few, ~held(asked.c.row, now))
+
+    def add(self, name: str, given: Sequence[tuple[Asked, int | None]], *, trusted: Collection[int]) -> int:
         """Add a machine's answers, class codes or None for skipped records; return how many count alone.
 
-        An answer counts alone where the machine is trusted, the model that chose the batch predicted the same class,
-        nobody has answered otherwise, and the record is neither in the explore share nor drawn to be checked. A record
+        An answer counts alone where its class is among the trusted ones, the model that chose the batch predicted the
+        same class, and the record is neither in the explore share nor drawn to be checked. It must also still wait:
+        the round is open, answers lack, nobody looks at the record, has skipped it or has answered otherwise. A record
         that the machine has answered is left as it is.
+
+        Parameters
+        ----------
+        name : str
+        given : sequence of (Asked, int or None)
+        trusted : collection of int
+            As `trusted_answers` returns them.
 
         Raises
         ------
@@ -145,14 +161,15 @@ class Machines:
             name = spelling(connection, name)
             own = select(answers.c.row).where(answers.c.row.in_(rows), answers.c.annotator == name)
             answered = set(connection.scalars(own))
-            others = connection.execute(
-                ledger.standing(answers.c.row.in_(rows), answers.c.status == "submitted").with_only_columns(
-                    answers.c.row, answers.c.label
-                )
-            )
-            said: dict[int, set[int]] = {}
+            # A machine that skips knows nothing of the record; a person who skips it has looked.
+            heard = or_(answers.c.status == "submitted", by_people(answers.c.annotator))
+            standing = ledger.standing(answers.c.row.in_(rows), heard)
+            others = connection.execute(standing.with_only_columns(answers.c.row, answers.c.label))
+            said: dict[int, set[int | None]] = {}
             for row, label in others:
                 said.setdefault(row, set()).add(label)
+            free = self._free(self._database.now(connection))
+            waits = set(connection.scalars(select(asked.c.row).where(asked.c.row.in_(rows), free)))
             places = {each.row: each for each in connection.execute(wanted)}
             lines = []
             for (record, code), checked in zip(given, drawn.tolist(), strict=True):
@@ -165,6 +182,8 @@ class Machines:
                 backed = code is not None and code == record.predicted and not record.explore
                 agreed = said.get(record.row, set()) <= {code}
                 place = places[record.row]
+                late = place.status != "open"
+                settles = code in trusted and backed and agreed and not checked
                 lines.append(
                     {
                         **ledger.as_columns(answer, received),
@@ -172,23 +191,20 @@ class Machines:
                         "label": code,
                         "round": place.round,
                         "source": SOURCE,
-                        "late": place.status != "open",
-                        "alone": trusted and backed and agreed and not checked,
+                        "late": late,
+                        "alone": settles and not late and record.row in waits,
                     }
                 )
             if lines:
                 connection.execute(insert(answers), lines)
         return sum(bool(line["alone"]) for line in lines)
 
-    def is_trusted(self, name: str) -> bool:
-        """Return whether a machine's next answers may count alone, by what people have checked so far."""
+    def trusted_answers(self, name: str) -> frozenset[int]:
+        """Return the class codes that a machine may answer alone, by what people have checked so far."""
         with self._database.reading() as connection:
             name = spelling(connection, name)
         judged = self._campaign.answers.standing().machines.get(name)
-        return judged is not None and self._trusts(judged)
-
-    def _trusts(self, judged: Judged) -> bool:
-        return judged.backed.value is not None and judged.backed.low >= self._labelling.machine_accuracy
+        return frozenset() if judged is None else judged.trusted(self._labelling.machine_accuracy)
 
     def work(self) -> list[MachineWork]:
         """Return the work of each machine, by name."""
@@ -196,7 +212,7 @@ class Machines:
             standing = self._campaign.answers.standing()
             with self._database.reading() as connection:
                 query = select(machines, func.count(answers.c.id)).outerjoin(
-                    answers, answers.c.annotator == machines.c.name
+                    answers, and_(answers.c.annotator == machines.c.name, _bought)
                 )
                 grouped = query.group_by(machines.c.name, machines.c.cost, machines.c.cap).order_by(machines.c.name)
                 known = connection.execute(grouped).all()
@@ -210,25 +226,31 @@ class Machines:
         cost = None if machine.cost is None else machine.cost * given
         left = None if machine.cap is None else max(0, machine.cap - given)
         accuracy, backed = (_UNKNOWN, _UNKNOWN) if judged is None else (judged.accuracy, judged.backed)
-        trusted = judged is not None and self._trusts(judged)
+        least, classes = self._labelling.machine_accuracy, self._campaign.settings.classes
+        trusted = () if judged is None else tuple(classes[code] for code in sorted(judged.trusted(least)))
         text = f"machine {machine.name}: {n_answers:,} answers, {skipped:,} of them skipped, {alone:,} without a person"
         text += "" if cost is None else f"; cost {cost:,.2f}"
         text += "" if left is None else f"; {left:,} left of its cap of {machine.cap:,}"
-        text += f"; right by people's labels: {accuracy.text}"
+        text += "" if accuracy.value is None else f"; its share of right answers is {accuracy.text}"
         if backed.value is not None:
-            text += f"; where the model says the same: {backed.text}"
-        least = self._labelling.machine_accuracy
-        follows = (
-            "its answers that the model backs count, but for those drawn to be checked"
-            if trusted
-            else f"people answer every record, until the lower end of the last is {least:g}"
-            if backed.value is not None
-            else "people answer every record"
-        )
+            text += f"; where the model says the same, the share is {backed.text}"
+        if trusted and judged is not None:
+            which = "" if len(trusted) == len(classes) else f" {', '.join(trusted)}"
+            follows = f"its answers{which} settle records where the model says the same, but for those to be checked"
+        elif backed.value is not None and backed.low >= least:
+            follows = (
+                f"people answer every record, until {LEAST} checks of one answer show it right in {least:g} of them"
+            )
+        else:
+            follows = "people answer every record, until their checks show with 95 % certainty that it is right in"
+            follows += f" {least:g} of the answers that the model shares"
         return MachineWork(
             machine.name, n_answers, skipped, alone, cost, left, accuracy, backed, trusted, f"{text}; {follows}"
         )
 
+
+_bought = answers.c.source == SOURCE
+"""Chooses what a machine was asked for: lines that are imported under its name cost nothing."""
 
 _UNKNOWN = estimate(0.0, 0, 0)
 

@@ -100,7 +100,7 @@ class Rounds:
             if before is not None and before.status != "closed":
                 raise CampaignError(f"round {before.number} is {before.status}: close it before the next one begins")
             upto = ledger.last_id(connection)
-            known = self._answers.standing_at(connection, upto).answers
+            labels = self._answers.standing_at(connection, upto).labelled_rows.size
             number = 1 if before is None else before.number + 1
             excluded = ledger.excluded_at(connection, number, upto)
             connection.execute(
@@ -119,7 +119,7 @@ class Rounds:
                     balance=None if balance is None else json.dumps(list(balance)),
                     learner=learner,
                     last_answer=upto,
-                    labels=np.unique(known.rows[known.labels >= 0]).size,
+                    labels=labels,
                     excluded=excluded.size,
                     excluded_digest=digest_of(excluded.astype("<i8").tobytes()),
                     parent_model=_last_model(connection, pool_fingerprint),

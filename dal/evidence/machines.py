@@ -6,8 +6,8 @@ records. So the answers are split in two, and each part is weighted by its size:
 
 *backed*
     the machine and the model that chose the batch say the same. Such a record is settled without a person once the
-    machine is trusted, except for a share that is drawn at random. These are checks of exactly the answers that count
-    alone.
+    machine is trusted with this answer, except for a share that is drawn at random. These are checks of exactly the
+    answers that count alone.
 *others*
     all other answers; people get each of these records.
 """
@@ -27,6 +27,9 @@ Floats = npt.NDArray[np.float64]
 
 CHECKS = 200
 """Newest checks that decide whether a machine is trusted: it may have become another one."""
+
+LEAST = 10
+"""Checks of one answer from which on they say more about it than the machine does."""
 
 _DRAWN = -2
 """Stands for the round in the hash that draws the records to check: no round has it."""
@@ -52,6 +55,11 @@ class MachineAnswers:
     backed: Flags
     alone: Flags
 
+    @property
+    def settling(self) -> Flags:
+        """The flags of the answers that are the label of their record where no person has labelled it."""
+        return self.alone & (self.codes >= 0)
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -65,17 +73,32 @@ class Judged:
         Share of its labels that are those of people, over all of its labels.
     backed : Estimate
         The same where the model predicts the same class, over the newest checks.
+    by_answer : tuple of Estimate
+        The same for each answer by itself, by class code.
     confusion : ndarray of float64, shape (C, C)
         ``confusion[c, l]``: how often the machine answers l where people say c; weighted as `accuracy` is.
     meaning : ndarray of float64, shape (C, C)
-        ``meaning[l, c]``: the probability that a backed answer l is of the class c.
+        ``meaning[l, c]``: the probability that a backed answer l is of the class c. Fewer than `LEAST` checks change
+        nothing, nor does another class than l without a majority of them.
     """
 
     checked: int
     accuracy: Estimate
     backed: Estimate
+    by_answer: tuple[Estimate, ...]
     confusion: Floats
     meaning: Floats
+
+    def trusted(self, least: float) -> frozenset[int]:
+        """Return the class codes that the machine may answer alone.
+
+        The interval of all backed answers must lie above `least`. Most checks are of the common classes, and say
+        nothing of a rare one. So each answer needs checks of its own, of which a share of `least` is right.
+        """
+        if self.backed.value is None or self.backed.low < least:
+            return frozenset()
+        enough = {code: each for code, each in enumerate(self.by_answer) if each.n >= LEAST}
+        return frozenset(code for code, each in enough.items() if each.value is not None and each.value >= least)
 
 
 def drawn_to_check(rows: npt.ArrayLike, share: float, seed: int) -> Flags:
@@ -109,12 +132,13 @@ def judge(given: MachineAnswers, people: Labels, n_classes: int) -> Judged:
     truth[checked] = people.codes[at[checked]]
     counts = np.stack([_counts(truth, codes, checked & part, n_classes) for part in (backed, ~backed)])
     sizes = np.array([backed.sum(), (~backed).sum()], np.float64)
-    newest = np.flatnonzero(checked & backed)[-CHECKS:]
-    right = (truth[newest] == codes[newest]).mean() if len(newest) else 0.0
+    checks = np.flatnonzero(checked & backed)
+    right = truth == codes
     return Judged(
         int(checked.sum()),
         _weighted_accuracy(counts, sizes),
-        estimate(float(right), len(newest), len(newest)),
+        _share_right(right[checks]),
+        tuple(_share_right(right[checks[codes[checks] == code]]) for code in range(n_classes)),
         _confusion(counts, sizes),
         _meaning(counts[0]),
     )
@@ -123,17 +147,19 @@ def judge(given: MachineAnswers, people: Labels, n_classes: int) -> Judged:
 def with_machines(people: Labels, given: list[tuple[MachineAnswers, Judged]]) -> Labels:
     """Add to the labels of people those of machines that count alone, for records that no person has labelled.
 
-    A label is the most probable class of what the machine answered, by its checks. Where the vote of people gives
-    probabilities, it has these as well.
+    A label is the most probable class of what the machine answered, by its checks, and the answer itself where another
+    class is only as probable. Where the vote of people gives probabilities, it has these as well.
     """
     rows, codes, proba = [people.rows], [people.codes], [] if people.proba is None else [people.proba]
     known = people.rows
     for answers, judged in given:
         # Two machines that settle a record say the same, and the first one is heard.
-        own = answers.alone & (answers.codes >= 0) & ~np.isin(answers.rows, known)
-        meant = judged.meaning[answers.codes[own]]
+        own = answers.settling & ~np.isin(answers.rows, known)
+        said = answers.codes[own]
+        meant = judged.meaning[said]
+        as_said = meant[np.arange(len(said)), said] >= meant.max(axis=1)
         rows.append(answers.rows[own])
-        codes.append(meant.argmax(axis=1).astype(np.int64))
+        codes.append(np.where(as_said, said, meant.argmax(axis=1)))
         proba.append(meant)
         known = np.concatenate([known, answers.rows[own]])
     order = np.argsort(known, kind="stable")
@@ -165,10 +191,16 @@ def _weighted_accuracy(counts: Floats, sizes: Floats) -> Estimate:
     return estimate(float(weights @ (right / known)), min(n, mean * (1 - mean) / variance), int(n))
 
 
+def _share_right(right: Flags) -> Estimate:
+    """Estimate the share of right answers by the newest checks, the last ones."""
+    newest = right[-CHECKS:]
+    return estimate(float(newest.mean()) if len(newest) else 0.0, len(newest), len(newest))
+
+
 def estimate(share: float, effective: float, n: int) -> Estimate:
     """Return a share of `n` records, with the interval of as many as `effective`; nothing is known of none."""
     if not n:
-        return Estimate(None, 0.0, 1.0, 0, "not enough evidence: people have not checked it")
+        return Estimate(None, 0.0, 1.0, 0, "people have not checked enough of them yet")
     low, high = share_interval(share, effective, 0.95)
     return Estimate(share, low, high, n, f"{share:.3f} ({low:.3f} to {high:.3f}, 95 %) on {n:,} records")
 
@@ -182,6 +214,11 @@ def _confusion(counts: Floats, sizes: Floats) -> Floats:
 
 
 def _meaning(counts: Floats) -> Floats:
-    joint = counts.T + prior_answers(len(counts))
+    prior = prior_answers(len(counts))
+    checks = counts.T
+    joint = checks + prior
+    confirmed = joint.diagonal() >= joint.max(axis=1)
+    told = confirmed | (2 * checks.max(axis=1) > checks.sum(axis=1))
+    joint = np.where(((checks.sum(axis=1) >= LEAST) & told)[:, None], joint, prior)
     matrix: Floats = joint / joint.sum(axis=1, keepdims=True)
     return matrix

@@ -98,7 +98,7 @@ def ask_machine(
     ProgramError
         If the program fails, or answers what cannot be taken. Its answers up to there are kept.
     CampaignError
-        If the campaign is paused or stopped.
+        If no batch is open, or the campaign is paused or stopped. Answers up to there are kept.
     CampaignLocked
         If another process asks the same machine.
     """
@@ -108,19 +108,25 @@ def ask_machine(
         raise SettingsError(f"`at_once` must be from 1 to {MOST_AT_ONCE:,}, got {at_once}")
     if not 0 < seconds <= 86_400:
         raise SettingsError(f"`seconds` must be above 0 and at most 86,400, got {seconds}")
-    if (told := Control(campaign).in_force) is not None:
-        done = "paused" if told.act == "pause" else "stopped"
-        raise CampaignError(f"{told.person} has {done} the campaign, and nobody is asked until dal resume")
+    _refuse_paused(campaign)
+    current = campaign.rounds.current
+    if current is None or current.status != "open":
+        raise CampaignError("no batch is open; run dal next first")
     machines = Machines(campaign)
     machine = machines.enrol(name, cost=cost, cap=cap)
     found = Asking()
     with _only_one(campaign, machine.name):
-        waiting = machines.waiting(machine.name)
-        left = machines.left(machine.name)
-        wanted = waiting if left is None else waiting[:left]
-        trusted = machines.is_trusted(machine.name)
-        for start in range(0, len(wanted), at_once):
-            block = wanted[start : start + at_once]
+        while True:
+            # Looked up for each run of the program: people answer, pause and close while hours of runs go on.
+            _refuse_paused(campaign)
+            is_open = campaign.rounds.get(current.number).status == "open"
+            waiting = machines.waiting(machine.name) if is_open else []
+            left = machines.left(machine.name)
+            wanted = waiting if left is None else waiting[:left]
+            if not wanted:
+                return Asking(found.answers, found.skipped, found.alone, len(waiting))
+            block, total = wanted[:at_once], found.answers + len(wanted)
+            trusted = machines.trusted_answers(machine.name)
             asked = _asked_for(campaign, pool, block)
             program = Program(command, seconds)
             with closing(_answers(program, asked, block, campaign.settings.classes)) as answers:
@@ -129,8 +135,13 @@ def ask_machine(
                     skipped = sum(code is None for _, code in given)
                     found = Asking(found.answers + len(given), found.skipped + skipped, found.alone + alone)
                     if progress is not None:
-                        progress(found.answers, len(wanted))
-    return Asking(found.answers, found.skipped, found.alone, len(waiting) - len(wanted))
+                        progress(found.answers, total)
+
+
+def _refuse_paused(campaign: CampaignStore) -> None:
+    if (told := Control(campaign).in_force) is not None:
+        done = "paused" if told.act == "pause" else "stopped"
+        raise CampaignError(f"{told.person} has {done} the campaign, and nobody is asked until dal resume")
 
 
 @contextmanager
@@ -179,6 +190,8 @@ def _answers(
             answers: list[tuple[Asked, int | None]] = []
             for line in lines:
                 number += 1
+                if not line.strip():
+                    continue
                 try:
                     record_id, code = _read(line, asked, waiting, known)
                 except (ValueError, LabelError) as error:

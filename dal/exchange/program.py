@@ -30,6 +30,8 @@ class Program:
     """
 
     def __init__(self, command: Sequence[str], seconds: float) -> None:
+        if not hasattr(os, "pidfd_open"):
+            raise SettingsError("`command` must run where its end can be awaited: use Linux 5.3 or newer")
         self._command, self._seconds = list(command), seconds
         self._said = b""
         self._line = b""
@@ -38,7 +40,8 @@ class Program:
         """Run the program on some lines, and yield the lines that it writes, as they come and without their ends.
 
         Input and output are served at the same time, so a program may answer each line at once, or read all of them
-        first, or none. It is killed, with the processes that it has started, where the caller stops listening.
+        first, or none. It is killed, with the processes that it has started, where the caller stops listening. The time
+        that the caller takes for the lines is not the program's.
 
         Parameters
         ----------
@@ -67,7 +70,8 @@ class Program:
                 # A process that the program left behind may hold its output open for ever: its own end is the end.
                 while running:
                     ready = watched.select(max(0.0, deadline - time.monotonic()))
-                    if not ready or time.monotonic() > deadline:
+                    has_ended = any(key.fileobj == ended for key, _ in ready)
+                    if not has_ended and time.monotonic() > deadline:
                         raise self.error(f"must end within {self._seconds:g} s, and ran on; allow it more time")
                     for key, _ in ready:
                         if key.fileobj is process.stdin:
@@ -78,7 +82,9 @@ class Program:
                         elif key.fileobj is process.stdout:
                             lines = self._lines(_read(process.stdout, watched))
                             if lines:
+                                before = time.monotonic()
                                 yield lines
+                                deadline += time.monotonic() - before
                         elif key.fileobj is process.stderr:
                             self._heard(_read(process.stderr, watched))
                         else:
