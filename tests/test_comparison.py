@@ -153,6 +153,14 @@ def test_no_record_carries_the_result_and_a_stratum_without_labels_is_left_out()
     assert 0 < unknown[2] < 0.2
 
 
+def test_weights_stay_numbers_where_the_sample_lacks_what_labels_have_both_ways() -> None:
+    mine = np.append(np.ones(59, np.int64), 0), np.append(np.zeros(59, np.int64), 1)
+    weights = raked(mine, [np.zeros(5000, np.int64), np.ones(5000, np.int64)])
+    assert np.isfinite(weights).all()
+    assert weights.min() > 0
+    assert weights.sum() == pytest.approx(1)
+
+
 # -- the comparison ----------------------------------------------------------------------------------------------------
 
 

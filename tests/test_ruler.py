@@ -346,6 +346,14 @@ def test_few_models_as_good_as_one_class_are_warned_of() -> None:
     assert beaten_by_one_class((rng.random(100) < 0.45).tolist(), codes.tolist()) == 0
 
 
+@pytest.mark.parametrize(("wrong", "beaten"), [(2500, None), (2600, 1)])
+def test_thousands_of_answers_are_compared(wrong: int, beaten: int | None) -> None:
+    """2 to the power of 5,000 is no float."""
+    codes = [1] * wrong + [0] * (5000 - wrong)
+    assert beaten_by_one_class([code == 0 for code in codes], codes) == beaten
+    assert (binomtest(wrong, 5000, alternative="greater").pvalue < 0.01) == (beaten is not None)
+
+
 def test_predictions_without_their_classes_are_refused() -> None:
     with pytest.raises(InputError, match="codes"):
         beaten_by_one_class([True], [])

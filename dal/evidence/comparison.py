@@ -57,16 +57,18 @@ def raked(strata: Sequence[Integers], of_pool: Sequence[Integers], rounds: int =
     n = len(strata[0])
     weights = np.full(n, 1 / n)
     sizes = [1 + max(int(np.max(mine)), int(np.max(theirs))) for mine, theirs in zip(strata, of_pool, strict=True)]
-    shares = [np.bincount(theirs, minlength=size) / len(theirs) for theirs, size in zip(of_pool, sizes, strict=True)]
+    # A stratum of labelled records that the sample of the pool lacks is a small one, not an empty one.
+    counts = [np.bincount(theirs, minlength=size) for theirs, size in zip(of_pool, sizes, strict=True)]
+    shares = [np.where(count == 0, 0.5, count) / np.where(count == 0, 0.5, count).sum() for count in counts]
     for _ in range(rounds):
         for mine, share, size in zip(strata, shares, sizes, strict=True):
             there = np.bincount(mine, weights=weights, minlength=size)
-            factors = np.divide(share, there, out=np.zeros(size), where=there > 0)
-            # A stratum of labelled records that the sample of the pool lacks is a small one, not an empty one.
-            factors[(there > 0) & (share == 0)] = 0.5 / len(of_pool[0])
-            weights = weights * factors[mine]
+            weights = weights * np.divide(share, there, out=np.zeros(size), where=there > 0)[mine]
             weights /= weights.sum()
-    while weights.max() > 1.001 * HEAVIEST * weights.mean():
+    # Each cut lowers the mean; cuts to the mean itself would go on for ever.
+    for _ in range(rounds):
+        if weights.max() <= 1.001 * HEAVIEST * weights.mean():
+            break
         weights = np.minimum(weights, HEAVIEST * weights.mean())
     return weights / weights.sum()
 

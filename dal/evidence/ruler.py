@@ -235,8 +235,14 @@ def beaten_by_one_class(right: Sequence[bool], codes: Sequence[int]) -> int | No
     common = int(np.argmax(counts))
     lost = sum(not each and code == common for each, code in zip(right, codes, strict=True))
     won = sum(each and code != common for each, code in zip(right, codes, strict=True))
-    tail = sum(math.comb(lost + won, count) for count in range(lost, lost + won + 1))
-    return common if tail < CHANCE * 2 ** (lost + won) else None
+    # In integers: as a float, 2 to the number of records overflows from 1,024 on. Each term follows from the one
+    # before, for a round may have thousands of explore answers.
+    differ = lost + won
+    term = tail = math.comb(differ, lost)
+    for count in range(lost, differ):
+        term = term * (differ - count) // (count + 1)
+        tail += term
+    return common if round(1 / CHANCE) * tail < 2**differ else None
 
 
 # -- labels saved -----------------------------------------------------------------------------------------------------
