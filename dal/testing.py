@@ -441,7 +441,9 @@ class FormatContract:
             (Known("dog, or wolf", "submitted", "ann"), Known("cat", "submitted", "bo")),
         ]
         return [
-            Item(_asked(rank, record_id), {"text": f"text {rank}"}, None, answers[rank % 3] if answered else ())
+            Item(
+                _asked(rank, record_id), {"text": f"text {rank}"}, None, answers[rank % 3] if answered else (), answered
+            )
             for rank, record_id in enumerate(self.record_ids())
         ]
 

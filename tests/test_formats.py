@@ -42,6 +42,7 @@ def items_of(ids: Sequence[str], known: Sequence[tuple[Known, ...]], texts: Sequ
             {"text": text, "label": text[::-1], "length": float("nan") if row % 2 else row / 4},
             None,
             answers,
+            complete=bool(answers),
         )
         for row, (record_id, answers, text) in enumerate(zip(ids, known, texts, strict=True), start=7)
     ]
@@ -132,7 +133,7 @@ def test_tasks_for_label_studio_come_back_with_their_annotations(items: list[Ite
         (item.asked.record_id, "", "", "") for item in items if not item.known
     ], "a task without annotations is pending"
 
-    open_items = [item._replace(known=()) for item in items]
+    open_items = [item._replace(known=(), complete=False) for item in items]
     write(LabelStudio(), open_items, path)
     people = dict(enumerate(sorted({known.annotator for item in items for known in item.known})))
     numbers = {name: str(at) for at, name in people.items()}

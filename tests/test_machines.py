@@ -33,7 +33,7 @@ from dal.evidence.votes import Labels
 from dal.exchange import ask_machine, write_batch, write_labels
 from dal.exchange.program import Program
 from dal.loop.batch import reserve_of
-from dal.web.overview import Overviews
+from dal.web.overview import Overviews, exported
 from dal.web.records import Records
 from dal.web.state import Standings
 from tests import databases
@@ -359,6 +359,50 @@ def test_a_batch_goes_to_people_without_what_the_machine_said_of_their_records(
         [given] = line["answers"]
         assert (given["machine"], given["alone"]) == (True, line["label"] is not None)
         assert (line["label"] is not None) == (line["row"] in alone_rows(campaign))
+
+
+def test_label_studio_gets_no_record_that_is_settled(tmp_path: Path, backend: str) -> None:
+    """With an overlap of 2 a machine and a person, or a machine alone, may have answered enough, or may not."""
+    campaign = started(tmp_path / "c", overlap=2)
+    people = [Answer(row, f"r{row - 100}", "ann", "submitted", int(row % 2)) for row in range(100, 106)]
+    campaign.answers.add([*people, Answer(101, "r1", "bo", "submitted", 1)], source="x")
+    answered(campaign)
+    waiting = campaign.rounds.waiting_rows(1).tolist()
+    assert 0 < len(waiting) < 19
+    assert write_batch(campaign, POOL, 1, tmp_path / "tasks.json") == len(waiting)
+    tasks = json.loads((tmp_path / "tasks.json").read_text())
+    assert sorted(task["data"]["record_id"] for task in tasks) == sorted(f"r{row - 100}" for row in waiting)
+
+
+def test_exports_count_people_and_mark_machines(campaign: CampaignStore, tmp_path: Path) -> None:
+    answered(campaign)
+    campaign.answers.add([Answer(118, "r18", "ann", "submitted", 1), Answer(119, "r19", "ann", "skipped")], source="x")
+    write_labels(campaign, POOL, tmp_path / "labels.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    by_row = {line["row"]: (line["votes"], line["annotators"]) for line in lines}
+    assert by_row == {row: (1, ["ann"]) if row == 118 else (0, []) for row in range(100, 120)}
+    downloaded = [json.loads(line) for line in b"".join(exported(campaign, "jsonl")).splitlines()]
+    assert sorted((each["annotator"], each["machine"]) for each in downloaded) == [
+        *[("ann", False)] * 2,
+        *[("llm", True)] * 20,
+    ]
+
+
+def test_the_largest_confusions_are_told(campaign: CampaignStore) -> None:
+    rows = np.arange(40, 100)
+    truth = np.repeat([0, 1, 2], [30, 21, 9])
+    codes = truth.copy()
+    codes[:12], codes[30:36], codes[51:] = 1, 2, 0
+    nothing = np.zeros(60, bool)
+    judged = judge(MachineAnswers(rows, codes, ~nothing, nothing), Labels(rows, truth), 3)
+    assert judged.by_class.tolist() == [30, 21, 9]
+    found = [(true, said, round(share, 6)) for true, said, share in judged.confusions()]
+    assert found == [(0, 1, round(12.5 / 33, 6)), (1, 2, round(6.5 / 24, 6))], "and nine records say too little"
+    answered(campaign)
+    people = [Answer(row, f"r{row - 100}", "ann", "submitted", row % 2) for row in range(100, 120)]
+    campaign.answers.add(people, source="x")
+    [work] = status(campaign).machines
+    assert "it answers dog for 85% of the records that people call cat" in work.text
 
 
 def test_records_that_a_file_of_a_machine_labels_unasked_can_still_be_asked(campaign: CampaignStore) -> None:
@@ -824,13 +868,18 @@ def test_the_command_says_what_happened(tmp_path: Path) -> None:
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Chooses a class by the number of a record, chats about each seventh, and fails now and then."""
+    """Chooses a class by the number of a record, chats about each seventh, fails now and then, and hangs up once."""
 
     failed: ClassVar[set[int]] = set()
+    dropped: ClassVar[set[int]] = set()
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         number = int(asked["prompt"].rsplit("number: ", 1)[1].split()[0])
+        if number % 2 and not self.dropped:
+            self.dropped.add(number)
+            self.close_connection = True  # without an answer
+            return
         if number % 5 == 0 and number not in self.failed and len(self.failed) < 3:
             self.failed.add(number)
             self.send_error(503)
@@ -864,6 +913,7 @@ def test_the_example_over_http_asks_an_endpoint(tmp_path: Path, monkeypatch: pyt
             server.shutdown()
             thread.join()
         assert len(Endpoint.failed) == 3
+        assert len(Endpoint.dropped) == 1
         rows = [int(each.removeprefix("r")) for each in ids_of(campaign)]
         assert found.answers == 100
         assert found.skipped == sum(row % 7 == 0 for row in rows)

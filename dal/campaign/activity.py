@@ -112,5 +112,6 @@ class Activity:
         them, or goes on in another thread, leaves nothing open.
         """
         query = ledger.standing(answers.c.id > after, upto=upto).order_by(answers.c.id).limit(limit)
+        query = query.add_columns((~by_people(answers.c.annotator)).label("machine"))
         with self._database.reading() as connection:
             return list(connection.execute(query))

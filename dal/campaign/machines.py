@@ -234,7 +234,10 @@ class Machines:
         text += "" if accuracy.value is None else f"; its share of right answers is {accuracy.text}"
         if backed.value is not None:
             text += f"; where the model says the same, the share is {backed.text}"
-        if trusted and judged is not None:
+        if judged is not None:
+            for true, said, share in judged.confusions():
+                text += f"; it answers {classes[said]} for {share:.0%} of the records that people call {classes[true]}"
+        if trusted:
             which = "" if len(trusted) == len(classes) else f" {', '.join(trusted)}"
             follows = f"its answers{which} settle records where the model says the same, but for those to be checked"
         elif backed.value is not None and backed.low >= least:

@@ -19,7 +19,7 @@ def machine() -> None:
 @click.argument("directory", type=click.Path(path_type=Path))
 @click.argument("name")
 @click.option("--command", required=True, help="The program, with its arguments, such as 'python llm.py'; no shell.")
-@click.option("--cost", type=float, help="Price of an answer, for the status. Kept until it is changed.")
+@click.option("--cost", type=float, help="Price of an answer, for the status; the last one prices all.")
 @click.option("--cap", type=int, help="Most answers of this machine in the campaign. Kept until it is changed.")
 @click.option("--at-once", default=100, show_default=True, type=int, help="Records of one run of the program.")
 @click.option("--seconds", default=300.0, show_default=True, type=float, help="Until a run must have ended.")

@@ -77,6 +77,8 @@ class Judged:
         The same for each answer by itself, by class code.
     confusion : ndarray of float64, shape (C, C)
         ``confusion[c, l]``: how often the machine answers l where people say c; weighted as `accuracy` is.
+    by_class : ndarray of int64, shape (C,)
+        Records that `confusion` knows of each class.
     meaning : ndarray of float64, shape (C, C)
         ``meaning[l, c]``: the probability that a backed answer l is of the class c. Fewer than `LEAST` checks change
         nothing, nor does another class than l without a majority of them.
@@ -87,7 +89,19 @@ class Judged:
     backed: Estimate
     by_answer: tuple[Estimate, ...]
     confusion: Floats
+    by_class: Codes
     meaning: Floats
+
+    def confusions(self, most: int = 3) -> list[tuple[int, int, float]]:
+        """Return the largest confusions: the class by people, the machine's answer, and the share of the class.
+
+        Only those of at least a tenth, and of classes with `LEAST` records: the matrix begins with a few made-up ones.
+        """
+        wrong = np.where(self.by_class[:, None] >= LEAST, self.confusion, 0.0)
+        np.fill_diagonal(wrong, 0.0)
+        largest = np.argsort(-wrong, axis=None, kind="stable")[:most]
+        pairs = zip(*(each.tolist() for each in np.unravel_index(largest, wrong.shape)), strict=True)
+        return [(true, said, float(wrong[true, said])) for true, said in pairs if wrong[true, said] >= 0.1]
 
     def trusted(self, least: float) -> frozenset[int]:
         """Return the class codes that the machine may answer alone.
@@ -140,6 +154,7 @@ def judge(given: MachineAnswers, people: Labels, n_classes: int) -> Judged:
         _share_right(right[checks]),
         tuple(_share_right(right[checks[codes[checks] == code]]) for code in range(n_classes)),
         _confusion(counts, sizes),
+        counts.sum(axis=(0, 2)).astype(np.int64),
         _meaning(counts[0]),
     )
 

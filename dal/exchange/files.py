@@ -243,7 +243,8 @@ def write_batch(
     upto = campaign.answers.last_id()
     latest = campaign.answers.latest(upto, asked_in=number)
     pictures = written.pictures and is_picture(pool)
-    blocks = items(pool, sheet, campaign.rounds.batch(number), latest, pictures=pictures, at_once=at_once)
+    batch, waiting = campaign.rounds.batch(number), campaign.rounds.waiting_rows(number)
+    blocks = items(pool, sheet, batch, latest, waiting=waiting, pictures=pictures, at_once=at_once)
     with replacing(path) as file:
         digesting = _Digesting(file)
         lines = written.write(digesting, sheet, blocks)
@@ -265,7 +266,14 @@ def sheet_of(campaign: CampaignStore, pool: Records, number: int) -> Sheet:
 
 
 def items(
-    pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers, *, pictures: bool, at_once: int = AT_ONCE
+    pool: Records,
+    sheet: Sheet,
+    batch: Iterable[Asked],
+    latest: Answers,
+    *,
+    waiting: npt.NDArray[np.int64],
+    pictures: bool,
+    at_once: int = AT_ONCE,
 ) -> Iterator[list[Item]]:
     """Return the records of a batch with what a file shows of them, in blocks, because display fields can be long.
 
@@ -276,6 +284,8 @@ def items(
     batch : iterable of Asked
     latest : Answers
         The latest answer of each annotator to each record.
+    waiting : ndarray of int64
+        Rows of the records that lack answers.
     pictures : bool
         Whether to draw the features.
     at_once : int, default=4096
@@ -289,11 +299,18 @@ def items(
     if pictures:
         with needs("images", "a file with pictures"):
             import PIL.Image  # noqa: F401 - refuse before anything is written
-    return _items(pool, sheet, batch, latest, pictures=pictures, at_once=at_once)
+    return _items(pool, sheet, batch, latest, set(waiting.tolist()), pictures=pictures, at_once=at_once)
 
 
 def _items(
-    pool: Records, sheet: Sheet, batch: Iterable[Asked], latest: Answers, *, pictures: bool, at_once: int
+    pool: Records,
+    sheet: Sheet,
+    batch: Iterable[Asked],
+    latest: Answers,
+    waiting: set[int],
+    *,
+    pictures: bool,
+    at_once: int,
 ) -> Iterator[list[Item]]:
     known = _known(latest, sheet.classes)
     records = iter(batch)
@@ -302,7 +319,13 @@ def _items(
         shown = pool.display(rows)
         drawn = _pictures(pool, rows) if pictures else [None] * len(block)
         yield [
-            Item(record, {name: shown[name][at] for name in sheet.fields}, picture, tuple(known.get(record.row, ())))
+            Item(
+                record,
+                {name: shown[name][at] for name in sheet.fields},
+                picture,
+                tuple(known.get(record.row, ())),
+                record.row not in waiting,
+            )
             for at, (record, picture) in enumerate(zip(block, drawn, strict=True))
         ]
 

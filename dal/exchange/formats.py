@@ -89,12 +89,14 @@ class Item(NamedTuple):
     """A record to be exported.
 
     `shown` are its display fields. `image` is a data URI where the pool holds pictures and the format uses them.
+    `complete` is true where nobody need answer it any more.
     """
 
     asked: Asked
     shown: Mapping[str, object]
     image: str | None
     known: tuple[Known, ...]
+    complete: bool = False
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ class LabelStudio:
         count = 0
         for block in blocks:
             for item in block:
-                if len(item.known) < sheet.overlap:
+                if not item.complete:
                     file.write((b",\n" if count else b"[\n") + json.dumps(task(sheet, item), allow_nan=False).encode())
                     count += 1
         file.write(b"\n]\n" if count else b"[]\n")

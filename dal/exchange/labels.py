@@ -262,7 +262,7 @@ def _record(
 ) -> dict[str, Any]:
     row = events[0].row
     label = labels.get(row)
-    last = {event.annotator: event for event in events}
+    last = {event.annotator: event for event in events if not event.machine}
     agreeing = [event for event in last.values() if label is not None and event.label == label]
     number, asked = asking if asking else (None, None)
     return {

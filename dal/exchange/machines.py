@@ -81,7 +81,7 @@ def ask_machine(
     command : sequence of str
         The program and its arguments.
     cost : float, optional
-        Of an answer, for the status; kept until it is changed.
+        Of an answer, for the status; the last one that was given prices all answers.
     cap : int, optional
         Answers that the machine may give in this campaign; kept until it is changed.
     at_once : int, default=100
@@ -167,7 +167,8 @@ def _asked_for(campaign: CampaignStore, pool: Records, block: Sequence[Asked]) -
     if not names and not pictures:
         features = pool.take(np.array([each.row for each in block], np.int64)).reshape(len(block), -1)
     lines: list[bytes] = []
-    for shown in items(pool, sheet, block, Answers(nothing, [], nothing, nothing), pictures=pictures):
+    rows = np.array([each.row for each in block], np.int64)
+    for shown in items(pool, sheet, block, Answers(nothing, [], nothing, nothing), waiting=rows, pictures=pictures):
         for item in shown:
             fields: dict[str, object] = {"record_id": item.asked.record_id, "classes": classes}
             fields |= {name: as_json(item.shown[field]) for field, name in names.items()}

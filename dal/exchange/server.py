@@ -230,7 +230,8 @@ def push_batch(
     image = is_picture(pool)
     upto = campaign.answers.last_id()
     batch = campaign.rounds.batch(number)
-    blocks = items(pool, sheet, batch, campaign.answers.latest(upto, asked_in=number), pictures=image)
+    latest, waiting = campaign.answers.latest(upto, asked_in=number), campaign.rounds.waiting_rows(number)
+    blocks = items(pool, sheet, batch, latest, waiting=waiting, pictures=image)
     identity = _project(server, project, sheet, image=image)
     there = _there(server, identity, sheet)
     new = answered = done = 0
@@ -238,7 +239,7 @@ def push_batch(
     for block in blocks:
         for item in block:
             done += 1
-            if len(item.known) >= sheet.overlap:
+            if item.complete:
                 answered += item.asked.record_id not in there
             elif item.asked.record_id not in there:
                 tasks.append(task(sheet, item))

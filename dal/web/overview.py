@@ -380,7 +380,7 @@ def _warnings(per_class: dict[str, int], work: Sequence[Work], past: list[Round]
 
 COLUMNS = (
     "record_id", "row", "round", "annotator", "status", "label", "skip_reason", "lead_time", "answered_at",
-    "received_at", "late", "source", "event_id",
+    "received_at", "late", "source", "event_id", "machine",
 )  # fmt: skip
 
 
