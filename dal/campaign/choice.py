@@ -96,34 +96,20 @@ class Comparison:
         """Write JSON."""
         return json.dumps(asdict(self))
 
-    def rows(self) -> tuple[Sequence[str], list[Sequence[str]]]:
-        """Return the candidates as a table: its header, and the rows."""
-        header = (
-            "learner",
-            "accuracy",
-            "difference",
-            "Brier",
-            "calibration error",
-            "fit",
-            "pass of one core",
-            "verdict",
-        )
-        rows: list[Sequence[str]] = []
+    def tables(self) -> list[tuple[Sequence[str], list[Sequence[str]]]]:
+        """Return the candidates as two tables, each a header and its rows: one table is too wide for a terminal."""
+        judged: list[Sequence[str]] = []
+        beside: list[Sequence[str]] = []
         for each in self.candidates:
             gap = f"{each.difference:+.3f} ({each.difference_low:+.3f} to {each.difference_high:+.3f})"
-            rows.append(
-                (
-                    each.name,
-                    f"{each.accuracy:.3f} ({each.low:.3f} to {each.high:.3f})",
-                    "" if each.verdict == "in use" else gap,
-                    f"{each.brier:.3f}",
-                    f"{each.calibration:.3f}",
-                    f"{each.fit_seconds:.2g} s",
-                    f"{each.pass_seconds:.2g} s",
-                    each.verdict,
-                )
-            )
-        return header, rows
+            accuracy = f"{each.accuracy:.3f} ({each.low:.3f} to {each.high:.3f})"
+            judged.append((each.name, accuracy, "" if each.verdict == "in use" else gap, each.verdict))
+            seconds = f"{each.fit_seconds:.2g} s", f"{each.pass_seconds:.2g} s"
+            beside.append((each.name, f"{each.brier:.3f}", f"{each.calibration:.3f}", *seconds))
+        return [
+            (("learner", "accuracy", "difference", "verdict"), judged),
+            (("learner", "Brier", "calibration error", "fit", "pass of one core"), beside),
+        ]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ def compare(directory: Path, learners: tuple[str, ...], scheduler: str | None, w
             learners, client=chosen, progress=lambda done, total: show(done, total, "fits")
         )
     if found.candidates:
-        draw(Table(*found.rows()))
+        for table in found.tables():
+            draw(Table(*table))
     say(found.text)
     for note in found.notes:
         say(note)
