@@ -187,6 +187,12 @@ def test_judged_scores_are_those_of_plain_loops() -> None:
             assert found.confidence[repeat, at] == given.max()
 
 
+def test_a_record_without_a_class_is_wrong() -> None:
+    proba = np.array([[[0.0, 0.0], [0.9, 0.1], [0.0, 0.0]]])
+    found = Judged.of("a", proba, np.array([[1.0, 0.0], [1.0, 0.0], [0.3, 0.7]]))
+    assert found.correct.tolist() == [[0, 1, 0]]
+
+
 def test_the_interval_is_that_of_nadeau_and_bengio_where_weights_are_equal() -> None:
     found, folds, _ = judged(400, (0.7, 0.9))
     one, other = compare(found, folds, np.ones_like(folds, dtype=float))

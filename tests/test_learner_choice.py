@@ -1,6 +1,7 @@
 """The choice of learner: compared on the labels of real campaigns, and switched between their rounds."""
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from sqlalchemy import text
 
 from dal import Campaign, Labelling, Measuring, Pool
 from dal.campaign.choice import Candidate, Choice, Comparison
+from dal.campaign.features import Features
 from dal.cli import main
+from dal.compute.workers import OnDemand
 from dal.errors import InputError, LearnerError
 from dal.evidence.comparison import compare
 from dal.evidence.votes import Labels
@@ -24,6 +27,7 @@ from dal.learners.learner import Learner
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator
 from dal.loop.learners import Known, compared, judge
+from dal.selection.order import row_hash
 
 CLASSES = ("in", "out")
 TREE = "sklearn.tree:DecisionTreeClassifier"
@@ -226,6 +230,75 @@ def test_a_comparison_that_is_open_says_so() -> None:
     assert "no other one is better" in Comparison("a", 50, (use, candidate("b", "worse"))).text
 
 
+class Picky(GaussianNB):
+    """Refuses all labels that lack one record, so that one fold of each repeat cannot be fitted."""
+
+    refused: ClassVar[NDArray[np.float32]]
+
+    def fit(self, X: NDArray[np.float32], y: NDArray[np.int64], sample_weight: object = None) -> "Picky":
+        if len(X) > 40 and not (self.refused == X).all(axis=1).any():
+            raise ValueError("without it I fit nothing")
+        super().fit(X, y, sample_weight)
+        return self
+
+
+def test_a_learner_that_fails_on_a_part_is_left_out_and_the_others_are_compared(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = made(pool, tmp_path / "c", 80)
+    monkeypatch.setattr(Picky, "refused", labelled(campaign, pool)[0][3], raising=False)
+    monkeypatch.setattr("dal.loop.learners.check_learner", lambda *_, **__: None)
+    found = campaign.compare_learners([Picky(), NAIVE])
+    alone = campaign.compare_learners([NAIVE])
+    assert [each.name for each in found.candidates] == [PLAIN, NAIVE]
+    assert found.candidates[1].difference == pytest.approx(alone.candidates[1].difference)
+    assert any("Picky" in note and "I fit nothing" in note for note in found.notes)
+    assert Choice(campaign).newest() == alone
+
+
+def test_a_learner_in_use_that_fails_on_a_part_is_not_tried_again_at_once(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = made(pool, tmp_path / "c", 80)
+    X, y = labelled(campaign, pool)
+    monkeypatch.setattr(Picky, "refused", X[3], raising=False)
+    monkeypatch.setattr("dal.loop.learners.learner_of", lambda *_: Learner.of(Picky(), CLASSES))
+    found = campaign.compare_learners([GaussianNB()])
+    assert found.candidates == ()
+    assert "the learner in use cannot be judged" in found.text
+    assert "I fit nothing" in found.text
+    assert Choice(campaign).last_answer() == campaign.answers.last_id() == len(y)
+
+
+def test_of_many_labels_a_part_is_drawn_by_row_before_features_are_read(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.loop.learners.MOST_LABELS", 60)
+    campaign, read = made(pool, tmp_path / "c", 200), list[NDArray[np.int64]]()
+    take = Features.take
+    monkeypatch.setattr(Features, "take", lambda self, rows: (read.append(rows), take(self, rows))[1])
+    found = campaign.compare_learners([NAIVE])
+    known = campaign.answers.labels().rows
+    assert found.labels == 60
+    assert any("200 labels, 60" in note for note in found.notes)
+    hashes = row_hash(known, campaign.settings.random_state, 0)
+    assert set(read[0].tolist()) == {row for _, row in sorted(zip(hashes.tolist(), known.tolist(), strict=True))[:60]}
+    assert read[0].tolist() == sorted(read[0].tolist())
+
+
+def test_learners_that_take_no_gaps_are_left_out_where_most_records_have_one(tmp_path: Path) -> None:
+    X, y = crossed(400)
+    X = np.hstack([X, np.full((400, 1), np.nan, np.float32)])
+    campaign = Campaign.create(
+        tmp_path / "c", Pool.build(X, tmp_path / "p.zarr"), CLASSES, estimator="hgb", batch_size=10
+    )
+    campaign.label([str(row) for row in range(100, 180)], y[100:180], annotator="ann")
+    found = campaign.compare_learners([NAIVE, "sklearn.ensemble:HistGradientBoostingClassifier"])
+    assert [each.name for each in found.candidates] == ["hgb", "sklearn.ensemble:HistGradientBoostingClassifier"]
+    assert found.labels == 80
+    assert any(NAIVE in note and "lack a feature" in note for note in found.notes)
+
+
 # -- switching ---------------------------------------------------------------------------------------------------------
 
 
@@ -406,6 +479,43 @@ def test_a_comparison_that_fails_ends_no_round(
     campaign = made(pool, tmp_path / "c", 100, measuring=Measuring(advise_every=50))
     assert len(played(campaign, 1)[0]) == 10
     assert "no fit" in caplog.text
+
+
+def test_gaps_in_a_holdout_leave_presets_out_and_end_no_round(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.loop.learners.PRESETS", {NAIVE: None})
+    X, y = crossed(60, seed=9)
+    X[5, 1] = np.nan
+    np.savez(tmp_path / "holdout.npz", X=X, y=np.array(CLASSES)[y])
+    campaign = made(
+        pool,
+        tmp_path / "c",
+        60,
+        estimator="hgb",
+        measuring=Measuring(holdout=str(tmp_path / "holdout.npz"), advise_every=50),
+    )
+    assert len(played(campaign, 1)[0]) == 10
+    assert len(kept(campaign)) == 1
+    newest = Choice(campaign).newest()
+    assert newest is not None
+    assert any(NAIVE in note and "holdout" in note for note in newest.notes)
+
+
+def test_advice_uses_workers_that_are_there_and_starts_none(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.loop.learners.PRESETS", {NAIVE: None})
+    monkeypatch.setattr("dal.loop.learners._SECONDS_OF_FIT", 1e6)
+    campaign, told = made(pool, tmp_path / "c", 60, measuring=Measuring(advise_every=50)), list[str]()
+    with OnDemand(told.append, n_cores=2) as workers:
+        campaign.next_batch(client=workers)
+        assert workers.client is None
+        assert len(kept(campaign)) == 1
+        few = made(pool, tmp_path / "few", 20)
+        before = len(told)
+        assert few.compare_learners(client=workers).too_early
+        assert len(told) == before
 
 
 def test_a_preset_that_cannot_be_used_is_left_out_with_its_reason(

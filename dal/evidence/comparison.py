@@ -104,9 +104,13 @@ class Judged:
 
     @classmethod
     def of(cls, name: str, proba: Floats, truth: Floats) -> "Judged":
-        """Judge probabilities, (repeats, n, C), by those of the labels, (n, C)."""
+        """Judge probabilities, (repeats, n, C), by those of the labels, (n, C).
+
+        A record whose probabilities are all 0 was given no class, so it is wrong.
+        """
         predicted = proba.argmax(axis=2)
         correct = np.take_along_axis(np.broadcast_to(truth, proba.shape), predicted[..., None], axis=2)[..., 0]
+        correct = np.where(proba.any(axis=2), correct, 0.0)
         brier = (proba**2).sum(axis=2) - 2 * (proba * truth).sum(axis=2) + 1
         return cls(name, correct, brier, proba.max(axis=2))
 

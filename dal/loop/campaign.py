@@ -508,7 +508,8 @@ class Campaign(CampaignStore):
         Raises
         ------
         LearnerError
-            If a learner cannot be used, or not fitted on a part of the labels.
+            If a learner that was named cannot be used. One that cannot be fitted on a part of the labels is left out,
+            and `notes` says why.
         """
         with workers_of(client) as workers:
             return compare_learners(self, learners, workers=workers, progress=progress)

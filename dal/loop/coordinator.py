@@ -400,8 +400,9 @@ class Coordinator:
         if not every or len(self.view.labels().rows) < known + every:
             return
         try:
-            compare_learners(self.campaign, workers=self.workers)
-        except LearnerError as error:
+            # By workers that are there already: others would be started for this, and kept for scans that need none.
+            compare_learners(self.campaign, workers=Workers(self.workers.client))
+        except DalError as error:  # advice alone: it ends no round, and the batch is open
             _log.warning("No learners were compared: %s", error)
 
     # -- inside ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from dal.campaign.features import Features
 from dal.campaign.parts import learner_of, save_learner
 from dal.campaign.view import View
 from dal.compute.workers import Workers
-from dal.errors import LearnerError, SettingsError
+from dal.errors import InputError, LearnerError, SettingsError
 from dal.evidence.comparison import Judged, compare, margin_strata, raked
 from dal.evidence.folds import again, dealt, grouped, lacking
 from dal.evidence.votes import Labels
@@ -31,6 +31,7 @@ from dal.loop.measure import read_holdout
 from dal.pool import Pool
 from dal.scan.driver import sample_rows
 from dal.selection.candidates import usable
+from dal.selection.order import row_hash
 from dal.selection.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ Named: TypeAlias = str | BaseEstimator | Preset
 TRIED_ROWS, TRIED_BYTES = 1280, 64 * 2**20
 FOLDS, REPEATS = 5, 3
 MOST_LABELS = 5_000
-"""Labels that learners are compared by; of more, a part is drawn by the hash of their records."""
+"""Labels that learners are compared by; of more, a part is drawn by the hash of their rows."""
 SAMPLED = 1_000
 """Records of the pool that the labelled ones are weighted to."""
 FEWEST_SAMPLED = 200
@@ -88,14 +89,17 @@ class Known(NamedTuple):
 
     def part(self, positions: Integers) -> "Known":
         """Return the records at some positions."""
-        rows, codes, proba = self.labels.rows, self.labels.codes, self.labels.proba
-        part = Labels(rows[positions], codes[positions], None if proba is None else proba[positions])
-        return Known(self.X[positions], part)
+        return Known(self.X[positions], _part(self.labels, positions))
 
     def truth(self, n_classes: int) -> Floats:
         """Return the probability of each class, (n, C)."""
         given = self.labels.proba
         return np.eye(n_classes)[self.labels.codes] if given is None else given
+
+
+def _part(labels: Labels, positions: Integers) -> Labels:
+    proba = None if labels.proba is None else labels.proba[positions]
+    return Labels(labels.rows[positions], labels.codes[positions], proba)
 
 
 def compared(
@@ -104,7 +108,7 @@ def compared(
     sample: Floats32,
     n_rows: int,
     *,
-    client: "Client | None" = None,
+    workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
     """Compare learners on labelled records, by repeated cross-validation that is weighted to the pool.
@@ -119,17 +123,18 @@ def compared(
         Records drawn uniformly from the pool, all of which the learners take.
     n_rows : int
         Of the pool.
-    client : Client, optional
-        Of the cluster that fits the folds; by default this process does.
+    workers : Workers, optional
+        That fit the folds, asked for once there is something to fit; by default this process does.
     progress : callable, optional
         Called with the fits that are done, and of how many.
 
-    Raises
-    ------
-    LearnerError
-        If a learner cannot be fitted on a part of the labels.
+    Returns
+    -------
+    Comparison
+        Without the learners that could not be fitted on a part of the labels, which its notes name; without any where
+        the one in use could not.
     """
-    tried = judge(learners, known, sample, client=client, progress=progress)
+    tried = judge(learners, known, sample, workers=workers, progress=progress)
     in_use, n = next(iter(learners)), tried.n
     if tried.too_early:
         return Comparison(in_use, n, (), tried.too_early)
@@ -144,7 +149,7 @@ def compared(
         f"The {n:,} labelled records are weighted to the pool by what {in_use} predicts of them, and at which margin,"
         f" against {len(sample):,} records of the pool; they weigh as much as {worth:,.0f} drawn at random."
     )
-    return Comparison(in_use, n, candidates, notes=(weighted,))
+    return Comparison(in_use, n, candidates, notes=(weighted, *tried.failed))
 
 
 class Tried(NamedTuple):
@@ -159,6 +164,8 @@ class Tried(NamedTuple):
         Of each learner: of one fit in the median, and scored by one core.
     too_early : str
         Why none was judged; all else is empty then.
+    failed : tuple of str
+        Of each learner that could not be fitted on a part of the labels, and is not among `judged`: why.
     """
 
     n: int
@@ -168,6 +175,7 @@ class Tried(NamedTuple):
     fit_seconds: tuple[float, ...] = ()
     rows_per_second: tuple[float, ...] = ()
     too_early: str = ""
+    failed: tuple[str, ...] = ()
 
 
 def judge(
@@ -175,17 +183,16 @@ def judge(
     known: Known,
     sample: Floats32,
     *,
-    client: "Client | None" = None,
+    workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Tried:
     """Fit learners on parts of the labels, and judge them on the rest; as `compared` documents it."""
-    groups = grouped(known.X)
-    if len(groups) > MOST_LABELS:
-        drawn = np.sort(np.lexsort((known.labels.codes, groups))[:MOST_LABELS])
-        known, groups = known.part(drawn), groups[drawn]
-    n, codes = len(groups), known.labels.codes
+    groups, codes, n = grouped(known.X), known.labels.codes, len(known.X)
     if reason := lacking(groups, codes, FOLDS):
         return Tried(n, too_early=reason)
+    if not len(sample):
+        return Tried(n, too_early="of the records drawn from the pool, all lack features that the learners need")
+    client = None if workers is None else workers.client_for(n, _SECONDS_OF_FIT * len(learners))
     folds = np.stack([dealt(again(groups, repeat), codes, FOLDS) for repeat in range(REPEATS)])
     n_classes = len(next(iter(learners.values())).classes)
     trial = _Trial(tuple(learners.items()), known, folds, sample)
@@ -193,23 +200,30 @@ def judge(
     proba = np.zeros((len(learners), REPEATS, n, n_classes))
     of_pool = np.zeros((REPEATS, FOLDS, len(sample), n_classes))
     seconds, paces = np.zeros((len(learners), REPEATS, FOLDS)), np.zeros(len(learners))
+    failed: dict[int, str] = {}
     for done, ((at, repeat, fold), found) in enumerate(_worked(client, trial, items), 1):
+        if progress is not None:
+            progress(done, len(items))
+        if isinstance(found, str):
+            failed.setdefault(at, found)
+            continue
         proba[at, repeat, folds[repeat] == fold] = found.proba
         seconds[at, repeat, fold] = found.seconds
         if found.of_pool is not None:
             of_pool[repeat, fold] = found.of_pool
         if found.rows_per_second is not None:
             paces[at] = found.rows_per_second
-        if progress is not None:
-            progress(done, len(items))
-    truth = known.truth(n_classes)
+    if 0 in failed:
+        return Tried(n, too_early=f"the learner in use cannot be judged on a part of the labels. {failed[0]}")
+    truth, fitted = known.truth(n_classes), [at for at in range(len(learners)) if at not in failed]
     return Tried(
         n,
-        tuple(Judged.of(name, proba[at], truth) for at, name in enumerate(learners)),
+        tuple(Judged.of(trial.learners[at][0], proba[at], truth) for at in fitted),
         folds,
         np.stack([_weights(held, there.reshape(-1, n_classes)) for held, there in zip(proba[0], of_pool, strict=True)]),
-        tuple(np.median(seconds.reshape(len(learners), -1), axis=1).tolist()),
-        tuple(paces.tolist()),
+        tuple(np.median(seconds[fitted].reshape(len(fitted), -1), axis=1).tolist()),
+        tuple(paces[fitted].tolist()),
+        failed=tuple(failed[at] for at in sorted(failed)),
     )
 
 
@@ -221,8 +235,9 @@ def _weights(proba: Floats, of_pool: Floats) -> Floats:
 
 
 def _predicted(proba: Floats) -> tuple[Integers, Floats]:
+    """Return the class and the margin of each record; those without a class are one of their own, of margin 0."""
     best = np.partition(proba, -2, axis=1)
-    return proba.argmax(axis=1), best[:, -1] - best[:, -2]
+    return np.where(proba.any(axis=1), proba.argmax(axis=1), proba.shape[1]), best[:, -1] - best[:, -2]
 
 
 # -- fitting the folds -------------------------------------------------------------------------------------------------
@@ -248,7 +263,7 @@ class _Found(NamedTuple):
     rows_per_second: float | None
 
 
-def _worked(client: "Client | None", trial: _Trial, items: Sequence[Item]) -> Iterator[tuple[Item, _Found]]:
+def _worked(client: "Client | None", trial: _Trial, items: Sequence[Item]) -> Iterator[tuple[Item, _Found | str]]:
     if client is None:
         return ((item, held_out(trial, item)) for item in items)
     from dal.compute.work import each_on
@@ -257,8 +272,14 @@ def _worked(client: "Client | None", trial: _Trial, items: Sequence[Item]) -> It
 
 
 @one_thread
-def held_out(trial: _Trial, item: Item, beat: Callable[[], None] | None = None) -> _Found:
-    """Fit a learner without a fold, and predict that; on a worker, beat meanwhile."""
+def held_out(trial: _Trial, item: Item, beat: Callable[[], None] | None = None) -> _Found | str:
+    """Fit a learner without a fold, and predict that; on a worker, beat meanwhile.
+
+    Returns
+    -------
+    _Found or str
+        Why the learner cannot be compared, where it refuses the labels: the others still can.
+    """
     with beating(beat):
         at, repeat, fold = item
         name, learner = trial.learners[at]
@@ -268,20 +289,21 @@ def held_out(trial: _Trial, item: Item, beat: Callable[[], None] | None = None) 
         began = perf_counter()
         try:
             model = learner.try_fit(kept.X[positions], codes, weights)
+            seconds = perf_counter() - began
+            return _Found(
+                _finite(model, trial.known.X[out]),
+                _finite(model, trial.sample) if at == 0 else None,
+                seconds,
+                _pace(model, trial.sample) if repeat == fold == 0 else None,
+            )
         except LearnerError as error:
-            raise LearnerError(f"{name} cannot be compared: {error}") from error
-        seconds = perf_counter() - began
-        return _Found(
-            _finite(model, trial.known.X[out]),
-            _finite(model, trial.sample) if at == 0 else None,
-            seconds,
-            _pace(model, trial.sample) if repeat == fold == 0 else None,
-        )
+            return f"{name} cannot be compared: {str(error).rstrip('.')}"
 
 
 def _finite(model: Model, X: Floats32) -> Floats:
-    # A record far from all others may overflow an estimator: it has then no class there.
-    return np.nan_to_num(model.predict_proba(X).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    """Predict records; one far from all others may overflow an estimator, and has no class then: only zeros."""
+    proba = model.predict_proba(X).astype(np.float64)
+    return np.where(np.isfinite(proba).all(axis=1, keepdims=True), proba, 0.0)
 
 
 def _pace(model: Model, sample: Floats32) -> float:
@@ -329,7 +351,8 @@ def compare_learners(
     with campaign.database.snapshot():
         labels, in_use, last_answer = view.labels(), campaign.learner, campaign.answers.last_id()
         annotators = set(campaign.answers.latest().annotators)
-    pool, features = view.grown_pool(), Features(view)
+    pool, features, given = view.grown_pool(), Features(view), len(labels.rows)
+    labels = _drawn(labels, settings.random_state)
     learners = {in_use: learner_of(campaign, in_use)}
     tried, unusable = records_to_try(pool), list[str]()
     for candidate in candidates or [name for name in PRESETS if name != in_use]:
@@ -339,24 +362,32 @@ def compare_learners(
             continue
         try:
             check_learner(learner, settings, pool, tried, beside=campaign.directory)
-        except LearnerError as error:
+        except InputError as error:  # such as gaps in the holdout, which a preset does not take
             if candidates:
                 raise
             unusable.append(f"{name} is left out, because this campaign could not use it: {error}")
             continue
         learners[name] = learner
-    missing = all(each.takes_missing(pool.n_features) for each in learners.values())
     X, sample = features.take(labels.rows), _sample(view, features)
+    gappy = {name for name, each in learners.items() if pool.asks_missing and each.takes_missing(pool.n_features)}
+    if in_use in gappy and _mostly_gaps(X, sample):
+        # Judged on the few complete records, all learners would be, and the one in use is there for the others.
+        for name in [each for each in learners if each not in gappy]:
+            unusable.append(f"{name} is left out: most records lack a feature, and it takes none of those.")
+            del learners[name]
+    missing = gappy >= learners.keys()
     sound = usable(X, missing=missing)
     found = compared(
         learners,
         Known(X, labels).part(np.flatnonzero(sound)),
         sample[usable(sample, missing=missing)],
         pool.n_rows,
-        client=None if workers is None else workers.client_for(len(labels.rows), _SECONDS_OF_FIT * len(learners)),
+        workers=workers,
         progress=progress,
     )
     notes = [*found.notes, *unusable]
+    if given > len(labels.rows):
+        notes.append(f"Of {given:,} labels, {len(labels.rows):,} were drawn uniformly.")
     if left_out := int((~sound).sum()):
         notes.append(f"{left_out:,} labels are left out, whose features are missing or infinite.")
     if len(annotators) == 1:
@@ -364,6 +395,18 @@ def compare_learners(
     comparison = replace(found, notes=tuple(notes))
     Choice(campaign).keep(comparison, last_answer)
     return comparison
+
+
+def _drawn(labels: Labels, random_state: int) -> Labels:
+    """Draw labels to compare by, uniformly: more take longer, and tell hardly more."""
+    if len(labels.rows) <= MOST_LABELS:
+        return labels
+    return _part(labels, np.sort(np.argsort(row_hash(labels.rows, random_state, 0), kind="stable")[:MOST_LABELS]))
+
+
+def _mostly_gaps(*parts: Floats32) -> bool:
+    """Return whether in one of several sets of records most of those without infinite features lack one."""
+    return any(2 * usable(X, missing=False).sum() < usable(X, missing=True).sum() for X in parts)
 
 
 def switch_learner(campaign: CampaignStore, learner: Named, person: str, reason: str) -> Switch:
