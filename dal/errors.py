@@ -15,6 +15,7 @@ The tree is grouped by what the reader of the message does about it::
     |-- CampaignError                look at the campaign's directory
     |   |-- CampaignNotFound (FileNotFoundError)
     |   |-- CampaignLocked           another coordinator is at work: wait for it, or end it
+    |   |-- LearnerSwitched          somebody has switched the learner meanwhile: look, and do it again
     |   |-- DatabaseError            its database fails for the moment: mend it, then do the same again
     |   `-- CampaignMismatch         this is another campaign's directory, pool or version
     |-- ProgramError                 look at the program that answers as an annotator, then run again
@@ -79,6 +80,10 @@ class CampaignNotFound(CampaignError, FileNotFoundError):
 
 class CampaignLocked(CampaignError):
     """Another coordinator is at work on this campaign."""
+
+
+class LearnerSwitched(CampaignError):
+    """The learner was switched by somebody else meanwhile; nothing was changed."""
 
 
 class DatabaseError(CampaignError):

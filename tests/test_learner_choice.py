@@ -1,5 +1,6 @@
 """The choice of learner: compared on the labels of real campaigns, and switched between their rounds."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -19,11 +20,12 @@ from dal.campaign.choice import Candidate, Choice, Comparison
 from dal.campaign.features import Features
 from dal.cli import main
 from dal.compute.workers import OnDemand
-from dal.errors import InputError, LearnerError
+from dal.errors import InputError, LearnerError, LearnerSwitched
 from dal.evidence.comparison import compare
 from dal.evidence.votes import Labels
 from dal.explorer.report import view_of_campaign
 from dal.learners.learner import Learner
+from dal.loop import learners as loop_learners
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator
 from dal.loop.learners import Known, compared, judge
@@ -428,10 +430,9 @@ def test_status_next_and_report_warn_and_tell_of_a_switch(pool: Pool, tmp_path: 
     assert table["rows"][0][:5] == ["1", "150", PLAIN, TREE, "eve"]
 
 
-def test_an_older_campaign_is_switched(pool: Pool, tmp_path: Path) -> None:
-    campaign = made(pool, tmp_path / "c", 60)
-    played(campaign, 1)
-    with campaign.database.writing() as connection:  # as version 9 kept it
+def of_version_9(campaign: Campaign) -> Campaign:
+    """Return the campaign as version 9 kept it, and this one has opened it."""
+    with campaign.database.writing() as connection:
         for statement in (
             "ALTER TABLE rounds DROP COLUMN learner",
             "DROP TABLE switches",
@@ -439,11 +440,113 @@ def test_an_older_campaign_is_switched(pool: Pool, tmp_path: Path) -> None:
             "UPDATE campaign SET schema_version = 9",
         ):
             connection.execute(text(statement))
-    opened = Campaign.open(campaign.directory)
+    return Campaign.open(campaign.directory)
+
+
+def test_an_older_campaign_is_switched(pool: Pool, tmp_path: Path) -> None:
+    campaign = made(pool, tmp_path / "c", 60)
+    played(campaign, 1)
+    opened = of_version_9(campaign)
     assert opened.rounds.get(1).learner is None
     opened.switch_learner(NAIVE, "another one")
     played(opened, 1)
     assert opened.model.kind == "GaussianNB"
+
+
+def test_a_round_that_an_older_version_froze_keeps_its_learner_after_a_switch(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two switches, so that neither the learner in use nor the newest one before it is the round's."""
+    kept, switched = (made(pool, tmp_path / name, 60) for name in ("kept", "switched"))
+    for campaign in (kept, switched):
+        played(campaign, 1)
+        campaign.rounds.close(campaign.rounds.current)
+        Coordinator(campaign).freeze()
+    opened = of_version_9(switched)
+    opened.switch_learner(TREE, "another one")
+    opened.switch_learner(NAIVE, "a third one")
+    assert [opened.learner_in(each) for each in opened.rounds.all()] == [PLAIN, PLAIN]
+    # The file is edited: that is dead since the switch, and changes no round of before.
+    opened.settings = replace(opened.settings, estimator=TREE)
+    assert opened.learner_in(opened.rounds.get(2)) == PLAIN
+    parents, fit = [], Learner.fit
+
+    def noted(self: Learner, *given: object, parent: object = None, **named: object) -> object:
+        parents.append(None if parent is None else parent.kind)  # type: ignore[attr-defined]
+        return fit(self, *given, **named)
+
+    monkeypatch.setattr(Learner, "fit", noted)
+    monkeypatch.setattr(Learner, "starts_warm", True)
+    assert played(opened, 1) == played(kept, 1)
+    assert (opened.rounds.get(2).notes or {})["learner"]["name"] == PLAIN
+    played(opened, 1)
+    assert opened.model.kind == "GaussianNB"
+    assert parents == ["LogisticRegression", "LogisticRegression", None]
+
+
+def test_a_switch_while_a_round_is_frozen_holds_for_that_round(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, switches = made(pool, tmp_path / "c", 60), [NAIVE, TREE]
+    at_work = Campaign.open(campaign.directory)
+
+    def switching(*_: object) -> None:
+        if switches:
+            campaign.switch_learner(switches.pop(0), "another one")
+
+    monkeypatch.setattr("dal.loop.coordinator.check_weights", switching)
+    Coordinator(at_work).freeze()
+    [frozen] = at_work.rounds.all()
+    assert frozen.learner == TREE
+    assert [each.since for each in Choice(campaign).switches()] == [0, 0]
+
+
+def test_of_two_people_who_switch_at_once_one_is_refused(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, other = made(pool, tmp_path / "c", 60), Campaign.open(tmp_path / "c")
+    check = loop_learners.check_learner
+
+    def meanwhile(*given: object, **named: object) -> None:
+        monkeypatch.setattr(loop_learners, "check_learner", check)
+        other.switch_learner(TREE, "another one", person="eve")
+        check(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(loop_learners, "check_learner", meanwhile)
+    with pytest.raises(LearnerSwitched, match=TREE):
+        campaign.switch_learner(NAIVE, "a third one", person="ann")
+    assert [each.person for each in Choice(campaign).switches()] == ["eve"]
+
+
+def test_an_object_needs_a_reason_and_is_not_saved_without_one(pool: Pool, tmp_path: Path) -> None:
+    """Of two trees one may be better; comparisons name both by their kind."""
+    campaign = made(pool, tmp_path / "c", 150)
+    found = campaign.compare_learners([DecisionTreeClassifier(random_state=0)])
+    assert found.best is not None
+    assert found.best.name == "DecisionTreeClassifier()"
+    files = sorted(campaign.directory.rglob("*.skops"))
+    with pytest.raises(InputError, match="object"):
+        campaign.switch_learner(DecisionTreeClassifier(max_depth=1, random_state=0))
+    with pytest.raises(InputError, match="stored"):
+        campaign.switch_learner(DecisionTreeClassifier(random_state=0), "half a \ud800")
+    assert sorted(campaign.directory.rglob("*.skops")) == files
+    assert "with a reason" in Choice(campaign).warning()
+
+
+def test_an_estimator_that_is_edited_after_a_switch_is_said_to_be_dead(
+    pool: Pool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    campaign = made(pool, tmp_path / "c", 60)
+    campaign.switch_learner(NAIVE, "another one")
+    Coordinator(campaign).freeze()
+    assert "estimator" not in caplog.text
+    file = campaign.directory / "campaign.toml"
+    file.write_text(file.read_text().replace(PLAIN, TREE))
+    edited = Campaign.open(campaign.directory)
+    edited.rounds.withdraw(edited.rounds.get(1))
+    Coordinator(edited).freeze()
+    assert f"{TREE} now, which is not used" in caplog.text
+    assert edited.rounds.get(1).learner == NAIVE
 
 
 # -- advice ------------------------------------------------------------------------------------------------------------

@@ -8,9 +8,10 @@ from typing import Any, Self
 
 from sqlalchemy import func, insert, select
 
+from dal.campaign.rounds import switched_to
 from dal.campaign.schema import comparisons, rounds, switches
 from dal.campaign.store import CampaignStore
-from dal.errors import InputError
+from dal.errors import InputError, LearnerSwitched
 from dal.evidence.comparison import Compared
 from dal.texts import flaw
 
@@ -188,42 +189,72 @@ class Choice:
         if newest is None or newest.best is None:
             return ""
         name, place = newest.best.name, self._campaign.directory.name
-        how = "Campaign.switch_learner in Python" if name.endswith(")") else f"dal learner switch {place} {name}"
+        how = (
+            "Campaign.switch_learner in Python, with a reason"
+            if name.endswith(")")
+            else f"dal learner switch {place} {name}"
+        )
         return f"{newest.text} To use it: {how}"
 
-    def switch(self, learner: str, person: str, reason: str = "", *, compared_as: str = "") -> Switch:
-        """Use another learner from the next round on, and remember who wanted it and why.
-
-        Without a reason, it is the newest comparison, where that finds this learner to be better.
+    def justified(self, learner: str | None, person: str, reason: str) -> str:
+        """Return the reason of a switch; without one, it is the newest comparison, where that finds it to be better.
 
         Parameters
         ----------
-        learner, person, reason : str
-        compared_as : str, optional
-            The learner's name in comparisons, where that is another one.
+        learner : str or None
+            None for one that was passed as an object: comparisons keep its kind alone, and another object of that kind
+            may be no better.
+        person, reason : str
 
         Raises
         ------
         InputError
-            If it is the learner in use, or there is no reason.
+            If there is no reason, or a text cannot be stored.
         """
-        before, newest, reason = self._campaign.learner, self.newest(), " ".join(reason.split())
+        newest, reason = self.newest(), " ".join(reason.split())
         for name, given in (("reason", reason), ("person", person)):
             if wrong := flaw(given):
                 raise InputError(f"`{name}` must be text that can be stored, got {given!r}, which {wrong}")
-        if learner == before:
-            raise InputError(f"`learner` must be another one than {before}, which is in use, got {learner}")
+        if not reason and learner is None:
+            raise InputError("`reason` must say why, got none; give a reason for a learner that is passed as an object")
         if not reason and newest is not None:
-            names = {learner, compared_as}
-            better = [each for each in newest.candidates if each.name in names and each.verdict == "better"]
+            better = [each for each in newest.candidates if each.name == learner and each.verdict == "better"]
             reason = f"{better[0].text}, on {newest.labels:,} labels" if better else ""
         if not reason:
             raise InputError(
                 f"`reason` must say why, got none, and no comparison finds {learner} to be better; compare learners"
                 " first, or give a reason"
             )
+        return reason
+
+    def switch(self, learner: str, before: str, person: str, reason: str) -> Switch:
+        """Use another learner from the next round on, and remember who wanted it and why.
+
+        Parameters
+        ----------
+        learner : str
+        before : str
+            The learner in use when the reason was given.
+        person, reason : str
+            As `justified` returns it.
+
+        Raises
+        ------
+        InputError
+            If it is the learner in use.
+        LearnerSwitched
+            If somebody has switched from `before` meanwhile.
+        """
+        if learner == before:
+            raise InputError(f"`learner` must be another one than {before}, which is in use, got {learner}")
         labels = len(self._campaign.answers.labels().rows)
         with self._database.writing() as connection:
+            now = switched_to(connection) or self._campaign.settings.estimator
+            if now != before:
+                raise LearnerSwitched(
+                    f"the learner was switched from {before} to {now} meanwhile: see dal status, and switch again if"
+                    f" {learner} is still wanted"
+                )
             since = connection.scalar(select(func.max(rounds.c.number))) or 0
             number = 1 + (connection.scalar(select(func.max(switches.c.number))) or 0)
             at = self._database.stamp(connection)

@@ -21,7 +21,7 @@ from dal.campaign.objects import Objects, digest_of
 from dal.campaign.rests import resting_rounds, waits
 from dal.campaign.schema import Asked, Round, Search, asked, rounds
 from dal.campaign.settings import Settings
-from dal.errors import CampaignError, CampaignMismatch, InputError
+from dal.errors import CampaignError, CampaignMismatch, InputError, LearnerSwitched
 
 
 class Rounds:
@@ -83,7 +83,7 @@ class Rounds:
         balance : sequence of float, optional
             The share of all labels that each class is to have, by class code.
         learner : str, optional
-            Name of what learns.
+            Name of the learner, as the caller has read it.
         useless : sequence of int, default=()
             Rows whose marks go at once, because none of them can be searched for.
 
@@ -93,12 +93,16 @@ class Rounds:
             If the pool is another one, or has shrunk.
         CampaignError
             If the round before is not closed.
+        LearnerSwitched
+            If the learner was switched to another one than `learner` meanwhile.
         """
         self._check_pool(pool_fingerprint, n_rows)
         with self._database.writing() as connection:
             before = _last_round(connection)
             if before is not None and before.status != "closed":
                 raise CampaignError(f"round {before.number} is {before.status}: close it before the next one begins")
+            if (switched := switched_to(connection)) not in (None, learner):
+                raise LearnerSwitched(f"the learner was switched to {switched} meanwhile: freeze the round again")
             upto = ledger.last_id(connection)
             labels = self._answers.standing_at(connection, upto).labelled_rows.size
             number = 1 if before is None else before.number + 1
@@ -440,6 +444,16 @@ def _wrong_step(number: int, status: str | None, allowed: tuple[str, ...]) -> Ca
 def _last_round(connection: Connection) -> Round | None:
     row = connection.execute(select(rounds).order_by(rounds.c.number.desc()).limit(1)).one_or_none()
     return None if row is None else _round(row)
+
+
+def switched_to(connection: Connection) -> str | None:
+    """Read the learner that the campaign was last switched to, inside the caller's transaction; None without a switch.
+
+    A switch and a freeze each read it in the transaction that writes: a switch holds from the next round on, and a
+    round that is being frozen meanwhile is that one.
+    """
+    switches = schema.switches
+    return connection.scalar(select(switches.c.learner).order_by(switches.c.number.desc()).limit(1))
 
 
 def _last_model(connection: Connection, pool: str) -> str | None:

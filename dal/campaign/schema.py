@@ -81,7 +81,7 @@ rounds = Table(
     Column("waves", Text),
     # JSON, by class code; null where no class is to have a share.
     Column("balance", Text),
-    # The learner's name; null in rounds of older versions.
+    # The learner's name; null in rounds of older versions, see `CampaignStore.learner_in`.
     Column("learner", Text),
     Column("fitted_at", Text),
     Column("scanned_at", Text),

@@ -13,7 +13,7 @@ from dal.campaign.answer_log import AnswerLog
 from dal.campaign.database import BUSY_SECONDS, Database
 from dal.campaign.directory import LEARNER, coordinator_lock, lay_out, open_directory, write_settings
 from dal.campaign.objects import objects_of
-from dal.campaign.rounds import Rounds
+from dal.campaign.rounds import Rounds, switched_to
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, DalError, SettingsError
 
@@ -165,10 +165,23 @@ class CampaignStore:
     @property
     def learner(self) -> str:
         """The learner in use: the one that the campaign was last switched to, else the settings' `estimator`."""
+        with self.database.reading() as connection:
+            return switched_to(connection) or self.settings.estimator
+
+    @property
+    def first_learner(self) -> str:
+        """The learner before the first switch: the settings' `estimator`, as it was then."""
         switches = schema.switches
         with self.database.reading() as connection:
-            newest = select(switches.c.learner).order_by(switches.c.number.desc()).limit(1)
-            return connection.scalar(newest) or self.settings.estimator
+            first = select(switches.c.before).order_by(switches.c.number).limit(1)
+            return connection.scalar(first) or self.settings.estimator
+
+    def learner_in(self, round: schema.Round) -> str:
+        """Return the name of the learner that a round is fitted with.
+
+        Rounds of older versions keep none. They were frozen before the first switch, and so keep the learner of then.
+        """
+        return round.learner or self.first_learner
 
     def load_learner(self, file: str = LEARNER) -> bytes:
         """Read a learner that was given as an object: when the campaign was made, or in a switch."""

@@ -525,7 +525,7 @@ class Campaign(CampaignStore):
         learner : str, estimator or function
             As the `estimator` of :meth:`create`; an estimator is saved beside the campaign.
         reason : str, optional
-            Why. Default: the last comparison, where it finds this learner to be better.
+            Why. Default: the last comparison, where it finds this learner to be better; an estimator needs one.
         person : str, optional
             Who wants it. Default: the system's user.
 
@@ -539,6 +539,8 @@ class Campaign(CampaignStore):
             If the campaign could not use the learner.
         InputError
             If it is in use already, or there is no reason.
+        LearnerSwitched
+            If somebody else has switched the learner meanwhile.
         """
         return switch_learner(self, learner, person or getpass.getuser(), reason)
 

@@ -23,7 +23,7 @@ from dal.campaign.parts import learner_of
 from dal.campaign.settings import shares_of
 from dal.campaign.view import View, one_class, rest_text
 from dal.compute.workers import Workers
-from dal.errors import CampaignError, DalError, InputError, LearnerError
+from dal.errors import CampaignError, DalError, InputError, LearnerError, LearnerSwitched
 from dal.evidence.stopping import Verdict
 from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
@@ -159,13 +159,27 @@ class Coordinator:
     # -- the actions -------------------------------------------------------------------------------------------------
 
     def freeze(self) -> None:
-        """Open a round: fix everything that it will be computed from."""
+        """Open a round: fix everything that it will be computed from, again where the learner is switched meanwhile."""
+        while True:
+            try:
+                return self._freeze()
+            except LearnerSwitched as error:
+                _log.info("%s.", error)
+
+    def _freeze(self) -> None:
         pool, settings, view = self.view.grown_pool(), self.campaign.settings, self.view
         with self.campaign.database.snapshot():
             strategy = COVERAGE if self.coverage else settings.strategy
             # Refused now: people may edit campaign.toml, and what a round has frozen stays.
             Strategy.named(strategy, settings.explore)
             learner = self.campaign.learner
+            if settings.estimator not in (learner, self.campaign.first_learner):
+                _log.warning(
+                    "`estimator` in campaign.toml is %s now, which is not used: the learner was switched to %s. Use dal"
+                    " learner switch.",
+                    settings.estimator,
+                    learner,
+                )
             check_weights(learner_of(self.campaign, learner), settings)
             if not self.coverage and (reason := one_class(view)):
                 _log.warning("%s.", reason)
@@ -221,14 +235,14 @@ class Coordinator:
                 self.campaign,
                 labels,
                 self.features,
-                learner=current.learner,
+                learner=self.campaign.learner_in(current),
                 parent=current.parent_model,
                 committee=Strategy.named(current.strategy).committee,
                 client=self.workers.client,
             )
         notes = {
             "warnings": list(model.warnings),
-            "learner": {"name": current.learner or self.campaign.learner, "chosen": model.chosen},
+            "learner": {"name": self.campaign.learner_in(current), "chosen": model.chosen},
             "invalid_labeled": left_out,
             "measured": measured(self.view, self.features, current, model),
         }
@@ -311,10 +325,7 @@ class Coordinator:
         if search.by == "like":
             assert codebook is not None
             told = np.array(search.examples, np.float32).reshape(-1, pool.n_features)
-            asked, directions = (
-                self.features.take(excluded),
-                learner_of(self.campaign, current.learner).compares_directions,
-            )
+            asked, directions = self.features.take(excluded), self._learner(current).compares_directions
             examples = np.concatenate([self.features.take(np.array(search.rows, np.int64)), told])
             likeness = Likeness.to(examples, codebook, directions=directions)
             own: Once | None = Once.after(asked)
@@ -355,7 +366,7 @@ class Coordinator:
             strategy,
             codebook,
             lambda: self.features.take(self.campaign.rounds.excluded_rows(current)),
-            directions=learner_of(self.campaign, current.learner).compares_directions,
+            directions=self._learner(current).compares_directions,
             inner=model is not None and model.embedding_width > 0,
             random_state=current.seed,
             round=current.number,
@@ -383,7 +394,7 @@ class Coordinator:
             model,
             self._codebook(current, strategy_of(current, model))[0],
             missing=self._takes_missing(current, model),
-            directions=learner_of(self.campaign, current.learner).compares_directions,
+            directions=self._learner(current).compares_directions,
             mapper=self._mapper(),
         ).compose(candidates_from(arrays), excluded, candidates_from(searched) if searched else None)
         self.features.keep(current.number, composed.rows, composed.X)
@@ -421,8 +432,8 @@ class Coordinator:
             if not isinstance(error, LearnerError):
                 raise
             raise LearnerError(
-                f"{str(error).rstrip('.')}. Label more records, imported or asked by dal next --coverage, or choose"
-                " another learner."
+                f"{str(error).rstrip('.')}. Label more records, imported or asked by dal next --coverage, or use"
+                " another learner by dal learner switch."
             ) from error
 
     def _current(self) -> Round:
@@ -430,6 +441,9 @@ class Coordinator:
         if current is None:  # the lock is ours, so nobody else can have closed it
             raise RuntimeError("there is no open round")
         return current
+
+    def _learner(self, current: Round) -> Learner:
+        return learner_of(self.campaign, self.campaign.learner_in(current))
 
     def _model(self, current: Round) -> Model | None:
         return loaded(self.campaign, current.model)
@@ -439,7 +453,7 @@ class Coordinator:
         pool = self.view.pool
         if model is not None:
             return model.takes_missing and pool.asks_missing
-        return pool.asks_missing and learner_of(self.campaign, current.learner).takes_missing(pool.n_features)
+        return pool.asks_missing and self._learner(current).takes_missing(pool.n_features)
 
     def _pace(self, model: Model | None) -> float | None:
         """Return the rows a second of one thread in the fastest scan yet with such a model; None before the first."""
@@ -533,7 +547,7 @@ def fitted(
 
 def _is_of(campaign: CampaignStore, model: str | None, learner: str) -> bool:
     """Return whether a model is of this learner, and not of the one before a switch."""
-    return any(each.model == model and each.learner in (None, learner) for each in campaign.rounds.all())
+    return any(each.model == model and campaign.learner_in(each) == learner for each in campaign.rounds.all())
 
 
 def _fitted_on(client: "Client", learner: Learner, fit: Callable[[], Model]) -> Model:

@@ -411,12 +411,12 @@ def _mostly_gaps(*parts: Floats32) -> bool:
 
 def switch_learner(campaign: CampaignStore, learner: Named, person: str, reason: str) -> Switch:
     """Use another learner in a campaign, see `dal.Campaign.switch_learner`."""
-    settings, view = campaign.settings, View(campaign)
-    other = _learner(campaign, learner)
-    pool = view.grown_pool()
-    check_learner(other, settings, pool, records_to_try(pool), beside=campaign.directory)
+    before, choice = campaign.learner, Choice(campaign)
+    reason = choice.justified(learner if isinstance(learner, str) else None, person, reason)
+    other, pool = _learner(campaign, learner), View(campaign).grown_pool()
+    check_learner(other, campaign.settings, pool, records_to_try(pool), beside=campaign.directory)
     name = learner if isinstance(learner, str) else save_learner(campaign, other)
-    return Choice(campaign).switch(name, person, reason, compared_as=_name_of(other, {}))
+    return choice.switch(name, before, person, reason)
 
 
 def _learner(campaign: CampaignStore, given: Named) -> Learner:
