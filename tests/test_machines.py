@@ -2,6 +2,7 @@
 
 import json
 import os
+import selectors
 import signal
 import subprocess
 import sys
@@ -130,7 +131,7 @@ def test_a_judgement_is_that_of_plain_counts_where_everything_is_checked() -> No
 def test_the_newest_checks_decide_whether_a_machine_is_trusted() -> None:
     n = CHECKS + 500
     rows, truth, codes = np.arange(n), np.zeros(n, np.int64), np.zeros(n, np.int64)
-    codes[-50:] = 1
+    truth[-50:] = 1
     found = judge(MachineAnswers(rows, codes, np.ones(n, bool), np.zeros(n, bool)), Labels(rows, truth), 2)
     assert (found.backed.low, found.backed.high) == wilson(CHECKS - 50, CHECKS)
 
@@ -196,7 +197,7 @@ def test_a_rare_class_is_trusted_by_its_own_checks() -> None:
     nothing = np.zeros(400, bool)
 
     def judged(codes: np.ndarray) -> frozenset[int]:
-        return judge(MachineAnswers(rows, codes, ~nothing, nothing), Labels(rows, truth), 2).trusted(0.9)
+        return judge(MachineAnswers(rows, codes, ~nothing, nothing), Labels(rows, truth), 2).trusted
 
     assert judged(np.zeros(400, np.int64)) == {0}
     assert judged(truth) == {0, 1}
@@ -688,6 +689,24 @@ def test_time_that_the_listener_takes_is_not_the_programs() -> None:
     assert lines == [b"0", b"1", b"2"]
 
 
+def test_a_program_that_ended_in_time_is_heard_though_the_look_is_late() -> None:
+    """The clock goes on by an hour between the program's end and the look at the deadline."""
+    clock, late = time.monotonic, 0.0
+
+    class Sleepy(selectors.DefaultSelector):
+        def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+            nonlocal late
+            found = super().select(timeout)
+            late = 3600 if any(isinstance(key.fileobj, int) for key, _ in found) else 0
+            return found
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dal.exchange.program.selectors.DefaultSelector", Sleepy)
+        patched.setattr("dal.exchange.program.time.monotonic", lambda: clock() + late)
+        lines = list(Program([sys.executable, "-c", "print(7)"], 60.0).replies(b""))
+    assert [line for block in lines for line in block if line] == [b"7"]
+
+
 def test_where_the_end_of_a_program_cannot_be_awaited_it_is_not_run(
     campaign: CampaignStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -806,6 +825,42 @@ def test_a_machine_that_becomes_bad_is_trusted_no_longer(tmp_path: Path) -> None
     played(campaign, lambda _, predicted: predicted, rounds=3)
     assert not Machines(campaign).trusted_answers("llm")
     assert played(campaign, lambda _, predicted: predicted, rounds=1) == [100]
+
+
+def test_rare_answers_do_not_ride_on_common_ones(tmp_path: Path, backend: str) -> None:
+    """Of 95 to 5, a machine repeats a model that knows the common class, and is right in half of its rare answers."""
+    chosen = replace(CHOSEN, storage=Storage(database=databases.fresh()))
+    campaign = CampaignStore.make(tmp_path / "c", chosen, pool_fingerprint="f", n_rows=POOL.n_rows)
+    truth, predicted = (np.arange(500) % 20 == 3).astype(int), (np.arange(500) % 10 == 3).astype(int)
+    machines = Machines(campaign)
+    machines.enrol("llm")
+    for start in range(100, 500, 100):
+        rows = list(range(start, start + 100))
+        frozen = {
+            "pool_fingerprint": "f",
+            "n_rows": POOL.n_rows,
+            "k": 100,
+            "explore": 0,
+            "seed": 0,
+            "strategy": "margin",
+        }
+        asked = batch_of(rows, [POOL.ids[row] for row in rows], predicted=predicted[rows].tolist())
+        campaign.rounds.open(campaign.rounds.freeze(**frozen), asked)
+        trusted = machines.trusted_answers("llm")
+        assert trusted == (set() if start < 200 else {0})
+        machines.add("llm", [(each, each.predicted) for each in machines.waiting("llm")], trusted=trusted)
+        waiting = campaign.rounds.waiting_rows(start // 100).tolist()
+        given = [Answer(row, POOL.ids[row], "ann", "submitted", int(truth[row])) for row in waiting]
+        campaign.answers.add(given, source="x")
+        campaign.rounds.close(campaign.rounds.get(start // 100))
+    assert len(alone_rows(campaign)) > 100
+    known = campaign.answers.labels()
+    assert known.rows.tolist() == list(range(100, 500))
+    assert (known.codes == truth[100:]).all()
+    [work] = status(campaign).machines
+    assert work.trusted == ("cat",)
+    assert work.accuracy.value == pytest.approx(0.95), "though people check each rare answer, and a tenth of the others"
+    assert work.backed.value == 1.0
 
 
 def test_a_verb_that_is_killed_goes_on_with_what_has_no_answer(tmp_path: Path) -> None:

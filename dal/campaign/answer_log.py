@@ -60,8 +60,8 @@ class Standing:
     @cached_property
     def machines(self) -> dict[str, Judged]:
         """The judgement of each machine by the labels of people."""
-        n_classes = len(self.settings.classes)
-        return {name: judge(given, self.by_people, n_classes) for name, given in self.of_machines.items()}
+        n_classes, least = len(self.settings.classes), self.settings.labelling.machine_accuracy
+        return {name: judge(given, self.by_people, n_classes, least) for name, given in self.of_machines.items()}
 
     @cached_property
     def by_people(self) -> Labels:

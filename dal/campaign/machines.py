@@ -204,7 +204,7 @@ class Machines:
         with self._database.reading() as connection:
             name = spelling(connection, name)
         judged = self._campaign.answers.standing().machines.get(name)
-        return frozenset() if judged is None else judged.trusted(self._labelling.machine_accuracy)
+        return frozenset() if judged is None else judged.trusted
 
     def work(self) -> list[MachineWork]:
         """Return the work of each machine, by name."""
@@ -227,7 +227,7 @@ class Machines:
         left = None if machine.cap is None else max(0, machine.cap - given)
         accuracy, backed = (_UNKNOWN, _UNKNOWN) if judged is None else (judged.accuracy, judged.backed)
         least, classes = self._labelling.machine_accuracy, self._campaign.settings.classes
-        trusted = () if judged is None else tuple(classes[code] for code in sorted(judged.trusted(least)))
+        trusted = () if judged is None else tuple(classes[code] for code in sorted(judged.trusted))
         text = f"machine {machine.name}: {n_answers:,} answers, {skipped:,} of them skipped, {alone:,} without a person"
         text += "" if cost is None else f"; cost {cost:,.2f}"
         text += "" if left is None else f"; {left:,} left of its cap of {machine.cap:,}"

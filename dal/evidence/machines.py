@@ -72,9 +72,12 @@ class Judged:
     accuracy : Estimate
         Share of its labels that are those of people, over all of its labels.
     backed : Estimate
-        The same where the model predicts the same class, over the newest checks.
+        The same where the model predicts the same class, over the newest checks; only of answers that are right often
+        enough by their own checks, where there are some.
     by_answer : tuple of Estimate
         The same for each answer by itself, by class code.
+    trusted : frozenset of int
+        The class codes that the machine may answer alone.
     confusion : ndarray of float64, shape (C, C)
         ``confusion[c, l]``: how often the machine answers l where people say c; weighted as `accuracy` is.
     by_class : ndarray of int64, shape (C,)
@@ -88,6 +91,7 @@ class Judged:
     accuracy: Estimate
     backed: Estimate
     by_answer: tuple[Estimate, ...]
+    trusted: frozenset[int]
     confusion: Floats
     by_class: Codes
     meaning: Floats
@@ -103,25 +107,18 @@ class Judged:
         pairs = zip(*(each.tolist() for each in np.unravel_index(largest, wrong.shape)), strict=True)
         return [(true, said, float(wrong[true, said])) for true, said in pairs if wrong[true, said] >= 0.1]
 
-    def trusted(self, least: float) -> frozenset[int]:
-        """Return the class codes that the machine may answer alone.
-
-        The interval of all backed answers must lie above `least`. Most checks are of the common classes, and say
-        nothing of a rare one. So each answer needs checks of its own, of which a share of `least` is right.
-        """
-        if self.backed.value is None or self.backed.low < least:
-            return frozenset()
-        enough = {code: each for code, each in enumerate(self.by_answer) if each.n >= LEAST}
-        return frozenset(code for code, each in enough.items() if each.value is not None and each.value >= least)
-
 
 def drawn_to_check(rows: npt.ArrayLike, share: float, seed: int) -> Flags:
     """Return which records people answer beside a trusted machine: a share of all, by hash, for any answer."""
     return np.asarray(uniform(np.asarray(rows, np.int64), seed, _DRAWN) < share)
 
 
-def judge(given: MachineAnswers, people: Labels, n_classes: int) -> Judged:
+def judge(given: MachineAnswers, people: Labels, n_classes: int, least: float = 0.9) -> Judged:
     """Compare a machine's answers with the labels that people gave the same records.
+
+    Most checks are of the common classes, and say nothing of a rare one. So an answer needs `LEAST` checks of its own
+    that are right in a share of `least`; all such answers together need an interval above it. The others are checked
+    more often than these, so they are a part of their own.
 
     Parameters
     ----------
@@ -129,6 +126,8 @@ def judge(given: MachineAnswers, people: Labels, n_classes: int) -> Judged:
     people : Labels
         The vote of people alone.
     n_classes : int
+    least : float, default=0.9
+        Share of right answers from which on the machine may answer alone.
 
     Examples
     --------
@@ -144,18 +143,24 @@ def judge(given: MachineAnswers, people: Labels, n_classes: int) -> Judged:
     checked = np.isin(rows, people.rows)
     truth = np.full(len(rows), -1, np.int64)
     truth[checked] = people.codes[at[checked]]
-    counts = np.stack([_counts(truth, codes, checked & part, n_classes) for part in (backed, ~backed)])
-    sizes = np.array([backed.sum(), (~backed).sum()], np.float64)
     checks = np.flatnonzero(checked & backed)
     right = truth == codes
+    by_answer = tuple(_share_right(right[checks[codes[checks] == code]]) for code in range(n_classes))
+    passing = [code for code, each in enumerate(by_answer) if each.n >= LEAST and (each.value or 0.0) >= least]
+    passes = np.isin(codes, passing)
+    newest = _share_right(right[checks[passes[checks]]] if passing else right[checks])
+    parts = (backed & passes, backed & ~passes, ~backed)
+    counts = np.stack([_counts(truth, codes, checked & part, n_classes) for part in parts])
+    sizes = np.array([part.sum() for part in parts], np.float64)
     return Judged(
         int(checked.sum()),
         _weighted_accuracy(counts, sizes),
-        _share_right(right[checks]),
-        tuple(_share_right(right[checks[codes[checks] == code]]) for code in range(n_classes)),
+        newest,
+        by_answer,
+        frozenset(passing if newest.low >= least else ()),
         _confusion(counts, sizes),
         counts.sum(axis=(0, 2)).astype(np.int64),
-        _meaning(counts[0]),
+        _meaning(counts[:2].sum(axis=0)),
     )
 
 
@@ -190,7 +195,7 @@ def _counts(truth: Codes, codes: Codes, chosen: Flags, n_classes: int) -> Floats
 
 
 def _weighted_accuracy(counts: Floats, sizes: Floats) -> Estimate:
-    """Estimate a share over two parts of which different shares are known (a stratified sample, Cochran 1977, 5.3).
+    """Estimate a share over parts of which different shares are known (a stratified sample, Cochran 1977, 5.3).
 
     The interval is Wilson's, for as many plain records as would give the same variance.
     """
@@ -222,7 +227,7 @@ def estimate(share: float, effective: float, n: int) -> Estimate:
 
 def _confusion(counts: Floats, sizes: Floats) -> Floats:
     known = counts.sum(axis=(1, 2))
-    scale = np.divide(sizes, known, out=np.zeros(2), where=known > 0)
+    scale = np.divide(sizes, known, out=np.zeros(len(known)), where=known > 0)
     joint = np.einsum("s,scl->cl", scale, counts) + prior_answers(counts.shape[1])
     matrix: Floats = joint / joint.sum(axis=1, keepdims=True)
     return matrix
