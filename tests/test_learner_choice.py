@@ -18,6 +18,7 @@ from sqlalchemy import text
 from dal import Campaign, Labelling, Measuring, Pool
 from dal.campaign.choice import Candidate, Choice, Comparison
 from dal.campaign.features import Features
+from dal.campaign.view import View
 from dal.cli import main
 from dal.compute.workers import OnDemand
 from dal.errors import InputError, LearnerError, LearnerSwitched
@@ -29,6 +30,7 @@ from dal.loop import learners as loop_learners
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator
 from dal.loop.learners import Known, compared, judge
+from dal.loop.savings import saved
 from dal.selection.order import row_hash
 
 CLASSES = ("in", "out")
@@ -547,6 +549,40 @@ def test_an_estimator_that_is_edited_after_a_switch_is_said_to_be_dead(
     Coordinator(edited).freeze()
     assert f"{TREE} now, which is not used" in caplog.text
     assert edited.rounds.get(1).learner == NAIVE
+
+
+def test_criteria_accuracy_and_labels_saved_begin_again_with_a_switch(pool: Pool, tmp_path: Path) -> None:
+    """The first learner has a plateau, and is switched for that: the second one is judged by rounds of its own."""
+    stop = ("plateau=0.9,rounds=1,answers=1", "target_score=0.01,rounds=1", "max_rounds=9")
+    campaign = made(pool, tmp_path / "c", 60, explore=0.5, stop=stop[2])
+    played(campaign, 3)
+    opened = Campaign.open(campaign.directory)
+    opened.rounds.close(opened.rounds.current)
+    opened.settings = replace(opened.settings, stop=stop)
+    assert [each.stop for each in opened.status().verdicts] == [True, True, False]
+    assert opened.status().accuracy.n == 15
+
+    campaign.switch_learner(TREE, "another one")
+    judged = opened.status()
+    assert [each.value for each in judged.verdicts] == [None, None, 3], "rounds are counted through"
+    assert judged.accuracy.n == 0
+    assert View(opened)._rounds_of_now() == set()
+    played(campaign, 1)
+    campaign.rounds.close(campaign.rounds.current)
+    judged = opened.status()
+    assert [each.value is None for each in judged.verdicts] == [True, False, False], "a plateau takes two rounds of it"
+    assert judged.accuracy.n == 5
+    [*before, newest] = View(opened).history(every_model=True)
+    assert [each.explore_asked for each in (*before, newest)] == [5] * 4
+    assert judged.accuracy.value == newest.explore_correct / 5
+    counts: list[tuple[int, int]] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("dal.loop.savings.labels_saved", lambda *given, **_: counts.append(given[2]))
+        saved(opened)
+    assert counts == [(newest.explore_correct, 5)]
+
+    campaign.switch_learner(PLAIN, "back again")
+    assert [each.value for each in opened.status().verdicts] == [None, None, 4], "nor by its rounds of before"
 
 
 # -- advice ------------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def test_a_moved_campaign_goes_on_with_the_new_features_and_its_ruler_begins_aga
 
     view = View(campaign)
     assert [bool(each.explore_asked) for each in view.history()] == [False] * 3 + [True]
-    assert [bool(each.explore_asked) for each in view.history(every_pool=True)] == [False, *[True] * 3], "a cold start"
+    assert [bool(each.explore_asked) for each in view.history(every_model=True)] == [False, *[True] * 3], "a cold start"
     assert [each.number for each in view.history()] == [1, 2, 3, 4]
     ended = campaign.status()
     assert ended.accuracy.n == 10, "of one closed round on this pool"

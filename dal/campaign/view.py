@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import islice, pairwise
+from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -190,28 +190,34 @@ class View:
         """Estimate the share of each class in the pool, from the explore answers."""
         return class_shares(self.explored())
 
-    def history(self, *, every_pool: bool = False) -> list[RoundRecord]:
+    def history(self, *, every_model: bool = False) -> list[RoundRecord]:
         """Return one record for each closed round, as the criteria and the ruler take it, the first one first.
 
         The explore answers of a round are the answers to its batch's explore records as they stand now, against the
         predictions of the model that chose the batch, before it learned from them.
 
-        What was measured before the campaign moved to the pool of now is about models of other features: it is left out
-        of the records, unless `every_pool` is set.
+        Before the campaign moved to the pool of now, or its learner was switched, other models were measured: that is
+        left out of the records, unless `every_model` is set.
         """
         last = self.campaign.rounds.last
-        key = self.campaign.answers.last_id(), last and (last.number, last.status)
+        key = self.campaign.answers.last_id(), last and (last.number, last.status), self.campaign.learner
         if self._history[0] != key:
-            here = {each.number: self._is_here(each) for each in self.campaign.rounds.all()}
-            self._history = key, [(record, here[record.number]) for record in self._read_history()]
-        return [record if every_pool or here else _unmeasured(record) for record, here in self._history[1]]
+            of_now = self._rounds_of_now()
+            self._history = key, [(record, record.number in of_now) for record in self._read_history()]
+        return [record if every_model or of_now else _unmeasured(record) for record, of_now in self._history[1]]
+
+    def _rounds_of_now(self) -> set[int]:
+        """Return the numbers of the rounds on the pool of now since the learner in use was switched to."""
+        learner, newest_first = self.campaign.learner, reversed(self.campaign.rounds.all())
+        since = takewhile(lambda each: self.campaign.learner_in(each) == learner, newest_first)
+        return {each.number for each in since if self._is_here(each)}
 
     def accuracy_before(self) -> Estimate | None:
         """Estimate the accuracy on the pool before the last move, in its last five rounds; None without a move."""
         closed = [each for each in self.campaign.rounds.all() if each.status == "closed"]
         pools = [each.pool_fingerprint for each in closed if not self._is_here(each)]
         of_pool = {each.number for each in closed if pools and each.pool_fingerprint == pools[-1]}
-        records = [each for each in self.history(every_pool=True) if each.number in of_pool]
+        records = [each for each in self.history(every_model=True) if each.number in of_pool]
         return accuracy(records, rounds=5) if records else None
 
     def _read_history(self) -> list[RoundRecord]:
@@ -243,12 +249,13 @@ class View:
     def unskilled(self) -> str:
         """Return, in words, that naming one class for all records beats the model; empty where it does not, clearly.
 
-        By the newest explore answers of rounds on the pool of now, whole rounds until there are a hundred.
+        By the newest explore answers of rounds on the pool of now since the last switch of the learner, whole rounds
+        until there are a hundred.
         """
-        here = {each.number for each in self.campaign.rounds.all() if self._is_here(each)}
+        of_now = self._rounds_of_now()
         newest: list[tuple[bool, int]] = []
         for number, ruled in sorted(self._ruled().items(), reverse=True):
-            if number in here and len(newest) < NEWEST:
+            if number in of_now and len(newest) < NEWEST:
                 newest += ruled
         right, codes = [each for each, _ in newest], [code for _, code in newest]
         code = beaten_by_one_class(right, codes)

@@ -111,7 +111,7 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
 
 def _rounds(campaign: CampaignStore) -> list[list[str]]:
     ruled, sizes = (
-        {record.number: record for record in View(campaign).history(every_pool=True)},
+        {record.number: record for record in View(campaign).history(every_model=True)},
         campaign.rounds.batch_sizes(),
     )
     rows = []

@@ -287,7 +287,7 @@ def run_of_campaign(campaign: CampaignStore, pool_map: PoolMap | None) -> Run:
         raise SettingsError(f"{campaign.directory} must have a batch to show, got none; run dal next first")
     settings = campaign.settings
     known = campaign.answers.labels()
-    ruled = {record.number: record for record in View(campaign).history(every_pool=True)}
+    ruled = {record.number: record for record in View(campaign).history(every_model=True)}
     watched = None if pool_map is None else watched_by(pool_of(campaign), pool_map)
     played = Replay(settings.strategy, settings.random_state, (), (), ())
     views, intervals = [], []

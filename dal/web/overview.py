@@ -193,7 +193,7 @@ class Overviews:
     def _there(self, past: list[Round], told: Status) -> list[FigureName]:
         """Return the names of the figures that have something to show."""
         known: dict[FigureName, bool] = {
-            "accuracy": any(record.explore_asked for record in self._view.history(every_pool=True)),
+            "accuracy": any(record.explore_asked for record in self._view.history(every_model=True)),
             "balance": told.labels > 0,
             "stopping": bool(self._campaign.settings.stop) and any(each.status == "closed" for each in past),
             "people": bool(told.people),
@@ -207,7 +207,7 @@ class Overviews:
         return [name for name, there in known.items() if there]
 
     def _accuracy(self) -> list[Figure]:
-        return [figures.accuracy_curve(self._view.history(every_pool=True))]
+        return [figures.accuracy_curve(self._view.history(every_model=True))]
 
     def _balance(self) -> list[Figure]:
         view, classes = self._view, self._campaign.settings.classes
