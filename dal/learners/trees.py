@@ -110,7 +110,7 @@ class Trees:
             [_nodes(tree, *firsts) for tree, *firsts in zip(trees, first_node, first_leaf, strict=False)]
         )
         leaves, place = _distinct(np.concatenate([tree.values[tree.leaf] for tree in trees]))
-        nodes[:, _LEAF] = place[nodes[:, _LEAF]]  # of an inner node it is 0, and never looked at
+        nodes[:, _LEAF] = place[nodes[:, _LEAF]]  # an inner node has 0 before, and what stands there is never looked at
         return cls(
             nodes,
             first_node[:-1].astype(np.uint32),
