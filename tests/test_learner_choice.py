@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 from typing import ClassVar
 
 import numpy as np
@@ -21,7 +22,7 @@ from dal.campaign.features import Features
 from dal.campaign.view import View
 from dal.cli import main
 from dal.compute.workers import OnDemand
-from dal.errors import InputError, LearnerError, LearnerSwitched
+from dal.errors import ClusterLost, DalError, InputError, LearnerError, LearnerSwitched, SettingsError
 from dal.evidence.comparison import compare
 from dal.evidence.votes import Labels
 from dal.explorer.report import view_of_campaign
@@ -29,7 +30,7 @@ from dal.learners.learner import Learner
 from dal.loop import learners as loop_learners
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator
-from dal.loop.learners import Known, compared, judge
+from dal.loop.learners import Known, _finite, _predicted, compared, judge
 from dal.loop.savings import saved
 from dal.selection.order import row_hash
 
@@ -174,6 +175,18 @@ def test_doubtful_labels_are_learned_from_and_judged_by_their_probabilities() ->
     assert sure.judged[0].correct.mean() == pytest.approx(0.97, abs=0.04)
     assert unsure.judged[0].correct.mean() == pytest.approx(0.97 - 0.1, abs=0.05)
     assert set(np.unique(unsure.judged[0].correct.round(6))) == {0, 0.3, 0.7, 1}
+
+
+def test_a_record_that_overflows_the_learner_has_no_class() -> None:
+    class Overflowing:
+        def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+            return np.array([[0.2, 0.8], [np.nan, 1.0], [np.inf, 0.0], [0.6, 0.4]], np.float32)[: len(X)]
+
+    proba = _finite(Overflowing(), np.zeros((4, 1), np.float32))  # type: ignore[arg-type]
+    assert proba == pytest.approx(np.array([[0.2, 0.8], [0, 0], [0, 0], [0.6, 0.4]]))
+    classes, margins = _predicted(proba)
+    assert classes.tolist() == [1, 2, 2, 0]
+    assert margins == pytest.approx([0.6, 0, 0, 0.2])
 
 
 def test_the_order_of_labels_changes_nothing() -> None:
@@ -608,16 +621,63 @@ def test_learners_are_compared_again_as_labels_grow(
     assert [each.row for each in twin.rounds.batch(7)] == [each.row for each in campaign.rounds.batch(7)]
 
 
+@pytest.mark.parametrize("error", [LearnerError, SettingsError, ClusterLost])
 def test_a_comparison_that_fails_ends_no_round(
-    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    pool: Pool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: type[DalError],
 ) -> None:
     def fails(*_: object, **__: object) -> None:
-        raise LearnerError("no fit")
+        raise error("no fit")
 
     monkeypatch.setattr("dal.loop.coordinator.compare_learners", fails)
     campaign = made(pool, tmp_path / "c", 100, measuring=Measuring(advise_every=50))
     assert len(played(campaign, 1)[0]) == 10
     assert "no fit" in caplog.text
+
+
+def test_a_batch_is_handed_out_before_learners_are_compared(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.loop.learners.PRESETS", {TREE: None})
+    campaign = made(pool, tmp_path / "c", 100, measuring=Measuring(advise_every=50))
+    seen, ended = list[tuple[int, int, list[int]]](), Event()
+
+    def handed(batch: Batch) -> None:
+        seen.append((batch.number, len(campaign.rounds.batch(batch.number)), kept(campaign)))
+
+    given = campaign.next_batch(on_batch=handed)
+    assert isinstance(given, Batch)
+    assert seen == [(1, 10, [])]
+    assert kept(campaign) == [100]
+    campaign.next_batch(on_batch=handed)  # the same one, which is not compared for again
+    assert seen[1:] == [(1, 10, [100])]
+    rows = np.arange(2_000, 2_060)
+    campaign.label([str(row) for row in rows], crossed(3_000)[1][rows], annotator="ann")
+    campaign.label(given, crossed(3_000)[1][given.rows])
+    last = campaign.answers.last_id()
+
+    def running(batch: Batch) -> None:
+        handed(batch)
+        ended.set()
+
+    campaign.run(on_batch=running, ended=ended)
+    assert seen[2:] == [(2, 10, [100])]
+    assert kept(campaign) == [100, last]
+
+
+def test_the_command_tells_the_batch_and_then_the_advice(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dal.loop.learners.PRESETS", {TREE: None})
+    campaign = made(pool, tmp_path / "c", 150, measuring=Measuring(advise_every=50))
+    ran = CliRunner().invoke(main, ["next", str(campaign.directory), "--workers", "0"])
+    assert ran.exit_code == 0, ran.output
+    places = [ran.output.index(each) for each in ("Round 1: 10 records", "Learners are compared", "has overtaken")]
+    assert places == sorted(places)
+    assert (campaign.directory / "batch-0001.csv").exists()
 
 
 def test_gaps_in_a_holdout_leave_presets_out_and_end_no_round(

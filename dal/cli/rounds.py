@@ -53,6 +53,7 @@ def next_(
     share: float | None,
 ) -> None:
     """Train, scan the pool, and write the next batch into DIRECTORY as a file to fill in."""
+    from dal.campaign.choice import Choice
     from dal.campaign.parts import pool_of
     from dal.loop.actions import Stop, Wait
     from dal.loop.campaign import Campaign, Stopped
@@ -63,6 +64,7 @@ def next_(
         raise click.UsageError("--share is the share that is searched for; say for what by --like or --where")
     campaign = Campaign.open(directory)
     sought = read_likes(like, pool_of(campaign)) if like else None
+    warned = Choice(campaign).warning()
     step = next_step(campaign)
     if (isinstance(step, Wait) and not close) or isinstance(step, Stop):
         scheduler, workers = None, 0  # nothing is scored
@@ -76,13 +78,15 @@ def next_(
             like=sought,
             where=where,
             share=share or 1.0,
+            on_batch=lambda batch: _tell_batch(campaign, directory, batch),
         )
     if isinstance(given, Stopped):
         _tell_stopped(given)
         return
-    _tell_batch(campaign, directory, given)
     if close and not given.fresh:
         say(f"Nobody has begun this batch, so it stays open. To close it all the same: dal close {directory}")
+    if (overtaken := Choice(campaign).warning()) != warned:
+        say(overtaken or "The learner in use has been compared again: no other one has overtaken it.")
 
 
 @click.command("run")
@@ -151,6 +155,7 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     from dal.campaign.parts import pool_of
     from dal.campaign.view import View, left_out, scored
     from dal.exchange import write_batch
+    from dal.loop.learners import advice_due
 
     path = directory / f"batch-{batch.number:04d}.csv"
     if not path.exists():
@@ -174,6 +179,8 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
         say(f"Round {batch.number} is open: {batch.pending:,} of {len(batch.rows):,} records are unanswered.")
     say(f"Fill in the column label with one of: {', '.join(campaign.settings.classes)}")
     say(f"Then: dal label import {directory} {path}, and dal next {directory}")
+    if batch.fresh and advice_due(View(campaign)):
+        say("Learners are compared now; the batch can be answered meanwhile.")
 
 
 @click.command("map")

@@ -224,6 +224,8 @@ class Campaign(CampaignStore):
                         " next_batch(close=True)"
                     )
                 given = now
+                if batch.fresh:
+                    coordinator.advise()
                 waiting = np.isin(batch.rows, self.rounds.waiting_rows(batch.number))
                 ids = [record_id for record_id, waits in zip(batch.record_ids, waiting, strict=True) if waits]
                 yield replace(batch, rows=batch.rows[waiting], record_ids=ids)
@@ -246,6 +248,7 @@ class Campaign(CampaignStore):
         like: Like | None = None,
         where: str | None = None,
         share: float = 1.0,
+        on_batch: Callable[[Batch], None] | None = None,
     ) -> Batch | Stopped:
         """Do everything up to the next batch: close the round that is answered, train, scan, select, open.
 
@@ -277,6 +280,8 @@ class Campaign(CampaignStore):
             chosen as usual among the records that meet it, or, with `like`, the nearest of them.
         share : float, default=1
             Of the batch, that is searched for; at most what the explore share leaves. The rest is chosen as usual.
+        on_batch : callable, optional
+            Given the batch once it is open. Where learners are compared as labels grow, that comes after it.
 
         Returns
         -------
@@ -297,6 +302,11 @@ class Campaign(CampaignStore):
                 self, workers, progress, coverage=coverage, full=full, reserved=reserved, search=search
             )
             given = coordinator.run(close=close)
+            if isinstance(given, Batch):
+                if on_batch is not None:
+                    on_batch(given)
+                if given.fresh:
+                    coordinator.advise()
         if coordinator.full and isinstance(given, Batch) and self.rounds.get(given.number).waves is not None:
             told = "Round %d was begun by waves before this call, and keeps its batch; ask for a full pass again."
             _log.warning(told, given.number)
@@ -356,6 +366,8 @@ class Campaign(CampaignStore):
                     return given
                 if on_batch is not None:
                     on_batch(given)
+                if given.fresh:
+                    coordinator.advise()
                 while coordinator.view.waiting() and not ended.wait(patience):
                     pass
         return None

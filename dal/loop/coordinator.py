@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from dal._files import as_npz, read_npz
 from dal.campaign import CampaignStore, Round, Search
-from dal.campaign.choice import Choice
 from dal.campaign.examples import Examples
 from dal.campaign.features import Features
 from dal.campaign.parts import learner_of
@@ -40,7 +39,7 @@ from dal.loop.batch import (
     wanted_of_search,
 )
 from dal.loop.codebook import codebook_of
-from dal.loop.learners import beating, check_weights, compare_learners
+from dal.loop.learners import advice_due, beating, check_weights, compare_learners
 from dal.loop.measure import measured
 from dal.loop.search import MARKED_SHARE, MOST_EXAMPLES
 from dal.loop.state import COVERAGE, state_of
@@ -147,7 +146,6 @@ class Coordinator:
                     self._scan(self._current(), cold=cold)
                 case actions.Select():
                     self._select(self._current())
-                    self._advise()
                     fresh = True
                 case actions.Close():
                     self.campaign.rounds.close(self._current())
@@ -400,15 +398,12 @@ class Coordinator:
         self.features.keep(current.number, composed.rows, composed.X)
         self.campaign.rounds.open(current, composed.asked)
 
-    def _advise(self) -> None:
+    def advise(self) -> None:
         """Compare the learner in use with the presets, where as many labels have come since as the settings say.
 
-        The batch is open: people answer meanwhile. Killed here, it is done after the next batch.
+        It is done once a new batch was handed out: people answer meanwhile. Killed here, it is done after the next one.
         """
-        every = self.campaign.settings.measuring.advise_every
-        before = Choice(self.campaign).last_answer() if every else None
-        known = 0 if before is None else len(self.view.labels(before).rows)
-        if not every or len(self.view.labels().rows) < known + every:
+        if not advice_due(self.view):
             return
         try:
             # By workers that are there already: others would be started for this, and kept for scans that need none.

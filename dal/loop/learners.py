@@ -397,6 +397,15 @@ def compare_learners(
     return comparison
 
 
+def advice_due(view: View) -> bool:
+    """Return whether as many labels have come since the last comparison as the settings say."""
+    every, before = view.campaign.settings.measuring.advise_every, Choice(view.campaign).last_answer()
+    if not every:
+        return False
+    known = 0 if before is None else len(view.labels(before).rows)
+    return len(view.labels().rows) >= known + every
+
+
 def _drawn(labels: Labels, random_state: int) -> Labels:
     """Draw labels to compare by, uniformly: more take longer, and tell hardly more."""
     if len(labels.rows) <= MOST_LABELS:
