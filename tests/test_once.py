@@ -249,6 +249,44 @@ def test_a_pass_by_waves_keeps_one_of_equal_records_of_its_blocks_and_those_carr
     other = found(odd, model, strategy, k, codebook, **{**told, "limits": replace(limits, span_bytes=1)})
     assert other.candidates.rows.tolist() == here.candidates.rows.tolist()
     assert other.summary.reach == reach
+    # The record that comes 1,500 times is among the best.
+    assert reach.copied
+    assert reach.bound is None
+    assert "some of the best have copies" in str(reach)
+
+
+@pytest.mark.parametrize("copies", ["none", "of the best", "of the worst"])
+def test_waves_state_no_bound_where_the_best_have_copies(copies: str, tmp_path: Path) -> None:
+    """One row of a kind is kept, and how many there are is counted by nobody: half the pool may be one record."""
+    n, rng = 40_000, np.random.default_rng(5)
+    X = rng.standard_normal((n, 8)).astype(np.float32)
+    y = np.where(X[:, 0] > 0, 1, 0)
+    model = Learner(LogisticRegression(), ["a", "b"]).fit(X[:2_000], y[:2_000])
+    if copies != "none":
+        X[rng.permutation(np.arange(100, n))[: n // 2]] = 0 if copies == "of the best" else 3
+    pool, strategy = Pool.build(X, tmp_path / "p.zarr"), Strategy.named("margin")
+    codebook, limits = sample_codebook(pool, 2, 1), Limits(tile_rows=64, threads=1)
+    options = {"codebook": codebook, "limits": limits, "round": 1}
+    rule, journal, held = once(strategy, lambda: X[:0]), Journal(tmp_path / "journal"), 0
+    scores = scan(pool, model, strategy, n, **options).candidates.scores
+    for seed in range(20):
+        options |= {"waves": Waves(0.5), "random_state": seed}
+        summary = scan(pool, model, strategy, 100, once=rule, journal=journal, **options).summary
+        again = scan(pool, model, strategy, 100, once=rule, journal=journal, **options).summary
+        assert again.spans_resumed == again.spans
+        reach = summary.reach
+        assert reach is not None
+        assert again.reach == reach
+        assert 0 < reach.blocks < reach.n_blocks
+        assert reach.copied == (copies == "of the best")
+        if reach.copied:
+            assert np.count_nonzero(scores >= summary.last) > n / 2
+            assert reach.bound is None
+        else:
+            assert reach == scan(pool, model, strategy, 100, **options).summary.reach
+            assert reach.bound is not None
+            held += reach.bound >= np.count_nonzero(scores >= summary.last) / n
+    assert copies == "of the best" or held >= 16  # 19 in the long run; fewer than 16 come once in 400 times
 
 
 def test_where_all_equal_asked_records_each_kind_is_asked_again(

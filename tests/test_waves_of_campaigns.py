@@ -2,6 +2,7 @@
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,12 @@ def test_rounds_go_on_where_the_last_wave_ended(undisturbed: tuple[Campaign, lis
     assert f"its best 200 records score {campaign.rounds.get(6).summary['last']:.3f} or more" in told
     assert f"({full['last']:.3f} in round 5, which scored all), and are within the best " in told
     assert status(campaign).scored == told
+    newest = campaign.rounds.get(6)
+    assert newest.summary is not None
+    copied = {**newest.summary, "reach": {**newest.summary["reach"], "bound": None, "copied": True}}
+    told = scored([replace(newest, summary=copied)])
+    assert "or more, and some of them have copies, so that the share of the pool" in told
+    assert "within the best" not in told
 
 
 @pytest.mark.slow

@@ -633,6 +633,8 @@ def scored(past: Sequence[Round]) -> str:
             text += f" ({full.summary['last']:.3f} in round {full.number}, which scored all)"
     if reach["bound"] is not None:
         text += f", and are within the best {reach['bound']:.2%} of what may be asked at 95 %"
+    elif reach.get("copied"):
+        text += ", and some of them have copies, so that the share of the pool that ranks before them is unknown"
     if reach["reached"] is None:
         text += "; too few could be asked, or no score is above 0, so that all of the pool was scored"
     elif reach["reached"] < reach["floor"]:

@@ -153,6 +153,7 @@ def encode(result: SpanResult) -> bytes:
         "confidence": tally.confidence,
         "bytes_read": tally.bytes_read,
         "mass": tally.mass,
+        "repeated": result.repeated,
         "bins": [tally.histogram.exponent, tally.histogram.first],
         "arrays": [(name, array.dtype.str, array.shape) for name, array in arrays.items()],
     }
@@ -179,7 +180,7 @@ def decode(data: bytes) -> SpanResult:
         told["mass"],
     )
     candidates = candidates_from(arrays) if "rows" in arrays else None
-    return SpanResult(Interval(*told["interval"]), candidates, tally, told["seconds"])
+    return SpanResult(Interval(*told["interval"]), candidates, tally, told["seconds"], told["repeated"])
 
 
 def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ of different content, each the best by key of its equals: what ranks before a ro
 
 from dataclasses import dataclass, fields
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,9 @@ class Best:
         self._parts: list[Candidates] = []
         self._held = self._tightened_at = 0
         self._most = int(slack * capacity.rows) + 1024
+        self.repeated = -inf
+        """The most that ranks a row, of those forgotten because an equal one ranks before them. Whether this reaches
+        what ranks the last row that is kept is the same for any order in which rows come."""
 
     def add(self, candidates: Candidates) -> None:
         """Take rows in; those that cannot be among the best are forgotten now or later."""
@@ -174,6 +178,7 @@ class Best:
         held = concatenate(bare)
         ranked = self.capacity.ranked(held.scores, held.rows, self.seed, self.round)
         among = self._first_of_equals(held, ranked, None)
+        self.forget_equals(np.delete(ranked, among))
         overall = among[best_by_key(ranked[among], held.rows[among], self.capacity.total, self.seed, self.round)]
         keep = np.zeros(len(held), dtype=bool)
         keep[overall] = True
@@ -195,6 +200,10 @@ class Best:
             kept = concatenate([part.take(np.flatnonzero(mask)) for part, mask in zip(self._parts, masks, strict=True)])
         self._parts = [kept]
         self._held = len(kept)
+
+    def forget_equals(self, ranked: Floats64) -> None:
+        """Record what ranks rows that are forgotten because an equal one is kept."""
+        self.repeated = max(self.repeated, float(np.max(ranked, initial=-inf)))
 
     def _first_of_equals(
         self, held: Candidates, values: Floats64, groups: npt.NDArray[np.int64] | None

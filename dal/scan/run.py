@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -226,6 +227,7 @@ class Run:
         self.tally = Tally.zero(len(model.classes) if model else 0)
         self.spans = self.failed = self.bytes_up = 0
         self.thread_seconds = 0.0
+        self.repeated = -inf
         self.skipped: list[Interval] = []
         self.notes: list[str] = []
         self.top: float | None = None
@@ -278,6 +280,7 @@ class Run:
         self.spans += 1
         self.tally += result.tally
         self.thread_seconds += result.seconds
+        self.repeated = max(self.repeated, result.repeated)
         if result.candidates is not None:
             self.bytes_up += result.candidates.nbytes
             self._add(result.candidates)
@@ -290,7 +293,9 @@ class Run:
     def _score_carried(self) -> None:
         """Score again what an earlier pass has kept: here, for it is little, and its features are at hand."""
         if len(self.carried):
-            found, mass = score_rows(self.pool, self.model, self.order, self.carried.rows, self.carried.X)
+            carried = self.carried
+            found, mass, repeated = score_rows(self.pool, self.model, self.order, carried.rows, carried.X)
+            self.repeated = max(self.repeated, repeated)
             self.tally += replace(Tally.zero(len(self.tally.predicted)), mass=mass)
             if found is not None:
                 self._add(found)
@@ -484,7 +489,8 @@ class Run:
         if self.course is None:
             return None
         skipped = sum(stop - start for start, stop in self.skipped)
-        return self.course.reach(self.order.capacity, kept, last, best, self.carried, skipped)
+        repeated = max(self.repeated, self.best.repeated)
+        return self.course.reach(self.order.capacity, kept, last, best, self.carried, skipped, repeated)
 
 
 def _no_candidates() -> Candidates:

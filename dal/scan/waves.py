@@ -104,10 +104,13 @@ class Reach:
         What it is compared with; where it is less than `floor`, the whole pool was scored.
     bound : float or None
         Rows that may be asked and rank before the last row kept regardless of its cell, as a share of the pool's rows,
-        at most, at 95 %. Rows asked before and their near-duplicates are not among them. None where rows are drawn, or
-        fewer than wanted are there.
+        at most, at 95 %. Rows asked before and their near-duplicates are not among them. None where rows are drawn,
+        fewer than wanted are there, or some are `copied`.
     after : int
         First row of the last block, where the next round begins.
+    copied : bool
+        Whether rows were left out that equal a kept one and do not rank behind the last of those kept regardless of
+        their cells. Nobody has counted them, and copies may be any share of the pool.
     """
 
     waves: int
@@ -119,6 +122,7 @@ class Reach:
     reached: float
     bound: float | None
     after: int
+    copied: bool = False
 
     def __str__(self) -> str:
         text = (
@@ -126,6 +130,8 @@ class Reach:
         )
         if self.bound is not None:
             text += f"; the best are within the best {self.bound:.2%} of what may be asked at 95 %"
+        elif self.copied:
+            text += "; some of the best have copies, so that the share of the pool that ranks before them is unknown"
         return text if self.reached >= self.floor else f"{text}; the floor {self.floor:g} was not reached"
 
 
@@ -297,6 +303,7 @@ class Course:
         best: float | None,
         carried: Carried,
         skipped: int = 0,
+        repeated: float = -inf,
     ) -> Reach:
         """Describe what was scored.
 
@@ -313,9 +320,12 @@ class Course:
         carried : Carried
         skipped : int, default=0
             Rows of the waves that could not be scored.
+        repeated : float, default=-inf
+            The most that ranks a row left out because it equals another one.
         """
         bound, rows = None, self.rows - skipped
-        if capacity.beta is None and last is not None:
+        copied = last is not None and repeated >= last
+        if capacity.beta is None and last is not None and not copied:
             among = kept.rows[kept.scores >= last]
             known = np.isin(among, carried.rows)
             counts = np.unique(among[~known] // self._block, return_counts=True)[1]
@@ -332,6 +342,7 @@ class Course:
             nearness(capacity, last, best),
             bound,
             int(self._order[self._blocks - 1]) * self._block,
+            copied,
         )
 
 

@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,7 +40,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 12
+KERNEL_VERSION = 13
 """Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
@@ -204,12 +205,23 @@ class Tally:
 
 @dataclass(frozen=True)
 class SpanResult:
-    """The result of one span, which a worker sends back."""
+    """The result of one span, which a worker sends back.
+
+    Attributes
+    ----------
+    interval : Interval
+    candidates : Candidates or None
+    tally : Tally
+    seconds : float
+    repeated : float
+        The most that ranks a row left out because it equals another one of the span; -inf without any.
+    """
 
     interval: Interval
     candidates: Candidates | None
     tally: Tally
     seconds: float
+    repeated: float = -inf
 
 
 def score_span(
@@ -271,7 +283,7 @@ def score_span(
 
 def score_rows(
     pool: Pool, model: Model | None, order: Order, rows: Rows, X: npt.NDArray[np.float32]
-) -> tuple[Candidates | None, int]:
+) -> tuple[Candidates | None, int, float]:
     """Score rows whose features are at hand, and keep the best of them.
 
     Parameters
@@ -289,13 +301,15 @@ def score_rows(
         Without features; None where none of the rows can be asked.
     mass : int
         As in :class:`Tally`.
+    repeated : float
+        As in :class:`SpanResult`.
     """
     with one_thread:
         everything, order = no_thresholds(order.capacity), replace(order, carry=False)
         span = _Span(pool, model, order, Interval(0, len(rows)), rows[:0], everything, None, None)
         for start in range(0, len(rows), order.tile):
             span.score_given(X[start : start + order.tile], rows[start : start + order.tile], start)
-    return span.best.result(), span.tally.mass
+    return span.best.result(), span.tally.mass, span.best.repeated
 
 
 class _Span:
@@ -471,7 +485,9 @@ class _Span:
         if once is not None and bare.content is not None:
             left = left[once.fresh(bare.content)]
             # Equal records are alike in all that follows, and one of each is looked at.
-            left = left[distinct(bare.take(left), self.order.capacity, self.order.seed, self.order.round)]
+            first = distinct(bare.take(left), self.order.capacity, self.order.seed, self.order.round)
+            self.best.forget_equals(np.delete(ranked[positions[left]], first))
+            left = left[first]
         if familiar is not None and len(left):
             left = left[~familiar(own[left])]
         if not len(left):
@@ -503,7 +519,7 @@ class _Span:
         if self.cells is not None and self.cells.write and self.cell_of_row is not None:
             self.cells.array[self.interval.start : self.interval.stop] = self.cell_of_row
         best = self.best.result()
-        return SpanResult(self.interval, best, self.tally, time.perf_counter() - started)
+        return SpanResult(self.interval, best, self.tally, time.perf_counter() - started, self.best.repeated)
 
 
 class _Inner(NamedTuple):
