@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from dal._threads import cores
 from dal.compute.client import connect
 
 if TYPE_CHECKING:
@@ -111,19 +112,12 @@ class OnDemand(Workers):
     def client_for(self, records: int, seconds: float) -> Client | None:
         """Return the local cluster's client where workers pay, and start it first; None for this process."""
         if self.client is None:
-            n_cores = self._n_cores or (_cores() if seconds > START_SECONDS else 1)
+            n_cores = self._n_cores or (cores() if seconds > START_SECONDS else 1)
             choice = chosen_workers(records, seconds, n_cores)
             self._report(f"{choice.reason}.")
             if choice.workers:
                 self.client = self._open.enter_context(connect(None, workers=choice.workers))
         return self.client
-
-
-def _cores() -> int:
-    # Counted only where it matters: a scan in this process imports nothing of Dask.
-    import dask.system
-
-    return int(dask.system.CPU_COUNT)
 
 
 @contextmanager

@@ -25,6 +25,7 @@ def facts(variables: list[str], settings: list[str], folder: str) -> dict[str, A
         Whose disk is looked at; empty for the working directory.
     """
     import dask.config
+    import dask.system
 
     return {
         "environment": {name: os.environ.get(name) for name in variables},
@@ -33,7 +34,7 @@ def facts(variables: list[str], settings: list[str], folder: str) -> dict[str, A
         "files": _files(),
         "memory": _memory(),
         "free": _free(folder or os.getcwd()),  # noqa: PTH109 - a text, as the folder
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": int(dask.system.CPU_COUNT),
     }
 
 

@@ -11,7 +11,7 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
-from dal._threads import cores
+from dal._threads import allowed_threads
 from dal.learners.models import Model
 from dal.metrics import Metric, gauge
 from dal.pool import Pool, Reader
@@ -403,7 +403,9 @@ class Run:
         if not ours or self.pool.is_remote:  # one thread computes as fast as most networks bring records
             return 1
         units = sum(-(-stop // self.unit) - start // self.unit for start, stop in left)
-        return min(units, self.limits.threads or min(cores(), self.limits.most_threads))
+        if units < 2:
+            return 1
+        return min(units, self.limits.threads or min(allowed_threads(), self.limits.most_threads))
 
     def _score_in_turn(self, left: Sequence[Interval], reader: Reader, kept: Kept | None) -> None:
         spans = plan.cut(left, self.span_rows(left, 1, None), self.order.seed)
