@@ -282,4 +282,5 @@ def concatenate(parts: list[Candidates]) -> Candidates:
 
 def _joined(parts: list[npt.NDArray[Any] | None]) -> Any:  # noqa: ANN401 - of the type of its parts
     there = [part for part in parts if part is not None]
-    return np.concatenate(there) if len(there) == len(parts) else None
+    assert len(there) in (0, len(parts)), "parts of one pass carry the same"
+    return np.concatenate(there) if there else None

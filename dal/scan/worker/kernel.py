@@ -40,7 +40,7 @@ _CONFIDENCE_STEPS = 2**20
 """The confidences of tiles are added up as integers: a float sum would depend on the order of the spans."""
 _MASS_STEPS = 2**64
 """Finer, because the power of a small score is smaller still."""
-KERNEL_VERSION = 13
+KERNEL_VERSION = 14
 """Raised when the same order would keep other rows, or other things of them: it enters the journal's digest."""
 
 
