@@ -10,6 +10,7 @@ from dal.selection.batch import Known, choose
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.codebook import Codebook
 from dal.selection.explore import interleaved
+from dal.selection.once import first_of_equals
 from dal.selection.order import Positions, Rows, best_by_key, key_order, rank_within
 from dal.selection.problem import Mapper
 from dal.selection.strategy import Strategy
@@ -160,6 +161,9 @@ def choose_balanced(
     left = np.array(quotas, dtype=np.int64) - _counts(_codes(candidates, chosen), len(quotas))
     surplus, short = np.maximum(-left, 0), np.maximum(left, 0)
     order = key_order(keys, candidates.rows, random_state, round)
+    # Of equal records the best of all and that of a cell may both be kept: one of a class is to take a place.
+    groups, of = candidates.predicted, (candidates.rows, random_state, round)
+    order = order[first_of_equals(candidates.content, groups, keys, *of)[order]]
     most = np.append(np.array(capacity.per_class, dtype=np.int64), 0)  # none, last, of those without a prediction
     of_classes = order[rank_within(candidates.predicted[order]) < most[candidates.predicted[order]]]
     known, found = known.joined(_taken(candidates, chosen)), chosen[:0]
