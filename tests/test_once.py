@@ -11,9 +11,11 @@ from distributed import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sqlalchemy import select
 
-from dal import Batch, Campaign
+from dal import Batch, Campaign, Labelling
 from dal._files import read_npz
+from dal.campaign.schema import asked
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool
@@ -392,3 +394,36 @@ def test_a_pool_of_few_distinct_records_goes_on_asking(tmp_path: Path) -> None:
     left = 7 - len(np.unique(first, axis=0))
     assert len(second) == len(np.unique(second, axis=0)) == left > 0
     assert len(third) == len(np.unique(third, axis=0)) == 7
+
+
+@pytest.mark.parametrize("strategy", ["margin", "cluster_margin", "default"])
+def test_no_choice_equals_a_record_asked_beside_it(strategy: str, tmp_path: Path) -> None:
+    """The explore share and a search choose after the scan, and candidates may be copies of theirs; so the reserve."""
+    rng, n = np.random.default_rng(3), 4_000
+    X = rng.standard_normal((150, D)).astype(np.float32)[rng.integers(0, 150, n)]
+    pool = Pool.build(X, tmp_path / "p.zarr", display={"lang": np.where(np.arange(n) % 3, "en", "de")})
+    campaign = Campaign.create(
+        tmp_path / "c",
+        pool,
+        ["even", "odd"],
+        batch_size=12,
+        explore=0.25,
+        strategy=strategy,
+        random_state=4,
+        labelling=Labelling(reserve=0.5),
+    )
+    before: set[bytes] = set()
+    for number in range(1, 6):
+        batch = campaign.next_batch(where="lang = 'de'" if number > 1 else None, share=0.25)
+        assert isinstance(batch, Batch)
+        with campaign.database.reading() as connection:
+            every = connection.execute(select(asked.c.row, asked.c.explore).where(asked.c.round == number)).all()
+        assert len(every) == 18
+        explored = [X[row].tobytes() for row, explore in every if explore]
+        ruled = [X[row].tobytes() for row, explore in every if not explore]
+        assert len(explored) == 3
+        if number > 1:
+            assert len(set(ruled)) == len(ruled) == 15
+            assert not set(ruled) & (before | set(explored))
+        before |= {X[row].tobytes() for row in batch.rows}
+        campaign.label(batch, ["odd" if row % 2 else "even" for row in batch.rows])

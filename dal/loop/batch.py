@@ -19,6 +19,7 @@ from dal.selection.batch import Known
 from dal.selection.candidates import Candidates, usable
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
+from dal.selection.once import Once
 from dal.selection.search import NEAREST, shared
 from dal.selection.strategy import Strategy
 
@@ -119,10 +120,16 @@ class Composer:
         """
         k = self.current.k
         drawn, drawn_X = self._explore(excluded) if len(candidates) else ([], self._nothing())
-        rows, X = np.append(excluded, drawn), np.concatenate([self.features.take(excluded), drawn_X])
+        before = self.features.take(excluded)
+        # Since the scan others were asked or answered; and where all kinds were, each may be asked again.
+        candidates = _different(candidates, before, unless_all=True)
+        rows, X = np.append(excluded, drawn), np.concatenate([before, drawn_X])
+        if searched is not None:
+            searched = _different(_different(searched, before, unless_all=True), drawn_X)
         found = self._found(searched, excluded, rows, X, most=k - len(drawn))
         beside, beside_X = [*drawn, *found.rows.tolist()], np.concatenate([drawn_X, found.embeddings])
         rows, X = np.append(rows, found.rows), np.concatenate([X, found.embeddings])
+        candidates = _different(candidates, beside_X)
         known = self._known(rows, X, excluded, candidates)
         wanted = max(0, k - len(drawn) - (self._wanted_found() if len(found) else 0))
         quotas = tuple((self.current.summary or {}).get("quotas", ()))
@@ -131,14 +138,15 @@ class Composer:
         order = interleaved(interleaved(chosen.rows.tolist(), found.rows.tolist()), drawn)
         if len(chosen) < wanted:
             _log.warning(
-                "The batch holds %d records instead of %d: the other candidates are near-duplicates of these or of"
-                " records asked before.",
+                "The batch holds %d records instead of %d: all others that could be asked equal these or records asked"
+                " before, or are near-duplicates of them.",
                 len(order),
                 k,
             )
         # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
         known = known.joined(chosen)
-        spare = self._chosen(candidates, known, count=reserve_of(self.view, self.current))
+        others = _different(candidates, chosen.embeddings)
+        spare = self._chosen(others, known, count=reserve_of(self.view, self.current))
         # Answers came since the freeze, and others are in hand.
         room = self.view.room(held=True)
         order = order[: max(room, 1)]
@@ -341,6 +349,14 @@ class Composer:
             return {}
         proba = self.model.predict_proba(X)
         return {row: float(each[scores[row][1]]) for row, each in zip(rows, proba, strict=True)}
+
+
+def _different(candidates: Candidates, X: Floats32, *, unless_all: bool = False) -> Candidates:
+    """Leave out candidates that equal records, where one of equal records is kept; none where all would be left out."""
+    if candidates.content is None or not len(X):
+        return candidates
+    left = np.flatnonzero(Once.after(X).fresh(candidates.content))
+    return candidates if unless_all and not len(left) else candidates.take(left)
 
 
 def strategy_of(current: Round, model: Model | None) -> Strategy:
