@@ -145,6 +145,9 @@ def _half_drawn(candidates: Candidates, capacity: Capacity, seed: int, round: in
     With :math:`\beta` 1 this is 1 where few of many are drawn: scores have decided how likely that was. Where nearly
     all are drawn it is in proportion to the score. A record of the first half stands for itself: it weighs its score as
     a share of the largest one, or the limit of :math:`w` for a large :math:`z` where that is more.
+
+    Of n equal records one is drawn, with the chance :math:`1 - e^{-n z}`, and n is not known here. Its weight is that
+    of one record, so that the sum is neither over all records nor over different ones.
     """
     beta = capacity.beta or 0.0
     order = key_order(candidates.scores, candidates.rows, seed, round)
