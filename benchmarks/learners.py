@@ -127,7 +127,7 @@ def _verdicts(tried: Tried) -> dict[str, Any]:
 
 
 def _cut(world: World, seed: int) -> World:
-    """Take at most so many records of the pool and of the test set."""
+    """Draw at most `MOST_ROWS` records of the pool, and `MOST_TESTED` of the test set."""
     rng = np.random.default_rng([seed, 18])
     rows = np.sort(rng.permutation(len(world.y))[:MOST_ROWS])
     tested = np.sort(rng.permutation(len(world.test.y))[:MOST_TESTED])

@@ -43,12 +43,12 @@ LAYOUTS = ("sharded", "compressed", "foreign")
 
 
 def names(classes: int = CLASSES) -> tuple[str, ...]:
-    """Give so many names of classes."""
+    """Return names of classes."""
     return tuple(f"class {number}" for number in range(classes))
 
 
 def labels(rows: npt.NDArray[np.int64], classes: int = CLASSES) -> npt.NDArray[np.int64]:
-    """Give the true class codes of rows."""
+    """Return the true class codes of rows."""
     return (row_hash(rows, seed=1, round=0) % np.uint64(classes)).astype(np.int64)
 
 

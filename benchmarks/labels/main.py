@@ -278,7 +278,7 @@ def planned(
     *,
     oracle: bool = False,
 ) -> dict[str, dict[str, int]]:
-    """Return what is to be played on which set, and leave out what there is no data for.
+    """Return the seeds of each strategy on each set, without the sets whose data are lacking.
 
     Without strategies, those that the promises take, and the oracle where its replays are few hours.
     """

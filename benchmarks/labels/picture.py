@@ -82,7 +82,7 @@ class _Frame:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Give about five round values between two others."""
+    """Return about five round values between two others."""
     raw = (high - low) / 5
     power = 10.0 ** np.floor(np.log10(raw))
     step = float(min((factor * power for factor in (1, 2, 5, 10)), key=lambda each: abs(each - raw)))

@@ -20,7 +20,7 @@ THIRDS = ("first", "second", "last")
 
 
 class Promise(NamedTuple):
-    """A promise, and what the replays say of it.
+    """A promise, judged by the replays.
 
     Attributes
     ----------

@@ -59,7 +59,7 @@ def area(X: Floats, y: Codes, query: Query, seed: int) -> float:
 
 
 def curve(X: Floats, y: Codes, query: Query, seed: int) -> Floats:
-    """Give the test accuracy before the first query and after each.
+    """Return the test accuracy before the first query and after each.
 
     The kernel is computed once for all queries, which takes a third of the time of letting each fit compute its own.
     """
@@ -90,7 +90,7 @@ def curve(X: Floats, y: Codes, query: Query, seed: int) -> Floats:
 
 
 def published_area(accuracy: Floats) -> float:
-    """Give the area as the publication computes it: without the first point, divided by all queries.
+    """Return the area as the publication computes it: without the first point, divided by all queries.
 
     Examples
     --------

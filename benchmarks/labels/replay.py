@@ -121,7 +121,7 @@ class Stage:
         self._fits: dict[bytes, tuple[Model, float]] = {}
 
     def space(self, n_cells: int) -> tuple[Codebook, Cells]:
-        """Give the codebook of so many cells, and where the cells of the rows are kept once a scan has found them."""
+        """Return a codebook of `n_cells` cells, and where the cells of the rows are kept once a scan has found them."""
         if n_cells not in self._spaces:
             codebook = sample_codebook(self.pool, n_cells, self.seed)
             self._spaces[n_cells] = codebook, Cells(self.directory / f"cells-{n_cells}.zarr", write=True)

@@ -129,7 +129,7 @@ def _standardised(X: npt.NDArray[np.float64], *others: npt.NDArray[np.float64]) 
 
 
 def digits(source: Source) -> World:
-    """Give 1,097 of scikit-learn's digits as the pool, 700 as the test set."""
+    """Return 1,097 of scikit-learn's digits as the pool, 700 as the test set."""
     X, y, test_X, test_y = _digits(source.seed)
     X, test_X = _standardised(X, test_X)
     return World(X, y, TestSet(test_X, test_y), 10)
@@ -144,7 +144,7 @@ def _digits(seed: int) -> tuple[npt.NDArray[np.float64], Codes, npt.NDArray[np.f
 
 
 def digits_duplicated(source: Source) -> World:
-    """Give the same pool with noisy copies of its records, their number heavy-tailed: some come a hundred times."""
+    """Return the same pool with noisy copies of its records, their number heavy-tailed: some come a hundred times."""
     X, y, test_X, test_y = _digits(source.seed)
     rng = np.random.default_rng([source.seed, 1])
     copies = np.minimum(1 + 2 * rng.pareto(1.1, len(X)).astype(np.int64), 100)
@@ -228,17 +228,17 @@ def _split(X: npt.NDArray[np.float64], y: Codes, n_pool: int) -> World:
 
 
 def letter(source: Source) -> World:
-    """Give the customary split: the first 16,000 records are the pool."""
+    """Return the customary split: the first 16,000 records are the pool."""
     return _split(*_read(source.data, "letter"), 16_000)
 
 
 def satimage(source: Source) -> World:
-    """Give the published split."""
+    """Return the published split."""
     return _split(*_read(source.data, "satimage"), 4435)
 
 
 def fashion(source: Source) -> World:
-    """Give the published split, in the 64 principal components of the pool."""
+    """Return the published split, in the 64 principal components of the pool."""
     X, y = _read(source.data, "fashion_mnist")
     X /= 255.0
     components = PCA(64, svd_solver="covariance_eigh").fit(X[:60_000])
@@ -257,7 +257,7 @@ def _messages(data: Path | None) -> tuple[list[str], Codes]:
 
 
 def sms_spam(source: Source) -> World:
-    """Give two thirds of the texts as the pool, in 100 latent dimensions of their word frequencies."""
+    """Return two thirds of the texts as the pool, in 100 latent dimensions of their word frequencies."""
     records, y = _messages(source.data)
     order = np.random.default_rng(source.seed).permutation(len(records))
     texts = [records[index] for index in order]
@@ -274,7 +274,7 @@ RARE_ROWS = 30
 
 
 def kddcup(source: Source) -> World:
-    """Give 70 % of the connections of each class as the pool, categories one-hot and counts as logarithms.
+    """Return 70 % of the connections of each class as the pool, categories one-hot and counts as logarithms.
 
     At least one record of each class is in the test set, which holds at most 2,000 of a class: what is measured there
     is the mean recall, which does not mind.

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def area(labels: Sequence[float], accuracy: Sequence[float]) -> float:
-    """Give the area under a learning curve, divided by its width: a mean accuracy.
+    """Return the area under a learning curve, divided by its width: a mean accuracy.
 
     Examples
     --------
@@ -81,7 +81,7 @@ def share_closed(sets: Sequence[Gains], *, resamples: int = RESAMPLES, seed: int
 
 
 def labels_to_reach(labels: Floats, accuracy: Floats, target: float) -> float:
-    """Give the labels at which a curve first reaches a target, on a straight line between points; inf if it does not.
+    """Return the labels at which a curve first reaches a target, on a straight line between points; inf if it does not.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def labels_to_reach(labels: Floats, accuracy: Floats, target: float) -> float:
 def labels_to_final(
     labels: Floats, curves: Floats, baseline: Floats, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Give the labels that a strategy needs to reach the baseline's final accuracy, both by their mean curves.
+    """Return the labels that a strategy needs to reach the baseline's final accuracy, both by their mean curves.
 
     Parameters
     ----------
@@ -139,7 +139,7 @@ def _needed(labels: Floats, curves: Floats, baseline: Floats) -> float:
 
 
 def mean_interval(values: Floats) -> Interval:
-    """Give a mean with its t interval.
+    """Return a mean with its t interval.
 
     Examples
     --------
