@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import clusters, large, memory, peers, scale, search, suite, synthetic
+from benchmarks import clusters, large, learners, memory, peers, scale, search, suite, synthetic
 from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
 from dal.scan import plan
 from tests.clusters import own_cluster
@@ -328,3 +328,65 @@ def test_what_a_search_saves_is_compared_seed_by_seed() -> None:
     assert default[:3] == ["default", "2", "3 of 4"]
     assert searched[:3] == ["search 0.3", "2", "4 of 4"]
     assert [cell.split()[0] for cell in (default[3], searched[3], searched[4])] == ["300", "200", "-100"]
+
+
+def test_advice_about_learners_is_held_against_the_truth() -> None:
+    """Two campaigns: the advice of the first is right and followed, that of the second would have been wrong."""
+
+    def check(labels: int, truth: float, verdict: str) -> dict[str, object]:
+        gap = {"better": 0.1, "worse": -0.1}.get(verdict, 0.0)
+        other = {
+            "name": "forest",
+            "verdict": verdict,
+            "difference": gap,
+            "difference_low": gap - 0.05,
+            "difference_high": gap + 0.05,
+        }
+        return {
+            "rounds": labels // 10,
+            "labels": labels,
+            "right": {"logistic": 0.5, "forest": 0.5 + truth},
+            "candidates": {name: [{"name": "logistic"}, other] for name in learners.WEIGHTS},
+        }
+
+    def entry(seed: int, *told: tuple[float, str], switched: dict[str, object] | None) -> dict[str, object]:
+        checks = [check(labels, *each) for labels, each in zip((10, 30, 60), told, strict=True)]
+        last = {"rounds": 7, "labels": 70, "right": {"logistic": 0.6, "forest": 0.7}}
+        return {
+            "case": "digits",
+            "in_use": "logistic",
+            "seed": seed,
+            "checks": [*checks, last],
+            "final": 0.6,
+            "switched": switched,
+        }
+
+    late, better, worse = "too early to tell", "better", "worse"
+    to = {"after": 3, "to": "forest", "final": 0.64}
+    entries = [
+        entry(0, (0.08, late), (0.12, better), (0.1, better), switched=to),
+        entry(1, (0.01, late), (-0.2, better), (-0.1, worse), switched=None),
+    ]
+    raked, _, gains = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+        for table in learners.tables(entries).split("\n\n")
+    )
+    assert raked == [
+        ["10 to 10", "2", "none", "", "none", "100%", "1 of 1", "50%", "-4.5"],
+        ["30 to 30", "2", "1 of 2", "-4.0", "none", "0%", "0 of 1", "50%", "+14.0"],
+        ["60 to 60", "2", "1 of 1", "+10.0", "1 of 1", "0%", "0 of 1", "100%", "+0.0"],
+    ]
+    assert gains == [["digits", "logistic", "70", "0.600", "1 of 2", "forest", "30", "+4.0"]]
+
+
+@pytest.mark.slow
+def test_a_campaign_in_which_learners_are_compared_is_played() -> None:
+    case = learners.Case("digits", 30, after=(2,), rounds=3)
+    found = learners.played(case, "logistic", 3, None)
+    assert [each["labels"] for each in found["checks"]] == [90, 120]
+    assert found["checks"][0]["right"].keys() == found["checks"][1]["right"].keys() == set(learners.CANDIDATES)
+    assert found["final"] == found["checks"][1]["right"]["logistic"] > 0.8
+    told = found["checks"][0]["candidates"]["raked"]
+    assert [each["name"] for each in told] == list(learners.CANDIDATES)
+    assert told[0]["verdict"] == "in use"
+    assert 0.7 < told[0]["accuracy"] < 1
