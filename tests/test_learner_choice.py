@@ -8,7 +8,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from distributed import Client, LocalCluster
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -33,6 +32,7 @@ from dal.loop.coordinator import Coordinator
 from dal.loop.learners import Known, _finite, _predicted, compared, judge
 from dal.loop.savings import saved
 from dal.selection.order import row_hash
+from tests.clusters import own_cluster
 
 CLASSES = ("in", "out")
 TREE = "sklearn.tree:DecisionTreeClassifier"
@@ -154,10 +154,7 @@ def test_labels_without_features_are_left_out_with_a_note(pool: Pool, tmp_path: 
 def test_workers_fit_the_same(pool: Pool, tmp_path: Path) -> None:
     campaign = made(pool, tmp_path / "c", 80)
     here = campaign.compare_learners([GaussianNB()])
-    with (
-        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with own_cluster(1) as (_, client):
         there = campaign.compare_learners([GaussianNB()], client=client)
     for one, other in zip(here.candidates, there.candidates, strict=True):
         for name in ("accuracy", "difference", "difference_low", "brier", "calibration", "verdict"):

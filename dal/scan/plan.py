@@ -380,7 +380,8 @@ def worker_bytes(
     return WorkerBytes(
         # A worker of `dask worker` takes 285 MiB for its imports, one of the local cluster's fork server 175 MiB.
         base=350 * 2**20,
-        model=4 * model_bytes,
+        # Its file, the estimator read from it, and trees laid out flat: a forest takes about 1.6 times its file.
+        model=3 * model_bytes,
         holding=3 * kept_bytes,
         reading=3 * unit,
         scoring=tile * (4 * 4 * n_features + 4 * 8 * max(n_classes, 2) + 4 * n_cells + 64) + scratch_bytes,
@@ -418,7 +419,7 @@ def coordinator_bytes(
     >>> coordinator_bytes(Capacity(10_000, 0, 0), 10**7, 4.0, **wanted) // 2**20
     10
     >>> coordinator_bytes(Capacity(10_000, 0, 0), 100, 4.0, **wanted) // 2**10
-    106
+    107
     """
     rows = min(capacity.rows, n_rows)
     most = min(int(slack * capacity.rows) + 1024, n_rows)
