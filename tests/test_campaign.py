@@ -194,7 +194,7 @@ def everything(directory: Path) -> dict[str, object]:
 
 
 @sqlite_only
-@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("moment", [pytest.param("before", marks=pytest.mark.slow), "after"])
 @pytest.mark.parametrize("step", STEPS)
 def test_killed_anywhere_goes_on_as_if_nothing_had_happened(
     graveyard: Path, tmp_path: Path, step: str, moment: str

@@ -276,7 +276,8 @@ def taken_by(door: str, campaign: Campaign, cluster: Client) -> str:
     return ""
 
 
-@pytest.mark.parametrize("strategy", ["default", pytest.param("margin", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["default", "margin"])
 def test_labels_of_one_class_are_followed_by_a_batch_that_covers_the_pool(
     strategy: str, truth: tuple[Pool, np.ndarray], tmp_path: Path, cluster: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -484,7 +485,7 @@ def undisturbed(truth: tuple[Pool, np.ndarray], tmp_path_factory: pytest.TempPat
     return folder / "answered", folder / "open"
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("method", STEPS)
 def test_killed_at_any_step_the_batch_is_the_same(
     method: str, when: str, undisturbed: tuple[Path, Path], tmp_path: Path

@@ -100,7 +100,7 @@ def finished(path: Path, task: Callable[[Path], None]) -> bool:
         return False
 
 
-@at_few_and_many_points("build", "overwrite", "append again")
+@at_few_and_many_points("build", "append again")
 def test_killed_at_any_operation_and_run_again(scene: str, sampled: int, tmp_path: Path) -> None:
     before, task = SCENES[scene]
     (tmp_path / "quiet").mkdir()
@@ -130,7 +130,7 @@ def test_killed_at_any_operation_and_run_again(scene: str, sampled: int, tmp_pat
         assert contents(folder) == expected, at
 
 
-@at_few_and_many_points("build", "append")
+@at_few_and_many_points("append")
 @pytest.mark.parametrize("fault", ["ENOSPC", "EIO"])
 def test_a_disk_that_fails_at_any_operation_is_told_and_run_again(
     scene: str, fault: str, sampled: int, tmp_path: Path

@@ -481,6 +481,7 @@ def the_replays_of_all_promises() -> dict[tuple[str, str], dict]:
     return {(each["set"], each["strategy"]): each for each in kept}
 
 
+@pytest.mark.slow
 def test_one_command_shows_the_promises_and_the_gap_to_the_oracle(tmp_path: Path) -> None:
     text = boiled(list(the_replays_of_all_promises().values()), tmp_path)
     promises = text.split("**Promises of the default**")[1]
@@ -493,6 +494,7 @@ def test_one_command_shows_the_promises_and_the_gap_to_the_oracle(tmp_path: Path
     assert boiled([], tmp_path).count("| not played |") == 7
 
 
+@pytest.mark.slow
 def test_promises_that_are_broken_are_said_to_be(tmp_path: Path) -> None:
     replays = the_replays_of_all_promises()
     for broken in (

@@ -151,6 +151,7 @@ def test_labels_without_features_are_left_out_with_a_note(pool: Pool, tmp_path: 
     assert not any("All answers" in note for note in found.notes)
 
 
+@pytest.mark.slow
 def test_workers_fit_the_same(pool: Pool, tmp_path: Path) -> None:
     campaign = made(pool, tmp_path / "c", 80)
     here = campaign.compare_learners([GaussianNB()])

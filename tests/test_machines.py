@@ -551,6 +551,7 @@ def test_an_input_larger_than_a_pipe_that_nobody_reads(tmp_path: Path) -> None:
     assert ask_machine(campaign, pool, "llm", deaf).answers == 20
 
 
+@pytest.mark.slow
 def test_processes_that_a_program_leaves_behind_end_with_it(tmp_path: Path) -> None:
     """A process of its own that holds its output open neither holds up the answers nor outlives a kill."""
     campaign = started(tmp_path / "c")
@@ -950,6 +951,7 @@ class Endpoint(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+@pytest.mark.slow
 def test_the_example_over_http_asks_an_endpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "labelling.md").read_text()
     [text] = [block.split("```")[0] for block in page.split("```python\n")[1:] if block.startswith("# endpoint.py")]

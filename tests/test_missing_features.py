@@ -42,7 +42,10 @@ def label(campaign: object, rows: np.ndarray, codes: np.ndarray) -> None:
     campaign.label([str(row) for row in rows], codes[rows])
 
 
-@pytest.mark.parametrize("strategy", ["default", "margin", "random"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["default", pytest.param("margin", marks=pytest.mark.slow), pytest.param("random", marks=pytest.mark.slow)],
+)
 def test_a_learner_that_takes_them_is_given_them_in_every_step(
     strategy: str, pool: tuple[Pool, np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:

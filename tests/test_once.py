@@ -261,7 +261,10 @@ def test_a_pass_by_waves_keeps_one_of_equal_records_of_its_blocks_and_those_carr
     assert "some of the best have copies" in str(reach)
 
 
-@pytest.mark.parametrize("copies", ["none", "of the best", "of the worst"])
+@pytest.mark.parametrize(
+    "copies",
+    [pytest.param("none", marks=pytest.mark.slow), "of the best", pytest.param("of the worst", marks=pytest.mark.slow)],
+)
 def test_waves_state_no_bound_where_the_best_have_copies(copies: str, tmp_path: Path) -> None:
     """One row of a kind is kept, and how many there are is counted by nobody: half the pool may be one record."""
     n, rng = 40_000, np.random.default_rng(5)
@@ -396,7 +399,10 @@ def test_a_pool_of_few_distinct_records_goes_on_asking(tmp_path: Path) -> None:
     assert len(third) == len(np.unique(third, axis=0)) == 7
 
 
-@pytest.mark.parametrize("strategy", ["margin", "cluster_margin", "default"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["margin", pytest.param("cluster_margin", marks=pytest.mark.slow), pytest.param("default", marks=pytest.mark.slow)],
+)
 def test_no_choice_equals_a_record_asked_beside_it(strategy: str, tmp_path: Path) -> None:
     """The explore share and a search choose after the scan, and candidates may be copies of theirs; so the reserve."""
     rng, n = np.random.default_rng(3), 4_000
