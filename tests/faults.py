@@ -3,6 +3,8 @@
 The process is forked from the test's own, with everything imported, so a point costs a few hundredths of a second.
 Operations are seen by an audit hook: opening to write (or to read), making and removing folders, renaming, linking and
 removing files. What lies between two of them is lost or kept with the second one.
+
+A pass is interrupted in this process, by the function that is told its progress.
 """
 
 import errno
@@ -14,9 +16,26 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KILLED = 9
 _CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate")
+
+
+class Interrupted(Exception):
+    """Raised in the midst of a pass, as if its process had been killed."""
+
+
+def interrupted_after(count: int, seen: list[Any] | None = None) -> Callable[[Any], None]:
+    """Return a function to tell the progress of a pass, which interrupts it at its `count`-th call."""
+    calls = [] if seen is None else seen
+
+    def told(progress: object) -> None:
+        calls.append(progress)
+        if len(calls) == count:
+            raise Interrupted
+
+    return told
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from dal.selection.explore import uniform_rows
 from dal.selection.familiar import Familiar
 from dal.selection.order import key_order
 from dal.selection.strategy import Strategy
+from tests.faults import Interrupted, interrupted_after
 
 N, D, SPOT = 5_003, 20, 2_100
 LIMITS = Limits(tile_rows=512)
@@ -154,19 +155,11 @@ def test_killed_in_the_second_pass_it_goes_on_there(
     pool = Pool.open(tmp_path / "odd.zarr")
     options = {"limits": limits, "familiar": everything, "journal": Journal(tmp_path / "journals" / "journal")}
     plain = scan(pool, model, WIDE, 15, ASKED, limits=limits)
-    spans, done = plain.summary.spans, []
+    spans = plain.summary.spans
     assert spans > 4
 
-    class Killed(Exception):
-        pass
-
-    def killed(progress: Progress) -> None:
-        done.append(progress.rows_done)
-        if len(done) == 2 * spans - 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        scan(pool, model, WIDE, 15, ASKED, progress=killed, **options)
+    with pytest.raises(Interrupted):
+        scan(pool, model, WIDE, 15, ASKED, progress=interrupted_after(2 * spans - 2), **options)
     found = scan(pool, model, WIDE, 15, ASKED, **options)
     assert found.summary.spans_resumed == spans - 2
     assert found.candidates.rows.tolist() == plain.candidates.rows.tolist()

@@ -948,7 +948,7 @@ class Endpoint(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Write no line of a log."""
 
 
 @pytest.mark.slow

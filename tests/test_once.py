@@ -20,7 +20,7 @@ from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.pool import Pool
 from dal.pool.condition import Condition
-from dal.scan import Journal, Limits, Progress, Scan, Waves, sample_codebook, scan
+from dal.scan import Journal, Limits, Scan, Waves, sample_codebook, scan
 from dal.scan.waves import Carried, ordered_blocks
 from dal.selection.batch import once
 from dal.selection.candidates import Candidates, Capacity, shortlist
@@ -28,6 +28,7 @@ from dal.selection.codebook import Codebook
 from dal.selection.once import Once, content_hash, first_of_equals
 from dal.selection.order import key_order, power_keys
 from dal.selection.strategy import Strategy
+from tests.faults import Interrupted, interrupted_after
 
 N, D, TILE = 5_003, 20, 512
 LIMITS = Limits(tile_rows=TILE)
@@ -307,20 +308,12 @@ def test_where_all_equal_asked_records_each_kind_is_asked_again(
     tiny = Limits(TILE, span_bytes=1)
     plain = found(odd, model, strategy, 60, codebook, once=everything.again(), limits=tiny)
     assert plain.candidates.rows.tolist() == rows
-    spans, done = plain.summary.spans, list[int]()
+    spans = plain.summary.spans
     assert spans > 4
 
-    class Killed(Exception):
-        pass
-
-    def killed(progress: Progress) -> None:
-        done.append(progress.rows_done)
-        if len(done) == 2 * spans - 2:
-            raise Killed
-
     options = {"once": everything, "journal": Journal(tmp_path / "journal"), "limits": tiny}
-    with pytest.raises(Killed):
-        found(odd, model, strategy, 60, codebook, progress=killed, **options)
+    with pytest.raises(Interrupted):
+        found(odd, model, strategy, 60, codebook, progress=interrupted_after(2 * spans - 2), **options)
     again = found(odd, model, strategy, 60, codebook, **options)
     assert again.candidates.rows.tolist() == rows
     assert again.summary.spans_resumed == spans - 2

@@ -45,6 +45,7 @@ from dal.selection.order import key_order, power_keys, uniform
 from dal.selection.strategy import Strategy
 from tests import toy_learners
 from tests.clusters import own_cluster
+from tests.faults import Interrupted, interrupted_after
 
 CLASSES = ("a", "b", "c", "d")
 N, D = 20_011, 12
@@ -872,34 +873,27 @@ def test_finished_spans_are_not_scored_again(
     journal = Journal(tmp_path / "journal")
     expected = run(pools["odd"], models["forest"], Strategy(), codebook, limits=limits)
 
-    class Killed(Exception):
-        pass
-
-    def killed_after_nine(progress: Progress) -> None:
-        scored.append(progress.rows_done)
-        if len(scored) == 9:
-            raise Killed
-
-    scored: list[int] = []
-    with pytest.raises(Killed):
+    seen: list[Progress] = []
+    with pytest.raises(Interrupted):
         run(
             pools["odd"],
             models["forest"],
             Strategy(),
             codebook,
             journal=journal,
-            progress=killed_after_nine,
+            progress=interrupted_after(9, seen),
             limits=limits,
         )
+    scored = seen[-1].rows_done
     told: list[Progress] = []
     resumed = run(
         pools["odd"], models["forest"], Strategy(), codebook, journal=journal, progress=told.append, limits=limits
     )
     assert resumed.summary.spans_resumed == 9
     # The pace is that of the rows scored now.
-    assert told[0].rows_resumed == scored[-1]
-    assert told[-1].bytes_read == (N - scored[-1]) * D * 4
-    assert told[-1].rows_per_second == pytest.approx((N - scored[-1]) / told[-1].seconds)
+    assert told[0].rows_resumed == scored
+    assert told[-1].bytes_read == (N - scored) * D * 4
+    assert told[-1].rows_per_second == pytest.approx((N - scored) / told[-1].seconds)
     assert f"best score {expected.candidates.scores.max():.4f}" in str(told[-1])
     assert resumed.summary.spans == expected.summary.spans
     assert_same(resumed.candidates, expected.candidates)

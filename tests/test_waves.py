@@ -25,6 +25,7 @@ from dal.selection.codebook import Codebook
 from dal.selection.order import power_keys, row_hash
 from dal.selection.strategy import Strategy
 from tests import toy_learners
+from tests.faults import Interrupted, interrupted_after
 from tests.test_scan import (
     CLASSES,
     N,
@@ -219,19 +220,10 @@ def test_a_pass_killed_after_any_span_goes_on_and_ends_the_same(
     whole = run(pools["built"], models["logistic"], strategy, codebook, **options)
     assert whole.summary.reach is not None
 
-    class Killed(Exception):
-        pass
-
     for number in range(1, whole.summary.spans, 5 * threads):
-        journal, done = Journal(tmp_path / str(number)), []
-
-        def killed(progress: Progress, number: int = number, done: list[int] = done) -> None:
-            done.append(progress.rows_done)
-            if len(done) == number:
-                raise Killed
-
-        with pytest.raises(Killed):
-            run(pools["built"], models["logistic"], strategy, codebook, journal=journal, progress=killed, **options)
+        journal, ended = Journal(tmp_path / str(number)), interrupted_after(number)
+        with pytest.raises(Interrupted):
+            run(pools["built"], models["logistic"], strategy, codebook, journal=journal, progress=ended, **options)
         found = run(pools["built"], models["logistic"], strategy, codebook, journal=journal, **options)
         assert found.summary.spans_resumed == number
         assert found.summary.reach == whole.summary.reach

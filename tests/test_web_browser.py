@@ -350,7 +350,7 @@ class Prefix(BaseHTTPRequestHandler):
     do_POST = do_GET  # noqa: N815 - the base class's names
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Write no line of a log."""
 
 
 @contextmanager

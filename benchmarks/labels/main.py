@@ -280,7 +280,7 @@ def planned(
 ) -> dict[str, dict[str, int]]:
     """Return the seeds of each strategy on each set, without the sets whose data are lacking.
 
-    Without strategies, those that the promises take, and the oracle where its replays are few hours.
+    Without strategies, the promises need some on each set, and the oracle is added where its replays take few hours.
     """
     plan: dict[str, dict[str, int]] = {}
     for name in sets:

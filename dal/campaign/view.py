@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice, pairwise, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,17 @@ class Position:
     spare: int = 0
 
 
+_Ruled: TypeAlias = dict[int, list[tuple[bool, int]]]
+"""By round, of each labelled explore record whether the model was right, and its class code."""
+
+
+class _Past(NamedTuple):
+    records: list[RoundRecord]
+    ruled: _Ruled
+    of_now: set[int]
+    """Numbers of the rounds whose models are of the pool and the learner of now."""
+
+
 class View:
     """Read what is true of a campaign now.
 
@@ -82,7 +93,7 @@ class View:
         self.campaign = campaign
         self.reserved = np.unique(np.asarray(reserved, dtype=np.int64))
         self.criteria: tuple[Criterion, ...] = tuple(parse(text) for text in campaign.settings.stop)
-        self._history: tuple[object, list[tuple[RoundRecord, bool]]] = None, []
+        self._past: tuple[object, _Past] = None, _Past([], {}, set())
 
     # -- the pool ----------------------------------------------------------------------------------------------------
 
@@ -199,12 +210,17 @@ class View:
         Before the campaign moved to the pool of now, or its learner was switched, other models were measured: that is
         left out of the records, unless `every_model` is set.
         """
+        past = self._read_past()
+        return [each if every_model or each.number in past.of_now else _unmeasured(each) for each in past.records]
+
+    def _read_past(self) -> "_Past":
+        """Read what history and warnings are made of, again where answers, rounds or the learner have changed."""
         last = self.campaign.rounds.last
         key = self.campaign.answers.last_id(), last and (last.number, last.status), self.campaign.learner
-        if self._history[0] != key:
-            of_now = self._rounds_of_now()
-            self._history = key, [(record, record.number in of_now) for record in self._read_history()]
-        return [record if every_model or of_now else _unmeasured(record) for record, of_now in self._history[1]]
+        if self._past[0] != key:
+            ruled = self._ruled()
+            self._past = key, _Past(self._records(ruled), ruled, self._rounds_of_now())
+        return self._past[1]
 
     def _rounds_of_now(self) -> set[int]:
         """Return the numbers of the rounds on the pool of now since the learner in use was switched to."""
@@ -220,8 +236,8 @@ class View:
         records = [each for each in self.history(every_model=True) if each.number in of_pool]
         return accuracy(records, rounds=5) if records else None
 
-    def _read_history(self) -> list[RoundRecord]:
-        sizes, ruled = self.campaign.rounds.batch_sizes(), self._ruled()
+    def _records(self, ruled: "_Ruled") -> list[RoundRecord]:
+        sizes = self.campaign.rounds.batch_sizes()
         return [
             RoundRecord(
                 number=each.number,
@@ -236,10 +252,9 @@ class View:
             if each.status == "closed"
         ]
 
-    def _ruled(self) -> dict[int, list[tuple[bool, int]]]:
-        """Return, by round, of each labelled explore record whether the model was right, and its class code."""
+    def _ruled(self) -> "_Ruled":
         drawn, known = self.campaign.rounds.explore_predictions(), self.labels()
-        ruled: dict[int, list[tuple[bool, int]]] = {}
+        ruled: _Ruled = {}
         for row, given in zip(known.rows.tolist(), known.codes.tolist(), strict=True):
             if row in drawn:
                 number, code = drawn[row]
@@ -252,10 +267,9 @@ class View:
         By the newest explore answers of rounds on the pool of now since the last switch of the learner, whole rounds
         until there are a hundred.
         """
-        of_now = self._rounds_of_now()
-        newest: list[tuple[bool, int]] = []
-        for number, ruled in sorted(self._ruled().items(), reverse=True):
-            if number in of_now and len(newest) < NEWEST:
+        past, newest = self._read_past(), list[tuple[bool, int]]()
+        for number, ruled in sorted(past.ruled.items(), reverse=True):
+            if number in past.of_now and len(newest) < NEWEST:
                 newest += ruled
         right, codes = [each for each, _ in newest], [code for _, code in newest]
         code = beaten_by_one_class(right, codes)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -52,7 +52,7 @@ from dal.scan.plan import seconds_alone
 from dal.selection.batch import familiar, once
 from dal.selection.candidates import usable
 from dal.selection.codebook import Codebook
-from dal.selection.distances import DUPLICATE_DISTANCE
+from dal.selection.distances import DUPLICATE_DISTANCE, Floats32
 from dal.selection.familiar import Familiar
 from dal.selection.once import Once
 from dal.selection.search import Likeness
@@ -265,7 +265,7 @@ class Coordinator:
             rows_per_second=self._pace(model),
         )
         # Labels may have been taken back since the round was frozen.
-        waves, carried = None, None
+        waves, carried, asked = None, None, self._asked(current)
         if model is not None and current.waves is not None:
             with self._withdrawing(current, on=CampaignError):
                 waves, carried = taken(self.campaign, current.waves)
@@ -290,8 +290,8 @@ class Coordinator:
                 waves=waves,
                 carried=carried,
                 per_class=per_class,
-                familiar=self._familiar(current, model, strategy, codebook),
-                once=once(strategy, lambda: self.features.take(self.campaign.rounds.excluded_rows(current))),
+                familiar=self._familiar(current, model, strategy, codebook, asked),
+                once=once(strategy, asked),
             )
         arrays = candidate_arrays(found.candidates)
         summary = _summary_as_json(found.summary) | {"kind": _kind(model)}
@@ -318,23 +318,23 @@ class Coordinator:
         search = current.search
         if search is None:
             return None
-        pool, excluded = self.view.pool.head(current.n_rows), self.campaign.rounds.excluded_rows(current)
+        pool, asked = self.view.pool.head(current.n_rows), self._asked(current)
         strategy, likeness = strategy_of_search(current, model), None
         if search.by == "like":
             assert codebook is not None
             told = np.array(search.examples, np.float32).reshape(-1, pool.n_features)
-            asked, directions = self.features.take(excluded), self._learner(current).compares_directions
+            directions = self._learner(current).compares_directions
             examples = np.concatenate([self.features.take(np.array(search.rows, np.int64)), told])
             likeness = Likeness.to(examples, codebook, directions=directions)
-            own: Once | None = Once.after(asked)
-            known = Familiar.to(asked, codebook, directions=directions, seed=current.seed, round=current.number)
+            own: Once | None = Once.after(asked())
+            known = Familiar.to(asked(), codebook, directions=directions, seed=current.seed, round=current.number)
             if known is not None:
                 # Of the asked records, which lie far apart in a large pool: a whole class may be nearer to its example.
                 close = DUPLICATE_DISTANCE * known.near.distance
                 known = replace(known, near=replace(known.near, distance=close))
         else:
-            known = self._familiar(current, model, strategy, codebook)
-            own = once(strategy, lambda: self.features.take(excluded))
+            known = self._familiar(current, model, strategy, codebook, asked)
+            own = once(strategy, asked)
         return scan(
             pool,
             None if likeness else model,
@@ -356,14 +356,23 @@ class Coordinator:
             once=own,
         )
 
+    def _asked(self, current: Round) -> Callable[[], Floats32]:
+        """Return a function that reads the features of the records asked or answered before the freeze, once."""
+        return cache(lambda: self.features.take(self.campaign.rounds.excluded_rows(current)))
+
     def _familiar(
-        self, current: Round, model: Model | None, strategy: Strategy, codebook: Codebook | None
+        self,
+        current: Round,
+        model: Model | None,
+        strategy: Strategy,
+        codebook: Codebook | None,
+        asked: Callable[[], Floats32],
     ) -> Familiar | None:
         """Return the near-duplicates of records that were asked or answered when the round was frozen."""
         return familiar(
             strategy,
             codebook,
-            lambda: self.features.take(self.campaign.rounds.excluded_rows(current)),
+            asked,
             directions=self._learner(current).compares_directions,
             inner=model is not None and model.embedding_width > 0,
             random_state=current.seed,
