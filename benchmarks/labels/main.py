@@ -114,10 +114,10 @@ def read(path: Path) -> Cache:
     return {(entry["set"], entry["strategy"]): {each["seed"]: each for each in entry["replays"]} for entry in entries}
 
 
-def write(path: Path, known: Cache) -> None:
-    """Write a file whole or not at all."""
+def write(path: Path, written: Iterable[Mapping]) -> None:
+    """Write entries to a file, whole or not at all."""
     with replacing(path) as file:
-        file.write((json.dumps(list(entries(known)), indent=None, separators=(",", ":")) + "\n").encode())
+        file.write((json.dumps(list(written), indent=None, separators=(",", ":")) + "\n").encode())
 
 
 def same(before: Mapping, again: Mapping) -> bool:
@@ -173,6 +173,12 @@ class Workers:
 
 
 # -- what it comes to -------------------------------------------------------------------------------------------------
+
+
+def kept(known: Cache) -> Iterator[dict]:
+    """Yield the replays of each set and strategy in the order of their seeds, for :func:`read`."""
+    for (name, strategy), by_seed in known.items():
+        yield {"set": name, "strategy": strategy, "replays": [by_seed[seed] for seed in sorted(by_seed)]}
 
 
 def entries(known: Cache) -> Iterator[dict]:
@@ -371,9 +377,10 @@ def command(
             for job, result in workers.played(list(jobs(plan, known, data)), "replaying"):
                 for strategy, replayed in result.items():
                     known.setdefault((job.name, strategy), {})[job.seed] = replayed
-                write(json_path, known)
-    write(json_path, known)
+                # To boil all sets down after each job would take as long as to play it.
+                write(json_path, kept(known))
     results = list(entries(known))
+    write(json_path, results)
     of_sets = [each for each in results if each["set"] in SETS]
     varied = safety_table([each for each in results if each["set"] in VARIED])
     shares = gaps_closed(known)
