@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 from bokeh.embed import json_item
-from bokeh.models import GlyphRenderer, HBar, Quad, Rect, Scatter, Span, Whisker
+from bokeh.models import GlyphRenderer, HBar, Line, Quad, Rect, Scatter, Span, Whisker
 from bokeh.plotting import figure
 
 from dal import figures
+from dal.evidence.quality import Apart, Change, Course, Share
 from dal.evidence.ruler import RoundRecord, wilson
 from dal.evidence.stopping import Verdict
 from dal.figures import Annotator, Balance, BatchMap, Criterion, Curve, Pause, Points
@@ -108,6 +109,19 @@ def test_people_pairs_and_pauses() -> None:
     assert drawn["alpha"] == pytest.approx([0.0, 0.0, 0.0, 0.275, 0.0, 0.275])
     plot = figures.pauses([Pause(2, 50, 1, 2, 3), Pause(3, 60, 1, 2, 3)])
     assert list(plot.renderers[3].data_source.data["idle"]) == [50, 60]
+
+
+def test_people_over_time_and_apart() -> None:
+    change = Change(40, Share(38, 40), Share(10, 40), Share(30, 33), Share(30, 34))
+    ann = Course("ann", 80, (Share(38, 40), Share(10, 40)), change)
+    bob = Course("bob", 90, (Share(40, 45), Share(41, 45)))
+    plot = figures.courses([ann, bob])
+    drawn = [each.data_source.data for each in plot.renderers if isinstance(each.glyph, Line)]
+    assert [list(each["end"]) for each in drawn] == [[40, 80], [45, 90]]
+    assert [list(each["right"]) for each in drawn] == [[0.95, 0.25], [40 / 45, 41 / 45]]
+    assert [each.location for each in plot.center if isinstance(each, Span)] == [40]
+    drawn = columns(figures.people_apart([Apart("eve", 9, 0.6, 0.3), Apart("ann", 8, 0.9, 0.1)]), Scatter)
+    assert (drawn["doubt"], drawn["right"], drawn["name"]) == ([0.3, 0.1], [0.6, 0.9], ["eve", "ann"])
 
 
 def test_the_score_histogram_is_logarithmic_and_keeps_empty_bins() -> None:

@@ -741,7 +741,7 @@ def test_every_figure_that_is_promised_is_drawn(campaign: Campaign, truth: tuple
             campaign.label([each.record_id for each in batch], truth[1][rows], annotator=name)
         campaign.next_batch()
     told = ann.get("/api/campaign").json()
-    wanted = {"accuracy", "balance", "stopping", "people", "agreement", "pace", "pauses", "scores"}
+    wanted = {"accuracy", "balance", "stopping", "people", "agreement", "apart", "pace", "pauses", "scores"}
     assert set(told["figures"]) == wanted
     map_of(truth[0], campaign.directory / "map.npz", 0)
     told = ann.get("/api/campaign").json()

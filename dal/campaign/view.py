@@ -20,10 +20,12 @@ from dal.campaign.choice import Choice
 from dal.campaign.control import Control
 from dal.campaign.machines import Machines, MachineWork
 from dal.campaign.parts import other_pool, pool_of
+from dal.campaign.quality import Quality
 from dal.campaign.schema import Round, Step
 from dal.campaign.store import CampaignStore
 from dal.errors import PoolError, PoolNotFound, SettingsError
 from dal.evidence.agreement import Agreement
+from dal.evidence.quality import Course
 from dal.evidence.ruler import NEWEST, Estimate, RoundRecord, accuracy, beaten_by_one_class, class_shares
 from dal.evidence.stopping import Criterion, Verdict, advice, as_they_ended, first_stop, label_budget, parse
 from dal.evidence.votes import Labels
@@ -463,6 +465,8 @@ class Status:
         The work of each machine, by name.
     gold : dict of str to tuple of int
         Of each annotator, right answers to gold records, and all.
+    courses : tuple of Course
+        Each person's answers over time, as far as gold records or others judge them.
     verdicts : tuple of Verdict
         Verdicts of the campaign's own stopping criteria.
     advice : tuple of Verdict
@@ -509,6 +513,7 @@ class Status:
     people: tuple[Work, ...]
     machines: tuple[MachineWork, ...]
     gold: dict[str, tuple[int, int]]
+    courses: tuple[Course, ...]
     verdicts: tuple[Verdict, ...]
     advice: tuple[Verdict, ...]
     first_stops: dict[str, int]
@@ -556,6 +561,7 @@ def _status_of(view: View) -> Status:
         people=tuple(Activity(campaign).work()),
         machines=tuple(Machines(campaign).work()),
         gold=_gold_results(campaign),
+        courses=Quality(campaign).courses,
         verdicts=view.verdicts(),
         advice=view.advice(),
         first_stops=view.first_stops(),

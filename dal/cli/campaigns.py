@@ -81,6 +81,8 @@ def status_(directory: Path) -> None:
         say(f"  {pair.first} and {pair.second}: alike in {pair.agreement:.0%} of {pair.n:,}{kappa}")
     for name, (right, of) in sorted(now.gold.items()):
         say(f"gold records: {name} has {right:,} of {of:,} right")
+    for told in (text for course in now.courses for text in course.warnings):
+        say(told)
     say(f"labels saved: {saved(campaign).text}")
     for name, share in now.shares.items():
         if share.value is not None:

@@ -42,6 +42,24 @@ def revoke_annotator(directory: Path, name: str) -> None:
     say(f"The token of {name} is worth nothing any more.")
 
 
+@annotator.command("quality")
+@click.argument("directory", type=click.Path(path_type=Path))
+def tell_quality(directory: Path) -> None:
+    """Show how well the people of the campaign in DIRECTORY answer: over time, by their pace, by their records."""
+    from dal.campaign import CampaignStore
+    from dal.campaign.quality import Quality
+
+    quality = Quality(CampaignStore.open(directory))
+    for each in quality.courses:
+        say(each.text)
+    for person in quality.apart:
+        say(person.text)
+    for told in (text for course in quality.courses for text in course.warnings):
+        say(told)
+    if not quality.courses:
+        say("Nobody has answered yet.")
+
+
 @annotator.command("list")
 @click.argument("directory", type=click.Path(path_type=Path))
 def list_annotators(directory: Path) -> None:

@@ -299,7 +299,12 @@ def relabelling(proba: Floats, scores: npt.ArrayLike) -> tuple[Integers, Floats]
     >>> relabelling(np.array([[1.0, 0.0], [0.5, 0.5], [0.9, 0.1]]), [1.0, 0.2, 1.0])[0].tolist()
     [2, 1, 0]
     """
-    matters = np.nan_to_num(np.asarray(scores, np.float64), nan=1.0)
-    logs = np.log(proba, out=np.zeros_like(proba), where=proba > 0)
-    worth: Floats = -(proba * logs).sum(axis=1) / np.log(proba.shape[1]) * matters
+    worth: Floats = doubts(proba) * np.nan_to_num(np.asarray(scores, np.float64), nan=1.0)
     return np.argsort(-worth, kind="stable").astype(np.int64), worth
+
+
+def doubts(proba: Floats) -> Floats:
+    """Return the entropy of posteriors, (m, C), as a share of the largest, (m,)."""
+    logs = np.log(proba, out=np.zeros_like(proba), where=proba > 0)
+    entropy: Floats = -(proba * logs).sum(axis=1) / np.log(proba.shape[1])
+    return entropy

@@ -6,8 +6,10 @@ from dal.campaign import CampaignStore
 from dal.campaign.activity import Work
 from dal.campaign.choice import Choice
 from dal.campaign.parts import pool_of
+from dal.campaign.quality import Quality
 from dal.campaign.view import Status, View, status
 from dal.evidence.agreement import Agreement
+from dal.evidence.quality import Course
 from dal.evidence.ruler import class_shares, wilson
 from dal.explorer.run import run_of_campaign
 from dal.explorer.view import view_of_run
@@ -83,6 +85,19 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
             "rows": [_annotator(each, now.agreement) for each in now.people],
         },
         {
+            "title": "Annotators over time",
+            "header": ["annotator", "judged answers", "right, the first ones first", "fastest third", "slowest third"],
+            "rows": [_course(each) for each in now.courses if each.windows],
+        },
+        {
+            "title": "Careless people and hard records",
+            "header": ["annotator", "records with several answers", "right", "doubt of these records"],
+            "rows": [
+                [each.name, f"{each.records:,}", f"{each.right:.0%}", f"{each.doubt:.2f}"]
+                for each in Quality(campaign).apart
+            ],
+        },
+        {
             "title": "Settings",
             "header": ["setting", "value"],
             "rows": [
@@ -105,6 +120,11 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
             ],
         },
         {"title": "Warnings", "header": ["the learner warned"], "rows": [[note] for note in now.notes]},
+        {
+            "title": "Warnings of people",
+            "header": ["to be looked into"],
+            "rows": [[text] for each in now.courses for text in each.warnings],
+        },
     ]
     return [table for table in tables if table["rows"]]
 
@@ -125,6 +145,11 @@ def _rounds(campaign: CampaignStore) -> list[list[str]]:
         asked = sizes.get(each.number, 0)
         rows.append([str(each.number), each.strategy, f"{asked:,}", f"{each.labels:,}", accuracy])
     return rows
+
+
+def _course(each: Course) -> list[str]:
+    thirds = ["" if third is None else third.text for third in (each.fast, each.slow)]
+    return [each.name, f"{each.judged:,}", ", ".join(f"{share.value:.0%}" for share in each.windows), *thirds]
 
 
 def _annotator(work: Work, agreed: Agreement) -> list[str]:

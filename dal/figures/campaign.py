@@ -10,8 +10,9 @@ from bokeh.plotting import figure
 from bokeh.transform import dodge
 
 from dal.campaign.view import Pause
+from dal.evidence.quality import Apart, Course
 from dal.evidence.stopping import Verdict
-from dal.figures.palette import ASKED, COLORS, color_of
+from dal.figures.palette import ASKED, COLORS, color_of, marker_of
 from dal.figures.style import plain_figure
 
 _POOL = "#8A8F98"
@@ -258,6 +259,75 @@ def annotators(people: Sequence[Annotator]) -> figure:
     plot.ygrid.visible = False
     plot.add_layout(plot.legend[0], "above")
     plot.legend.orientation = "horizontal"
+    return plot
+
+
+def courses(people: Sequence[Course]) -> figure:
+    """Draw how often each person is right over time: windows of equally many judged answers, with their intervals.
+
+    Parameters
+    ----------
+    people : sequence of Course
+
+    Returns
+    -------
+    bokeh.plotting.figure
+    """
+    plot = plain_figure(height=240, x_axis_label="judged answers", y_axis_label="right")
+    plot.yaxis.formatter = NumeralTickFormatter(format="0 %")
+    drawn = []
+    for at, each in enumerate(people):
+        ends = np.cumsum([share.of for share in each.windows]).tolist()
+        columns: dict[str, Sequence[object]] = {
+            "end": ends,
+            "right": [share.value for share in each.windows],
+            "low": [share.interval[0] for share in each.windows],
+            "high": [share.interval[1] for share in each.windows],
+            "name": [each.name] * len(ends),
+            "text": [share.text for share in each.windows],
+        }
+        source = ColumnDataSource(data=columns)
+        plot.segment("end", "low", "end", "high", source=source, color=color_of(at), alpha=0.35)
+        plot.line("end", "right", source=source, color=color_of(at), line_width=2, legend_label=each.name)
+        drawn.append(
+            plot.scatter(
+                "end", "right", source=source, color=color_of(at), size=7, marker=marker_of(at), legend_label=each.name
+            )
+        )
+        if each.change is not None:
+            line = Span(location=each.change.after, dimension="height", line_color=color_of(at), line_dash="dashed")
+            plot.add_layout(line)
+    plot.add_tools(HoverTool(tooltips=[("", "@name"), ("right", "@text")], renderers=drawn))
+    plot.add_layout(plot.legend[0], "right")
+    return plot
+
+
+def people_apart(people: Sequence[Apart]) -> figure:
+    """Draw careless people apart from hard records: how often each is right, by the doubt of the records they got.
+
+    Parameters
+    ----------
+    people : sequence of Apart
+
+    Returns
+    -------
+    bokeh.plotting.figure
+    """
+    plot = plain_figure(height=240, x_axis_label="doubt of the records", y_axis_label="right", y_range=Range1d(0, 1.05))
+    plot.yaxis.formatter = NumeralTickFormatter(format="0 %")
+    plot.x_range = Range1d(0, max(0.1, 1.3 * max(each.doubt for each in people)))
+    columns: dict[str, Sequence[object]] = {
+        "doubt": [each.doubt for each in people],
+        "right": [each.right for each in people],
+        "name": [each.name for each in people],
+        "text": [each.text for each in people],
+    }
+    source = ColumnDataSource(data=columns)
+    points = plot.scatter("doubt", "right", source=source, color=COLORS[0], size=9)
+    plot.add_glyph(
+        source, Text(x="doubt", y="right", text="name", x_offset=8, text_baseline="middle", text_font_size="12px")
+    )
+    plot.add_tools(HoverTool(tooltips=[("", "@text")], renderers=[points]))
     return plot
 
 

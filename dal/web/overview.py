@@ -19,6 +19,7 @@ from dal.campaign import CampaignStore, Round
 from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Action, Control
 from dal.campaign.features import features_of
+from dal.campaign.quality import Quality
 from dal.campaign.view import Status, View, pauses, status_of
 from dal.errors import InputError
 from dal.evidence.agreement import Agreement
@@ -36,10 +37,13 @@ DRAWN = 2500
 """Most records of earlier batches, and of this one, on the map."""
 
 _LISTED_CLASSES = 10
+_DRAWN_PEOPLE = 20
 _SKIPS = 0.3
 _HASTE = 0.2
 
-FigureName = Literal["accuracy", "balance", "stopping", "people", "agreement", "pace", "pauses", "scores", "map"]
+FigureName = Literal[
+    "accuracy", "balance", "stopping", "people", "agreement", "courses", "apart", "pace", "pauses", "scores", "map"
+]
 
 
 class ClassCount(BaseModel):
@@ -120,6 +124,8 @@ class Overviews:
             "stopping": self._stopping,
             "people": self._people,
             "agreement": self._agreement,
+            "courses": self._courses,
+            "apart": self._apart,
             "pace": self._pace,
             "pauses": self._pauses,
             "scores": self._scores,
@@ -180,6 +186,7 @@ class Overviews:
                     if each
                 ),
                 *_warnings(known.per_class, known.people, past),
+                *(text for each in known.courses for text in each.warnings),
             ],
             actions=self._control.history()[-20:][::-1],
             figures=self._there(past, known),
@@ -198,6 +205,8 @@ class Overviews:
             "stopping": bool(self._campaign.settings.stop) and any(each.status == "closed" for each in past),
             "people": bool(told.people),
             "agreement": bool(told.agreement.pairs),
+            "courses": any(each.windows for each in told.courses),
+            "apart": bool(told.agreement.pairs),
             "pace": told.labels >= FEW,
             "pauses": bool(pauses(past)),
             "map": (self._campaign.directory / MAP).exists() and bool(past),
@@ -250,6 +259,13 @@ class Overviews:
         return [
             figures.agreement_matrix(names[:20], shares[:20, :20], together[:20, :20], what="share of equal answers")
         ]
+
+    def _courses(self) -> list[Figure]:
+        known = [each for each in Quality(self._campaign).courses if each.windows]
+        return [figures.courses(known[:_DRAWN_PEOPLE])]
+
+    def _apart(self) -> list[Figure]:
+        return [figures.people_apart(Quality(self._campaign).apart[:_DRAWN_PEOPLE])]
 
     def _pace(self) -> list[Figure]:
         hours, pace = paces(self._activity.arrivals(), self._campaign.created_at)
