@@ -9,6 +9,7 @@ from benchmarks import (
     encode,
     entrance,
     finetune,
+    growing,
     labels,
     large,
     learners,
@@ -38,6 +39,7 @@ main.add_command(elastic.command)
 main.add_command(encode.command)
 main.add_command(entrance.command)
 main.add_command(finetune.command)
+main.add_command(growing.command)
 main.add_command(scan.command)
 main.add_command(search.command)
 main.add_command(memory.command)

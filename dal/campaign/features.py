@@ -2,14 +2,20 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from dal._files import Arrays, as_npz, read_npz, write_npz
+from dal.campaign.kept import KeptFeatures, Records
+from dal.campaign.objects import digest_of
 from dal.campaign.store import CampaignStore
 from dal.campaign.view import View
 from dal.errors import CampaignError
+
+if TYPE_CHECKING:
+    from dal.pool import Pool
 
 Rows = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
@@ -20,7 +26,8 @@ _log = logging.getLogger(__name__)
 class Features:
     """Read features of records; those of asked records and of the stop set were kept and need no look at the pool.
 
-    Nothing here is missed where it is lost: it is a copy of records of the pool.
+    Records that are read from the pool are kept then, such as those that were labelled without being asked. Nothing
+    here is missed where it is lost: it is a copy of records of the pool.
 
     Parameters
     ----------
@@ -31,31 +38,45 @@ class Features:
     def __init__(self, view: View) -> None:
         self._view = view
         self._campaign = view.campaign
+        self._opened: dict[str, KeptFeatures] = {}
 
     def take(self, rows: Rows) -> Floats32:
         """Read features of rows, from the pool only where they were not kept."""
-        view = self._view
-        # A label may be of a record that was appended a moment ago.
-        pool = view.grown_pool() if np.max(rows, initial=0) >= view.pool.n_rows else view.pool
-        found = np.zeros(len(rows), dtype=bool)
-        X = np.empty((len(rows), pool.n_features), dtype=np.float32)
-        for each in self._campaign.rounds.all():
-            # What a round kept before the campaign moved to another pool are features of that one.
-            here = each.opened_at is not None and each.pool_fingerprint == pool.fingerprint
-            kept = self._kept(each.number) if here else None
-            if kept is not None and len(kept["rows"]):
-                order = np.argsort(kept["rows"])
-                known = kept["rows"][order]
-                position = np.minimum(np.searchsorted(known, rows), len(known) - 1)
-                mine = known[position] == rows
-                X[mine] = kept["features"][order[position[mine]]]
-                found |= mine
-        X[~found] = pool.take(rows[~found])
+        pool = self._pool(rows)
+        kept, X = self._kept(pool), np.empty((len(rows), pool.n_features), dtype=np.float32)
+        places = kept.find(rows)
+        found = places >= 0
+        if found.all():
+            found = kept.read(places, X)
+        elif found.any():
+            there = np.flatnonzero(found)
+            part = np.empty((len(there), pool.n_features), dtype=np.float32)
+            found[there] = kept.read(places[there], part)
+            X[there] = part
+        missing = np.flatnonzero(~found)
+        if len(missing):
+            X[missing] = pool.take(rows[missing])
+            kept.add(rows[missing], X[missing])
         return X
+
+    def records(self, rows: Rows) -> Records | Floats32:
+        """Return features of rows that are read when they are needed, a part at a time.
+
+        Now, those that were not kept are read from the pool, and all others are checked. An array is returned where
+        features cannot be kept.
+        """
+        kept = self._kept(self._pool(rows))
+        order = np.argsort(kept.find(rows), kind="stable")
+        for start in range(0, len(rows), kept.at_once):
+            self.take(rows[order[start : start + kept.at_once]])
+        places = kept.find(rows)
+        return Records(kept, places) if (places >= 0).all() else self.take(rows)
 
     def keep(self, number: int, rows: Rows, X: Floats32) -> None:
         """Keep the features of the records that a round asks."""
+        kept = self._kept(self._view.pool)
         self._campaign.objects.write(_name(number), as_npz(rows=rows, features=X))
+        kept.add(rows, X)
 
     def stop_set(self, count: int) -> Floats32:
         """Read the features of the stop set."""
@@ -68,9 +89,29 @@ class Features:
         X: Floats32 = kept["features"]
         return X
 
-    def _kept(self, number: int) -> Arrays | None:
-        data = self._campaign.objects.find(_name(number))
-        return None if data is None else _loaded(data, _name(number))
+    def _pool(self, rows: Rows) -> "Pool":
+        """Return the pool, with its newest records where a row is of them: it may have been appended a moment ago."""
+        view = self._view
+        return view.grown_pool() if np.max(rows, initial=0) >= view.pool.n_rows else view.pool
+
+    def _kept(self, pool: "Pool") -> KeptFeatures:
+        """Return what is kept of a pool: a campaign that moved has features of several.
+
+        Where nothing is, as after a restore, it is made of the features that rounds have kept.
+        """
+        name = digest_of(pool.fingerprint.encode())[:16]
+        if name not in self._opened:
+            kept = KeptFeatures(self._campaign.directory / "features", name, pool.n_features)
+            rounds = [] if kept.exists else self._campaign.rounds.all()
+            for each in rounds:
+                if each.opened_at is None or each.pool_fingerprint != pool.fingerprint:
+                    continue
+                data = self._campaign.objects.find(_name(each.number))
+                arrays = None if data is None else _loaded(data, _name(each.number))
+                if arrays is not None:
+                    kept.add(arrays["rows"], arrays["features"])
+            self._opened[name] = kept
+        return self._opened[name]
 
 
 def features_of(campaign: CampaignStore, rows: Rows) -> Floats32:
