@@ -196,7 +196,7 @@ class Rounds:
             raise CampaignError(f"round {round.number} has no scan yet")
         return self._objects.read(_candidates_name(round.number, digest), digest)
 
-    def open(self, round: Round, batch: Sequence[Asked], again: Sequence[tuple[int, int]] = ()) -> None:
+    def open(self, round: Round, batch: Sequence[Asked]) -> None:
         """Open the batch for labelling, in one transaction.
 
         Records of earlier reserves that nobody has answered or looks at go back to the pool. The marks that the round
@@ -209,8 +209,6 @@ class Rounds:
         batch : sequence of Asked
             In the order in which to ask, by rank from 0; may be fewer than the round's k. The reserve, if any, comes
             last.
-        again : sequence of (row, places), default=()
-            Asked records about which another person is asked, until as many as `places` have answered.
 
         Raises
         ------
@@ -234,9 +232,6 @@ class Rounds:
             _unmark(connection, round.search.marked if round.search else ())
             if batch:
                 connection.execute(insert(asked), [_values(round.number, each) for each in batch])
-            if again:
-                others = [{"row": row, "round": round.number, "places": places} for row, places in again]
-                connection.execute(insert(schema.again), others)
 
     def withdraw_reserve(self) -> npt.NDArray[np.int64]:
         """Release into the pool the records of the reserve that nobody has answered or holds.
@@ -382,6 +377,12 @@ class Rounds:
         with self._database.reading() as connection:
             drawn = connection.scalars(query).all()
         return np.sort(np.array(drawn, dtype=np.int64))
+
+    def drawn_in(self) -> dict[int, int]:
+        """Read, by row, the round that drew each explore record."""
+        query = select(asked.c.row, asked.c.round).where(asked.c.explore, ~asked.c.reserve)
+        with self._database.reading() as connection:
+            return dict([tuple(row) for row in connection.execute(query)])
 
     def explore_predictions(self) -> dict[int, tuple[int, int]]:
         """Read, by row, the round that drew each explore record, and the class code that its model predicted."""

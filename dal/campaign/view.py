@@ -22,10 +22,10 @@ from dal.campaign.machines import Machines, MachineWork
 from dal.campaign.parts import other_pool, pool_of
 from dal.campaign.quality import Quality
 from dal.campaign.schema import Round, Step
-from dal.campaign.seconds import second_opinions
 from dal.campaign.store import CampaignStore
 from dal.errors import PoolError, PoolNotFound, SettingsError
 from dal.evidence.agreement import Agreement
+from dal.evidence.bias import of_classes, represented
 from dal.evidence.quality import Course
 from dal.evidence.ruler import NEWEST, Estimate, RoundRecord, accuracy, beaten_by_one_class, class_shares
 from dal.evidence.stopping import Criterion, Verdict, advice, as_they_ended, first_stop, label_budget, parse
@@ -203,6 +203,22 @@ class View:
     def shares(self) -> list[Estimate]:
         """Estimate the share of each class in the pool, from the explore answers."""
         return class_shares(self.explored())
+
+    def propensities(self) -> dict[int, float]:
+        """Return, by row, the probability with which each explore record was drawn in its round.
+
+        Its round drew as many records, uniformly, out of those that nobody had been asked, that no stop set held back
+        and whose features were valid. Records that a strategy or a search chose were not drawn, so that they have
+        none. Rows that were held back by the caller of a round are not known: they count as left.
+        """
+        drawn = self.campaign.rounds.drawn_in()
+        counts = Counter(drawn.values())
+        share = {
+            each.number: min(1.0, counts[each.number] / max(1, _left(each)))
+            for each in self.campaign.rounds.all()
+            if each.number in counts
+        }
+        return {row: share[number] for row, number in drawn.items()}
 
     def history(self, *, every_model: bool = False) -> list[RoundRecord]:
         """Return one record for each closed round, as the criteria and the ruler take it, the first one first.
@@ -389,6 +405,12 @@ class View:
         return bool(spent) and self.grown_pool().n_rows <= last.n_rows
 
 
+def _left(round: Round) -> int:
+    """Return out of how many rows a round could draw: as many as it could find valid, if it has not scanned all."""
+    invalid = int((round.summary or {}).get("invalid", 0))
+    return round.n_rows - round.stop_set - round.excluded - invalid
+
+
 def _unmeasured(record: RoundRecord) -> RoundRecord:
     """Return a record of the round's counts alone."""
     return RoundRecord(record.number, record.labels, 0, 0, record.hours, record.never_asked)
@@ -477,6 +499,8 @@ class Status:
         not are left out.
     shares : dict of str to Estimate
         Share of each class in the pool, by the explore answers.
+    bias : str
+        Which classes are over- and under-represented among the labels, in words; empty where none clearly is.
     balance : tuple of ClassBalance
         The classes with a share of the labels as a target, the farthest below it first.
     notes : tuple of str
@@ -499,8 +523,6 @@ class Status:
         Which part of the pool the newest round by waves has scored, in words; empty where rounds score all of it.
     compared : str
         By which embeddings of the model records were compared last, in words; empty where by their features.
-    again : str
-        About how many labelled records the newest round asks another person, in words; empty where that is not chosen.
     rest : str
         How many records of earlier rounds wait that the newest one does not wait for, in words; empty where none do.
     """
@@ -521,6 +543,7 @@ class Status:
     advice: tuple[Verdict, ...]
     first_stops: dict[str, int]
     shares: dict[str, Estimate]
+    bias: str
     balance: tuple[ClassBalance, ...]
     notes: tuple[str, ...]
     learner: str
@@ -531,7 +554,6 @@ class Status:
     unskilled: str
     scored: str
     compared: str
-    again: str
     rest: str
     before: str
 
@@ -552,14 +574,14 @@ def _status_of(view: View) -> Status:
     position, codes, classes = view.position(), view.labels().codes, campaign.settings.classes
     fits = [each for each in campaign.rounds.all() if each.notes]
     notes = tuple(str(note) for note in (fits[-1].notes or {}).get("warnings", ())) if fits else ()
-    before = view.accuracy_before()
+    before, counts = view.accuracy_before(), np.bincount(codes, minlength=len(classes)).tolist()
     return Status(
         round=position.round,
         status=position.step,
         asked=len(campaign.rounds.asked_rows()),
         labels=len(codes),
         pending=position.pending,
-        per_class=dict(zip(classes, np.bincount(codes, minlength=len(classes)).tolist(), strict=True)),
+        per_class=dict(zip(classes, counts, strict=True)),
         accuracy=accuracy(view.history(), rounds=5),
         agreement=campaign.answers.standing().agreement,
         people=tuple(Activity(campaign).work()),
@@ -570,6 +592,7 @@ def _status_of(view: View) -> Status:
         advice=view.advice(),
         first_stops=view.first_stops(),
         shares=dict(zip(classes, view.shares(), strict=True)),
+        bias=represented(of_classes(classes, counts, view.explored())),
         balance=view.balance(),
         notes=notes,
         learner=_learner(campaign.learner, (fits[-1].notes or {}).get("learner", {}) if fits else {}),
@@ -580,7 +603,6 @@ def _status_of(view: View) -> Status:
         unskilled=view.unskilled(),
         scored=scored(campaign.rounds.all()),
         compared=compared(campaign.rounds.all()),
-        again=second_opinions(campaign),
         rest=rest_text(campaign),
         before="" if before is None else f"accuracy before the move to {campaign.settings.pool}: {before.text}",
     )

@@ -87,11 +87,13 @@ def status_(directory: Path) -> None:
     for name, share in now.shares.items():
         if share.value is not None:
             say(f"share of {name} in the pool: {share.text}")
+    if now.bias:
+        say(f"classes among the labels, against the pool: {now.bias}")
     tell_balance(now.balance)
     _tell_verdicts(now)
     if now.left_out:
         say(now.left_out)
-    for told in (now.one_class, now.unskilled, now.scored, now.compared, now.again, now.rest):
+    for told in (now.one_class, now.unskilled, now.scored, now.compared, now.rest):
         if told:
             say(told)
     for note in now.notes:

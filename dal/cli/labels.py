@@ -15,6 +15,7 @@ from dal.cli.terminal import say, shown
 if TYPE_CHECKING:
     from dal.campaign import CampaignStore
     from dal.exchange import ImportReport
+    from dal.loop.bias import Weights
     from dal.loop.copies import Group
 
 _LISTED_LINES = 20
@@ -97,6 +98,12 @@ def _tell_import(report: ImportReport) -> None:
     metavar="N",
     help="With --labels: also up to N near-duplicates of each labelled record, with its label, marked as copies.",
 )
+@click.option(
+    "--weights",
+    "weighted",
+    is_flag=True,
+    help="With --labels: also weights that make the labels stand for the pool; fits the learner 30 times.",
+)
 @workers_options
 def export(
     directory: Path,
@@ -105,6 +112,7 @@ def export(
     file_format: str | None,
     labels: bool,
     copies: int | None,
+    weighted: bool,
     scheduler: str | None,
     workers: int | None,
 ) -> None:
@@ -119,13 +127,17 @@ def export(
             raise click.UsageError("--labels writes all rounds: leave out --round.")
         found = None if copies is None else _copies(campaign, copies, scheduler, workers)
         pairs = None if found is None else (found.rows, found.of)
-        written = write_labels(campaign, pool_of(campaign), file, file_format=file_format, copies=pairs)
+        weights = _weights(campaign, scheduler, workers) if weighted else None
+        given = None if weights is None else (weights.rows, weights.weights, weights.training)
+        written = write_labels(campaign, pool_of(campaign), file, file_format=file_format, copies=pairs, weights=given)
         say(f"Wrote {written:,} labels{'' if found is None else f' and {len(found.rows):,} copies'} to {file}")
         if found is not None and found.full:
             say(f"Records with {copies:,} copies or more: {found.full:,}. Name a larger --copies for all of them.")
+        for line in () if weights is None else weights.lines:
+            say(line)
         return
-    if copies is not None or scheduler is not None or workers is not None:
-        raise click.UsageError("--copies belongs to --labels, and workers to --copies")
+    if copies is not None or weighted or scheduler is not None or workers is not None:
+        raise click.UsageError("--copies and --weights belong to --labels, and workers to these two")
     lines = write_batch(campaign, pool_of(campaign), _round_of(campaign, number), file, file_format=file_format)
     say(f"Wrote {lines:,} lines to {file}")
 
@@ -136,6 +148,14 @@ def _copies(campaign: CampaignStore, most: int, scheduler: str | None, workers: 
 
     with workers_chosen(scheduler, workers) as chosen, shown("copies") as show:
         return copies_of(campaign, most=most, workers=chosen, progress=rows_shown(show))
+
+
+def _weights(campaign: CampaignStore, scheduler: str | None, workers: int | None) -> Weights:
+    from dal.cli.cluster import workers_chosen
+    from dal.loop.bias import weights_of
+
+    with workers_chosen(scheduler, workers) as chosen, shown("fits") as show:
+        return weights_of(campaign, workers=chosen, progress=lambda done, total: show(done, total, "fits"))
 
 
 def _round_of(campaign: CampaignStore, number: int | None) -> int:

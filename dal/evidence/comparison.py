@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal.errors import InputError
-from dal.evidence.ruler import share_interval
+from dal.evidence.ruler import effective_number, share_interval
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -233,7 +233,7 @@ def _critical(freedom: int, confidence: float) -> float:
 
 def _worth(mean: float, variance: float, shares: Floats) -> float:
     """Return how many equally weighted records would give a share with this variance."""
-    effective = 1 / float((shares.mean(axis=0) ** 2).sum())
+    effective = effective_number(shares.mean(axis=0))
     return min(effective, mean * (1 - mean) / variance) if 0 < mean < 1 else effective
 
 

@@ -128,6 +128,19 @@ def critical_value(confidence: float) -> float:
     return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
+def effective_number(weights: Floats) -> float:
+    """Compute how many equally weighted records weighted ones are worth; 0 of none.
+
+    Kish, Survey Sampling (1965), section 8.2.
+
+    Examples
+    --------
+    >>> effective_number(np.array([2.0, 2.0])), effective_number(np.array([3.0, 1.0]))
+    (2.0, 1.6)
+    """
+    return float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0
+
+
 def explore_counts(history: Sequence[RoundRecord]) -> tuple[int, int]:
     """Count the correct explore answers of these rounds together, and all of them."""
     return sum(record.explore_correct for record in history), sum(record.explore_asked for record in history)
@@ -418,7 +431,7 @@ def lure(losses: npt.ArrayLike, probabilities: npt.ArrayLike, n_pool: int, confi
             f"`losses` must be {len(weights)} numbers between 0 and 1, one for each probability, got others"
         )
     n = len(loss)
-    effective = float(weights.sum() ** 2 / (weights**2).sum()) if n else 0.0
+    effective = effective_number(weights)
     if effective < FEWEST_EFFECTIVE:
         said = f"{n} records drawn with known probabilities weigh as much as {effective:.0f}"
         return _unknown(n, f"{said}, {FEWEST_EFFECTIVE} are needed")

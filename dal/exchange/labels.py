@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,14 @@ import pyarrow.parquet
 from dal._files import replacing
 from dal.campaign import Asked, CampaignStore, Event, Round
 from dal.campaign.answer_log import READ_AT_ONCE
+from dal.campaign.view import View
 from dal.errors import LabelError
 from dal.exchange.files import Records
 from dal.exchange.formats import arrow_type, as_json, columns_for, csv_bytes, csv_cell
 from dal.texts import guarded
 
 Rows = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 _TIME = pa.timestamp("us", tz="UTC")
 
@@ -61,6 +63,9 @@ COLUMNS = pa.schema(
         ("confidence", pa.float64()),
         ("model", pa.string()),
         ("copy_of", pa.string()),
+        ("propensity", pa.float64()),
+        ("weight", pa.float64()),
+        ("training_weight", pa.float64()),
     ]
 )
 """Columns of the table; `docs/exchange.md` describes each."""
@@ -84,6 +89,7 @@ def write_labels(
     *,
     file_format: str | None = None,
     copies: tuple[Rows, Rows] | None = None,
+    weights: tuple[Rows, Floats, Floats] | None = None,
     at_once: int = READ_AT_ONCE,
 ) -> int:
     """Write every answered record, with its label and its history, as Parquet, CSV or JSON lines.
@@ -103,6 +109,8 @@ def write_labels(
     copies : tuple of ndarray of int64, optional
         Rows of near-duplicates, and for each the row of the labelled record whose label it is given; see
         :func:`dal.loop.copies.copies_of`. They come last. They have no answers, and a `copy_of`.
+    weights : tuple of ndarray, optional
+        Rows, and for each its weight to judge by and that to train by; see :class:`dal.loop.bias.Weights`. NaN is none.
     at_once : int, default=4096
         Records that are in memory at a time.
 
@@ -123,19 +131,33 @@ def write_labels(
     upto = campaign.answers.last_id()
     known = campaign.answers.labels(upto)
     labels = dict(zip(known.rows.tolist(), known.codes.tolist(), strict=True))
-    rounds = {each.number: each for each in campaign.rounds.all()}
+    sources = _Sources(
+        labels,
+        {each.number: each for each in campaign.rounds.all()},
+        View(campaign).propensities(),
+        {} if weights is None else _known(*weights),
+    )
     records = campaign.answers.by_record(upto, read_at_once=at_once)
     about = {"dal": json.dumps({"campaign": campaign.id, "classes": campaign.settings.classes, "last_answer": upto})}
     with replacing(path) as file:
         first = True
         while (block := list(islice(records, at_once))) or first:
-            batch = _batch(block, pool, campaign.settings.classes, labels, rounds)
+            batch = _batch(block, pool, campaign.settings.classes, sources)
             sink.write(file, batch.replace_schema_metadata(about))
             first = False
         for batch in _copies(copies, at_once, pool, campaign.settings.classes, labels):
             sink.write(file, batch.replace_schema_metadata(about))
         sink.close()
     return len(labels)
+
+
+class _Sources(NamedTuple):
+    """All that is known of records beside their answers: by row, but for the rounds, which are by number."""
+
+    labels: dict[int, int]
+    rounds: dict[int, Round]
+    propensities: dict[int, float]
+    weights: dict[int, tuple[float, ...]]
 
 
 class _Sink(Protocol):
@@ -217,11 +239,15 @@ def _batch(
     block: list[tuple[list[Event], tuple[int, Asked] | None]],
     pool: Records,
     classes: tuple[str, ...],
-    labels: dict[int, int],
-    rounds: dict[int, Round],
+    sources: _Sources,
 ) -> "pa.RecordBatch":
     names: dict[int | None, str | None] = {None: None, **dict(enumerate(classes))}
-    return _shown([_record(events, asking, names, labels, rounds) for events, asking in block], pool)
+    return _shown([_record(events, asking, names, sources) for events, asking in block], pool)
+
+
+def _known(rows: Rows, *weights: Floats) -> dict[int, tuple[float, ...]]:
+    there = np.isfinite(weights).all(axis=0)
+    return dict(zip(rows[there].tolist(), zip(*(each[there].tolist() for each in weights), strict=True), strict=True))
 
 
 def _copies(
@@ -257,14 +283,14 @@ def _record(
     events: list[Event],
     asking: tuple[int, Asked] | None,
     names: dict[int | None, str | None],
-    labels: dict[int, int],
-    rounds: dict[int, Round],
+    sources: _Sources,
 ) -> dict[str, Any]:
-    row = events[0].row
-    label = labels.get(row)
+    row, rounds = events[0].row, sources.rounds
+    label = sources.labels.get(row)
     last = {event.annotator: event for event in events if not event.machine}
     agreeing = [event for event in last.values() if label is not None and event.label == label]
     number, asked = asking if asking else (None, None)
+    weight, training = (None if label is None else sources.weights.get(row)) or (None, None)
     return {
         "row": row,
         "record_id": events[0].record_id,
@@ -286,4 +312,7 @@ def _record(
         "confidence": asked and asked.confidence,
         "model": number and rounds[number].model,
         "copy_of": None,
+        "propensity": sources.propensities.get(row),
+        "weight": weight,
+        "training_weight": training,
     }

@@ -28,6 +28,7 @@ from dal.learners.models import Model
 from dal.learners.presets import Preset, chosen_or_default
 from dal.loop.actions import Stop
 from dal.loop.batch import Batch
+from dal.loop.bias import Bias, Biases, Weights, weights_of
 from dal.loop.coordinator import Coordinator, Stopped, fitted, loaded
 from dal.loop.learners import Named, check_learner, compare_learners, records_to_try, switch_learner
 from dal.loop.search import Like, search_of
@@ -525,6 +526,41 @@ class Campaign(CampaignStore):
         """
         with workers_of(client) as workers:
             return compare_learners(self, learners, workers=workers, progress=progress)
+
+    def bias(self) -> Bias:
+        """Compare the labels with the pool: classes, regions, and how each record came to be labelled.
+
+        Returns
+        -------
+        Bias
+        """
+        return Biases(View(self)).now()
+
+    def weights(
+        self,
+        *,
+        client: "Connectable | Workers" = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Weights:
+        """Weigh all labels so far, so that they stand for the pool, and judge the learner in use trained with that.
+
+        The learner is fitted on four fifths of the labels and predicts the rest, fifteen times. The labels are weighted
+        by the class and the margin that it predicts, to a thousand records of the pool; then the learner is fitted with
+        these weights as often, and both are compared. Nothing is stored, and the campaign goes on without weights.
+
+        Parameters
+        ----------
+        client : distributed.Client, Cluster or str, optional
+            Where to fit; without one, in this process.
+        progress : callable, optional
+            Called with the first fits that are done, and of how many.
+
+        Returns
+        -------
+        Weights
+        """
+        with workers_of(client) as workers:
+            return weights_of(self, workers=workers, progress=progress)
 
     def switch_learner(self, learner: Named, reason: str = "", *, person: str = "") -> Switch:
         """Use another learner from the next round on, and remember when and why.

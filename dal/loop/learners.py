@@ -22,6 +22,7 @@ from dal.compute.workers import Workers
 from dal.errors import InputError, LearnerError, SettingsError
 from dal.evidence.comparison import Judged, compare, margin_strata, raked
 from dal.evidence.folds import again, dealt, grouped, lacking
+from dal.evidence.ruler import effective_number
 from dal.evidence.votes import Labels
 from dal.learners.estimators import kind_of
 from dal.learners.learner import Learner
@@ -144,7 +145,7 @@ def compared(
             compare(tried.judged, tried.folds, tried.weights), tried.fit_seconds, tried.rows_per_second, strict=True
         )
     )
-    worth = 1 / float((tried.weights.mean(axis=0) ** 2).sum())
+    worth = effective_number(tried.weights.mean(axis=0))
     weighted = (
         f"The {n:,} labelled records are weighted to the pool by what {in_use} predicts of them, and at which margin,"
         f" against {len(sample):,} records of the pool; they weigh as much as {worth:,.0f} drawn at random."
@@ -160,6 +161,9 @@ class Tried(NamedTuple):
     n : int
     judged : tuple of Judged
     folds, weights : ndarray of shape (repeats, n)
+    proba, of_pool : ndarray of shape (repeats, n, C) and (repeats, m, C)
+        Probabilities of the held-out records and of the sample of the pool, by the learner in use: what `weights` are
+        made of.
     fit_seconds, rows_per_second : tuple of float
         Of each learner: of one fit in the median, and scored by one core.
     too_early : str
@@ -172,6 +176,8 @@ class Tried(NamedTuple):
     judged: tuple[Judged, ...] = ()
     folds: Integers = np.empty((REPEATS, 0), np.int64)
     weights: Floats = np.empty((REPEATS, 0))
+    proba: Floats = np.empty((REPEATS, 0, 0))
+    of_pool: Floats = np.empty((REPEATS, 0, 0))
     fit_seconds: tuple[float, ...] = ()
     rows_per_second: tuple[float, ...] = ()
     too_early: str = ""
@@ -216,19 +222,71 @@ def judge(
     if 0 in failed:
         return Tried(n, too_early=f"the learner in use cannot be judged on a part of the labels. {failed[0]}")
     truth, fitted = known.truth(n_classes), [at for at in range(len(learners)) if at not in failed]
+    there = of_pool.reshape(REPEATS, -1, n_classes)
     return Tried(
         n,
         tuple(Judged.of(trial.learners[at][0], proba[at], truth) for at in fitted),
         folds,
-        np.stack([_weights(held, there.reshape(-1, n_classes)) for held, there in zip(proba[0], of_pool, strict=True)]),
+        weights_to_pool(proba[0], there),
+        proba[0],
+        there,
         tuple(np.median(seconds[fitted].reshape(len(fitted), -1), axis=1).tolist()),
         tuple(paces[fitted].tolist()),
         failed=tuple(failed[at] for at in sorted(failed)),
     )
 
 
+def judge_weighted(
+    learner: Mapping[str, Learner],
+    known: Known,
+    sample: Floats32,
+    tried: Tried,
+    importance: Floats,
+    *,
+    workers: Workers | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Judged | str:
+    """Judge the learner in use where it is trained with weights, on the folds on which it was tried without.
+
+    Parameters
+    ----------
+    learner : mapping of one name to Learner
+    known, sample
+        As in `judge`.
+    tried : Tried
+        Of the same records.
+    importance : ndarray of float64, shape (n,)
+        Weights of the records in training.
+    workers, progress
+        As in `compared`; as many fits were done before.
+
+    Returns
+    -------
+    Judged or str
+        Why it could not be fitted on a part of the labels.
+    """
+    client = None if workers is None else workers.client_for(tried.n, _SECONDS_OF_FIT)
+    trial = _Trial(tuple(learner.items()), known, tried.folds, sample, importance)
+    proba = np.zeros_like(tried.proba)
+    items = [(0, *each) for each in np.ndindex(REPEATS, FOLDS)]
+    for done, ((_, repeat, fold), found) in enumerate(_worked(client, trial, items), 1):
+        if progress is not None:
+            progress(len(items) + done, 2 * len(items))
+        if isinstance(found, str):
+            return found
+        proba[repeat, tried.folds[repeat] == fold] = found.proba
+    return Judged.of(f"{next(iter(learner))}, weighted", proba, known.truth(proba.shape[2]))
+
+
+def weights_to_pool(proba: Floats, of_pool: Floats) -> Floats:
+    """Weigh held-out records, (repeats, n, C), to those of the pool, (repeats, m, C), in each repeat.
+
+    By the predicted class and the margin of the learner in use.
+    """
+    return np.stack([_weights(*each) for each in zip(proba, of_pool, strict=True)])
+
+
 def _weights(proba: Floats, of_pool: Floats) -> Floats:
-    """Weigh held-out records by the predicted class and the margin of the learner in use, to those of the pool."""
     (mine, my_margin), (theirs, their_margin) = map(_predicted, (proba, of_pool))
     bins = margin_strata(my_margin, their_margin)
     return raked([mine, bins[0]], [theirs, bins[1]])
@@ -252,6 +310,8 @@ class _Trial:
     known: Known
     folds: Integers
     sample: Floats32
+    importance: Floats | None = None
+    """Weights of the records in the fits, (n,); all alike where there are none."""
 
 
 class _Found(NamedTuple):
@@ -286,6 +346,8 @@ def held_out(trial: _Trial, item: Item, beat: Callable[[], None] | None = None) 
         out = trial.folds[repeat] == fold
         kept = trial.known.part(np.flatnonzero(~out))
         positions, codes, weights = kept.labels.weighted()
+        if trial.importance is not None:
+            weights = scaled(trial.importance[~out])[positions] * (1.0 if weights is None else weights)
         began = perf_counter()
         try:
             model = learner.try_fit(kept.X[positions], codes, weights)
@@ -298,6 +360,11 @@ def held_out(trial: _Trial, item: Item, beat: Callable[[], None] | None = None) 
             )
         except LearnerError as error:
             return f"{name} cannot be compared: {str(error).rstrip('.')}"
+
+
+def scaled(importance: Floats) -> Floats:
+    """Scale weights to a mean of 1, so that a penalty keeps its size beside the loss."""
+    return importance / importance.mean()
 
 
 def _finite(model: Model, X: Floats32) -> Floats:
@@ -352,7 +419,7 @@ def compare_learners(
         labels, in_use, last_answer = view.labels(), campaign.learner, campaign.answers.last_id()
         annotators = set(campaign.answers.latest().annotators)
     pool, features, given = view.grown_pool(), Features(view), len(labels.rows)
-    labels = _drawn(labels, settings.random_state)
+    labels = drawn_labels(labels, settings.random_state)
     learners = {in_use: learner_of(campaign, in_use)}
     tried, unusable = records_to_try(pool), list[str]()
     for candidate in candidates or [name for name in PRESETS if name != in_use]:
@@ -368,7 +435,7 @@ def compare_learners(
             unusable.append(f"{name} is left out, because this campaign could not use it: {error}")
             continue
         learners[name] = learner
-    X, sample = features.take(labels.rows), _sample(view, features)
+    X, sample = features.take(labels.rows), sample_of_pool(view, features)
     gappy = {name for name, each in learners.items() if pool.asks_missing and each.takes_missing(pool.n_features)}
     if in_use in gappy and _mostly_gaps(X, sample):
         # Judged on the few complete records, all learners would be, and the one in use is there for the others.
@@ -406,7 +473,7 @@ def advice_due(view: View) -> bool:
     return len(view.labels().rows) >= known + every
 
 
-def _drawn(labels: Labels, random_state: int) -> Labels:
+def drawn_labels(labels: Labels, random_state: int) -> Labels:
     """Draw labels to compare by, uniformly: more take longer, and tell hardly more."""
     if len(labels.rows) <= MOST_LABELS:
         return labels
@@ -462,9 +529,12 @@ def _name_of(learner: Learner, others: Mapping[str, object]) -> str:
     return next(name for name in names if name not in others)
 
 
-def _sample(view: View, features: Features) -> Floats32:
-    """Read records drawn uniformly from the pool: the stop set, whose features are kept, where it is large enough."""
-    stop_set = view.campaign.settings.measuring.stop_set or 0
-    if stop_set >= FEWEST_SAMPLED:
+def sample_of_pool(view: View, features: Features) -> Floats32:
+    """Read records drawn uniformly from the pool: the stop set, whose features are kept, where it is large enough.
+
+    The stop set knows nothing of records that were appended since the campaign began.
+    """
+    stop_set, pool = view.campaign.settings.measuring.stop_set or 0, view.pool
+    if stop_set >= FEWEST_SAMPLED and pool.n_rows == view.campaign.n_rows:
         return features.stop_set(stop_set)[:: -(-stop_set // SAMPLED)]
-    return features.take(sample_rows(view.pool.n_rows, view.campaign.settings.random_state, SAMPLED))
+    return features.take(sample_rows(pool.n_rows, view.campaign.settings.random_state, SAMPLED))
