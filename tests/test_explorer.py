@@ -495,6 +495,13 @@ def test_a_campaign_is_shown_as_it_stands(folder: Path, tmp_path: Path) -> None:
     assert view["shares"] is None  # ten explore answers a round: too few to draw
     tables = {each["title"]: each["rows"] for each in view["tables"]}
     assert tables["Annotators"] == [["ann", "40", "0%", "", ""]]
+    shares = np.bincount(View(campaign).labels().codes, minlength=3) / 40
+    classes = tables["Classes asked, and of the pool"]
+    assert [(row[0], row[2]) for row in classes] == [
+        (name, f"{share:.1%}") for name, share in zip(("ham", "spam", "other"), shares.tolist(), strict=True)
+    ]
+    assert sum(int(row[1]) for row in tables["Regions asked, and of the pool"]) == 40
+    assert "20 were drawn at random" in tables["What was asked, and the pool"][-1][0]
     assert [row[0] for row in tables["Rounds"]] == ["1", "2", "3"]
     assert tables["Stopping criteria"][0][:2] == ["max_labels", "go on"]
     assert "live: round 3 is open, 20 waiting" in view["lead"]

@@ -9,6 +9,7 @@ from bokeh.models import GlyphRenderer, HBar, Line, Quad, Rect, Scatter, Span, W
 from bokeh.plotting import figure
 
 from dal import figures
+from dal.evidence.bias import of_regions
 from dal.evidence.quality import Apart, Change, Course, Share
 from dal.evidence.ruler import RoundRecord, wilson
 from dal.evidence.stopping import Verdict
@@ -55,6 +56,41 @@ def test_class_balance_compares_shares_of_labels_with_shares_of_the_pool() -> No
     assert drawn["share_text"] == ["90.0% (80.0% to 95.0%)", "not enough evidence"]
     assert len(glyphs(plot, HBar)) == 2
     assert len(glyphs(figures.class_balance([Balance("ham", 0), Balance("spam", 0)]), HBar)) == 1
+
+
+def test_regions_are_drawn_with_the_most_asked_for_first() -> None:
+    shares = of_regions(np.array([4, 4, 4, 9]), np.array([0, 1, 1, 0]), np.array([9] * 8 + [4, 7]), ["ham", "spam"])
+    plot = figures.regions(shares)
+    drawn = columns(plot, HBar)
+    assert drawn["name"] == ["2, mostly spam", "3, no label", "1, mostly ham"]
+    assert drawn["share"] == [0.75, 0.0, 0.25]
+    assert drawn["pool"] == [0.1, 0.1, 0.8]
+    assert plot.hover[0].tooltips[0] == ("region", "@name")
+
+
+def test_the_map_of_bias_shows_which_share_is_larger_in_each_field() -> None:
+    density = np.zeros((64, 64), np.int64)
+    density[2:4, 6:8] = 5  # one field of the coarse map
+    density[60, 63] = 20
+    places = np.array([[3.2, 1.1], [3.9, 1.9], [3.5, 1.5], [40.0, 0.0], [np.nan, 1.0], [31.5, 0.5]])
+    plot = figures.bias_map(density, (0, 32, 0, 32), places, ("x", "y"))
+    drawn = columns(plot, Rect)
+    fields = {
+        place: found
+        for *place, found in zip(drawn["x"], drawn["y"], drawn["side"], strict=True)
+        for place in [tuple(place)]
+    }
+    assert fields == {
+        (3.5, 1.5): "more among the labels",
+        (31.5, 0.5): "more among the labels",
+        (31.5, 30.5): "more in the pool",
+    }
+    assert dict(zip(drawn["labels"], drawn["pool"], strict=True)) == {
+        "75.0%": "50.0%",
+        "25.0%": "0.0%",
+        "0.0%": "50.0%",
+    }
+    assert drawn["alpha"][0] == 1
 
 
 def test_criteria_show_value_threshold_and_history() -> None:

@@ -741,7 +741,7 @@ def test_every_figure_that_is_promised_is_drawn(campaign: Campaign, truth: tuple
             campaign.label([each.record_id for each in batch], truth[1][rows], annotator=name)
         campaign.next_batch()
     told = ann.get("/api/campaign").json()
-    wanted = {"accuracy", "balance", "stopping", "people", "agreement", "apart", "pace", "pauses", "scores"}
+    wanted = {"accuracy", "balance", "bias", "stopping", "people", "agreement", "apart", "pace", "pauses", "scores"}
     assert set(told["figures"]) == wanted
     map_of(truth[0], campaign.directory / "map.npz", 0)
     told = ann.get("/api/campaign").json()
@@ -751,6 +751,7 @@ def test_every_figure_that_is_promised_is_drawn(campaign: Campaign, truth: tuple
             drawn = ann.get(f"/api/figures/{name}?theme={theme}").json()["figures"]
             assert drawn
             assert all(each["doc"]["roots"] for each in drawn)
+            assert len(drawn) == 2 or name != "bias"  # the regions, and the map
     assert ann.get("/api/figures/nothing").status_code == 422
 
 

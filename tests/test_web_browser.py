@@ -435,6 +435,7 @@ def test_three_rounds_are_labelled_through_the_page(
     assert "your answer:" in page.locator("#record header").inner_text()
     page.goto(f"{server.url}campaign")
     page.locator("[data-figure=accuracy] .bk-Figure").wait_for()
+    page.locator("[data-figure=bias] .bk-Figure").wait_for()
     assert page.locator("#labels").inner_text() == "60"
     shot(page, "campaign-stopped")
 

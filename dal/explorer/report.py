@@ -1,5 +1,6 @@
 """A campaign, finished or running, as the explorer shows it: one replay, with settings and measurements."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from dal.campaign import CampaignStore
@@ -9,14 +10,17 @@ from dal.campaign.parts import pool_of
 from dal.campaign.quality import Quality
 from dal.campaign.view import Status, View, status
 from dal.evidence.agreement import Agreement
+from dal.evidence.bias import Share
 from dal.evidence.quality import Course
 from dal.evidence.ruler import class_shares, wilson
 from dal.explorer.run import run_of_campaign
 from dal.explorer.view import view_of_run
+from dal.loop.bias import Biases
 from dal.map import PoolMap
 
 FEWEST_FOR_SHARES = 30
 """Fewest explore answers for which shares of the pool are drawn: bars cannot show wider intervals."""
+_LONGEST_BAR = 8
 
 
 def view_of_campaign(campaign: CampaignStore, pool_map: PoolMap | None) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
             "header": ["criterion", "now", "why"],
             "rows": [[each.criterion, "STOP" if each.stop else "go on", each.reason] for each in now.verdicts],
         },
+        *_bias(campaign),
         {
             "title": "Rounds",
             "header": ["round", "strategy", "asked", "trained on", "accuracy"],
@@ -127,6 +132,43 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
         },
     ]
     return [table for table in tables if table["rows"]]
+
+
+def _bias(campaign: CampaignStore) -> list[dict[str, Any]]:
+    """Return the labels beside the pool, by class and by region."""
+    found = Biases(View(campaign)).now()
+    words = {"title": "What was asked, and the pool", "header": [""], "rows": [[line] for line in found.lines]}
+    parts = [("class", "Classes", found.classes if found.labels else ()), ("region", "Regions", found.regions)]
+    header = ["labels", "of the labels", "of the pool", "times as frequent", "labels █, pool ░"]
+    return [
+        words,
+        *(
+            {"title": f"{title} asked, and of the pool", "header": [what, *header], "rows": _beside(shares)}
+            for what, title, shares in parts
+        ),
+    ]
+
+
+def _beside(shares: Sequence[Share]) -> list[list[str]]:
+    """Return a line for each part, with both of its shares as bars of one scale."""
+    largest = max((max(each.share, each.pool.value or 0.0) for each in shares), default=0.0)
+    return [
+        [
+            each.name,
+            f"{each.labels:,}",
+            f"{each.share:.1%}",
+            "unknown"
+            if each.pool.value is None
+            else f"{each.pool.value:.1%} ({each.pool.low:.1%} to {each.pool.high:.1%})",
+            "" if each.factor is None else f"{each.factor:.1f}",
+            _bar("█", each.share, largest) + " " + _bar("░", each.pool.value or 0.0, largest),
+        ]
+        for each in shares
+    ]
+
+
+def _bar(mark: str, share: float, largest: float) -> str:
+    return mark * round(_LONGEST_BAR * share / largest) if largest else ""
 
 
 def _rounds(campaign: CampaignStore) -> list[list[str]]:

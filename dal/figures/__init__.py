@@ -11,7 +11,7 @@ from dal._lazy import names_of
 
 if TYPE_CHECKING:
     from dal.campaign.view import Pause
-    from dal.figures.batch import BatchMap, Points, batch_map
+    from dal.figures.batch import BatchMap, Points, batch_map, bias_map
     from dal.figures.campaign import (
         Annotator,
         Balance,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         courses,
         pauses,
         people_apart,
+        regions,
         score_histogram,
         stopping_criteria,
         throughput,
@@ -36,7 +37,7 @@ else:
         __name__,
         {
             "dal.campaign.view": ("Pause",),
-            "dal.figures.batch": ("BatchMap", "Points", "batch_map"),
+            "dal.figures.batch": ("BatchMap", "Points", "batch_map", "bias_map"),
             "dal.figures.campaign": (
                 "Annotator",
                 "Balance",
@@ -47,6 +48,7 @@ else:
                 "courses",
                 "pauses",
                 "people_apart",
+                "regions",
                 "score_histogram",
                 "stopping_criteria",
                 "throughput",
@@ -76,6 +78,7 @@ __all__ = [
     "courses",
     "pauses",
     "people_apart",
+    "regions",
     "score_histogram",
     "stopping_criteria",
     "throughput",
@@ -83,6 +86,7 @@ __all__ = [
     "BatchMap",
     "Points",
     "batch_map",
+    "bias_map",
     "record_images",
     "Table",
     # looks

@@ -8,10 +8,13 @@ import numpy.typing as npt
 from bokeh.models import ColumnDataSource, HoverTool, Range1d
 from bokeh.plotting import figure
 
-from dal.figures.palette import ASKED, color_of, marker_of
+from dal.figures.palette import ASKED, COLORS, color_of, marker_of
 from dal.figures.style import plain_figure
 
 MOST_POINTS = 5000
+FIELDS = 32
+"""Of the map on which labels are compared with the pool, along each axis."""
+OVER, UNDER = COLORS[1], COLORS[0]
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,82 @@ def batch_map(shown: BatchMap) -> figure:
     if len(kept) < len(points):
         plot.title.text = f"{len(kept):,} of {len(points):,} records drawn"
     return plot
+
+
+def bias_map(
+    density: npt.NDArray[np.int64],
+    extent: tuple[float, float, float, float],
+    places: npt.NDArray[np.floating],
+    axes: tuple[str, str],
+) -> figure:
+    """Draw where labelled records are more frequent than records of the pool, and where less.
+
+    Each field of a coarse map has the colour of the larger one of its two shares, the stronger the further they are
+    apart. Fields in which nothing lies are empty.
+
+    Parameters
+    ----------
+    density, extent, axes
+        As in `BatchMap`; the density has a multiple of `FIELDS` fields along each axis.
+    places : ndarray of shape (n, 2), float
+        Of labelled records.
+
+    Returns
+    -------
+    bokeh.plotting.figure
+    """
+    pool = _coarse(density)
+    left, right, bottom, top = extent
+    places = places[np.isfinite(places).all(axis=1)].astype(np.float64)
+    labels, _, _ = np.histogram2d(places[:, 1], places[:, 0], bins=FIELDS, range=[[bottom, top], [left, right]])
+    of_pool, of_labels = (each / max(1.0, float(each.sum())) for each in (pool, labels))
+    gap = of_labels - of_pool
+    row, column = np.nonzero((pool > 0) | (labels > 0))
+    # The legend looks like the first field of either kind.
+    strongest = np.argsort(-np.abs(gap[row, column]), kind="stable")
+    row, column = row[strongest], column[strongest]
+    widest = max(float(np.abs(gap).max()), 1e-9)
+    width, height = (right - left) / FIELDS, (top - bottom) / FIELDS
+    columns: dict[str, Sequence[object]] = {
+        "x": (left + (column + 0.5) * width).tolist(),
+        "y": (bottom + (row + 0.5) * height).tolist(),
+        "color": np.where(gap[row, column] > 0, OVER, UNDER).tolist(),
+        # By the root, so that differences much smaller than the largest one are seen.
+        "alpha": np.sqrt(np.abs(gap[row, column]) / widest).tolist(),
+        "labels": [f"{share:.1%}" for share in of_labels[row, column].tolist()],
+        "pool": [f"{share:.1%}" for share in of_pool[row, column].tolist()],
+        "side": np.where(gap[row, column] > 0, "more among the labels", "more in the pool").tolist(),
+    }
+    plot = plain_figure(
+        height=360,
+        x_range=Range1d(left, right),
+        y_range=Range1d(bottom, top),
+        x_axis_label=axes[0],
+        y_axis_label=axes[1],
+    )
+    plot.grid.visible = False
+    fields = plot.rect(
+        "x",
+        "y",
+        width,
+        height,
+        source=ColumnDataSource(data=columns),
+        fill_color="color",
+        fill_alpha="alpha",
+        line_color=None,
+        legend_group="side",
+    )
+    plot.add_tools(HoverTool(tooltips=[("of the labels", "@labels"), ("of the pool", "@pool")], renderers=[fields]))
+    plot.add_layout(plot.legend[0], "above")
+    plot.legend.orientation = "horizontal"
+    return plot
+
+
+def _coarse(density: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Count records in `FIELDS` by `FIELDS` fields."""
+    height, width = density.shape
+    fields = density.reshape(FIELDS, height // FIELDS, FIELDS, width // FIELDS)
+    return fields.sum(axis=(1, 3)).astype(np.float64)
 
 
 def _thinned(points: Points) -> npt.NDArray[np.int64]:

@@ -10,6 +10,7 @@ from bokeh.plotting import figure
 from bokeh.transform import dodge
 
 from dal.campaign.view import Pause
+from dal.evidence.bias import Share
 from dal.evidence.quality import Apart, Course
 from dal.evidence.stopping import Verdict
 from dal.figures.palette import ASKED, COLORS, color_of, marker_of
@@ -168,6 +169,24 @@ def _draw_intervals(plot: figure, classes: Sequence[Balance]) -> None:
         )
         place = dodge("name", -0.17, range=plot.y_range)
         plot.segment(x0="low", x1="high", y0=place, y1=place, source=source, color=ASKED, line_width=2)
+
+
+def regions(shares: Sequence[Share]) -> figure:
+    """Draw the share of each region among the labels beside its share of the pool, the most asked for first.
+
+    Parameters
+    ----------
+    shares : sequence of Share
+        Such as from :func:`dal.evidence.bias.of_regions`.
+
+    Returns
+    -------
+    bokeh.plotting.figure
+    """
+    balances = [Balance(each.name, each.labels, 0, each.pool.value, each.pool.low, each.pool.high) for each in shares]
+    plot = class_balance(balances)
+    plot.hover.tooltips = [("region", "@name"), ("labels", "@labels"), ("pool", "@share_text")]
+    return plot
 
 
 def stopping_criteria(criteria: Sequence[Criterion]) -> list[figure]:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 from bokeh.embed import json_item
 from bokeh.plotting import figure as Figure  # noqa: N812 - a method below has the name
 from pydantic import BaseModel
@@ -24,6 +25,7 @@ from dal.campaign.view import Status, View, pauses, status_of
 from dal.errors import InputError
 from dal.evidence.agreement import Agreement
 from dal.evidence.stopping import Verdict
+from dal.loop.bias import Biases
 from dal.map import MAP, PoolMap
 from dal.texts import guarded
 from dal.web.records import Records
@@ -42,7 +44,18 @@ _SKIPS = 0.3
 _HASTE = 0.2
 
 FigureName = Literal[
-    "accuracy", "balance", "stopping", "people", "agreement", "courses", "apart", "pace", "pauses", "scores", "map"
+    "accuracy",
+    "balance",
+    "bias",
+    "stopping",
+    "people",
+    "agreement",
+    "courses",
+    "apart",
+    "pace",
+    "pauses",
+    "scores",
+    "map",
 ]
 
 
@@ -74,6 +87,8 @@ class Overview(BaseModel):
         Answers an hour, over the last quarter of an hour.
     left_low, left_high : float or None
         Seconds until the batch is answered at that pace, as an interval; None below 20 answers.
+    bias : list of str
+        How the labels differ from the pool, in words.
     version : str
         Changes when a figure may have changed.
     """
@@ -90,6 +105,7 @@ class Overview(BaseModel):
     accuracy: str
     classes: list[ClassCount]
     balance: list[str]
+    bias: list[str]
     verdicts: list[Verdict]
     people: list[Person]
     machines: list[str]
@@ -118,9 +134,11 @@ class Overviews:
         self._view = View(campaign)
         self._activity = Activity(campaign)
         self._control = Control(campaign)
+        self._biases = Biases(self._view)
         self._draw: dict[FigureName, Callable[[], list[Figure]]] = {
             "accuracy": self._accuracy,
             "balance": self._balance,
+            "bias": self._bias,
             "stopping": self._stopping,
             "people": self._people,
             "agreement": self._agreement,
@@ -163,6 +181,7 @@ class Overviews:
             accuracy=known.accuracy.text,
             classes=[ClassCount(name=name, labels=count) for name, count in known.per_class.items()],
             balance=[each.text for each in known.balance[:_LISTED_CLASSES]],
+            bias=[known.bias] if known.bias else [],
             verdicts=list(known.verdicts),
             people=[_person(each, known.agreement) for each in known.people],
             machines=[each.text for each in known.machines],
@@ -181,7 +200,6 @@ class Overviews:
                         known.unskilled,
                         known.scored,
                         known.compared,
-                        known.again,
                         known.before,
                     )
                     if each
@@ -203,6 +221,7 @@ class Overviews:
         known: dict[FigureName, bool] = {
             "accuracy": any(record.explore_asked for record in self._view.history(every_model=True)),
             "balance": told.labels > 0,
+            "bias": told.labels >= FEW,
             "stopping": bool(self._campaign.settings.stop) and any(each.status == "closed" for each in past),
             "people": bool(told.people),
             "agreement": bool(told.agreement.pairs),
@@ -238,6 +257,18 @@ class Overviews:
             for at, name in enumerate(classes)
         ]
         return [figures.class_balance(shares)]
+
+    def _bias(self) -> list[Figure]:
+        found = self._biases.now()
+        drawn = [figures.regions(found.regions)] if found.regions else []
+        if drawn and (apart := found.apart):
+            drawn[0].title.text = f"{apart[0]:.0%} lie elsewhere than the pool\n({apart[1]:.0%} by chance)"
+        pool_map = PoolMap.load(self._campaign.directory / MAP)
+        if pool_map is not None:
+            known = self._view.labels().rows
+            places = self._placed(known[:: max(1, -(-len(known) // DRAWN))].tolist(), pool_map)
+            drawn.append(figures.bias_map(pool_map.density, pool_map.extent, places, pool_map.projection.axes))
+        return drawn
 
     def _stopping(self) -> list[Figure]:
         view = self._view
@@ -287,21 +318,14 @@ class Overviews:
         pool_map = PoolMap.load(campaign.directory / MAP)
         if pool_map is None:
             raise InputError("this campaign has no map yet; dal map makes one")
-        projection = pool_map.projection.components.tobytes()
-        if projection != self._placed_by:  # dal map draws another one after the pool has grown
-            self._places, self._placed_by = {}, projection
         newest = campaign.rounds.last
         batch = {} if newest is None else {each.row: each for each in campaign.rounds.batch(newest.number)}
         others = np.setdiff1d(campaign.rounds.asked_rows(), list(batch))
         # An even share of the rest is enough to see where labels are; reading them all is not free.
         shown = [*batch, *others[:: max(1, -(-len(others) // DRAWN))].tolist()][: 2 * DRAWN]
-        new = np.array([row for row in shown if row not in self._places], dtype=np.int64)
-        if len(new):
-            placed = pool_map.projection.place(features_of(campaign, new))
-            self._places |= dict(zip(new.tolist(), map(tuple, placed.tolist()), strict=True))
+        places = self._placed(shown, pool_map)
         known = campaign.answers.labels()
         labels = dict(zip(known.rows.tolist(), known.codes.tolist(), strict=True))
-        places = np.array([self._places[row] for row in shown]).reshape(-1, 2)
         points = figures.Points(
             places[:, 0],
             places[:, 1],
@@ -314,6 +338,17 @@ class Overviews:
             pool_map.density, pool_map.extent, points, campaign.settings.classes, pool_map.projection.axes
         )
         return [figures.batch_map(shape)]
+
+    def _placed(self, rows: list[int], pool_map: PoolMap) -> npt.NDArray[np.float64]:
+        """Find the places of records on the map, (n, 2), and remember them."""
+        projection = pool_map.projection.components.tobytes()
+        if projection != self._placed_by:  # dal map draws another one after the pool has grown
+            self._places, self._placed_by = {}, projection
+        new = np.array([row for row in rows if row not in self._places], dtype=np.int64)
+        if len(new):
+            placed = pool_map.projection.place(features_of(self._campaign, new))
+            self._places |= dict(zip(new.tolist(), map(tuple, placed.tolist()), strict=True))
+        return np.array([self._places[row] for row in rows]).reshape(-1, 2)
 
 
 def time_left(pending: int, lately: int, span: timedelta) -> tuple[float | None, float | None]:

@@ -70,6 +70,7 @@ function drawLists(overview) {
     : [make("li", {}, "No criterion was chosen: the campaign continues until a manager stops it.")]));
   find("machines").replaceChildren(...overview.machines.map((text) => make("li", {}, text)));
   find("balance").replaceChildren(...overview.balance.map((text) => make("li", {}, text)));
+  find("bias").replaceChildren(...overview.bias.map((text) => make("li", {}, text)));
   find("people").replaceChildren(...overview.people.map((each) => make("tr", {},
     make("th", { scope: "row" }, each.name), make("td", {}, count(each.answers)), make("td", {}, each.answers ? `${Math.round((100 * each.skipped) / each.answers)} %` : "–"),
     make("td", {}, each.median_seconds === null ? "–" : `${each.median_seconds.toFixed(1)} s`),
