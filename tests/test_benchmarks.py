@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from benchmarks import clusters, large, learners, memory, peers, scale, search, suite, synthetic
+from benchmarks import bias, clusters, large, learners, memory, peers, scale, search, suite, synthetic
 from benchmarks.scan import Found, Job, agreement, hand_part, hand_pass, measure, plain_part, plain_pass, report, run
 from dal.scan import plan
 from tests.clusters import own_cluster
@@ -390,3 +390,38 @@ def test_a_campaign_in_which_learners_are_compared_is_played() -> None:
     assert [each["name"] for each in told] == list(learners.CANDIDATES)
     assert told[0]["verdict"] == "in use"
     assert 0.7 < told[0]["accuracy"] < 1
+
+
+def test_what_weights_gain_is_tabled_by_set_and_learner() -> None:
+    def check(labels: int, gain: float, difference: float) -> dict[str, object]:
+        measured = {"accuracy": 0.5, "recall": 0.4, "brier": 0.6}
+        trained = {name: {**measured, "accuracy": 0.5 + gain} for name in bias.TRAINED} | {"none": measured}
+        ends = {"difference_low": difference - 0.02, "difference_high": difference + 0.02}
+        told = {"difference": difference, **ends, "verdict": "better", "plain": 0.45}
+        return {"labels": labels, "trained": trained, "verdicts": {"weight": told, "equal": told}, "apart": [0.3, 0.1]}
+
+    early = {"labels": 40, "too_early": "few"}
+    entries = [
+        {"case": "digits", "learner": "set", "seed": 0, "checks": [early, check(90, 0.02, 0.03)]},
+        {"case": "digits", "learner": "set", "seed": 1, "checks": [check(40, -0.01, 0.04), check(90, 0.04, 0.03)]},
+    ]
+    trained, judged = (
+        [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+        for table in bias.tables(entries).split("\n\n")
+    )
+    assert [line[:5] for line in trained] == [
+        ["digits", "40", "0.30, 0.10", "0.500 / 0.400 / 0.600", "-1.0 / +0.0 / +0.000"],
+        ["digits", "90", "0.30, 0.10", "0.500 / 0.400 / 0.600", "+3.0 (-9.7 to +15.7) / +0.0 / +0.000"],
+    ]
+    assert judged[0] == ["set", "weight", "3", "2 of 3", "0 of 0", "+1.7", "67%", "-5.0, 5.0"]
+
+
+@pytest.mark.slow
+def test_a_campaign_whose_labels_are_weighted_is_played() -> None:
+    (found,) = bias.played(bias.Case("digits", 30, after=(2,)), "set", 3, None)
+    assert found["labels"] == 90
+    assert set(found["trained"]) == set(bias.TRAINED)
+    assert all(0.8 < each["accuracy"] <= 1 for each in found["trained"].values())
+    assert found["trained"]["weight"] != found["trained"]["none"]
+    assert 0 < found["apart"][0] < 1
+    assert found["verdicts"]["weight"]["name"] == "in use, weighted"
