@@ -166,9 +166,10 @@ def represented(shares: Sequence[Share]) -> str:
 
     Examples
     --------
-    >>> represented(of_classes(["ham", "spam"], [30, 30], [190, 10])).split("; ")
-    ['over-represented: spam (50.0% of the labels, 5.0% (2.7% to 9.0%) of the pool)',
-     'under-represented: ham (50.0% of the labels, 95.0% (91.0% to 97.3%) of the pool)']
+    >>> for part in represented(of_classes(["ham", "spam"], [30, 30], [190, 10])).split("; "):
+    ...     print(part)
+    over-represented: spam (50.0% of the labels, 5.0% (2.7% to 9.0%) of the pool)
+    under-represented: ham (50.0% of the labels, 95.0% (91.0% to 97.3%) of the pool)
     """
     parts = []
     for standing in ("over", "under"):
