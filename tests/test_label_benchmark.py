@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 from benchmarks.labels import command, published
+from benchmarks.labels import replay as replaying
 from benchmarks.labels.main import jobs, planned
 from benchmarks.labels.picture import picture
 from benchmarks.labels.replay import ORACLE, Contender, Replayed, replay, staged
@@ -34,6 +35,7 @@ from benchmarks.labels.table import safety_table
 from benchmarks.labels.varied import VARIED
 from dal import Campaign
 from dal.campaign import Labelling
+from dal.learners.trust import Trust, trust_in
 from dal.replay import Replay, TestSet, simulate
 from dal.selection.explore import uniform_rows
 from dal.selection.order import uniform
@@ -196,6 +198,18 @@ def test_a_replay_asks_what_a_campaign_asks(world: World, name: str, explore: fl
     first, real = played_both(world, SETUP, name, explore)
     assert first.labels == real.labels
     assert first.accuracy == real.accuracy
+
+
+def test_a_replay_in_doubt_asks_what_a_campaign_in_doubt_asks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Trust] = []
+    monkeypatch.setattr(replaying, "trust_in", lambda *given: found.append(trust_in(*given)) or found[-1])
+    # One class surrounds the other.
+    X = np.random.default_rng(2).standard_normal((3600, 5)).astype(np.float32)
+    codes = (np.linalg.norm(X, axis=1) > 1.7).astype(np.int64)
+    nested = replace(world, X=X[:3000], y=codes[:3000], test=TestSet(X[3000:], codes[3000:]))
+    first, real = played_both(nested, SETUP, "margin", 0.25)
+    assert first.accuracy == real.accuracy
+    assert min(each.weight for each in found) < 1
 
 
 @pytest.mark.slow

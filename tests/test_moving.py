@@ -98,7 +98,7 @@ def test_a_moved_campaign_goes_on_with_the_new_features_and_its_ruler_begins_aga
     assert [each.number for each in view.history()] == [1, 2, 3, 4]
     ended = campaign.status()
     assert ended.accuracy.n == 10, "of one closed round on this pool"
-    assert len(view.explored_labels()[0]) == 50
+    assert len(view.explored_labels()[0]) == 60, "half of the first batch, a quarter of the others"
     assert len(view.explored_labels(here=True)[0]) == 20
     assert saved(campaign).value is None
     assert [each.value for each in ended.verdicts] == [4], "rounds are counted through"

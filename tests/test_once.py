@@ -420,9 +420,10 @@ def test_no_choice_equals_a_record_asked_beside_it(strategy: str, tmp_path: Path
         assert len(every) == 18
         explored = [X[row].tobytes() for row, explore in every if explore]
         ruled = [X[row].tobytes() for row, explore in every if not explore]
-        assert len(explored) == 3
+        # All of a first batch; then a quarter, or more as long as the learner is beaten by one class.
+        assert len(explored) == 12 if number == 1 else len(explored) >= 3
         if number > 1:
-            assert len(set(ruled)) == len(ruled) == 15
+            assert len(set(ruled)) == len(ruled) == 18 - len(explored) > 6
             assert not set(ruled) & (before | set(explored))
         before |= {X[row].tobytes() for row in batch.rows}
         campaign.label(batch, ["odd" if row % 2 else "even" for row in batch.rows])

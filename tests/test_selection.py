@@ -1058,15 +1058,15 @@ def test_few_distinct_records_make_few_cells() -> None:
 # -- the explore share ----------------------------------------------------------------------
 
 
-@given(st.floats(0, 0.99), st.lists(st.integers(1, 500), min_size=1, max_size=20))
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(1, 500)), min_size=1, max_size=20))
 @settings(max_examples=80, deadline=None)
-def test_fractions_of_the_explore_share_are_carried_forward(share: float, batches: list[int]) -> None:
-    asked = explored = 0
-    for k in batches:
-        count = explore_count(share, asked, explored, k)
+def test_fractions_of_explore_shares_are_carried_forward(batches: list[tuple[float, int]]) -> None:
+    due, explored = 0.0, 0
+    for share, k in batches:
+        count = explore_count(share, due, explored, k)
         assert 0 <= count <= k
-        asked, explored = asked + k, explored + count
-        assert explored == int(np.floor(share * asked + 1e-9))
+        due, explored = due + share * k, explored + count
+        assert explored == int(np.floor(due + 1e-9))
 
 
 def test_uniform_rows_are_uniform_never_excluded_and_complete() -> None:

@@ -327,7 +327,7 @@ def test_the_penalty_that_the_learner_chose_is_told_where_the_learner_is_named(
 ) -> None:
     rng, codes = np.random.default_rng(8), truth[1]
     X = rng.standard_normal((N, 80), dtype=np.float32)
-    X[:, :3] += 0.5 * np.eye(3, dtype=np.float32)[codes]
+    X[:, :3] += 0.3 * np.eye(3, dtype=np.float32)[codes]
     noisy = Pool.build(X, tmp_path / "noisy.zarr"), codes
     campaign = played(noisy, tmp_path / "c", 1, estimator="logistic", batch_size=400)
     assert status(campaign).learner == "logistic"  # nothing is fitted yet

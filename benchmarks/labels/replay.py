@@ -21,13 +21,15 @@ from benchmarks.labels.sets import Setup, World
 from dal.campaign import Labelling
 from dal.learners.learner import Learner
 from dal.learners.models import Model
+from dal.learners.trust import Trust, trust_in
+from dal.loop.coordinator import is_insured
 from dal.pool import Pool
 from dal.scan import Carried, Cells, Limits, Waves, sample_codebook, scan
 from dal.scan.plan import LIMITS
 from dal.selection.balance import choose_balanced, kept_of_classes, quotas_of
 from dal.selection.batch import Known, familiar, once
 from dal.selection.codebook import Codebook
-from dal.selection.explore import explore_count, interleaved, uniform_rows
+from dal.selection.explore import explore_count, first_share, interleaved, share_in_doubt, uniform_rows
 from dal.selection.order import uniform
 from dal.selection.strategy import Strategy
 
@@ -105,6 +107,14 @@ class Replayed:
     scored: tuple[float, ...] = ()
 
 
+class Fit(NamedTuple):
+    """A model, the CPU seconds that it took, and the trust in chosen labels that it was fitted with."""
+
+    model: Model | None
+    seconds: float
+    trust: Trust
+
+
 class Stage:
     """A pool of a seed with all that its replays share."""
 
@@ -118,7 +128,7 @@ class Stage:
         self.seed = seed
         self.directory = directory
         self._spaces: dict[int, tuple[Codebook, Cells]] = {}
-        self._fits: dict[bytes, tuple[Model, float]] = {}
+        self._fits: dict[bytes, Fit] = {}
 
     def space(self, n_cells: int) -> tuple[Codebook, Cells]:
         """Return a codebook of `n_cells` cells, and where the cells of the rows are kept once a scan has found them."""
@@ -132,19 +142,27 @@ class Stage:
         codebook, cells = self._spaces[n_cells]
         self._spaces[n_cells] = codebook, replace(cells, write=False)
 
-    def fit(self, rows: Rows, *, committee: bool = False) -> tuple[Model | None, float]:
-        """Fit the learner on the labels of these rows, and return the CPU seconds; None where they are of one class."""
+    def fit(self, rows: Rows, *, committee: bool = False, random: Rows | None = None) -> "Fit":
+        """Fit the learner on the labels of these rows; without a model where they are of one class.
+
+        Where the rows that were drawn uniformly are given, those of the others weigh as much as they are trusted.
+        """
         rows = np.sort(rows)
         labels = self.world.y[rows]
         if len(np.unique(labels)) < 2:
-            return None, 0.0
-        name = hashlib.sha256(rows.tobytes()).digest() + bytes([committee])
+            return Fit(None, 0.0, Trust())
+        drawn = np.isin(rows, NO_ROWS if random is None else random)
+        name = hashlib.sha256(rows.tobytes() + drawn.tobytes()).digest() + bytes([committee, random is None])
         if name not in self._fits:
             # What is measured after a batch is what chooses the next one; and all strategies of a seed begin alike.
             self._fits = dict(list(self._fits.items())[:1])
-            began = process_time()
-            model = self.learner.fit(self.world.X[rows], labels, committee=committee)
-            self._fits[name] = model, process_time() - began
+            began, X, trust = process_time(), self.world.X[rows], Trust()
+            model = self.learner.fit(X, labels, committee=committee)
+            if random is not None:
+                trust = trust_in(self.learner, X, labels, None, drawn, model)
+            if trust.weight < 1:
+                model = self.learner.fit(X, labels, trust.weights(drawn), committee=committee)
+            self._fits[name] = Fit(model, process_time() - began, trust)
         return self._fits[name]
 
 
@@ -174,7 +192,7 @@ def replay(
     """
     campaign = _Oracle(stage, setup) if contender.oracle else _Campaign(stage, contender)
     batches = [campaign.begun(setup, contender.start)]
-    points = [_measured(stage, setup, campaign.known)]
+    points = [_measured(stage, setup, campaign.known, campaign.random)]
     for _ in range(setup.rounds):
         batch = campaign.asked_next(setup.batch)
         if not len(batch):
@@ -182,7 +200,7 @@ def replay(
         batches.append(batch)
         if on_batch is not None:
             on_batch(batch)
-        points.append(_measured(stage, setup, campaign.known))
+        points.append(_measured(stage, setup, campaign.known, campaign.random))
     noise = stage.world.noise
     return Replayed(
         labels=tuple(np.cumsum([len(batch) for batch in batches]).tolist()),
@@ -209,7 +227,10 @@ class _Campaign:
         self.scored: list[float] = []
         self.shares = [1 / stage.world.n_classes] * stage.world.n_classes if contender.balance else []
         self.known = self.late = NO_ROWS
-        self.round = self.asked = self.explored = 0
+        self.round = self.explored = 0
+        self.share = self.due = 0.0
+        # Rows that were drawn uniformly; None where no fit looks for labels that mislead.
+        self.random = NO_ROWS if is_insured(contender.strategy, contender.strategy.explore) else None
         self.n_cells = 0
         self.seconds: list[tuple[float, float, float]] = []
 
@@ -219,6 +240,8 @@ class _Campaign:
             if setup.balanced:
                 draws = _of_each(draws, self.stage.world, setup.initial)
             self.known = np.array(list(islice(draws, setup.initial)), dtype=np.int64)
+            if self.random is not None and not setup.balanced:
+                self.random = self.known
         else:
             self.asked_next(setup.initial)
         return self.known
@@ -230,8 +253,14 @@ class _Campaign:
         k = min(batch, stage.pool.n_rows - len(excluded))
         if k <= 0:
             return NO_ROWS
-        model, seconds = self.stage.fit(np.setdiff1d(excluded, self.late), committee=self.strategy.committee)
-        return self._learned(self._next(model, k, batch, excluded, seconds))
+        known = np.setdiff1d(excluded, self.late)
+        model, seconds, trust = stage.fit(known, committee=self.strategy.committee, random=self.random)
+        share = self.contender.strategy.explore
+        in_doubt = share_in_doubt(share, trust.weight, trust.beaten)
+        self.share = in_doubt if len(excluded) else first_share(share, k)
+        rows = self._next(model, k, batch, excluded, seconds)
+        self.due += self.share * len(rows)
+        return self._learned(rows)
 
     def _next(self, model: Model | None, k: int, batch: int, excluded: Rows, fitted: float) -> Rows:
         return self._chosen(self._strategy(excluded, model), model, k, batch, excluded, fitted)
@@ -259,7 +288,7 @@ class _Campaign:
         if strategy.traits.features:
             codebook, cells = stage.space(n_cells)
         waves = self._waves(strategy, model)
-        drawn = self._drawn(strategy, k, excluded)
+        drawn = self._drawn(k, excluded)
         quotas: tuple[int, ...] = ()
         if self.shares and model is not None:
             labels = np.bincount(stage.world.y[excluded], minlength=stage.world.n_classes)
@@ -348,13 +377,15 @@ class _Campaign:
         codes[late] = predicted[: late.sum()]
         return np.append(codes, predicted[late.sum() :])
 
-    def _drawn(self, strategy: Strategy, k: int, excluded: Rows) -> Rows:
-        count = explore_count(strategy.explore, self.asked, self.explored, k)
+    def _drawn(self, k: int, excluded: Rows) -> Rows:
+        count = explore_count(self.share, self.due, self.explored, k)
         draws = uniform_rows(self.stage.pool.n_rows, excluded, self.stage.seed, self.round)
-        return np.array(list(islice(draws, count)), dtype=np.int64)
+        drawn = np.array(list(islice(draws, count)), dtype=np.int64)
+        if self.random is not None:
+            self.random = np.append(self.random, drawn)
+        return drawn
 
     def _learned(self, batch: Rows) -> Rows:
-        self.asked += len(batch)
         self.known = np.concatenate([self.known, batch])
         # People get a batch in an order by hash.
         order = np.argsort(uniform(batch, self.stage.seed, self.round), kind="stable")
@@ -391,7 +422,7 @@ class _Oracle(_Campaign):
                 if (mark := np.sort(rows).tobytes()) in judged:
                     continue
                 judged.add(mark)
-                metric = _measured(self.stage, self.setup, np.concatenate([self.known, rows])).metric
+                metric = _measured(self.stage, self.setup, np.concatenate([self.known, rows]), None).metric
                 if metric > most:
                     best, most = rows, metric
         return best
@@ -419,9 +450,9 @@ class _Point(NamedTuple):
     rare_recall: float
 
 
-def _measured(stage: Stage, setup: Setup, known: Rows) -> _Point:
+def _measured(stage: Stage, setup: Setup, known: Rows, random: Rows | None) -> _Point:
     world = stage.world
-    model, _ = stage.fit(known)
+    model = stage.fit(known, random=random).model
     labels = np.unique(world.y[known])
     predicted = np.full(len(world.test.y), labels[0])
     if model is not None:

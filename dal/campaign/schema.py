@@ -420,6 +420,12 @@ class Round:
     opened_at: str | None
     closed_at: str | None
 
+    @property
+    def explore_share(self) -> float:
+        """The share of the batch that is drawn uniformly: the frozen one, or a larger one that the fit has noted."""
+        share: float = (self.notes or {}).get("trust", {}).get("explore", self.explore)
+        return share
+
 
 @dataclass(frozen=True)
 class Asked:

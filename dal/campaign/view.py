@@ -513,6 +513,8 @@ class Status:
         That another learner is better than the one in use, by the newest comparison, in words; empty where none is.
     left_out : str
         How many labels that fit could not use, in words; empty where it used all.
+    trusted : str
+        How far that fit has trusted the labels of chosen records, in words; empty where it did fully.
     one_class : str
         Why batches are chosen by coverage though there are labels, in words; empty where they are not.
     before : str
@@ -550,6 +552,7 @@ class Status:
     switched: str
     overtaken: str
     left_out: str
+    trusted: str
     one_class: str
     unskilled: str
     scored: str
@@ -599,6 +602,7 @@ def _status_of(view: View) -> Status:
         switched="".join(each.text for each in Choice(campaign).switches()[-1:]),
         overtaken=Choice(campaign).warning(),
         left_out=left_out(fits[-1]) if fits else "",
+        trusted=trusted(fits[-1]) if fits else "",
         one_class=one_class(view),
         unskilled=view.unskilled(),
         scored=scored(campaign.rounds.all()),
@@ -660,6 +664,28 @@ def left_out(fitted: Round) -> str:
         f"round {fitted.number} was trained on {fitted.trained_on:,} labels; {count:,} were left out, because features"
         " of their records are missing or infinite"
     )
+
+
+def trusted(fitted: Round) -> str:
+    """Return, in words, how far a round's fit has trusted the labels of chosen records; empty where it did fully."""
+    told, words = (fitted.notes or {}).get("trust"), list[str]()
+    if not told:
+        return ""
+    if told["reason"]:
+        words.append(f"whether asked labels are to count less is not tried, as {told['reason']}")
+    elif told["weight"] < 1:
+        words.append(
+            f"asked labels count 1/{1 / told['weight']:.0f}: so it predicts {told['judged']:,} random labels better, by"
+            " cross-validation"
+        )
+    if told["beaten"]:
+        words.append(
+            f"one class for all of the {told['judged']:,} random labels is right more often than the learner is on"
+            " them by cross-validation"
+        )
+    if told["explore"] > fitted.explore:
+        words.append(f"{told['explore']:.0%} of the batch is drawn at random, until that changes")
+    return f"round {fitted.number}: {'; '.join(words)}" if words else ""
 
 
 def scored(past: Sequence[Round]) -> str:

@@ -361,7 +361,7 @@ def _different(candidates: Candidates, X: Floats32, *, unless_all: bool = False)
 
 def strategy_of(current: Round, model: Model | None) -> Strategy:
     """Return the strategy that a round froze; without a model, the one of a cold start."""
-    strategy = Strategy.named(current.strategy, current.explore)
+    strategy = Strategy.named(current.strategy)
     return strategy if model is not None else strategy.cold()
 
 
@@ -424,8 +424,9 @@ def explore_of(view: View, current: Round) -> int:
     """Return how many records of a round's batch are drawn uniformly."""
     rounds = view.campaign.rounds
     with view.campaign.database.snapshot():
-        before, explored = sum(rounds.batch_sizes().values()), len(rounds.explored_rows())
-    return explore_count(current.explore, before, explored, current.k)
+        sizes, explored = rounds.batch_sizes(), len(rounds.explored_rows())
+        due = math.fsum(each.explore_share * sizes.get(each.number, 0) for each in rounds.all())
+    return explore_count(current.explore_share, due, explored, current.k)
 
 
 def strategy_of_search(current: Round, model: Model | None) -> Strategy:

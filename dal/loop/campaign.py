@@ -29,7 +29,7 @@ from dal.learners.presets import Preset, chosen_or_default
 from dal.loop.actions import Stop
 from dal.loop.batch import Batch
 from dal.loop.bias import Bias, Biases, Weights, weights_of
-from dal.loop.coordinator import Coordinator, Stopped, fitted, loaded
+from dal.loop.coordinator import Coordinator, Stopped, fitted, is_insured, loaded
 from dal.loop.learners import Named, check_learner, compare_learners, records_to_try, switch_learner
 from dal.loop.search import Like, search_of
 from dal.loop.state import next_step
@@ -489,7 +489,8 @@ class Campaign(CampaignStore):
             If the labels are of fewer than two classes, or the learner refuses them.
         """
         view = View(self)
-        return fitted(self, view.labels(), Features(view), parent=self._newest())[0]
+        insured = is_insured(Strategy.named(self.settings.strategy), self.settings.explore)
+        return fitted(self, view.labels(), Features(view), parent=self._newest(), insured=insured).model
 
     def compare_learners(
         self,

@@ -7,9 +7,9 @@ asks for the next action and gives the same batch.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from dal.evidence.stopping import Verdict
 from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
 from dal.learners.models import Model
+from dal.learners.trust import Trust, trust_in
 from dal.loop import actions
 from dal.loop.batch import (
     Batch,
@@ -53,6 +54,7 @@ from dal.selection.batch import familiar, once
 from dal.selection.candidates import usable
 from dal.selection.codebook import Codebook
 from dal.selection.distances import DUPLICATE_DISTANCE, Floats32
+from dal.selection.explore import first_share, share_in_doubt
 from dal.selection.familiar import Familiar
 from dal.selection.once import Once
 from dal.selection.search import Likeness
@@ -189,13 +191,15 @@ class Coordinator:
             search, useless = self._sought(pool)
             # Without the rest, that is to be labelled: else the batch would depend on how much of it is by the choice.
             k = min(settings.batch_size, left, max(1, view.room()))
+            known = len(view.labels().rows)
             learns = strategy != COVERAGE and len(np.unique(view.labels().codes)) > 1
             waves = waves_of(self.campaign, pool, k, Strategy.named(strategy)) if learns and not self.full else None
         self.campaign.rounds.freeze(
             pool_fingerprint=pool.fingerprint,
             n_rows=pool.n_rows,
             k=k,
-            explore=settings.explore,
+            # A first batch that searches is to find some: random records would take its places.
+            explore=settings.explore if known or search else first_share(settings.explore, k),
             seed=settings.random_state,
             strategy=strategy,
             stop_set=stop_set,
@@ -227,24 +231,29 @@ class Coordinator:
         return Search(tuple(sorted(rows)), share=MARKED_SHARE, marked=tuple(sorted(marked))), []
 
     def _fit(self, current: Round) -> None:
-        labels = self.view.labels(current.last_answer)
+        labels, strategy = self.view.labels(current.last_answer), Strategy.named(current.strategy)
         with self._withdrawing(current):
-            model, left_out = fitted(
+            done = fitted(
                 self.campaign,
                 labels,
                 self.features,
                 learner=self.campaign.learner_in(current),
                 parent=current.parent_model,
-                committee=Strategy.named(current.strategy).committee,
+                insured=is_insured(strategy, current.explore),
+                committee=strategy.committee,
                 client=self.workers.client,
             )
+        model, trust = done.model, done.trust
+        share = share_in_doubt(current.explore, trust.weight, trust.beaten)
         notes = {
             "warnings": list(model.warnings),
             "learner": {"name": self.campaign.learner_in(current), "chosen": model.chosen},
-            "invalid_labeled": left_out,
+            "invalid_labeled": done.left_out,
+            "trust": {**asdict(trust), "explore": share},
             "measured": measured(self.view, self.features, current, model),
         }
-        self.campaign.rounds.save_model(current, model.dumps(), trained_on=len(labels.rows) - left_out, notes=notes)
+        trained_on = len(labels.rows) - done.left_out
+        self.campaign.rounds.save_model(current, model.dumps(), trained_on=trained_on, notes=notes)
 
     def _scan(self, current: Round, *, cold: bool) -> None:
         model = None if cold else self._model(current)
@@ -502,21 +511,45 @@ def loaded(campaign: CampaignStore, digest: str | None) -> Model | None:
     return None if digest is None else Model.loads(campaign.rounds.load_model(digest), campaign.settings.trusted)
 
 
+def is_insured(strategy: Strategy, explore: float) -> bool:
+    """Return whether fits look for labels that mislead: there are random ones to judge by, and others are chosen."""
+    return explore > 0 and strategy.score != "random"
+
+
+class Fitted(NamedTuple):
+    """A fit.
+
+    Attributes
+    ----------
+    model : Model
+    left_out : int
+        Labels that the learner could not be given.
+    trust : Trust
+        The weight of the labels whose records were chosen.
+    """
+
+    model: Model
+    left_out: int
+    trust: Trust
+
+
 def fitted(
     campaign: CampaignStore,
     labels: Labels,
     features: Features,
     *,
     parent: str | None,
+    insured: bool,
     learner: str | None = None,
     committee: bool = False,
     client: "Client | None" = None,
-) -> tuple[Model, int]:
-    """Fit a learner on labels; return the model, and how many of them the learner could not be given.
+) -> Fitted:
+    """Fit a learner on labels.
 
     It is the learner in use, or the named one that a round froze. One that starts warm goes on from the model whose
     digest is `parent`, where that is its own. One that wants a GPU is fitted on a
-    worker of the client that declares one, where this process has none.
+    worker of the client that declares one, where this process has none. Where it is `insured`, it is fitted again if
+    labels of chosen records mislead it, with less weight of these.
 
     Raises
     ------
@@ -535,18 +568,22 @@ def fitted(
             " are left out, because features of their records are missing or infinite, and some learners take missing"
             " ones, such as hgb"
         )
-    fit = partial(
-        used.fit,
-        X[positions[sound]],
-        codes[sound],
-        None if weights is None else weights[sound],
-        committee=committee,
-        parent=loaded(campaign, parent) if used.starts_warm and _is_of(campaign, parent, name) else None,
-    )
-    model = fit() if client is None else _fitted_on(client, used, fit)
+    given, codes = X[positions[sound]], codes[sound]
+    weights = None if weights is None else weights[sound]
+    warm = loaded(campaign, parent) if used.starts_warm and _is_of(campaign, parent, name) else None
+    random = np.isin(labels.rows, campaign.rounds.explored_rows())[positions[sound]]
+
+    def fit(weights: npt.NDArray[np.float64] | None) -> Model:
+        once = partial(used.fit, given, codes, weights, committee=committee, parent=warm)
+        return once() if client is None else _fitted_on(client, used, once)
+
+    model = fit(weights)
+    trust = trust_in(used, given, codes, weights, random, model) if insured else Trust()
+    if trust.weight < 1:
+        model = fit(trust.weights(random, weights))
     if not np.isfinite(model.predict_proba(X[valid][:1000])).all(axis=1).any():
         raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
-    return model, left_out
+    return Fitted(model, left_out, trust)
 
 
 def _is_of(campaign: CampaignStore, model: str | None, learner: str) -> bool:

@@ -234,7 +234,9 @@ def _measured(
     # One class cannot be learned: what is known then is to always predict it.
     accuracy, model = float((test.y == seen[0]).mean()), None
     if len(seen) > 1:
-        model = learner_of(campaign).fit(pool.take(answers.rows), answers.labels)
+        # Without an explore share nothing is known of the labels' bias, and the fit is the learner's own.
+        explored = campaign.settings.explore > 0
+        model = campaign.fit() if explored else learner_of(campaign).fit(pool.take(answers.rows), answers.labels)
         accuracy = test.accuracy(model)
     asked = campaign.rounds.batch(given.number)
     scores = np.array([np.nan if each.score is None else each.score for each in asked], dtype=np.float32)

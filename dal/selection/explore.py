@@ -1,24 +1,70 @@
 """The explore share: rows drawn uniformly, regardless of their scores, as an honest sample of the pool."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
 from dal.selection.order import Rows, row_hash, splitmix64
 
+FIRST_RECORDS, FIRST_SHARE = 20, 0.5
+"""Of a first batch, at least as many records are drawn uniformly, and at least this share (decision 0032)."""
+BEATEN_SHARE = 0.5
+"""Share of a batch that is drawn uniformly, at least, where one class for all beats the model."""
 
-def explore_count(share: float, asked_before: int, explored_before: int, k: int) -> int:
-    """Return the number of the next `k` records that are drawn uniformly.
 
-    Fractions are carried forward: over any number of rounds the explored records are the share of all asked, rounded
-    down.
+def first_share(share: float, k: int) -> float:
+    """Return the explore share of a first batch: random records show whether chosen ones mislead the learner.
 
     Examples
     --------
-    >>> explore_count(0.05, 0, 0, 10), explore_count(0.05, 10, 0, 10), explore_count(0.05, 20, 1, 10)
+    >>> first_share(0.05, 15), first_share(0.05, 25), first_share(0.05, 100), first_share(0.0, 100)
+    (1.0, 0.8, 0.5, 0.0)
+    """
+    return max(share, FIRST_SHARE, min(1.0, FIRST_RECORDS / max(k, 1))) if share else 0.0
+
+
+def share_in_doubt(share: float, weight: float, beaten: bool) -> float:
+    """Return the explore share of a round: the less chosen labels weigh in its fit, the fewer records are chosen.
+
+    Parameters
+    ----------
+    share : float
+        Without doubt.
+    weight : float
+        Of chosen labels, from 0 to 1.
+    beaten : bool
+        Whether one class named for all random labels was right more often than the model.
+
+    Examples
+    --------
+    >>> share_in_doubt(0.5, 1.0, False), share_in_doubt(0.25, 1.0, True), share_in_doubt(0.5, 0.25, True)
+    (0.5, 0.5, 0.75)
+    """
+    return max(share + (1 - share) * (1 - math.sqrt(weight)), BEATEN_SHARE if beaten else 0.0)
+
+
+def explore_count(share: float, due_before: float, explored_before: int, k: int) -> int:
+    """Return the number of the next `k` records that are drawn uniformly.
+
+    Fractions are carried forward: over any number of rounds the explored records are the sum of each round's share of
+    its batch, rounded down.
+
+    Parameters
+    ----------
+    share : float
+        Of these records.
+    due_before : float
+        Records that the shares of the rounds before come to.
+    explored_before : int
+    k : int
+
+    Examples
+    --------
+    >>> explore_count(0.05, 0.0, 0, 10), explore_count(0.05, 0.5, 0, 10), explore_count(0.05, 1.0, 1, 10)
     (0, 1, 0)
     """
-    due = int(np.floor(share * (asked_before + k) + 1e-9))
+    due = int(np.floor(due_before + share * k + 1e-9))
     return min(max(due - explored_before, 0), k)
 
 

@@ -197,6 +197,7 @@ class Overviews:
                         known.switched,
                         known.left_out,
                         known.one_class,
+                        known.trusted,
                         known.unskilled,
                         known.scored,
                         known.compared,
