@@ -58,17 +58,6 @@ CASES = (
 )
 
 
-class _Watched(_Campaign):
-    """A campaign that remembers which of its records were drawn uniformly."""
-
-    drawn: Rows = NO_ROWS
-
-    def _drawn(self, strategy: Strategy, k: int, excluded: Rows) -> Rows:
-        found = super()._drawn(strategy, k, excluded)
-        self.drawn = np.append(self.drawn, found)
-        return found
-
-
 def played(case: Case, learner: str, seed: int, data: Path | None) -> list[dict[str, Any]]:
     """Play a campaign by the default strategy, and train and judge models on its labels with and without weights.
 
@@ -85,7 +74,7 @@ def played(case: Case, learner: str, seed: int, data: Path | None) -> list[dict[
     with staged(world, setup, seed) as stage:
         if learner != "set":
             stage.learner = Learner.named(learner, stage.learner.classes, random_state=seed)
-        campaign = _Watched(stage, Contender(replace(Strategy(), explore=EXPLORE), start="cold"))
+        campaign = _Campaign(stage, Contender(replace(Strategy(), explore=EXPLORE), start="cold"))
         campaign.asked_next(case.batch)
         found = []
         for number in range(1, max(case.after) + 1):
@@ -95,7 +84,7 @@ def played(case: Case, learner: str, seed: int, data: Path | None) -> list[dict[
         return found
 
 
-def _checked(stage: Stage, campaign: _Watched) -> dict[str, Any]:
+def _checked(stage: Stage, campaign: _Campaign) -> dict[str, Any]:
     world, rows = stage.world, np.sort(campaign.known)
     draws = uniform_rows(stage.pool.n_rows, NO_ROWS, stage.seed, -7)
     sample = world.X[[next(draws) for _ in range(min(SAMPLED, stage.pool.n_rows))]]
@@ -109,7 +98,7 @@ def _checked(stage: Stage, campaign: _Watched) -> dict[str, Any]:
         "none": None,
         "training_weight": scaled(regions),
         "weight": scaled(tried.weights.mean(axis=0)),
-        "classes": _of_classes(codes, np.isin(rows, campaign.drawn), world.n_classes),
+        "classes": _of_classes(codes, np.isin(rows, campaign.random), world.n_classes),
     }
     rest = np.setdiff1d(np.arange(len(world.y)), rows)
     rest = np.sort(np.random.default_rng([stage.seed, 3]).permutation(rest)[:MOST_JUDGED])

@@ -139,10 +139,10 @@ def test_a_campaign_tells_how_its_labels_differ_from_its_pool(pool: Pool, tmp_pa
     imported(campaign, np.setdiff1d(np.arange(40, 60), campaign.answers.labels().rows)[:10])
     found, known = campaign.bias(), campaign.answers.labels()
     assert found.labels == len(known.rows) == 70
-    assert (found.drawn, found.chosen, found.unasked) == (15, 45, 10)
+    assert (found.drawn, found.chosen, found.unasked) == (30, 30, 10)
     counts = np.bincount(known.codes, minlength=3).tolist()
     assert [each.labels for each in found.classes] == counts
-    assert found.classes[0].pool.n == 15
+    assert found.classes[0].pool.n == 30
     assert sum(each.labels for each in found.regions) == 70
     # By hand: the nearest centre of each record, of labels and of the sample.
     view = View(campaign)
@@ -161,7 +161,7 @@ def test_a_campaign_tells_how_its_labels_differ_from_its_pool(pool: Pool, tmp_pa
         sorted(pools[region] for region in range(REGIONS))
     )
     assert len(sample) == N - 1
-    assert any("15 were drawn at random" in line and "10 came unasked" in line for line in found.lines)
+    assert any("30 were drawn at random" in line and "10 came unasked" in line for line in found.lines)
     # What was found before is remembered, and the answer is the same.
     assert whole.now() == whole.now() == found
 
@@ -347,7 +347,7 @@ def test_exported_labels_carry_probabilities_and_weights_and_come_back_unchanged
     known = View(campaign).propensities()
     drawn_ = frame[frame["chosen_by"] == "explore"]
     assert drawn_["propensity"].tolist() == pytest.approx([known[row] for row in drawn_["row"]])
-    assert len(drawn_) == 15
+    assert len(drawn_) == 30, "all of the first batch, a quarter of the others"
     assert frame[frame["chosen_by"] != "explore"]["propensity"].isna().all()
     found = campaign.weights()
     labelled = frame[frame["label"].notna()]
@@ -364,7 +364,7 @@ def test_exported_labels_carry_probabilities_and_weights_and_come_back_unchanged
     assert write_labels(campaign, pool, plain) == 65
     lines = [json.loads(line) for line in plain.read_text().splitlines()]
     assert {each["weight"] for each in lines} == {each["training_weight"] for each in lines} == {None}
-    assert sum(each["propensity"] is not None for each in lines) == 15
+    assert sum(each["propensity"] is not None for each in lines) == 30
 
 
 def test_weights_belong_to_the_labelled_set(pool: Pool, tmp_path: Path) -> None:
