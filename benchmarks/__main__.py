@@ -3,9 +3,11 @@
 import click
 
 from benchmarks import (
+    again,
     bias,
     clusters,
     deep,
+    drift,
     elastic,
     encode,
     entrance,
@@ -34,9 +36,11 @@ def main() -> None:
     """Measure dal on this machine, side by side with what one would use instead."""
 
 
+main.add_command(again.command)
 main.add_command(bias.command)
 main.add_command(clusters.command)
 main.add_command(deep.command)
+main.add_command(drift.command)
 main.add_command(elastic.command)
 main.add_command(encode.command)
 main.add_command(entrance.command)

@@ -120,6 +120,7 @@ def test_two_spellings_of_an_older_campaign_become_one_person(campaign: Campaign
             "UPDATE answers SET annotator = ' ANN' WHERE annotator = 'Ann' AND id > 1",
             "UPDATE annotators SET name = 'BOB'",
             "UPDATE imports SET annotator = 'BOB'",
+            "DROP TABLE again",
             "DROP TABLE people",
             "DROP TABLE sessions",
             "ALTER TABLE imports DROP COLUMN rejected",

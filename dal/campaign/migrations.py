@@ -208,6 +208,18 @@ _TO_10 = (
     "UPDATE campaign SET schema_version = 10",
 )
 
+_TO_11 = (
+    """
+    CREATE TABLE again (
+        row BIGINT NOT NULL REFERENCES asked (row),
+        round INTEGER NOT NULL REFERENCES rounds (number),
+        places INTEGER NOT NULL,
+        PRIMARY KEY (row, round)
+    )
+    """,
+    "UPDATE campaign SET schema_version = 11",
+)
+
 STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
     1: _TO_2,
     2: _TO_3,
@@ -218,6 +230,7 @@ STEPS: dict[int, tuple[str | Callable[[Connection], None], ...]] = {
     7: _TO_8,
     8: _TO_9,
     9: _TO_10,
+    10: _TO_11,
 }
 """For each older version that is still read, what leads to the next one: statements, and functions between them."""
 

@@ -10,6 +10,9 @@ records first, and what the ranking does to people (the hardest first) is spread
 ranking. Gold records, whose answers are known, come in between, as often as `Settings.gold` says and at places that a
 hash decides; nothing that is given out tells them from others.
 
+Beside its batch, the newest round may ask another person about records that have labels (`Labelling.again`). They come
+first, and nobody waits for them: one person alone has answered them all.
+
 A round may close before all of its batch is answered (`Labelling.close_at`). Its rest is served on: while the next
 batch is prepared, and then before that batch.
 """
@@ -28,7 +31,7 @@ from dal.campaign import answers as ledger
 from dal.campaign.leases import LEASE, holds
 from dal.campaign.people import enrolled, is_machine, spelling
 from dal.campaign.rests import resting_rounds
-from dal.campaign.schema import Answer, answers, asked, gold, leases, rounds
+from dal.campaign.schema import Answer, again, answers, asked, gold, leases, rounds
 from dal.campaign.store import CampaignStore
 from dal.errors import LabelError
 from dal.selection.order import row_hash, uniform
@@ -228,7 +231,7 @@ class Queue:
         with self._writing(annotator) as (connection, annotator, now):
             had = leases.c.annotator == annotator, leases.c.row.in_(list(rows))
             known = set(connection.scalars(select(leases.c.row).where(*had)))
-            slots = self._slots(annotator, now)
+            slots = self._slots(annotator, now, self._newest(connection))
             batch = select(slots.c.row).where(slots.c.row.in_(known), self._is_free(slots))
             records = select(gold.c.row).where(gold.c.row.in_(known))
             kept = set(connection.scalars(batch)) | set(connection.scalars(records))
@@ -301,7 +304,7 @@ class Queue:
         """Count how far the batch is."""
         with self._database.reading() as connection:
             newest, annotator = self._newest(connection), spelling(connection, annotator)
-            slots = self._slots(annotator, self._database.now(connection), newest.number)
+            slots = self._slots(annotator, self._database.now(connection), newest, of_newest=True)
             batch, free = ~slots.c.reserve, self._is_free(slots)
             overlap = self._settings.labelling.overlap
             complete = slots.c.given >= overlap
@@ -358,11 +361,12 @@ class Queue:
 
     # -- serving -----------------------------------------------------------------------------------------------------
 
-    def _slots(self, annotator: str, now: datetime, number: int | None = None) -> Subquery:
+    def _slots(self, annotator: str, now: datetime, newest: _Newest, *, of_newest: bool = False) -> Subquery:
         """Join the asked records with their answers and leases, of this annotator and of others."""
         others = select(func.count()).where(leases.c.row == asked.c.row, leases.c.annotator != annotator, holds(now))
         held = exists().where(leases.c.row == asked.c.row, leases.c.annotator == annotator, holds(now))
         own = ledger.standing(answers.c.row == asked.c.row, answers.c.annotator == annotator)
+        places = select(again.c.places).where(again.c.row == asked.c.row, again.c.round == newest.number)
         query = select(
             asked.c.row,
             asked.c.rank,
@@ -372,30 +376,35 @@ class Queue:
             others.correlate(asked).scalar_subquery().label("others"),
             own.with_only_columns(answers.c.id).correlate(asked).exists().label("answered"),
             held.correlate(asked).label("held"),
+            places.correlate(asked).scalar_subquery().label("again"),
         )
-        return (query if number is None else query.where(asked.c.round == number)).subquery()
+        return (query.where(asked.c.round == newest.number) if of_newest else query).subquery()
 
     def _is_free(self, slots: Subquery) -> Any:  # noqa: ANN401 - an SQL expression
-        return and_(~slots.c.answered, slots.c.given + slots.c.others < self._settings.labelling.overlap)
+        places = func.coalesce(slots.c.again, self._settings.labelling.overlap)
+        return and_(~slots.c.answered, slots.c.given + slots.c.others < places)
 
     def _servable(
         self, connection: Connection, annotator: str, newest: _Newest, now: datetime
     ) -> tuple[list[int], list[int]]:
         """Find the rows that the annotator holds, and those that could be next, in the annotator's order."""
-        slots = self._slots(annotator, now)
+        slots = self._slots(annotator, now, newest)
         resting = resting_rounds(connection, self._settings.labelling)
         served = or_(slots.c.round == newest.number, and_(slots.c.round.in_(resting), ~slots.c.reserve))
-        found = connection.execute(
-            select(slots.c.row, slots.c.rank, slots.c.round, slots.c.reserve, slots.c.held).where(
-                or_(served, slots.c.held), self._is_free(slots)
-            )
-        ).all()
-        batch = [each for each in found if not each.reserve and not each.held]
+        served = or_(served, slots.c.again.is_not(None), slots.c.held)
+        columns = slots.c.row, slots.c.rank, slots.c.round, slots.c.reserve, slots.c.held, slots.c.again
+        found = connection.execute(select(*columns).where(served, self._is_free(slots))).all()
+        second = self._ordered(
+            annotator, [each.row for each in found if each.again is not None and not each.held], _ORDER
+        )
+        batch = [each for each in found if each.again is None and not each.reserve and not each.held]
         # The round after the next one is to learn from the rest of a round before.
         rest = self._ordered(annotator, [each.row for each in batch if each.round != newest.number], _ORDER)
         chosen = self._ordered(annotator, [each.row for each in batch if each.round == newest.number], _ORDER)
-        reserve = sorted((each.rank, each.row) for each in found if each.reserve and not each.held)
-        return [each.row for each in found if each.held], rest + chosen + [row for _, row in reserve]
+        reserve = sorted(
+            (each.rank, each.row) for each in found if each.again is None and each.reserve and not each.held
+        )
+        return [each.row for each in found if each.held], second + rest + chosen + [row for _, row in reserve]
 
     def _servable_gold(self, connection: Connection, annotator: str, now: datetime) -> tuple[list[int], list[int]]:
         own = ledger.standing(answers.c.row == gold.c.row, answers.c.annotator == annotator)
@@ -529,12 +538,21 @@ class Queue:
         """Return whether the rest of a round is served; it takes a look at each record of two batches."""
         return number in resting_rounds(connection, self._settings.labelling)
 
+    def _is_asked_again(self, connection: Connection, row: int) -> bool:
+        number = self._newest(connection).number
+        return bool(connection.scalar(select(exists().where(again.c.row == row, again.c.round == number))))
+
     def _target(self, connection: Connection, row: int, annotator: str) -> _Target | None:
         batch = select(asked.c.record_id, asked.c.round, rounds.c.status, asked.c.reserve).join(rounds)
         found = connection.execute(batch.where(asked.c.row == row)).one_or_none()
         if found is not None:
             # The reserve is there for when the batch is closed, and the rest of a round is served on.
-            in_time = found.status == "open" or found.reserve or self._rests(connection, found.round)
+            in_time = (
+                found.status == "open"
+                or found.reserve
+                or self._is_asked_again(connection, row)
+                or self._rests(connection, found.round)
+            )
             return _Target(found.record_id, found.round, in_time)
         newest = self._newest(connection)
         record_id = connection.scalar(select(gold.c.record_id).where(gold.c.row == row))

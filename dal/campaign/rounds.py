@@ -196,7 +196,7 @@ class Rounds:
             raise CampaignError(f"round {round.number} has no scan yet")
         return self._objects.read(_candidates_name(round.number, digest), digest)
 
-    def open(self, round: Round, batch: Sequence[Asked]) -> None:
+    def open(self, round: Round, batch: Sequence[Asked], again: Sequence[tuple[int, int]] = ()) -> None:
         """Open the batch for labelling, in one transaction.
 
         Records of earlier reserves that nobody has answered or looks at go back to the pool. The marks that the round
@@ -209,6 +209,8 @@ class Rounds:
         batch : sequence of Asked
             In the order in which to ask, by rank from 0; may be fewer than the round's k. The reserve, if any, comes
             last.
+        again : sequence of (row, places), default=()
+            Asked records about which another person is asked, until as many as `places` have answered.
 
         Raises
         ------
@@ -232,6 +234,9 @@ class Rounds:
             _unmark(connection, round.search.marked if round.search else ())
             if batch:
                 connection.execute(insert(asked), [_values(round.number, each) for each in batch])
+            if again:
+                others = [{"row": row, "round": round.number, "places": places} for row, places in again]
+                connection.execute(insert(schema.again), others)
 
     def withdraw_reserve(self) -> npt.NDArray[np.int64]:
         """Release into the pool the records of the reserve that nobody has answered or holds.

@@ -24,7 +24,7 @@ from sqlalchemy import (
     text,
 )
 
-VERSION = 10
+VERSION = 11
 """Raised with every change of the tables, together with a step in `dal.campaign.migrations`."""
 
 SKIPPED = -1
@@ -152,6 +152,16 @@ leases = Table(
     # Seconds since 1970 by the database's clock.
     Column("expires_at", Double, nullable=False),
     Index("leases_by_annotator", "annotator"),
+)
+
+# Labelled records about which a round asks another person, beside its batch.
+again = Table(
+    "again",
+    metadata,
+    Column("row", BigInteger, ForeignKey("asked.row"), primary_key=True, autoincrement=False),
+    Column("round", Integer, ForeignKey("rounds.number"), primary_key=True, autoincrement=False),
+    # People who are to have answered it in all.
+    Column("places", Integer, nullable=False),
 )
 
 # Records that people want more of: the round that is frozen next searches for them.

@@ -175,6 +175,12 @@ class Labelling(_Checked):
         " others, which count from the round after it on.",
         default=1.0,
     )
+    again: float = _setting(
+        _share,
+        "Share of a batch, at most, that asks another person about records that have labels, where a label is less sure"
+        " than the model is of a new record. Served by the pages alone, and only where several people answer.",
+        default=0.0,
+    )
     machine_check: float = _setting(
         _number(lambda share: 0 < share <= 1, "a share above 0 and at most 1"),
         "Of the records that a machine's answer could settle, the share that people answer as well, drawn at random, to"
@@ -342,6 +348,11 @@ class Settings(_Checked):
             object.__setattr__(self, "classes", names)
         super().__post_init__()
         shares_of(self.balance, self.classes)
+        if self.balance and self.labelling.again:
+            raise SettingsError(
+                f"`again` must be 0 where `balance` is set, got {self.labelling.again}: second opinions would take the"
+                " places of classes that lack; leave one of them out"
+            )
 
     def to_toml(self) -> str:
         """Return the settings as the tables of campaign.toml, each below its help."""

@@ -22,6 +22,7 @@ from dal.campaign.machines import Machines, MachineWork
 from dal.campaign.parts import other_pool, pool_of
 from dal.campaign.quality import Quality
 from dal.campaign.schema import Round, Step
+from dal.campaign.seconds import second_opinions
 from dal.campaign.store import CampaignStore
 from dal.errors import PoolError, PoolNotFound, SettingsError
 from dal.evidence.agreement import Agreement
@@ -525,6 +526,8 @@ class Status:
         Which part of the pool the newest round by waves has scored, in words; empty where rounds score all of it.
     compared : str
         By which embeddings of the model records were compared last, in words; empty where by their features.
+    again : str
+        About how many labelled records the newest round asks another person, in words; empty where that is not chosen.
     rest : str
         How many records of earlier rounds wait that the newest one does not wait for, in words; empty where none do.
     """
@@ -557,6 +560,7 @@ class Status:
     unskilled: str
     scored: str
     compared: str
+    again: str
     rest: str
     before: str
 
@@ -607,6 +611,7 @@ def _status_of(view: View) -> Status:
         unskilled=view.unskilled(),
         scored=scored(campaign.rounds.all()),
         compared=compared(campaign.rounds.all()),
+        again=second_opinions(campaign),
         rest=rest_text(campaign),
         before="" if before is None else f"accuracy before the move to {campaign.settings.pool}: {before.text}",
     )

@@ -93,7 +93,7 @@ def status_(directory: Path) -> None:
     _tell_verdicts(now)
     if now.left_out:
         say(now.left_out)
-    for told in (now.one_class, now.trusted, now.unskilled, now.scored, now.compared, now.rest):
+    for told in (now.one_class, now.trusted, now.unskilled, now.scored, now.compared, now.again, now.rest):
         if told:
             say(told)
     for note in now.notes:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -12,7 +12,9 @@ import numpy.typing as npt
 
 from dal.campaign import Asked, Round, Search
 from dal.campaign.features import Features
+from dal.campaign.seconds import doubted
 from dal.campaign.view import View
+from dal.evidence.again import asked_again
 from dal.learners.models import Model, score_block
 from dal.selection.balance import choose_balanced, kept_of_classes, quotas_of
 from dal.selection.batch import Known
@@ -68,11 +70,14 @@ class Composed:
     rows : ndarray of int64, shape (n,)
     X : ndarray of float32, shape (n, d)
         Features of all these records, in an order of their own.
+    again : list of (row, places)
+        Labelled records about which another person is asked.
     """
 
     asked: list[Asked]
     rows: Rows
     X: Floats32
+    again: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -150,11 +155,30 @@ class Composer:
         # Answers came since the freeze, and others are in hand.
         room = self.view.room(held=True)
         order = order[: max(room, 1)]
+        again, dropped = self._again(chosen, order)
+        chosen = chosen.take(np.flatnonzero(~np.isin(chosen.rows, list(dropped))))
+        order = [row for row in order if row not in dropped]
         spare = spare.take(np.arange(min(len(spare), max(room - len(order), 0))))
         chosen = candidates.take(np.searchsorted(candidates.rows, np.append(chosen.rows, spare.rows)))
         rows = np.concatenate([chosen.rows, np.array(beside, dtype=np.int64)])
         asked = self._asked(order, spare.rows.tolist(), chosen, beside, beside_X, explored=set(drawn))
-        return Composed(asked, rows, np.concatenate([chosen.embeddings, beside_X]))
+        return Composed(asked, rows, np.concatenate([chosen.embeddings, beside_X]), again)
+
+    def _again(self, chosen: Candidates, order: list[int]) -> tuple[list[tuple[int, int]], set[int]]:
+        """Choose labelled records for a second opinion, and the chosen records of the batch that give way to them.
+
+        Everything is as of the freeze. Of the explore share and what a search found, nothing gives way, nor does a
+        random batch: without its surest records it were none.
+        """
+        most = int(self.view.campaign.settings.labelling.again * len(order))
+        own = np.flatnonzero(np.isin(chosen.rows, order))
+        if not most or self.model is None or strategy_of(self.current, self.model).score == "random" or not len(own):
+            return [], set()
+        open_to = doubted(self.view.campaign, self.current)
+        sure = self.model.predict_proba(chosen.embeddings[own]).max(axis=1)
+        labelled, new = asked_again(open_to.right, sure.astype(np.float64), most)
+        rows = zip(open_to.rows[labelled].tolist(), (open_to.given[labelled] + 1).tolist(), strict=True)
+        return list(rows), set(chosen.rows[own[new]].tolist())
 
     def _wanted_found(self) -> int:
         return 0 if self.current.search is None else count_of_search(self.current.search, self.current.k)

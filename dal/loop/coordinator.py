@@ -414,7 +414,7 @@ class Coordinator:
             mapper=self._mapper(),
         ).compose(candidates_from(arrays), excluded, candidates_from(searched) if searched else None)
         self.features.keep(current.number, composed.rows, composed.X)
-        self.campaign.rounds.open(current, composed.asked)
+        self.campaign.rounds.open(current, composed.asked, composed.again)
 
     def advise(self) -> None:
         """Compare the learner in use with the presets, where as many labels have come since as the settings say.

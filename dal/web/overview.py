@@ -201,6 +201,7 @@ class Overviews:
                         known.unskilled,
                         known.scored,
                         known.compared,
+                        known.again,
                         known.before,
                     )
                     if each
