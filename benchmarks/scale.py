@@ -54,7 +54,8 @@ from dal.scan.plan import Interval
 from dal.scan.run import Run
 from dal.scan.worker.histogram import BINS, Histogram
 from dal.scan.worker.kernel import Order, SpanResult, Tally, Task
-from dal.scan.worker.spans import Job
+from dal.scan.worker.record import decode, encode
+from dal.scan.worker.spans import Job, Sent
 from dal.selection.candidates import Candidates, Capacity
 from dal.selection.order import row_hash
 from dal.selection.strategy import Strategy
@@ -146,9 +147,10 @@ class VirtualCluster:
         ended: list[tuple[Task, bytes]] = []
         while self._flights and self._flights[0][0] <= self.now:
             flight = self.pending.pop(heapq.heappop(self._flights)[1])
-            ended.append((flight.task, pickle.dumps(self.source.result(flight), protocol=5)))
+            sent = Sent("virtual", encode(self.source.result(flight)))
+            ended.append((flight.task, pickle.dumps(sent, protocol=5)))
         self._leave()
-        return [(task, pickle.loads(sent)) for task, sent in ended]
+        return [(task, decode(pickle.loads(sent).record)) for task, sent in ended]
 
     def _enter(self) -> None:
         spent = time.thread_time() - self._left_at
@@ -246,11 +248,11 @@ def dask_ms_per_task(client: Client) -> float:
     return 1e3 * (time.process_time() - started) / STUBS
 
 
-def _sent_back(task: Task) -> SpanResult:
+def _sent_back(task: Task) -> Sent:
     numbers = np.arange(CANDIDATES_OF_STUB, dtype=np.int64)
     nothing = np.empty((len(numbers), 0), dtype=np.float32)
     found = Candidates(numbers, numbers.astype(np.float64), numbers, numbers, nothing)
-    return SpanResult(task.interval, found, Tally.zero(10), 0.0)
+    return Sent("", encode(SpanResult(task.interval, found, Tally.zero(10), 0.0)))
 
 
 def table(results: Sequence[Mapping]) -> Table:

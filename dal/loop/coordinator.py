@@ -48,10 +48,9 @@ from dal.loop.waves import taken, waves_of
 from dal.pool import Pool
 from dal.pool.condition import Condition
 from dal.scan import Cells, Journal, Progress, Scan, Summary, cells_written, scan, stored_cells
-from dal.scan.journal import candidate_arrays, candidates_from
 from dal.scan.plan import seconds_alone
 from dal.selection.batch import familiar, once
-from dal.selection.candidates import usable
+from dal.selection.candidates import candidate_arrays, candidates_from, usable
 from dal.selection.codebook import Codebook
 from dal.selection.distances import DUPLICATE_DISTANCE, Floats32
 from dal.selection.explore import first_share, share_in_doubt

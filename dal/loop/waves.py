@@ -18,8 +18,8 @@ from dal.learners.estimators import is_committee, kind_of
 from dal.learners.learner import BOOTSTRAPS
 from dal.pool import Pool
 from dal.scan import Carried, Waves
-from dal.scan.journal import candidates_from
 from dal.scan.plan import seconds_alone
+from dal.selection.candidates import candidates_from
 from dal.selection.strategy import Strategy
 
 _log = logging.getLogger(__name__)

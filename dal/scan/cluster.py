@@ -29,6 +29,7 @@ from dal.scan.plan import Interval, Limits
 from dal.scan.run import Progress, Run, Scan, with_the_rest
 from dal.scan.waves import Carried, Waves
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task
+from dal.scan.worker.record import decode
 from dal.scan.worker.spans import (
     BEGUN,
     Job,
@@ -154,7 +155,7 @@ class _Cluster:
             if isinstance(outcome, Sent):
                 if task.sounded is None:
                     self.keepers[task.interval] = outcome.worker
-                ended.append((task, outcome.result))
+                ended.append((task, decode(outcome.record)))
             else:
                 ended.append((task, outcome))
         return ended

@@ -1,29 +1,18 @@
 """Finished spans on disk, so that a coordinator that dies costs only the spans that were running."""
 
-import json
 import logging
 import re
-import struct
-import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
-
-import numpy as np
 
 from dal.errors import ScanError
-from dal.scan.plan import Interval
-from dal.scan.worker.histogram import Histogram
-from dal.scan.worker.kernel import SpanResult, Tally
-from dal.selection.candidates import Candidates
+from dal.scan.worker.kernel import SpanResult
+from dal.scan.worker.record import decode, encode, next_record
 
 _SECOND = "-again-"
 """Between the names of a journal and of a pass, in the name of the journal of the pass that follows it."""
-FILE_NAME, FEATURES = "spans", "embeddings"
-_OPTIONAL = ("proba", "classes", "inner", "content")
-_HEAD = struct.Struct("<QI")
-"""Before each record: the length of what follows, and its CRC-32."""
+FILE_NAME = "spans"
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -78,7 +67,7 @@ class Journal:
             return
         with self._failure_told(), self.path.open("rb+") as file:
             whole = 0
-            while (data := _record(file)) is not None:
+            while (data := next_record(file)) is not None:
                 whole = file.tell()
                 yield data
             if file.seek(0, 2) > whole:
@@ -87,8 +76,7 @@ class Journal:
 
     def add(self, result: SpanResult) -> None:
         """Record a finished span."""
-        data = encode(result)
-        record = _HEAD.pack(len(data), zlib.crc32(data)) + data
+        record = result.record or encode(result)
         with self._failure_told(), self.path.open("ab", buffering=0) as file:
             # A disk that becomes full takes a part of it, and that is no error yet.
             while record:
@@ -123,86 +111,3 @@ def _remove_pass(folder: Path) -> None:
         for path in own:
             path.unlink()
         folder.rmdir()
-
-
-def _record(file: BinaryIO) -> bytes | None:
-    head = file.read(_HEAD.size)
-    if len(head) < _HEAD.size:
-        return None
-    length, checksum = _HEAD.unpack(head)
-    data = file.read(length)
-    # Zeros, as a power cut leaves them, would pass for a record of no bytes.
-    return data if length and len(data) == length and zlib.crc32(data) == checksum else None
-
-
-def encode(result: SpanResult) -> bytes:
-    """Write a span's result as bytes: a line of JSON, then its arrays."""
-    tally = result.tally
-    arrays = {
-        "invalid_rows": tally.invalid_rows,
-        "histogram": tally.histogram.counts,
-        "predicted_classes": tally.predicted,
-    }
-    if result.candidates is not None:
-        arrays |= candidate_arrays(result.candidates)
-    told = {
-        "interval": list(result.interval),
-        "seconds": result.seconds,
-        "rows": tally.rows,
-        "invalid": tally.invalid,
-        "confidence": tally.confidence,
-        "bytes_read": tally.bytes_read,
-        "mass": tally.mass,
-        "repeated": result.repeated,
-        "bins": [tally.histogram.exponent, tally.histogram.first],
-        "arrays": [(name, array.dtype.str, array.shape) for name, array in arrays.items()],
-    }
-    return b"".join([json.dumps(told).encode(), b"\n", *(np.ascontiguousarray(a).tobytes() for a in arrays.values())])
-
-
-def decode(data: bytes) -> SpanResult:
-    """Read what :func:`encode` wrote."""
-    start = data.index(b"\n") + 1
-    told = json.loads(data[:start])
-    arrays = {}
-    for name, dtype, shape in told["arrays"]:
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(data, dtype, count, start).reshape(shape)
-        start += arrays[name].nbytes
-    tally = Tally(
-        told["rows"],
-        told["invalid"],
-        arrays["invalid_rows"],
-        Histogram(arrays["histogram"], *told["bins"]),
-        arrays["predicted_classes"],
-        told["confidence"],
-        told["bytes_read"],
-        told["mass"],
-    )
-    candidates = candidates_from(arrays) if "rows" in arrays else None
-    return SpanResult(Interval(*told["interval"]), candidates, tally, told["seconds"], told["repeated"])
-
-
-def candidate_arrays(candidates: Candidates) -> dict[str, np.ndarray]:
-    """Return the candidates as named arrays, for a file."""
-    arrays: dict[str, np.ndarray] = {
-        "rows": candidates.rows,
-        "scores": candidates.scores,
-        "cells": candidates.cells,
-        "predicted": candidates.predicted,
-        FEATURES: candidates.embeddings,
-    }
-    seen = {name: getattr(candidates, name) for name in _OPTIONAL}
-    return arrays | {name: array for name, array in seen.items() if array is not None}
-
-
-def candidates_from(arrays: Mapping[str, np.ndarray]) -> Candidates:
-    """Read what :func:`candidate_arrays` returned."""
-    return Candidates(
-        arrays["rows"],
-        arrays["scores"],
-        arrays["cells"],
-        arrays["predicted"],
-        arrays[FEATURES],
-        **{name: arrays.get(name) for name in _OPTIONAL},
-    )

@@ -179,7 +179,8 @@ class Best:
         ranked = self.capacity.ranked(held.scores, held.rows, self.seed, self.round)
         among = self._first_of_equals(held, ranked, None)
         self.forget_equals(np.delete(ranked, among))
-        overall = among[best_by_key(ranked[among], held.rows[among], self.capacity.total, self.seed, self.round)]
+        best = best_by_key(ranked[among], held.rows[among], self.capacity.total, self.seed, self.round)
+        overall = np.arange(len(held))[among][best]
         keep = np.zeros(len(held), dtype=bool)
         keep[overall] = True
         cells = classes = None
@@ -207,7 +208,10 @@ class Best:
 
     def _first_of_equals(
         self, held: Candidates, values: Floats64, groups: npt.NDArray[np.int64] | None
-    ) -> npt.NDArray[np.int64]:
+    ) -> npt.NDArray[np.int64] | slice:
+        """Return the positions of the best of equals; where equal rows are kept all, as a slice that copies nothing."""
+        if held.content is None:
+            return slice(None)
         return np.flatnonzero(first_of_equals(held.content, groups, values, held.rows, self.seed, self.round))
 
     def _keep_of_groups(
@@ -220,18 +224,19 @@ class Best:
     ) -> Floats64:
         """Mark the best of each group by the key of its values, and return the floor of each."""
         among = self._first_of_equals(held, values, groups)
-        rows, values, groups = held.rows[among], values[among], groups[among]
+        places, rows = np.arange(len(held))[among], held.rows[among]
+        values, groups = values[among], groups[among]
         floors = _floors(values, groups, most)
         positions = np.flatnonzero(values >= floors[groups])
         of = groups[positions]
         # Keys are worth their sort in the few groups alone where rows tie with the floor.
         crowded = (np.bincount(of, minlength=len(most)) > most)[of]
-        keep[among[positions[~crowded]]] = True
+        keep[places[positions[~crowded]]] = True
         tied = positions[crowded]
         order = tied[key_order(values[tied], rows[tied], self.seed, self.round)]
         by_group = order[np.argsort(groups[order], kind="stable")]
         of = groups[by_group]
-        keep[among[by_group[np.arange(len(of)) - np.searchsorted(of, of) < most[of]]]] = True
+        keep[places[by_group[np.arange(len(of)) - np.searchsorted(of, of) < most[of]]]] = True
         return floors
 
 

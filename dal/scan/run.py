@@ -110,7 +110,7 @@ class Summary:
     wrote_cells : bool
         Whether the cell of every row is now stored.
     bytes_up : int
-        Of candidates that spans sent to this process.
+        Of candidates that spans sent to this process, as they lie in its memory.
     rows_again : int
         Rows that were scored more than once: in spans that were begun by a worker that then left, or that failed, and
         for the sake of first thresholds.

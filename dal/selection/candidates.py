@@ -1,5 +1,6 @@
 """Candidates: the rows a scan keeps, how many of them, and the shortlist that a batch is chosen from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -89,8 +90,7 @@ class Candidates:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        parts = [getattr(self, part.name) for part in fields(self)]
-        return sum(part.nbytes for part in parts if part is not None)
+        return sum(part.nbytes for part in self._parts() if part is not None)
 
     def without_embeddings(self) -> "Candidates":
         """Return the candidates with embeddings of no width."""
@@ -108,9 +108,31 @@ class Candidates:
 
     def take(self, positions: Positions) -> "Candidates":
         """Return the candidates at these positions, in this order."""
-        parts = {part.name: getattr(self, part.name) for part in fields(self)}
-        taken: dict[str, Any] = {name: part if part is None else part[positions] for name, part in parts.items()}
-        return Candidates(**taken)
+        taken: list[Any] = [None if part is None else part[positions] for part in self._parts()]
+        return Candidates(*taken)
+
+    def _parts(self) -> list[npt.NDArray[Any] | None]:
+        return [getattr(self, name) for name in _PARTS]
+
+
+_PARTS = tuple(part.name for part in fields(Candidates))
+"""Listed once: asking a dataclass takes as long as taking some of a span's candidates."""
+
+
+_WANTED = ("rows", "scores", "cells", "predicted", "embeddings")
+_OPTIONAL = ("proba", "classes", "inner", "content")
+
+
+def candidate_arrays(candidates: Candidates) -> dict[str, npt.NDArray[Any]]:
+    """Return the candidates of a scan as named arrays, for a file."""
+    arrays = {name: getattr(candidates, name) for name in (*_WANTED, *_OPTIONAL)}
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def candidates_from(arrays: Mapping[str, npt.NDArray[Any]]) -> Candidates:
+    """Read what :func:`candidate_arrays` returned."""
+    parts: dict[str, Any] = {name: arrays.get(name) for name in _OPTIONAL}
+    return Candidates(*(arrays[name] for name in _WANTED), **parts)
 
 
 def shortlist(candidates: Candidates, capacity: Capacity, seed: int, round: int) -> Candidates:

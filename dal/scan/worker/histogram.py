@@ -1,6 +1,6 @@
 """Counts of scores in bins: added in any order they give the same, though nobody knows the range of a score."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -69,10 +69,10 @@ class Histogram:
         return _fitted(*np.unique(places, return_counts=True), exponent)
 
     def __add__(self, other: "Histogram") -> "Histogram":
+        if self.exponent == other.exponent and self.first == other.first:
+            return Histogram(self.counts + other.counts, self.exponent, self.first)
         if not self.counts.any() or not other.counts.any():
             return self if self.counts.any() else other
-        if (self.exponent, self.first) == (other.exponent, other.first):
-            return replace(self, counts=self.counts + other.counts)
         exponent = max(self.exponent, other.exponent)
         places = [(each.first + np.arange(BINS)) >> min(exponent - each.exponent, 62) for each in (self, other)]
         return _fitted(np.concatenate(places), np.concatenate([self.counts, other.counts]), exponent)

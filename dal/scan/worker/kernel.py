@@ -215,6 +215,8 @@ class SpanResult:
     seconds : float
     repeated : float
         The most that ranks a row left out because it equals another one of the span; -inf without any.
+    record : bytes or None
+        The result as :mod:`dal.scan.worker.record` wrote it, where it was read from that; a journal adds it as it is.
     """
 
     interval: Interval
@@ -222,6 +224,7 @@ class SpanResult:
     tally: Tally
     seconds: float
     repeated: float = -inf
+    record: bytes | None = None
 
 
 def score_span(

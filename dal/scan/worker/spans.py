@@ -20,6 +20,7 @@ from dal.pool.ahead import AHEAD_BYTES
 from dal.scan.plan import Interval
 from dal.scan.worker.kept import Kept
 from dal.scan.worker.kernel import Cells, Order, SpanResult, Task, score_span
+from dal.scan.worker.record import encode
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -143,10 +144,10 @@ BEGUN = "dal-begun"
 
 
 class Sent(NamedTuple):
-    """The result of a span and the address of its worker."""
+    """The record of a span, see :mod:`dal.scan.worker.record`, and the address of its worker."""
 
     worker: str
-    result: SpanResult
+    record: bytes
 
 
 def _loaded(name: str) -> Loaded:
@@ -159,7 +160,7 @@ def score_task(name: str, task: Task) -> Sent:
     if task.sounded is None:
         # A worker that dies says nothing of the work that is lost with it, so it says first that it begins.
         worker.log_event(BEGUN, (name, *task.interval))
-    return Sent(worker.address, _loaded(name).score(task))
+    return Sent(worker.address, encode(_loaded(name).score(task)))
 
 
 def kept_features(name: str, rows: Rows) -> tuple[Rows, Floats32]:
