@@ -19,6 +19,7 @@ from benchmarks import (
     memory,
     pages,
     peers,
+    plan,
     remote,
     scale,
     scan,
@@ -55,6 +56,7 @@ main.add_command(large.command)
 main.add_command(learners.command)
 main.add_command(pages.command)
 main.add_command(peers.command)
+main.add_command(plan.command)
 main.add_command(remote.command)
 main.add_command(selection.command)
 main.add_command(team.command)

@@ -159,6 +159,23 @@ class View:
         mine = np.isin(known.rows, self.campaign.rounds.explored_rows(self.campaign.pool_fingerprint if here else None))
         return known.rows[mine], known.codes[mine]
 
+    def random_rows(self, *, imported: bool = False) -> Rows:
+        """Read the rows that were drawn uniformly from the pool of now, ascending.
+
+        The explore shares, and the batches of rounds that asked no learner, balanced none and searched for none. With
+        `imported`, also the rows that were answered and never asked.
+        """
+        rounds = self.campaign.rounds
+        uniform = [
+            each.number
+            for each in rounds.all()
+            if self._is_here(each) and each.balance is None and not _asks_a_learner(each.strategy)
+        ]
+        drawn = [each.row for number in uniform for each in rounds.batch(number) if each.found_by is None]
+        never = np.setdiff1d(self.labels().rows, rounds.asked_rows()) if imported else np.empty(0, np.int64)
+        explored = rounds.explored_rows(self.campaign.pool_fingerprint)
+        return np.unique(np.concatenate([explored, np.array(drawn, dtype=np.int64), never]))
+
     def balance(self) -> tuple["ClassBalance", ...]:
         """Read how the labels and the newest batch compare with the shares that classes are to have.
 
@@ -239,10 +256,10 @@ class View:
         key = self.campaign.answers.last_id(), last and (last.number, last.status), self.campaign.learner
         if self._past[0] != key:
             ruled = self._ruled()
-            self._past = key, _Past(self._records(ruled), ruled, self._rounds_of_now())
+            self._past = key, _Past(self._records(ruled), ruled, self.rounds_of_now())
         return self._past[1]
 
-    def _rounds_of_now(self) -> set[int]:
+    def rounds_of_now(self) -> set[int]:
         """Return the numbers of the rounds on the pool of now since the learner in use was switched to."""
         learner, newest_first = self.campaign.learner, reversed(self.campaign.rounds.all())
         since = takewhile(lambda each: self.campaign.learner_in(each) == learner, newest_first)

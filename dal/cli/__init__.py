@@ -32,6 +32,7 @@ _COMMANDS = {
     "finetune": "finetuning:finetune",
     "label": "labels:label",
     "learner": "learners:learner",
+    "plan": "learners:plan_",
     "annotator": "people:annotator",
     "machine": "machines:machine",
     "serve": "pages:serve",

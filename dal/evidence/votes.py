@@ -49,6 +49,11 @@ class Labels:
     codes: Integers
     proba: Floats | None = None
 
+    def at(self, positions: npt.NDArray[np.int64 | np.bool_]) -> "Labels":
+        """Return the labels at some positions, or where a mask is set."""
+        proba = None if self.proba is None else self.proba[positions]
+        return Labels(self.rows[positions], self.codes[positions], proba)
+
     def weighted(self) -> tuple[Integers, Integers, Floats | None]:
         """Return what to train on: positions in `rows`, class codes, weights.
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dal.figures.curves import Curve, accuracy_curve, learning_curves
     from dal.figures.palette import COLORS, MARKERS, color_of, marker_of
     from dal.figures.records import record_images
-    from dal.figures.style import THEMES
+    from dal.figures.style import THEMES, page_of
     from dal.figures.table import Table
 else:
     __getattr__ = names_of(
@@ -56,7 +56,7 @@ else:
             "dal.figures.curves": ("Curve", "accuracy_curve", "learning_curves"),
             "dal.figures.records": ("record_images",),
             "dal.figures.palette": ("COLORS", "MARKERS", "color_of", "marker_of"),
-            "dal.figures.style": ("THEMES",),
+            "dal.figures.style": ("THEMES", "page_of"),
             "dal.figures.table": ("Table",),
         },
         extra="web",
@@ -95,4 +95,5 @@ __all__ = [
     "THEMES",
     "color_of",
     "marker_of",
+    "page_of",
 ]

@@ -37,7 +37,10 @@ class Curve:
 
 
 def learning_curves(
-    curves: Sequence[Curve], target: float | None = None, y_label: str = "accuracy on test records"
+    curves: Sequence[Curve],
+    target: float | None = None,
+    y_label: str = "accuracy on test records",
+    now: int | None = None,
 ) -> figure:
     """Draw accuracy against labels.
 
@@ -48,6 +51,8 @@ def learning_curves(
     target : float, optional
         An accuracy to mark by a line.
     y_label : str
+    now : int, optional
+        A number of labels to mark by a line.
 
     Returns
     -------
@@ -63,6 +68,8 @@ def learning_curves(
         _draw_curve(plot, curve, index)
     if target is not None:
         plot.add_layout(Span(location=target, dimension="width", line_dash="dashed"))
+    if now is not None:
+        plot.add_layout(Span(location=now, dimension="height", line_dash="dotted"))
     plot.add_tools(HoverTool(tooltips=[("", "@name"), ("labels", "@labels"), ("accuracy", "@accuracy{0.000}@band")]))
     plot.legend.location = "bottom_right"
     plot.legend.click_policy = "mute"

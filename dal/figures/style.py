@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from bokeh.embed import file_html
 from bokeh.plotting import figure
+from bokeh.resources import INLINE
 from bokeh.themes import Theme
 
 _PAPER = {"light": "#FFFFFF", "dark": "#16191D"}
@@ -49,6 +51,11 @@ THEMES: Mapping[str, Theme] = {"light": _theme("light"), "dark": _theme("dark")}
 """Paper and ink, for ``bokeh.embed.json_item(figure, theme=...)``.
 
 The paper itself is the page's: figures are transparent."""
+
+
+def page_of(plot: figure, title: str) -> str:
+    """Return a figure as a page of HTML that opens anywhere, and fetches nothing."""
+    return file_html(plot, INLINE, title, theme=THEMES["light"])
 
 
 def plain_figure(*, height: int, tools: str = "", **options: Any) -> figure:  # noqa: ANN401 - Bokeh's own options

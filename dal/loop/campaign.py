@@ -31,6 +31,7 @@ from dal.loop.batch import Batch
 from dal.loop.bias import Bias, Biases, Weights, weights_of
 from dal.loop.coordinator import Coordinator, Stopped, fitted, is_insured, loaded
 from dal.loop.learners import Named, check_learner, compare_learners, records_to_try, switch_learner
+from dal.loop.pilot import PilotPlan, plan
 from dal.loop.search import Like, search_of
 from dal.loop.state import next_step
 from dal.pool import Pool
@@ -562,6 +563,59 @@ class Campaign(CampaignStore):
         """
         with workers_of(client) as workers:
             return weights_of(self, workers=workers, progress=progress)
+
+    def plan(
+        self,
+        target: float,
+        *,
+        price: float | None = None,
+        pace: float | None = None,
+        imported_at_random: bool = False,
+        client: "Connectable | Workers" = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PilotPlan:
+        """Forecast the labels that an accuracy takes, by random sampling and by the default, and their cost.
+
+        The learner is fitted on parts of the labels that were drawn at random, of which there must be 200: those of the
+        explore share, those asked by the strategy ``random``, and imported ones where they are said to be. Nothing is
+        changed, and no curve is followed beyond four times these labels.
+
+        Parameters
+        ----------
+        target : float
+            Accuracy on the pool, between 0 and 1.
+        price : float, optional
+            Of one answer, in any currency.
+        pace : float, optional
+            Answers a day, of all annotators together.
+        imported_at_random : bool, default=False
+            Whether the labelled records that the campaign never asked were drawn uniformly from the pool.
+        client : distributed.Client, Cluster or str, optional
+            Where to fit; without one, in this process.
+        progress : callable, optional
+            Called with the parts of the work that are done, and of how many.
+
+        Returns
+        -------
+        PilotPlan
+
+        Raises
+        ------
+        InputError
+            If `target`, `price` or `pace` is no such number.
+        LearnerError
+            If the learner refuses a part of the labels.
+        """
+        with workers_of(client) as workers:
+            return plan(
+                self,
+                target,
+                price=price,
+                pace=pace,
+                imported_at_random=imported_at_random,
+                workers=workers,
+                progress=progress,
+            )
 
     def switch_learner(self, learner: Named, reason: str = "", *, person: str = "") -> Switch:
         """Use another learner from the next round on, and remember when and why.

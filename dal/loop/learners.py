@@ -90,17 +90,12 @@ class Known(NamedTuple):
 
     def part(self, positions: Integers) -> "Known":
         """Return the records at some positions."""
-        return Known(self.X[positions], _part(self.labels, positions))
+        return Known(self.X[positions], self.labels.at(positions))
 
     def truth(self, n_classes: int) -> Floats:
         """Return the probability of each class, (n, C)."""
         given = self.labels.proba
         return np.eye(n_classes)[self.labels.codes] if given is None else given
-
-
-def _part(labels: Labels, positions: Integers) -> Labels:
-    proba = None if labels.proba is None else labels.proba[positions]
-    return Labels(labels.rows[positions], labels.codes[positions], proba)
 
 
 def compared(
@@ -474,10 +469,10 @@ def advice_due(view: View) -> bool:
 
 
 def drawn_labels(labels: Labels, random_state: int) -> Labels:
-    """Draw labels to compare by, uniformly: more take longer, and tell hardly more."""
+    """Draw at most `MOST_LABELS` labels, uniformly: more take longer, and tell hardly more."""
     if len(labels.rows) <= MOST_LABELS:
         return labels
-    return _part(labels, np.sort(np.argsort(row_hash(labels.rows, random_state, 0), kind="stable")[:MOST_LABELS]))
+    return labels.at(np.sort(np.argsort(row_hash(labels.rows, random_state, 0), kind="stable")[:MOST_LABELS]))
 
 
 def _mostly_gaps(*parts: Floats32) -> bool:
