@@ -35,6 +35,9 @@ def test_a_curve_has_its_band_and_marks_biased_points_hollow() -> None:
     assert [each.location for each in plot.center if isinstance(each, Span)] == [0.9]
     first, second = glyphs(plot, Scatter)
     assert first.glyph.marker != second.glyph.marker
+    marked = figures.learning_curves([curve], target=0.9, now=30)
+    spans = [(each.dimension, each.location) for each in marked.center if isinstance(each, Span)]
+    assert spans == [("width", 0.9), ("height", 30)]
 
 
 def test_a_campaigns_curve_stands_on_the_explore_answers_of_each_round() -> None:
