@@ -55,7 +55,8 @@ The paper itself is the page's: figures are transparent."""
 
 def page_of(plot: figure, title: str) -> str:
     """Return a figure as a page of HTML that opens anywhere, and fetches nothing."""
-    return file_html(plot, INLINE, title, theme=THEMES["light"])
+    page: str = file_html(plot, INLINE, title, theme=THEMES["light"])
+    return page
 
 
 def plain_figure(*, height: int, tools: str = "", **options: Any) -> figure:  # noqa: ANN401 - Bokeh's own options

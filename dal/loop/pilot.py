@@ -214,13 +214,13 @@ class PilotPlan:
             "days": [_written(each.days, 1) for each in self.ways],
             "hours of work": [_written(each.hours, 1) for each in self.ways],
         }
-        expected = [
+        expected: list[Sequence[str]] = [
             (f"{labels:,} labels", *(each.curve.point(index) for each in self.ways))
             for index, labels in enumerate(self.ways[0].curve.labels if self.ways else ())
             if TIMES[index] in _SHOWN
         ]
         ways = [each.way for each in self.ways]
-        needed = [(name, *cells) for name, cells in takes.items() if any(cells)]
+        needed: list[Sequence[str]] = [(name, *cells) for name, cells in takes.items() if any(cells)]
         return [((f"accuracy {self.target:g}", *ways), needed), (("expected accuracy", *ways), expected)]
 
     def figure(self) -> "figure":
