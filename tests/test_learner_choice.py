@@ -577,7 +577,7 @@ def test_criteria_accuracy_and_labels_saved_begin_again_with_a_switch(pool: Pool
     judged = opened.status()
     assert [each.value for each in judged.verdicts] == [None, None, 3], "rounds are counted through"
     assert judged.accuracy.n == 0
-    assert View(opened)._rounds_of_now() == set()
+    assert View(opened).rounds_of_now() == set()
     played(campaign, 1)
     campaign.rounds.close(campaign.rounds.current)
     judged = opened.status()

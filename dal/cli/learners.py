@@ -95,7 +95,7 @@ def plan_(
     scheduler: str | None,
     workers: int | None,
 ) -> None:
-    """Forecast the labels that an accuracy takes in the campaign in DIRECTORY, and their cost.
+    """Estimate the labels that an accuracy takes in the campaign in DIRECTORY, and their cost.
 
     It takes 200 labels of records drawn at random: asked by the strategy random or by the explore share, or
     imported. Nothing is changed.

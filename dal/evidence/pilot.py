@@ -70,7 +70,7 @@ class Curve(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a campaign by the default has shown: explore answers, predicted after it had learned so many labels."""
+    """Explore answers of a campaign by the default, predicted by a model that had learned a number of labels."""
 
     labels: int
     right: int
@@ -135,7 +135,7 @@ def _grown(x: Floats, shape: Floats) -> Floats:
 
 
 def _stretched(grown: Floats, shape: Floats) -> Floats:
-    """Invert `_grown`; infinite beyond the most that it takes."""
+    """Compute the inverse of `_grown`; infinite beyond the most that it takes."""
     flat = shape == 0
     safe = np.where(flat, 1.0, shape)
     inner = np.maximum(1 + safe * grown, 0.0)

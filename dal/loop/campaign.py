@@ -574,10 +574,10 @@ class Campaign(CampaignStore):
         client: "Connectable | Workers" = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> PilotPlan:
-        """Forecast the labels that an accuracy takes, by random sampling and by the default, and their cost.
+        """Estimate the labels that an accuracy takes, by random sampling and by the default, and their cost.
 
         The learner is fitted on parts of the labels that were drawn at random, of which there must be 200: those of the
-        explore share, those asked by the strategy ``random``, and imported ones where they are said to be. Nothing is
+        explore share, those asked by the strategy ``random``, and imported ones by `imported_at_random`. Nothing is
         changed, and no curve is followed beyond four times these labels.
 
         Parameters

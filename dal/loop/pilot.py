@@ -173,7 +173,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class PilotPlan:
-    """What a target takes, by a pilot of random labels.
+    """The cost of a target, by a pilot of random labels.
 
     Attributes
     ----------
@@ -185,7 +185,7 @@ class PilotPlan:
     ways : tuple of Forecast
         By random sampling and by the default; none where it is too early.
     too_early : str
-        Why nothing can be said, in words; empty where something can.
+        Why there is no forecast, in words; empty where there is one.
     notes : tuple of str
         The limits of the evidence, in words.
     """
@@ -259,7 +259,7 @@ def plan(
     workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> PilotPlan:
-    """PilotPlan a campaign by its random labels, see `dal.Campaign.plan`."""
+    """Estimate the cost of a target by the random labels of a campaign, see `dal.Campaign.plan`."""
     _check("target", target, lambda number: 0 < number < 1, "above 0 and below 1", "give an accuracy, such as 0.9")
     if price is not None:
         _check("price", price, lambda number: number >= 0, "of at least 0", "give that of one answer")
