@@ -447,6 +447,7 @@ def of_version_9(campaign: Campaign) -> Campaign:
     """Return the campaign as version 9 kept it, and this one has opened it."""
     with campaign.database.writing() as connection:
         for statement in (
+            "DROP TABLE again",
             "ALTER TABLE rounds DROP COLUMN learner",
             "DROP TABLE switches",
             "DROP TABLE comparisons",
