@@ -183,10 +183,10 @@ def test_what_people_look_at_is_theirs_and_the_rest_of_a_reserve_is_the_next_bat
     served: list[int] = []
     opened = Rounds.open
 
-    def busy_team(self: Rounds, round: object, batch: list[Asked]) -> None:
+    def busy_team(self: Rounds, round: object, batch: list[Asked], again: list[tuple[int, int]]) -> None:
         # At the last moment before the batch opens somebody asks for records: none is served that the batch could hold.
         served.extend(each.row for each in queue.lease("eve", 200))
-        opened(self, round, batch)
+        opened(self, round, batch, again)
 
     with monkeypatch.context() as patch:
         patch.setattr(Rounds, "open", busy_team)
