@@ -1,4 +1,4 @@
-"""Change of an annotator over time: how often it is seen, and how often somebody steady is named, by simulation."""
+"""Change and haste of annotators: how often they are seen, and how often others are named, by simulation."""
 
 import click
 import numpy as np
@@ -30,11 +30,23 @@ def named(rows: np.ndarray, who: list[str], codes: np.ndarray) -> set[str]:
     return {each.name for each in courses(rows, who, codes, {}, np.arange(len(rows)), unknown) if each.change}
 
 
+def hasty(seed: int, n: int, fast: float | None) -> bool:
+    """Return whether one who answers gold records is named hasty; without `fast`, practice meets harder records."""
+    rng = np.random.default_rng(seed)
+    seconds, share = rng.lognormal(1, 0.5, n), np.full(n, 0.95)
+    if fast is None:
+        seconds, share = seconds * np.linspace(2, 1, n), np.linspace(0.97, 0.72, n)
+    else:
+        share[seconds < np.quantile(seconds, 1 / 3)] = fast
+    rows, codes = np.arange(n), (rng.random(n) < share).astype(np.int64)
+    return courses(rows, ["0"] * n, codes, dict.fromkeys(rows.tolist(), 1), rows, seconds)[0].hasty
+
+
 @click.command("drift")
 @click.option("--seeds", default=200, show_default=True, help="Campaigns of each kind.")
 @click.option("--looks", default=10, show_default=True, help="Looks at a campaign where nobody changes.")
 def command(seeds: int, looks: int) -> None:
-    """Measure false alarms and power of the test for a change of an annotator."""
+    """Measure false alarms and power of the tests for a change and for haste of an annotator."""
     for told, right, harder in (
         ("five of 60 %", [0.6] * 5, 0.0),
         ("five of 75 %", [0.75] * 5, 0.0),
@@ -60,3 +72,12 @@ def command(seeds: int, looks: int) -> None:
                     f"{who_answer}, one at {late:.0%} from half-way on: named in {seen} of {seeds}, others in {other}",
                     flush=True,
                 )
+    for n in (200, 400, 800):
+        for told, fast in (
+            ("80 % of the fast third, 95 % else", 0.8),
+            ("70 %, 95 % else", 0.7),
+            ("60 %, 95 % else", 0.6),
+            ("97 %, and ever less to 72 % while the pace doubles", None),
+        ):
+            found_hasty = sum(hasty(seed, n, fast) for seed in range(seeds))
+            print(f"one right in {told}, {n} answers: hasty in {found_hasty} of {seeds}", flush=True)

@@ -17,13 +17,16 @@ from dal.evidence.votes import DawidSkene, Floats, Integers, doubts, opinions
 Flags = npt.NDArray[np.bool_]
 
 CHANCE = 0.05
-"""Most probable share of campaigns in which anybody who never changed is ever named, over all looks and people."""
+"""Most probable share of campaigns in which anybody is ever named by chance: over all looks, people and both tests."""
 
 FIRST_LOOK, NEXT_LOOK = 40, 1.25
 """Judged answers at the first look at a person, and the factor to those at the next one."""
 
 WINDOWS, LEAST_WINDOW = 8, 20
 """Most windows of a person's judged answers, and the fewest answers of each."""
+
+PACE_WINDOW = 30
+"""Fewest answers in a row among which fast ones are compared with slow ones."""
 
 FEWEST_OTHERS = 10
 """Judged answers of others before and after a change without which nobody can tell it from harder records."""
@@ -87,7 +90,8 @@ class Course:
         Of equally many judged answers, the first ones first.
     change : Change or None
     fast, middle, slow : Share or None
-        By thirds of the seconds that answers took; None without `FIRST_LOOK` judged answers of known seconds.
+        At the last look, by thirds of the seconds that answers took among `PACE_WINDOW` or more in a row; None without
+        `FIRST_LOOK` judged answers of known seconds.
     hasty : bool
         Whether the fast third is right less often than the slow one, beyond chance. Hard records take longer, so the
         fast third of a careful person is right more often.
@@ -122,7 +126,7 @@ class Course:
             way = "less" if each.since.value < each.before.value else "more"
             others = f"; others {each.others_before.value:.0%} and {each.others_since.value:.0%} in the same time"
             found.append(
-                f"{self.name} is right {way} often since the {each.after:,}th judged answer: {each.since.text},"
+                f"{self.name} is right {way} often after {each.after:,} judged answers: {each.since.text},"
                 f" before {each.before.text}{others if each.others_since.of else ''}."
             )
         if self.hasty and self.fast is not None and self.slow is not None:
@@ -190,9 +194,15 @@ def courses(
     A change is sought by the largest deviation of the cumulated sum of right answers from a straight line, over all
     places where it may be: ``max_t |S_t - t/n S_n| / (s sqrt(n))`` with ``s^2 = p (1 - p)``. Where nothing changes, its
     limit is the largest deviation of a Brownian bridge (Kolmogorov, 1933; Brown, Durbin and Evans, JRSS B 37 (1975)
-    149). The look number l at one of m people has a chance of ``CHANCE / (l (l + 1) m)``, which adds up to `CHANCE`
-    over all looks and people. All get worse together where records get harder, so a change counts only if it also
-    differs, with the same chance, from that of the others in the same time, who are judged without this person.
+    149). All get worse together where records get harder, so a change counts only if it also differs, with the same
+    chance, from that of the others in the same time, who are judged without this person.
+
+    Haste is sought by the difference of the fast and the slow third. Records get harder and people faster while a
+    campaign goes on, so thirds of all answers would compare late ones with early ones: each is the sum of the thirds
+    of short windows (Mantel and Haenszel, JNCI 22 (1959) 719; its weights of windows of one length are equal).
+
+    Each of the two tests, at the look number l at the i-th person who came so far, has a chance of
+    ``CHANCE / (2 l (l + 1) i (i + 1))``. That adds up to `CHANCE`, and those who come later change nobody's share.
 
     Parameters
     ----------
@@ -217,8 +227,7 @@ def courses(
     who = np.fromiter(map(position.__getitem__, annotators), np.int64, len(annotators))
     right, by_gold = judgements(row, code, gold)
     judged = right >= 0
-    counts = np.bincount(who[judged], minlength=len(everybody))
-    people = int((counts >= FIRST_LOOK).sum())
+    places = _places(who[judged], time[judged])
     found = []
     for at, name in enumerate(everybody):
         own = np.flatnonzero((who == at) & judged)
@@ -227,7 +236,7 @@ def courses(
             found.append(Course(name, len(own)))
             continue
         change, upto = None, own[: _looked_at(len(own))]
-        chance = _chance(len(own), people)
+        chance = _chance(len(own), places[at])
         if split := _change(right[upto], time[upto], chance):
             others = np.flatnonzero((who != at) & (time >= time[own[0]]) & (time <= time[upto[-1]]))
             theirs = judgements(row[others], code[others], gold)[0]
@@ -240,8 +249,19 @@ def courses(
                 _share(theirs[(theirs >= 0) & since]),
             )
             change = change if _is_own(change, chance, by_gold=bool(by_gold[upto].all())) else None
-        found.append(Course(name, len(own), _windows(right[own]), change, *_by_pace(right[own], taken[own], people)))
+        found.append(
+            Course(name, len(own), _windows(right[own]), change, *_by_pace(right[own], taken[own], places[at]))
+        )
     return tuple(found)
+
+
+def _places(who: Integers, time: Integers) -> dict[int, int]:
+    """Return the place, from 1, of each who has `FIRST_LOOK` judged answers, in the order in which they got there."""
+    counts = np.bincount(who)
+    ends = np.cumsum(counts)
+    followed = np.flatnonzero(counts >= FIRST_LOOK)
+    came = time[np.lexsort((time, who))][(ends - counts)[followed] + FIRST_LOOK - 1]
+    return {at: place for place, at in enumerate(followed[np.argsort(came, kind="stable")].tolist(), 1)}
 
 
 def _looks(n: int) -> int:
@@ -254,9 +274,10 @@ def _looked_at(n: int) -> int:
     return min(n, math.ceil(FIRST_LOOK * NEXT_LOOK ** (_looks(n) - 1) - 1e-9))
 
 
-def _chance(n: int, people: int) -> float:
+def _chance(n: int, place: int) -> float:
+    """Return the chance of each of both tests at the last look at the person who came at `place`."""
     look = _looks(n)
-    return CHANCE / (look * (look + 1) * people)
+    return CHANCE / (2 * look * (look + 1) * place * (place + 1))
 
 
 def _change(right: Integers, time: Integers, chance: float) -> int:
@@ -294,14 +315,15 @@ def _windows(right: Integers) -> tuple[Share, ...]:
     return tuple(_share(part) for part in np.array_split(right, count))
 
 
-def _by_pace(right: Integers, seconds: Floats, people: int) -> tuple[Share | None, Share | None, Share | None, bool]:
-    known = np.isfinite(seconds) & (seconds >= 0)
-    right, seconds = right[known], seconds[known]
-    if len(right) < FIRST_LOOK:
+def _by_pace(right: Integers, seconds: Floats, place: int) -> tuple[Share | None, Share | None, Share | None, bool]:
+    known = np.flatnonzero(np.isfinite(seconds) & (seconds >= 0))
+    if len(known) < FIRST_LOOK:
         return None, None, None, False
-    right = right[np.argsort(seconds, kind="stable")]
-    fast, middle, slow = (_share(part) for part in np.array_split(right, 3))
-    return fast, middle, slow, _is_below(fast, slow, 1 - _chance(len(right), people))
+    chance, known = _chance(len(known), place), known[: _looked_at(len(known))]
+    windows = np.array_split(known, len(known) // PACE_WINDOW)
+    thirds = [np.array_split(each[np.argsort(seconds[each], kind="stable")], 3) for each in windows]
+    fast, middle, slow = (_share(right[np.concatenate(part)]) for part in zip(*thirds, strict=True))
+    return fast, middle, slow, _is_below(fast, slow, 1 - chance)
 
 
 def _is_below(one: Share, other: Share, confidence: float) -> bool:
