@@ -109,12 +109,81 @@ def test_after_a_restore_they_are_made_of_what_rounds_have_kept(
     assert not taken
 
 
+def asked_twice(path: Path) -> tuple[dal.Campaign, np.ndarray, np.ndarray]:
+    """Return a campaign of two rounds, the rows of both, and the pool's features."""
+    campaign, X = made(path)
+    first = campaign.next_batch()
+    assert isinstance(first, dal.Batch)
+    campaign.label(first, [0, 1] * 10)
+    second = campaign.next_batch()
+    assert isinstance(second, dal.Batch)
+    return campaign, np.concatenate([first.rows, second.rows])[::-1], X
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_campaign_of_an_older_version_that_is_killed_while_they_are_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, rows, X = asked_twice(tmp_path)
+    for path in campaign.directory.glob("features/*"):
+        path.unlink()
+    # Killed once the second round's are kept.
+    Features(View(campaign)).take(rows[:20])
+    taken = counted(monkeypatch)
+    np.testing.assert_array_equal(Features(View(campaign)).take(rows), X[rows])
+    assert not taken
+
+
+def test_on_a_full_disk_the_files_of_rounds_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    campaign, rows, X = asked_twice(tmp_path)
+    for path in campaign.directory.glob("features/*"):
+        path.unlink()
+    monkeypatch.setattr("dal.campaign.kept._write", full)
+    rows = np.append(rows, np.setdiff1d(np.arange(600), rows)[5])
+    taken = counted(monkeypatch)
+    features = Features(View(campaign))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            np.testing.assert_array_equal(features.take(rows), X[rows])
+    assert taken == [rows[-1]] * 2, "that alone was never asked"
+    assert caplog.text.count("are not kept") == 1
+
+
+def test_a_damaged_record_that_cannot_be_written_again_is_not_read_in_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign, X = made(tmp_path)
+    rows = np.array([7, 599, 33])
+    Features(View(campaign)).take(rows)
+    (path,) = campaign.directory.glob("features/*.features")
+    content = bytearray(path.read_bytes())
+    path.write_bytes(content[:20] + bytes(20) + content[40:])
+    with monkeypatch.context() as patch:
+        patch.setattr("dal.campaign.kept._write", full)
+        found = Features(View(campaign)).records(rows)
+        np.testing.assert_array_equal(found[np.arange(3)], X[rows])
+    again = Features(View(campaign)).records(rows)
+    assert isinstance(again, Records)
+    np.testing.assert_array_equal(again[np.arange(3)], X[rows])
+
+
+@pytest.mark.parametrize("few", [2, 500])
+def test_the_round_of_rows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    campaign, rows, _ = asked_twice(tmp_path)
+    monkeypatch.setattr("dal.campaign.rounds._FEW", few)
+    never = np.setdiff1d(np.arange(600), rows)[[3, 0]]
+    wanted = np.concatenate([rows[[0, -1, 25]], never])
+    assert campaign.rounds.rounds_of(wanted).tolist() == [2, 1, 1, 0, 0]
+
+
 def test_where_they_cannot_be_written_the_pool_is_read(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     campaign, X = made(tmp_path)
     monkeypatch.setattr("dal.campaign.kept._write", full)
     rows = np.array([7, 599])
@@ -136,10 +205,11 @@ def _add_for_ever(folder: Path) -> None:
 def test_a_killed_writer_leaves_sound_records(tmp_path: Path) -> None:
     kept = KeptFeatures(tmp_path / "kept", "x", 50)
     for _ in range(3):
-        before = kept.exists and (tmp_path / "kept/x.rows").stat().st_size
+        marks = tmp_path / "kept/x.rows"
+        before = marks.stat().st_size if marks.exists() else 0
         writer = Process(target=_add_for_ever, args=(tmp_path / "kept",))
         writer.start()
-        while not kept.exists or (tmp_path / "kept/x.rows").stat().st_size < before + 8_000:
+        while not marks.exists() or marks.stat().st_size < before + 8_000:
             time.sleep(0.001)
         os.kill(writer.pid or 0, signal.SIGKILL)
         writer.join()

@@ -315,7 +315,14 @@ def campaign(tmp_path: Path) -> CampaignStore:
     pool = Pool.build(X, tmp_path / "pool.zarr")
     chosen = replace(CHOSEN, pool=str(tmp_path / "pool.zarr"), storage=Storage(database=databases.fresh()))
     made = CampaignStore.make(tmp_path / "c", chosen, pool_fingerprint=pool.fingerprint, n_rows=2_000)
-    frozen = {"pool_fingerprint": pool.fingerprint, "n_rows": 2_000, "k": 60, "explore": 0.0, "seed": 0, "strategy": "margin"}
+    frozen = {
+        "pool_fingerprint": pool.fingerprint,
+        "n_rows": 2_000,
+        "k": 60,
+        "explore": 0.0,
+        "seed": 0,
+        "strategy": "margin",
+    }
     rows = list(range(FIRST_ROW, FIRST_ROW + 60))
     made.rounds.open(made.rounds.freeze(**frozen), batch_of(rows, [f"r{row}" for row in rows]))
     return made

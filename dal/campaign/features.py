@@ -42,6 +42,10 @@ class Features:
 
     def take(self, rows: Rows) -> Floats32:
         """Read features of rows, from the pool only where they were not kept."""
+        return self._taken(rows)[0]
+
+    def _taken(self, rows: Rows) -> tuple[Floats32, bool]:
+        """Read features of rows, and say whether all of them are kept now."""
         pool = self._pool(rows)
         kept, X = self._kept(pool), np.empty((len(rows), pool.n_features), dtype=np.float32)
         places = kept.find(rows)
@@ -54,10 +58,32 @@ class Features:
             found[there] = kept.read(places[there], part)
             X[there] = part
         missing = np.flatnonzero(~found)
-        if len(missing):
-            X[missing] = pool.take(rows[missing])
-            kept.add(rows[missing], X[missing])
-        return X
+        if not len(missing):
+            return X, True
+        unread = missing[~self._of_rounds(pool, rows, missing, X)]
+        if len(unread):
+            X[unread] = pool.take(rows[unread])
+        return X, kept.add(rows[missing], X[missing])
+
+    def _of_rounds(self, pool: "Pool", rows: Rows, missing: Rows, X: Floats32) -> npt.NDArray[np.bool_]:
+        """Read what is missing out of the files of the rounds that asked it; return which of it was found.
+
+        The kept files lack it in a campaign of an older version, after a restore, or where they cannot be written.
+        """
+        found = np.zeros(len(missing), dtype=bool)
+        asked_in = self._campaign.rounds.rounds_of(rows[missing])
+        of_pool = {each.number for each in self._campaign.rounds.all() if each.pool_fingerprint == pool.fingerprint}
+        for number in sorted(set(asked_in.tolist()) & of_pool):
+            data = self._campaign.objects.find(_name(number))
+            arrays = None if data is None else _loaded(data, _name(number))
+            if arrays is None:
+                continue
+            order = np.argsort(arrays["rows"])
+            theirs = arrays["rows"][order]
+            mine = np.flatnonzero((asked_in == number) & np.isin(rows[missing], theirs))
+            X[missing[mine]] = arrays["features"][order[np.searchsorted(theirs, rows[missing[mine]])]]
+            found[mine] = True
+        return found
 
     def records(self, rows: Rows) -> Records | Floats32:
         """Return features of rows that are read when they are needed, a part at a time.
@@ -67,10 +93,10 @@ class Features:
         """
         kept = self._kept(self._pool(rows))
         order = np.argsort(kept.find(rows), kind="stable")
-        for start in range(0, len(rows), kept.at_once):
-            self.take(rows[order[start : start + kept.at_once]])
-        places = kept.find(rows)
-        return Records(kept, places) if (places >= 0).all() else self.take(rows)
+        parts = [rows[order[start : start + kept.at_once]] for start in range(0, len(rows), kept.at_once)]
+        # A damaged record has a place still, where it could not be written again.
+        sound = [self._taken(part)[1] for part in parts]
+        return Records(kept, kept.find(rows)) if all(sound) else self.take(rows)
 
     def keep(self, number: int, rows: Rows, X: Floats32) -> None:
         """Keep the features of the records that a round asks."""
@@ -95,22 +121,10 @@ class Features:
         return view.grown_pool() if np.max(rows, initial=0) >= view.pool.n_rows else view.pool
 
     def _kept(self, pool: "Pool") -> KeptFeatures:
-        """Return what is kept of a pool: a campaign that moved has features of several.
-
-        Where nothing is, as after a restore, it is made of the features that rounds have kept.
-        """
+        """Return what is kept of a pool: a campaign that moved has features of several."""
         name = digest_of(pool.fingerprint.encode())[:16]
         if name not in self._opened:
-            kept = KeptFeatures(self._campaign.directory / "features", name, pool.n_features)
-            rounds = [] if kept.exists else self._campaign.rounds.all()
-            for each in rounds:
-                if each.opened_at is None or each.pool_fingerprint != pool.fingerprint:
-                    continue
-                data = self._campaign.objects.find(_name(each.number))
-                arrays = None if data is None else _loaded(data, _name(each.number))
-                if arrays is not None:
-                    kept.add(arrays["rows"], arrays["features"])
-            self._opened[name] = kept
+            self._opened[name] = KeptFeatures(self._campaign.directory / "features", name, pool.n_features)
         return self._opened[name]
 
 

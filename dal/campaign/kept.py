@@ -47,11 +47,7 @@ class KeptFeatures:
         self._marks_path, self._path = folder / f"{name}.rows", folder / f"{name}.features"
         self._marks = np.empty(0, _MARK)
         self._order, self._known = np.empty(0, np.int64), np.empty(0, np.int64)
-
-    @property
-    def exists(self) -> bool:
-        """Whether anything was ever kept."""
-        return self._marks_path.exists()
+        self._warned = False
 
     @property
     def at_once(self) -> int:
@@ -94,10 +90,10 @@ class KeptFeatures:
             X[order] = _read(file.fileno(), places[order], self._width)
         return X
 
-    def add(self, rows: Rows, X: Floats32) -> None:
-        """Keep records; where they cannot be written, warn and go on."""
+    def add(self, rows: Rows, X: Floats32) -> bool:
+        """Keep records, and return whether they are; where they cannot be written, warn once and go on."""
         if not len(rows):
-            return
+            return True
         records = np.ascontiguousarray(X, dtype="<f4")
         marks = np.empty(len(rows), _MARK)
         marks["row"], marks["check"] = rows, _checks(rows, records)
@@ -113,11 +109,15 @@ class KeptFeatures:
                 _write(file.fileno(), records.tobytes())
                 _write(ends.fileno(), marks.tobytes())
         except OSError as error:
-            _log.warning(
-                "Features of %d records are not kept, and are read from the pool again when they are needed: %s",
-                len(rows),
-                reason_of(error),
-            )
+            if not self._warned:
+                _log.warning(
+                    "Features of %d records are not kept, and are read again when they are needed: %s",
+                    len(rows),
+                    reason_of(error),
+                )
+            self._warned = True
+            return False
+        return True
 
     def _whole(self, marks: int, features: int) -> int:
         return min(os.fstat(marks).st_size // _MARK.itemsize, os.fstat(features).st_size // self._bytes)

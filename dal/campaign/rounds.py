@@ -23,6 +23,9 @@ from dal.campaign.schema import Asked, Round, Search, asked, rounds
 from dal.campaign.settings import Settings
 from dal.errors import CampaignError, CampaignMismatch, InputError, LearnerSwitched
 
+_FEW = 500
+"""Rows that a query names; of more, all asked ones are read."""
+
 
 class Rounds:
     """The rounds of a campaign and their batches.
@@ -355,6 +358,17 @@ class Rounds:
         """Read the rows that were ever asked, ascending."""
         with self._database.reading() as connection:
             return np.sort(np.array(connection.scalars(select(asked.c.row)).all(), dtype=np.int64))
+
+    def rounds_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Read the round that asked each of some rows, reserves with them; 0 of rows that none has asked."""
+        query = select(asked.c.row, asked.c.round)
+        if len(rows) <= _FEW:
+            query = query.where(asked.c.row.in_(rows.tolist()))
+        with self._database.reading() as connection:
+            found = np.array([tuple(row) for row in connection.execute(query)], dtype=np.int64).reshape(-1, 2)
+        found = found[np.argsort(found[:, 0])]
+        at = np.minimum(np.searchsorted(found[:, 0], rows), max(len(found) - 1, 0))
+        return np.where(found[at, 0] == rows, found[at, 1], 0) if len(found) else np.zeros(len(rows), np.int64)
 
     def excluded_rows(self, round: Round | None = None) -> npt.NDArray[np.int64]:
         """Read the rows that are not to be asked, ascending: asked ones, those answered unasked, and gold ones.
