@@ -31,7 +31,7 @@ STRATEGIES = (
 )
 """Strategies by name, see :meth:`dal.selection.strategy.Strategy.named`."""
 
-PRESETS = ("logistic", "head", "forest", "hgb", "mlp")
+PRESETS = ("logistic", "head", "forest", "hgb", "mlp", "sgd")
 """Learners by name, see :meth:`dal.learners.learner.Learner.named`."""
 
 ENCODERS = ("sentences", "onnx")

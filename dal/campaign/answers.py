@@ -65,6 +65,7 @@ LISTED = 1000
 """Lines that a report names; beyond it they are counted only, so that a wrong file cannot fill memory."""
 
 _STAGED_AT_ONCE = 4096
+_READ_AT_ONCE = 16384
 _SUGGESTED = ("suggested", "suggested_score", "suggested_by")
 _TOLD = ("answered_at", "received_at", "shown_at", "lead_time", "skip_reason", "suggestion_shown")
 
@@ -163,7 +164,7 @@ def latest(
     asked_in: int | None = None,
     *,
     to_gold: bool = False,
-    read_at_once: int = 16384,
+    read_at_once: int = _READ_AT_ONCE,
 ) -> Answers:
     """Read the latest answer of each person to each record, of those up to an id and to one batch's records.
 
@@ -252,7 +253,9 @@ def _excluded(
     answered_rows, gold_rows = select(answers.c.row).where(by_people(answers.c.annotator)), select(gold.c.row)
     if answered is not None and known is not None:
         answered_rows, gold_rows = answered_rows.where(answered), gold_rows.where(known)
-    return np.sort(_integers(connection.scalars(union(asked_rows, answered_rows, gold_rows)).all()))
+    # Streamed: a list of a million Python numbers takes ten times the memory of the array.
+    rows = union(asked_rows, answered_rows, gold_rows).execution_options(yield_per=_READ_AT_ONCE)
+    return np.sort(_integers(connection.scalars(rows)))
 
 
 def log(connection: Connection, after: int, limit: int) -> list[Event]:

@@ -27,8 +27,8 @@ def learner() -> None:
     "learners",
     multiple=True,
     metavar="NAME",
-    help=f"Compare this one: {', '.join(PRESETS)}, a plug-in, or module:object. Repeat it for several. Default: all"
-    " presets.",
+    help=f"Compare this one: {', '.join(PRESETS)}, a plug-in, or module:object. Repeat it for several."
+    " Default: all presets but sgd.",
 )
 @workers_options
 def compare(directory: Path, learners: tuple[str, ...], scheduler: str | None, workers: int | None) -> None:

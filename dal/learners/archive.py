@@ -11,6 +11,7 @@ from dal.errors import LearnerError
 _TRUSTED = (
     "builtins.print",  # where callbacks of skorch report
     "collections.OrderedDict",
+    "dal.learners.blocks.InBlocks",
     "dal.learners.deep.SkorchClassifier",  # all that describes its net is looked at by itself
     "dal.learners.deep.TorchClassifier",  # the network's class or function is looked at by itself
     "dal.learners.penalty.TunedLogisticRegression",

@@ -15,6 +15,7 @@ from sklearn.pipeline import Pipeline
 from dal._threads import one_thread
 from dal.classes import codes_of
 from dal.errors import LearnerError
+from dal.learners.blocks import InBlocks, inside
 from dal.learners.trees import FORESTS
 
 ENSEMBLES = (*FORESTS, VotingClassifier, BaggingClassifier)
@@ -29,13 +30,17 @@ _BY_CLASS = ("class_weight", "class_weights", "sampling_strategy")
 
 
 def unwrapped(estimator: BaseEstimator) -> BaseEstimator:
-    """Return the estimator inside dask-ml's wrappers, known by name because importing dask-ml takes seconds."""
-    while any(
-        kind.__module__.startswith("dask_ml.") and kind.__name__ == "ParallelPostFit"
-        for kind in type(estimator).__mro__
-    ):
+    """Return the estimator inside dask-ml's wrappers, known by name because importing dask-ml takes seconds.
+
+    That of an ``Incremental`` is fitted in blocks.
+    """
+    in_blocks = False
+    while names := {kind.__name__ for kind in type(estimator).__mro__ if kind.__module__.startswith("dask_ml.")}:
+        if "ParallelPostFit" not in names:
+            break
+        in_blocks |= "Incremental" in names
         estimator = estimator.estimator
-    return estimator
+    return InBlocks(estimator) if in_blocks else estimator
 
 
 def cloned(estimator: BaseEstimator) -> BaseEstimator:
@@ -69,6 +74,7 @@ def single_threaded(estimator: BaseEstimator) -> BaseEstimator:
 
 def last_step(estimator: BaseEstimator) -> BaseEstimator:
     """Return the last step of a pipeline, or the estimator itself."""
+    estimator = inside(estimator)
     return estimator.steps[-1][1] if isinstance(estimator, Pipeline) else estimator
 
 

@@ -4,7 +4,7 @@ import inspect
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from dal._threads import one_thread
 from dal.errors import LearnerError
 from dal.learners import checks
 from dal.learners.archive import FORMAT, archived, load
+from dal.learners.blocks import InBlocks, Source, inside, part_of
 from dal.learners.checks import class_codes
 from dal.learners.deep import TorchClassifier, adapted, deep_of, has_gpu
 from dal.learners.estimators import (
@@ -55,8 +56,8 @@ class Learner:
     ----------
     estimator
         Any classifier or pipeline with `predict_proba` or `decision_function`; only clones of it are fitted. Of a
-        dask-ml ``ParallelPostFit`` or ``Incremental``, the estimator inside is taken. A class of `torch` networks
-        becomes a :class:`dal.learners.deep.TorchClassifier`, a skorch classifier a
+        dask-ml ``ParallelPostFit`` the estimator inside is taken, and that of an ``Incremental`` is fitted in blocks.
+        A class of `torch` networks becomes a :class:`dal.learners.deep.TorchClassifier`, a skorch classifier a
         :class:`dal.learners.deep.SkorchClassifier`.
     classes
         Names of all classes of the campaign; their positions are the class codes.
@@ -76,7 +77,7 @@ class Learner:
         Parameters
         ----------
         name
-            ``logistic``, ``head``, ``forest``, ``hgb``, ``mlp``, the name of an entry point in the group
+            ``logistic``, ``head``, ``forest``, ``hgb``, ``mlp``, ``sgd``, the name of an entry point in the group
             ``dal.learners``, or ``module:object``, where the object is an estimator, or a class or function that
             returns one when it is called without arguments, or with `random_state`.
         classes, trusted
@@ -179,6 +180,8 @@ class Learner:
     def takes_weights(self) -> bool:
         """Whether a weight can be given to each record."""
         estimator = self.estimator
+        if isinstance(estimator, InBlocks):
+            return estimator.takes_weights
         while isinstance(estimator, Pipeline):
             # Records that a step draws again are no longer those that have the weights.
             if any(hasattr(step, "fit_resample") for _, step in estimator.steps):
@@ -189,8 +192,14 @@ class Learner:
     @property
     def compares_directions(self) -> bool:
         """Whether the learner divides each record by its length first, so that its direction alone counts."""
-        first = self.estimator.steps[0][1] if isinstance(self.estimator, Pipeline) else None
+        estimator = inside(self.estimator)
+        first = estimator.steps[0][1] if isinstance(estimator, Pipeline) else None
         return isinstance(first, Normalizer) and first.norm == "l2"
+
+    @property
+    def fits_in_blocks(self) -> bool:
+        """Whether a fit reads its records block by block, so that they need not be in memory."""
+        return isinstance(self.estimator, InBlocks)
 
     @property
     def starts_warm(self) -> bool:
@@ -206,7 +215,7 @@ class Learner:
 
     def fit(
         self,
-        X: npt.ArrayLike,
+        X: npt.ArrayLike | Source,
         labels: npt.ArrayLike,
         sample_weight: npt.ArrayLike | None = None,
         *,
@@ -221,7 +230,7 @@ class Learner:
         Parameters
         ----------
         X
-            Records, (n, d); taken as float32.
+            Records, (n, d); taken as float32. They may be read in parts, where the learner is fitted in blocks.
         labels
             Class codes, (n,): positions in `classes`. Not all of them need to be there.
         sample_weight
@@ -242,22 +251,26 @@ class Learner:
         return Model.loads(model.dumps(), trusted=self.trusted)
 
     def bootstraps(
-        self, X: npt.ArrayLike, labels: npt.ArrayLike, sample_weight: npt.ArrayLike | None, count: int = BOOTSTRAPS
+        self,
+        X: npt.ArrayLike | Source,
+        labels: npt.ArrayLike,
+        sample_weight: npt.ArrayLike | None,
+        count: int = BOOTSTRAPS,
     ) -> tuple[BaseEstimator, ...]:
         """Fit clones on bootstraps, resampled within each class so that no member misses a rare one."""
-        records, codes = np.asarray(X, dtype=np.float32), np.asarray(labels)
+        records, codes = self._records(X), np.asarray(labels)
         rng = np.random.default_rng(0)
         members = []
         for _ in range(count):
             parts = [np.flatnonzero(codes == code) for code in np.unique(codes)]
             drawn = np.concatenate([part[rng.integers(0, len(part), len(part))] for part in parts])
             weights = None if sample_weight is None else np.asarray(sample_weight)[drawn]
-            members.append(self._fit_once(records[drawn], codes[drawn], weights).estimator)
+            members.append(self._fit_once(part_of(records, drawn), codes[drawn], weights).estimator)
         return tuple(members)
 
     def try_fit(
         self,
-        X: npt.ArrayLike,
+        X: npt.ArrayLike | Source,
         labels: npt.ArrayLike,
         sample_weight: npt.ArrayLike | None = None,
         *,
@@ -282,17 +295,23 @@ class Learner:
         last_step(estimator).set_params(C=last.C_, least_C=last.C_)
         return type(self)(estimator, self.classes, trusted=self.trusted)
 
+    def _records(self, X: npt.ArrayLike | Source) -> Source:
+        """Return records that can be indexed: as an array, unless a fit reads them in parts."""
+        if self.fits_in_blocks and hasattr(X, "part"):
+            return cast("Source", X)
+        return np.ascontiguousarray(cast("npt.ArrayLike", X), dtype=np.float32)
+
     def _fit_once(
         self,
-        X: npt.ArrayLike,
+        X: npt.ArrayLike | Source,
         labels: npt.ArrayLike,
         sample_weight: npt.ArrayLike | None = None,
         parent: "Model | None" = None,
     ) -> "Model":
-        records = np.ascontiguousarray(X, dtype=np.float32)
+        records = self._records(X)
         codes = class_codes(labels, len(records), self.classes)
         # A feature that no labelled record has yet is no reason to refuse a fit, as some estimators do.
-        if (absent := np.isnan(records).all(axis=0)).any():
+        if isinstance(records, np.ndarray) and (absent := np.isnan(records).all(axis=0)).any():
             records = np.where(absent, np.float32(0), records)
         # Some estimators want the classes of a fit to be 0 to k-1, and a fit may not have seen all of the campaign's.
         seen, encoded = np.unique(codes, return_inverse=True)
@@ -308,6 +327,7 @@ class Learner:
                 raise LearnerError(
                     f"{kind_of(estimator)} could not be fitted on {len(codes)} labels of {len(seen)} classes: {error}"
                 ) from error
+        estimator = inside(estimator)
         warned = dict.fromkeys(f"{warning.category.__name__}: {warning.message}" for warning in caught)
         return Model(
             estimator, self.classes, records.shape[1], columns_of(estimator, seen), tuple(warned), trusted=self.trusted

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from sklearn.base import BaseEstimator
 
 
+MANY = "sgd"
+"""The preset for many labels: `logistic`, fitted in bounded memory."""
+
+
 def _logistic(random_state: int) -> "BaseEstimator":  # noqa: ARG001 - nothing is drawn
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
@@ -52,6 +56,18 @@ def _mlp(random_state: int) -> "BaseEstimator":
     return make_pipeline(StandardScaler(), MLPClassifier((64,), max_iter=500, random_state=random_state))
 
 
+def _sgd(random_state: int) -> "BaseEstimator":
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from dal.learners.blocks import InBlocks
+
+    # A network without hidden layers is a logistic regression. SGDClassifier takes as long, is one against the others,
+    # and is not scored by products of matrices (decision 0034).
+    return InBlocks(make_pipeline(StandardScaler(), MLPClassifier((), random_state=random_state)))
+
+
 class Preset(Protocol):
     """A learner by name: a function of a seed that returns a scikit-learn classifier, not fitted.
 
@@ -88,6 +104,7 @@ PRESETS: Mapping[str, Preset] = {
     "forest": _forest,
     "hgb": _hgb,
     "mlp": _mlp,
+    MANY: _sgd,
 }
 """Functions of a seed, by name; scikit-learn is imported when one is called, so that reading the names is cheap."""
 

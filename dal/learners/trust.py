@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from dal.errors import LearnerError
 from dal.evidence.folds import dealt, marks_of
+from dal.learners.blocks import Source
 from dal.learners.deep import deep_of
 from dal.learners.learner import Learner
 from dal.learners.models import Model
@@ -24,6 +25,7 @@ FEWEST = 8
 MOST = 300
 """Labels of random records, and of chosen ones, that the trial takes. Of more, a part is drawn by hash, which weighs as
 much as all: twenty fits on all labels would take minutes."""
+READ_AT_ONCE = 16_384
 LEAST = 1e-3
 """Probability below which a mistake costs no more: a class that a fold lacks has the probability 0."""
 
@@ -70,7 +72,7 @@ class Trust:
         return np.where(random, 1.0, self.weight) * (1.0 if given is None else given)
 
 
-def trust_in(learner: Learner, X: Floats32, codes: Codes, weights: Floats | None, random: Mask, model: Model) -> Trust:
+def trust_in(learner: Learner, X: Source, codes: Codes, weights: Floats | None, random: Mask, model: Model) -> Trust:
     """Choose the weight of chosen labels by cross-validation, in which labels of random records alone are judged.
 
     Chosen labels weigh 1 where the learner, with all labels alike, is right more often than the largest class named for
@@ -82,7 +84,7 @@ def trust_in(learner: Learner, X: Floats32, codes: Codes, weights: Floats | None
     Parameters
     ----------
     learner : Learner
-    X : ndarray of shape (n, d)
+    X : ndarray of shape (n, d), or records that are read in parts
     codes : ndarray of int64, shape (n,)
     weights : ndarray of shape (n,), optional
     random : ndarray of bool, shape (n,)
@@ -94,7 +96,7 @@ def trust_in(learner: Learner, X: Floats32, codes: Codes, weights: Floats | None
         return Trust(reason="a network would be trained again and again")
     if random.sum() < FEWEST or random.all():
         return Trust()
-    marks, given = marks_of(X), np.ones(len(codes)) if weights is None else np.asarray(weights, dtype=np.float64)
+    marks, given = _marks(X), np.ones(len(codes)) if weights is None else np.asarray(weights, dtype=np.float64)
     order, scale = np.lexsort((codes, marks)), np.empty(len(codes))
     parts = [order[random[order] == kind] for kind in (True, False)]
     for part in parts:
@@ -173,6 +175,12 @@ class _Trial:
         given = weights[learned] if weights is not None and self.learner.takes_weights else None
         proba[:] = self.learner.try_fit(self.X[learned], codes, given).predict_proba(self.X[judged])
         return proba
+
+
+def _marks(X: Source) -> npt.NDArray[np.uint64]:
+    """Return the mark of each record; they are read in blocks."""
+    starts = range(0, len(X), READ_AT_ONCE)
+    return np.concatenate([np.empty(0, np.uint64), *(marks_of(X[at : at + READ_AT_ONCE]) for at in starts)])
 
 
 def _folds(marks: npt.NDArray[np.uint64], random: Mask, codes: Codes, drawn: Codes) -> Codes:

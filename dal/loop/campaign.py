@@ -510,7 +510,7 @@ class Campaign(CampaignStore):
         ----------
         learners : sequence of str, estimator or function
             As the `estimator` of :meth:`create`; a ``GridSearchCV`` searches its grid in each fit. Default: the
-            presets.
+            presets but ``sgd``.
         client : distributed.Client, Cluster or str, optional
             Where to fit; without one, in this process.
         progress : callable, optional

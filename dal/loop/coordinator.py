@@ -25,6 +25,7 @@ from dal.compute.workers import Workers
 from dal.errors import CampaignError, DalError, InputError, LearnerError, LearnerSwitched
 from dal.evidence.stopping import Verdict
 from dal.evidence.votes import Labels
+from dal.learners.blocks import Source, part_of
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 from dal.learners.trust import Trust, trust_in
@@ -63,6 +64,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _log = logging.getLogger(__name__)
+
+CHECKED_AT_ONCE = 16_384
+"""Labelled records that are looked at at a time."""
 
 _SEARCHED = "searched-"
 """Before the names of the arrays of a search's candidates, in the file of a round's candidates."""
@@ -556,8 +560,9 @@ def fitted(
         If the others are of fewer than two classes, or the learner refuses them.
     """
     name = learner or campaign.learner
-    used, X = learner_of(campaign, name), features.take(labels.rows)
-    valid = usable(X, missing=used.takes_missing(X.shape[1]))
+    used = learner_of(campaign, name)
+    X = features.records(labels.rows) if used.fits_in_blocks else features.take(labels.rows)
+    valid = _usable(X, missing=used.takes_missing(X.shape[1]))
     positions, codes, weights = labels.weighted()
     sound = valid[positions]
     left_out = int((~valid).sum())
@@ -567,8 +572,9 @@ def fitted(
             " are left out, because features of their records are missing or infinite, and some learners take missing"
             " ones, such as hgb"
         )
-    given, codes = X[positions[sound]], codes[sound]
-    weights = None if weights is None else weights[sound]
+    # Not copied where all are learned from: features of a million labels are hundreds of megabytes.
+    given = X if len(positions) == len(X) and sound.all() else part_of(X, positions[sound])
+    codes, weights = codes[sound], None if weights is None else weights[sound]
     warm = loaded(campaign, parent) if used.starts_warm and _is_of(campaign, parent, name) else None
     random = np.isin(labels.rows, campaign.rounds.explored_rows())[positions[sound]]
 
@@ -580,9 +586,15 @@ def fitted(
     trust = trust_in(used, given, codes, weights, random, model) if insured else Trust()
     if trust.weight < 1:
         model = fit(trust.weights(random, weights))
-    if not np.isfinite(model.predict_proba(X[valid][:1000])).all(axis=1).any():
+    if not np.isfinite(model.predict_proba(X[np.flatnonzero(valid)[:1000]])).all(axis=1).any():
         raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
     return Fitted(model, left_out, trust)
+
+
+def _usable(X: Source, *, missing: bool) -> npt.NDArray[np.bool_]:
+    """Mark the records that a learner can be given, block by block."""
+    starts = range(0, len(X), CHECKED_AT_ONCE)
+    return np.concatenate([[], *(usable(X[at : at + CHECKED_AT_ONCE], missing=missing) for at in starts)]).astype(bool)
 
 
 def _is_of(campaign: CampaignStore, model: str | None, learner: str) -> bool:

@@ -27,7 +27,7 @@ from dal.evidence.votes import Labels
 from dal.learners.estimators import kind_of
 from dal.learners.learner import Learner
 from dal.learners.models import Model, score_block
-from dal.learners.presets import PRESETS, Preset
+from dal.learners.presets import MANY, PRESETS, Preset
 from dal.loop.measure import read_holdout
 from dal.pool import Pool
 from dal.scan.driver import sample_rows
@@ -417,7 +417,7 @@ def compare_learners(
     labels = drawn_labels(labels, settings.random_state)
     learners = {in_use: learner_of(campaign, in_use)}
     tried, unusable = records_to_try(pool), list[str]()
-    for candidate in candidates or [name for name in PRESETS if name != in_use]:
+    for candidate in candidates or [name for name in PRESETS if name not in (in_use, MANY)]:
         learner = _learner(campaign, candidate)
         name = candidate if isinstance(candidate, str) else _name_of(learner, learners)
         if name == in_use:
