@@ -107,7 +107,9 @@ class InBlocks(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-
         """
         for name, count in (("epochs", self.epochs), ("block_rows", self.block_rows)):
             if count is not None and count < 1:
-                raise LearnerError(f"`{name}` must be a number of at least 1, got {count}; leave it out for the usual one")
+                raise LearnerError(
+                    f"`{name}` must be a number of at least 1, got {count}; leave it out for the usual one"
+                )
         fitted = clone(self.estimator)
         *before, (name, last) = _steps(fitted)
         _check(before, name, last)
