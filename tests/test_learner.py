@@ -27,6 +27,7 @@ from threadpoolctl import threadpool_info
 
 from dal._threads import one_thread
 from dal.errors import LabelError, LearnerError
+from dal.learners.blocks import inside
 from dal.learners.learner import Learner
 from dal.learners.models import Model
 
@@ -345,7 +346,8 @@ def test_weights_reach_the_last_step_of_nested_pipelines() -> None:
 def test_wrappers_of_dask_ml_are_taken_off(wrap: type) -> None:
     inner = GaussianNB()
     learner = Learner(wrap(inner), CLASSES)
-    assert learner.estimator is inner
+    assert inside(learner.estimator) is inner
+    assert learner.fits_in_blocks == (wrap is not ParallelPostFit), "that of an Incremental is fitted block by block"
     learner.check(5)
 
 
@@ -524,7 +526,7 @@ def test_a_learner_is_named_by_its_place(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("svm", "`estimator` must be one of logistic, head, forest, hgb, mlp, `module:object` .* got 'svm'"),
+        ("svm", "`estimator` must be one of logistic, head, forest, hgb, mlp, sgd, `module:object` .* got 'svm'"),
         ("no_such_module:x", "No module named 'no_such_module'"),
         ("sklearn.svm:NoSuchThing", "no attribute 'NoSuchThing'"),
         (":x", "got ':x'"),
