@@ -356,7 +356,7 @@ def test_the_penalty_that_the_learner_chose_is_told_where_the_learner_is_named(
 @pytest.mark.slow
 def test_labels_saved_are_told_when_the_explore_share_allows_it(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:
     few = played(truth, tmp_path / "few", 2)
-    assert saved(few).text == "not enough evidence: 4 explore answers, 200 are needed"
+    assert saved(few).text == "not enough evidence: 22 explore answers, 200 are needed"
     many = played(truth, tmp_path / "many", 3, batch_size=160, explore=0.5)
     estimate = saved(many)
     assert estimate.n == 240

@@ -272,9 +272,9 @@ def test_exports_are_whole_while_others_work_and_broken_ones_leave_nothing_open(
             text = httpx.get(f"{url}export.{form}", timeout=60).content.decode("utf-8-sig")
             if form == "jsonl":
                 return len(
-                    {json.loads(line)["annotator"] + json.loads(line)["record_id"] for line in text.splitlines()}
+                    {(json.loads(line)["annotator"], json.loads(line)["record_id"]) for line in text.splitlines()}
                 )
-            return len({line["annotator"] + line["record_id"] for line in csv.DictReader(io.StringIO(text))})
+            return len({(line["annotator"], line["record_id"]) for line in csv.DictReader(io.StringIO(text))})
 
         def answer(at: int) -> int:
             row = rows[at % len(rows)]
@@ -291,7 +291,7 @@ def test_exports_are_whole_while_others_work_and_broken_ones_leave_nothing_open(
         assert list(answered) == [200] * 60
         list(ended)
         # Those that ann gave meanwhile may be in it or not: an export is what counted when it began.
-        assert all(given <= size <= given + len(rows) for size in sizes)
+        assert all(given <= size <= given + len(rows) for size in sizes), (given, len(rows), sizes)
         deadline = time.monotonic() + 10
         while handles(campaign) and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -296,10 +296,14 @@ class Overviews:
 
     def _courses(self) -> list[Figure]:
         known = [each for each in Quality(self._campaign).courses if each.windows]
+        if not known:
+            raise InputError("nobody has answers yet that others, or a known label, can judge")
         return [figures.courses(known[:_DRAWN_PEOPLE])]
 
     def _apart(self) -> list[Figure]:
-        return [figures.people_apart(Quality(self._campaign).apart[:_DRAWN_PEOPLE])]
+        if not (known := Quality(self._campaign).apart):
+            raise InputError("no record has two answers yet")
+        return [figures.people_apart(known[:_DRAWN_PEOPLE])]
 
     def _pace(self) -> list[Figure]:
         hours, pace = paces(self._activity.arrivals(), self._campaign.created_at)
