@@ -748,7 +748,7 @@ def test_scan_and_choose_with_a_campaigns_settings_give_its_batches(
             known_learner = Learner.named(learner, names, random_state=seed, trusted=toy_learners.NAMES)
             model = known_learner.fit(pool.take(known), codes[known])
             drawn = np.isin(known, random)
-            trust = trust_in(known_learner, pool.take(known), codes[known], None, drawn, model)
+            trust = trust_in(known_learner, pool.take(known), codes[known], None, drawn, model, known)
             assert trust.weight == 1 or rare, "where nothing is wrong, all labels count"
             model = known_learner.fit(pool.take(known), codes[known], trust.weights(drawn))
         else:

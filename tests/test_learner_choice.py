@@ -26,10 +26,11 @@ from dal.evidence.comparison import compare
 from dal.evidence.votes import Labels
 from dal.explorer.report import view_of_campaign
 from dal.learners.learner import Learner
+from dal.learners.models import finite
 from dal.loop import learners as loop_learners
 from dal.loop.batch import Batch
 from dal.loop.coordinator import Coordinator
-from dal.loop.learners import Known, _finite, _predicted, compared, judge
+from dal.loop.learners import Known, compared, judge, predicted
 from dal.loop.savings import saved
 from dal.selection.order import row_hash
 from tests.clusters import own_cluster
@@ -176,13 +177,9 @@ def test_doubtful_labels_are_learned_from_and_judged_by_their_probabilities() ->
 
 
 def test_a_record_that_overflows_the_learner_has_no_class() -> None:
-    class Overflowing:
-        def predict_proba(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
-            return np.array([[0.2, 0.8], [np.nan, 1.0], [np.inf, 0.0], [0.6, 0.4]], np.float32)[: len(X)]
-
-    proba = _finite(Overflowing(), np.zeros((4, 1), np.float32))  # type: ignore[arg-type]
+    proba = finite(np.array([[0.2, 0.8], [np.nan, 1.0], [np.inf, 0.0], [0.6, 0.4]], np.float32))
     assert proba == pytest.approx(np.array([[0.2, 0.8], [0, 0], [0, 0], [0.6, 0.4]]))
-    classes, margins = _predicted(proba)
+    classes, margins = predicted(proba)
     assert classes.tolist() == [1, 2, 2, 0]
     assert margins == pytest.approx([0.6, 0, 0, 0.2])
 

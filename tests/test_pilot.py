@@ -260,6 +260,13 @@ def test_random_rows_are_those_that_nobody_chose(pool: Pool, tmp_path: Path) -> 
     assert View(campaign).random_rows().tolist() == sorted(asked)
 
 
+@pytest.mark.parametrize("strategy", ["coverage", "k_center", "stratified", "typiclust"])
+def test_rows_that_a_strategy_without_scores_chose_are_not_random(pool: Pool, tmp_path: Path, strategy: str) -> None:
+    campaign = made(pool, tmp_path / "c", batch_size=40, explore=0.0, strategy=strategy)
+    answered(campaign)
+    assert not len(View(campaign).random_rows())
+
+
 def test_a_campaign_of_random_labels_is_planned(pool: Pool, tmp_path: Path) -> None:
     campaign = made(pool, tmp_path / "c", strategy="random", labelling=Labelling(overlap=2))
     rows = answered(campaign)

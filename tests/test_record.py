@@ -1,6 +1,7 @@
 """The bytes of a span's result: what was written comes back, and what is damaged does not."""
 
 import io
+import struct
 import zlib
 from dataclasses import fields
 
@@ -79,3 +80,10 @@ def test_a_record_that_is_damaged_or_torn_is_no_record(at: int) -> None:
     damaged[at] ^= 1
     assert next_record(io.BytesIO(bytes(damaged))) is None
     assert zlib.crc32(record[12:]) == int.from_bytes(record[8:12], "little")
+
+
+@pytest.mark.parametrize("length", [2**20, 2**62, 2**64 - 1])
+def test_a_torn_head_that_tells_of_more_than_there_is_reads_nothing(length: int) -> None:
+    record = bytearray(encode(result_of(7, 5, 0, wide=False)))
+    record[: struct.calcsize("<Q")] = struct.pack("<Q", length)
+    assert next_record(io.BytesIO(record)) is None

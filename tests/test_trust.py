@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
+from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 
 import dal
@@ -50,7 +51,7 @@ def asked(
 def trust(
     X: NDArray[np.float32], codes: NDArray[np.int64], random: NDArray[np.bool_], learner: Learner = LEARNER
 ) -> Trust:
-    return trust_in(learner, X, codes, None, random, learner.fit(X, codes))
+    return trust_in(learner, X, codes, None, random, learner.fit(X, codes), np.arange(len(X)))
 
 
 def twin(X: NDArray[np.float32], codes: NDArray[np.int64], random: NDArray[np.bool_]) -> tuple[float, bool]:
@@ -133,13 +134,40 @@ def test_of_many_labels_a_part_stands_for_all() -> None:
     assert found.beaten
 
 
+@pytest.mark.parametrize("at", [3, 70])
+@pytest.mark.parametrize("far", [1e20, 3e38])
+def test_a_record_far_from_all_others_ends_no_round(at: int, far: float) -> None:
+    X, codes, random = asked(3)
+    X[at] = far
+    learner = Learner(GaussianNB(), ["inner", "outer"])
+    assert not np.isfinite(learner.fit(X, codes).predict_proba(X)).all()
+    found = trust(X, codes, random, learner)
+    assert found.judged == random.sum()
+    assert found.beaten, "a model that says nothing is wrong"
+
+
+def test_few_records_are_not_many_for_having_several_labels() -> None:
+    X, codes, random = asked(4, random=FEWEST - 1)
+    records = np.repeat(np.arange(len(X)), 2)
+    model, halves = LEARNER.fit(X, codes), np.full(2 * len(X), 0.5)
+    doubled = np.repeat(X, 2, axis=0), np.repeat(codes, 2), halves, np.repeat(random, 2)
+    assert trust_in(LEARNER, *doubled, model, records) == Trust()
+
+
+def test_a_skilled_learner_without_weights_is_not_told_of_any() -> None:
+    X, _, random = asked(5)
+    codes = (X[:, 0] > 0).astype(np.int64)
+    found = trust(X, codes, random, Learner(KNeighborsClassifier(3), ["left", "right"]))
+    assert (found.weight, found.reason, found.judged) == (1.0, "", random.sum())
+
+
 def test_weights_of_doubtful_labels_are_kept() -> None:
     X, codes, random = asked(2)
     given = np.random.default_rng(0).random(len(X))
     model, halves = LEARNER.fit(X, codes), np.full(2 * len(X), 0.5)
     doubled = np.repeat(X, 2, axis=0), np.repeat(codes, 2), halves, np.repeat(random, 2)
-    twice, once = trust_in(LEARNER, *doubled, model), trust(X, codes, random)
-    assert (twice.weight, twice.beaten) == (once.weight, once.beaten)
+    twice = trust_in(LEARNER, *doubled, model, np.repeat(np.arange(len(X)), 2))
+    assert twice == trust(X, codes, random), "a record counts once, however many labels it may have"
     weights = Trust(0.25).weights(random, given)
     assert weights is not None
     np.testing.assert_allclose(weights, np.where(random, given, given / 4))

@@ -159,7 +159,7 @@ class Stage:
             began, X, trust = process_time(), self.world.X[rows], Trust()
             model = self.learner.fit(X, labels, committee=committee)
             if random is not None:
-                trust = trust_in(self.learner, X, labels, None, drawn, model)
+                trust = trust_in(self.learner, X, labels, None, drawn, model, rows)
             if trust.weight < 1:
                 model = self.learner.fit(X, labels, trust.weights(drawn), committee=committee)
             self._fits[name] = Fit(model, process_time() - began, trust)

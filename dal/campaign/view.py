@@ -162,14 +162,14 @@ class View:
     def random_rows(self, *, imported: bool = False) -> Rows:
         """Read the rows that were drawn uniformly from the pool of now, ascending.
 
-        The explore shares, and the batches of rounds that asked no learner, balanced none and searched for none. With
+        The explore shares, and what rounds of the strategy `random` asked that balanced and searched for none. With
         `imported`, also the rows that were answered and never asked.
         """
         rounds = self.campaign.rounds
         uniform = [
             each.number
             for each in rounds.all()
-            if self._is_here(each) and each.balance is None and not _asks_a_learner(each.strategy)
+            if self._is_here(each) and each.balance is None and each.strategy == "random"
         ]
         drawn = [each.row for number in uniform for each in rounds.batch(number) if each.found_by is None]
         never = np.setdiff1d(self.labels().rows, rounds.asked_rows()) if imported else np.empty(0, np.int64)

@@ -172,6 +172,19 @@ def needs_members(score: str | Carried) -> bool:
     return isinstance(score, Carried) or score in (*OF_COMMITTEE, OF_GRADIENTS)
 
 
+def finite(proba: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Return probabilities (n, C), of which a record has only zeros where a model predicts nothing finite of it.
+
+    One far from all others may overflow an estimator.
+
+    Examples
+    --------
+    >>> finite(np.array([[0.25, 0.75], [np.nan, 1.0]])).tolist()
+    [[0.25, 0.75], [0.0, 0.0]]
+    """
+    return np.where(np.isfinite(proba).all(axis=1, keepdims=True), proba, 0.0).astype(np.float64)
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A fitted learner, as `Learner.fit` or `Model.loads` returns it. Immutable.

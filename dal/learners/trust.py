@@ -10,7 +10,7 @@ from dal.evidence.folds import dealt, marks_of
 from dal.learners.blocks import Source
 from dal.learners.deep import deep_of
 from dal.learners.learner import Learner
-from dal.learners.models import Model
+from dal.learners.models import Model, finite
 
 Floats = npt.NDArray[np.float64]
 Floats32 = npt.NDArray[np.float32]
@@ -72,7 +72,9 @@ class Trust:
         return np.where(random, 1.0, self.weight) * (1.0 if given is None else given)
 
 
-def trust_in(learner: Learner, X: Source, codes: Codes, weights: Floats | None, random: Mask, model: Model) -> Trust:
+def trust_in(
+    learner: Learner, X: Source, codes: Codes, weights: Floats | None, random: Mask, model: Model, records: Codes
+) -> Trust:
     """Choose the weight of chosen labels by cross-validation, in which labels of random records alone are judged.
 
     Chosen labels weigh 1 where the learner, with all labels alike, is right more often than the largest class named for
@@ -91,23 +93,27 @@ def trust_in(learner: Learner, X: Source, codes: Codes, weights: Floats | None, 
         Labels of records that were drawn uniformly.
     model : Model
         Fitted on all of these labels alike: what it has chosen by them, such as a penalty, holds in all folds.
+    records : ndarray of int64, shape (n,)
+        The record of each label: one whose label is in doubt has several, whose weights add up to 1.
     """
     if deep_of(learner.estimator) is not None:
         return Trust(reason="a network would be trained again and again")
-    if random.sum() < FEWEST or random.all():
+    if len(np.unique(records[random])) < FEWEST or random.all():
         return Trust()
     marks, given = _marks(X), np.ones(len(codes)) if weights is None else np.asarray(weights, dtype=np.float64)
     order, scale = np.lexsort((codes, marks)), np.empty(len(codes))
     parts = [order[random[order] == kind] for kind in (True, False)]
-    for part in parts:
-        scale[part] = given[part].sum() / given[part[:MOST]].sum()
-    drawn = np.concatenate([part[:MOST] for part in parts])
+    taken = [_first(part, records) for part in parts]
+    for part, mine in zip(parts, taken, strict=True):
+        scale[part] = given[part].sum() / given[mine].sum()
+    drawn = np.concatenate(taken)
     trial = _Trial(
         learner.settled(model),
         X[drawn],
         codes[drawn],
         (given * scale)[drawn],
         random[drawn],
+        records[drawn],
         _folds(marks, random, codes, drawn),
     )
     reason = "" if learner.takes_weights else "the learner takes no weights"
@@ -116,7 +122,7 @@ def trust_in(learner: Learner, X: Source, codes: Codes, weights: Floats | None, 
         largest = 1 - float(np.max(np.bincount(trial.codes, weights=trial.shares)))
         skilled, beaten = full.mistakes < largest - _BITS, full.mistakes > largest + _BITS
         if skilled or reason:
-            return Trust(1.0, trial.n_judged, beaten, reason)
+            return Trust(1.0, trial.n_judged, beaten, "" if skilled else reason)
         judged = [full, *map(trial.judge, WEIGHTS[1:])]
     except LearnerError as error:
         return Trust(reason=f"the learner cannot be fitted on a part of the labels: {error}")
@@ -141,11 +147,12 @@ class _Trial:
     codes: Codes
     given: Floats
     random: Mask
+    records: Codes
     folds: Codes
 
     @property
     def n_judged(self) -> int:
-        return int(self.random.sum())
+        return len(np.unique(self.records[self.random]))
 
     @property
     def shares(self) -> Floats:
@@ -160,10 +167,12 @@ class _Trial:
         for fold in range(FOLDS):
             out = self.random & (self.folds == fold)
             if out.any():
-                proba: Floats = np.clip(self._predicted(self.folds != fold, out, weights), LEAST, None)
+                found = self._predicted(self.folds != fold, out, weights)
+                proba: Floats = np.clip(found, LEAST, None)
                 proba /= proba.sum(axis=1, keepdims=True)
                 losses[out] = -np.log(proba[np.arange(len(proba)), self.codes[out]])
-                mistakes[out] = proba.argmax(axis=1) != self.codes[out]
+                # A record that a model predicts nothing finite of, far from all others, has no class, and is a mistake.
+                mistakes[out] = (proba.argmax(axis=1) != self.codes[out]) | ~found.any(axis=1)
         return _Judged(float(mistakes @ self.shares), float(losses @ self.shares))
 
     def _predicted(self, learned: Mask, judged: Mask, weights: Floats | None) -> Floats:
@@ -173,8 +182,14 @@ class _Trial:
             return proba
         # Without weights a learner that takes none is fitted, too.
         given = weights[learned] if weights is not None and self.learner.takes_weights else None
-        proba[:] = self.learner.try_fit(self.X[learned], codes, given).predict_proba(self.X[judged])
-        return proba
+        return finite(self.learner.try_fit(self.X[learned], codes, given).predict_proba(self.X[judged]))
+
+
+def _first(part: Codes, records: Codes) -> Codes:
+    """Return all labels of the first `MOST` records of a part."""
+    mine = records[part]
+    _, at = np.unique(mine, return_index=True)
+    return part[np.isin(mine, mine[np.sort(at)[:MOST]])]
 
 
 def _marks(X: Source) -> npt.NDArray[np.uint64]:

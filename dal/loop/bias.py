@@ -16,12 +16,15 @@ from dal.evidence.comparison import Compared, Judged, compare, raked
 from dal.evidence.ruler import effective_number
 from dal.evidence.votes import Labels
 from dal.learners.learner import Learner
+from dal.learners.models import finite
 from dal.loop.learners import (
     Known,
     Tried,
     drawn_labels,
     judge,
     judge_weighted,
+    predicted,
+    predicted_weights,
     sample_of_pool,
     scaled,
     weights_to_pool,
@@ -273,12 +276,15 @@ def by_regions(X: Floats32, sample: Floats32, seed: int) -> Floats:
 
 def _extended(tried: Tried, learner: Learner, known: Known, others: Floats32) -> Floats:
     """Weigh the records that were judged, and others that the learner has not seen either, together."""
-    proba = tried.proba
-    if len(others):
-        positions, codes, weights = known.labels.weighted()
-        model = learner.try_fit(known.X[positions], codes, weights)
-        unseen = np.concatenate(list(model.predict_in_blocks(others))).astype(np.float64)
-        unseen = np.where(np.isfinite(unseen).all(axis=1, keepdims=True), unseen, 0.0)
-        proba = np.concatenate([proba, np.broadcast_to(unseen, (len(proba), *unseen.shape))], axis=1)
-    found: Floats = weights_to_pool(proba, tried.of_pool).mean(axis=0)
-    return found
+    if not len(others):
+        found: Floats = weights_to_pool(tried.proba, tried.of_pool).mean(axis=0)
+        return found
+    positions, codes, weights = known.labels.weighted()
+    model = learner.try_fit(known.X[positions], codes, weights)
+    # Class and margin alone are kept: the probabilities of a million records are gigabytes.
+    unseen = [predicted(finite(block)) for block in model.predict_in_blocks(others)]
+    found = np.zeros(tried.proba.shape[1] + len(others))
+    for proba, of_pool in zip(tried.proba, tried.of_pool, strict=True):
+        classes, margins = zip(predicted(proba), *unseen, strict=True)
+        found += predicted_weights((np.concatenate(classes), np.concatenate(margins)), predicted(of_pool))
+    return found / len(tried.proba)

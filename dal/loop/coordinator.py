@@ -576,18 +576,21 @@ def fitted(
     given = X if len(positions) == len(X) and sound.all() else part_of(X, positions[sound])
     codes, weights = codes[sound], None if weights is None else weights[sound]
     warm = loaded(campaign, parent) if used.starts_warm and _is_of(campaign, parent, name) else None
-    random = np.isin(labels.rows, campaign.rounds.explored_rows())[positions[sound]]
+    random = np.isin(labels.rows, View(campaign).random_rows())[positions[sound]]
 
     def fit(weights: npt.NDArray[np.float64] | None) -> Model:
         once = partial(used.fit, given, codes, weights, committee=committee, parent=warm)
         return once() if client is None else _fitted_on(client, used, once)
 
-    model = fit(weights)
-    trust = trust_in(used, given, codes, weights, random, model) if insured else Trust()
+    def checked(model: Model) -> Model:
+        if not np.isfinite(model.predict_proba(X[np.flatnonzero(valid)[:1000]])).all(axis=1).any():
+            raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
+        return model
+
+    model = checked(fit(weights))
+    trust = trust_in(used, given, codes, weights, random, model, positions[sound]) if insured else Trust()
     if trust.weight < 1:
-        model = fit(trust.weights(random, weights))
-    if not np.isfinite(model.predict_proba(X[np.flatnonzero(valid)[:1000]])).all(axis=1).any():
-        raise LearnerError(f"{model.kind} predicts nothing finite for any of the records that it was fitted on")
+        model = checked(fit(trust.weights(random, weights)))
     return Fitted(model, left_out, trust)
 
 

@@ -26,7 +26,7 @@ from dal.evidence.ruler import effective_number
 from dal.evidence.votes import Labels
 from dal.learners.estimators import kind_of
 from dal.learners.learner import Learner
-from dal.learners.models import Model, score_block
+from dal.learners.models import Model, finite, score_block
 from dal.learners.presets import MANY, PRESETS, Preset
 from dal.loop.measure import read_holdout
 from dal.pool import Pool
@@ -278,16 +278,20 @@ def weights_to_pool(proba: Floats, of_pool: Floats) -> Floats:
 
     By the predicted class and the margin of the learner in use.
     """
-    return np.stack([_weights(*each) for each in zip(proba, of_pool, strict=True)])
+    return np.stack([predicted_weights(*map(predicted, each)) for each in zip(proba, of_pool, strict=True)])
 
 
-def _weights(proba: Floats, of_pool: Floats) -> Floats:
-    (mine, my_margin), (theirs, their_margin) = map(_predicted, (proba, of_pool))
-    bins = margin_strata(my_margin, their_margin)
-    return raked([mine, bins[0]], [theirs, bins[1]])
+Predicted = tuple[Integers, Floats]
+"""Class and margin of records."""
 
 
-def _predicted(proba: Floats) -> tuple[Integers, Floats]:
+def predicted_weights(mine: Predicted, of_pool: Predicted) -> Floats:
+    """Weigh records so that their classes and margins are as frequent as those of the pool."""
+    bins = margin_strata(mine[1], of_pool[1])
+    return raked([mine[0], bins[0]], [of_pool[0], bins[1]])
+
+
+def predicted(proba: Floats) -> Predicted:
     """Return the class and the margin of each record; those without a class are one of their own, of margin 0."""
     best = np.partition(proba, -2, axis=1)
     return np.where(proba.any(axis=1), proba.argmax(axis=1), proba.shape[1]), best[:, -1] - best[:, -2]
@@ -348,8 +352,8 @@ def held_out(trial: _Trial, item: Item, beat: Callable[[], None] | None = None) 
             model = learner.try_fit(kept.X[positions], codes, weights)
             seconds = perf_counter() - began
             return _Found(
-                _finite(model, trial.known.X[out]),
-                _finite(model, trial.sample) if at == 0 else None,
+                finite(model.predict_proba(trial.known.X[out])),
+                finite(model.predict_proba(trial.sample)) if at == 0 else None,
                 seconds,
                 _pace(model, trial.sample) if repeat == fold == 0 else None,
             )
@@ -360,12 +364,6 @@ def held_out(trial: _Trial, item: Item, beat: Callable[[], None] | None = None) 
 def scaled(importance: Floats) -> Floats:
     """Scale weights to a mean of 1, so that a penalty keeps its size beside the loss."""
     return importance / importance.mean()
-
-
-def _finite(model: Model, X: Floats32) -> Floats:
-    """Predict records; one far from all others may overflow an estimator, and has no class then: only zeros."""
-    proba = model.predict_proba(X).astype(np.float64)
-    return np.where(np.isfinite(proba).all(axis=1, keepdims=True), proba, 0.0)
 
 
 def _pace(model: Model, sample: Floats32) -> float:

@@ -1,6 +1,7 @@
 """The result of a span as bytes: on the way from a worker, and in the journal."""
 
 import json
+import os
 import struct
 import zlib
 from typing import Any, BinaryIO
@@ -93,6 +94,10 @@ def next_record(file: BinaryIO) -> bytes | None:
     if len(head) < _HEAD.size:
         return None
     length, checksum = _HEAD.unpack(head)
+    here = file.tell()
+    if length > file.seek(0, os.SEEK_END) - here:  # a torn head may tell of more bytes than there is memory
+        return None
+    file.seek(here)
     data = file.read(length)
     # Zeros, as a power cut leaves them, would pass for a record of no bytes.
     return head + data if length and len(data) == length and zlib.crc32(data) == checksum else None
