@@ -260,6 +260,7 @@ def test_agreement_equals_the_libraries(answers: dict[tuple[int, str], int]) -> 
     assert kappas == sorted(kappas)
 
 
+@pytest.mark.slow
 def test_the_interval_of_alpha_covers_the_truth() -> None:
     accuracy = {"ann": 0.9, "bob": 0.85, "cat": 0.8}
     rng = np.random.default_rng(7)

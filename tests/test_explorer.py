@@ -417,6 +417,7 @@ def test_named_classes_decide_what_a_doubtful_label_is(tmp_path: Path) -> None:
         Known.read(tmp_path / "y.npy", 4, ["a", "b"])
 
 
+@pytest.mark.slow
 def test_records_of_unknown_class_are_neither_asked_nor_tested_on(folder: Path, tmp_path: Path) -> None:
     """Classes are numbers in an order that is not theirs, which codes taken for names would show."""
     pool, codes = Pool.open(folder / "pool.zarr"), np.load(folder / "codes.npy")

@@ -353,6 +353,7 @@ def test_a_pool_of_before_is_looked_up_by_its_own_hash(pool: Pool, monkeypatch: 
         assert grown.rows_of(["newer", names()[7]]).tolist() == [N + 1, 7]
 
 
+@pytest.mark.slow
 def test_pools_are_built_and_read_without_pandas(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id,a,b,when\nx,1,2,2024-05-01\ny,,4,\n")
     script = """
