@@ -498,7 +498,7 @@ def few_and_many(*few: tuple[str, int], many: Iterable[str] = COMMANDS) -> pytes
     return pytest.mark.parametrize(("command", "points"), [*few, *slow])
 
 
-@few_and_many(("stop", 1))
+@few_and_many(("stop", 2))
 def test_a_command_that_is_killed_anywhere_is_run_again(
     command: str, points: int, scene: Callable[[str], Scene]
 ) -> None:
