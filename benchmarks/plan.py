@@ -125,14 +125,14 @@ def _default(stage: Stage, setup: Setup, rows: Rows, goal: float, most: int) -> 
 
 
 def _right(stage: Stage, rows: Rows) -> float:
-    model, _ = stage.fit(rows)
+    model = stage.fit(rows).model
     assert model is not None
     return float((model.predict_proba(stage.world.test.X).argmax(axis=1) == stage.world.test.y).mean())
 
 
 def _both(stage: Stage, rows: Rows, size: int) -> tuple[float, float]:
     """Return the accuracy after `size` random labels on the test records, and on all records not learned from."""
-    world, model = stage.world, stage.fit(rows[:size])[0]
+    world, model = stage.world, stage.fit(rows[:size]).model
     assert model is not None
     X, y = np.concatenate([world.test.X, world.X[rows[size:]]]), np.append(world.test.y, world.y[rows[size:]])
     right = np.concatenate([proba.argmax(axis=1) for proba in model.predict_in_blocks(X)]) == y

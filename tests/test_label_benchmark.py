@@ -33,6 +33,7 @@ from benchmarks.labels.statistics import (
 )
 from benchmarks.labels.table import safety_table
 from benchmarks.labels.varied import VARIED
+from benchmarks.plan import Case, played, results
 from dal import Campaign
 from dal.campaign import Labelling
 from dal.learners.trust import Trust, trust_in
@@ -590,3 +591,19 @@ def test_curves_are_drawn_within_the_frame() -> None:
     (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in line.split())
     assert 0 < x0 < x1 < 640
     assert 0 < y1 < y0 < 360
+
+
+@pytest.mark.slow
+def test_plans_are_judged_by_curves_of_both_ways_of_choosing() -> None:
+    case = Case("moons", 40, held_out=False)
+    entry = {"case": case.name, "pilot": case.pilot, **played(case, 0, None)}
+    assert entry["labels"] == [40, 60, 80, 120, 160]
+    assert all(0.7 < each < 0.95 for each in entry["random"])
+    for points in entry["default"]:
+        labels, right = zip(*points, strict=True)
+        assert labels[:2] == (40, 60)
+        assert 0.7 < np.mean(right) < 0.95
+    assert [np.shape(each["right"]) for each in entry["pilots"]] == [(5, 40)] * 6
+    found = list(results(entry))
+    assert {"accuracy", "random, fewer errors"} <= {each.kind for each in found}
+    assert np.mean([each.covered for each in found if each.kind == "accuracy"]) > 0.5
