@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from benchmarks.labels.replay import NO_ROWS, Contender, Rows, Stage, _Campaign,
 from benchmarks.labels.sets import Source
 from benchmarks.labels.statistics import mean_interval
 from benchmarks.labels.table import markdown
-from benchmarks.learners import _cut
+from benchmarks.learners import _cut, drawn_of
 from dal._files import replacing
 from dal.evidence.bias import distance, of_regions
 from dal.evidence.comparison import Judged, compare
@@ -109,10 +109,16 @@ def _checked(stage: Stage, campaign: _Campaign) -> dict[str, Any]:
     corrected = judge_weighted(learners, known, sample, tried, scaled(regions))
     assert isinstance(corrected, Judged)
     both = [*tried.judged, corrected]
-    verdicts = {
-        name: {**vars(compare(both, tried.folds, weights)[1]), "plain": compare(both, tried.folds, weights)[0].accuracy}
+    # As if all labels were of records drawn at random: the accuracy then is that of the weighted ones.
+    judged = {
+        name: compare(both, tried.folds, weights, np.ones(len(rows), dtype=np.bool_))
         for name, weights in (("weight", tried.weights), ("equal", np.ones_like(tried.weights)))
     }
+    verdicts = {
+        name: {**asdict(corrected), "plain": plain.accuracy.value, "ends": [plain.accuracy.low, plain.accuracy.high]}
+        for name, (plain, corrected) in judged.items()
+    }
+    told = compare(both, tried.folds, tried.weights, drawn_of(campaign))[0].accuracy
     codebook = Codebook.fit(sample, REGIONS, stage.seed)
     shares = of_regions(
         codebook.assign(known.X).astype(np.int64),
@@ -120,7 +126,8 @@ def _checked(stage: Stage, campaign: _Campaign) -> dict[str, Any]:
         codebook.assign(sample).astype(np.int64),
         stage.learner.classes,
     )
-    return {"labels": len(rows), "trained": trained, "verdicts": verdicts, "apart": distance(shares)}
+    found = {"labels": len(rows), "trained": trained, "verdicts": verdicts, "apart": distance(shares)}
+    return found | {"drawn": told.n, "at_least": told.low}
 
 
 def _of_classes(codes: Rows, drawn: npt.NDArray[np.bool_], n_classes: int) -> Floats:
@@ -141,8 +148,8 @@ def _measured(proba: npt.NDArray[np.floating[Any]], truth: Rows) -> dict[str, fl
 
 
 def tables(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Return the tables as Markdown: what training by weights gains, for each learner; what judging by them does."""
-    return "\n\n".join([*(_trained(entries, name) for name in _learners(entries)), _judged(entries)])
+    """Return the tables as Markdown: what training by weights gains, by learner; what judging by them does; levels."""
+    return "\n\n".join([*(_trained(entries, name) for name in _learners(entries)), _judged(entries), _levels(entries)])
 
 
 def _learners(entries: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -233,6 +240,44 @@ def _judged(entries: Sequence[Mapping[str, Any]]) -> str:
         "accuracy without weights: bias, error",
     ]
     return markdown(headings, lines)
+
+
+def _levels(entries: Sequence[Mapping[str, Any]]) -> str:
+    """Hold what an accuracy is at least, and the one that weighted labels show, against the pool."""
+    lines = []
+    for learner in _learners(entries):
+        everything = list[Mapping[str, Any]]()
+        for name, checks in _groups(entries, learner):
+            lines.append([learner, name, str(checks[0]["labels"]), *_level(checks)])
+            everything += checks
+        lines.append([learner, "all", "", *_level(everything)])
+    headings = [
+        "learner",
+        "set",
+        "labels",
+        "drawn at random",
+        "accuracy",
+        "weighted labels: bias, interval holds",
+        "at least",
+        "it is",
+    ]
+    return markdown(headings, lines)
+
+
+def _level(checks: Sequence[Mapping[str, Any]]) -> list[str]:
+    truth = np.array([check["trained"]["none"]["accuracy"] for check in checks])
+    weighted = [check["verdicts"]["weight"] for check in checks]
+    off = np.array([each["plain"] for each in weighted]) - truth
+    held = [each["ends"][0] <= t <= each["ends"][1] for each, t in zip(weighted, truth, strict=True)]
+    drawn = [check["drawn"] for check in checks]
+    told = [(check["at_least"], t) for check, t in zip(checks, truth, strict=True) if check["at_least"] > 0]
+    return [
+        f"{min(drawn)} to {max(drawn)}",
+        f"{truth.mean():.3f}",
+        f"{100 * off.mean():+.1f}, {sum(held)} of {len(held)}",
+        f"{np.mean([low for low, _ in told]):.3f}" if told else "",
+        f"{sum(low <= t for low, t in told)} of {len(told)}",
+    ]
 
 
 @click.command("bias")

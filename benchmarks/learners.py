@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks import machine
 from benchmarks.labels.replay import NO_ROWS, Contender, Stage, _Campaign, staged
@@ -80,7 +81,8 @@ def _stay(stage: Stage, case: Case, in_use: str, learners: Mapping[str, Learner]
         right = {name: _right(stage, learners[name], campaign) for name in order}
         found = {"rounds": number, "labels": len(campaign.known), "right": right}
         if number in case.after:
-            found |= _verdicts(_tried(stage, {name: learners[name] for name in order}, campaign))
+            tried = _tried(stage, {name: learners[name] for name in order}, campaign)
+            found |= _verdicts(tried, drawn_of(campaign))
         yield found
 
 
@@ -113,12 +115,17 @@ def _tried(stage: Stage, learners: Mapping[str, Learner], campaign: _Campaign) -
     return judge(learners, Known(world.X[rows], Labels(rows, world.y[rows])), world.X[sample])
 
 
-def _verdicts(tried: Tried) -> dict[str, Any]:
+def drawn_of(campaign: _Campaign) -> npt.NDArray[np.bool_]:
+    """Return whether each labelled record, by row, was drawn uniformly."""
+    return np.isin(np.sort(campaign.known), NO_ROWS if campaign.random is None else campaign.random)
+
+
+def _verdicts(tried: Tried, drawn: npt.NDArray[np.bool_]) -> dict[str, Any]:
     found: dict[str, Any] = {"too_early": tried.too_early, "advice": dict.fromkeys(WEIGHTS), "candidates": {}}
     if tried.too_early:
         return found
     for name, weights in zip(WEIGHTS, (tried.weights, np.ones_like(tried.weights)), strict=True):
-        results = compare(tried.judged, tried.folds, weights)
+        results = compare(tried.judged, tried.folds, weights, drawn)
         better = [each for each in results if each.verdict == "better"]
         found["candidates"][name] = [asdict(each) for each in results]
         if better:

@@ -270,8 +270,8 @@ def test_weights_are_those_that_learners_are_compared_by(pool: Pool, tmp_path: P
     compared = campaign.compare_learners([PLAIN, "sklearn.naive_bayes:GaussianNB"])
     plain, weighted = found.corrected
     assert (plain.name, weighted.name) == (PLAIN, f"{PLAIN}, weighted")
-    assert plain.accuracy == pytest.approx(compared.candidates[0].accuracy)
-    assert weighted.difference == pytest.approx(weighted.accuracy - plain.accuracy)
+    assert plain.brier == pytest.approx(compared.candidates[0].brier)
+    assert plain.accuracy == compared.candidates[0].accuracy
     assert weighted.difference_low <= weighted.difference <= weighted.difference_high
     assert progress[0] == (1, 30)
     assert progress[-1] == (30, 30)

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.tree import DecisionTreeClassifier
 
 from dal.errors import InputError
-from dal.evidence.comparison import ALIKE, HEAVIEST, Judged, compare, margin_strata, raked
+from dal.evidence.comparison import ALIKE, FEWEST_DRAWN, HEAVIEST, Judged, compare, margin_strata, raked
 from dal.evidence.folds import FEWEST_RECORDS, again, dealt, grouped, lacking, marks_of
 
 Floats = NDArray[np.float64]
@@ -21,6 +21,11 @@ Codes = NDArray[np.int64]
 
 def records(n: int, d: int = 3, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((n, d), dtype=np.float32)
+
+
+def everything(n: int) -> NDArray[np.bool_]:
+    """Say of n records that all were drawn at random."""
+    return np.ones(n, dtype=np.bool_)
 
 
 # -- folds -------------------------------------------------------------------------------------------------------------
@@ -195,7 +200,7 @@ def test_a_record_without_a_class_is_wrong() -> None:
 
 def test_the_interval_is_that_of_nadeau_and_bengio_where_weights_are_equal() -> None:
     found, folds, _ = judged(400, (0.7, 0.9))
-    one, other = compare(found, folds, np.ones_like(folds, dtype=float))
+    one, other = compare(found, folds, np.ones_like(folds, dtype=float), everything(400))
     gaps = [
         float((found[1].correct[r] - found[0].correct[r])[folds[r] == fold].mean())
         for r in range(3)
@@ -210,10 +215,10 @@ def test_the_interval_is_that_of_nadeau_and_bengio_where_weights_are_equal() -> 
 
 def test_means_are_weighted_and_calibration_is_that_of_loops() -> None:
     found, folds, weights = judged(150, (0.6, 0.8))
-    one, other = compare(found, folds, weights)
+    one, other = compare(found, folds, weights, everything(150))
     shares = weights / weights.sum(axis=1, keepdims=True)
     means = [float((shares * each.correct).sum(axis=1).mean()) for each in found]
-    assert (one.accuracy, other.accuracy) == pytest.approx(means)
+    assert [one.accuracy.value, other.accuracy.value] == pytest.approx(means)
     assert other.difference == pytest.approx(means[1] - means[0])
     assert other.brier == pytest.approx(1 - means[1])
     error = 0.0
@@ -221,7 +226,48 @@ def test_means_are_weighted_and_calibration_is_that_of_loops() -> None:
         mine = (found[0].confidence >= low) & (found[0].confidence < low + 0.1)
         error += abs(float((shares * (found[0].confidence - found[0].correct))[mine].sum() / 3))
     assert one.calibration == pytest.approx(error)
-    assert one.low < one.accuracy < one.high
+    assert one.accuracy.low < means[0] < one.accuracy.high
+
+
+def slow_interval(correct: Floats, folds: Codes, drawn: NDArray[np.bool_]) -> tuple[float, float]:
+    """Compute by plain loops the interval of an accuracy by the records that were drawn, all alike."""
+    n, mean = int(drawn.sum()), float(np.mean([each[drawn].mean() for each in correct]))
+    sums = [
+        5 * sum(correct[r, at] - mean for at in np.flatnonzero(drawn) if folds[r, at] == fold) / n
+        for r in range(3)
+        for fold in range(5)
+    ]
+    variance = (1 / 15 + 1 / 4) * sum(each**2 for each in sums) / 14
+    worth = min(n, mean * (1 - mean) / variance)
+    z = stats.norm.ppf(0.975)
+    middle = (mean + z**2 / (2 * worth)) / (1 + z**2 / worth)
+    half = z * math.sqrt(mean * (1 - mean) / worth + z**2 / (4 * worth**2)) / (1 + z**2 / worth)
+    return middle - half, middle + half
+
+
+def test_an_accuracy_is_told_by_the_records_drawn_at_random_alone() -> None:
+    found, folds, weights = judged(150, (0.6, 0.8))
+    drawn = np.zeros(150, dtype=bool)
+    drawn[np.random.default_rng(5).permutation(150)[:30]] = True
+    told = [each.accuracy for each in compare(found, folds, weights, drawn)]
+    for each, accuracy in zip(found, told, strict=True):
+        assert accuracy.value is None  # it would be too low
+        assert (accuracy.high, accuracy.n) == (1.0, 30)
+        assert accuracy.low == pytest.approx(slow_interval(each.correct, folds, drawn)[0])
+        assert f"at least {accuracy.low:.3f} (97.5 %)" in accuracy.text
+        each.correct[:, ~drawn] = 1 - each.correct[:, ~drawn]
+    assert [each.accuracy for each in compare(found, folds, weights[:, ::-1], drawn)] == told
+    everywhere = compare(found, folds, np.ones_like(weights), everything(150))[0].accuracy
+    assert (everywhere.low, everywhere.high) == pytest.approx(slow_interval(found[0].correct, folds, everything(150)))
+
+
+@pytest.mark.parametrize(("count", "right", "low"), [(0, 0.5, 0.0), (19, 1.0, 0.0), (20, 1.0, 0.839), (20, 0.0, 0.0)])
+def test_few_records_drawn_at_random_tell_no_accuracy(count: int, right: float, low: float) -> None:
+    found, folds, weights = judged(60, (right, right))
+    told = compare(found, folds, weights, np.arange(60) >= 60 - count)[1].accuracy
+    assert (told.value, told.high, told.n) == (None, 1.0, count)
+    assert told.low == pytest.approx(low, abs=1e-3)
+    assert told.text.startswith("not enough evidence") == (count < FEWEST_DRAWN)
 
 
 @settings(max_examples=30, deadline=None)
@@ -231,15 +277,21 @@ def test_the_order_of_labels_does_not_matter(seed: int, n: int) -> None:
     order = np.random.default_rng(seed).permutation(n)
     moved = [Judged(e.name, e.correct[:, order], e.brier[:, order], e.confidence[:, order]) for e in found]
     for one, other in zip(
-        compare(found, folds, weights), compare(moved, folds[:, order], weights[:, order]), strict=True
+        compare(found, folds, weights, everything(n)),
+        compare(moved, folds[:, order], weights[:, order], everything(n)),
+        strict=True,
     ):
-        assert {**vars(one)} == pytest.approx({**vars(other)})
+        told = [{**vars(each), **vars(each.accuracy)} for each in (one, other)]
+        for each in told:
+            del each["accuracy"]
+        assert told[0] == pytest.approx(told[1])
 
 
 def test_equal_learners_are_not_told_apart_and_never_for_sure_on_few_records() -> None:
     for n, verdict in ((50, "too early to tell"), (4000, "alike")):
         found, folds, _ = judged(n, (0.9, 0.9))
-        same = compare([found[0], Judged("twin", *list(vars(found[0]).values())[1:])], folds, np.ones((3, n)))[1]
+        twins = [found[0], Judged("twin", *list(vars(found[0]).values())[1:])]
+        same = compare(twins, folds, np.ones((3, n)), everything(n))[1]
         assert same.verdict == verdict
         assert same.difference == 0
         assert same.difference_high == -same.difference_low > 0
@@ -249,7 +301,7 @@ def test_equal_learners_are_not_told_apart_and_never_for_sure_on_few_records() -
 def test_more_rivals_make_wider_intervals() -> None:
     found, folds, weights = judged(200, (0.7, 0.75))
     rivals = [Judged(f"rival {at}", *list(vars(found[1]).values())[1:]) for at in range(5)]
-    alone, among = compare(found, folds, weights)[1], compare([found[0], *rivals], folds, weights)[1]
+    alone, among = (compare(each, folds, weights, everything(200))[1] for each in (found, [found[0], *rivals]))
     assert among.difference == alone.difference
     assert among.difference_high > alone.difference_high
 
@@ -257,7 +309,9 @@ def test_more_rivals_make_wider_intervals() -> None:
 def test_shapes_that_do_not_agree_are_refused() -> None:
     found, folds, weights = judged(50, (0.7, 0.8))
     with pytest.raises(InputError, match="shape"):
-        compare(found, folds, weights[:, :-1])
+        compare(found, folds, weights[:, :-1], everything(50))
+    with pytest.raises(InputError, match="drawn"):
+        compare(found, folds, weights, everything(49))
 
 
 def drawn(n: int, seed: tuple[int, int]) -> tuple[NDArray[np.float32], Codes]:
@@ -285,10 +339,39 @@ def test_intervals_hold_the_difference_of_learners_fitted_on_other_samples(n: in
                 for at, make in enumerate(makers):
                     proba[at, repeat, out] = make().fit(X[~out], y[~out]).predict_proba(X[out])
         tried = [Judged.of(str(at), proba[at], np.eye(2)[y]) for at in range(2)]
-        one, other = compare(tried, folds, np.ones((3, n)))
+        one, other = compare(tried, folds, np.ones((3, n)), everything(n))
         held += [
-            one.low <= truth[0] <= one.high,
+            one.accuracy.low <= truth[0] <= one.accuracy.high,
             other.difference_low <= truth[1] - truth[0] <= other.difference_high,
         ]
     # Of 150, a coverage of 0.95 gives at least 137 in 96 of 100 cases.
     assert held.min() >= 137
+
+
+@pytest.mark.slow
+def test_an_accuracy_is_at_least_as_told_where_most_labels_were_asked() -> None:
+    """In 100 campaigns of 30 records drawn at random and 60 that a line is unsure of, 30 at a time."""
+    makers = (LogisticRegression, lambda: DecisionTreeClassifier(max_depth=4, random_state=0))
+    X, y = drawn(10_000, (0, 0))
+    held, told = np.zeros(2), np.zeros(2)
+    for campaign in range(100):
+        P, of = drawn(2_000, (3, campaign))
+        known = np.arange(30)
+        for _ in range(2):
+            margin = np.abs(LogisticRegression().fit(P[known], of[known]).decision_function(P))
+            margin[known] = np.inf
+            known = np.concatenate([known, np.argsort(margin)[:30]])
+        mine, codes = P[known], of[known]
+        folds = np.stack([dealt(again(marks_of(mine), repeat), codes, 5) for repeat in range(3)])
+        proba = np.zeros((2, 3, len(known), 2))
+        for repeat, fold, at in np.ndindex(3, 5, 2):
+            out = folds[repeat] == fold
+            proba[at, repeat, out] = makers[at]().fit(mine[~out], codes[~out]).predict_proba(mine[out])
+        tried = [Judged.of(str(at), proba[at], np.eye(2)[codes]) for at in range(2)]
+        truth = [(make().fit(mine, codes).predict(X) == y).mean() for make in makers]
+        lows = [each.accuracy.low for each in compare(tried, folds, np.ones((3, len(known))), known < 30)]
+        held += np.array(lows) <= truth
+        told += np.array(lows) > 0.3
+    # Of 100, a coverage of 0.975 gives at least 94 in 99 of 100 cases.
+    assert held.min() >= 94
+    assert told.min() >= 90

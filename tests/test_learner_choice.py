@@ -1,5 +1,6 @@
 """The choice of learner: compared on the labels of real campaigns, and switched between their rounds."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -23,6 +24,7 @@ from dal.cli import main
 from dal.compute.workers import OnDemand
 from dal.errors import ClusterLost, DalError, InputError, LearnerError, LearnerSwitched, SettingsError
 from dal.evidence.comparison import compare
+from dal.evidence.ruler import Estimate
 from dal.evidence.votes import Labels
 from dal.explorer.report import view_of_campaign
 from dal.learners.learner import Learner
@@ -69,16 +71,50 @@ def test_a_learner_that_is_better_is_named_with_its_interval_and_costs(pool: Poo
     assert (plain.verdict, tree.verdict) == ("in use", "better")
     assert naive.verdict != "better"
     assert 0.2 < tree.difference_low < tree.difference < tree.difference_high
-    assert tree.accuracy == pytest.approx(plain.accuracy + tree.difference)
-    X, y = crossed(20_000, seed=5)
-    model = Learner(DecisionTreeClassifier(random_state=0), CLASSES).fit(*labelled(campaign, pool))
-    assert tree.low <= (model.predict_proba(X).argmax(axis=1) == y).mean() <= tree.high
+    assert tree.accuracy.text == "not enough evidence: 0 of 200 labels are of records drawn at random, 20 are needed"
     assert tree.fit_seconds > 0
     assert tree.pass_seconds > 0
     assert found.best is tree
     assert "has overtaken" in found.text
     assert any("ann" in note for note in found.notes)
     assert Comparison.of_json(found.as_json()) == found
+
+
+def test_an_accuracy_is_told_by_what_was_drawn_at_random(
+    pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of labels that were asked, a bound; of the strategy random, the accuracy that it has always been."""
+    seen = list[NDArray[np.bool_]]()
+    monkeypatch.setattr("dal.loop.learners.compare", lambda *given: (seen.append(given[3]), compare(*given))[1])
+    asked, random = (
+        Campaign.create(tmp_path / name, pool, CLASSES, strategy=name, estimator=TREE, batch_size=40)
+        for name in ("margin", "random")
+    )
+    X, y = crossed(20_000, seed=5)
+    for campaign in (asked, random):
+        played(campaign, 3)
+        found = campaign.compare_learners([PLAIN])
+        tree = found.candidates[0]
+        model = Learner(DecisionTreeClassifier(random_state=0), CLASSES).fit(*labelled(campaign, pool))
+        assert tree.accuracy.low <= (model.predict_proba(X).argmax(axis=1) == y).mean() <= tree.accuracy.high
+        mine = campaign.answers.labels().rows
+        explored = np.isin(mine, campaign.rounds.explored_rows())
+        assert np.array_equal(seen[-1], explored | (campaign is random))
+        assert tree.accuracy.n == seen[-1].sum() >= 20
+        assert (tree.accuracy.value is None) == (campaign is asked)
+        told = f"at least {tree.accuracy.low:.3f}" if campaign is asked else f"{tree.accuracy.value:.3f} ("
+        assert found.tables()[0][1][0][1].startswith(told)
+
+
+def test_a_comparison_of_an_older_version_tells_no_accuracy(pool: Pool, tmp_path: Path) -> None:
+    found = made(pool, tmp_path / "c", 60).compare_learners([NAIVE])
+    values = json.loads(found.as_json())
+    for each in values["candidates"]:
+        each |= {"accuracy": 0.9, "low": 0.8, "high": 0.95}
+    older = Comparison.of_json(json.dumps(values))
+    assert [each.accuracy.value for each in older.candidates] == [None, None]
+    assert [each.difference for each in older.candidates] == [each.difference for each in found.candidates]
+    assert older.tables()[0][1][0][1] == "not enough evidence"
 
 
 def labelled(campaign: Campaign, pool: Pool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -190,8 +226,14 @@ def test_the_order_of_labels_changes_nothing() -> None:
     learners = {name: Learner.named(name, CLASSES) for name in (PLAIN, "sklearn.naive_bayes:GaussianNB")}
     one, other = (judge(learners, Known(X[rows], Labels(rows, y[rows])), X[:50]) for rows in (np.arange(90), order))
     assert np.array_equal(one.folds[:, order], other.folds)
-    results = [compare(each.judged, each.folds, each.weights)[1] for each in (one, other)]
-    assert vars(results[0]) == pytest.approx(vars(results[1]), abs=1e-6)
+    drawn = np.arange(90) < 40
+    results = [
+        compare(each.judged, each.folds, each.weights, drawn[rows])[1]
+        for each, rows in ((one, np.arange(90)), (other, order))
+    ]
+    assert results[0].accuracy.low == pytest.approx(results[1].accuracy.low) != 0
+    one, other = (replace(each, accuracy=results[0].accuracy) for each in results)
+    assert vars(one) == pytest.approx(vars(other), abs=1e-6)
 
 
 def test_weights_undo_the_choice_of_hard_records() -> None:
@@ -202,15 +244,22 @@ def test_weights_undo_the_choice_of_hard_records() -> None:
     near = rng.random(20_000) < np.where(np.abs(X[:, 0]) < 0.4, 0.06, 0.006)
     rows = np.flatnonzero(near)
     learners = {name: Learner.named(name, CLASSES) for name in (PLAIN, "sklearn.naive_bayes:GaussianNB")}
-    known = Known(X[rows], Labels(rows, y[rows]))
-    found = compared(learners, known, X[:1000], len(X)).candidates[0]
+    known, everything = Known(X[rows], Labels(rows, y[rows])), np.ones(len(rows), dtype=bool)
     model = learners[PLAIN].fit(X[rows], y[rows])
     true = float((model.predict_proba(X).argmax(axis=1) == y).mean())
     tried = judge(learners, known, X[:1000])
-    plain = compare(tried.judged, tried.folds, np.ones_like(tried.weights))[0].accuracy
-    assert plain < true - 0.05
-    assert found.accuracy == pytest.approx(true, abs=0.03)
-    assert found.low <= true <= found.high
+    plain, weighted = (
+        compare(tried.judged, tried.folds, weights, everything)[0].accuracy
+        for weights in (np.ones_like(tried.weights), tried.weights)
+    )
+    assert plain.value is not None
+    assert plain.value < true - 0.05
+    assert weighted.value == pytest.approx(true, abs=0.03)
+    # Those drawn at random are of one class: few, and they still tell what it is at least.
+    one_class = np.isin(np.arange(len(rows)), rng.permutation(np.flatnonzero(y[rows] == 1))[:25])
+    told = compared(learners, known, X[:1000], len(X), one_class).candidates[0].accuracy
+    assert told.value is None
+    assert 0.3 < told.low < true
 
 
 def test_votes_with_weights_are_compared(pool: Pool, tmp_path: Path) -> None:
@@ -235,7 +284,8 @@ def test_the_command_draws_a_table_and_changes_nothing(pool: Pool, tmp_path: Pat
 
 def test_a_comparison_that_is_open_says_so() -> None:
     def candidate(name: str, verdict: str) -> Candidate:
-        return Candidate(name, 0.9, 0.8, 0.95, 0.0, -0.1, 0.1, 0.1, 0.1, verdict, 1.0, 1.0)  # type: ignore[arg-type]
+        accuracy = Estimate(0.9, 0.8, 0.95, 50, "")
+        return Candidate(name, accuracy, 0.0, -0.1, 0.1, 0.1, 0.1, verdict, 1.0, 1.0)  # type: ignore[arg-type]
 
     use = candidate("a", "in use")
     assert "whether b would" in Comparison("a", 50, (use, candidate("b", "too early to tell"))).text

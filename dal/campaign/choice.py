@@ -13,6 +13,7 @@ from dal.campaign.schema import comparisons, rounds, switches
 from dal.campaign.store import CampaignStore
 from dal.errors import InputError, LearnerSwitched
 from dal.evidence.comparison import Compared
+from dal.evidence.ruler import Estimate
 from dal.texts import flaw
 
 
@@ -36,6 +37,22 @@ class Candidate(Compared):
         """The candidate's difference from the learner in use, in words."""
         ends = f"{self.difference_low:+.3f} to {self.difference_high:+.3f}"
         return f"{self.name} is {self.verdict}, by {self.difference:+.3f} ({ends}) of accuracy on the pool"
+
+
+def _candidate(values: dict[str, Any]) -> Candidate:
+    """Read a candidate; the accuracy of older ones is by labels that were asked for, and off by many points."""
+    if isinstance(values["accuracy"], dict):
+        accuracy = Estimate(**values["accuracy"])
+    else:
+        accuracy = Estimate(None, 0.0, 1.0, 0, "not enough evidence: compare again")
+    known = {each.name: values[each.name] for each in fields(Candidate)}
+    return Candidate(**known | {"accuracy": accuracy})
+
+
+def _written(accuracy: Estimate) -> str:
+    if accuracy.value is not None:
+        return f"{accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f})"
+    return f"at least {accuracy.low:.3f}" if accuracy.low > 0 else "not enough evidence"
 
 
 @dataclass(frozen=True)
@@ -90,7 +107,7 @@ class Comparison:
     def of_json(cls, text: str) -> Self:
         """Read what `as_json` wrote."""
         values: dict[str, Any] = json.loads(text)
-        candidates = tuple(Candidate(**each) for each in values.pop("candidates"))
+        candidates = tuple(_candidate(each) for each in values.pop("candidates"))
         return cls(**values | {"candidates": candidates, "notes": tuple(values["notes"])})
 
     def as_json(self) -> str:
@@ -103,8 +120,7 @@ class Comparison:
         beside: list[Sequence[str]] = []
         for each in self.candidates:
             gap = f"{each.difference:+.3f} ({each.difference_low:+.3f} to {each.difference_high:+.3f})"
-            accuracy = f"{each.accuracy:.3f} ({each.low:.3f} to {each.high:.3f})"
-            judged.append((each.name, accuracy, "" if each.verdict == "in use" else gap, each.verdict))
+            judged.append((each.name, _written(each.accuracy), "" if each.verdict == "in use" else gap, each.verdict))
             seconds = f"{each.fit_seconds:.2g} s", f"{each.pass_seconds:.2g} s"
             beside.append((each.name, f"{each.brier:.3f}", f"{each.calibration:.3f}", *seconds))
         return [

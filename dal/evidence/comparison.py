@@ -4,6 +4,10 @@ Each learner is judged on records that are held out, the same ones for all. The 
 pool: they were chosen because the learner in use was unsure of them, which is to its disadvantage. So they are weighted
 to the pool first, see `raked`. The interval of a difference is that of Nadeau and Bengio, which knows that the fits of
 a cross-validation share their records.
+
+Weights do not mend the accuracy itself, and neither do the records that were drawn at random alone: what was asked
+after one of them is unlike it, so that a learner that is not fitted on it knows its surroundings less than the rest of
+the pool. They show an accuracy that is too low, and so no more than what it is at least.
 """
 
 import math
@@ -15,14 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from dal.errors import InputError
-from dal.evidence.ruler import effective_number, share_interval
+from dal.evidence.ruler import Estimate, effective_number, share_interval
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
 Verdict = Literal["in use", "better", "worse", "alike", "too early to tell"]
 
 ALIKE = 0.01
 """Difference of accuracies within which two learners count as alike, where the whole interval is."""
+FEWEST_DRAWN = 20
+"""Records drawn at random below which nothing is known of an accuracy."""
 HEAVIEST = 10.0
 """Most that a record weighs, as a multiple of the mean: one record must not carry the result."""
 
@@ -122,8 +129,9 @@ class Compared:
     Attributes
     ----------
     name : str
-    accuracy, low, high : float
-        Accuracy on the pool of the learner fitted on about as many labels as there are, with its 95 % interval.
+    accuracy : Estimate
+        On the pool, of the learner fitted on about as many labels as there are. Where some of the labels were not drawn
+        at random, `low` is what it is at least, and there is no value.
     difference, difference_low, difference_high : float
         Of its accuracy to that of the learner in use; paired, over the same records and fits. The interval holds for
         all learners that were compared together.
@@ -135,9 +143,7 @@ class Compared:
     """
 
     name: str
-    accuracy: float
-    low: float
-    high: float
+    accuracy: Estimate
     difference: float
     difference_low: float
     difference_high: float
@@ -147,7 +153,7 @@ class Compared:
 
 
 def compare(
-    judged: Sequence[Judged], folds: Integers, weights: Floats, *, confidence: float = 0.95
+    judged: Sequence[Judged], folds: Integers, weights: Floats, drawn: Booleans, *, confidence: float = 0.95
 ) -> tuple[Compared, ...]:
     """Compare learners with the first of them, which is the one in use.
 
@@ -158,8 +164,10 @@ def compare(
         The fold that held each record out.
     weights : ndarray of float64, shape (repeats, n)
         Of the records; any scale.
+    drawn : ndarray of bool, shape (n,)
+        Whether each record was drawn uniformly from the pool.
     confidence : float, default=0.95
-        Of all differences together, by Bonferroni.
+        Of each accuracy, and of all differences together, by Bonferroni.
 
     Returns
     -------
@@ -171,15 +179,13 @@ def compare(
     InputError
         If the shapes do not agree.
     """
-    shapes = {folds.shape, weights.shape, *(each.correct.shape for each in judged)}
+    shapes = {folds.shape, weights.shape, (len(folds), *drawn.shape), *(each.correct.shape for each in judged)}
     if len(shapes) > 1:
-        raise InputError(f"`judged`, `folds` and `weights` must have one shape, got {sorted(shapes)}")
+        raise InputError(f"`judged`, `folds`, `weights` and `drawn` must agree in shape, got {sorted(shapes)}")
     shares = weights / weights.sum(axis=1, keepdims=True)
     each_confidence = 1 - (1 - confidence) / max(1, len(judged) - 1)
     found = []
     for each in judged:
-        mean, variance, _ = _corrected(each.correct, folds, shares)
-        low, high = share_interval(mean, _worth(mean, variance, shares), confidence)
         gap, gap_variance, freedom = _corrected(each.correct - judged[0].correct, folds, shares)
         half = _critical(freedom, each_confidence) * math.sqrt(gap_variance)
         ends = max(-1.0, gap - half), min(1.0, gap + half)
@@ -187,9 +193,7 @@ def compare(
         found.append(
             Compared(
                 each.name,
-                mean,
-                low,
-                high,
+                _accuracy(each.correct, folds, shares, drawn, confidence),
                 gap,
                 *((0.0, 0.0) if first else ends),
                 float((shares * each.brier).sum(axis=1).mean()),
@@ -229,6 +233,24 @@ def _critical(freedom: int, confidence: float) -> float:
     from scipy.special import stdtrit  # where a comparison is read again, nothing of SciPy is needed
 
     return float(stdtrit(freedom, (1 + confidence) / 2))
+
+
+def _accuracy(correct: Floats, folds: Integers, shares: Floats, drawn: Booleans, confidence: float) -> Estimate:
+    """Estimate the accuracy on the pool, or what it is at least, by the records that were drawn from it."""
+    n = int(drawn.sum())
+    if n < FEWEST_DRAWN:
+        text = f"not enough evidence: {n} of {len(drawn):,} labels are of records drawn at random, {FEWEST_DRAWN} are"
+        return Estimate(None, 0.0, 1.0, n, f"{text} needed")
+    if not drawn.all():
+        shares = np.broadcast_to(drawn / n, folds.shape)
+    mean, variance, _ = _corrected(correct, folds, shares)
+    low, high = share_interval(mean, _worth(mean, variance, shares), confidence)
+    if drawn.all():
+        text = f"{mean:.3f} ({low:.3f} to {high:.3f}, {100 * confidence:g} %) on {n:,} labels, all drawn at random"
+        return Estimate(mean, low, high, n, text)
+    one_sided = 50 * (1 + confidence)
+    text = f"at least {low:.3f} ({one_sided:g} %) on the {n:,} labels of records drawn at random"
+    return Estimate(None, low, 1.0, n, text)
 
 
 def _worth(mean: float, variance: float, shares: Floats) -> float:

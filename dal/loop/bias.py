@@ -227,6 +227,7 @@ def weights_of(
     view, settings = View(campaign), campaign.settings
     with campaign.database.snapshot():
         labels, name, drawn = view.labels(), campaign.learner, view.propensities()
+        random = view.random_rows()
     pool, features, learner = view.grown_pool(), Features(view), learner_of(campaign, name)
     propensities = np.array([drawn.get(row, np.nan) for row in labels.rows.tolist()])
     X, sample = features.take(labels.rows), sample_of_pool(view, features)
@@ -259,7 +260,8 @@ def weights_of(
         importance = scaled(training[sound & first])
         trained = judge_weighted({name: learner}, known, sample, tried, importance, workers=workers, progress=progress)
         if isinstance(trained, Judged):
-            corrected = compare([*tried.judged, trained], tried.folds, tried.weights)
+            at_random = np.isin(known.labels.rows, random)
+            corrected = compare([*tried.judged, trained], tried.folds, tried.weights, at_random)
         else:
             notes.append(f"With the weights, {trained}.")
     else:

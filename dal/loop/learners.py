@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 Floats32 = npt.NDArray[np.float32]
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
+Booleans = npt.NDArray[np.bool_]
 Named: TypeAlias = str | BaseEstimator | Preset
 
 TRIED_ROWS, TRIED_BYTES = 1280, 64 * 2**20
@@ -103,6 +104,7 @@ def compared(
     known: Known,
     sample: Floats32,
     n_rows: int,
+    drawn: Booleans,
     *,
     workers: Workers | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -119,6 +121,8 @@ def compared(
         Records drawn uniformly from the pool, all of which the learners take.
     n_rows : int
         Of the pool.
+    drawn : ndarray of bool, shape (n,)
+        Whether each of the known records was drawn uniformly from the pool.
     workers : Workers, optional
         That fit the folds, asked for once there is something to fit; by default this process does.
     progress : callable, optional
@@ -137,7 +141,10 @@ def compared(
     candidates = tuple(
         Candidate(**vars(each), fit_seconds=seconds, pass_seconds=n_rows / pace)
         for each, seconds, pace in zip(
-            compare(tried.judged, tried.folds, tried.weights), tried.fit_seconds, tried.rows_per_second, strict=True
+            compare(tried.judged, tried.folds, tried.weights, drawn),
+            tried.fit_seconds,
+            tried.rows_per_second,
+            strict=True,
         )
     )
     worth = effective_number(tried.weights.mean(axis=0))
@@ -145,7 +152,8 @@ def compared(
         f"The {n:,} labelled records are weighted to the pool by what {in_use} predicts of them, and at which margin,"
         f" against {len(sample):,} records of the pool; they weigh as much as {worth:,.0f} drawn at random."
     )
-    return Comparison(in_use, n, candidates, notes=(weighted, *tried.failed))
+    level = f"Accuracy of {in_use}: {candidates[0].accuracy.text}."
+    return Comparison(in_use, n, candidates, notes=(weighted, level, *tried.failed))
 
 
 class Tried(NamedTuple):
@@ -410,6 +418,7 @@ def compare_learners(
     view, settings = View(campaign), campaign.settings
     with campaign.database.snapshot():
         labels, in_use, last_answer = view.labels(), campaign.learner, campaign.answers.last_id()
+        random = view.random_rows()
         annotators = set(campaign.answers.latest().annotators)
     pool, features, given = view.grown_pool(), Features(view), len(labels.rows)
     labels = drawn_labels(labels, settings.random_state)
@@ -442,6 +451,7 @@ def compare_learners(
         Known(X, labels).part(np.flatnonzero(sound)),
         sample[usable(sample, missing=missing)],
         pool.n_rows,
+        np.isin(labels.rows[sound], random),
         workers=workers,
         progress=progress,
     )
