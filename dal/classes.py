@@ -174,9 +174,28 @@ def alike(names: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def listed(names: Sequence[str], most: int = 10) -> str:
-    """Return names separated by commas, the first ones of many, for a message."""
-    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+def spelled(name: str) -> str:
+    """Return a class for a line of names that commas or colons separate: in quotes where it holds one itself.
+
+    Examples
+    --------
+    >>> spelled("pop"), spelled("rock, hard")
+    ('pop', '"rock, hard"')
+    """
+    return f'"{name}"' if {",", ":"} & set(name) else name
+
+
+def listed(names: Sequence[str], most: int | None = 10) -> str:
+    """Return classes separated by commas, for a message: the first ones of many, or all where `most` is None.
+
+    Examples
+    --------
+    >>> listed(["rock, hard", "pop", "jazz"], most=2)
+    '"rock, hard", pop and 1 more'
+    """
+    most = len(names) if most is None else most
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(spelled(name) for name in names[:most]) + more
 
 
 def codes_of(values: object, names: Sequence[str], *, what: str, gaps: bool = False, codes: bool = False) -> Codes:

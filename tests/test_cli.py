@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -390,11 +391,33 @@ def test_the_demo_is_the_same_for_the_same_seed_and_saves_a_page(tmp_path: Path)
     assert pool.fields == ("original",)
 
 
+def test_commands_to_copy_hold_for_a_folder_whose_name_has_a_blank(pool: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "my campaign"
+    said = ok("init", folder, pool, "--classes", "ham,spam")
+    copied = [shlex.split(each) for each in re.findall(r"dal (?:next|serve|run) .*?my campaign'?", said)]
+    assert copied == [["dal", verb, str(folder)] for verb in ("next", "serve", "run")]
+
+
+def test_a_pool_that_was_moved_is_found_again_by_its_setting(pool: Path, tmp_path: Path) -> None:
+    folder, moved = tmp_path / "campaign", tmp_path / "moved.zarr"
+    ok("init", folder, pool, "--classes", "ham,spam")
+    pool.rename(moved)
+    refused = dal("next", folder)
+    assert refused.exit_code == 1
+    assert "campaign.toml" in refused.output
+    toml = folder / "campaign.toml"
+    toml.write_text(toml.read_text().replace(str(pool), str(moved)))
+    assert ok("label", "export", folder, tmp_path / "labels.csv", "--labels")
+
+
 def test_classes_with_commas_and_from_a_file(pool: Path, tmp_path: Path) -> None:
     ok("init", tmp_path / "a", pool, "--class", "ham, eggs", "--class", "-1", "--class", "cafe\u0301")
     named = tmp_path / "classes.txt"
     named.write_bytes("\ufeffham, eggs\r\n-1\r\n\r\ncaf\u00e9\r\n".encode())
     ok("init", tmp_path / "b", pool, "--classes-from", named)
+    empty = tmp_path / "empty.txt"
+    empty.write_bytes(b"\r\n")
+    assert 'labels: "ham, eggs": 0, -1: 0, ' in ok("status", tmp_path / "a")
     for name in "ab":
         assert Campaign.open(tmp_path / name).settings.classes == ("ham, eggs", "-1", "caf\u00e9")
     for options, said in (
@@ -402,6 +425,7 @@ def test_classes_with_commas_and_from_a_file(pool: Path, tmp_path: Path) -> None
         (("--classes", "a,b", "--class", "c"), "--classes and --class"),
         (("--class", "cafe\u0301", "--class", "caf\u00e9"), "more than once"),
         (("--class", "a"), "at least two"),
+        (("--classes-from", empty), "empty.txt must hold a class"),
     ):
         refused = dal("init", tmp_path / "c", pool, *options)
         assert refused.exit_code != 0

@@ -144,6 +144,21 @@ def test_missing_features_stand_at_their_mean() -> None:
     np.testing.assert_array_equal(codebook.assign(sound), codebook.assign(filled.astype(np.float32)))
 
 
+def test_a_pool_of_gaps_alone_is_refused_in_words_of_the_pool() -> None:
+    with pytest.raises(SettingsError, match=r"the pool .*in 5 records.*build the pool again"):
+        Codebook.fit(np.full((5, 3), np.nan, np.float32), 2, 0)
+
+
+def test_building_says_which_column_has_the_gaps(tmp_path: Path) -> None:
+    table = tmp_path / "holes.csv"
+    table.write_text("id,x,y\n" + "".join(f"r{row},{row or ''},\n" for row in range(4)))
+    said = CliRunner().invoke(main, ["pool", "build", str(table), str(tmp_path / "p.zarr"), "--ids", "id"]).output
+    assert "4 of the 4 records that were looked at hold NaN or infinite features, most of them in y (4)" in said
+    table.write_text("id,x,y\n" + "".join(f"s{row},{row or ''},1\n" for row in range(4)))
+    said = CliRunner().invoke(main, ["pool", "append", str(table), str(tmp_path / "p.zarr")]).output
+    assert "1 of the 4 records that were looked at hold NaN or infinite features, most of them in x (1)" in said
+
+
 @pytest.mark.parametrize("width", [2, 4])
 def test_the_map_places_them_at_their_mean(width: int, tmp_path: Path) -> None:
     X = holed()[0][:, :width] + np.float32(5)

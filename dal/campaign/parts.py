@@ -4,9 +4,10 @@
 
 from typing import TYPE_CHECKING
 
+from dal.campaign.directory import TOML
 from dal.campaign.objects import digest_of
 from dal.campaign.store import CampaignStore
-from dal.errors import CampaignMismatch
+from dal.errors import CampaignMismatch, PoolNotFound
 from dal.places import place_of
 
 if TYPE_CHECKING:
@@ -30,11 +31,19 @@ def pool_of(campaign: CampaignStore) -> "Pool":
     ------
     CampaignMismatch
         If another pool lies where it was: labels would land on the wrong records.
+    PoolNotFound
+        If there is no pool, as where it was moved.
     """
     from dal.pool import Pool
 
     place = place_of(campaign.settings.pool, beside=campaign.directory)
-    pool = Pool.open(place, missing_chunks=campaign.settings.missing_chunks)
+    try:
+        pool = Pool.open(place, missing_chunks=campaign.settings.missing_chunks)
+    except PoolNotFound as error:
+        raise PoolNotFound(
+            f"no pool at {place}, where {campaign.directory} has it; move it back, or write its new path as `pool` into"
+            f" {campaign.directory / TOML}"
+        ) from error
     if pool.fingerprint != campaign.pool_fingerprint:
         raise other_pool(campaign)
     return pool

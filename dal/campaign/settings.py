@@ -413,10 +413,11 @@ def shares_of(balance: tuple[str, ...], classes: tuple[str, ...]) -> tuple[float
         except ValueError:
             share = math.nan
         if name not in shares or not 0 < share <= 1 or shares[name]:
-            known = ", ".join(classes[:_NAMED]) + (", ..." if len(classes) > _NAMED else "")
+            from dal.classes import listed  # of NumPy, and this module is imported for help
+
             raise SettingsError(
                 f"`balance` must be uniform alone, or class=share once for a class, with a share above 0 and at most 1,"
-                f" got {part!r}; name one of the classes {known}"
+                f" got {part!r}; name one of the classes {listed(classes)}"
             )
         shares[name] = share
     if math.fsum(shares.values()) > 1 + 1e-9:
@@ -426,8 +427,6 @@ def shares_of(balance: tuple[str, ...], classes: tuple[str, ...]) -> tuple[float
         )
     return tuple(shares.values())
 
-
-_NAMED = 5
 
 GROUPS: dict[str, type[Any]] = {
     each.name: type(each.default) for each in fields(Settings) if isinstance(each.default, _Checked)

@@ -377,7 +377,10 @@ class View:
     def verdicts(self) -> tuple[Verdict, ...]:
         """Return what ends the campaign, or could: an empty pool, a manager's stop, else its criteria."""
         if self._exhausted():
-            return (Verdict("pool_exhausted", True, 0, 0, "every row of the pool was asked or cannot be"),)
+            reason = "every row of the pool was asked or cannot be"
+            if invalid := _invalid(self.campaign.rounds.last):
+                reason += f": {invalid:,} hold NaN or infinite values, which the learner does not take"
+            return (Verdict("pool_exhausted", True, 0, 0, reason),)
         told = Control(self.campaign).in_force
         if told is not None and told.act == "stop":
             reason = f"{told.person} stopped the campaign on {told.at:%Y-%m-%d at %H:%M} UTC; dal resume goes on"
@@ -423,10 +426,14 @@ class View:
         return bool(spent) and self.grown_pool().n_rows <= last.n_rows
 
 
+def _invalid(round: Round | None) -> int:
+    """Return how many records the scan of a round could not use."""
+    return int(((round and round.summary) or {}).get("invalid", 0))
+
+
 def _left(round: Round) -> int:
     """Return out of how many rows a round could draw: as many as it could find valid, if it has not scanned all."""
-    invalid = int((round.summary or {}).get("invalid", 0))
-    return round.n_rows - round.stop_set - round.excluded - invalid
+    return round.n_rows - round.stop_set - round.excluded - _invalid(round)
 
 
 def _unmeasured(record: RoundRecord) -> RoundRecord:

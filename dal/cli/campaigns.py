@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dal.cli.options import class_options, classes_of, grouped, settings_options
-from dal.cli.terminal import say
+from dal.cli.terminal import quoted, say
 
 if TYPE_CHECKING:
     from dal.campaign import Settings
@@ -41,8 +41,8 @@ def init(
     campaign = Campaign.create(directory, pool_path, named, **grouped(chosen))
     parts = f"whose learner is {campaign.settings.estimator} and strategy {campaign.settings.strategy}"
     say(f"Made the campaign {campaign.directory}, {parts}.")
-    say(f"The first batch: dal next {directory}")
-    say(f"To label in a browser: dal serve {directory}, and beside it dal run {directory}")
+    say(f"The first batch: dal next {quoted(directory)}")
+    say(f"To label in a browser: dal serve {quoted(directory)}, and beside it dal run {quoted(directory)}")
 
 
 @click.command("status")
@@ -51,6 +51,7 @@ def status_(directory: Path) -> None:
     """Show where the campaign in DIRECTORY stands."""
     from dal.campaign import CampaignStore
     from dal.campaign.view import status
+    from dal.classes import spelled
     from dal.loop.savings import saved
 
     campaign = CampaignStore.open(directory)
@@ -58,7 +59,7 @@ def status_(directory: Path) -> None:
     _describe_settings(campaign.settings)
     state = "no round yet" if not now.round else f"round {now.round} is {now.status}"
     say(f"{state}; {now.asked:,} records asked, {now.labels:,} labelled, {now.pending:,} waiting")
-    say("labels: " + ", ".join(f"{name}: {count:,}" for name, count in now.per_class.items()))
+    say("labels: " + ", ".join(f"{spelled(name)}: {count:,}" for name, count in now.per_class.items()))
     if now.learner != campaign.settings.estimator:
         say(f"learner: {now.learner}")
     for told in (now.switched, now.overtaken):

@@ -108,7 +108,9 @@ def compare_(
 
 
 def _tell_known(known: Known) -> None:
-    shares = ", ".join(f"{name}: {share:.1%}" for name, share in zip(known.classes, known.shares, strict=True))
+    from dal.classes import spelled
+
+    shares = ", ".join(f"{spelled(name)}: {share:.1%}" for name, share in zip(known.classes, known.shares, strict=True))
     unknown = f"; {len(known.unknown):,} records without a class are never asked" if len(known.unknown) else ""
     say(f"classes: {shares}{unknown}")
 

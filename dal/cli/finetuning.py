@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from dal.cli.options import split, workers_options
-from dal.cli.terminal import say, shown
+from dal.cli.terminal import quoted, say, shown
 
 
 @click.command()
@@ -65,8 +65,8 @@ def finetune(
             tuning,
             lambda what, done, of: show(done, of, what),
         )
-    say(f"{campaign.directory} goes on with {pool_path}. The next batch: dal next {directory}")
+    say(f"{campaign.directory} goes on with {pool_path}. The next batch: dal next {quoted(directory)}")
     say(
-        f"To append to it: dal pool append SOURCE {pool_path} --encoder"
+        f"To append to it: dal pool append SOURCE {quoted(pool_path)} --encoder"
         f" \"dal.encoders:tuned(encoder={encoder!r}, weights='{weights}')\""
     )

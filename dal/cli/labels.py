@@ -10,7 +10,7 @@ import click
 
 from dal.choices import FORMATS
 from dal.cli.options import system_user, workers_options
-from dal.cli.terminal import say, shown
+from dal.cli.terminal import quoted, say, shown
 
 if TYPE_CHECKING:
     from dal.campaign import CampaignStore
@@ -161,7 +161,7 @@ def _weights(campaign: CampaignStore, scheduler: str | None, workers: int | None
 def _round_of(campaign: CampaignStore, number: int | None) -> int:
     rounds = [each.number for each in campaign.rounds.all()]
     if not rounds:
-        raise click.ClickException(f"No batch was chosen yet: dal next {campaign.directory}")
+        raise click.ClickException(f"No batch was chosen yet: dal next {quoted(campaign.directory)}")
     if number is not None and number not in rounds:
         raise click.ClickException(f"`--round` must be from {rounds[0]} to {rounds[-1]}, got {number}.")
     return number or rounds[-1]
@@ -204,7 +204,7 @@ def push(directory: Path, url: str, token: str, project: str | None, number: int
     say(
         f"{pushed.new:,} tasks made, {pushed.there:,} there already, {pushed.answered:,} left out as answered elsewhere"
     )
-    say(f"Label them at {pushed.page}, then: dal label pull {directory} --url {url}")
+    say(f"Label them at {pushed.page}, then: dal label pull {quoted(directory)} --url {quoted(url)}")
 
 
 @label.command("pull")

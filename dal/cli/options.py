@@ -130,7 +130,10 @@ def classes_of(classes: str | None, each_class: tuple[str, ...], classes_from: P
             lines = classes_from.read_text(encoding="utf-8-sig").split("\n")
         except UnicodeDecodeError as error:
             raise click.UsageError(f"{classes_from} must be UTF-8: save it as such.") from error
-        return [line.strip() for line in lines if line.strip()]
+        named = [line.strip() for line in lines if line.strip()]
+        if not named:
+            raise click.UsageError(f"{classes_from} must hold a class a line, got none; write the classes into it.")
+        return named
     return list(each_class) or split(classes or "")
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from dal.pool import Pool
 
+_LOOKED_AT = 2**21
+"""Numbers that are looked at for gaps: 8 MiB, as in one chunk, however large the pool."""
 
 _encoder_option = click.option(
     "--encoder",
@@ -103,6 +105,7 @@ def build(
             progress=lambda done, total: show(done, total, "rows"),
         )
     _describe(built)
+    _tell_gaps(built)
 
 
 def _vectoriser(name: str | None) -> Any:  # noqa: ANN401 - any transformer of scikit-learn
@@ -181,7 +184,9 @@ def append(
     from dal.pool import Pool
 
     with encoding_client(scheduler, workers, encoder) as client, shown("appending") as show:
-        longer = Pool.open(pool_path).append(
+        opened = Pool.open(pool_path)
+        before = opened.n_rows
+        longer = opened.append(
             source,
             ids=ids,
             features=split(features) if features else None,
@@ -195,6 +200,7 @@ def append(
             progress=lambda done, total: show(done, total, "rows"),
         )
     _describe(longer)
+    _tell_gaps(longer, before)
 
 
 @pool.command("info")
@@ -205,6 +211,25 @@ def info(pool_path: str, missing_chunks: Missing) -> None:
     from dal.pool import Pool
 
     _describe(Pool.open(pool_path, missing_chunks=missing_chunks))
+
+
+def _tell_gaps(opened: Pool, start: int = 0) -> None:
+    """Print how many records from `start` on most learners will not take: all of them where a column is empty."""
+    import numpy as np
+
+    if len(opened.record_shape) > 1 or opened.encoder is not None:  # pictures have no gaps; an encoder's are named
+        return
+    stop = min(opened.n_rows, start + max(1, _LOOKED_AT // opened.n_features))
+    gaps = ~np.isfinite(opened.read(start, stop))
+    if not (count := int(gaps.any(axis=1).sum())):
+        return
+    of_column = np.count_nonzero(gaps, axis=0)
+    worst = int(np.argmax(of_column))
+    name = opened.feature_names[worst] if opened.feature_names else f"column {worst}"
+    say(
+        f"{count:,} of the {stop - start:,} records that were looked at hold NaN or infinite features, most of them in"
+        f" {name} ({of_column[worst]:,}): a learner that takes no missing values, such as logistic, never asks them"
+    )
 
 
 def _describe(opened: Pool) -> None:

@@ -12,7 +12,7 @@ import click
 from dal.cli.campaigns import tell_balance
 from dal.cli.cluster import rows_shown, workers_chosen
 from dal.cli.options import workers_options
-from dal.cli.terminal import say, shown
+from dal.cli.terminal import quoted, say, shown
 
 if TYPE_CHECKING:
     from dal.campaign import CampaignStore
@@ -84,7 +84,7 @@ def next_(
         _tell_stopped(given)
         return
     if close and not given.fresh:
-        say(f"Nobody has begun this batch, so it stays open. To close it all the same: dal close {directory}")
+        say(f"Nobody has begun this batch, so it stays open. To close it all the same: dal close {quoted(directory)}")
     if (overtaken := Choice(campaign).warning()) != warned:
         say(overtaken or "The learner in use has been compared again: no other one has overtaken it.")
 
@@ -154,6 +154,7 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     from dal.campaign.choice import Choice
     from dal.campaign.parts import pool_of
     from dal.campaign.view import View, left_out, scored
+    from dal.classes import listed
     from dal.exchange import write_batch
     from dal.loop.learners import advice_due
 
@@ -177,8 +178,8 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
             say(told)
     else:
         say(f"Round {batch.number} is open: {batch.pending:,} of {len(batch.rows):,} records are unanswered.")
-    say(f"Fill in the column label with one of: {', '.join(campaign.settings.classes)}")
-    say(f"Then: dal label import {directory} {path}, and dal next {directory}")
+    say(f"Fill in the column label with one of: {listed(campaign.settings.classes, most=None)}")
+    say(f"Then: dal label import {quoted(directory)} {quoted(path)}, and dal next {quoted(directory)}")
     if batch.fresh and advice_due(View(campaign)):
         say("Learners are compared now; the batch can be answered meanwhile.")
 

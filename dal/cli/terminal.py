@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -22,6 +24,17 @@ if TYPE_CHECKING:
 def say(line: str) -> None:
     """Write a line."""
     click.echo(line)
+
+
+def quoted(word: str | Path) -> str:
+    """Return a word as a shell takes it, for a command that is copied: a path may hold blanks.
+
+    Examples
+    --------
+    >>> quoted("campaign"), quoted("my campaign")
+    ('campaign', "'my campaign'")
+    """
+    return shlex.quote(str(word))
 
 
 def shown(what: str) -> AbstractContextManager[Show]:

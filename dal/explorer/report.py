@@ -9,6 +9,7 @@ from dal.campaign.choice import Choice
 from dal.campaign.parts import pool_of
 from dal.campaign.quality import Quality
 from dal.campaign.view import Status, View, status
+from dal.classes import listed
 from dal.evidence.agreement import Agreement
 from dal.evidence.bias import Share
 from dal.evidence.quality import Course
@@ -112,7 +113,7 @@ def _tables(campaign: CampaignStore, now: Status) -> list[dict[str, Any]]:
                 ["batch_size", f"{settings.batch_size:,}"],
                 ["explore share", f"{settings.explore:.0%}"],
                 ["random_state", str(settings.random_state)],
-                ["classes", ", ".join(settings.classes)],
+                ["classes", listed(settings.classes, most=None)],
                 ["began", campaign.created_at.isoformat(" ", "minutes")],
             ],
         },

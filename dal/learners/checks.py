@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, is_regressor
 from sklearn.ensemble import VotingClassifier
 from sklearn.pipeline import Pipeline
 
+from dal.classes import listed
 from dal.errors import LabelError, LearnerError
 from dal.learners.deep import OnTorch
 from dal.learners.estimators import ends_in, is_committee, kind_of, parameters
@@ -186,7 +187,7 @@ def class_codes(labels: npt.ArrayLike, n_records: int, classes: tuple[str, ...])
         )
     present = np.unique(codes)
     if len(present) < 2:
-        names = ", ".join(classes[code] for code in present) or "none"
+        names = listed([classes[code] for code in present]) or "none"
         raise LearnerError(
             f"`labels` must be of at least two classes, got {n_records} of one ({names}); label more records, "
             "or import labels of another class"

@@ -142,11 +142,13 @@ class Composer:
         self._tell_lacking(quotas, chosen)
         order = interleaved(interleaved(chosen.rows.tolist(), found.rows.tolist()), drawn)
         if len(chosen) < wanted:
+            invalid = int((self.current.summary or {}).get("invalid", 0))
             _log.warning(
                 "The batch holds %d records instead of %d: all others that could be asked equal these or records asked"
-                " before, or are near-duplicates of them.",
+                " before, or are near-duplicates of them%s.",
                 len(order),
                 k,
+                f"; {invalid:,} cannot be, as they hold NaN or infinite values" if invalid else "",
             )
         # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
         known = known.joined(chosen)

@@ -64,6 +64,7 @@ from dal.pool.texts import Texts
 from dal.stores.lease import Held, Lease
 from dal.stores.objects import begun, wait
 from dal.stores.zarr_store import BegunMeanwhile, Found, ZarrObjects
+from dal.texts import brief
 
 _WRITERS = 128
 """Units on their way to an object store at a time, at most: of small ones 640 a second at 200 ms a request, about as
@@ -721,12 +722,21 @@ def _resumed(
         )
     if state["source"] != identity:
         raise SourceError(
-            f"`source` must be that of the interrupted build in {where}, {state['source']}, got another source or "
-            "dtype: "
-            f"{dict(identity)}; pass overwrite=True (--overwrite) to start over"
+            f"`source` must be that of the interrupted build in {where}, got another source or dtype"
+            f" ({_difference(state['source'], identity)}); pass overwrite=True (--overwrite) to start over"
         )
     _remove_partial(where)
     return _Build(where, group, sizes)
+
+
+def _difference(before: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """Return where the identities of two sources differ, for a message; values of one another as they are stored."""
+    before = before or {}
+    differing = [name for name in dict.fromkeys((*now, *before)) if now.get(name) != before.get(name)]
+    if "mtime_ns" in differing:
+        differing.remove("mtime_ns")
+        return f"the file was changed since{''.join(f', {name}' for name in differing)}"
+    return ", ".join(f"{name} {brief(now.get(name))} instead of {brief(before.get(name))}" for name in differing)
 
 
 def _head(blocks: Iterator[Block], n_rows: int | None, sizes: Sizes) -> tuple[list[Block], int | None]:

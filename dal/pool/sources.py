@@ -159,18 +159,23 @@ def token_of(collection: object) -> str | None:
 # ---- arrays
 
 
+FILES = "an .npy, .parquet, .csv, .tsv, .arrow or .feather file, or a folder of pictures"
+"""The sources of a pool on a disk, for messages."""
+
+
 def _mapped(path: Path) -> npt.NDArray[Any]:
     if not path.is_file():
-        raise SourceError(f"`source` must be a .npy, .parquet or .csv file, got {path}, which does not exist")
+        raise SourceError(f"`source` must be {FILES}, got {path}, which does not exist")
     if path.suffix.lower() != ".npy":
         raise SourceError(
-            f"`source` must be a .npy, .parquet, .pq, .csv, .tsv or .tab file, got {path} with "
-            f"{path.suffix or 'no suffix'}"
+            f"`source` must be {FILES}, got {path} with {path.suffix or 'no suffix'}; write it as one of these"
         )
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:  # an array of objects cannot be mapped either
-        raise SourceError(f"{path} cannot be read as an array of numbers: {error}") from error
+        raise SourceError(
+            f"{path} cannot be read as an array of numbers: {error}; save it again by numpy.save"
+        ) from error
     return array
 
 

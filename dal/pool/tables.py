@@ -29,6 +29,7 @@ from dal.pool import csvs
 from dal.pool.fields import NAMED, as_texts, is_gap, is_pandas, is_text, of_pandas, plain, plain_type
 from dal.pool.sizes import SIZES, Sizes
 from dal.pool.sources import (
+    FILES,
     SAMPLED_ROWS,
     Block,
     Identity,
@@ -167,7 +168,7 @@ def _opened(source: Any, wanted: Sequence[str], header: bool | None, sizes: Size
     if isinstance(source, str | Path):
         path = Path(source)
         if not path.exists():
-            raise SourceError(f"`source` must be a .npy, .parquet or .csv file, got {path}, which does not exist")
+            raise SourceError(f"`source` must be {FILES}, got {path}, which does not exist")
         if not path.is_dir() and csvs.ending_of(path) not in (*PARQUET, *ARROW):
             return _Csv(path, header, wanted, sizes)
     if header is not None:

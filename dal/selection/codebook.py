@@ -57,10 +57,12 @@ class Codebook:
             At most one per row of the sample is made.
         seed : int
         """
+        n = len(sample)
         sample = sample[usable(sample, missing=True)]
         if not np.isfinite(sample).any():
             raise SettingsError(
-                "`sample` must hold a record without NaN and infinite features, got none; there is nothing to compare."
+                f"the pool must have features that are numbers, got only NaN and infinite ones in {n:,} records that"
+                " were drawn from it; look at the columns that became features, and build the pool again."
             )
         mean, scale = _moments(sample)
         # A column that is constant but for rounding would be blown up to look like any other.
