@@ -13,6 +13,7 @@ from dal.campaign.objects import digest_of
 from dal.campaign.store import CampaignStore
 from dal.campaign.view import View
 from dal.errors import CampaignError
+from dal.selection.records import MOST_ASKED
 
 if TYPE_CHECKING:
     from dal.pool import Pool
@@ -84,6 +85,10 @@ class Features:
             X[missing[mine]] = arrays["features"][order[np.searchsorted(theirs, rows[missing[mine]])]]
             found[mine] = True
         return found
+
+    def compared(self, rows: Rows) -> Records | Floats32:
+        """Return features of records that others are compared with; of very many, unread ones."""
+        return self.take(rows) if len(rows) <= MOST_ASKED else self.records(rows)
 
     def records(self, rows: Rows) -> Records | Floats32:
         """Return features of rows that are read when they are needed, a part at a time.

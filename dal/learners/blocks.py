@@ -12,6 +12,7 @@ from sklearn.pipeline import Pipeline
 from dal.errors import LearnerError
 from dal.selection.once import content_hash
 from dal.selection.order import splitmix64
+from dal.selection.records import Unread
 
 Positions = npt.NDArray[np.int64]
 Floats32 = npt.NDArray[np.float32]
@@ -22,18 +23,8 @@ SEEN, FEWEST_EPOCHS, MOST_EPOCHS = 1_000_000, 5, 200
 """Records that a stochastic descent is to see in all, and the bounds of its epochs."""
 
 
-class Lazy(Protocol):
-    """Records of which a part is read when it is indexed."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Their number, and their width."""
-
-    def __len__(self) -> int:
-        """Return their number."""
-
-    def __getitem__(self, positions: Any, /) -> Floats32:  # noqa: ANN401 - a slice or an array
-        """Read a part of them."""
+class Lazy(Unread, Protocol):
+    """Unread records of which a part can be named."""
 
     def part(self, positions: Positions, /) -> "Lazy":
         """Return a part of them that is not read yet."""

@@ -22,6 +22,7 @@ from dal.selection.candidates import Candidates, usable
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.once import Once
+from dal.selection.records import Mapped, Records, at_once, joined
 from dal.selection.search import NEAREST, shared
 from dal.selection.strategy import Strategy
 
@@ -125,15 +126,15 @@ class Composer:
         """
         k = self.current.k
         drawn, drawn_X = self._explore(excluded) if len(candidates) else ([], self._nothing())
-        before = self.features.take(excluded)
+        before = self.features.compared(excluded)
         # Since the scan others were asked or answered; and where all kinds were, each may be asked again.
         candidates = _different(candidates, before, unless_all=True)
-        rows, X = np.append(excluded, drawn), np.concatenate([before, drawn_X])
+        rows, X = np.append(excluded, drawn), joined(before, drawn_X)
         if searched is not None:
             searched = _different(_different(searched, before, unless_all=True), drawn_X)
         found = self._found(searched, excluded, rows, X, most=k - len(drawn))
         beside, beside_X = [*drawn, *found.rows.tolist()], np.concatenate([drawn_X, found.embeddings])
-        rows, X = np.append(rows, found.rows), np.concatenate([X, found.embeddings])
+        rows, X = np.append(rows, found.rows), joined(X, found.embeddings)
         candidates = _different(candidates, beside_X)
         known = self._known(rows, X, excluded, candidates)
         wanted = max(0, k - len(drawn) - (self._wanted_found() if len(found) else 0))
@@ -185,7 +186,7 @@ class Composer:
     def _wanted_found(self) -> int:
         return 0 if self.current.search is None else count_of_search(self.current.search, self.current.k)
 
-    def _found(self, searched: Candidates | None, excluded: Rows, rows: Rows, X: Floats32, *, most: int) -> Candidates:
+    def _found(self, searched: Candidates | None, excluded: Rows, rows: Rows, X: Records, *, most: int) -> Candidates:
         """Choose the share of the batch that the round searches for, unlike the rows whose features are `X`.
 
         Where the search finds nothing at all the batch is chosen as usual: an empty one would end the campaign.
@@ -228,21 +229,26 @@ class Composer:
             features.append(X[valid])
         return drawn, np.concatenate(features)
 
-    def _inner(self, X: Floats32, candidates: Candidates) -> Floats32 | None:
+    def _inner(self, X: Records, candidates: Candidates) -> Records | None:
         """Return the model's own embeddings of records, where the candidates carry theirs; NaN of unusable records."""
         if self.model is None or candidates.inner is None:
             return None
-        inner = np.full((len(X), candidates.inner.shape[1]), np.nan, np.float32)
-        valid = usable(X, missing=self.missing)
-        if valid.any():
-            inner[valid] = self.model.predict_embedded(X[valid])[1]
-        return inner
+        model, width = self.model, candidates.inner.shape[1]
 
-    def _known(self, rows: Rows, X: Floats32, excluded: Rows, candidates: Candidates) -> Known:
+        def embedded(X: Floats32) -> Floats32:
+            inner = np.full((len(X), width), np.nan, np.float32)
+            valid = usable(X, missing=self.missing)
+            if valid.any():
+                inner[valid] = model.predict_embedded(X[valid])[1]
+            return inner
+
+        return embedded(X) if isinstance(X, np.ndarray) else Mapped(X, embedded, width)
+
+    def _known(self, rows: Rows, X: Records, excluded: Rows, candidates: Candidates) -> Known:
         """Describe records by all that candidates carry; the excluded ones come first."""
         return Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), self._proba(X))
 
-    def _codes(self, excluded: Rows, X: Floats32) -> Rows:
+    def _codes(self, excluded: Rows, X: Records) -> Rows:
         """Return the classes of excluded and other records: labels as of the freeze, else what the model predicts."""
         codes = np.full(len(X), -1, dtype=np.int64)
         if self.model is None or not strategy_of(self.current, self.model).traits.asked_codes:
@@ -250,20 +256,25 @@ class Composer:
         labels = self.view.labels(self.current.last_answer)
         _, mine, theirs = np.intersect1d(excluded, labels.rows, return_indices=True)
         codes[mine] = labels.codes[theirs]
-        unanswered = np.flatnonzero((codes < 0) & usable(X, missing=self.missing))
-        if len(unanswered):
-            predicted = self.model.predict_in_blocks(X[unanswered])
-            codes[unanswered] = np.concatenate([proba.argmax(axis=1) for proba in predicted])
+        unanswered = np.flatnonzero(codes < 0)
+        for start in range(0, len(unanswered), at_once(X)):
+            part = unanswered[start : start + at_once(X)]
+            their = X[part]
+            valid = usable(their, missing=self.missing)
+            if valid.any():
+                predicted = self.model.predict_in_blocks(their[valid])
+                codes[part[valid]] = np.concatenate([proba.argmax(axis=1) for proba in predicted])
         return codes
 
-    def _proba(self, X: Floats32) -> Floats32 | None:
+    def _proba(self, X: Records) -> Floats32 | None:
         """Return probabilities of records where the strategy looks at these; NaN of unusable records."""
         if self.model is None or not strategy_of(self.current, self.model).traits.asked_proba:
             return None
         proba = np.full((len(X), len(self.model.classes)), np.nan, np.float32)
-        valid = np.flatnonzero(usable(X, missing=self.missing))
+        all_of_them = X[:]
+        valid = np.flatnonzero(usable(all_of_them, missing=self.missing))
         if len(valid):
-            predicted = self.model.predict_in_blocks(X[valid])
+            predicted = self.model.predict_in_blocks(all_of_them[valid])
             proba[valid] = np.concatenate([each.astype(np.float32) for each in predicted])
         return proba
 
@@ -377,7 +388,7 @@ class Composer:
         return {row: float(each[scores[row][1]]) for row, each in zip(rows, proba, strict=True)}
 
 
-def _different(candidates: Candidates, X: Floats32, *, unless_all: bool = False) -> Candidates:
+def _different(candidates: Candidates, X: Records, *, unless_all: bool = False) -> Candidates:
     """Leave out candidates that equal records, where one of equal records is kept; none where all would be left out."""
     if candidates.content is None or not len(X):
         return candidates

@@ -53,10 +53,11 @@ from dal.scan.plan import seconds_alone
 from dal.selection.batch import familiar, once
 from dal.selection.candidates import candidate_arrays, candidates_from, usable
 from dal.selection.codebook import Codebook
-from dal.selection.distances import DUPLICATE_DISTANCE, Floats32
+from dal.selection.distances import DUPLICATE_DISTANCE
 from dal.selection.explore import first_share, share_in_doubt
 from dal.selection.familiar import Familiar
 from dal.selection.once import Once
+from dal.selection.records import Records
 from dal.selection.search import Likeness
 from dal.selection.strategy import Strategy
 
@@ -368,9 +369,9 @@ class Coordinator:
             once=own,
         )
 
-    def _asked(self, current: Round) -> Callable[[], Floats32]:
+    def _asked(self, current: Round) -> Callable[[], Records]:
         """Return a function that reads the features of the records asked or answered before the freeze, once."""
-        return cache(lambda: self.features.take(self.campaign.rounds.excluded_rows(current)))
+        return cache(lambda: self.features.compared(self.campaign.rounds.excluded_rows(current)))
 
     def _familiar(
         self,
@@ -378,7 +379,7 @@ class Coordinator:
         model: Model | None,
         strategy: Strategy,
         codebook: Codebook | None,
-        asked: Callable[[], Floats32],
+        asked: Callable[[], Records],
     ) -> Familiar | None:
         """Return the near-duplicates of records that were asked or answered when the round was frozen."""
         return familiar(

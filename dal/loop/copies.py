@@ -104,7 +104,7 @@ def copies_of(
         directions=learner.compares_directions,
         seed=settings.random_state,
         round=0,
-        most_numbers=points.size,
+        most_numbers=X.size,
     )
     if around is None:
         return nothing

@@ -17,9 +17,11 @@ from dal.selection.codebook import Codebook
 from dal.selection.distances import Floats32
 from dal.selection.facility_location import facility_location
 from dal.selection.familiar import Familiar
+from dal.selection.nearby import Place, median_apart, nearby
 from dal.selection.once import Once
 from dal.selection.order import Positions, Rows, key_order, power_keys
 from dal.selection.problem import CROWD, Mapper, Problem
+from dal.selection.records import MOST_ASKED, Records, joined
 from dal.selection.strategy import SELECTORS, BuiltIn, Selector, Strategy
 
 _SELECTORS: Mapping[BuiltIn, Callable[[Problem, int], Positions]] = {
@@ -50,9 +52,10 @@ class Known(NamedTuple):
     Attributes
     ----------
     rows : ndarray of int64, shape (n,)
-    X : ndarray of float32, shape (n, d)
-    inner : ndarray of float32, shape (n, width), or None
-        The model's own embeddings, where candidates carry theirs.
+    X : Records
+        Features, (n, d); of very many they are read when they are needed.
+    inner : Records or None
+        The model's own embeddings, (n, width), where candidates carry theirs.
     codes : ndarray of int64, shape (n,)
         Classes; -1 where none is known.
     proba : ndarray of float32, shape (n, C), or None
@@ -60,8 +63,8 @@ class Known(NamedTuple):
     """
 
     rows: Rows
-    X: Floats32
-    inner: Floats32 | None
+    X: Records
+    inner: Records | None
     codes: Positions
     proba: Floats32 | None
 
@@ -69,8 +72,8 @@ class Known(NamedTuple):
         """Return these records and chosen candidates, of which their predictions are known."""
         return Known(
             np.append(self.rows, chosen.rows),
-            np.concatenate([self.X, chosen.embeddings]),
-            None if self.inner is None or chosen.inner is None else np.concatenate([self.inner, chosen.inner]),
+            joined(self.X, chosen.embeddings),
+            None if self.inner is None or chosen.inner is None else joined(self.inner, chosen.inner),
             np.append(self.codes, chosen.predicted),
             None if self.proba is None or chosen.proba is None else np.concatenate([self.proba, chosen.proba]),
         )
@@ -83,15 +86,16 @@ def choose(
     *,
     capacity: Capacity,
     codebook: Codebook | None,
-    asked: Floats32,
+    asked: Records,
     excluded: Rows,
     random_state: int,
     round: int,
     directions: bool = False,
     mapper: Mapper = map,
-    asked_inner: Floats32 | None = None,
+    asked_inner: Records | None = None,
     asked_codes: Positions | None = None,
     asked_proba: Floats32 | None = None,
+    most_asked: int = MOST_ASKED,
 ) -> Rows:
     """Choose a batch from what a scan kept: shortlist, embed, select.
 
@@ -108,8 +112,9 @@ def choose(
         What the scan was made to keep: ``strategy.capacity(batch, n_rows, n_cells)``.
     codebook : Codebook or None
         The space in which records are compared; needed unless the strategy takes the plain top.
-    asked : ndarray of shape (n_asked, d), float32
-        Features of the records asked or labelled before, and of those drawn for this batch's explore share.
+    asked : Records
+        Features, (n_asked, d), of the records asked or labelled before, and of those drawn for this batch's explore
+        share.
     excluded : ndarray of int64
         Rows that may not be chosen: all that were asked before, and those drawn for the explore share.
     random_state, round : int
@@ -119,13 +124,17 @@ def choose(
         covers the pool then compares directions.
     mapper : callable, default=map
         As in :func:`select`.
-    asked_inner : ndarray of shape (n_asked, width), float32, optional
-        The learner's own embeddings of the same records, where the candidates carry theirs; NaN where it has none.
+    asked_inner : Records, optional
+        The learner's own embeddings, (n_asked, width), of the same records, where the candidates carry theirs; NaN
+        where it has none.
     asked_codes : ndarray of shape (n_asked,), int64, optional
         Their classes, for selectors that look at these: labels, or predictions where there are none yet; -1 where
         neither is known.
     asked_proba : ndarray of shape (n_asked, n_classes), float32, optional
         Their class probabilities, for selectors that look at these; NaN where the learner gives none.
+    most_asked : int
+        Of more asked records, those nearest to candidates are held in memory alone, where these suffice for the
+        selector. What they do not cover by as much as 2 % may then count as covered by less.
 
     Returns
     -------
@@ -139,16 +148,36 @@ def choose(
     candidates = shortlist(candidates, capacity, random_state, round)
     in_cells = strategy.traits.cells and not capacity.cells and len(codebook.centers) > 0
     embed = codebook.directions if directions and _along(strategy) else codebook.embed
-    placed, labeled, known = _placed(candidates, codebook, embed, asked, asked_inner, random_state, in_cells=in_cells)
-    codes = None if asked_codes is None else asked_codes[known]
-    proba = None if asked_proba is None else asked_proba[known]
-    return select(placed, strategy, k, labeled, random_state, round, mapper=mapper, codes=codes, labeled_proba=proba)
+    placed, source, place = _placed(candidates, codebook, embed, asked, asked_inner, random_state, in_cells=in_cells)
+    codes = asked_codes if strategy.traits.asked_codes else None
+    which: Positions | slice = slice(None)
+    width = None
+    if len(source) > most_asked and strategy.traits.nearest_asked and len(placed):
+        width = median_apart(source, place, random_state, round)
+        nothing = np.empty((0, placed.embeddings.shape[1]), np.float32)
+        problem = posed(placed, strategy, nothing, random_state, round, apart=width)
+        which = nearby(problem, source, place, codes)
+    labeled, sound = place(source[which])
+    codes = None if codes is None else codes[which][sound]
+    proba = None if asked_proba is None else asked_proba[which][sound]
+    return select(
+        placed,
+        strategy,
+        k,
+        labeled,
+        random_state,
+        round,
+        mapper=mapper,
+        codes=codes,
+        labeled_proba=proba,
+        apart=width,
+    )
 
 
 def familiar(
     strategy: Strategy,
     codebook: Codebook | None,
-    asked: Callable[[], Floats32],
+    asked: Callable[[], Records],
     *,
     directions: bool,
     inner: bool,
@@ -177,7 +206,7 @@ def familiar(
     return Familiar.to(asked(), codebook, directions=along, seed=random_state, round=round)
 
 
-def once(strategy: Strategy, asked: Callable[[], Floats32]) -> Once | None:
+def once(strategy: Strategy, asked: Callable[[], Records]) -> Once | None:
     """Return the rule by which a scan keeps one of equal records; None where candidates are to be a sample of the pool.
 
     Parameters
@@ -199,32 +228,39 @@ def _placed(
     candidates: Candidates,
     codebook: Codebook,
     embed: Callable[[Floats32], Floats32],
-    asked: Floats32,
-    asked_inner: Floats32 | None,
+    asked: Records,
+    asked_inner: Records | None,
     seed: int,
     *,
     in_cells: bool,
-) -> tuple[Candidates, Floats32, npt.NDArray[np.bool_]]:
-    """Put candidates and asked records into the space in which they are compared, and mark the asked ones put there.
+) -> tuple[Candidates, Records, Place]:
+    """Put candidates into the space in which records are compared; return what puts asked ones there, and from where.
 
     It is the learner's own where the candidates carry their embeddings, as of a network's last layer, and else that of
     the features, by `embed`. The cells of a pool are those of its features always: they outlive the models of the
     rounds. Cells of candidates alone are found in the space.
     """
     if candidates.inner is None or asked_inner is None or not len(candidates):
+
+        def by_features(X: Floats32) -> tuple[Floats32, Mask]:
+            # A label can be volunteered for a record that is never asked, because a feature is infinite.
+            sound = usable(X, missing=True)
+            return embed(X[sound]), sound
+
         cells = codebook.assign(candidates.embeddings).astype(np.int64) if in_cells else candidates.cells
-        points = embed(candidates.embeddings)
-        # A label can be volunteered for a record that is never asked, because a feature is infinite.
-        known = usable(asked, missing=True)
-        return replace(candidates, embeddings=points, cells=cells), embed(asked[known]), known
+        return replace(candidates, embeddings=embed(candidates.embeddings), cells=cells), asked, by_features
+
+    def as_given(X: Floats32) -> tuple[Floats32, Mask]:
+        # As the network gives them: gradients are made of these. Squares of larger ones would overflow.
+        sound = usable(X, missing=False)
+        return np.clip(X[sound], -_LARGEST, _LARGEST), sound
+
     cells = candidates.cells
     if in_cells:
         own = Codebook.fit(candidates.inner, len(codebook.centers), seed)
         cells = own.assign(candidates.inner).astype(np.int64)
-    known = usable(asked_inner, missing=False)
-    # As the network gives them: gradients are made of these. Squares of larger ones would overflow.
-    points, labeled = (np.clip(each, -_LARGEST, _LARGEST) for each in (candidates.inner, asked_inner[known]))
-    return replace(candidates, embeddings=points, cells=cells), labeled, known
+    points = np.clip(candidates.inner, -_LARGEST, _LARGEST)
+    return replace(candidates, embeddings=points, cells=cells), asked_inner, as_given
 
 
 def select(
@@ -238,6 +274,7 @@ def select(
     mapper: Mapper = map,
     codes: Positions | None = None,
     labeled_proba: Floats32 | None = None,
+    apart: float | None = None,
 ) -> Rows:
     """Choose the batch among the candidates.
 
@@ -266,6 +303,8 @@ def select(
         Classes of these records, for selectors that look at classes; -1 where none is known.
     labeled_proba : ndarray of shape (n_labeled, n_classes), float32, optional
         As in :func:`choose`, of the labeled records.
+    apart : float, optional
+        The median distance of an asked record to its nearest other one, where `labeled` holds a part of them.
 
     Returns
     -------
@@ -280,7 +319,17 @@ def select(
     k = min(k, len(candidates))
     if k <= 0:
         return np.empty(0, dtype=np.int64)
-    problem = posed(candidates, strategy, labeled, seed, round, mapper=mapper, codes=codes, labeled_proba=labeled_proba)
+    problem = posed(
+        candidates,
+        strategy,
+        labeled,
+        seed,
+        round,
+        mapper=mapper,
+        codes=codes,
+        labeled_proba=labeled_proba,
+        apart=apart,
+    )
     chooser = strategy.chooser
     solve = _SELECTORS[chooser] if isinstance(chooser, str) else partial(_own, chooser)
     if not strategy.traits.features:
@@ -319,6 +368,7 @@ def posed(
     mapper: Mapper = map,
     codes: Positions | None = None,
     labeled_proba: Floats32 | None = None,
+    apart: float | None = None,
 ) -> Problem:
     """Put the candidates in the order of their keys, which no longer tells how they came."""
     in_row_order = candidates.take(np.argsort(candidates.rows))
@@ -350,4 +400,5 @@ def posed(
         classes=by_key.classes,
         codes=known[:, -1].astype(np.int64),
         labeled_proba=None if labeled_proba is None else labeled_proba[first],
+        apart=apart,
     )

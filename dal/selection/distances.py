@@ -14,7 +14,8 @@ Mask = npt.NDArray[np.bool_]
 
 DUPLICATE_DISTANCE = 0.1
 """Records nearer than this, in bandwidths, to a chosen one are its near-duplicates."""
-_SAMPLE = 2000
+SAMPLE = 2000
+"""Points that a median of distances is of."""
 _AXES = 16
 _BLOCK_ROWS, _BLOCK_POINTS = 512, 4096
 
@@ -98,7 +99,7 @@ def median_to_nearest(points: Floats32, names: Rows, seed: int, round: int) -> f
     """
     if len(points) < 2:
         return 0.0
-    sample = points[np.argsort(row_hash(names, seed, round))[:_SAMPLE]]
+    sample = points[np.argsort(row_hash(names, seed, round))[:SAMPLE]]
     squared = squared_distances(sample, sample)
     np.fill_diagonal(squared, np.inf)
     return float(np.median(np.sqrt(squared.min(axis=1))))
@@ -111,7 +112,7 @@ def exact_median_to_nearest(points: Floats32, names: Rows, seed: int, round: int
     """
     if len(points) < 2:
         return 0.0
-    sample = points[np.argsort(row_hash(names, seed, round))[:_SAMPLE]].astype(np.float64)
+    sample = points[np.argsort(row_hash(names, seed, round))[:SAMPLE]].astype(np.float64)
     return float(np.median(cKDTree(sample).query(sample, k=2)[0][:, 1]))
 
 

@@ -75,7 +75,7 @@ def uniform_rows(n_rows: int, excluded: Rows, seed: int, round: int) -> Iterator
     ----------
     n_rows : int
     excluded : ndarray of int64
-        Ascending rows that may not be drawn.
+        Rows that may not be drawn.
     seed, round : int
 
     Yields
@@ -84,20 +84,28 @@ def uniform_rows(n_rows: int, excluded: Rows, seed: int, round: int) -> Iterator
         Until a thousand draws in a row find nothing new: then the pool is all but exhausted, and the rest follows in
         the order of its hashes.
     """
-    seen = set(excluded.tolist())
+    # Not a set: that of a million numbers takes eight times the memory.
+    excluded = np.sort(excluded)
+    excluded = excluded[np.diff(excluded, prepend=-1) > 0]
+    seen = set[int]()
     salt, misses = splitmix64(np.array([seed % 2**64], dtype=np.uint64))[0], 0
-    draw = 0
-    while misses < 1000 and len(seen) < n_rows:
+    draw, left = 0, n_rows - len(excluded)
+    while misses < 1000 and len(seen) < left:
         # The high 64 bits of a product map a hash onto 0..n_rows-1 without the bias that a remainder has.
         row = int(row_hash(np.array([draw]), int(salt), round)[0]) * n_rows >> 64
         draw += 1
-        misses = misses + 1 if row in seen else 0
+        misses = misses + 1 if row in seen or _holds(excluded, row) else 0
         if not misses:
             seen.add(row)
             yield row
-    if len(seen) < n_rows:
-        rest = np.setdiff1d(np.arange(n_rows), np.fromiter(seen, np.int64, len(seen)))
+    if len(seen) < left:
+        rest = np.setdiff1d(np.arange(n_rows), np.append(excluded, np.fromiter(seen, np.int64, len(seen))))
         yield from rest[np.argsort(row_hash(rest, seed, round))].tolist()
+
+
+def _holds(ascending: Rows, row: int) -> bool:
+    place = int(np.searchsorted(ascending, row))
+    return place < len(ascending) and int(ascending[place]) == row
 
 
 def interleaved(chosen: list[int], drawn: list[int]) -> list[int]:

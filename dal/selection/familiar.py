@@ -12,6 +12,7 @@ from dal.selection.candidates import Capacity, usable
 from dal.selection.codebook import Codebook
 from dal.selection.distances import DUPLICATE_DISTANCE, Floats32, Mask, Neighbourhood, exact_median_to_nearest
 from dal.selection.order import Floats64, Positions, row_hash
+from dal.selection.records import MOST_ASKED, Records
 
 MOST_NUMBERS = 2**22
 """Of the points that a scan brings to each worker: 16 MiB. Selectors look at all of them."""
@@ -38,7 +39,7 @@ class Familiar:
     @classmethod
     def to(
         cls,
-        asked: Floats32,
+        asked: Records,
         codebook: Codebook,
         *,
         directions: bool,
@@ -53,8 +54,8 @@ class Familiar:
 
         Parameters
         ----------
-        asked : ndarray of shape (n, d), float32
-            Features of the records asked before.
+        asked : Records
+            Features of the records asked before, (n, d).
         codebook : Codebook
         directions : bool
         seed, round : int
@@ -62,13 +63,17 @@ class Familiar:
         most_numbers : int
             Of the features of asked records that are looked at: those with the least hashes.
         """
+        most = max(1, most_numbers // asked.shape[1])
+        drawn: slice | Positions = slice(None)
+        if len(asked) > max(most, MOST_ASKED):  # a million are not held in memory, nor told apart there
+            drawn = np.sort(np.argsort(row_hash(np.arange(len(asked)), seed, round))[: max(most, MOST_ASKED)])
+        X = asked[drawn]
         place = codebook.directions if directions else codebook.embed
-        points = np.unique(place(asked[usable(asked, missing=True)]), axis=0)
+        points = np.unique(place(X[usable(X, missing=True)]), axis=0)
         names = np.arange(len(points))
         distance = DUPLICATE_DISTANCE * exact_median_to_nearest(points, names, seed, round)
         if not distance:
             return None
-        most = max(1, most_numbers // points.shape[1])
         points = points[np.sort(np.argsort(row_hash(names, seed, round))[:most])]
         return cls(codebook, directions, Neighbourhood(points, distance))
 

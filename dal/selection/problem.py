@@ -44,7 +44,8 @@ class Problem:
     proba : ndarray of shape (n, m), float32, or None
         Class probabilities, where the selector looks at them.
     labeled : ndarray of shape (n_labeled, d), float32
-        Embeddings of the records asked before, equal ones of the same class once.
+        Embeddings of the records asked before, equal ones of the same class once. Of more than 20,000 those nearest to
+        candidates, where the traits of the selector say that these suffice.
     adaptive : bool
         Whether the bandwidth is that of the labeled records, where there are any, or that of the candidates.
     seed, round : int
@@ -60,6 +61,8 @@ class Problem:
         Classes of the labeled records; -1 where none is known, or the selector does not look at classes.
     labeled_proba : ndarray of shape (n_labeled, n_classes), float32, or None
         Class probabilities of those; NaN of a record that the learner is not given.
+    apart : float or None
+        The median distance of a labeled record to its nearest other one, where `labeled` holds a part of them.
     """
 
     rows: Rows
@@ -77,6 +80,7 @@ class Problem:
     classes: Positions | None = None
     codes: Positions = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     labeled_proba: Floats32 | None = None
+    apart: float | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,7 +102,9 @@ class Problem:
         with them all diversity. So it is never less than the median distance of a candidate to its n-th neighbour,
         where a pick stands for n candidates.
         """
-        if self.adaptive and len(self.labeled) > 1:
+        if self.adaptive and self.apart is not None:
+            width = max(self.apart, self.crowding(self.crowd))
+        elif self.adaptive and len(self.labeled) > 1:
             # Equal records of different classes would be each other's nearest, at no distance.
             labeled = self.labeled if (self.codes < 0).all() else np.unique(self.labeled, axis=0)
             width = max(self._apart(labeled, np.arange(len(labeled))), self.crowding(self.crowd))

@@ -89,7 +89,7 @@ class Nearest:
     No two of them are near-duplicates, and none is one of a record asked before.
     """
 
-    traits = Traits(weighs=False, features=True, spread=False, cells=False, proba=False)
+    traits = Traits(weighs=False, features=True, spread=False, cells=False, proba=False, nearest_asked=True)
 
     def __call__(self, problem: Problem, k: int) -> Positions:
         """Choose up to `k` candidates."""

@@ -77,6 +77,9 @@ class Traits(NamedTuple):
         Candidates drawn uniformly from the pool, at least 4,000, instead of the best by score.
     directions : bool
         Records compared by their directions alone where the learner looks at nothing else, though it weighs.
+    nearest_asked : bool
+        Of very many records asked before, those suffice that are nearest to a candidate, or cover it most. The others
+        are not held in memory.
     """
 
     weighs: bool = True
@@ -90,6 +93,7 @@ class Traits(NamedTuple):
     drawn: bool = False
     sampled: bool = False
     directions: bool = False
+    nearest_asked: bool = False
 
 
 class Selector(Protocol):
@@ -132,17 +136,17 @@ class Selector(Protocol):
 TRAITS: Mapping[BuiltIn, Traits] = {
     "top": Traits(weighs=False, features=False, spread=False, cells=False, proba=False),
     "power": Traits(weighs=True, features=False, spread=False, cells=False, proba=False),
-    "stratified": Traits(weighs=False, features=True, spread=True, cells=True, proba=False),
+    "stratified": Traits(weighs=False, features=True, spread=True, cells=True, proba=False, nearest_asked=True),
     # The method's own shortlist is the best of the whole pool.
-    "cluster_margin": Traits(weighs=True, features=True, spread=False, cells=True, proba=False),
-    "facility_location": Traits(weighs=True, features=True, spread=True, cells=False, proba=False),
+    "cluster_margin": Traits(weighs=True, features=True, spread=False, cells=True, proba=False, nearest_asked=True),
+    "facility_location": Traits(weighs=True, features=True, spread=True, cells=False, proba=False, nearest_asked=True),
     "max_herding": Traits(weighs=False, features=True, spread=True, cells=False, proba=False),
-    "k_center": Traits(weighs=False, features=True, spread=True, cells=False, proba=False),
-    "weighted_kmeans": Traits(weighs=True, features=True, spread=True, cells=False, proba=False),
-    "badge": Traits(weighs=True, features=True, spread=True, cells=False, proba=True),
-    "class_coverage": Traits(proba=True, classes=16, asked_codes=True, drawn=True, directions=True),
-    "uncertainty_herding": Traits(sampled=True, directions=True),
-    "dropquery": Traits(directions=True),
+    "k_center": Traits(weighs=False, features=True, spread=True, cells=False, proba=False, nearest_asked=True),
+    "weighted_kmeans": Traits(weighs=True, features=True, spread=True, cells=False, proba=False, nearest_asked=True),
+    "badge": Traits(weighs=True, features=True, spread=True, cells=False, proba=True, nearest_asked=True),
+    "class_coverage": Traits(proba=True, classes=16, asked_codes=True, drawn=True, directions=True, nearest_asked=True),
+    "uncertainty_herding": Traits(sampled=True, directions=True, nearest_asked=True),
+    "dropquery": Traits(directions=True, nearest_asked=True),
     "bait": Traits(proba=True, asked_proba=True, sampled=True, directions=True),
     "typiclust": Traits(weighs=False, spread=True),
 }
