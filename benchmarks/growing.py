@@ -26,10 +26,13 @@ from dal.campaign.features import Features
 from dal.campaign.people import enrolled
 from dal.campaign.view import View
 from dal.exchange.labels import write_labels
+from dal.loop.coordinator import Coordinator
 from dal.pool import Pool
 
 ROUNDS, BATCH, TESTED = 100, 1000, 20_000
 """Rounds that gave the labels, records of the batch that is measured, and records that the model is tried on."""
+
+STEPS = {"_fit": "round, its fit", "_scan": "round, its pass", "_select": "round, choosing its batch"}
 
 Part = Callable[[dal.Campaign], object]
 
@@ -85,12 +88,33 @@ def _fit(campaign: dal.Campaign) -> float:
     return float((model.predict_proba(pool.read(rows[0], pool.n_rows)).argmax(axis=1) == synthetic.labels(rows)).mean())
 
 
+def _in_steps(campaign: dal.Campaign) -> dict[str, dict[str, float]]:
+    """Run a round, and return seconds, those of the processor, and growth of the peak of memory of each step."""
+    found: dict[str, dict[str, float]] = {}
+
+    def watched(step: Callable[..., None], name: str) -> Callable[..., None]:
+        def run(*args: object, **options: object) -> None:
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of memory is that of now
+            before, began, busy = machine.peak_bytes(), time.perf_counter(), time.process_time()
+            step(*args, **options)
+            peak, highest = (machine.peak_bytes() - before) / 2**20, machine.peak_bytes()
+            cpu, seconds = time.process_time() - busy, time.perf_counter() - began
+            found[STEPS[name]] = {"seconds": seconds, "cpu": cpu, "peak_mb": peak, "highest": highest}
+
+        return run
+
+    for name in STEPS:
+        setattr(Coordinator, name, watched(getattr(Coordinator, name), name))
+    campaign.next_batch()
+    return found
+
+
 PARTS: dict[str, Part] = {
     "labels": lambda campaign: campaign.answers.labels(),
     "excluded": lambda campaign: campaign.rounds.excluded_rows(),
     "features": lambda campaign: Features(View(campaign)).take(campaign.rounds.excluded_rows()),
     "fit": _fit,
-    "round": lambda campaign: campaign.next_batch(),
+    "round": _in_steps,
     "status": lambda campaign: campaign.status(),
     "export": lambda campaign: write_labels(campaign, Pool.open(campaign.settings.pool), campaign.directory / "a.csv"),
 }
@@ -108,12 +132,9 @@ def _measured(place: Path, name: str) -> dict[str, Any]:
     before, began = machine.peak_bytes(), time.perf_counter()
     found = PARTS[name](campaign)
     seconds, peak = time.perf_counter() - began, machine.peak_bytes() - before
-    told = {"accuracy": found} if isinstance(found, float) else {}
-    if name == "round":
-        from dal.campaign.view import pauses
-
-        pause = pauses(campaign.rounds.all())[-1]
-        told = {"train": pause.train, "score": pause.score, "select": pause.select}
+    told: dict[str, Any] = {"accuracy": found} if isinstance(found, float) else {}
+    if isinstance(found, dict):
+        told, peak = {"steps": found}, max(each["highest"] for each in found.values()) - before
     return {"seconds": seconds, "peak_mb": peak / 2**20, **told}
 
 
@@ -123,6 +144,12 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for name in result["labels"][counts[0]]:
         found = [result["labels"][count][name] for count in counts]
         yield name, *(f"{each['seconds']:.1f} s, {each['peak_mb']:.0f} MiB" for each in found)
+        for step in found[0].get("steps", ()):
+            parts = [each["steps"][step] for each in found]
+            yield (
+                step,
+                *(f"{each['seconds']:.1f} s, CPU {each['cpu']:.1f} s, {each['peak_mb']:.0f} MiB" for each in parts),
+            )
 
 
 @click.command(name="growing")

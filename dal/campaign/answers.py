@@ -4,6 +4,7 @@ Nothing here opens or ends a transaction; the caller does. The answers of an imp
 so memory is bounded by one batch of inserts for any file.
 """
 
+from array import array
 from collections.abc import Iterable
 from dataclasses import fields
 from datetime import UTC, datetime
@@ -188,16 +189,18 @@ def latest(
         .order_by(answers.c.row, answers.c.annotator)
         .execution_options(yield_per=read_at_once)
     )
-    # Each block becomes arrays, and each name is kept once: rows of Python objects take ten times the memory.
-    blocks = [np.empty((3, 0), np.int64)]
+    # Arrays that grow where they are, and each name once: rows of Python objects take ten times the memory.
+    numbers = array("q"), array("q"), array("q")
     annotators: list[str] = []
     names: dict[str, str] = {}
     for found in connection.execute(query).partitions():
-        *numbers, who = zip(*found, strict=True)
-        blocks.append(np.array(numbers, np.int64))
+        *block, who = zip(*found, strict=True)
+        for column, values in zip(numbers, block, strict=True):
+            column.extend(values)
         annotators += [names.setdefault(name, name) for name in who]
-    columns = np.concatenate(blocks, axis=1)
-    columns.setflags(write=False)
+    columns = [np.frombuffer(column, np.int64) for column in numbers]
+    for each in columns:
+        each.setflags(write=False)
     return Answers(columns[0], annotators, columns[1], columns[2])
 
 

@@ -170,6 +170,8 @@ def with_machines(people: Labels, given: list[tuple[MachineAnswers, Judged]]) ->
     A label is the most probable class of what the machine answered, by its checks, and the answer itself where another
     class is only as probable. Where the vote of people gives probabilities, it has these as well.
     """
+    if not given:
+        return people
     rows, codes, proba = [people.rows], [people.codes], [] if people.proba is None else [people.proba]
     known = people.rows
     for answers, judged in given:

@@ -119,7 +119,10 @@ def majority(rows: npt.ArrayLike, labels: npt.ArrayLike, *, seed: int) -> tuple[
     rows, labels = np.asarray(rows, np.int64), np.asarray(labels, np.int64)
     if rows.ndim != 1 or rows.shape != labels.shape:
         raise LabelError(f"`labels` must be one a row, got {labels.shape} labels for {rows.shape} rows")
-    rows, labels, votes = _votes(rows[labels >= 0], labels[labels >= 0])
+    given = labels >= 0
+    if given.all() and (rows[1:] > rows[:-1]).all():
+        return rows, labels  # a million records of one answer each are neither sorted nor copied
+    rows, labels, votes = _votes(rows[given], labels[given])
     starts = _starts(rows)
     most = np.repeat(np.maximum.reduceat(votes, starts), _lengths(starts, rows.size)) if rows.size else votes
     rows, labels = rows[votes == most], labels[votes == most]
