@@ -55,6 +55,7 @@ def slow_facility_location(
     labeled: np.ndarray,
     sigma: float,
     codes: np.ndarray | None = None,
+    radius: float | None = None,
 ) -> list[int]:
     """Plain greedy in double precision on the whole kernel: the objective written out, no laziness, no leaves.
 
@@ -67,7 +68,8 @@ def slow_facility_location(
 
     K = kernel(c.embeddings, c.embeddings)
     of_labeled = kernel(c.embeddings, labeled)
-    near, barred = np.exp(-0.01) < K, (of_labeled > np.exp(-0.01)).any(axis=1)
+    bar = np.exp(-((DUPLICATE_DISTANCE if radius is None else radius / sigma) ** 2))
+    near, barred = bar < K, (of_labeled > bar).any(axis=1)
     if codes is not None:
         p = c.proba.astype(float)
         for i in range(len(c)):
@@ -943,6 +945,51 @@ def bandwidth_beside(labeled: np.ndarray, c: Candidates, crowd: int = 10) -> flo
     sample = sorted(range(len(points)), key=lambda i: int(row_hash(c.rows[[positions[i]]], 5, 2)[0]))[:256]
     tenth = [np.sort(np.sqrt(((points - points[i]) ** 2).sum(axis=1)))[crowd] for i in sample]
     return max(median_to_nearest(labeled), float(np.median(tenth)))
+
+
+@pytest.mark.parametrize("d", [2, 40])
+def test_a_pick_of_the_default_covers_forty_candidates_at_most(d: int) -> None:
+    c = made_candidates(250, seed=6, d=d)
+    labeled = made_candidates(7, seed=7, d=d).embeddings / 10
+    sigma = bandwidth_beside(labeled, c)
+    sample = sorted(range(len(c)), key=lambda i: int(row_hash(c.rows[[i]], 5, 2)[0]))[:256]
+    widths = []
+    for i in sample:
+        squared = ((c.embeddings[i].astype(float) - c.embeddings.astype(float)) ** 2).sum(axis=1)
+        grid = sigma * np.geomspace(0.1, 1, 400)
+        within = np.exp(-squared / grid[:, None] ** 2).sum(axis=1) <= 40
+        widths.append(grid[within].max(initial=0.1 * sigma))
+    problem = posed(c, Strategy(), labeled, 5, 2)
+    assert problem.reach == pytest.approx(np.median(widths), rel=6e-3)
+    assert (problem.reach < 0.9 * sigma) == (d == 40), "in few dimensions the tenth neighbour is near"
+    assert problem.duplicate_distance == pytest.approx(DUPLICATE_DISTANCE * sigma)
+    shuffled = c.take(np.random.default_rng(0).permutation(len(c)))
+    assert posed(shuffled, Strategy(), labeled, 5, 2).reach == problem.reach
+    picks = slow_facility_location(c, c.scores, 30, labeled, problem.reach, radius=problem.duplicate_distance)
+    assert select(c, Strategy(), 30, labeled, 5, 2).tolist() == c.rows[picks].tolist()
+    assert posed(c, Strategy.named("class_coverage"), labeled, 5, 2).reach == pytest.approx(
+        bandwidth_beside(labeled, c, crowd=20)
+    )
+
+
+def test_near_duplicates_are_told_by_the_distance_at_which_records_differ() -> None:
+    """They are where a pick reaches less far, too: a scan leaves out those of asked records by that distance."""
+    c = made_candidates(250, seed=6, d=40)
+    labeled = made_candidates(7, seed=7, d=40).embeddings
+    sigma = bandwidth_beside(labeled, c)
+    c.embeddings[:7] = labeled + np.float32(0.098 * sigma) * np.eye(7, 40, dtype=np.float32)
+    problem = posed(c, Strategy(), labeled, 5, 2)
+    assert problem.reach < 0.95 * sigma
+    assert sorted(select(c, Strategy(), 250, labeled, 5, 2)) == sorted(c.rows[7:])
+
+
+@pytest.mark.parametrize("size", [1e-12, 1.0, 1e12])
+def test_the_reach_does_not_depend_on_the_unit(size: float) -> None:
+    c = made_candidates(300, seed=6, d=30)
+    labeled = made_candidates(7, seed=7, d=30).embeddings
+    scaled = replace(c, embeddings=c.embeddings * np.float32(size))
+    reach = posed(scaled, Strategy(), labeled * np.float32(size), 5, 2).reach
+    assert reach == pytest.approx(size * posed(c, Strategy(), labeled, 5, 2).reach, rel=1e-4)
 
 
 def bandwidth_of_candidates(c: Candidates) -> float:

@@ -20,7 +20,7 @@ from dal.selection.familiar import Familiar
 from dal.selection.nearby import Place, median_apart, nearby
 from dal.selection.once import Once
 from dal.selection.order import Positions, Rows, key_order, power_keys
-from dal.selection.problem import CROWD, Mapper, Problem
+from dal.selection.problem import COVERED, CROWD, Mapper, Problem
 from dal.selection.records import MOST_ASKED, Records, joined
 from dal.selection.strategy import SELECTORS, BuiltIn, Selector, Strategy
 
@@ -397,6 +397,7 @@ def posed(
         round,
         mapper,
         crowd=strategy.shortlist if strategy.traits.drawn else CROWD,
+        covered=COVERED if strategy.selector == "facility_location" else np.inf,
         classes=by_key.classes,
         codes=known[:, -1].astype(np.int64),
         labeled_proba=None if labeled_proba is None else labeled_proba[first],

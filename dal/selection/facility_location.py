@@ -17,8 +17,6 @@ LEAF_ROWS = 2048
 of 750 had 0.985 to 0.991 at two thirds of the time."""
 FIRST_SHARE = 2.0
 """Picks that a leaf gives in the first round, in mean shares of a leaf; most leaves are asked no second time."""
-_NEAR = float(np.exp(-(DUPLICATE_DISTANCE**2)))
-"""The kernel at the distance below which a record counts as a near-duplicate."""
 LEAVES_WORTH_SENDING = 4
 """Fewer leaves are solved where they are, in less time than a cluster takes to answer."""
 
@@ -81,6 +79,8 @@ class Leaf(NamedTuple):
         Class probabilities of the points, where classes count.
     classes : ndarray of shape (n, m), int64, or None
         Their codes; None where they are those of all classes.
+    near : float
+        Records nearer than this, in bandwidths, are near-duplicates.
     """
 
     points: Floats32
@@ -92,6 +92,12 @@ class Leaf(NamedTuple):
     codes: Positions = np.empty(0, dtype=np.int64)
     proba: Floats32 | None = None
     classes: Positions | None = None
+    near: float = DUPLICATE_DISTANCE
+
+    @property
+    def near_kernel(self) -> float:
+        """The kernel at the distance below which a record counts as a near-duplicate."""
+        return float(np.exp(-(self.near**2)))
 
 
 class Picks(NamedTuple):
@@ -108,7 +114,7 @@ def solve_leaf(leaf: Leaf) -> Picks:
     positions: list[int] = []
     kernel = _kernel(leaf.points, leaf.points, leaf.bandwidth)
     np.fill_diagonal(kernel, 1.0)
-    near = kernel > _NEAR
+    near = kernel > leaf.near_kernel
     roots = _roots(leaf)
     if roots is not None:
         kernel *= _dense(roots @ roots.T)
@@ -191,7 +197,7 @@ def _coverage(leaf: Leaf, roots: Floats32 | sparse.csc_array | None) -> tuple[Fl
     barred = np.zeros(len(leaf.points), dtype=bool)
     for start in range(0, len(leaf.labeled), LEAF_ROWS):
         kernel = _kernel(leaf.points, leaf.labeled[start : start + LEAF_ROWS], leaf.bandwidth)
-        barred |= kernel.max(axis=1) > _NEAR
+        barred |= kernel.max(axis=1) > leaf.near_kernel
         codes = leaf.codes[start : start + LEAF_ROWS]
         told = np.flatnonzero(codes >= 0)
         if roots is not None and len(told):
@@ -220,7 +226,7 @@ class _Leaves:
         self.problem = problem
         self.leaf_rows = leaf_rows
         self.embeddings = problem.embeddings
-        self.bandwidth = problem.bandwidth
+        self.bandwidth = problem.reach
         self.leaves = list(self._leaves())
         self.mapper = problem.mapper if len(self.leaves) >= leaves_worth_sending else map
 
@@ -268,6 +274,7 @@ class _Leaves:
             problem.codes[known],
             None if proba is None else proba[members],
             None if classes is None else classes[members],
+            problem.duplicate_distance / self.bandwidth,
         )
 
     def _leaves(self) -> Iterator[tuple[Positions, Positions]]:
