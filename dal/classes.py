@@ -174,15 +174,32 @@ def alike(names: Sequence[str]) -> tuple[str, str] | None:
     return None
 
 
-def spelled(name: str) -> str:
-    """Return a class for a line of names that commas or colons separate: in quotes where it holds one itself.
+def spelled(name: str, *, counted: bool = False) -> str:
+    r"""Return a class for a line of names that commas separate.
+
+    It stands in quotes, its own ones doubled, where it holds a comma or a quote or a blank at an end, or a control
+    character, which is escaped.
+
+    Parameters
+    ----------
+    name : str
+    counted : bool, default=False
+        Whether a colon and a count follow: a name that holds a colon is then in quotes as well.
 
     Examples
     --------
-    >>> spelled("pop"), spelled("rock, hard")
-    ('pop', '"rock, hard"')
+    >>> [spelled(name) for name in ("pop", "rock, hard", 'a "b" c', "18:00", "a\nb")]
+    ['pop', '"rock, hard"', '"a ""b"" c"', '18:00', '"a\\nb"']
+    >>> spelled("18:00", counted=True)
+    '"18:00"'
     """
-    return f'"{name}"' if {",", ":"} & set(name) else name
+    # Names of a campaign hold no control characters; those of arrays and of imported files may.
+    shown = "".join(each.encode("unicode_escape").decode() if class_flaw(each) else each for each in name)
+    separate = {",", '"', ":"} if counted else {",", '"'}
+    if shown == name.strip() and not separate & set(name):
+        return name
+    doubled = shown.replace('"', '""')
+    return f'"{doubled}"'
 
 
 def listed(names: Sequence[str], most: int | None = 10) -> str:

@@ -85,6 +85,9 @@ def test_of_many_classes_three_are_named() -> None:
     text = represented(of_classes(names, [1] * 8 + [50], [100] * 8 + [1]))
     assert text.count("class") == 1 + 3
     assert text.endswith("and 5 more")
+    assert represented(of_classes(["rock, hard", "pop"], [30, 30], [190, 10])).endswith(
+        'ted: "rock, hard" (50.0% of the labels, 95.0% (91.0% to 97.3%) of the pool)'
+    )
 
 
 @given(

@@ -1,5 +1,6 @@
 """Which class a label names, however it was written."""
 
+import csv
 from collections.abc import Sequence
 from decimal import Decimal
 
@@ -9,7 +10,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dal.classes import Classes, alike, class_flaw, codes_of, distinct_names, is_missing, names_of, text_of
+from dal.classes import (
+    Classes,
+    alike,
+    class_flaw,
+    codes_of,
+    distinct_names,
+    is_missing,
+    listed,
+    names_of,
+    spelled,
+    text_of,
+)
 from dal.errors import LabelError
 
 
@@ -162,3 +174,12 @@ def test_every_way_to_hold_the_same_numbers_gives_the_same_codes(numbers: list[i
     expected = [names.index(str(number)) for number in numbers]
     for labels in (numbers, np.array(numbers), np.array(numbers, float), [str(number) for number in numbers]):
         assert codes_of(labels, names, what="y").tolist() == expected
+
+
+def test_listed_classes_can_be_parted_again() -> None:
+    names = ["pop", "rock, hard", '"pop"', " pop", "18:00", "naïve 🐱", 'a","b']
+    shown = listed(names)
+    assert next(csv.reader([shown], skipinitialspace=True)) == names
+    assert shown.split(", ")[-3:] == ["18:00", "naïve 🐱", '"a"",""b"']
+    assert spelled("a\u2028b\n") == '"a\\u2028b\\n"'
+    assert spelled("18:00", counted=True) == '"18:00"'

@@ -619,7 +619,10 @@ def test_a_pool_whose_rest_is_invalid_ends_the_campaign(tmp_path: Path) -> None:
         sizes.append(len(given.rows))
         campaign.label(given, given.rows % 2)
     assert sizes == [12, 8]
-    assert "every row of the pool was asked or cannot be: 10 hold NaN" in given.verdicts[0].reason
+    assert (
+        "every row of the pool was asked or cannot be: 10 hold infinite values, or missing ones"
+        in given.verdicts[0].reason
+    )
 
 
 def test_stored_cells_that_were_lost_are_computed_again(truth: tuple[Pool, np.ndarray], tmp_path: Path) -> None:

@@ -297,6 +297,7 @@ def test_what_a_line_can_say(campaign: CampaignStore, bring: Callable[..., files
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
+        ("r1,'dog',,", "is no class of this campaign, which has cat, dog, -1, naïve 🐱; leave out the quotes"),
         ("r1,catt,,", "'catt' is no class of this campaign, which has cat, dog, -1, naïve 🐱; is it 'cat'?"),
         ("r1,CAT,,", "is it 'cat'?"),
         ("r1,zebra,,", "'zebra' is no class"),

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import dal  # noqa: E402
 from dal.campaign import store  # noqa: E402
 from dal.cli import main  # noqa: E402
 from dal.encoders import TorchEncoder, Tuning, VectoriserEncoder, tuned, tuning  # noqa: E402
+from dal.encoders.named import encoder_named  # noqa: E402
 from dal.errors import CampaignError, CampaignMismatch, SettingsError, SourceError  # noqa: E402
 from dal.loop import finetune  # noqa: E402
 from dal.pool import Pool  # noqa: E402
@@ -204,7 +206,7 @@ def test_a_sentence_model_and_an_image_model_are_trained_by_the_command_line(tmp
     with source.open("w", newline="") as file:
         csv.writer(file).writerows([["text"], *([text] for text in texts)])
     encoder = f"sentences(model={sentence_model()!r}, device='cpu', batch_size=8)"
-    pool, campaign, moved = (str(tmp_path / name) for name in ("pool.zarr", "campaign", "tuned.zarr"))
+    pool, campaign, moved = (str(tmp_path / name) for name in ("pool.zarr", "ann's campaign", "tuned.zarr"))
     codes = np.arange(24) % 2
 
     def run(*command: str) -> str:
@@ -219,7 +221,9 @@ def test_a_sentence_model_and_an_image_model_are_trained_by_the_command_line(tmp
     assert isinstance(batch, dal.Batch)
     opened.label(batch, np.array(["spam", "ham"])[codes[batch.rows]])
     said = run("finetune", campaign, str(source), moved, "--text", "text", "--encoder", encoder, "--epochs", "1")
-    assert "dal pool append" in said
+    words = shlex.split(said[said.index("dal pool append") :])
+    again = encoder_named(words[words.index("--encoder") + 1])
+    np.testing.assert_allclose(again.encode(texts[:3]), Pool.open(moved).read(0, 3), atol=1e-5)
     assert "before the move" not in run("status", campaign), "no round was measured yet"
     new, old = Pool.open(moved), Pool.open(pool)
     assert new.encoder != old.encoder

@@ -38,6 +38,7 @@ SIDEWAYS = {
     ("plugins", "errors"),
     ("selection", "scores"),
     ("evidence", "selection"),
+    ("evidence", "classes"),
     ("classes", "texts"),
 }
 PURE_MAY_IMPORT = {

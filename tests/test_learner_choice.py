@@ -21,6 +21,7 @@ from dal.campaign.choice import Candidate, Choice, Comparison
 from dal.campaign.features import Features
 from dal.campaign.view import View
 from dal.cli import main
+from dal.cli.terminal import quoted
 from dal.compute.workers import OnDemand
 from dal.errors import ClusterLost, DalError, InputError, LearnerError, LearnerSwitched, SettingsError
 from dal.evidence.comparison import compare
@@ -469,7 +470,7 @@ def test_a_switch_needs_a_reason_another_learner_and_one_that_can_be_used(pool: 
 
 
 def test_status_next_and_report_warn_and_tell_of_a_switch(pool: Pool, tmp_path: Path) -> None:
-    campaign = made(pool, tmp_path / "c", 150)
+    campaign = made(pool, tmp_path / "my c", 150)
 
     def ran(*words: str) -> str:
         result = CliRunner().invoke(main, words)
@@ -481,7 +482,7 @@ def test_status_next_and_report_warn_and_tell_of_a_switch(pool: Pool, tmp_path: 
     warning = f"{TREE} has overtaken {PLAIN}"
     assert warning in ran("next", place, "--workers", "0")
     assert warning in ran("status", place)
-    assert f"dal learner switch c {TREE}" in campaign.status().overtaken
+    assert f"dal learner switch {quoted(campaign.directory)} {TREE}" in campaign.status().overtaken
     assert f"from {PLAIN} to {TREE} after round 1" in ran("learner", "switch", place, TREE, "--person", "eve")
     told = ran("status", place)
     assert warning not in told

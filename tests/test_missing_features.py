@@ -153,10 +153,14 @@ def test_building_says_which_column_has_the_gaps(tmp_path: Path) -> None:
     table = tmp_path / "holes.csv"
     table.write_text("id,x,y\n" + "".join(f"r{row},{row or ''},\n" for row in range(4)))
     said = CliRunner().invoke(main, ["pool", "build", str(table), str(tmp_path / "p.zarr"), "--ids", "id"]).output
-    assert "4 of the 4 records that were looked at hold NaN or infinite features, most of them in y (4)" in said
-    table.write_text("id,x,y\n" + "".join(f"s{row},{row or ''},1\n" for row in range(4)))
+    assert (
+        "4 of the 4 records that were looked at hold missing features, the most in y (4): a learner that takes no"
+        in said
+    )
+    table.write_text("id,x,y\n" + "".join(f"s{row},{row or ''},{'inf' if row > 1 else 1}\n" for row in range(4)))
     said = CliRunner().invoke(main, ["pool", "append", str(table), str(tmp_path / "p.zarr")]).output
-    assert "1 of the 4 records that were looked at hold NaN or infinite features, most of them in x (1)" in said
+    assert "1 of the 4 records that were looked at hold missing features, the most in x (1): a learner" in said
+    assert "2 of the 4 records that were looked at hold infinite features, the most in y (2): no learner asks" in said
 
 
 @pytest.mark.parametrize("width", [2, 4])

@@ -1,6 +1,7 @@
 """The choice of learner: comparisons with the learner in use, and switches to another one, as a campaign keeps them."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
@@ -204,11 +205,11 @@ class Choice:
         newest = self.newest()
         if newest is None or newest.best is None:
             return ""
-        name, place = newest.best.name, self._campaign.directory.name
+        name, place = newest.best.name, str(self._campaign.directory)
         how = (
             "Campaign.switch_learner in Python, with a reason"
             if name.endswith(")")
-            else f"dal learner switch {place} {name}"
+            else f"dal learner switch {shlex.quote(place)} {shlex.quote(name)}"
         )
         return f"{newest.text} To use it: {how}"
 

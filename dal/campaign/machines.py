@@ -14,6 +14,7 @@ from dal.campaign.leases import held
 from dal.campaign.people import by_people, enrolled, is_machine, spelling
 from dal.campaign.schema import Answer, Asked, answers, asked, machines, rounds
 from dal.campaign.store import CampaignStore
+from dal.classes import listed, spelled
 from dal.errors import InputError, LabelError
 from dal.evidence.machines import LEAST, drawn_to_check, estimate
 from dal.evidence.ruler import Estimate
@@ -236,9 +237,10 @@ class Machines:
             text += f"; where the model says the same, the share is {backed.text}"
         if judged is not None:
             for true, said, share in judged.confusions():
-                text += f"; it answers {classes[said]} for {share:.0%} of the records that people call {classes[true]}"
+                text += f"; it answers {spelled(classes[said])} for {share:.0%} of the records that people call"
+                text += f" {spelled(classes[true])}"
         if trusted:
-            which = "" if len(trusted) == len(classes) else f" {', '.join(trusted)}"
+            which = "" if len(trusted) == len(classes) else f" {listed(trusted)}"
             follows = f"its answers{which} settle records where the model says the same, but for those to be checked"
         elif backed.value is not None and backed.low >= least:
             follows = (

@@ -102,7 +102,9 @@ def _texts(name: str, values: object) -> None:
     for value in values:
         _text(name, value)
     if repeated := sorted({value for value in values if values.count(value) > 1}):
-        raise SettingsError(f"`{name}` must be different, got {', '.join(repeated)} more than once")
+        from dal.classes import listed  # of NumPy, and this module is imported for help
+
+        raise SettingsError(f"`{name}` must be different, got {listed(repeated)} more than once")
 
 
 def _classes(name: str, values: object) -> None:
@@ -421,8 +423,10 @@ def shares_of(balance: tuple[str, ...], classes: tuple[str, ...]) -> tuple[float
             )
         shares[name] = share
     if math.fsum(shares.values()) > 1 + 1e-9:
+        from dal.classes import listed
+
         raise SettingsError(
-            f"`balance` must have shares that add up to at most 1, got {', '.join(balance)}, which add up to"
+            f"`balance` must have shares that add up to at most 1, got {listed(balance)}, which add up to"
             f" {math.fsum(shares.values()):g}; lower some"
         )
     return tuple(shares.values())

@@ -31,6 +31,7 @@ from dal.evidence.quality import Course
 from dal.evidence.ruler import NEWEST, Estimate, RoundRecord, accuracy, beaten_by_one_class, class_shares
 from dal.evidence.stopping import Criterion, Verdict, advice, as_they_ended, first_stop, label_budget, parse
 from dal.evidence.votes import Labels
+from dal.selection.candidates import UNUSABLE
 from dal.selection.explore import uniform_rows
 
 if TYPE_CHECKING:
@@ -379,7 +380,7 @@ class View:
         if self._exhausted():
             reason = "every row of the pool was asked or cannot be"
             if invalid := _invalid(self.campaign.rounds.last):
-                reason += f": {invalid:,} hold NaN or infinite values, which the learner does not take"
+                reason += f": {invalid:,} {UNUSABLE}"
             return (Verdict("pool_exhausted", True, 0, 0, reason),)
         told = Control(self.campaign).in_force
         if told is not None and told.act == "stop":

@@ -59,7 +59,7 @@ def status_(directory: Path) -> None:
     _describe_settings(campaign.settings)
     state = "no round yet" if not now.round else f"round {now.round} is {now.status}"
     say(f"{state}; {now.asked:,} records asked, {now.labels:,} labelled, {now.pending:,} waiting")
-    say("labels: " + ", ".join(f"{spelled(name)}: {count:,}" for name, count in now.per_class.items()))
+    say("labels: " + ", ".join(f"{spelled(name, counted=True)}: {count:,}" for name, count in now.per_class.items()))
     if now.learner != campaign.settings.estimator:
         say(f"learner: {now.learner}")
     for told in (now.switched, now.overtaken):

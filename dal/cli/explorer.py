@@ -110,7 +110,8 @@ def compare_(
 def _tell_known(known: Known) -> None:
     from dal.classes import spelled
 
-    shares = ", ".join(f"{spelled(name)}: {share:.1%}" for name, share in zip(known.classes, known.shares, strict=True))
+    pairs = zip(known.classes, known.shares, strict=True)
+    shares = ", ".join(f"{spelled(name, counted=True)}: {share:.1%}" for name, share in pairs)
     unknown = f"; {len(known.unknown):,} records without a class are never asked" if len(known.unknown) else ""
     say(f"classes: {shares}{unknown}")
 

@@ -66,7 +66,5 @@ def finetune(
             lambda what, done, of: show(done, of, what),
         )
     say(f"{campaign.directory} goes on with {pool_path}. The next batch: dal next {quoted(directory)}")
-    say(
-        f"To append to it: dal pool append SOURCE {quoted(pool_path)} --encoder"
-        f" \"dal.encoders:tuned(encoder={encoder!r}, weights='{weights}')\""
-    )
+    tuned = f"dal.encoders:tuned(encoder={encoder!r}, weights={str(weights)!r})"
+    say(f"To append to it: dal pool append SOURCE {quoted(pool_path)} --encoder {quoted(tuned)}")

@@ -256,11 +256,12 @@ def relabel(directory: Path, n: int) -> None:
     """List the records for which another answer is worth most: doubtful ones that matter."""
     from dal.campaign import CampaignStore
     from dal.campaign.doubts import doubtful
+    from dal.classes import spelled
 
     campaign = CampaignStore.open(directory)
     proposed = doubtful(campaign, n)
     if not proposed:
         say("No label is in doubt.")
     for each in proposed:
-        said = ", ".join(f"{who}: {what}" for who, what in sorted(each.answers.items()))
-        say(f"{each.record_id}: {each.label} with probability {each.probability:.2f} ({said})")
+        said = ", ".join(f"{who}: {spelled(answer)}" for who, answer in sorted(each.answers.items()))
+        say(f"{each.record_id}: {spelled(each.label)} with probability {each.probability:.2f} ({said})")

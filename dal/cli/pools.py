@@ -214,22 +214,26 @@ def info(pool_path: str, missing_chunks: Missing) -> None:
 
 
 def _tell_gaps(opened: Pool, start: int = 0) -> None:
-    """Print how many records from `start` on most learners will not take: all of them where a column is empty."""
+    """Print how many records from `start` on hold missing or infinite features: all where a column is empty."""
     import numpy as np
 
     if len(opened.record_shape) > 1 or opened.encoder is not None:  # pictures have no gaps; an encoder's are named
         return
     stop = min(opened.n_rows, start + max(1, _LOOKED_AT // opened.n_features))
-    gaps = ~np.isfinite(opened.read(start, stop))
-    if not (count := int(gaps.any(axis=1).sum())):
-        return
-    of_column = np.count_nonzero(gaps, axis=0)
-    worst = int(np.argmax(of_column))
-    name = opened.feature_names[worst] if opened.feature_names else f"column {worst}"
-    say(
-        f"{count:,} of the {stop - start:,} records that were looked at hold NaN or infinite features, most of them in"
-        f" {name} ({of_column[worst]:,}): a learner that takes no missing values, such as logistic, never asks them"
-    )
+    X = opened.read(start, stop)
+    for of, gaps, follows in (
+        ("missing", np.isnan(X), "a learner that takes no missing values, such as logistic, never asks them"),
+        ("infinite", np.isinf(X), "no learner asks them"),
+    ):
+        if not (count := int(gaps.any(axis=1).sum())):
+            continue
+        of_column = np.count_nonzero(gaps, axis=0)
+        worst = int(np.argmax(of_column))
+        name = opened.feature_names[worst] if opened.feature_names else f"column {worst}"
+        say(
+            f"{count:,} of the {stop - start:,} records that were looked at hold {of} features, the most in {name}"
+            f" ({of_column[worst]:,}): {follows}"
+        )
 
 
 def _describe(opened: Pool) -> None:

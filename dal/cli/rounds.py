@@ -157,6 +157,7 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     from dal.classes import listed
     from dal.exchange import write_batch
     from dal.loop.learners import advice_due
+    from dal.selection.candidates import UNUSABLE
 
     path = directory / f"batch-{batch.number:04d}.csv"
     if not path.exists():
@@ -164,7 +165,7 @@ def _tell_batch(campaign: CampaignStore, directory: Path, batch: Batch) -> None:
     summary = campaign.rounds.get(batch.number).summary or {}
     if batch.fresh and (invalid := summary.get("invalid", 0)):
         part = f" of the {summary['rows']:,} that were scored" if summary.get("reach") else ""
-        say(f"{invalid:,} records{part} hold NaN or infinite values: they are never asked.")
+        say(f"{invalid:,} records{part} {UNUSABLE}: they are never asked.")
     if batch.fresh and (told := left_out(campaign.rounds.get(batch.number))):
         say(f"{told}.")
     if batch.fresh:

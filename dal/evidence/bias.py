@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from dal.classes import spelled
 from dal.evidence.ruler import Estimate, class_shares, wilson
 
 Integers = npt.NDArray[np.int64]
@@ -178,6 +179,8 @@ def represented(shares: Sequence[Share]) -> str:
         more = f" and {len(mine) - _NAMED:,} more" if len(mine) > _NAMED else ""
         if mine:
             parts.append(
-                f"{standing}-represented: {', '.join(f'{each.name} ({each.text})' for each in mine[:_NAMED])}{more}"
+                f"{standing}-represented: "
+                + ", ".join(f"{spelled(each.name)} ({each.text})" for each in mine[:_NAMED])
+                + more
             )
     return "; ".join(parts)

@@ -677,6 +677,8 @@ class Reading:
         if "may be" in reason:
             return reason
         hint = f"; is it {alike[0]!r}?" if alike else ""
+        if any(label in (f'"{name}"', f"'{name}'") for name in names):
+            hint = "; leave out the quotes"
         return f"{label!r} is no class of this campaign, which has {listed(names)}{hint}"
 
     def _reject(self, line: Line, reason: str) -> None:

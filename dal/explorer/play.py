@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dal._files import read_labelled, read_labels
-from dal.classes import Classes, alike, codes_of, distinct_names
+from dal.classes import Classes, alike, codes_of, distinct_names, listed
 from dal.compute.client import connect
 from dal.errors import LabelError, SettingsError
 from dal.explorer.run import Run, RunFolder, watched_by
@@ -82,7 +82,7 @@ class Known:
         except LabelError as error:
             raise SettingsError(str(error)) from error
         if len(names) < 2:
-            raise SettingsError(f"{path} must have labels of at least two classes, got only {', '.join(names)!r}")
+            raise SettingsError(f"{path} must have labels of at least two classes, got only {listed(names) or 'none'}")
         _refuse_doubtful(names, Path(path))
         return cls(names, codes)
 

@@ -18,7 +18,7 @@ from dal.evidence.again import asked_again
 from dal.learners.models import Model, score_block
 from dal.selection.balance import choose_balanced, kept_of_classes, quotas_of
 from dal.selection.batch import Known
-from dal.selection.candidates import Candidates, usable
+from dal.selection.candidates import UNUSABLE, Candidates, usable
 from dal.selection.codebook import Codebook
 from dal.selection.explore import explore_count, interleaved, uniform_rows
 from dal.selection.once import Once
@@ -149,7 +149,7 @@ class Composer:
                 " before, or are near-duplicates of them%s.",
                 len(order),
                 k,
-                f"; {invalid:,} cannot be, as they hold NaN or infinite values" if invalid else "",
+                f"; {invalid:,} cannot be, as they {UNUSABLE}" if invalid else "",
             )
         # The reserve is chosen after the batch and apart from it, so that it changes nothing about the batch.
         known = known.joined(chosen)

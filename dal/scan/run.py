@@ -24,7 +24,7 @@ from dal.scan.worker.histogram import BINS
 from dal.scan.worker.kept import Kept
 from dal.scan.worker.kernel import KERNEL_VERSION, Cells, Order, SpanResult, Tally, Task, score_rows, score_span
 from dal.scores import OF_ONE_MODEL
-from dal.selection.candidates import Candidates, Capacity
+from dal.selection.candidates import UNUSABLE, Candidates, Capacity
 
 Floats32 = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -163,7 +163,7 @@ class Scan:
         if self.summary.reach is not None:
             lines.append(str(self.summary.reach))
         if tally.invalid:
-            lines.append(f"{tally.invalid:,} rows hold NaN or infinite values and are never asked")
+            lines.append(f"{tally.invalid:,} rows {UNUSABLE}: they are never asked")
         if self.summary.skipped:
             rows = sum(stop - start for start, stop in self.summary.skipped)
             lines.append(f"{rows:,} rows were skipped, because their spans failed every time")

@@ -237,6 +237,10 @@ def leading(proba: npt.NDArray[np.floating], most: int) -> tuple[Floats32, Posit
     return (largest / largest.sum(axis=1, keepdims=True)).astype(np.float32), classes
 
 
+UNUSABLE = "hold infinite values, or missing ones that the learner does not take"
+"""Why records are never asked, in words: the complement of `usable`."""
+
+
 def usable(X: Floats32, *, missing: bool) -> npt.NDArray[np.bool_]:
     """Mark the records that a learner can be given: all features finite, or missing where it takes such records.
 

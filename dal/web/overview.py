@@ -27,6 +27,7 @@ from dal.evidence.agreement import Agreement
 from dal.evidence.stopping import Verdict
 from dal.loop.bias import Biases
 from dal.map import MAP, PoolMap
+from dal.selection.candidates import UNUSABLE
 from dal.texts import guarded
 from dal.web.records import Records
 from dal.web.state import Standing
@@ -430,7 +431,7 @@ def _warnings(per_class: dict[str, int], work: Sequence[Work], past: list[Round]
     invalid = max((int((each.summary or {}).get("invalid", 0)) for each in past), default=0)
     if invalid:
         least = "At least " if any((each.summary or {}).get("reach") for each in past) else ""
-        yield f"{least}{invalid:,} records of the pool hold NaN or infinite values: they are never asked."
+        yield f"{least}{invalid:,} records of the pool {UNUSABLE}: they are never asked."
 
 
 # -- exports -----------------------------------------------------------------------------------------------------------
