@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.tree import DecisionTreeClassifier
 
 from dal.errors import InputError
-from dal.evidence.comparison import ALIKE, FEWEST_DRAWN, HEAVIEST, Judged, compare, margin_strata, raked
+from dal.evidence.comparison import ALIKE, FEWEST_DRAWN, HEAVIEST, Judged, compare, in_short, margin_strata, raked
 from dal.evidence.folds import FEWEST_RECORDS, again, dealt, grouped, lacking, marks_of
 
 Floats = NDArray[np.float64]
@@ -231,14 +231,10 @@ def test_means_are_weighted_and_calibration_is_that_of_loops() -> None:
 
 def slow_interval(correct: Floats, folds: Codes, drawn: NDArray[np.bool_]) -> tuple[float, float]:
     """Compute by plain loops the interval of an accuracy by the records that were drawn, all alike."""
-    n, mean = int(drawn.sum()), float(np.mean([each[drawn].mean() for each in correct]))
-    sums = [
-        5 * sum(correct[r, at] - mean for at in np.flatnonzero(drawn) if folds[r, at] == fold) / n
-        for r in range(3)
-        for fold in range(5)
-    ]
-    variance = (1 / 15 + 1 / 4) * sum(each**2 for each in sums) / 14
-    worth = min(n, mean * (1 - mean) / variance)
+    right = [correct[r, at] for r in range(3) for at in np.flatnonzero(drawn)]
+    n, mean = len(right) / 3, min(1.0, sum(right) / len(right))
+    assert folds.max() == 4
+    worth = n / (5 * (1 / 15 + 1 / 4))  # a fold of n / 5 records has five times the variance of the mean of n
     z = stats.norm.ppf(0.975)
     middle = (mean + z**2 / (2 * worth)) / (1 + z**2 / worth)
     half = z * math.sqrt(mean * (1 - mean) / worth + z**2 / (4 * worth**2)) / (1 + z**2 / worth)
@@ -261,13 +257,54 @@ def test_an_accuracy_is_told_by_the_records_drawn_at_random_alone() -> None:
     assert (everywhere.low, everywhere.high) == pytest.approx(slow_interval(found[0].correct, folds, everything(150)))
 
 
-@pytest.mark.parametrize(("count", "right", "low"), [(0, 0.5, 0.0), (19, 1.0, 0.0), (20, 1.0, 0.839), (20, 0.0, 0.0)])
+@pytest.mark.parametrize(("count", "right", "low"), [(0, 0.5, 0.0), (19, 1.0, 0.0), (20, 1.0, 0.767), (20, 0.0, 0.0)])
 def test_few_records_drawn_at_random_tell_no_accuracy(count: int, right: float, low: float) -> None:
     found, folds, weights = judged(60, (right, right))
     told = compare(found, folds, weights, np.arange(60) >= 60 - count)[1].accuracy
     assert (told.value, told.high, told.n) == (None, 1.0, count)
     assert told.low == pytest.approx(low, abs=1e-3)
-    assert told.text.startswith("not enough evidence") == (count < FEWEST_DRAWN)
+    assert told.text.startswith("not enough evidence") == (low == 0)
+    assert told.text.startswith(in_short(told.value, told.low, told.high))
+
+
+@pytest.mark.parametrize("right", [1.0, 0.999])
+def test_where_all_drawn_records_are_right_the_bound_is_that_of_their_number(right: float) -> None:
+    """Shares of 1 / n add up to 0.9999999999999997 as often as not, which is no spread to divide by."""
+    rng = np.random.default_rng(3)
+    for n in range(FEWEST_DRAWN, 101):
+        drawn = rng.permutation(np.arange(n + 37) < n)
+        correct = np.where(drawn, right, rng.random((3, n + 37)) < 0.5)
+        folds = np.stack([rng.permutation(np.arange(n + 37) % 5) for _ in range(3)])
+        (one,) = compare([Judged("one", correct, 1 - correct, correct)], folds, np.ones(folds.shape), drawn)
+        assert one.accuracy.low == pytest.approx(slow_interval(correct, folds, drawn)[0])
+        everywhere = compare(
+            [Judged("one", np.full(folds.shape, right), correct, correct)],
+            folds,
+            rng.dirichlet(np.ones(n + 37), 3),
+            everything(n + 37),
+        )[0].accuracy
+        assert 0.7 < everywhere.low < everywhere.value == pytest.approx(right)
+        assert everywhere.value <= everywhere.high <= 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**6), st.integers(20, 50), st.booleans(), st.booleans(), st.sampled_from([0.0, 0.5, 0.98, 1.0]))
+def test_a_bound_never_falls_where_more_is_right(seed: int, n: int, sure: bool, all_drawn: bool, share: float) -> None:
+    """Sure labels and doubtful ones; wrong predictions become right record by record, fold by fold."""
+    rng = np.random.default_rng(seed)
+    total = n if all_drawn else n + int(rng.integers(1, 40))
+    drawn = rng.permutation(np.arange(total) < n)
+    folds = np.stack([rng.permutation(np.arange(total) % 5) for _ in range(3)])
+    weights = rng.random((3, total)) + 0.1
+    correct = rng.random((3, total))
+    correct = (correct < share).astype(float) if sure else np.maximum(correct, share)
+    ends = [(0.0, 0.0)]
+    for at in np.lexsort((rng.random(total), folds[0])):
+        found = compare([Judged("one", correct, 1 - correct, correct)], folds, weights, drawn)[0].accuracy
+        ends.append((found.low, found.high))
+        correct = correct.copy()
+        correct[:, at] = 1.0
+    assert (np.diff(ends, axis=0) >= -1e-12).all()
 
 
 @settings(max_examples=30, deadline=None)

@@ -115,7 +115,11 @@ def test_a_comparison_of_an_older_version_tells_no_accuracy(pool: Pool, tmp_path
     older = Comparison.of_json(json.dumps(values))
     assert [each.accuracy.value for each in older.candidates] == [None, None]
     assert [each.difference for each in older.candidates] == [each.difference for each in found.candidates]
-    assert older.tables()[0][1][0][1] == "not enough evidence"
+    assert older.tables()[0][1][0][1] == "compare again"
+    # Where none of the records drawn at random is predicted right, the table says as the note does.
+    nothing = Estimate(None, 0.0, 1.0, 20, "")
+    wrong = replace(found, candidates=tuple(replace(each, accuracy=nothing) for each in found.candidates))
+    assert wrong.tables()[0][1][0][1] == "not enough evidence"
 
 
 def labelled(campaign: Campaign, pool: Pool) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

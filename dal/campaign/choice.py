@@ -13,7 +13,7 @@ from dal.campaign.rounds import switched_to
 from dal.campaign.schema import comparisons, rounds, switches
 from dal.campaign.store import CampaignStore
 from dal.errors import InputError, LearnerSwitched
-from dal.evidence.comparison import Compared
+from dal.evidence.comparison import Compared, in_short
 from dal.evidence.ruler import Estimate
 from dal.texts import flaw
 
@@ -40,20 +40,14 @@ class Candidate(Compared):
         return f"{self.name} is {self.verdict}, by {self.difference:+.3f} ({ends}) of accuracy on the pool"
 
 
+_OLDER = Estimate(None, 0.0, 1.0, 0, "compare again")
+"""Accuracy in comparisons of an older version: by labels that were asked for, and off by many points."""
+
+
 def _candidate(values: dict[str, Any]) -> Candidate:
-    """Read a candidate; the accuracy of older ones is by labels that were asked for, and off by many points."""
-    if isinstance(values["accuracy"], dict):
-        accuracy = Estimate(**values["accuracy"])
-    else:
-        accuracy = Estimate(None, 0.0, 1.0, 0, "not enough evidence: compare again")
+    accuracy = Estimate(**values["accuracy"]) if isinstance(values["accuracy"], dict) else _OLDER
     known = {each.name: values[each.name] for each in fields(Candidate)}
     return Candidate(**known | {"accuracy": accuracy})
-
-
-def _written(accuracy: Estimate) -> str:
-    if accuracy.value is not None:
-        return f"{accuracy.value:.3f} ({accuracy.low:.3f} to {accuracy.high:.3f})"
-    return f"at least {accuracy.low:.3f}" if accuracy.low > 0 else "not enough evidence"
 
 
 @dataclass(frozen=True)
@@ -121,7 +115,9 @@ class Comparison:
         beside: list[Sequence[str]] = []
         for each in self.candidates:
             gap = f"{each.difference:+.3f} ({each.difference_low:+.3f} to {each.difference_high:+.3f})"
-            judged.append((each.name, _written(each.accuracy), "" if each.verdict == "in use" else gap, each.verdict))
+            known = each.accuracy
+            level = known.text if known == _OLDER else in_short(known.value, known.low, known.high)
+            judged.append((each.name, level, "" if each.verdict == "in use" else gap, each.verdict))
             seconds = f"{each.fit_seconds:.2g} s", f"{each.pass_seconds:.2g} s"
             beside.append((each.name, f"{each.brier:.3f}", f"{each.calibration:.3f}", *seconds))
         return [

@@ -7,7 +7,7 @@ a cross-validation share their records.
 
 Weights do not mend the accuracy itself, and neither do the records that were drawn at random alone: what was asked
 after one of them is unlike it, so that a learner that is not fitted on it knows its surroundings less than the rest of
-the pool. They show an accuracy that is too low, and so no more than what it is at least.
+the pool. They mostly show an accuracy that is too low, and so no more than what it is at least.
 """
 
 import math
@@ -28,6 +28,7 @@ Verdict = Literal["in use", "better", "worse", "alike", "too early to tell"]
 
 ALIKE = 0.01
 """Difference of accuracies within which two learners count as alike, where the whole interval is."""
+NOT_ENOUGH = "not enough evidence"
 FEWEST_DRAWN = 20
 """Records drawn at random below which nothing is known of an accuracy."""
 HEAVIEST = 10.0
@@ -239,24 +240,36 @@ def _accuracy(correct: Floats, folds: Integers, shares: Floats, drawn: Booleans,
     """Estimate the accuracy on the pool, or what it is at least, by the records that were drawn from it."""
     n = int(drawn.sum())
     if n < FEWEST_DRAWN:
-        text = f"not enough evidence: {n} of {len(drawn):,} labels are of records drawn at random, {FEWEST_DRAWN} are"
-        return Estimate(None, 0.0, 1.0, n, f"{text} needed")
+        text = f"{NOT_ENOUGH}: {n} of {len(drawn):,} labels are of records drawn at random, {FEWEST_DRAWN} are needed"
+        return Estimate(None, 0.0, 1.0, n, text)
     if not drawn.all():
         shares = np.broadcast_to(drawn / n, folds.shape)
-    mean, variance, _ = _corrected(correct, folds, shares)
-    low, high = share_interval(mean, _worth(mean, variance, shares), confidence)
+    mean = min(1.0, float((shares * correct).sum(axis=1).mean()))  # rounding may put it 1e-16 above
+    low, high = share_interval(mean, _worth(folds, shares), confidence)
     if drawn.all():
-        text = f"{mean:.3f} ({low:.3f} to {high:.3f}, {100 * confidence:g} %) on {n:,} labels, all drawn at random"
+        text = f"{in_short(mean, low, high)}, {100 * confidence:g} %, on {n:,} labels, all drawn at random"
         return Estimate(mean, low, high, n, text)
     one_sided = 50 * (1 + confidence)
-    text = f"at least {low:.3f} ({one_sided:g} %) on the {n:,} labels of records drawn at random"
+    text = f"{in_short(None, low, 1.0)} ({one_sided:g} %) on the {n:,} labels of records drawn at random"
     return Estimate(None, low, 1.0, n, text)
 
 
-def _worth(mean: float, variance: float, shares: Floats) -> float:
-    """Return how many equally weighted records would give a share with this variance."""
-    effective = effective_number(shares.mean(axis=0))
-    return min(effective, mean * (1 - mean) / variance) if 0 < mean < 1 else effective
+def in_short(value: float | None, low: float, high: float) -> str:
+    """Return an accuracy for a table: with its interval, or what it is at least; a bound of 0.000 tells nothing."""
+    if value is not None:
+        return f"{value:.3f} ({low:.3f} to {high:.3f})"
+    return f"at least {low:.3f}" if low >= 0.0005 else NOT_ENOUGH
+
+
+def _worth(folds: Integers, shares: Floats) -> float:
+    """Return how many independent records the held-out ones are worth, whose fits share records.
+
+    By Nadeau and Bengio's factor, see `_corrected`, where the folds vary as much as their records do. As much as the
+    folds at hand vary, a learner that is right on one more record could have the lower bound.
+    """
+    repeats, n_folds = len(folds), int(np.max(folds)) + 1
+    factor = n_folds * (1 / (repeats * n_folds) + 1 / (n_folds - 1))
+    return effective_number(shares.mean(axis=0)) / factor
 
 
 def _calibration_error(judged: Judged, shares: Floats) -> float:
