@@ -16,6 +16,7 @@ import dal
 from dal.campaign.features import Features
 from dal.campaign.kept import KeptFeatures, Records
 from dal.campaign.view import View
+from dal.errors import CampaignError
 from dal.pool import Pool
 from tests.forked import Process
 
@@ -94,6 +95,33 @@ def test_damaged_records_alone_are_read_again(tmp_path: Path, monkeypatch: pytes
     for _ in range(2):
         np.testing.assert_array_equal(Features(View(campaign)).take(rows[::-1]), X[rows[::-1]])
     assert taken == (rows[::-1].tolist() if damage == "gone" else [59])
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "gone", "marks"])
+def test_records_that_are_damaged_while_a_round_uses_them_end_it(tmp_path: Path, damage: str) -> None:
+    campaign, X = made(tmp_path)
+    rows = np.arange(40, 60)[::-1]
+    features = Features(View(campaign))
+    unread = features.records(rows)
+    assert isinstance(unread, Records)
+    np.testing.assert_array_equal(unread[3:9], X[rows[3:9]])
+    (file,) = campaign.directory.glob("features/*.features")
+    content = bytearray(file.read_bytes())
+    if damage == "cut":
+        os.truncate(file, 50)
+    elif damage == "bit":
+        content[19 * 20 + 3] ^= 4
+        file.write_bytes(content)
+    elif damage == "gone":
+        file.unlink()
+    else:
+        (marks,) = campaign.directory.glob("features/*.rows")
+        os.truncate(marks, 5 * 16)
+        assert features._kept(features._view.pool).find(rows[-1:]).tolist() == [-1]
+    with pytest.raises(CampaignError, match="run again"):
+        unread[np.arange(20)]
+    assert unread[:0].shape == (0, 5)
+    np.testing.assert_array_equal(Features(View(campaign)).records(rows)[:], X[rows])
 
 
 def test_after_a_restore_they_are_made_of_what_rounds_have_kept(

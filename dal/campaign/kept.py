@@ -83,11 +83,22 @@ class KeptFeatures:
         return sound
 
     def pick(self, places: Places) -> Floats32:
-        """Read the records at some places, which `read` has found sound."""
-        order = np.argsort(places, kind="stable")
+        """Read the records at some places, which `read` has found sound before.
+
+        Raises
+        ------
+        CampaignError
+            If they are not any more: the next run reads them from the pool.
+        """
         X = np.empty((len(places), self._width), np.float32)
-        with self._path.open("rb", buffering=0) as file:
-            X[order] = _read(file.fileno(), places[order], self._width)
+        if not len(places):
+            return X
+        try:
+            sound = np.max(places) < len(self._marks) and self.read(places, X).all()
+        except OSError as error:
+            raise CampaignError(f"{self._path} cannot be read: {reason_of(error)}") from error
+        if not sound:
+            raise CampaignError(f"{self._path} was changed while a round used it; run again")
         return X
 
     def add(self, rows: Rows, X: Floats32) -> bool:
