@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
-from dal import Batch, Campaign, Scanning
+from dal import Batch, Campaign, Labelling, Scanning
 from dal.campaign.settings import Settings, shares_of
 from dal.campaign.view import status
 from dal.cli import main
@@ -25,6 +26,7 @@ from dal.learners.models import Model, score_block
 from dal.loop.coordinator import Coordinator
 from dal.pool import Pool
 from dal.scan import Limits, Scan, sample_codebook, scan
+from dal.selection import balance
 from dal.selection.balance import MOST, choose_balanced, kept_of_classes, quotas_of
 from dal.selection.batch import Known
 from dal.selection.order import key_order, power_keys, uniform
@@ -148,7 +150,9 @@ def chosen(pool: Pool, found: Scan, strategy: Strategy, k: int, quotas: tuple[in
     codebook = sample_codebook(pool, cells, 3) if strategy.traits.features else None
     capacity = strategy.capacity(k, pool.n_rows, len(codebook.centers) if codebook else None)
     X = pool.take(ASKED)
-    known = Known(ASKED, X, None, np.zeros(len(ASKED), np.int64), np.full((len(ASKED), 3), 1 / 3, np.float32))
+    known = Known(
+        ASKED, X, None, np.zeros(len(ASKED), np.int64), np.full((len(ASKED), 3), 1 / 3, np.float32), len(ASKED)
+    )
     return choose_balanced(
         found.candidates,
         strategy,
@@ -290,6 +294,25 @@ def test_a_campaign_asks_for_the_class_that_lacks(pool: Pool, labels: np.ndarray
     assert (told.labels, told.of) == (known.per_class["rare"], known.labels)
     assert f"{told.answered} of 38 answers" in told.text
     assert status(plain).balance == ()
+
+
+def test_all_choices_of_a_round_follow_the_number_asked_before(
+    pool: Pool, labels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign = made(pool, tmp_path / "c", labelling=Labelling(reserve=0.5), strategy="default")
+    begun(campaign, labels)
+    before, real, seen = status(campaign).labels, balance.choose, []
+
+    def counted(*what: Any, n_asked: int, asked: np.ndarray, **how: Any) -> np.ndarray:  # noqa: ANN401
+        seen.append((n_asked, len(asked)))
+        return real(*what, n_asked=n_asked, asked=asked, **how)
+
+    monkeypatch.setattr(balance, "choose", counted)
+    campaign.next_batch()
+    assert len(seen) > 2, "the batch, quotas, the reserve"
+    assert {n_asked for n_asked, _ in seen} == {before}
+    assert seen[0][1] == before + 2, "the explore share"
+    assert seen[-1][1] > before + 30, "and the batch"
 
 
 def test_a_batch_without_a_model_has_no_quota_and_says_so(pool: Pool, labels: np.ndarray, tmp_path: Path) -> None:

@@ -342,7 +342,7 @@ class _Campaign:
             strategy,
             k - len(drawn),
             quotas,
-            Known(taken, asked, inner, self._codes(excluded, drawn, model), proba),
+            Known(taken, asked, inner, self._codes(excluded, drawn, model), proba, len(excluded)),
             capacity=capacity._replace(per_class=per_class),
             codebook=codebook,
             random_state=stage.seed,

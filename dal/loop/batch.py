@@ -31,6 +31,8 @@ Floats32 = npt.NDArray[np.float32]
 
 _log = logging.getLogger(__name__)
 
+_HELD_NUMBERS = 2**24
+"""Of the model's own embeddings of asked records, 64 MiB are held for all choices of a round."""
 _NAMED = 5
 """Classes that a warning names at most."""
 
@@ -230,8 +232,11 @@ class Composer:
         return drawn, np.concatenate(features)
 
     def _inner(self, X: Records, candidates: Candidates) -> Records | None:
-        """Return the model's own embeddings of records, where the candidates carry theirs; NaN of unusable records."""
-        if self.model is None or candidates.inner is None:
+        """Return the model's own embeddings of records, where the candidates carry theirs; NaN of unusable records.
+
+        Up to 64 MiB are computed once for all choices of the round; more are computed again at each.
+        """
+        if self.model is None or candidates.inner is None or not len(candidates):
             return None
         model, width = self.model, candidates.inner.shape[1]
 
@@ -242,11 +247,15 @@ class Composer:
                 inner[valid] = model.predict_embedded(X[valid])[1]
             return inner
 
-        return embedded(X) if isinstance(X, np.ndarray) else Mapped(X, embedded, width)
+        if isinstance(X, np.ndarray):
+            return embedded(X)
+        unread = Mapped(X, embedded, width)
+        return unread[:] if len(X) * width <= _HELD_NUMBERS else unread
 
     def _known(self, rows: Rows, X: Records, excluded: Rows, candidates: Candidates) -> Known:
         """Describe records by all that candidates carry; the excluded ones come first."""
-        return Known(rows, X, self._inner(X, candidates), self._codes(excluded, X), self._proba(X))
+        inner, codes = self._inner(X, candidates), self._codes(excluded, X)
+        return Known(rows, X, inner, codes, self._proba(X), len(excluded))
 
     def _codes(self, excluded: Rows, X: Records) -> Rows:
         """Return the classes of excluded and other records: labels as of the freeze, else what the model predicts."""

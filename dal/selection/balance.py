@@ -142,6 +142,7 @@ def choose_balanced(
             asked_inner=known.inner,
             asked_codes=known.codes,
             asked_proba=known.proba,
+            n_asked=known.n_asked,
             excluded=known.rows,
             random_state=random_state,
             round=round,

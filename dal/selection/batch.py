@@ -60,6 +60,8 @@ class Known(NamedTuple):
         Classes; -1 where none is known.
     proba : ndarray of float32, shape (n, C), or None
         Class probabilities, where the strategy looks at these; NaN where there are none.
+    n_asked : int
+        How many of them were asked before the batch. The others are chosen for it.
     """
 
     rows: Rows
@@ -67,6 +69,7 @@ class Known(NamedTuple):
     inner: Records | None
     codes: Positions
     proba: Floats32 | None
+    n_asked: int
 
     def joined(self, chosen: Candidates) -> "Known":
         """Return these records and chosen candidates, of which their predictions are known."""
@@ -76,6 +79,7 @@ class Known(NamedTuple):
             None if self.inner is None or chosen.inner is None else joined(self.inner, chosen.inner),
             np.append(self.codes, chosen.predicted),
             None if self.proba is None or chosen.proba is None else np.concatenate([self.proba, chosen.proba]),
+            self.n_asked,
         )
 
 
@@ -95,6 +99,7 @@ def choose(
     asked_inner: Records | None = None,
     asked_codes: Positions | None = None,
     asked_proba: Floats32 | None = None,
+    n_asked: int | None = None,
     most_asked: int = MOST_ASKED,
 ) -> Rows:
     """Choose a batch from what a scan kept: shortlist, embed, select.
@@ -132,6 +137,9 @@ def choose(
         neither is known.
     asked_proba : ndarray of shape (n_asked, n_classes), float32, optional
         Their class probabilities, for selectors that look at these; NaN where the learner gives none.
+    n_asked : int, optional
+        How many of `asked` were asked before the batch; all of them by default. It decides how the others are looked
+        at, too, so that all choices of a round follow one rule.
     most_asked : int
         Of more asked records, those nearest to candidates are held in memory alone, where these suffice for the
         selector. What they do not cover by as much as 2 % may then count as covered by less.
@@ -146,17 +154,20 @@ def choose(
         no_labeled = np.empty((0, candidates.embeddings.shape[1]), np.float32)
         return select(candidates, strategy, k, no_labeled, random_state, round)
     candidates = shortlist(candidates, capacity, random_state, round)
+    if k <= 0 or not len(candidates):  # nothing is read of what was asked
+        return candidates.rows[:0]
     in_cells = strategy.traits.cells and not capacity.cells and len(codebook.centers) > 0
     embed = codebook.directions if directions and _along(strategy) else codebook.embed
     placed, source, place = _placed(candidates, codebook, embed, asked, asked_inner, random_state, in_cells=in_cells)
     codes = asked_codes if strategy.traits.asked_codes else None
     which: Positions | slice = slice(None)
     width = None
-    if len(source) > most_asked and strategy.traits.nearest_asked and len(placed):
-        width = median_apart(source, place, random_state, round)
+    if (len(asked) if n_asked is None else n_asked) > most_asked and strategy.traits.nearest_asked:
+        if strategy.traits.weighs:  # else the bandwidth is that of the candidates
+            width = median_apart(source, place, random_state, round)
         nothing = np.empty((0, placed.embeddings.shape[1]), np.float32)
-        problem = posed(placed, strategy, nothing, random_state, round, apart=width)
-        which = nearby(problem, source, place, codes)
+        # No name holds this problem, a second one beside that of the choice.
+        which = nearby(posed(placed, strategy, nothing, random_state, round, apart=width), source, place, codes)
     labeled, sound = place(source[which])
     codes = None if codes is None else codes[which][sound]
     proba = None if asked_proba is None else asked_proba[which][sound]
@@ -304,7 +315,8 @@ def select(
     labeled_proba : ndarray of shape (n_labeled, n_classes), float32, optional
         As in :func:`choose`, of the labeled records.
     apart : float, optional
-        The median distance of an asked record to its nearest other one, where `labeled` holds a part of them.
+        The median distance of an asked record to its nearest other one, where `labeled` holds a part of them and the
+        selector weighs.
 
     Returns
     -------

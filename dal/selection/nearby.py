@@ -20,23 +20,41 @@ Place = Callable[[Floats32], tuple[Floats32, Mask]]
 and (n,), of which m are marked."""
 
 _ROWS, _COLUMNS = 512, 4096
+_LOST = 1e-6
+"""Of a squared norm, the part that a squared distance in single precision may miss."""
 
 
-def median_apart(asked: Records, place: Place, seed: int, round: int) -> float:
-    """Compute the median distance of an asked record to its nearest other one, of 2,000 drawn by the hash of positions.
+@one_thread
+def median_apart(asked: Records, place: Place, seed: int, round: int) -> float | None:
+    """Compute the median distance of an asked record to its nearest other one, of 2,000 distinct ones drawn by hash.
 
-    It is the one that a selector computes from all of them, which looks at as many.
+    They are drawn by the hash of positions, block by block, until there are 2,000 distinct ones that have a place. A
+    selector that is given all asked records draws as many by other hashes. Where most are copies, records of many
+    copies are drawn more often here.
+
+    Returns
+    -------
+    float or None
+        None where fewer than two are distinct.
     """
-    drawn = np.sort(np.argsort(row_hash(np.arange(len(asked)), seed, round))[:SAMPLE])
-    points = np.unique(place(asked[drawn])[0], axis=0)
-    return median_to_nearest(points, np.arange(len(points)), seed, round)
+    order = np.argsort(row_hash(np.arange(len(asked)), seed, round))
+    points = place(asked[order[:0]])[0]
+    for start in range(0, len(order), SAMPLE):
+        drawn = place(asked[np.sort(order[start : start + SAMPLE])])[0]
+        points = np.unique(np.concatenate([points, drawn]), axis=0)
+        if len(points) >= SAMPLE:
+            break
+    return median_to_nearest(points, np.arange(len(points)), seed, round) if len(points) > 1 else None
 
 
 @one_thread
 def nearby(problem: Problem, asked: Records, place: Place, codes: Positions | None = None) -> Positions:
     r"""Find the asked records that are the nearest of any candidate, or cover one most.
 
-    Distances are in single precision, as those of the kernels: the differences of distances that matter are larger.
+    Distances are in single precision, as those of the kernels, and records are centred: the differences of distances
+    that matter are larger. Where they are not, because a candidate lies far from all others, products are in double
+    precision.
+
     Where classes count, record l of the class c covers candidate x by
 
     .. math:: K(x, l) \bigl(\tfrac12 + \tfrac12 \sqrt{p_c(x)}\bigr)
@@ -60,17 +78,21 @@ def nearby(problem: Problem, asked: Records, place: Place, codes: Positions | No
     ndarray of int64
         Positions in `asked`, ascending; at most two for each candidate.
     """
-    points = problem.embeddings
+    centre = problem.embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
+    points = problem.embeddings.astype(np.float64) - centre
+    lost = _LOST * float(np.max((points * points).sum(axis=1)))
+    exact: type[np.float32 | np.float64] = np.float64 if lost > problem.duplicate_distance**2 else np.float32
     # With a column of ones, one product gives what falls with the distance: x l - l l / 2.
-    lifted = np.column_stack([points, np.ones(len(points), np.float32)])
-    room = np.empty((min(_ROWS, len(lifted)), _COLUMNS), np.float32)
+    lifted = np.column_stack([points, np.ones(len(points))]).astype(exact)
+    room = np.empty((min(_ROWS, len(lifted)), _COLUMNS), exact)
     near, most = _Best(len(points)), _Best(len(points))
     for code, run in _runs(asked, codes):
         placed, known = place(asked[run])
         names, share = run[known], None if code is None else np.log(_shares(problem, code))
         for start in range(0, len(placed), _COLUMNS):
-            block, of = placed[start : start + _COLUMNS], names[start : start + _COLUMNS]
-            halves = np.float32(0.5) * (block * block).sum(axis=1)
+            of = names[start : start + _COLUMNS]
+            block = np.asarray(placed[start : start + _COLUMNS], exact) - centre
+            halves = exact(0.5) * (block * block).sum(axis=1)
             columns = np.ascontiguousarray(np.column_stack([block, -halves]).T)
             for first in range(0, len(lifted), _ROWS):
                 part = slice(first, first + _ROWS)
@@ -117,7 +139,9 @@ class _Best:
         self.values = np.full(count, -np.inf)
         self.positions = np.full(count, -1, dtype=np.int64)
 
-    def update(self, part: slice, values: Floats64, products: Floats32, names: npt.NDArray[np.int64]) -> None:
+    def update(
+        self, part: slice, values: Floats64, products: Floats32 | Floats64, names: npt.NDArray[np.int64]
+    ) -> None:
         """Take the values of some candidates, whose records are those of the largest products."""
         better = np.flatnonzero(values > self.values[part])
         at = part.start + better

@@ -68,7 +68,8 @@ class Problem:
     labeled_proba : ndarray of shape (n_labeled, n_classes), float32, or None
         Class probabilities of those; NaN of a record that the learner is not given.
     apart : float or None
-        The median distance of a labeled record to its nearest other one, where `labeled` holds a part of them.
+        The median distance of a labeled record to its nearest other one, where `labeled` holds a part of them
+        and the problem is adaptive; None where fewer than two are distinct.
     """
 
     rows: Rows

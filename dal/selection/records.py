@@ -25,7 +25,7 @@ class Unread(Protocol):
         """Return their number."""
 
     def __getitem__(self, positions: Any, /) -> Floats32:  # noqa: ANN401 - a slice or an array
-        """Read a part of them."""
+        """Read a part of them: a slice, a mask, or an array of positions from 0."""
 
 
 Records: TypeAlias = Unread | Floats32
@@ -48,6 +48,14 @@ def joined(X: Records, more: Floats32) -> Records:
     return np.concatenate([X, more]) if isinstance(X, np.ndarray) else _Joined(X, more)
 
 
+def _listed(positions: Any, count: int) -> Positions:  # noqa: ANN401
+    """List the positions of a slice, of a mask, or of an array of positions, which is returned as it is."""
+    if isinstance(positions, slice):
+        return np.arange(*positions.indices(count))
+    listed: Positions = np.flatnonzero(positions) if positions.dtype == bool else positions
+    return listed
+
+
 class Mapped:
     """Unread records through a function, which is called with those that are read.
 
@@ -68,7 +76,7 @@ class Mapped:
 
     def __getitem__(self, positions: Any, /) -> Floats32:  # noqa: ANN401
         """Read a part of them, in blocks: they may be far wider than what the function returns."""
-        wanted, X = np.arange(len(self))[positions], self._X
+        wanted, X = _listed(positions, len(self)), self._X
         found = np.empty((len(wanted), self.shape[1]), np.float32)
         for start in range(0, len(wanted), at_once(X)):
             part = slice(start, start + at_once(X))
@@ -88,7 +96,7 @@ class _Joined:
 
     def __getitem__(self, positions: Any, /) -> Floats32:  # noqa: ANN401
         """Read a part of them."""
-        wanted = np.arange(len(self))[positions]
+        wanted = _listed(positions, len(self))
         X = np.empty((len(wanted), self.shape[1]), np.float32)
         before = wanted < len(self._first)
         X[before] = self._first[wanted[before]]
