@@ -65,7 +65,7 @@ class Familiar:
         """
         most = max(1, most_numbers // asked.shape[1])
         drawn: slice | Positions = slice(None)
-        if len(asked) > max(most, MOST_ASKED):  # a million are not held in memory, nor told apart there
+        if len(asked) > max(most, MOST_ASKED):  # a million are not held in memory, nor compared there
             drawn = np.sort(np.argsort(row_hash(np.arange(len(asked)), seed, round))[: max(most, MOST_ASKED)])
         X = asked[drawn]
         place = codebook.directions if directions else codebook.embed
