@@ -104,7 +104,7 @@ def test_accuracy_of_fewer_rounds_than_asked_for_says_how_many() -> None:
 
 
 def test_accuracy_without_explore_answers_is_not_a_number() -> None:
-    for history, where in ((HISTORY[2:3], "the last 1 rounds"), ([], "any round")):
+    for history, where in ((HISTORY[2:3], "the last round"), ([], "any round")):
         estimate = accuracy(history, rounds=1)
         assert (estimate.value, estimate.low, estimate.high, estimate.n) == (None, 0.0, 1.0, 0)
         assert estimate.text == f"not enough evidence: no explore answers in {where}"

@@ -167,13 +167,22 @@ def accuracy(history: Sequence[RoundRecord], rounds: int, confidence: float = 0.
     correct, asked = explore_counts(window)
     low, high = wilson(correct, asked, confidence)
     if asked == 0:
-        where = f"the last {len(window)} rounds" if window else "any round"
+        where = last_rounds(len(window)) if window else "any round"
         return Estimate(None, low, high, 0, f"not enough evidence: no explore answers in {where}")
     text = (
         f"{correct / asked:.3f} ({low:.3f} to {high:.3f}, {100 * confidence:g} %) on {asked} explore answers "
-        f"of the last {len(window)} rounds: the average of the models then in use"
+        f"of {last_rounds(len(window))}: the average of the models then in use"
     )
     return Estimate(correct / asked, low, high, asked, text)
+
+
+def last_rounds(count: int) -> str:
+    """Return how a number of last rounds is named.
+
+    >>> last_rounds(1), last_rounds(2)
+    ('the last round', 'the last 2 rounds')
+    """
+    return "the last round" if count == 1 else f"the last {count} rounds"
 
 
 def holdout_accuracy(correct: int, n: int, confidence: float = 0.95) -> Estimate:

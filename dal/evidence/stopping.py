@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from dal import plugins
 from dal.errors import SettingsError
-from dal.evidence.ruler import RoundRecord, critical_value, explore_counts, wilson
+from dal.evidence.ruler import RoundRecord, critical_value, explore_counts, last_rounds, wilson
 
 __all__ = [
     "All",
@@ -118,10 +118,10 @@ class TargetScore:
             return _too_early("target_score", self.score, f"{len(history)} of {self.rounds} rounds are closed")
         correct, asked = explore_counts(history[-self.rounds :])
         if asked == 0:
-            return _too_early("target_score", self.score, f"no explore answers in the last {self.rounds} rounds")
+            return _too_early("target_score", self.score, f"no explore answers in {last_rounds(self.rounds)}")
         low, _ = wilson(correct, asked)
         reason = (
-            f"{correct} of {asked} explore answers of the last {self.rounds} rounds were predicted: "
+            f"{correct} of {asked} explore answers of {last_rounds(self.rounds)} were predicted: "
             f"accuracy is at least {low:.3f}, {self.score:g} is the target"
         )
         if asked < self._fewest_answers():
