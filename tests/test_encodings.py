@@ -382,7 +382,7 @@ def test_another_dtype_does_not_go_on(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         build_small(records(), tmp_path / "pool.zarr", dtype="bfloat16", progress=stop)
     for dtype in ("float16", "int8", None):
-        with pytest.raises(SourceError, match=r"'stored': 'bfloat16'.*another source or dtype: .*overwrite=True"):
+        with pytest.raises(SourceError, match=r"another source or dtype .*instead of .bfloat16.*overwrite=True"):
             build_small(records(), tmp_path / "pool.zarr", dtype=dtype)
     pool = build_small(records(), tmp_path / "pool.zarr", dtype="bfloat16")
     np.testing.assert_array_equal(pool.read(0, N), twin("bfloat16", records()))

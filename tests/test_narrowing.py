@@ -320,7 +320,7 @@ def test_a_build_that_is_resumed_keeps_its_type(dtype: str, tmp_path: Path, monk
     with pytest.raises(Stopped):
         build(progress=stop)
     for other in (dtype, None):
-        with pytest.raises(SourceError, match=r"'stored': 'auto'.*another source or dtype"):
+        with pytest.raises(SourceError, match=r"another source or dtype .*instead of .auto"):
             Pool.build(X, tmp_path / "pool.zarr", dtype=other, sizes=SMALL)
     # It is not judged again, and would come to another type.
     monkeypatch.setattr("dal.pool.build.dtype_by_evidence", None)
