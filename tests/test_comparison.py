@@ -24,7 +24,7 @@ def records(n: int, d: int = 3, seed: int = 0) -> NDArray[np.float32]:
 
 
 def everything(n: int) -> NDArray[np.bool_]:
-    """Say of n records that all were drawn at random."""
+    """Mark all of n records as drawn at random."""
     return np.ones(n, dtype=np.bool_)
 
 

@@ -379,7 +379,7 @@ class View:
         """Return what ends the campaign, or could: an empty pool, a manager's stop, else its criteria."""
         if self._exhausted():
             reason = "every row of the pool was asked or cannot be"
-            if invalid := _invalid(self.campaign.rounds.last):
+            if invalid := invalid_in(self.campaign.rounds.last):
                 reason += f": {invalid:,} {UNUSABLE}"
             return (Verdict("pool_exhausted", True, 0, 0, reason),)
         told = Control(self.campaign).in_force
@@ -427,14 +427,14 @@ class View:
         return bool(spent) and self.grown_pool().n_rows <= last.n_rows
 
 
-def _invalid(round: Round | None) -> int:
+def invalid_in(round: Round | None) -> int:
     """Return how many records the scan of a round could not use."""
     return int(((round and round.summary) or {}).get("invalid", 0))
 
 
 def _left(round: Round) -> int:
     """Return out of how many rows a round could draw: as many as it could find valid, if it has not scanned all."""
-    return round.n_rows - round.stop_set - round.excluded - _invalid(round)
+    return round.n_rows - round.stop_set - round.excluded - invalid_in(round)
 
 
 def _unmeasured(record: RoundRecord) -> RoundRecord:

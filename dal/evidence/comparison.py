@@ -222,12 +222,18 @@ def _corrected(values: Floats, folds: Integers, shares: Floats) -> tuple[float, 
     )
     count = repeats * n_folds
     between = float((deviations**2).sum()) / (count - 1)
-    variance = (1 / count + 1 / (n_folds - 1)) * between
+    variance = _correction(folds) * between
     # Where hardly any record tells two learners apart, the folds may agree by chance, and even entirely. As much as
     # the records vary, with one more that speaks for either side, is the least (Agresti and Min, Stat. Med. 24 (2005)).
     share, value = shares.mean(axis=0), values.mean(axis=0)
     least = float((share**2 * (value - mean) ** 2).sum() + 2 * (share**2).sum() ** 2)
     return mean, max(variance, least), count - 1
+
+
+def _correction(folds: Integers) -> float:
+    """Return the factor of Nadeau and Bengio, see `_corrected`."""
+    repeats, n_folds = len(folds), int(np.max(folds)) + 1
+    return 1 / (repeats * n_folds) + 1 / (n_folds - 1)
 
 
 def _critical(freedom: int, confidence: float) -> float:
@@ -267,9 +273,7 @@ def _worth(folds: Integers, shares: Floats) -> float:
     By Nadeau and Bengio's factor, see `_corrected`, where the folds vary as much as their records do. As much as the
     folds at hand vary, a learner that is right on one more record could have the lower bound.
     """
-    repeats, n_folds = len(folds), int(np.max(folds)) + 1
-    factor = n_folds * (1 / (repeats * n_folds) + 1 / (n_folds - 1))
-    return effective_number(shares.mean(axis=0)) / factor
+    return effective_number(shares.mean(axis=0)) / ((int(np.max(folds)) + 1) * _correction(folds))
 
 
 def _calibration_error(judged: Judged, shares: Floats) -> float:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from dal.campaign import Asked, Round, Search
 from dal.campaign.features import Features
 from dal.campaign.seconds import doubted
-from dal.campaign.view import View
+from dal.campaign.view import View, invalid_in
 from dal.evidence.again import asked_again
 from dal.learners.models import Model, score_block
 from dal.selection.balance import choose_balanced, kept_of_classes, quotas_of
@@ -145,7 +145,7 @@ class Composer:
         self._tell_lacking(quotas, chosen)
         order = interleaved(interleaved(chosen.rows.tolist(), found.rows.tolist()), drawn)
         if len(chosen) < wanted:
-            invalid = int((self.current.summary or {}).get("invalid", 0))
+            invalid = invalid_in(self.current)
             _log.warning(
                 "The batch holds %d records instead of %d: all others that could be asked equal these or records asked"
                 " before, or are near-duplicates of them%s.",

@@ -504,9 +504,9 @@ class Campaign(CampaignStore):
 
         Each is fitted on four fifths of the labels and judged on the rest, fifteen times. The labels are weighted to
         the pool, and the interval of a difference allows for the fits sharing their records: with few labels the
-        verdict is that it is too early to tell. An accuracy has a value where all labels were drawn at random; else
-        its interval begins at a lower bound, by those that were, and ends at 1. The result is kept, and nothing else
-        is changed.
+        verdict is that it is too early to tell. An accuracy has a value where all labels were drawn at random. Else
+        only a lower bound is known, by those that were. The result is kept, and nothing
+        else is changed.
 
         Parameters
         ----------

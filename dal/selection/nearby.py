@@ -1,4 +1,4 @@
-"""Nearby: of very many records asked before, those that tell anything about candidates, found a block at a time.
+"""Find the asked records near candidates, a block at a time, where very many were asked.
 
 A candidate is covered by the asked record that covers it most, and is a near-duplicate of an asked record if it is one
 of the nearest. So two asked records of each candidate are enough, however many there are.
@@ -16,8 +16,8 @@ from dal.selection.problem import Problem
 from dal.selection.records import Records, at_once, parts_of
 
 Place = Callable[[Floats32], tuple[Floats32, Mask]]
-"""Puts records into the space in which they are compared, and marks those that have a place there: (n, d) to (m, e)
-and (n,), of which m are marked."""
+"""A function of records, (n, d). It returns the places, (m, e), of those that have one in the space of comparison, and
+marks these, (n,)."""
 
 _ROWS, _COLUMNS = 512, 4096
 _LOST = 1e-6

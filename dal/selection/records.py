@@ -1,4 +1,4 @@
-"""Records of which a part is read when it is needed: those that were asked before may be a million."""
+"""Read records in parts, when they are needed: a million may have been asked before."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeAlias
@@ -57,7 +57,7 @@ def _listed(positions: Any, count: int) -> Positions:  # noqa: ANN401
 
 
 class Mapped:
-    """Unread records through a function, which is called with those that are read.
+    """Apply a function to unread records, when they are read.
 
     Parameters
     ----------

@@ -21,7 +21,7 @@ from dal.campaign.activity import Activity, Work
 from dal.campaign.control import Action, Control
 from dal.campaign.features import features_of
 from dal.campaign.quality import Quality
-from dal.campaign.view import Status, View, pauses, status_of
+from dal.campaign.view import Status, View, invalid_in, pauses, status_of
 from dal.errors import InputError
 from dal.evidence.agreement import Agreement
 from dal.evidence.stopping import Verdict
@@ -428,7 +428,7 @@ def _warnings(per_class: dict[str, int], work: Sequence[Work], past: list[Round]
             yield f"{each.name} skipped {each.skipped / each.answers:.0%} of {each.answers:,} records."
         if each.answers >= FEW and each.hasty / min(each.answers, Activity.TIMED) > _HASTE:
             yield f"{each.name} gave {each.hasty:,} of the last answers in less than {Activity.HASTY_SECONDS} s each."
-    invalid = max((int((each.summary or {}).get("invalid", 0)) for each in past), default=0)
+    invalid = max((invalid_in(each) for each in past), default=0)
     if invalid:
         least = "At least " if any((each.summary or {}).get("reach") for each in past) else ""
         yield f"{least}{invalid:,} records of the pool {UNUSABLE}: they are never asked."
